@@ -1,0 +1,1 @@
+"""Host side: records, their order, packing and corruption."""

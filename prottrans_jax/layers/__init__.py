@@ -1,0 +1,1 @@
+"""Leaf blocks shared by two or more families."""

@@ -1,0 +1,1 @@
+"""The six families, one file each."""

@@ -1,0 +1,1 @@
+"""SeqIO tasks of the library; importing this package registers them."""
