@@ -1,0 +1,213 @@
+"""Amino acid <-> id for every family, and the one place that says what each byte means.
+
+What becomes of a byte of a protein sequence:
+
+  ======================  ==========================================================
+  A C D E F ... W Y       itself: the 20 standard amino acids
+  X                       X, "some amino acid"
+  U Z O B J               X. The models were trained with U, Z, O, B replaced by X
+                          (Elnaggar et al. 2021, section 2.2); J (Leu or Ile) is as
+                          ambiguous as B and Z and no vocabulary has a piece for it.
+  lower case              as its upper case (soft-masked or a3m insertions: residues)
+  ``-`` ``.``             alignment gaps: no residue. `data.fasta` takes them out and
+                          counts them; here they are unknown.
+  ``*``                   a stop. `data.fasta` takes it from the end of a sequence and
+                          refuses it inside one; here it is unknown.
+  anything else           unknown
+  ======================  ==========================================================
+
+Records and FASTA keep letters (`CANONICAL` maps a byte to the letter that is stored):
+one prepared data set serves every family; ids are looked up when rows are made.
+"""
+
+import dataclasses
+import functools
+
+import jaxtyping
+import numpy as np
+
+STANDARD = "ACDEFGHIKLMNPQRSTVWY"
+# Letters that stand for a residue but have no id that the models were trained with.
+READ_AS_X = "UZOBJ"
+LETTERS = STANDARD + "X" + READ_AS_X
+GAPS = b"-."
+STOP = b"*"
+
+
+def _canonical_letters() -> np.ndarray:
+    table = np.zeros(256, np.uint8)
+    for letter in LETTERS:
+        table[ord(letter)] = table[ord(letter.lower())] = ord(letter)
+    table.flags.writeable = False
+    return table
+
+
+# [256] uint8: byte -> the upper-case letter it is stored as; 0 where it is no residue.
+CANONICAL = _canonical_letters()
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Pieces of a released model in the order of their ids.
+
+    Attributes:
+      name: what errors call it.
+      pieces: piece of every id. One letter is a residue, anything longer is special.
+      pad, eos, unk, mask, cls, sep: the special pieces by role; None where the family
+        has no such piece.
+      sentinel: pattern of the k-th sentinel, e.g. ``<extra_id_{}>``.
+    """
+
+    name: str
+    pieces: tuple[str, ...]
+    pad: str
+    unk: str
+    eos: str | None = None
+    mask: str | None = None
+    cls: str | None = None
+    sep: str | None = None
+    sentinel: str | None = None
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate(self.pieces)}
+
+    def _optional(self, piece: str | None) -> int | None:
+        return None if piece is None else self._ids[piece]
+
+    @property
+    def size(self) -> int:
+        """Number of ids, also rows of the embedding table."""
+        return len(self.pieces)
+
+    @property
+    def pad_id(self) -> int:
+        """Id of padding: 0 in every family but XLNet."""
+        return self._ids[self.pad]
+
+    @property
+    def unk_id(self) -> int:
+        """Id of whatever is no residue."""
+        return self._ids[self.unk]
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id that ends a sequence (T5), else None."""
+        return self._optional(self.eos)
+
+    @property
+    def mask_id(self) -> int | None:
+        """Id of the mask piece (BERT), else None."""
+        return self._optional(self.mask)
+
+    @property
+    def cls_id(self) -> int | None:
+        """Id of the piece before a sequence (BERT), else None."""
+        return self._optional(self.cls)
+
+    @property
+    def sep_id(self) -> int | None:
+        """Id of the piece after a sequence (BERT), else None."""
+        return self._optional(self.sep)
+
+    @property
+    def x_id(self) -> int:
+        """Id of X, which U Z O B J share."""
+        return self._ids["X"]
+
+    @functools.cached_property
+    def residue_ids(self) -> jaxtyping.Int32[np.ndarray, "20"]:
+        """Ids of the 20 standard amino acids, in the order of their ids."""
+        ids = np.array(sorted(self._ids[a] for a in STANDARD), np.int32)
+        ids.flags.writeable = False
+        return ids
+
+    @functools.cached_property
+    def num_sentinels(self) -> int:
+        """How many sentinels there are: 100 in T5, else 0."""
+        if self.sentinel is None:
+            return 0
+        head, tail = self.sentinel.split("{}")
+        return sum(p.startswith(head) and p.endswith(tail) for p in self.pieces)
+
+    def sentinel_id(self, k: int) -> int:
+        """Id of the k-th sentinel, k counted from 0.
+
+        Raises:
+          ValueError: the vocabulary has no sentinels, or not so many.
+        """
+        if self.sentinel is None or not 0 <= k < self.num_sentinels:
+            raise ValueError(
+                f"{self.name} has {self.num_sentinels} sentinels, there is no number "
+                f"{k}."
+            )
+        return self._ids[self.sentinel.format(k)]
+
+    @functools.cached_property
+    def byte_table(self) -> jaxtyping.UInt8[np.ndarray, "256"]:
+        """Byte -> id; see the table at the head of this file."""
+        table = np.full(256, self.unk_id, np.uint8)
+        for byte, letter in enumerate(CANONICAL):
+            if letter:
+                known = chr(letter) not in READ_AS_X
+                table[byte] = self._ids[chr(letter)] if known else self.x_id
+        table.flags.writeable = False
+        return table
+
+    def encode(self, sequence: str | bytes) -> jaxtyping.Int32[np.ndarray, " length"]:
+        """Ids of the residues of `sequence`, one a letter, without special pieces.
+
+        Raises:
+          ValueError: a character is no residue: which and where. (`byte_table` gives
+            `unk_id` instead.)
+        """
+        if isinstance(sequence, str):
+            # One byte a character, so that positions in errors are those of the string.
+            data = sequence.encode("latin-1", errors="replace")
+        else:
+            data = bytes(sequence)
+        letters = np.frombuffer(data, np.uint8)
+        unknown = np.flatnonzero(CANONICAL[letters] == 0)
+        if unknown.size:
+            at = int(unknown[0])
+            raise ValueError(
+                f"{sequence[at : at + 1]!r} at position {at} (0-based) of a sequence "
+                f"of {len(data)} is no residue; {unknown.size} such in all. Allowed: "
+                f"{LETTERS} in either case. Gaps and a final '*' are taken out when "
+                "FASTA is read."
+            )
+        return self.byte_table[letters].astype(np.int32)
+
+    def decode(self, ids: np.typing.ArrayLike) -> str:
+        """Letters of `ids`; pad, eos, cls and sep vanish, masks show as their piece."""
+        hidden = {self.pad, self.eos, self.cls, self.sep}
+        pieces = (self.pieces[i] for i in np.asarray(ids).reshape(-1))
+        return "".join(p for p in pieces if p not in hidden)
+
+
+# 128 ids: the 28 pieces of the released SentencePiece model (24 B, 25 O, 26 U, 27 Z
+# were never trained: those letters reach the model as X), then T5's sentinels, last one
+# first.
+PROT_T5 = Vocabulary(
+    name="ProtT5",
+    pieces=(
+        *("<pad>", "</s>", "<unk>"),
+        *"ALGVSREDTIPKFQNYMHWCXBOUZ",
+        *(f"<extra_id_{k}>" for k in range(99, -1, -1)),
+    ),
+    pad="<pad>",
+    eos="</s>",
+    unk="<unk>",
+    sentinel="<extra_id_{}>",
+)
+
+# 30 ids: vocab.txt of ProtBert, ProtBert-BFD and ProtElectra.
+PROT_BERT = Vocabulary(
+    name="ProtBert",
+    pieces=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"LAGVESIKRDTPNQFYMHCWXUBZO"),
+    pad="[PAD]",
+    unk="[UNK]",
+    mask="[MASK]",
+    cls="[CLS]",
+    sep="[SEP]",
+)
