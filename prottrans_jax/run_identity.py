@@ -1,0 +1,51 @@
+"""What makes two runs the same run, and how they differ when they are not."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+# Change how a step is computed, never what it computes; a run may go on with others.
+_HOW_NOT_WHAT = frozenset({"remat_policy", "attention", "attention_block_size"})
+
+
+def identity(**parts: Any) -> dict[str, str]:
+    """Flattens configuration objects to dotted names and printed values.
+
+    >>> identity(seed=3, model={"d_model": 4})
+    {'seed': '3', 'model.d_model': '4'}
+    """
+    flat: dict[str, str] = {}
+    for name, value in parts.items():
+        _flatten(name, value, flat)
+    return flat
+
+
+def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        flat[name] = type(value).__name__
+        for field in dataclasses.fields(value):
+            # Linen adds parent and name to a module's fields.
+            if field.name not in _HOW_NOT_WHAT | {"parent", "name"}:
+                _flatten(f"{name}.{field.name}", getattr(value, field.name), flat)
+    elif isinstance(value, functools.partial):
+        _flatten(name, value.func, flat)
+        for index, argument in enumerate(value.args):
+            _flatten(f"{name}.{index}", argument, flat)
+        _flatten(name, value.keywords, flat)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _flatten(f"{name}.{key}", item, flat)
+    elif callable(value):
+        flat[name] = getattr(value, "__qualname__", type(value).__name__)
+    else:
+        flat[name] = repr(value)
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """One line for each name whose value is not the same in both."""
+    return [
+        f"  {name}: {before.get(name, '(absent)')} -> {now.get(name, '(absent)')}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]

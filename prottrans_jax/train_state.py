@@ -1,0 +1,149 @@
+"""What a run carries from step to step, and how it is laid out on a mesh."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import flax
+from flax import linen as nn
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Int, PyTree
+import optax
+
+BatchShapes = Mapping[str, jax.ShapeDtypeStruct]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything a step reads and writes; nothing else decides the next step.
+
+    Attributes:
+      step: steps done so far.
+      params: model parameters, a plain tree with T5X's names.
+      opt_state: state of the optimizer.
+      carry: memories of the objective, each leaf batch-first; `()` without.
+    """
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+    carry: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class StatePlan:
+    """Shapes and shardings of a run's state before any of it exists.
+
+    Attributes:
+      objective: the loss, which owns the model.
+      tx: the optimizer as an optax transformation.
+      shapes: `TrainState` of `jax.ShapeDtypeStruct`.
+      shardings: `TrainState` of `jax.sharding.NamedSharding`.
+      axes: logical axis names of each parameter.
+    """
+
+    objective: Any
+    tx: optax.GradientTransformation
+    shapes: TrainState
+    shardings: TrainState
+    axes: PyTree
+
+    @property
+    def abstract(self) -> TrainState:
+        """Shapes that carry their sharding, as a restore or a compile wants."""
+        return jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(
+                shape.shape, shape.dtype, sharding=sharding
+            ),
+            self.shapes,
+            self.shardings,
+        )
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters of the model."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.shapes.params))
+
+
+def plan(
+    objective: Any, optimizer: Any, partitioner: Any, batch_shapes: BatchShapes
+) -> StatePlan:
+    """Lays out a run's state on the partitioner's mesh without allocating any.
+
+    Args:
+      objective: see `objectives.denoising.Denoising`.
+      optimizer: see `optimizers`.
+      partitioner: see `partitioning.Partitioner`.
+      batch_shapes: feature name to the shape of the global batch.
+
+    Raises:
+      ValueError: a parameter's dimension does not divide over its mesh axis.
+    """
+    batch_size = next(iter(batch_shapes.values())).shape[0]
+    with partitioner.scope():
+        boxed = jax.eval_shape(
+            lambda key: objective.init(key, batch_shapes), jax.random.key(0)
+        )
+    axes = jax.tree.map(
+        lambda leaf: leaf.names if isinstance(leaf, nn.Partitioned) else (),
+        boxed,
+        is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned),
+    )
+    params = nn.unbox(boxed)
+    tx = optimizer.build(axes)
+    opt_state = jax.eval_shape(tx.init, params)
+    carry = jax.eval_shape(lambda: objective.initial_carry(batch_size))
+    replicated = jax.sharding.NamedSharding(
+        partitioner.mesh, jax.sharding.PartitionSpec()
+    )
+    return StatePlan(
+        objective=objective,
+        tx=tx,
+        shapes=TrainState(
+            jax.ShapeDtypeStruct((), jnp.int32), params, opt_state, carry
+        ),
+        shardings=TrainState(
+            step=replicated,
+            params=partitioner.shardings(axes, params),
+            opt_state=partitioner.shardings(
+                optimizer.state_axes(params, axes), opt_state
+            ),
+            carry=jax.tree.map(lambda _: partitioner.batch_sharding, carry),
+        ),
+        axes=axes,
+    )
+
+
+def initialize(
+    state_plan: StatePlan,
+    partitioner: Any,
+    batch_shapes: BatchShapes,
+    seed: int,
+    params: PyTree | None = None,
+) -> TrainState:
+    """Makes the state of step 0, each array born where it will live.
+
+    Args:
+      state_plan: from `plan`.
+      partitioner: whose mesh the state lives on.
+      batch_shapes: feature name to the shape of the global batch.
+      seed: of the initial parameters.
+      params: used instead of random ones, e.g. from another run's checkpoint.
+    """
+    batch_size = next(iter(batch_shapes.values())).shape[0]
+    objective = state_plan.objective
+
+    def create(key, params):
+        if params is None:
+            params = nn.unbox(objective.init(key, batch_shapes))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=state_plan.tx.init(params),
+            carry=objective.initial_carry(batch_size),
+        )
+
+    with partitioner.scope():
+        return jax.jit(create, out_shardings=state_plan.shardings)(
+            jax.random.key(seed), params
+        )

@@ -1,0 +1,343 @@
+"""The training loop: one mesh, one jitted step, and what happens around it.
+
+Reads top to bottom: build, restore or initialise, compile, loop, finish. Nothing here
+knows gin, flags or TensorFlow: objects come in, a model directory comes out.
+"""
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+
+from prottrans_jax import (
+    checkpoints,
+    evaluation,
+    infeed,
+    metrics,
+    multihost,
+    run_identity,
+    train_state,
+    train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a finished (or stopped) run did.
+
+    Attributes:
+      step: last step done.
+      evaluation: scalars of the last evaluation, by data set name.
+      seconds: wall time by cause, "compute" included.
+      signal: number of the signal that ended the run early, or None.
+      checkpoint: directory of the last checkpoint.
+    """
+
+    step: int
+    evaluation: Mapping[str, Mapping[str, float]]
+    seconds: Mapping[str, float]
+    signal: int | None
+    checkpoint: pathlib.Path
+
+
+def train(
+    *,
+    model_dir: str,
+    objective: Any,
+    train_data: Any,
+    eval_data: Mapping[str, Any] | None = None,
+    optimizer: Any,
+    partitioner: Any,
+    total_steps: int,
+    seed: int = 0,
+    num_microbatches: int = 1,
+    eval_period: int = 1_000,
+    eval_batches: int | None = None,
+    checkpoint_period: int = 1_000,
+    keep: int = 3,
+    keep_period: int | None = None,
+    save_dtype: Any = None,
+    log_period: int = 100,
+    on_nonfinite: str = "stop",
+    max_skipped_steps: int = 10,
+    profile_steps: tuple[int, int] | None = None,
+    init_from: str | None = None,
+    accept_config_changes: bool = False,
+    step_timeout_s: float | None = None,
+    writers: Sequence[metrics.Writer] = (),
+    config_text: str = "",
+) -> Summary:
+    """Trains until `total_steps`, going on from whatever `model_dir` holds.
+
+    The result is a function of the arguments alone: a run that was stopped or killed
+    and started again ends with the same bits as one that was not.
+
+    Args:
+      model_dir: where checkpoints, logs and the resolved configuration go.
+      objective: loss on a batch; owns the model.
+      train_data: see `data.loader.RowLoader`: `batch_size`, `batch(index, rows)`,
+        `state(index)`, `restore(state)`.
+      eval_data: name to a finite loader.
+      optimizer: see `optimizers`.
+      partitioner: see `partitioning.Partitioner`.
+      total_steps: optimizer steps of the whole run, earlier starts included.
+      seed: of initial parameters and dropout.
+      num_microbatches: slices a batch is computed in; must divide the batch size.
+      eval_period: steps between evaluations; one more follows the last step.
+      eval_batches: batches of an evaluation; None takes the whole split.
+      checkpoint_period: steps between checkpoints; one more follows the last step.
+      keep: newest checkpoints kept.
+      keep_period: checkpoints at its multiples are kept for ever.
+      save_dtype: of saved parameters, e.g. "bfloat16"; None keeps theirs.
+      log_period: steps that one log line averages over.
+      on_nonfinite: "stop" at a loss or gradient that is not finite, writing a dump
+        with the step and the ids of its records; or "skip" the update.
+      max_skipped_steps: "skip" gives up after so many steps in a row.
+      profile_steps: [first, last) steps whose profile goes to `model_dir/profile`.
+      init_from: checkpoint of another run whose parameters start this one; ignored
+        when `model_dir` already holds a checkpoint.
+      accept_config_changes: go on although the configuration differs.
+      step_timeout_s: abort with stack traces if no step ends for so long.
+      writers: further places for scalars, e.g. `clu.metric_writers`.
+      config_text: resolved gin configuration, kept in every checkpoint.
+
+    Raises:
+      logbook.NonFiniteError: see `on_nonfinite`.
+      ValueError: the model directory holds another run; differences are listed.
+    """
+    _check_arguments(train_data.batch_size, num_microbatches, total_steps, log_period)
+    nonfinite = logbook.NonFinitePolicy(on_nonfinite, max_skipped_steps)
+    directory = pathlib.Path(model_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    watch = metrics.Stopwatch()
+    run = _Run(
+        objective, optimizer, partitioner, train_data, seed, num_microbatches, watch
+    )
+    identity = run_identity.identity(
+        objective=objective,
+        optimizer=optimizer,
+        seed=seed,
+        batch_size=train_data.batch_size,
+    )
+    saver = checkpoints.Checkpointer(
+        directory / "checkpoints",
+        keep=keep,
+        keep_period=keep_period,
+        save_dtype=save_dtype,
+    )
+
+    # How a run starts. Order matters: its own checkpoint comes before `init_from`, so
+    # that a restarted continuation keeps what it has learnt.
+    with watch.cause("checkpoint"):
+        restored = saver.restore(run.plan.abstract) if saver.steps() else None
+    if restored is not None:
+        metadata = restored.metadata
+        _check_identity(
+            metadata["identity"], identity, directory, accept_config_changes
+        )
+        state, step = restored.state, restored.step
+        next_batch = train_data.restore(metadata["loader"])
+        window = metadata["window"]
+        logging.info("Resumed %s at step %d.", directory, step)
+    else:
+        params = None
+        if init_from is not None:
+            params = checkpoints.load_params(init_from, run.plan.abstract.params)
+            logging.info("Parameters start from %s.", init_from)
+        state = train_state.initialize(
+            run.plan, partitioner, run.batch_shapes, seed, params
+        )
+        step, next_batch, window = 0, 0, {}
+    first_batch = next_batch - step
+
+    journal = logbook.Journal(
+        directory,
+        writers=writers,
+        resume_at=step,
+        window=window,
+        total_steps=total_steps,
+        log_period=log_period,
+        nonfinite=nonfinite,
+        record_ids=lambda step: train_data.example_ids(first_batch + step - 1),
+        rates=logbook.Rates(watch, run.flops, partitioner.mesh),
+    )
+    evaluator = evaluation.Evaluator(run.plan, partitioner, eval_data or {})
+    evaluations: dict[str, dict[str, float]] = {}
+    if config_text and jax.process_index() == 0:
+        (directory / "config.gin").write_text(config_text)
+    logging.info(
+        "%s parameters on %d device(s) %s; batch %d rows in %d microbatch(es).",
+        f"{run.plan.num_params:,}",
+        partitioner.mesh.size,
+        dict(partitioner.mesh.shape),
+        train_data.batch_size,
+        num_microbatches,
+    )
+
+    def evaluate(step: int) -> None:
+        with watch.cause("evaluate"):
+            evaluations.update(evaluator(state.params, eval_batches))
+        journal.evaluated(step, evaluations)
+
+    def save(step: int, evaluated: bool) -> None:
+        metadata = {
+            "identity": identity,
+            "loader": train_data.state(first_batch + step),
+            "window": journal.window_state(),
+            "evaluated": evaluated,
+            "config": config_text,
+        }
+        with watch.cause("checkpoint"):
+            saver.save(step, state, metadata)
+
+    def evaluation_is_due(step: int) -> bool:
+        return step > 0 and (step % eval_period == 0 or step == total_steps)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(saver.close)
+        stack.callback(journal.close)
+        stack.enter_context(partitioner.scope())
+        stop = stack.enter_context(multihost.StopSignal())
+        watchdog = stack.enter_context(multihost.Watchdog(step_timeout_s))
+        if restored is None:
+            save(0, evaluated=False)
+        elif evaluation_is_due(step) and not restored.metadata["evaluated"]:
+            evaluate(step)
+        if step < total_steps:
+            with watch.cause("compile"):
+                compiled = run.step.lower(state, run.abstract_batch).compile()
+        feed = stack.enter_context(
+            infeed.Infeed(run.make_batch, next_batch, first_batch + total_steps)
+        )
+        batches = iter(feed)
+        profile = stack.enter_context(_Profile(directory / "profile", profile_steps))
+        journal.start()
+        stopping = False
+        while step < total_steps and not stopping:
+            profile.before(step)
+            with watch.cause("data"):
+                _, batch = next(batches)
+            state, outputs = compiled(state, batch)
+            step += 1
+            # Reads the outputs of the step before: while the host looks at step n the
+            # device is at step n + 1.
+            journal.push(step, outputs)
+            watchdog.beat(step)
+            stopping = multihost.agree_to_stop(stop, step)
+            at_save = step % checkpoint_period == 0 or step == total_steps or stopping
+            at_eval = evaluation_is_due(step) and not stopping
+            if at_save or at_eval:
+                journal.settle()
+            # Evaluate first: a checkpoint on disk means that the log up to it is too.
+            if at_eval:
+                evaluate(step)
+            if at_save:
+                save(step, evaluated=at_eval)
+        if stopping:
+            logging.warning("Stopped by a signal; step %d is being saved.", step)
+        with watch.cause("checkpoint"):
+            saver.wait()
+        if step == total_steps and not evaluations:
+            evaluate(step)
+    return Summary(
+        step=step,
+        evaluation=evaluations,
+        seconds=watch.split(),
+        signal=stop.signal_number,
+        checkpoint=directory / "checkpoints" / str(step),
+    )
+
+
+class _Profile(contextlib.AbstractContextManager):
+    """Traces the steps [first, last) into a directory that TensorBoard opens."""
+
+    def __init__(self, directory: pathlib.Path, steps: tuple[int, int] | None):
+        self._directory = directory
+        self._steps = steps
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """Starts or stops the trace, whichever is due before the next step."""
+        if self._steps is None:
+            return
+        first, last = self._steps
+        if first <= step < last and not self._running:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+        elif step >= last:
+            self.__exit__()
+
+    def __exit__(self, *unused) -> None:
+        if self._running:
+            jax.effects_barrier()
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+class _Run:
+    """What is built once from the arguments: layout, step function, batches."""
+
+    def __init__(
+        self, objective, optimizer, partitioner, data, seed, num_microbatches, watch
+    ):
+        self.partitioner = partitioner
+        self.data = data
+        self.rows = partitioner.host_rows(data.batch_size)
+        with watch.cause("data"):
+            example = data.batch(0, rows=slice(0, 1))
+        self.batch_shapes = {
+            name: jax.ShapeDtypeStruct((data.batch_size, *x.shape[1:]), x.dtype)
+            for name, x in example.items()
+        }
+        self.abstract_batch = {
+            name: jax.ShapeDtypeStruct(
+                shape.shape, shape.dtype, sharding=partitioner.batch_sharding
+            )
+            for name, shape in self.batch_shapes.items()
+        }
+        self.plan = train_state.plan(
+            objective, optimizer, partitioner, self.batch_shapes
+        )
+        self.step = train_step.make_train_step(
+            self.plan,
+            optimizer,
+            partitioner,
+            seed=seed,
+            num_microbatches=num_microbatches,
+        )
+        self.flops = objective.flops(self.batch_shapes)
+
+    def make_batch(self, index: int) -> dict[str, jax.Array]:
+        """The global batch `index`, of which this process makes its own rows."""
+        rows = self.data.batch(index, rows=self.rows)
+        return self.partitioner.put_batch(rows, self.data.batch_size)
+
+
+def _check_arguments(batch_size, num_microbatches, total_steps, log_period):
+    if batch_size % num_microbatches:
+        raise ValueError(
+            f"num_microbatches={num_microbatches} does not divide the batch of "
+            f"{batch_size} rows. Choose a divisor."
+        )
+    for name, value in (("total_steps", total_steps), ("log_period", log_period)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1.")
+
+
+def _check_identity(before, now, directory, accept) -> None:
+    lines = run_identity.differences(before, now)
+    if not lines:
+        return
+    listing = "\n".join(lines)
+    if not accept:
+        raise ValueError(
+            f"{directory} holds a run of another configuration "
+            f"(there -> asked for):\n{listing}\n"
+            "Choose another model_dir, or set trainer.train.accept_config_changes=True "
+            "to go on with the new values."
+        )
+    logging.warning("Going on in %s with changed values:\n%s", directory, listing)
