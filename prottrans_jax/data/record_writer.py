@@ -1,0 +1,277 @@
+"""Writing of prepared folders; their layout is described in `records`."""
+
+from collections.abc import Iterable
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from typing import Any, Self
+
+from array_record.python import array_record_module
+import jaxtyping
+import numpy as np
+
+import prottrans_jax
+from prottrans_jax.data import manifest as manifest_lib
+
+_WRITER_OPTIONS = "group_size:64,zstd:3"
+# Lower ends of the bins of the manifest's length histogram, in residues.
+_BINS = (0, 32, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384, 32768)
+_COUNT_EVERY_RESIDUES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenShard:
+    """A shard on disk that no manifest names yet."""
+
+    path: pathlib.Path
+    lengths_path: pathlib.Path
+    num_records: int
+    num_residues: int
+    sha256: str
+    letter_counts: tuple[int, ...]  # [256]
+
+
+def write_shard(
+    path: str | os.PathLike, payloads: Iterable[tuple[bytes, int]]
+) -> WrittenShard:
+    """Writes one shard and, beside it, its length index. May run in any process.
+
+    Args:
+      path: the array_record file to write.
+      payloads: of each record its bytes as stored, and its number of residues.
+    """
+    path = pathlib.Path(path)
+    lengths: list[int] = []
+    counts = np.zeros(256, np.int64)
+    pending: list[bytes] = []
+    num_pending = 0
+    writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    for payload, length in payloads:
+        writer.write(payload)
+        lengths.append(length)
+        pending.append(payload[-length:] if length else b"")
+        num_pending += length
+        if num_pending >= _COUNT_EVERY_RESIDUES:
+            counts += _letter_counts(pending)
+            pending, num_pending = [], 0
+    writer.close()
+    counts += _letter_counts(pending)
+    _fsync(path)
+    lengths_path = path.with_suffix(".lengths")
+    np.array(lengths, "<u4").tofile(lengths_path)
+    return WrittenShard(
+        path=path,
+        lengths_path=lengths_path,
+        num_records=len(lengths),
+        num_residues=int(counts.sum()),
+        sha256=manifest_lib.sha256_of(path),
+        letter_counts=tuple(counts.tolist()),
+    )
+
+
+def payload(name: str | bytes, residues: str | bytes) -> tuple[bytes, int]:
+    """A record as `write_shard` takes it."""
+    name = name.encode() if isinstance(name, str) else name
+    residues = residues.encode("ascii") if isinstance(residues, str) else residues
+    return name + b"\n" + residues, len(residues)
+
+
+class Writer:
+    """Builds a prepared folder that appears at its place only when it is complete.
+
+    Files are written to `folder`.partial, which is renamed in the end; a killed run
+    leaves that and nothing that looks finished, and the next run clears it away.
+
+      with records.Writer("toy", name="toy") as writer:
+          writer.add_shard("train", [("P1", "MKV"), ("P2", "ACDX")])
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        name: str,
+        version: str = "1.0.0",
+        overwrite: bool = False,
+    ):
+        """Claims `folder`.
+
+        Raises:
+          ValueError: it exists and `overwrite` is not set, it holds something else
+            than records, or another process is writing it.
+        """
+        self.folder = pathlib.Path(os.path.abspath(folder))
+        self.name = name
+        self.version = version
+        self._shards: dict[str, list[WrittenShard]] = {}
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file, not a folder.")
+        if self.folder.exists() and any(self.folder.iterdir()):
+            if not (self.folder / manifest_lib.FILE).exists():
+                raise ValueError(
+                    f"{self.folder} exists, is not empty and holds no "
+                    f"{manifest_lib.FILE}: not touching it. Give another folder."
+                )
+            if not overwrite:
+                raise ValueError(
+                    f"{self.folder} is finished already. Pass --overwrite to replace "
+                    "it, or give another folder."
+                )
+        self.work = self.folder.with_name(self.folder.name + ".partial")
+        self._claim()
+
+    def _claim(self) -> None:
+        path = self.folder.with_name(self.folder.name + ".lock")
+        while True:
+            try:
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                self._lock = path.open("a+")
+            except OSError as e:
+                raise ValueError(f"cannot write to {self.folder.parent}: {e}") from e
+            try:
+                # Freed by the system when the process ends, however it ends.
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._lock.seek(0)
+                holder = self._lock.read().strip() or "unknown"
+                self._lock.close()
+                raise ValueError(
+                    f"{self.folder} is being written by another process ({holder})."
+                ) from None
+            # The holder before us may have removed the file that we opened.
+            if path.exists() and path.samefile(f"/dev/fd/{self._lock.fileno()}"):
+                break
+            self._lock.close()
+        self._lock.truncate(0)
+        self._lock.write(f"pid {os.getpid()} on {os.uname().nodename}")
+        self._lock.flush()
+        if self.work.exists():
+            shutil.rmtree(self.work)
+        self.work.mkdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.abandon()
+
+    def add_shard(
+        self, split: str, examples: Iterable[tuple[str | bytes, str | bytes]]
+    ) -> None:
+        """Writes (id, residues) pairs as the next shard of `split`."""
+        path = self.work / f"{split}.{len(self._shards.get(split, ()))}.array_record"
+        self.adopt(split, write_shard(path, (payload(*e) for e in examples)))
+
+    def adopt(self, split: str, shard: WrittenShard) -> None:
+        """Takes over a shard that `write_shard` made inside `self.work`."""
+        self._shards.setdefault(split, []).append(shard)
+
+    def finish(
+        self,
+        *,
+        inputs: Iterable[dict[str, Any]] = (),
+        options: dict[str, Any] | None = None,
+        skipped: dict[str, int] | None = None,
+    ) -> manifest_lib.Manifest:
+        """Names the shards, writes indices and manifest, and moves the folder."""
+        manifest = manifest_lib.Manifest(
+            name=self.name,
+            version=self.version,
+            format_version=manifest_lib.FORMAT_VERSION,
+            created_by=f"prottrans_jax {prottrans_jax.__version__}",
+            splits={s: self._finish_split(s) for s in self._shards},
+            inputs=tuple(inputs),
+            options=options or {},
+            skipped=skipped or {},
+        )
+        path = self.work / manifest_lib.FILE
+        path.write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
+        _fsync(path)
+        old = self.folder.with_name(self.folder.name + ".replaced")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.rename(old)
+        self.work.rename(self.folder)
+        _fsync(self.folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        self._release()
+        return manifest
+
+    def abandon(self) -> None:
+        """Removes what was written so far."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
+        if not self._lock.closed:
+            pathlib.Path(self._lock.name).unlink(missing_ok=True)
+            self._lock.close()
+
+    def _finish_split(self, split: str) -> manifest_lib.SplitInfo:
+        written = self._shards[split]
+        shards = []
+        counts = np.zeros(256, np.int64)
+        histogram = np.zeros(len(_BINS), np.int64)
+        max_length = 0
+        lengths_path = self.work / f"{split}.lengths.npy"
+        num_records = sum(w.num_records for w in written)
+        with lengths_path.open("wb") as out:
+            header = {
+                "descr": "<u4",
+                "fortran_order": False,
+                "shape": (num_records,),
+            }
+            np.lib.format.write_array_header_1_0(out, header)
+            for k, w in enumerate(written):
+                lengths = np.fromfile(w.lengths_path, "<u4")
+                out.write(lengths.tobytes())
+                bins = np.searchsorted(_BINS, lengths, side="right") - 1
+                histogram += np.bincount(bins, minlength=len(_BINS))
+                max_length = max(max_length, int(lengths.max(initial=0)))
+                counts += np.array(w.letter_counts)
+                w.lengths_path.unlink()
+                file = f"{split}-{k:05d}-of-{len(written):05d}.array_record"
+                w.path.rename(self.work / file)
+                num_bytes = (self.work / file).stat().st_size
+                shards.append(
+                    manifest_lib.Shard(
+                        file, w.num_records, w.num_residues, num_bytes, w.sha256
+                    )
+                )
+        _fsync(lengths_path)
+        tops = [*(f"{b - 1}" for b in _BINS[1:]), ""]
+        return manifest_lib.SplitInfo(
+            num_records=num_records,
+            num_residues=int(counts.sum()),
+            max_length=max_length,
+            length_histogram={
+                f"{low}-{top}": int(n)
+                for low, top, n in zip(_BINS, tops, histogram, strict=True)
+                if n
+            },
+            alphabet={chr(b): int(n) for b, n in enumerate(counts) if n},
+            lengths_file=lengths_path.name,
+            lengths_sha256=manifest_lib.sha256_of(lengths_path),
+            shards=tuple(shards),
+        )
+
+
+def _letter_counts(
+    sequences: list[bytes],
+) -> jaxtyping.Int64[np.ndarray, "256"]:
+    letters = np.frombuffer(b"".join(sequences), np.uint8)
+    return np.bincount(letters, minlength=256)
+
+
+def _fsync(path: pathlib.Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
