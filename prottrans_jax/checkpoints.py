@@ -1,0 +1,646 @@
+"""Checkpoints that are believed only after their SHA-256 manifest matches.
+
+Orbax writes the arrays: asynchronously, sharded, into a temporary directory that one
+rename commits. It keeps no checksum of their content, so a flipped bit would restore
+silently wrong. Here every file is hashed before the rename, and again before anything
+is read back:
+
+    DIRECTORY/STEP/             one committed step
+        sha256.json             the manifest: every file below, its size and hash
+        metadata.json           loader state, seed, resolved configuration ...
+        _METADATA, d/, ...      arrays, as Orbax's PyTreeCheckpointer reads them
+    DIRECTORY/.lock             held by the one run that writes here
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import concurrent.futures
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+from jax import numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+import numpy as np
+from orbax import checkpoint as ocp
+
+from prottrans_jax import multihost
+
+_MANIFEST = "sha256.json"
+_METADATA = "metadata.json"
+_TMP = ".orbax-checkpoint-tmp"
+# Its presence says that a deletion began: what is left of such a step is rubbish.
+_DELETING = "DELETING"
+# Orbax stamps these when it commits, after the hashing. Nothing here reads them.
+_AFTER_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be believed, or is locked by another run."""
+
+
+class SaveError(CheckpointError):
+    """A step was not saved. Raised once; the next `save` goes ahead.
+
+    Attributes:
+      step: the step that was lost.
+      last_good: newest step on disk, None without any.
+    """
+
+    def __init__(self, message: str, step: int, last_good: int | None):
+        super().__init__(message)
+        self.step = step
+        self.last_good = last_good
+
+
+class MismatchError(ValueError):
+    """Arrays asked for and arrays on disk differ; the message lists both sides."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What `Checkpointer.restore` read.
+
+    Attributes:
+      step: the step that was restored.
+      state: tree like the abstract state, on its shardings and in its dtypes.
+      metadata: the JSON saved with it.
+    """
+
+    step: int
+    state: Any
+    metadata: dict[str, Any]
+
+
+class Checkpointer:
+    """Saves and restores the steps of one run.
+
+    Every process of the run makes one and calls the same methods in the same order.
+    Process 0 hashes, deletes and decides; the others wait for it with a limit.
+
+    Args:
+      directory: where the steps lie, e.g. MODEL_DIR/checkpoints; shared by processes.
+      keep: number of newest steps kept; None keeps all.
+      keep_period: steps that are multiples of it are kept for good.
+      save_dtype: floating-point parameters (leaves below `params`) are stored in it,
+        e.g. "bfloat16"; everything else keeps its dtype. None stores all as they are.
+      read_only: takes no lock and cleans nothing: for evaluating a running run.
+      timeout_s: limit in seconds of each wait for storage or other processes.
+
+    Raises:
+      CheckpointError: another run writes to `directory`.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep: int | None = 3,
+        keep_period: int | None = None,
+        save_dtype: DTypeLike | None = None,
+        *,
+        read_only: bool = False,
+        timeout_s: float = 1200.0,
+    ):
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep={keep}: at least 1 step must be kept (None: all).")
+        if keep_period is not None and keep_period < 1:
+            raise ValueError(f"keep_period={keep_period} must be positive or None.")
+        self._directory = _absolute(directory)
+        self._keep = keep
+        self._keep_period = keep_period
+        self._save_dtype = None if save_dtype is None else jnp.dtype(save_dtype)
+        self._read_only = read_only
+        self._timeout_s = timeout_s
+        self._pending: int | None = None
+        # Steps this object wrote or verified, and steps it found damaged.
+        self._sound: set[int] = set()
+        self._damaged: set[int] = set()
+        self._lock: int | None = None
+        self._deleter = concurrent.futures.ThreadPoolExecutor(1, "delete_checkpoints")
+        self._handler = _StepHandler()
+        processes = set(range(jax.process_count())) if jax.process_count() > 1 else None
+        self._writer = ocp.AsyncCheckpointer(
+            self._handler,
+            async_options=ocp.options.AsyncOptions(timeout_secs=int(timeout_s)),
+            # Named processes make Orbax use barriers that time out; its default is a
+            # collective without a limit.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                active_processes=processes
+            ),
+        )
+        if not read_only:
+            self._on_process_zero("open", self._open)
+
+    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any]) -> None:
+        """Starts to save; returns when the arrays are copied off the devices.
+
+        Waits for the save before, not for this one. A step that this object saved or
+        restored already is left as it is; another one of this number is replaced.
+
+        Args:
+          step: number of the step.
+          state: tree of arrays.
+          metadata: JSON-able; comes back from `restore`.
+
+        Raises:
+          SaveError: the *previous* save failed (and this one was not started: call
+            again), or this one failed before its copy was done.
+        """
+        if self._read_only:
+            raise ValueError(f"{self._directory} was opened read-only.")
+        if step < 0:
+            raise ValueError(f"step={step} is negative.")
+        self.wait()
+        if step in self._sound:
+            return
+        path = self._directory / str(step)
+        self._on_process_zero("replace", lambda: _delete(path))
+        arrays = _flatten(state)
+        save_args = {
+            name: ocp.SaveArgs(dtype=self._stored_dtype(name, leaf))
+            for name, leaf in arrays.items()
+        }
+        self._handler.step = step
+        self._handler.metadata_text = json.dumps(metadata, indent=1, sort_keys=True)
+        self._pending = step
+        try:
+            self._writer.save(
+                path, args=_StepArgs(_nest(arrays), save_args=_nest(save_args))
+            )
+        except Exception as error:
+            raise self._lost(error) from error
+
+    def wait(self) -> None:
+        """Waits until the last save is committed.
+
+        Raises:
+          SaveError: it was not; names the step lost and the newest one on disk.
+        """
+        try:
+            self._writer.wait_until_finished()
+        except Exception as error:
+            raise self._lost(error) from error
+        if self._pending is None:
+            return
+        self._sound.add(self._pending)
+        self._damaged.discard(self._pending)
+        self._pending = None
+        if jax.process_index() == 0:
+            self._deleter.submit(self._delete_old, self.steps())
+
+    def close(self) -> None:
+        """Waits for the last save and lets another run write here.
+
+        Raises:
+          SaveError: the last save failed.
+        """
+        try:
+            self.wait()
+        finally:
+            self._deleter.shutdown()
+            self._writer.close()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Steps on disk that are committed and have a manifest, in rising order.
+
+        Read from the directory at every call: what a live Orbax manager believes may
+        not be there after a failed save.
+        """
+        return [
+            step
+            for step in _step_numbers(self._directory)
+            if (self._directory / str(step) / _MANIFEST).exists()
+            and not (self._directory / str(step) / _DELETING).exists()
+        ]
+
+    def restore(
+        self, abstract_state: PyTree, step: int | None = None
+    ) -> Restored | None:
+        """Reads the newest step whose every file matches its manifest.
+
+        A damaged step is logged with the file at fault, and the one before it is
+        tried. The mesh need not be the one of the save.
+
+        Args:
+          abstract_state: tree of `jax.ShapeDtypeStruct`; arrays come back in their
+            dtypes and on their shardings (without one: the first local device).
+          step: this one and no other.
+
+        Returns:
+          None if nothing was ever saved here.
+
+        Raises:
+          CheckpointError: `step` is damaged or absent, or steps exist but none is
+            sound: starting from scratch would throw a run away in silence.
+          MismatchError: other arrays, shapes or kinds of dtype; lists both sides.
+        """
+        self.wait()
+        choice = self._on_process_zero("choose", lambda: _choose(self._directory, step))
+        self._damaged.update(choice["damaged"])
+        if choice["step"] is None:
+            return None
+        chosen = int(choice["step"])
+        path = self._directory / str(chosen)
+        if not path.exists():
+            raise CheckpointError(
+                f"process {jax.process_index()} does not see {path}, which process 0 "
+                "restores from. All processes need the same, shared model_dir."
+            )
+        wanted = _flatten(abstract_state)
+        difference = compare(wanted, _stored_arrays(path))
+        if difference:
+            raise MismatchError(f"{path} does not fit this run:\n{difference}")
+        restored = _read_arrays(path, wanted)
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), restored)
+        self._sound.add(chosen)
+        return Restored(chosen, state, _read_metadata(path))
+
+    def read_metadata(self, step: int) -> dict[str, Any]:
+        """The JSON saved with a step; does not verify the step's arrays."""
+        return _read_metadata(self._directory / str(step))
+
+    def _stored_dtype(self, name: str, leaf: Any) -> Any:
+        if (
+            self._save_dtype is not None
+            and name.startswith("params/")
+            and jnp.issubdtype(leaf.dtype, jnp.floating)
+        ):
+            return self._save_dtype
+        return None
+
+    def _on_process_zero(self, name: str, function: Callable[[], Any]) -> Any:
+        return multihost.from_process_zero(
+            f"checkpoints/{name}", function, self._timeout_s
+        )
+
+    def _lost(self, error: Exception) -> SaveError:
+        step, self._pending = self._pending, None
+        if jax.process_index() == 0:
+            # What was written of it may be all that fills the disk.
+            for path in self._directory.glob(f"{step}{_TMP}*"):
+                _remove_tree(path)
+        good = [good for good in self.steps() if good not in self._damaged]
+        last = good[-1] if good else None
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        message = (
+            f"{self._directory}: step {step} was not saved: {reason[0]} "
+            f"Last good step: {last}."
+        )
+        logging.error("%s", message)
+        return SaveError(message, -1 if step is None else step, last)
+
+    def _open(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._lock = _take_lock(self._directory)
+        for path in sorted(self._directory.iterdir()):
+            if _TMP in path.name:
+                logging.warning("Removing %s, left by a save cut short.", path)
+                _remove_tree(path)
+            elif (path / _DELETING).exists():
+                _remove_tree(path)
+
+    def _delete_old(self, steps: list[int]) -> None:
+        sound = [step for step in steps if step not in self._damaged]
+        if self._keep is None:
+            return
+        for step in sound[: -self._keep]:
+            if self._keep_period and step % self._keep_period == 0:
+                continue
+            try:
+                _delete(self._directory / str(step))
+            except OSError as error:
+                logging.warning("Could not delete checkpoint %d: %s", step, error)
+
+
+def load_params(
+    path: str | os.PathLike[str],
+    abstract_params: PyTree,
+    step: int | None = None,
+    *,
+    defaults: PyTree | None = None,
+) -> PyTree:
+    """Parameters of another run, to start one from.
+
+    Args:
+      path: a model_dir, its `checkpoints` directory, or one step of it.
+      abstract_params: tree of `jax.ShapeDtypeStruct` with the shardings wanted.
+      step: which step; None takes the newest sound one.
+      defaults: tree of arrays like `abstract_params`. With it, parameters that the
+        checkpoint lacks or holds in another shape keep their default, and every
+        difference is logged; without it they are an error.
+
+    Raises:
+      CheckpointError: no sound step there.
+      MismatchError: the parameters differ; lists both sides.
+    """
+    directory, step = _locate(_absolute(path), step)
+    choice = multihost.from_process_zero(
+        "checkpoints/load", lambda: _choose(directory, step), 1200.0
+    )
+    if choice["step"] is None:
+        raise CheckpointError(f"{path}: no checkpoint there.")
+    source = directory / str(choice["step"])
+    wanted = _flatten({"params": abstract_params})
+    stored = {
+        name: array
+        for name, array in _stored_arrays(source).items()
+        if name.startswith("params/")
+    }
+    difference = compare(wanted, stored)
+    if difference and defaults is None:
+        raise MismatchError(f"{source} does not fit the model:\n{difference}")
+    if difference:
+        logging.warning("Partial load of %s:\n%s", source, difference)
+    loadable = {
+        name: leaf
+        for name, leaf in wanted.items()
+        if name in stored and not compare({name: leaf}, {name: stored[name]})
+    }
+    values = dict(_flatten({"params": defaults})) if defaults is not None else {}
+    values.update(zip(loadable, _read_arrays(source, loadable), strict=True))
+    return jax.tree.unflatten(
+        jax.tree.structure(abstract_params), [values[name] for name in wanted]
+    )
+
+
+def compare(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+    """Lists how two sets of named arrays differ; empty when they fit.
+
+    Floating-point dtypes fit each other, a restore casts; other dtypes must agree.
+
+    Args:
+      wanted: name to anything with a shape and a dtype.
+      stored: the same, of a checkpoint.
+    """
+    lines = []
+    for name in sorted(wanted.keys() - stored.keys()):
+        lines.append(f"  - in model only       {name} {_describe(wanted[name])}")
+    for name in sorted(stored.keys() - wanted.keys()):
+        lines.append(f"  + in checkpoint only  {name} {_describe(stored[name])}")
+    for name in sorted(wanted.keys() & stored.keys()):
+        ours, theirs = wanted[name], stored[name]
+        if tuple(ours.shape) == tuple(theirs.shape) and (
+            ours.dtype == theirs.dtype
+            or (
+                jnp.issubdtype(ours.dtype, jnp.floating)
+                and jnp.issubdtype(theirs.dtype, jnp.floating)
+            )
+        ):
+            continue
+        lines.append(
+            f"  ! {name}: model {_describe(ours)}, checkpoint {_describe(theirs)}"
+        )
+    return "\n".join(lines)
+
+
+class _StepHandler(ocp.PyTreeCheckpointHandler):
+    """Adds the metadata and the manifest to a step just before it is committed."""
+
+    step = 0
+    metadata_text = "{}"
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Runs in the background, on process 0, after every process has written."""
+        super().finalize(directory)
+        (directory / _METADATA).write_text(self.metadata_text)
+        _write_manifest(directory, self.step)
+
+
+@ocp.args.register_with_handler(_StepHandler, for_save=True, for_restore=True)
+class _StepArgs(ocp.args.PyTreeSave):
+    """Arguments of `_StepHandler`; Orbax looks handlers up by their class."""
+
+
+def _write_manifest(directory: epath.Path, step: int) -> None:
+    names = sorted(
+        name for name in _files_below(directory) if name not in _AFTER_COMMIT
+    )
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        hashes = pool.map(lambda name: _hash(directory / name), names)
+    files = {
+        name: {"bytes": size, "sha256": digest}
+        for name, (size, digest) in zip(names, hashes, strict=True)
+    }
+    manifest = {"step": step, "files": files}
+    manifest["sha256"] = _hash_of_manifest(manifest)
+    path = directory / (_MANIFEST + ".tmp")
+    path.write_text(json.dumps(manifest, indent=1))
+    path.rename(directory / _MANIFEST)
+
+
+def _problem(directory: epath.Path) -> str | None:
+    """What makes a step unbelievable, with the file at fault; None if it is sound."""
+    path = directory / _MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        files = manifest["files"]
+        if manifest["sha256"] != _hash_of_manifest(manifest):
+            return f"{path}: its own hash does not match"
+        if manifest["step"] != int(directory.name):
+            return f"{path}: written for step {manifest['step']}"
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{path}: unreadable ({error!r})"
+    if (directory / _DELETING).exists():
+        return f"{directory / _DELETING}: its deletion was cut short"
+
+    def check(name: str) -> str | None:
+        expected = files[name]
+        try:
+            size, digest = _hash(directory / name)
+        except OSError as error:
+            return f"{directory / name}: {error.strerror or error}"
+        if size != expected["bytes"]:
+            return f"{directory / name}: {size} bytes instead of {expected['bytes']}"
+        if digest != expected["sha256"]:
+            return f"{directory / name}: SHA-256 does not match its manifest"
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        return next((found for found in pool.map(check, files) if found), None)
+
+
+def _choose(directory: epath.Path, step: int | None) -> dict[str, Any]:
+    """The newest sound step, or `step`; and the damaged ones met on the way."""
+    present = _step_numbers(directory)
+    if step is not None and step not in present:
+        raise CheckpointError(f"{directory}: no step {step}; there are {present}.")
+    damaged: dict[int, str] = {}
+    for candidate in reversed(present) if step is None else [step]:
+        problem = _problem(directory / str(candidate))
+        if problem is None:
+            if damaged:
+                logging.warning("Using step %d instead.", candidate)
+            return {"step": candidate, "damaged": sorted(damaged)}
+        logging.error("Checkpoint %d is damaged: %s.", candidate, problem)
+        damaged[candidate] = problem
+    if damaged:
+        listed = "\n".join(f"  step {bad}: {why}" for bad, why in damaged.items())
+        raise CheckpointError(
+            f"{directory}: no sound checkpoint:\n{listed}\n"
+            "Bring the files back, or remove these steps to start anew."
+        )
+    return {"step": None, "damaged": []}
+
+
+def _locate(path: epath.Path, step: int | None) -> tuple[epath.Path, int | None]:
+    """Directory of steps and step meant by a model_dir, `checkpoints` or a step."""
+    if path.name.isdigit() and (path / "_METADATA").exists():
+        return path.parent, int(path.name)
+    for directory in (path / "checkpoints", path):
+        if _step_numbers(directory):
+            return directory, step
+    raise CheckpointError(
+        f"{path}: no checkpoint there. Give a model_dir, its checkpoints directory, "
+        "or one step of it."
+    )
+
+
+def _stored_arrays(path: epath.Path) -> dict[str, Any]:
+    """Name to Orbax's description (shape, dtype) of each array of a step."""
+    tree = ocp.PyTreeCheckpointHandler().metadata(path).tree
+    return dict(_flatten(tree))
+
+
+def _read_arrays(path: epath.Path, wanted: Mapping[str, Any]) -> list[jax.Array]:
+    """Reads the wanted arrays of a step, in the order, dtypes and shardings wanted."""
+    if not wanted:
+        return []
+    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    restore_args = {
+        name: ocp.ArrayRestoreArgs(
+            sharding=getattr(leaf, "sharding", None) or local,
+            global_shape=tuple(leaf.shape),
+            dtype=leaf.dtype,
+        )
+        for name, leaf in wanted.items()
+    }
+    processes = set(range(jax.process_count())) if jax.process_count() > 1 else None
+    handler = ocp.PyTreeCheckpointHandler(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            active_processes=processes
+        )
+    )
+    tree = handler.restore(
+        path,
+        args=ocp.args.PyTreeRestore(
+            item=_nest(wanted), restore_args=_nest(restore_args), partial_restore=True
+        ),
+    )
+    read = _flatten(tree)
+    return [read[name] for name in wanted]
+
+
+def _flatten(tree: PyTree) -> dict[str, Any]:
+    """Leaves by name, e.g. `params/encoder/encoder_norm/scale`, in JAX's order."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        named[name] = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return named
+
+
+def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def _describe(array: Any) -> str:
+    return f"{jnp.dtype(array.dtype).name}{list(array.shape)}"
+
+
+def _read_metadata(path: epath.Path) -> dict[str, Any]:
+    return json.loads((path / _METADATA).read_text())
+
+
+def _step_numbers(directory: epath.Path) -> list[int]:
+    if not directory.exists():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def _files_below(directory: epath.Path) -> Iterator[str]:
+    for root, _, names in directory.walk():
+        for name in names:
+            yield str((epath.Path(root) / name).relative_to(directory))
+
+
+def _hash(path: epath.Path) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+def _hash_of_manifest(manifest: Mapping[str, Any]) -> str:
+    content = {"step": manifest["step"], "files": manifest["files"]}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _delete(path: epath.Path) -> None:
+    """Deletes a step so that a kill in the midst of it leaves nothing believable."""
+    if not path.exists():
+        return
+    (path / _DELETING).write_text("")
+    (path / _MANIFEST).unlink(missing_ok=True)
+    _remove_tree(path)
+
+
+def _remove_tree(path: epath.Path) -> None:
+    if path.is_dir():
+        path.rmtree()
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _absolute(path: str | os.PathLike[str]) -> epath.Path:
+    return epath.Path(path).expanduser().absolute()
+
+
+def _take_lock(directory: epath.Path) -> int | None:
+    """Holds DIRECTORY/.lock; the kernel lets go of it however this process ends."""
+    if "://" in str(directory):
+        return None  # Object stores have no locks.
+    path = directory / ".lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(lock, 200).decode(errors="replace").strip()
+        os.close(lock)
+        raise CheckpointError(
+            f"{directory} is being written by another run ({holder}). Stop that run, "
+            "or choose another model_dir."
+        ) from error
+    except OSError as error:
+        logging.warning("%s cannot be locked (%s); going on without.", path, error)
+        os.close(lock)
+        return None
+    os.ftruncate(lock, 0)
+    os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return lock
