@@ -1,0 +1,254 @@
+"""Dot-product attention: one function for padding, segments, causality and bias."""
+
+import functools
+
+from flax import linen as nn
+import jax
+from jax import ad_checkpoint
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from prottrans_jax.layers import dense, relative_bias
+
+# Finite, so that a query with nothing to attend to gives no NaN.
+_MASKED = -1e30
+
+Bias = relative_bias.DistanceBias | jax.Array
+
+
+def make_mask(
+    q_segments: Int[Array, "batch q_length"],
+    kv_segments: Int[Array, "batch kv_length"],
+    *,
+    causal: bool = False,
+    q_start: int | Int[Array, ""] = 0,
+    kv_start: int | Int[Array, ""] = 0,
+) -> Bool[Array, "batch 1 q_length kv_length"]:
+    """Who may attend to whom: only within a segment, never to padding (segment 0).
+
+    Two proteins of 3 and 2 residues and one pad, segments 1 1 1 2 2 0; `causal` takes
+    the upper triangle away (queries down, keys across):
+
+        1 1 1 . . .      1 . . . . .
+        1 1 1 . . .      1 1 . . . .
+        1 1 1 . . .      1 1 1 . . .
+        . . . 1 1 .      . . . 1 . .
+        . . . 1 1 .      . . . 1 1 .
+        . . . . . .      . . . . . .
+
+    `q_start` and `kv_start` are the positions of the first query and key.
+    """
+    mask = q_segments[:, :, None] == kv_segments[:, None, :]
+    mask &= (kv_segments != 0)[:, None, :]
+    if causal:
+        q_positions = q_start + jnp.arange(q_segments.shape[1])
+        kv_positions = kv_start + jnp.arange(kv_segments.shape[1])
+        mask &= (q_positions[:, None] >= kv_positions[None, :])[None]
+    return mask[:, None]
+
+
+def dot_product_attention(
+    query: Float[Array, "batch q_length heads head_dim"],
+    key: Float[Array, "batch kv_length heads head_dim"],
+    value: Float[Array, "batch kv_length heads head_dim"],
+    *,
+    q_segments: Int[Array, "batch q_length"],
+    kv_segments: Int[Array, "batch kv_length"],
+    causal: bool = False,
+    bias: Bias | None = None,
+    block_size: int | None = None,
+) -> Float[Array, "batch q_length heads head_dim"]:
+    """Attention without 1/sqrt(head_dim): T5 folds it into the query's initialiser.
+
+    Products take operands in the type of `query`; scores and softmax are float32. A
+    query that may attend to nothing (padding) gets zeros.
+
+    Args:
+      query: Queries.
+      key: Keys.
+      value: Values.
+      q_segments: Segment of each query, 0 for padding.
+      kv_segments: Segment of each key, 0 for padding.
+      causal: Whether a query sees only keys at its own position or before.
+      bias: Added to the scores: a `DistanceBias`, or without `block_size` an array
+        that broadcasts to [batch, heads, q_length, kv_length].
+      block_size: None computes all scores at once, q_length * kv_length of them. A
+        number goes through blocks of that many queries and keys with a running softmax
+        (Rabe and Staats 2021), forward and backward, so that memory grows with the
+        length only, for about one and a half times the arithmetic in training.
+
+    Returns:
+      Weighted values, in the type of `query`.
+    """
+    if block_size is None:
+        return _all_at_once(
+            query, key, value, q_segments, kv_segments, causal=causal, bias=bias
+        )
+    if isinstance(bias, jax.Array):
+        raise ValueError(
+            "Blockwise attention builds its bias block by block and cannot take a full "
+            f"array (got shape {bias.shape}). Pass the DistanceBias itself."
+        )
+    return _blockwise(
+        query,
+        key,
+        value,
+        q_segments,
+        kv_segments,
+        causal=causal,
+        bias=bias,
+        block_size=block_size,
+    )
+
+
+def _all_at_once(query, key, value, q_segments, kv_segments, *, causal, bias):
+    dtype = query.dtype
+    scores = dense.einsum("bqhd,bkhd->bhqk", query, key, dtype, jnp.float32)
+    if isinstance(bias, relative_bias.DistanceBias):
+        bias = bias.block(0, 0, query.shape[1], key.shape[1])
+    if bias is not None:
+        scores = scores + bias
+    mask = make_mask(q_segments, kv_segments, causal=causal)
+    scores = nn.with_logical_constraint(
+        scores, ("batch", "heads", "length", "kv_length")
+    )
+    # float32: bfloat16 softmax over 512 keys loses the small weights of distant
+    # contacts. Second `where`: a query with no key would attend to all alike.
+    weights = jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1)
+    weights = jnp.where(mask, weights, 0.0)
+    return dense.einsum("bhqk,bkhd->bqhd", weights.astype(dtype), value, dtype, dtype)
+
+
+def _blockwise(query, key, value, q_segments, kv_segments, *, causal, bias, block_size):
+    batch, q_length, heads, head_dim = query.shape
+    dtype = query.dtype
+    q_size = min(block_size, q_length)
+    kv_size = min(block_size, key.shape[1])
+    q_padding = -q_length % q_size
+    kv_padding = -key.shape[1] % kv_size
+    if bias is not None:
+        bias = bias.pad(q_padding, kv_padding)
+
+    def blocks(x, size, padding):
+        # [batch, length, ...] -> [blocks, batch, size, ...]; padding is segment 0
+        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
+        x = x.reshape(batch, -1, size, *x.shape[2:])
+        return jnp.moveaxis(x, 1, 0)
+
+    queries = blocks(query, q_size, q_padding), blocks(q_segments, q_size, q_padding)
+    keys = tuple(blocks(x, kv_size, kv_padding) for x in (key, value, kv_segments))
+    q_starts = jnp.arange(queries[0].shape[0]) * q_size
+    kv_starts = jnp.arange(keys[0].shape[0]) * kv_size
+
+    # The checkpoints keep the backward pass blockwise too: each block's scores are
+    # computed anew instead of being kept from the forward pass.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def query_block(block):
+        q_start, q, q_seg = block
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def key_block(carry, block):
+            peak, total, context = carry
+            kv_start, k, v, kv_seg = block
+            scores = dense.einsum("bqhd,bkhd->bhqk", q, k, dtype, jnp.float32)
+            if bias is not None:
+                scores = scores + bias.block(q_start, kv_start, q_size, kv_size)
+            mask = make_mask(
+                q_seg, kv_seg, causal=causal, q_start=q_start, kv_start=kv_start
+            )
+            scores = jnp.where(mask, scores, _MASKED)
+            # Any peak gives the same result, so no gradient needs to pass through it.
+            new_peak = jax.lax.stop_gradient(
+                jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
+            )
+            weights = jnp.where(mask, jnp.exp(scores - new_peak), 0.0)
+            rescale = jnp.exp(peak - new_peak)
+            total = total * rescale + weights.sum(axis=-1, keepdims=True)
+            context = context * rescale + dense.einsum(
+                "bhqk,bkhd->bhqd", weights.astype(dtype), v, dtype, jnp.float32
+            )
+            return (new_peak, total, context), None
+
+        start = (
+            jnp.full((batch, heads, q_size, 1), _MASKED, jnp.float32),
+            jnp.zeros((batch, heads, q_size, 1), jnp.float32),
+            jnp.zeros((batch, heads, q_size, head_dim), jnp.float32),
+        )
+        (_, total, context), _ = jax.lax.scan(key_block, start, (kv_starts, *keys))
+        context = context / jnp.where(total == 0.0, 1.0, total)
+        return context.astype(dtype)
+
+    out = jax.lax.map(query_block, (q_starts, *queries))
+    # [blocks, batch, heads, size, head_dim] -> [batch, q_length, heads, head_dim]
+    out = jnp.moveaxis(out, (0, 3), (1, 2)).reshape(batch, -1, heads, head_dim)
+    return out[:, :q_length]
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention of T5: no biases, scores not scaled.
+
+    Kernels are 2-D, [d_model, heads * head_dim]: `num_heads * head_dim` need not be
+    d_model (in ProtT5 it is four times that). Dropout on the attention weights uses one
+    mask for all queries, as T5X; that is the same as dropping values, so it needs no
+    array of the size of the scores.
+    """
+
+    num_heads: int
+    head_dim: int
+    dropout_rate: float
+    deterministic: bool
+    block_size: int | None = None
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch q_length d_model"],
+        context: Float[Array, "batch kv_length d_model"],
+        *,
+        q_segments: Int[Array, "batch q_length"],
+        kv_segments: Int[Array, "batch kv_length"],
+        causal: bool = False,
+        bias: Bias | None = None,
+    ) -> Float[Array, "batch q_length d_model"]:
+        """Queries from `x`, keys and values from `context` (`x` for self-attention)."""
+        project = functools.partial(
+            dense.Dense, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+        def scaled_normal(*args):
+            # Instead of dividing the scores by sqrt(head_dim).
+            return normal(*args) / jnp.sqrt(self.head_dim).astype(self.param_dtype)
+
+        def heads(x, name, kernel_init):
+            # [batch, length, d_model] -> [batch, length, heads, head_dim]
+            features = self.num_heads * self.head_dim
+            x = project(features, ("embed", "joined_kv"), kernel_init, name=name)(x)
+            x = ad_checkpoint.checkpoint_name(x, name)
+            x = x.reshape(*x.shape[:2], self.num_heads, self.head_dim)
+            return nn.with_logical_constraint(x, ("batch", "length", "heads", "kv"))
+
+        query = heads(x, "query", scaled_normal)
+        key = heads(context, "key", normal)
+        value = heads(context, "value", normal)
+        value = nn.Dropout(self.dropout_rate, broadcast_dims=(-1,))(
+            value, deterministic=self.deterministic
+        )
+        out = dot_product_attention(
+            query,
+            key,
+            value,
+            q_segments=q_segments,
+            kv_segments=kv_segments,
+            causal=causal,
+            bias=bias,
+            block_size=self.block_size,
+        )
+        # [batch, length, heads, head_dim] -> [batch, length, heads * head_dim]
+        out = out.reshape(*out.shape[:2], -1)
+        out = ad_checkpoint.checkpoint_name(out, "attention_context")
+        out = project(x.shape[-1], ("joined_kv", "embed"), normal, name="out")(out)
+        return ad_checkpoint.checkpoint_name(out, "attention_out")

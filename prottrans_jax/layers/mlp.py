@@ -1,0 +1,62 @@
+"""Feed-forward blocks."""
+
+import functools
+
+from flax import linen as nn
+import jax
+from jax import ad_checkpoint
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from prottrans_jax.layers import dense
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    # Tanh approximation, as T5 1.1 was trained (Hugging Face's "gelu_new").
+    "gelu": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+    "linear": lambda x: x,
+}
+_KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+class MLP(nn.Module):
+    """Feed-forward block without biases; several activations make it gated.
+
+    One activation: wo(act(wi(x))). Two: wo(act_0(wi_0(x)) * act_1(wi_1(x))), Shazeer
+    2020. Dropout on the hidden layer uses one mask for all positions of a row, as T5X.
+    """
+
+    d_ff: int
+    activations: tuple[str, ...]
+    dropout_rate: float
+    deterministic: bool
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch length d_model"]
+    ) -> Float[Array, "batch length d_model"]:
+        """Applies the block to every position."""
+        d_model = x.shape[-1]
+        project = functools.partial(
+            dense.Dense,
+            kernel_init=_KERNEL_INIT,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        hidden = None
+        for index, activation in enumerate(self.activations):
+            name = "wi" if len(self.activations) == 1 else f"wi_{index}"
+            branch = project(self.d_ff, ("embed", "mlp"), name=name)(x)
+            branch = ad_checkpoint.checkpoint_name(branch, "mlp_hidden")
+            branch = ACTIVATIONS[activation](branch)
+            hidden = branch if hidden is None else hidden * branch
+        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
+        hidden = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
+            hidden, deterministic=self.deterministic
+        )
+        out = project(d_model, ("mlp", "embed"), name="wo")(hidden)
+        return ad_checkpoint.checkpoint_name(out, "mlp_out")

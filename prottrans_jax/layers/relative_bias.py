@@ -1,0 +1,132 @@
+"""T5's bucketed relative position bias."""
+
+import math
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+
+def bucket(
+    distance: Int[np.ndarray, "*shape"],
+    *,
+    bidirectional: bool,
+    num_buckets: int,
+    max_distance: int,
+) -> Int[np.ndarray, "*shape"]:
+    """Bucket of a signed distance, key position minus query position.
+
+    Short distances have a bucket each; longer ones share logarithmically wider
+    buckets, and all from `max_distance` on share the last (Raffel et al. 2020,
+    section 2.1). If `bidirectional`, the upper half of the buckets is for keys after
+    the query; otherwise all those keys share bucket 0.
+
+    Distances are known when a model is traced, so this is numpy: the float32 logarithm
+    at the borders is the same on every device.
+    """
+    distance = -np.asarray(distance, np.int32)
+    result = np.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        result += (distance < 0) * num_buckets
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(distance, 0)
+    num_exact = num_buckets // 2
+    with np.errstate(divide="ignore"):
+        log_ratio = np.log(distance.astype(np.float32) / np.float32(num_exact))
+    log_ratio = np.where(distance < num_exact, np.float32(0), log_ratio)
+    coarse = log_ratio / np.float32(math.log(max_distance / num_exact))
+    coarse = num_exact + (coarse * np.float32(num_buckets - num_exact)).astype(np.int32)
+    coarse = np.minimum(coarse, num_buckets - 1)
+    return result + np.where(distance < num_exact, distance, coarse)
+
+
+@struct.dataclass
+class DistanceBias:
+    """A bias on attention scores that depends on the distance of key and query only.
+
+    Holds one value per distance, so its size grows with the length and not with its
+    square; the matrix of any block of queries and keys is read off it.
+
+    Attributes:
+      values: Bias of distance d = key - query at index d + q_length - 1, float32.
+      q_length: Number of query positions.
+    """
+
+    values: Float[Array, "heads distances"]
+    q_length: int = struct.field(pytree_node=False)
+
+    def block(
+        self,
+        q_start: int | Int[Array, ""],
+        kv_start: int | Int[Array, ""],
+        q_size: int,
+        kv_size: int,
+    ) -> Float[Array, "heads q_size kv_size"]:
+        """Bias of `q_size` queries from `q_start` on `kv_size` keys from `kv_start`."""
+        heads = self.values.shape[0]
+        first = self.q_length - q_size + kv_start - q_start
+        width = q_size + kv_size - 1
+        window = jax.lax.dynamic_slice_in_dim(self.values, first, width, axis=1)
+        # Row i of the result is the window shifted right by i. Repeating the padded
+        # window and cutting the flat array in rows one shorter does that without a
+        # gather, whose gradient would be a scatter of q_size * kv_size values.
+        window = jnp.pad(window, ((0, 0), (0, 1)))
+        rows = jnp.broadcast_to(window[:, None], (heads, q_size, width + 1))
+        flat = rows.reshape(heads, q_size * (width + 1))
+        flat = jax.lax.slice_in_dim(
+            flat, q_size - 1, q_size - 1 + q_size * width, axis=1
+        )
+        return flat.reshape(heads, q_size, width)[:, :, :kv_size]
+
+    def pad(self, q_padding: int, kv_padding: int) -> "DistanceBias":
+        """The same bias for more queries and keys; distances beyond get 0."""
+        values = jnp.pad(self.values, ((0, 0), (q_padding, kv_padding)))
+        return DistanceBias(values, self.q_length + q_padding)
+
+
+class RelativePositionBias(nn.Module):
+    """Relative position bias of T5 (Raffel et al. 2020, section 2.1).
+
+    One table serves every layer. Hugging Face keeps it inside block 0; here, as in T5X,
+    it belongs to the stack. Only distances enter, so proteins packed in one row need no
+    positions of their own.
+    """
+
+    num_heads: int
+    num_buckets: int
+    max_distance: int
+    bidirectional: bool
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, q_length: int, kv_length: int) -> DistanceBias:
+        """Bias between `q_length` queries and `kv_length` keys from one origin."""
+        table = self.param(
+            "rel_embedding",
+            nn.with_logical_partitioning(
+                nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+                ("heads", "relpos_buckets"),
+            ),
+            (self.num_heads, self.num_buckets),
+            jnp.dtype(self.param_dtype),
+        )
+        buckets = bucket(
+            np.arange(1 - q_length, kv_length),
+            bidirectional=self.bidirectional,
+            num_buckets=self.num_buckets,
+            max_distance=self.max_distance,
+        )
+        one_hot = jax.nn.one_hot(buckets, self.num_buckets, dtype=jnp.float32)
+        # Highest precision: a TPU would otherwise round the table to bfloat16.
+        values = jnp.einsum(
+            "hb,nb->hn",
+            table.astype(jnp.float32),
+            one_hot,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return DistanceBias(values, q_length)

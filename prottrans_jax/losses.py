@@ -1,0 +1,66 @@
+"""Losses per position, not reduced: what is averaged over is the objective's choice."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class CrossEntropy(NamedTuple):
+    """What `softmax_cross_entropy` knows about each position.
+
+    Attributes:
+      loss: What training minimises: smoothed cross entropy plus `z_loss`.
+      nll: Negative log-likelihood of the target in nats, without smoothing or z-loss.
+      z_loss: The part of `loss` that keeps the logits' scale in bounds.
+      correct: Whether the target's logit is above all others.
+    """
+
+    loss: Float[Array, "*positions"]
+    nll: Float[Array, "*positions"]
+    z_loss: Float[Array, "*positions"]
+    correct: Bool[Array, "*positions"]
+
+
+def softmax_cross_entropy(
+    logits: Float[Array, "*positions vocab"],
+    targets: Int[Array, "*positions"],
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> CrossEntropy:
+    """Cross entropy of softmax(logits) with smoothed one-hot targets, float32.
+
+    As in T5X: of the probability `label_smoothing` is spread over the vocab - 1 other
+    classes; the entropy of that target is subtracted, so that a perfect model has loss
+    0; `z_loss` * log(sum(exp(logits)))^2 is added (Mesh TensorFlow).
+
+    Args:
+      logits: Unnormalised log-probabilities, any float type.
+      targets: Class at each position.
+      label_smoothing: Probability taken from the target, in [0, 1).
+      z_loss: Weight of the squared log-normaliser; T5X's pre-training uses 1e-4.
+
+    Returns:
+      Values per position.
+    """
+    logits = logits.astype(jnp.float32)
+    vocab = logits.shape[-1]
+    # Not a gather: its gradient is a scatter, and it breaks a sharded vocabulary.
+    is_target = jnp.arange(vocab) == targets[..., None]
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    nll = log_z - target_logit
+    loss = nll
+    if label_smoothing:
+        confidence = 1.0 - label_smoothing
+        rest = label_smoothing / (vocab - 1)
+        entropy = -confidence * jnp.log(confidence) - label_smoothing * jnp.log(rest)
+        # sum_j p_j (log_z - logit_j) with p = confidence at the target, rest elsewhere
+        all_nll = vocab * log_z - jnp.sum(logits, axis=-1)
+        loss = (confidence - rest) * nll + rest * all_nll - entropy
+    z = z_loss * jnp.square(log_z)
+    # Strictly: a dead model, whose logits are all equal, is never right.
+    correct = target_logit > jnp.max(jnp.where(is_target, -jnp.inf, logits), axis=-1)
+    return CrossEntropy(loss + z, nll, z, correct)

@@ -1,0 +1,427 @@
+"""T5 (Raffel et al. 2020) as ProtT5 uses it. Encoder-decoder, relative position bias.
+
+Features of T5 1.0, the ProtT5 models:
+  - pre-norm residual layers; RMS norm without mean or bias, epsilon 1e-6
+  - one table of relative position biases per stack, shared by its layers
+  - scores not scaled by 1/sqrt(head_dim); no biases anywhere; ReLU
+  - logits from the embedding table, decoder output times d_model^-0.5
+T5 1.1 by config: `mlp_activations=("gelu", "linear")`, `tie_embeddings=False`.
+
+Dropout stands where T5X has it and, as there, one mask serves all positions of a row.
+Names and shapes of parameters are T5X's; a scanned stack has its layer axis first.
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from prottrans_jax.layers import (
+    attention,
+    dense,
+    embeddings,
+    mlp,
+    norms,
+    relative_bias,
+    stack,
+)
+
+_ACTIVATION_AXES = ("batch", "length", "embed")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Sizes and switches of a T5.
+
+    Attributes:
+      vocab_size: Rows of the embedding table; 128 in ProtT5.
+      num_layers: Layers of the encoder.
+      num_decoder_layers: Layers of the decoder.
+      num_heads: Attention heads.
+      head_dim: Size of a head; num_heads * head_dim need not be d_model.
+      d_model: Width of the residual stream.
+      d_ff: Width of the MLP's hidden layer.
+      mlp_activations: ("relu",) is T5 1.0, ("gelu", "linear") T5 1.1.
+      dropout_rate: Share dropped in training.
+      relative_num_buckets: Buckets of the relative bias.
+      relative_max_distance: From this distance on all share the last bucket.
+      norm_epsilon: Added to the mean square in RMS norm.
+      tie_embeddings: Whether the logits use the embedding table.
+      dtype: Type of activations and products ("bfloat16" or "float32").
+      param_dtype: Type of the parameters.
+      scan_layers: Whether each stack is one scanned layer (compiles faster).
+      remat_policy: What the backward pass computes again; see `layers.stack`.
+      attention: "plain", or "blockwise" whose memory grows with the length only.
+      attention_block_size: Queries and keys per block of blockwise attention.
+    """
+
+    vocab_size: int
+    num_layers: int
+    num_decoder_layers: int
+    num_heads: int
+    head_dim: int
+    d_model: int
+    d_ff: int
+    mlp_activations: tuple[str, ...] = ("relu",)
+    dropout_rate: float = 0.1
+    relative_num_buckets: int = 32
+    relative_max_distance: int = 128
+    norm_epsilon: float = 1e-6
+    tie_embeddings: bool = True
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    scan_layers: bool = True
+    remat_policy: str = "none"
+    attention: str = "plain"
+    attention_block_size: int = 512
+
+    def __post_init__(self):
+        # gin binds lists and strings; a frozen config must hash and compare.
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        object.__setattr__(self, "param_dtype", jnp.dtype(self.param_dtype))
+        _check_choice("attention", self.attention, ("plain", "blockwise"))
+        _check_choice("remat_policy", self.remat_policy, stack.REMAT_POLICIES)
+        for name in self.mlp_activations:
+            _check_choice("mlp_activations", name, tuple(mlp.ACTIVATIONS))
+
+
+def forward_flops(config: T5Config, length: int, target_length: int) -> float:
+    """FLOPs of the matrix products of one row: a multiply-add is 2."""
+    inner = config.num_heads * config.head_dim
+    projections = 4 * config.d_model * inner  # query, key, value, out
+    mlp_size = (len(config.mlp_activations) + 1) * config.d_model * config.d_ff
+
+    def scores(queries, keys):
+        return 2 * queries * keys * inner  # query times key, weights times value
+
+    encoder = length * (projections + mlp_size) + scores(length, length)
+    decoder = (
+        target_length * (projections + mlp_size)
+        + scores(target_length, target_length)
+        # Cross-attention: query and out of targets, key and value of inputs.
+        + (target_length + length) * projections / 2
+        + scores(target_length, length)
+    )
+    logits = target_length * config.d_model * config.vocab_size
+    return 2.0 * (
+        config.num_layers * encoder + config.num_decoder_layers * decoder + logits
+    )
+
+
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"T5Config.{field}={value!r} is not known. Choose one of "
+            f"{', '.join(choices)}."
+        )
+
+
+class T5(nn.Module):
+    """Encoder-decoder with a language-model head."""
+
+    config: T5Config
+
+    def setup(self):
+        """Creates the table that both stacks share, and the stacks."""
+        config = self.config
+        self.token_embedder = embeddings.TokenEmbedding(
+            config.vocab_size,
+            config.d_model,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+        )
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config, self.token_embedder)
+
+    def __call__(
+        self,
+        encoder_input_tokens: Int[Array, "batch q_length"],
+        decoder_input_tokens: Int[Array, "batch length"],
+        *,
+        encoder_segment_ids: Int[Array, "batch q_length"] | None = None,
+        decoder_segment_ids: Int[Array, "batch length"] | None = None,
+        deterministic: bool,
+    ) -> Float[Array, "batch length vocab"]:
+        """Logits of the target at each decoder position, float32.
+
+        Args:
+          encoder_input_tokens: Tokens of the encoder.
+          decoder_input_tokens: Targets shifted right, from pad (0).
+          encoder_segment_ids: Protein of each position, from 1; 0 is padding. None: one
+            protein a row, and token 0 is padding.
+          decoder_segment_ids: The same for the decoder, whose protein k sees protein k
+            of the encoder only. None: one protein a row and no padding, since the first
+            input of the decoder is token 0 too.
+          deterministic: Whether dropout is off; if not, pass an rng named "dropout".
+        """
+        if encoder_segment_ids is None:
+            encoder_segment_ids = (encoder_input_tokens != 0).astype(jnp.int32)
+        encoded = self.encode(
+            encoder_input_tokens, encoder_segment_ids, deterministic=deterministic
+        )
+        return self.decode(
+            encoded,
+            encoder_segment_ids,
+            decoder_input_tokens,
+            decoder_segment_ids,
+            deterministic=deterministic,
+        )
+
+    def encode(
+        self,
+        tokens: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
+        *,
+        deterministic: bool,
+    ) -> Float[Array, "batch length d_model"]:
+        """Representation of every position, after the encoder's last norm.
+
+        Args:
+          tokens: Token ids.
+          mask: True at real positions, or segment ids (0 is padding) for packed rows.
+          deterministic: Whether dropout is off.
+        """
+        x = self.token_embedder(tokens)
+        return self.encoder(x, mask.astype(jnp.int32), deterministic=deterministic)
+
+    def decode(
+        self,
+        encoded: Float[Array, "batch kv_length d_model"],
+        encoder_segment_ids: Int[Array, "batch kv_length"],
+        tokens: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"] | None = None,
+        *,
+        deterministic: bool,
+    ) -> Float[Array, "batch length vocab"]:
+        """Logits given the encoder's output; arguments as in `__call__`."""
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
+        return self.decoder(
+            self.token_embedder(tokens),
+            encoded,
+            segment_ids,
+            encoder_segment_ids.astype(jnp.int32),
+            deterministic=deterministic,
+        )
+
+
+@struct.dataclass
+class _Shared:
+    """What every layer of a stack sees."""
+
+    segments: Int[Array, "batch length"]
+    bias: attention.Bias
+    encoded: Float[Array, "batch kv_length d_model"] | None = None
+    encoded_segments: Int[Array, "batch kv_length"] | None = None
+
+
+class Encoder(nn.Module):
+    """Stack of self-attention layers."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length d_model"],
+        segments: Int[Array, "batch length"],
+        *,
+        deterministic: bool,
+    ) -> Float[Array, "batch length d_model"]:
+        """Encodes embedded tokens."""
+        config = self.config
+        x = _dropout(config, deterministic)(x)
+        x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
+        bias = _relative_bias(config, x.shape[1], bidirectional=True)
+        x = stack.apply_layers(
+            EncoderLayer,
+            x,
+            _Shared(segments, bias),
+            num_layers=config.num_layers,
+            scan_layers=config.scan_layers,
+            remat_policy=config.remat_policy,
+            config=config,
+            deterministic=deterministic,
+        )
+        x = _norm(config, "encoder_norm")(x)
+        return _dropout(config, deterministic)(x)
+
+
+class Decoder(nn.Module):
+    """Stack of causal self-attention and cross-attention layers, and the head."""
+
+    config: T5Config
+    token_embedder: embeddings.TokenEmbedding
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length d_model"],
+        encoded: Float[Array, "batch kv_length d_model"],
+        segments: Int[Array, "batch length"],
+        encoded_segments: Int[Array, "batch kv_length"],
+        *,
+        deterministic: bool,
+    ) -> Float[Array, "batch length vocab"]:
+        """Logits from embedded decoder inputs and the encoder's output."""
+        config = self.config
+        x = _dropout(config, deterministic)(x)
+        x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
+        bias = _relative_bias(config, x.shape[1], bidirectional=False)
+        x = stack.apply_layers(
+            DecoderLayer,
+            x,
+            _Shared(segments, bias, encoded, encoded_segments),
+            num_layers=config.num_decoder_layers,
+            scan_layers=config.scan_layers,
+            remat_policy=config.remat_policy,
+            config=config,
+            deterministic=deterministic,
+        )
+        x = _norm(config, "decoder_norm")(x)
+        x = _dropout(config, deterministic)(x)
+        self.sow("intermediates", "output", x)
+        if config.tie_embeddings:
+            # T5 1.0: the table has deviation 1, which would make the logits too large.
+            logits = self.token_embedder.attend(x * config.d_model**-0.5)
+        else:
+            logits = dense.Dense(
+                config.vocab_size,
+                ("embed", "vocab"),
+                nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
+                dtype=config.dtype,
+                param_dtype=config.param_dtype,
+                name="logits_dense",
+            )(x, out_dtype=jnp.float32)
+        return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
+
+
+class EncoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    config: T5Config
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length d_model"], shared: _Shared):
+        """One layer, in the form that `layers.stack` asks for."""
+        config, drop = self.config, _dropout(self.config, self.deterministic)
+        self.sow("intermediates", "input", x)
+        y = _norm(config, "pre_attention_layer_norm")(x)
+        y = _attention(config, self.deterministic, "attention")(
+            y,
+            y,
+            q_segments=shared.segments,
+            kv_segments=shared.segments,
+            bias=shared.bias,
+        )
+        x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
+        y = _norm(config, "pre_mlp_layer_norm")(x)
+        y = _mlp(config, self.deterministic)(y)
+        x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
+        return x, None
+
+
+class DecoderLayer(nn.Module):
+    """x + causal attention, x + cross-attention, x + mlp, each of norm(x)."""
+
+    config: T5Config
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length d_model"], shared: _Shared):
+        """One layer, in the form that `layers.stack` asks for."""
+        config, drop = self.config, _dropout(self.config, self.deterministic)
+        self.sow("intermediates", "input", x)
+        y = _norm(config, "pre_self_attention_layer_norm")(x)
+        y = _attention(config, self.deterministic, "self_attention")(
+            y,
+            y,
+            q_segments=shared.segments,
+            kv_segments=shared.segments,
+            causal=True,
+            bias=shared.bias,
+        )
+        x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
+        y = _norm(config, "pre_cross_attention_layer_norm")(x)
+        # No bias: T5 has no notion of distance between decoder and encoder positions.
+        y = _attention(config, self.deterministic, "encoder_decoder_attention")(
+            y,
+            shared.encoded,
+            q_segments=shared.segments,
+            kv_segments=shared.encoded_segments,
+        )
+        x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
+        y = _norm(config, "pre_mlp_layer_norm")(x)
+        y = _mlp(config, self.deterministic)(y)
+        x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
+        return x, None
+
+
+def _norm(config: T5Config, name: str) -> norms.RMSNorm:
+    return norms.RMSNorm(
+        config.norm_epsilon,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        name=name,
+    )
+
+
+def _dropout(config: T5Config, deterministic: bool) -> Callable[[jax.Array], jax.Array]:
+    def drop(x):
+        # Along the length one mask, as T5X.
+        dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+        return dropout(x, deterministic=deterministic)
+
+    return drop
+
+
+def _attention(
+    config: T5Config, deterministic: bool, name: str
+) -> attention.MultiHeadAttention:
+    blockwise = config.attention == "blockwise"
+    return attention.MultiHeadAttention(
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        dropout_rate=config.dropout_rate,
+        deterministic=deterministic,
+        block_size=config.attention_block_size if blockwise else None,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        name=name,
+    )
+
+
+def _mlp(config: T5Config, deterministic: bool) -> mlp.MLP:
+    return mlp.MLP(
+        d_ff=config.d_ff,
+        activations=config.mlp_activations,
+        dropout_rate=config.dropout_rate,
+        deterministic=deterministic,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        name="mlp",
+    )
+
+
+def _relative_bias(config: T5Config, length: int, *, bidirectional: bool):
+    bias = relative_bias.RelativePositionBias(
+        num_heads=config.num_heads,
+        num_buckets=config.relative_num_buckets,
+        max_distance=config.relative_max_distance,
+        bidirectional=bidirectional,
+        param_dtype=config.param_dtype,
+        name="relpos_bias",
+    )(length, length)
+    if config.attention == "blockwise":
+        return bias
+    # Once for all layers, [heads, length, length].
+    return nn.with_logical_constraint(
+        bias.block(0, 0, length, length), ("heads", "length", "kv_length")
+    )

@@ -1,0 +1,149 @@
+"""Denoising of proteins by an encoder-decoder: ProtT5's objective, device side.
+
+What is hidden, and how, is decided by the preprocessor of the task.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from prottrans_jax import losses, types
+from prottrans_jax.models import t5
+
+MASKED, SUBSTITUTED = 1, 2  # `decoder_corrupted`; 0 is an intact input
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising:
+    """Mean cross entropy of the decoder's targets, over the whole batch.
+
+    Attributes:
+      model: The encoder-decoder.
+      z_loss: Weight of the squared log-normaliser, see `losses`.
+      label_smoothing: Probability taken from the target.
+    """
+
+    model: t5.T5
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Features of a batch that are used, all [rows, length]."""
+        return (
+            "encoder_input_tokens",
+            "encoder_segment_ids",
+            "decoder_input_tokens",
+            "decoder_target_tokens",
+            "decoder_segment_ids",
+            "decoder_loss_weights",
+            "decoder_corrupted",
+        )
+
+    def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any]) -> types.Params:
+        """Parameters, boxed with their logical axis names.
+
+        Args:
+          rng: Key of the random draws.
+          batch_shapes: Shape, or anything with a `shape`, of each feature.
+        """
+        inputs = jnp.zeros(_shape(batch_shapes["encoder_input_tokens"]), jnp.int32)
+        targets = jnp.zeros(_shape(batch_shapes["decoder_input_tokens"]), jnp.int32)
+        return self.model.init(rng, inputs, targets, deterministic=True)["params"]
+
+    def initial_carry(self, batch_size: int) -> types.Carry:
+        """Nothing goes from one step to the next."""
+        del batch_size
+        return ()
+
+    def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
+        """Sum of the loss weights: what `__call__` divides by, additive over batches."""
+        return {"targets": _sum(batch["decoder_loss_weights"])}
+
+    def __call__(
+        self,
+        params: types.Params,
+        batch: types.Batch,
+        normalizers: Mapping[str, Float[Array, ""]],
+        carry: types.Carry,
+        rng: jax.Array,
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, ""], tuple[types.Metrics, types.Carry]]:
+        """Loss of a batch or microbatch, and its metrics.
+
+        Args:
+          params: Parameters (no boxes).
+          batch: The features.
+          normalizers: Those of the whole batch. Losses and gradients of its
+            microbatches then add up to those of the batch.
+          carry: Handed through.
+          rng: Key of the dropout.
+          train: Whether dropout is on.
+
+        Returns:
+          The loss over the batch's normalizers, and (metrics, carry). Losses among the
+          metrics are plain cross entropies in nats, without smoothing or z-loss.
+        """
+        logits = self.model.apply(
+            {"params": params},
+            batch["encoder_input_tokens"],
+            batch["decoder_input_tokens"],
+            encoder_segment_ids=batch["encoder_segment_ids"],
+            decoder_segment_ids=batch["decoder_segment_ids"],
+            deterministic=not train,
+            rngs={"dropout": rng} if train else None,
+        )
+        entropy = losses.softmax_cross_entropy(
+            logits,
+            batch["decoder_target_tokens"],
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+        )
+        weights = batch["decoder_loss_weights"].astype(jnp.float32)
+        # A batch without targets has loss 0, not NaN.
+        loss = _sum(entropy.loss * weights) / jnp.maximum(normalizers["targets"], 1e-9)
+
+        corrupted = batch["decoder_corrupted"]
+        masked = weights * (corrupted == MASKED)
+        substituted = weights * (corrupted == SUBSTITUTED)
+        hidden = weights * (corrupted > 0)
+        pairs = {
+            "loss": (entropy.nll, weights),
+            "accuracy": (entropy.correct, weights),
+            "masked_loss": (entropy.nll, masked),
+            "substituted_loss": (entropy.nll, substituted),
+            "corrupted_loss": (entropy.nll, hidden),
+            "corrupted_accuracy": (entropy.correct, hidden),
+        }
+        if self.z_loss:
+            pairs["z_loss"] = (entropy.z_loss, weights)
+        metrics = {
+            name: (_sum(value * weight), _sum(weight))
+            for name, (value, weight) in pairs.items()
+        }
+        # Targets, and the positions computed for them: the mean is the filled share.
+        metrics["tokens"] = (_sum(weights > 0), jnp.float32(weights.size))
+        return loss, (metrics, carry)
+
+    def flops(self, batch_shapes: Mapping[str, Any]) -> float:
+        """Model FLOPs of one training step on such a batch.
+
+        Multiply-adds of matrix products count 2, backward passes twice the forward;
+        attention scores count in full (causal halves included), recomputation not.
+        """
+        rows, length = _shape(batch_shapes["encoder_input_tokens"])
+        _, target_length = _shape(batch_shapes["decoder_input_tokens"])
+        return 3.0 * rows * t5.forward_flops(self.model.config, length, target_length)
+
+
+def _shape(entry: Any) -> tuple[int, ...]:
+    return tuple(getattr(entry, "shape", entry))
+
+
+def _sum(values: jax.Array) -> Float[Array, ""]:
+    return jnp.sum(values.astype(jnp.float32))
