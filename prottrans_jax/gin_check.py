@@ -1,0 +1,309 @@
+"""Checks a whole gin configuration and says all that is wrong with it, and where."""
+
+from collections.abc import Sequence
+import dataclasses
+import importlib
+import inspect
+import pathlib
+import types
+from typing import Any
+
+import gin
+from prottrans_jax import gin_config
+
+
+def check(
+    files: Sequence[str | pathlib.Path],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str | pathlib.Path] = (),
+    trust_config: bool = False,
+) -> gin_config.Config:
+    """Reads gin files and bindings, later ones winning, and checks the whole.
+
+    Args:
+      files: Leaf names or paths. A name is looked for as a path, in `search_paths`,
+        then in the package.
+      bindings: Gin statements, after the files. They may use every module that a file
+        imports, and a short form of a name (`train.total_steps`) if it is unambiguous.
+      search_paths: More folders to look in, for `include` too.
+      trust_config: Lets files from outside the package import any module, and with it
+        run any code.
+
+    Raises:
+      UsageError: With all unknown names or missing values found, and where.
+    """
+    reader = gin_config.Reader(search_paths, trust_config)
+    for file in files:
+        reader.read_file(file)
+    for binding in bindings:
+        reader.read_text(
+            binding,
+            gin_config.Source(f"--gin_bindings={binding}", trusted=trust_config),
+        )
+    resolver = _Resolver(reader)
+    macros: dict[str, Any] = {}
+    bound: dict[tuple[str, str, str], Any] = {}
+    where: dict[Any, str] = {}
+    for statement in reader.statements:
+        value = resolver.value(statement)
+        if statement.parameter:
+            selector = resolver.binding(statement)
+            if selector:
+                key = (statement.scope, selector, statement.parameter)
+                bound[key], where[key] = value, statement.where
+        else:
+            macros[statement.selector] = value
+            where[statement.selector] = statement.where
+    config = gin_config.Config(tuple(reader.files), resolver.imports, macros, bound)
+    errors = resolver.errors + _macro_errors(config, where)
+    # Missing values would only repeat a misspelt name: report those alone first.
+    errors = errors or _missing(config, where)
+    if errors:
+        raise gin_config.UsageError("\n".join(dict.fromkeys(errors)))
+    return config
+
+
+class _Resolver:
+    """Turns names as written in any file into one set of imports and selectors."""
+
+    def __init__(self, reader: gin_config.Reader):
+        self.imports: dict[str, str] = {}
+        self.errors: list[str] = []
+        self._everywhere: dict[str, set[str]] = {}
+        for source in reader.sources:
+            for name, module in source.imports.items():
+                self._everywhere.setdefault(name, set()).add(module)
+                # Even where no name uses it: importing tasks registers them.
+                if self._load(source.name, module) is not None:
+                    self._name(module)
+        # Full names in use, for short forms on the command line.
+        self._in_use: dict[str, set[str]] = {}
+        for statement in reader.statements:
+            selectors = {
+                r.selector
+                for r in gin_config.walk(statement.value, gin_config.Reference)
+            }
+            if statement.parameter:
+                selectors.add(statement.selector)
+            for selector in selectors:
+                if self._modules(statement.source, selector.split(".")[0]):
+                    short = selector.rsplit(".", 1)[-1]
+                    self._in_use.setdefault(short, set()).add(selector)
+
+    def _modules(self, source: gin_config.Source, name: str) -> set[str]:
+        if name in source.imports:
+            return {source.imports[name]}
+        return self._everywhere.get(name, set())
+
+    def value(self, statement: gin_config.Statement) -> Any:
+        """The statement's value with every reference under its final name."""
+
+        def replace(value: Any) -> Any:
+            if isinstance(value, gin_config.Reference):
+                selector, target = self._target(statement, value.selector)
+                if target is None:
+                    return value
+                return dataclasses.replace(value, selector=selector)
+            if isinstance(value, dict):
+                return {replace(k): replace(v) for k, v in value.items()}
+            if isinstance(value, list | tuple | set):
+                return type(value)(replace(v) for v in value)
+            return value
+
+        return replace(statement.value)
+
+    def binding(self, statement: gin_config.Statement) -> str | None:
+        """The final name of what the statement binds, its parameter checked."""
+        selector, target = self._target(statement, statement.selector)
+        if target is None:
+            return None
+        known = _parameters(target)
+        if known is not None and statement.parameter not in known:
+            parameter = statement.parameter
+            self.errors.append(
+                f"{statement.where}: {selector} has no parameter {parameter!r}."
+                f"{gin_config.nearest(parameter, known)}"
+            )
+            return None
+        return selector
+
+    def _target(
+        self, statement: gin_config.Statement, selector: str
+    ) -> tuple[str, Any]:
+        """Final name and object for a name as written; (_, None) after an error."""
+        if selector in ("gin.macro", "gin.singleton"):
+            return selector, getattr(gin.config, selector.removeprefix("gin."))
+        root, *rest = selector.split(".")
+        modules = self._modules(statement.source, root)
+        if not modules:
+            matches = {
+                full
+                for full in self._in_use.get(selector.rsplit(".", 1)[-1], ())
+                if full.endswith("." + selector)
+            }
+            if len(matches) == 1:
+                return self._target(statement, matches.pop())
+            names = sorted({n for full in self._in_use.values() for n in full})
+            either = f" It may be {' or '.join(sorted(matches))}." if matches else ""
+            self.errors.append(
+                f"{statement.where}: no file imports {root!r}, of {selector!r}."
+                f"{either or gin_config.nearest(selector, [*self._everywhere, *names])}"
+            )
+            return selector, None
+        if len(modules) > 1:
+            self.errors.append(
+                f"{statement.where}: {root!r} is {' and '.join(sorted(modules))} in "
+                "different files. Import the one you mean in this file."
+            )
+            return selector, None
+        return self._import(statement, next(iter(modules)), rest)
+
+    def _import(
+        self, statement: gin_config.Statement, module: str, rest: list[str]
+    ) -> tuple[str, Any]:
+        if not rest:
+            self.errors.append(
+                f"{statement.where}: {module} is a module. Name a function or class."
+            )
+            return module, None
+        found: Any = self._load(statement.where, module)
+        # After `import a`, the first parts of `a.b.c` may be modules too.
+        while (
+            found is not None
+            and len(rest) > 1
+            and isinstance(found, types.ModuleType)
+            and inspect.ismodule(getattr(found, rest[0], found))
+        ):
+            module, rest = f"{module}.{rest[0]}", rest[1:]
+            found = self._load(statement.where, module)
+        if found is None:
+            return module, None
+        for part in rest:
+            if not hasattr(found, part):
+                public = [name for name in dir(found) if not name.startswith("_")]
+                self.errors.append(
+                    f"{statement.where}: {module} has no {'.'.join(rest)!r}."
+                    f"{gin_config.nearest(part, public)}"
+                )
+                return module, None
+            found = getattr(found, part)
+            if not callable(found) and not inspect.ismodule(found):
+                self.errors.append(
+                    f"{statement.where}: {module}.{'.'.join(rest)} is no function or "
+                    "class."
+                )
+                return module, None
+            if not statement.source.trusted and not _is_ours(found):
+                self.errors.append(
+                    f"{statement.where}: {module}.{'.'.join(rest)} does not come with "
+                    f"{gin_config.PACKAGE}, and calling it could run anything. If you "
+                    f"trust {statement.source.name}, pass --trust_config."
+                )
+                return module, None
+        return ".".join([self._name(module), *rest]), found
+
+    def _load(self, where: str, module: str) -> types.ModuleType | None:
+        if module in gin_config.NOT_CONFIGURABLE:
+            self.errors.append(f"{where}: gin files cannot use {module}.")
+            return None
+        try:
+            return importlib.import_module(module)
+        except ImportError as error:
+            self.errors.append(
+                f"{where}: cannot import {module}: {error}."
+                f"{gin_config.nearest(module, _package_modules())}"
+            )
+            return None
+
+    def _name(self, module: str) -> str:
+        """The name under which the configuration imports `module`."""
+        name = module.rsplit(".", 1)[-1]
+        if self.imports.setdefault(name, module) != module:
+            name = module.replace(".", "_")
+            self.imports[name] = module
+        return name
+
+
+def _is_ours(found: Any) -> bool:
+    module = (
+        found.__name__
+        if isinstance(found, types.ModuleType)
+        else getattr(found, "__module__", None) or ""
+    )
+    return (
+        module.startswith(gin_config.PACKAGE + ".")
+        and module not in gin_config.NOT_CONFIGURABLE
+    )
+
+
+def _macro_errors(config: gin_config.Config, where: dict[Any, str]) -> list[str]:
+    """Macros that are used and never set, or set and never used (so misspelt)."""
+    used: dict[str, str] = {}
+    for key, value in [*config.macros.items(), *config.bindings.items()]:
+        for macro in gin_config.walk(value, gin_config.Macro):
+            if macro != gin_config.REQUIRED:
+                used.setdefault(macro.name, where[key])
+    errors = [
+        f"{used[name]}: uses %{name}, which nothing sets."
+        f"{gin_config.nearest(name, config.macros)}"
+        for name in sorted(set(used) - set(config.macros))
+    ]
+    errors += [
+        f"{where[name]}: sets {name}, which nothing uses."
+        f"{gin_config.nearest(name, used)}"
+        for name in sorted(set(config.macros) - set(used))
+    ]
+    return errors
+
+
+def _missing(config: gin_config.Config, where: dict[Any, str]) -> list[str]:
+    """Required values that nobody gave, and parameters of called things."""
+    names = [
+        f"  {name} = ...    ({where[name]})"
+        for name, value in sorted(config.macros.items())
+        if value == gin_config.REQUIRED
+    ]
+    names += [
+        f"  {gin_config.join(scope, selector)}.{parameter} = ...    "
+        f"({where[scope, selector, parameter]})"
+        for (scope, selector, parameter), value in sorted(
+            config.bindings.items(), key=lambda item: item[0]
+        )
+        if value == gin_config.REQUIRED
+    ]
+    called: dict[gin_config.Reference, str] = {}
+    for key, value in [*config.bindings.items(), *config.macros.items()]:
+        for reference in gin_config.walk(value, gin_config.Reference):
+            if reference.call and not reference.selector.startswith("gin."):
+                called.setdefault(reference, where[key])
+    for reference, place in called.items():
+        target = gin_config.resolve(config.imports, reference.selector)
+        bound = config.parameters(reference)
+        for parameter, spec in (_parameters(target) or {}).items():
+            if spec.default is inspect.Parameter.empty and parameter not in bound:
+                name = gin_config.join(reference.scope, reference.selector)
+                names.append(f"  {name}.{parameter} = ...    ({place} calls it)")
+    if not names:
+        return []
+    return [
+        "These values are required; give each with --gin_bindings or in a file:",
+        *dict.fromkeys(names),
+    ]
+
+
+def _parameters(target: Any) -> dict[str, inspect.Parameter] | None:
+    """Parameters that gin may bind; None if it takes any keyword."""
+    signature = inspect.signature(target).parameters
+    kinds = {parameter.kind for parameter in signature.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return None
+    bindable = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {n: p for n, p in signature.items() if p.kind in bindable and n != "self"}
+
+
+def _package_modules() -> list[str]:
+    here = pathlib.Path(__file__).resolve().parent
+    return [
+        ".".join([gin_config.PACKAGE, *path.relative_to(here).with_suffix("").parts])
+        for path in here.rglob("*.py")
+    ]

@@ -1,0 +1,163 @@
+"""Gin files and bindings in T5X's manner: parse, bind, and the flags of the mains.
+
+--gin_file=prot_t5_xl.gin           a leaf of the package, or a path; several allowed
+--gin_bindings='TRAIN_STEPS = 100'  as in T5X; also --gin.TRAIN_STEPS=100
+--gin_search_paths=a,b              more folders that hold gin files
+--trust_config                      let files from elsewhere import any module
+"""
+
+from collections.abc import Callable, Sequence
+import copy
+import pathlib
+import sys
+from typing import Any
+
+from absl import app, flags
+
+import gin
+from prottrans_jax import gin_check, gin_config
+
+Config = gin_config.Config
+Reference = gin_config.Reference
+UsageError = gin_config.UsageError
+
+_current: Config | None = None
+
+
+def parse(
+    files: Sequence[str | pathlib.Path],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str | pathlib.Path] = (),
+    trust_config: bool = False,
+) -> Config:
+    """Reads, checks and binds gin files and bindings; replaces what was bound before.
+
+    Args:
+      files: Leaf names or paths. A name is looked for as a path, in `search_paths`,
+        then in the package.
+      bindings: Gin statements, later ones win. They may use every module that a file
+        imports, and a short form of a name (`train.total_steps`) if it is unambiguous.
+      search_paths: More folders to look in, for `include` too.
+      trust_config: Lets files from outside the package import any module, and with it
+        run any code.
+
+    Returns:
+      The configuration. `configured` gives functions that use it.
+
+    Raises:
+      UsageError: With all unknown names and missing values found, and where.
+    """
+    config = gin_check.check(files, bindings, search_paths, trust_config)
+    global _current
+    gin.clear_config()
+    gin.parse_config(config.text)
+    _current = config
+    return config
+
+
+def resolved_config() -> str:
+    """Text of the configuration in force, one self-contained gin file."""
+    if _current is None:
+        raise RuntimeError("No gin configuration was parsed yet: call `parse` first.")
+    return _current.text
+
+
+def configured(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with the parameters that the parsed configuration binds."""
+    try:
+        return gin.get_configurable(function)
+    except ValueError:  # Nothing bound it: its own defaults hold.
+        return function
+
+
+def build(value: Any, **overrides: Any) -> Any:
+    """Evaluates a value of the parsed configuration, e.g. calls `@t5.T5()`.
+
+    Args:
+      value: As held by `Config`: a literal, `Reference` or `Macro`.
+      **overrides: For a called `Reference`: parameters that replace the bound ones.
+    """
+    assert _current is not None, "parse first"
+    value = _current.value(value)
+    if isinstance(value, Reference) and value.call and overrides:
+        with gin.config_scope(value.scope or None):
+            return configured(gin_config.resolve(_current.imports, value.selector))(
+                **overrides
+            )
+    # gin evaluates references inside containers when a bound value is copied.
+    header = "\n".join(
+        gin_config.import_line(m, n) for n, m in _current.imports.items()
+    )
+    gin.parse_config(
+        f"from __gin__ import dynamic_registration\n{header}\n_VALUE = {value!r}\n"
+    )
+    return copy.deepcopy(gin.query_parameter("%_VALUE"))
+
+
+# ------------------------------------------------------------------------ for mains
+
+
+def define_flags() -> None:
+    """Defines the gin flags; for the modules with a main, at their import."""
+    flags.DEFINE_multi_string(
+        "gin_file", [], "Leaf of the package, or path of a gin file. May be repeated."
+    )
+    flags.DEFINE_multi_string(
+        "gin_bindings",
+        [],
+        "A gin statement, e.g. 'TRAIN_STEPS = 100'. May be repeated.",
+    )
+    flags.DEFINE_list(
+        "gin_search_paths", [], "More folders to look for gin files in, by commas."
+    )
+    flags.DEFINE_bool(
+        "trust_config",
+        False,
+        "Let gin files from outside the package import any module, and run its code.",
+    )
+
+
+def parse_flags(bindings: Sequence[str] = ()) -> Config:
+    """`parse` with what the flags say, then `bindings`, which win."""
+    values = flags.FLAGS
+    if not values.gin_file:
+        raise UsageError(
+            f"Give a --gin_file, e.g. one of: {', '.join(gin_config.leaves())}."
+        )
+    return parse(
+        values.gin_file,
+        [*values.gin_bindings, *bindings],
+        values.gin_search_paths,
+        values.trust_config,
+    )
+
+
+def rewrite_gin_args(args: Sequence[str]) -> list[str]:
+    """Turns `--gin.NAME=value` into `--gin_bindings=NAME = value`, as T5X does."""
+    rewritten = []
+    for arg in args:
+        if arg.startswith("--gin."):
+            name, equals, value = arg.removeprefix("--gin.").partition("=")
+            if not equals:
+                raise UsageError(f"{arg}: gin bindings have the form --gin.NAME=value.")
+            arg = f"--gin_bindings={name} = {value}"
+        rewritten.append(arg)
+    return rewritten
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """`absl.app.run` for mains that use gin: a `UsageError` exits with 2, untraced."""
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        try:
+            return main(argv)
+        except UsageError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    try:
+        argv = rewrite_gin_args(sys.argv)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    app.run(guarded, argv=argv)

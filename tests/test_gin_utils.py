@@ -1,0 +1,270 @@
+"""Gin files: where they are found, what they may do, and what mistakes are told."""
+
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from prottrans_jax import gin_config, gin_utils, partitioning
+
+BASE = """
+    from __gin__ import dynamic_registration
+    from prottrans_jax import partitioning
+    MODEL_PARALLEL = 2
+    partitioning.Partitioner:
+      scheme = "2d"
+      model = %MODEL_PARALLEL
+    partitioning.make_mesh.devices = @partitioning.Partitioner()
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name: str, text: str) -> pathlib.Path:
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write
+
+
+def partitioner():
+    return gin_utils.configured(partitioning.Partitioner)()
+
+
+# ------------------------------------------------------------------ what is bound
+
+
+def test_file_and_bindings_reach_the_called_function(write):
+    gin_utils.parse([write("a.gin", BASE)])
+    assert (partitioner().scheme, partitioner().model) == ("2d", 2)
+
+
+def test_command_line_uses_modules_that_only_an_included_file_imports(write):
+    write("base.gin", BASE)
+    leaf = write("leaf.gin", "include 'base.gin'\nMODEL_PARALLEL = 4")
+    gin_utils.parse([leaf], ["partitioning.Partitioner.num_devices = 3"])
+    assert (partitioner().model, partitioner().num_devices) == (4, 3)
+
+
+def test_later_files_and_then_bindings_win(write):
+    files = [write("a.gin", BASE), write("b.gin", "MODEL_PARALLEL = 4")]
+    gin_utils.parse(files)
+    assert partitioner().model == 4
+    gin_utils.parse(files, ["MODEL_PARALLEL = 8"])
+    assert partitioner().model == 8
+
+
+def test_short_form_of_a_name_in_use_is_understood(write):
+    gin_utils.parse([write("a.gin", BASE)], ["Partitioner.data = 5"])
+    assert partitioner().data == 5
+
+
+def test_second_parse_forgets_the_first(write):
+    gin_utils.parse([write("a.gin", BASE)], ["Partitioner.data = 5"])
+    gin_utils.parse([write("a.gin", BASE)])
+    assert partitioner().data == -1
+
+
+def test_scoped_bindings_apply_in_their_scope_only(write):
+    text = BASE.replace("@partitioning", "@small/partitioning")
+    path = write("a.gin", text)
+    config = gin_utils.parse([path], ["small/Partitioner.num_devices = 1"])
+    reference = config.bindings["", "partitioning.make_mesh", "devices"]
+    assert gin_utils.build(reference).num_devices == 1
+    assert gin_utils.build(reference, model=1).model == 1
+    assert partitioner().num_devices is None
+    assert config.parameters(reference) == {
+        "scheme": "2d",
+        "model": 2,
+        "num_devices": 1,
+    }
+
+
+def test_resolved_config_is_a_file_that_gives_the_same_configuration(write):
+    write("base.gin", BASE)
+    leaf = write("leaf.gin", "include 'base.gin'\nMODEL_PARALLEL = 4")
+    first = gin_utils.parse([leaf], ["Partitioner.extra_rules = [('kv', None)]"])
+    assert gin_utils.resolved_config() == first.text
+    again = gin_utils.parse([write("resolved.gin", first.text)])
+    assert again.text == first.text
+    assert (partitioner().model, partitioner().extra_rules) == (4, [("kv", None)])
+
+
+def test_t5x_style_arguments_become_bindings():
+    args = ["train.py", "--gin.TRAIN_STEPS=10", "--model_dir=x"]
+    assert gin_utils.rewrite_gin_args(args) == [
+        "train.py",
+        "--gin_bindings=TRAIN_STEPS = 10",
+        "--model_dir=x",
+    ]
+
+
+# ------------------------------------------------------------------ finding files
+
+
+def test_leaf_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    leaf = gin_config.leaves()[0]
+    assert gin_config.find_file(leaf).name == leaf
+    assert gin_config.find_file(leaf.removesuffix(".gin")).name == leaf
+
+
+def test_search_paths_are_looked_in(write, tmp_path):
+    write("mine.gin", BASE)
+    assert gin_utils.parse(["mine.gin"], search_paths=[tmp_path]).files == (
+        (tmp_path / "mine.gin").resolve(),
+    )
+
+
+def test_misspelt_leaf_names_nearest_leaves_and_folders(tmp_path):
+    with pytest.raises(gin_utils.UsageError) as error:
+        gin_utils.parse(["prot_t5_x1.gin"], search_paths=[tmp_path])
+    message = str(error.value)
+    assert "Nearest: prot_t5_xl.gin" in message
+    assert str(tmp_path) in message
+    assert str(gin_config.package_folder()) in message
+    assert "prot_t5_base.gin" in message
+
+
+def test_the_gin_folder_never_shadows_gin_config():
+    root = gin_config.package_folder()
+    assert not list(root.rglob("*.py"))
+    code = "import gin; print(gin.parse_config.__module__)"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=root.parent, capture_output=True, text=True
+    )
+    assert out.stdout.strip() == "gin.config", out.stderr
+
+
+def test_file_that_includes_itself_is_refused(write):
+    path = write("loop.gin", "include 'loop.gin'")
+    with pytest.raises(gin_utils.UsageError, match="includes itself"):
+        gin_utils.parse([path])
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("binding", "expected"),
+    [
+        ("partitioning.Partitioner.schem = '2d'", "Nearest: scheme"),
+        ("partitioning.Partitoner.scheme = '2d'", "Nearest: Partitioner"),
+        ("partitionning.Partitioner.model = 2", "Nearest: partitioning"),
+        ("MODEL_PARALEL = 4", "Nearest: MODEL_PARALLEL"),
+        ("Partitioner.model = %MODEL_PARALEL", "Nearest: MODEL_PARALLEL"),
+        ("from prottrans_jax import partitionin", "Nearest: prottrans_jax.partition"),
+        ("MODEL_PARALLEL = /tmp/x", "quotes"),
+        ("MODEL_PARALLEL", "not gin syntax"),
+        ("Partitioner.model = @partitioning.SCHEMES", "no function"),
+    ],
+)
+def test_mistake_says_where_and_what_is_nearest(write, binding, expected):
+    with pytest.raises(gin_utils.UsageError, match="gin_bindings") as error:
+        gin_utils.parse([write("a.gin", BASE)], [binding])
+    assert expected in str(error.value)
+
+
+def test_macros_that_name_each_other_are_refused(write):
+    with pytest.raises(gin_utils.UsageError, match="name each other"):
+        gin_utils.parse(
+            [write("a.gin", BASE)], ["MODEL_PARALLEL=%X", "X=%MODEL_PARALLEL"]
+        )
+
+
+def test_mistake_in_a_file_is_given_with_its_line(write):
+    path = write("a.gin", BASE + "    partitioning.Partitioner.modle = 3\n")
+    with pytest.raises(gin_utils.UsageError, match=r"a\.gin:9.*Nearest: model"):
+        gin_utils.parse([path])
+
+
+def test_every_mistake_is_told_at_once(write):
+    with pytest.raises(gin_utils.UsageError) as error:
+        gin_utils.parse([write("a.gin", BASE)], ["Partitioner.a = 1", "BB = 2"])
+    assert "'a'" in str(error.value) and "BB" in str(error.value)
+
+
+def test_required_values_are_listed_together(write):
+    text = BASE.replace("= 2", "= %gin.REQUIRED").replace('"2d"', "%gin.REQUIRED")
+    text += "    partitioning.make_mesh.model = @partitioning.is_axes()\n"
+    with pytest.raises(gin_utils.UsageError) as error:
+        gin_utils.parse([write("a.gin", text)])
+    message = str(error.value)
+    assert "MODEL_PARALLEL = ..." in message
+    assert "partitioning.Partitioner.scheme = ..." in message
+    assert "partitioning.is_axes.value = ..." in message  # has no default
+
+
+def test_main_exits_with_2_and_no_traceback(tmp_path):
+    main = tmp_path / "main.py"
+    main.write_text(
+        "from prottrans_jax import gin_utils\n"
+        "gin_utils.define_flags()\n"
+        "gin_utils.run(lambda argv: gin_utils.parse_flags() and None)\n"
+    )
+    command = [sys.executable, str(main), "--gin_file=nothing_like_it.gin"]
+    out = subprocess.run(command, capture_output=True, text=True)
+    assert out.returncode == 2
+    assert "Traceback" not in out.stderr and "No gin file" in out.stderr
+
+
+# ------------------------------------------------------------------ trust
+
+
+EVIL = {
+    "plain import": "import canary",
+    "from import": "from canary import anything",
+    "dynamic registration": """
+        from __gin__ import dynamic_registration
+        import subprocess
+        from prottrans_jax import partitioning
+        partitioning.Partitioner.model = @subprocess.getoutput()
+        subprocess.getoutput.cmd = "touch CANARY"
+    """,
+    "through a module of ours": """
+        from __gin__ import dynamic_registration
+        from prottrans_jax import gin_config
+        from prottrans_jax import partitioning
+        partitioning.Partitioner.model = @gin_config.pathlib.Path.touch()
+        gin_config.pathlib.Path.touch.self = "CANARY"
+    """,
+    "through the package": """
+        from __gin__ import dynamic_registration
+        import prottrans_jax.partitioning
+        prottrans_jax.partitioning.jax.jit.fun = "CANARY"
+    """,
+    "another file as trusted": """
+        from __gin__ import dynamic_registration
+        from prottrans_jax import gin_utils
+        gin_utils.parse.trust_config = True
+    """,
+}
+
+
+@pytest.mark.parametrize("how", EVIL)
+def test_file_from_elsewhere_runs_nothing(how, write, tmp_path, monkeypatch):
+    canary = tmp_path / "CANARY"
+    (tmp_path / "canary.py").write_text(f"open({str(canary)!r}, 'w')\nanything = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write("evil.gin", textwrap.dedent(EVIL[how]).replace("CANARY", str(canary)))
+    with pytest.raises(gin_utils.UsageError):
+        gin_utils.parse([path])
+    leaf = write("leaf.gin", "include 'evil.gin'")
+    with pytest.raises(gin_utils.UsageError, match=r"leaf\.gin|evil\.gin"):
+        gin_utils.parse([leaf])
+    assert not canary.exists()
+
+
+def test_trusted_file_imports_any_module(write, tmp_path, monkeypatch):
+    canary = tmp_path / "CANARY"
+    (tmp_path / "canary2.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write("mine.gin", BASE.replace("MODEL", "import canary2\n    MODEL", 1))
+    with pytest.raises(gin_utils.UsageError, match="--trust_config"):
+        gin_utils.parse([path])
+    assert not canary.exists()
+    gin_utils.parse([path], trust_config=True)
+    assert canary.exists()
