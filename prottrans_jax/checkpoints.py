@@ -12,11 +12,10 @@ is read back:
     DIRECTORY/.lock             held by the one run that writes here
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import concurrent.futures
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import socket
@@ -31,19 +30,12 @@ from jaxtyping import PyTree
 import numpy as np
 from orbax import checkpoint as ocp
 
-from prottrans_jax import multihost
+from prottrans_jax import manifests, multihost
 
-_MANIFEST = "sha256.json"
 _METADATA = "metadata.json"
 _TMP = ".orbax-checkpoint-tmp"
-# Its presence says that a deletion began: what is left of such a step is rubbish.
-_DELETING = "DELETING"
-# Orbax stamps these when it commits, after the hashing. Nothing here reads them.
-_AFTER_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be believed, or is locked by another run."""
+CheckpointError = manifests.CheckpointError
 
 
 class SaveError(CheckpointError):
@@ -161,7 +153,7 @@ class Checkpointer:
         if step in self._sound:
             return
         path = self._directory / str(step)
-        self._on_process_zero("replace", lambda: _delete(path))
+        self._on_process_zero("replace", lambda: manifests.delete(path))
         arrays = _flatten(state)
         save_args = {
             name: ocp.SaveArgs(dtype=self._stored_dtype(name, leaf))
@@ -222,12 +214,7 @@ class Checkpointer:
         Read from the directory at every call: what a live Orbax manager believes may
         not be there after a failed save.
         """
-        return [
-            step
-            for step in _step_numbers(self._directory)
-            if (self._directory / str(step) / _MANIFEST).exists()
-            and not (self._directory / str(step) / _DELETING).exists()
-        ]
+        return manifests.committed(self._directory)
 
     def restore(
         self, abstract_state: PyTree, step: int | None = None
@@ -251,7 +238,9 @@ class Checkpointer:
           MismatchError: other arrays, shapes or kinds of dtype; lists both sides.
         """
         self.wait()
-        choice = self._on_process_zero("choose", lambda: _choose(self._directory, step))
+        choice = self._on_process_zero(
+            "choose", lambda: manifests.choose(self._directory, step)
+        )
         self._damaged.update(choice["damaged"])
         if choice["step"] is None:
             return None
@@ -294,7 +283,7 @@ class Checkpointer:
         if jax.process_index() == 0:
             # What was written of it may be all that fills the disk.
             for path in self._directory.glob(f"{step}{_TMP}*"):
-                _remove_tree(path)
+                manifests.remove_tree(path)
         good = [good for good in self.steps() if good not in self._damaged]
         last = good[-1] if good else None
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -311,9 +300,9 @@ class Checkpointer:
         for path in sorted(self._directory.iterdir()):
             if _TMP in path.name:
                 logging.warning("Removing %s, left by a save cut short.", path)
-                _remove_tree(path)
-            elif (path / _DELETING).exists():
-                _remove_tree(path)
+                manifests.remove_tree(path)
+            elif manifests.is_being_deleted(path):
+                manifests.remove_tree(path)
 
     def _delete_old(self, steps: list[int]) -> None:
         sound = [step for step in steps if step not in self._damaged]
@@ -323,7 +312,7 @@ class Checkpointer:
             if self._keep_period and step % self._keep_period == 0:
                 continue
             try:
-                _delete(self._directory / str(step))
+                manifests.delete(self._directory / str(step))
             except OSError as error:
                 logging.warning("Could not delete checkpoint %d: %s", step, error)
 
@@ -351,7 +340,7 @@ def load_params(
     """
     directory, step = _locate(_absolute(path), step)
     choice = multihost.from_process_zero(
-        "checkpoints/load", lambda: _choose(directory, step), 1200.0
+        "checkpoints/load", lambda: manifests.choose(directory, step), 1200.0
     )
     if choice["step"] is None:
         raise CheckpointError(f"{path}: no checkpoint there.")
@@ -419,7 +408,7 @@ class _StepHandler(ocp.PyTreeCheckpointHandler):
         """Runs in the background, on process 0, after every process has written."""
         super().finalize(directory)
         (directory / _METADATA).write_text(self.metadata_text)
-        _write_manifest(directory, self.step)
+        manifests.write(directory, self.step)
 
 
 @ocp.args.register_with_handler(_StepHandler, for_save=True, for_restore=True)
@@ -427,85 +416,12 @@ class _StepArgs(ocp.args.PyTreeSave):
     """Arguments of `_StepHandler`; Orbax looks handlers up by their class."""
 
 
-def _write_manifest(directory: epath.Path, step: int) -> None:
-    names = sorted(
-        name for name in _files_below(directory) if name not in _AFTER_COMMIT
-    )
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        hashes = pool.map(lambda name: _hash(directory / name), names)
-    files = {
-        name: {"bytes": size, "sha256": digest}
-        for name, (size, digest) in zip(names, hashes, strict=True)
-    }
-    manifest = {"step": step, "files": files}
-    manifest["sha256"] = _hash_of_manifest(manifest)
-    path = directory / (_MANIFEST + ".tmp")
-    path.write_text(json.dumps(manifest, indent=1))
-    path.rename(directory / _MANIFEST)
-
-
-def _problem(directory: epath.Path) -> str | None:
-    """What makes a step unbelievable, with the file at fault; None if it is sound."""
-    path = directory / _MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-        files = manifest["files"]
-        if manifest["sha256"] != _hash_of_manifest(manifest):
-            return f"{path}: its own hash does not match"
-        if manifest["step"] != int(directory.name):
-            return f"{path}: written for step {manifest['step']}"
-    except FileNotFoundError:
-        return f"{path} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{path}: unreadable ({error!r})"
-    if (directory / _DELETING).exists():
-        return f"{directory / _DELETING}: its deletion was cut short"
-
-    def check(name: str) -> str | None:
-        expected = files[name]
-        try:
-            size, digest = _hash(directory / name)
-        except OSError as error:
-            return f"{directory / name}: {error.strerror or error}"
-        if size != expected["bytes"]:
-            return f"{directory / name}: {size} bytes instead of {expected['bytes']}"
-        if digest != expected["sha256"]:
-            return f"{directory / name}: SHA-256 does not match its manifest"
-        return None
-
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        return next((found for found in pool.map(check, files) if found), None)
-
-
-def _choose(directory: epath.Path, step: int | None) -> dict[str, Any]:
-    """The newest sound step, or `step`; and the damaged ones met on the way."""
-    present = _step_numbers(directory)
-    if step is not None and step not in present:
-        raise CheckpointError(f"{directory}: no step {step}; there are {present}.")
-    damaged: dict[int, str] = {}
-    for candidate in reversed(present) if step is None else [step]:
-        problem = _problem(directory / str(candidate))
-        if problem is None:
-            if damaged:
-                logging.warning("Using step %d instead.", candidate)
-            return {"step": candidate, "damaged": sorted(damaged)}
-        logging.error("Checkpoint %d is damaged: %s.", candidate, problem)
-        damaged[candidate] = problem
-    if damaged:
-        listed = "\n".join(f"  step {bad}: {why}" for bad, why in damaged.items())
-        raise CheckpointError(
-            f"{directory}: no sound checkpoint:\n{listed}\n"
-            "Bring the files back, or remove these steps to start anew."
-        )
-    return {"step": None, "damaged": []}
-
-
 def _locate(path: epath.Path, step: int | None) -> tuple[epath.Path, int | None]:
     """Directory of steps and step meant by a model_dir, `checkpoints` or a step."""
     if path.name.isdigit() and (path / "_METADATA").exists():
         return path.parent, int(path.name)
     for directory in (path / "checkpoints", path):
-        if _step_numbers(directory):
+        if manifests.step_numbers(directory):
             return directory, step
     raise CheckpointError(
         f"{path}: no checkpoint there. Give a model_dir, its checkpoints directory, "
@@ -574,48 +490,6 @@ def _describe(array: Any) -> str:
 
 def _read_metadata(path: epath.Path) -> dict[str, Any]:
     return json.loads((path / _METADATA).read_text())
-
-
-def _step_numbers(directory: epath.Path) -> list[int]:
-    if not directory.exists():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
-
-
-def _files_below(directory: epath.Path) -> Iterator[str]:
-    for root, _, names in directory.walk():
-        for name in names:
-            yield str((epath.Path(root) / name).relative_to(directory))
-
-
-def _hash(path: epath.Path) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
-
-
-def _hash_of_manifest(manifest: Mapping[str, Any]) -> str:
-    content = {"step": manifest["step"], "files": manifest["files"]}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _delete(path: epath.Path) -> None:
-    """Deletes a step so that a kill in the midst of it leaves nothing believable."""
-    if not path.exists():
-        return
-    (path / _DELETING).write_text("")
-    (path / _MANIFEST).unlink(missing_ok=True)
-    _remove_tree(path)
-
-
-def _remove_tree(path: epath.Path) -> None:
-    if path.is_dir():
-        path.rmtree()
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _absolute(path: str | os.PathLike[str]) -> epath.Path:

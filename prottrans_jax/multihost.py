@@ -5,19 +5,125 @@ collective has no time-out and does not say who is missing.
 """
 
 from collections.abc import Callable
+import contextlib
+import faulthandler
 import json
-from typing import Any
+import os
+import signal
+import socket
+import threading
+import time
+import types
+from typing import Any, NoReturn
 
+from absl import logging
 import jax
+
+# sysexits.h EX_TEMPFAIL: a supervisor may start the run again.
+EXIT_STALLED = 75
+_PREFIX = "prottrans_jax"
+_POLL_S = 0.5
 
 
 class ProcessesMissing(TimeoutError):
     """Some processes did not come in time; the message names them."""
 
 
-# A key can be written once: every call of a name gets a number. All processes make
+# A key can be written once, so every call of a name gets a number. All processes make
 # the same calls in the same order, so their numbers agree.
 _calls: dict[str, int] = {}
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout_s: float = 300.0,
+    heartbeat_timeout_s: float = 100.0,
+) -> None:
+    """Joins the processes of a run. Call it before anything touches a device.
+
+    If not all of them come in time, this process says who is missing and exits with
+    `EXIT_STALLED`; JAX itself would abort with a C++ stack trace.
+
+    Args:
+      coordinator: HOST:PORT of process 0 (PORT + 1 is used for the roll call), or
+        "auto" on a TPU pod or under SLURM, where JAX finds all three by itself.
+        None: this process is the whole run, and nothing is done.
+      num_processes: of the whole run.
+      process_id: of this process, from 0.
+      timeout_s: how long to wait for the others.
+      heartbeat_timeout_s: a process silent for so long is taken for dead, and all
+        others abort.
+
+    Raises:
+      ValueError: only part of the three is given, or they contradict each other.
+    """
+    if coordinator is None:
+        if (num_processes or 1) != 1 or process_id:
+            raise ValueError(
+                f"num_processes={num_processes}, process_id={process_id} without a "
+                'coordinator. Give HOST:PORT of process 0, or "auto" on a TPU pod.'
+            )
+        return
+    # Its C++ handler would take SIGTERM from `StopSignal`, which does the same for
+    # SIGINT too.
+    jax.config.update("jax_enable_preemption_service", False)
+    limits: dict[str, Any] = {
+        # Ours must strike first: JAX's ends in an abort.
+        "initialization_timeout": int(timeout_s + 30),
+        "heartbeat_timeout_seconds": int(heartbeat_timeout_s),
+        "shutdown_timeout_seconds": int(timeout_s),
+    }
+    if coordinator == "auto":
+        with _deadline(timeout_s, lambda: "not all processes of the pod started"):
+            jax.distributed.initialize(**limits)
+        return
+    if num_processes is None or process_id is None:
+        raise ValueError(
+            f"coordinator={coordinator} also needs num_processes and process_id; "
+            f"got {num_processes} and {process_id}."
+        )
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"process_id={process_id} is not below num_processes={num_processes}."
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"coordinator={coordinator!r} is not HOST:PORT.")
+    roll_call = _RollCall(host, int(port) + 1, num_processes, process_id)
+    with roll_call, _deadline(timeout_s, roll_call.describe):
+        jax.distributed.initialize(coordinator, num_processes, process_id, **limits)
+
+
+def barrier(name: str, timeout_s: float) -> None:
+    """Waits until every process is here.
+
+    Args:
+      name: said in the error; every process calls the same barriers in the same order.
+      timeout_s: limit of the wait.
+
+    Raises:
+      ProcessesMissing: names the processes that did not come, and those that did.
+    """
+    if jax.process_count() == 1:
+        return
+    client = _client()
+    key = _numbered(f"barrier/{name}")
+    client.key_value_set(f"{key}/{jax.process_index()}", _whoami())
+    try:
+        client.wait_at_barrier(key, int(timeout_s * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        here = _directory(client, key)
+        missing = [p for p in range(jax.process_count()) if str(p) not in here]
+        came = ", ".join(f"{p} ({who})" for p, who in sorted(here.items()))
+        raise ProcessesMissing(
+            f"barrier {name!r}: after {timeout_s:g} s process "
+            f"{', '.join(map(str, missing)) or '(none)'} of {jax.process_count()} is "
+            f"missing. Here: {came}."
+        ) from error
+    if jax.process_index() == 0:
+        client.key_value_delete(f"{key}/")
 
 
 def from_process_zero(name: str, function: Callable[[], Any], timeout_s: float) -> Any:
@@ -40,10 +146,11 @@ def from_process_zero(name: str, function: Callable[[], Any], timeout_s: float) 
     if jax.process_index() == 0:
         try:
             result = function()
+            answer = json.dumps({"result": result})
         except BaseException as error:
             client.key_value_set(key, json.dumps({"error": str(error)}))
             raise
-        client.key_value_set(key, json.dumps({"result": result}))
+        client.key_value_set(key, answer)
         return result
     try:
         answer = json.loads(client.blocking_key_value_get(key, int(timeout_s * 1000)))
@@ -56,9 +163,303 @@ def from_process_zero(name: str, function: Callable[[], Any], timeout_s: float) 
     return answer["result"]
 
 
+class StopSignal:
+    """Turns SIGTERM and SIGINT into a stop that all processes make at one step.
+
+        with StopSignal() as stop:
+            for step in range(...):
+                ...
+                if stop.should_stop(step): save and leave
+        sys.exit(stop.exit_code)
+
+    A signal to any one process is enough. A second SIGINT ends this process at once.
+
+    The agreement costs a training step nothing: a thread of each process looks for a
+    notice. When there is one, each thread freezes its `should_stop`, publishes the
+    step its process is at, and all stop at the step after the furthest.
+
+    Args:
+      timeout_s: limit of waiting for the others to agree.
+    """
+
+    def __init__(self, timeout_s: float = 20.0):
+        self._timeout_s = timeout_s
+        self._signal: int | None = None
+        self._interrupts = 0
+        self._step = -1
+        self._stop_at: int | None = None
+        self._failure: Exception | None = None
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process knows of a signal; others may not know yet."""
+        return self._signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """143 after SIGTERM, 130 after SIGINT, 0 without a signal."""
+        return 0 if self._signal is None else 128 + self._signal
+
+    def should_stop(self, step: int) -> bool:
+        """Whether to stop after `step`; the same answer on every process.
+
+        Args:
+          step: every process must call with the same, rising steps.
+
+        Raises:
+          ProcessesMissing: there was a signal, but the processes could not agree.
+        """
+        if jax.process_count() == 1:
+            return self.requested
+        with self._lock:
+            self._step = step
+            if self._failure is not None:
+                raise self._failure
+            return self._stop_at is not None and step >= self._stop_at
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        if jax.process_count() > 1:
+            self._key = _numbered("stop")
+            self._thread = threading.Thread(
+                target=self._agree, name="stop_signal", daemon=True
+            )
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
+        del frame
+        # Counted apart: `_signal` may come from another process before the handler of
+        # this process's own, first interrupt gets to run.
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            os.write(2, b"\nSecond interrupt: leaving without a checkpoint.\n")
+            os._exit(128 + number)
+        if self._signal is None:
+            self._signal = number
+            # Not through logging: its lock may be held by the code interrupted here.
+            name = signal.Signals(number).name
+            os.write(2, f"\n{name}: saving a checkpoint, then leaving.\n".encode())
+
+    def _agree(self) -> None:
+        client = _client()
+        notice = f"{self._key}/notice"
+        try:
+            while not self._closed.wait(_POLL_S):
+                if self._signal is not None:
+                    client.key_value_set(notice, str(self._signal), True)
+                elif (seen := _try_get(client, notice)) is not None:
+                    self._signal = int(seen)
+                if self._signal is not None:
+                    with self._lock:
+                        self._stop_at = self._furthest(client) + 1
+                    return
+        except Exception as error:
+            with self._lock:
+                self._failure = error
+
+    def _furthest(self, client: Any) -> int:
+        """Largest step any process is at, while all hold their lock."""
+        steps = f"{self._key}/steps"
+        client.key_value_set(f"{steps}/{jax.process_index()}", str(self._step))
+        try:
+            client.wait_at_barrier(f"{self._key}/agreed", int(self._timeout_s * 1000))
+        except jax.errors.JaxRuntimeError as error:
+            here = _directory(client, steps)
+            missing = [p for p in range(jax.process_count()) if str(p) not in here]
+            raise ProcessesMissing(
+                f"stop signal: process {', '.join(map(str, missing))} did not agree "
+                f"on a step to stop at within {self._timeout_s:g} s."
+            ) from error
+        return max(int(step) for step in _directory(client, steps).values())
+
+
+class Watchdog:
+    """Ends a process that makes no progress, with the stacks of all its threads.
+
+        with Watchdog(startup_s=1800, step_s=600) as watchdog:
+            ...compile...
+            for step in ...:
+                watchdog.beat(f"step {step}")
+
+    Args:
+      startup_s: limit in seconds from here to the first beat.
+      step_s: limit between later beats.
+      abort: called with the message instead of ending the process; for tests.
+    """
+
+    def __init__(
+        self,
+        startup_s: float,
+        step_s: float,
+        abort: Callable[[str], None] | None = None,
+    ):
+        self._step_s = step_s
+        self._abort = abort or _abort
+        self._state = ("start-up", time.monotonic(), startup_s)
+        self._closed = threading.Event()
+        self._poll_s = min(1.0, step_s / 4, startup_s / 4)
+        self._thread = threading.Thread(
+            target=self._watch, name="watchdog", daemon=True
+        )
+
+    def beat(self, doing: str, limit_s: float | None = None) -> None:
+        """Says that something was reached.
+
+        Args:
+          doing: what begins now; said if it never ends.
+          limit_s: limit of what begins now, if not that of a step (an evaluation,
+            a wait for storage).
+        """
+        limit_s = self._step_s if limit_s is None else limit_s
+        self._state = (doing, time.monotonic(), limit_s)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closed.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._poll_s):
+            doing, since, limit_s = self._state
+            left_s = limit_s - (time.monotonic() - since)
+            if left_s <= 0:
+                self._abort(
+                    f"No progress for {limit_s:g} s in {doing!r} (process "
+                    f"{jax.process_index()} of {jax.process_count()}, {_whoami()}). "
+                    "Stacks of all threads:"
+                )
+                return
+            # This thread needs the interpreter's lock, which hung C++ code may hold;
+            # faulthandler's needs nothing.
+            faulthandler.dump_traceback_later(left_s + 30, exit=True)
+
+
+def _abort(message: str) -> NoReturn:
+    os.write(2, f"\n{message}\n".encode())
+    faulthandler.dump_traceback(all_threads=True)
+    os._exit(EXIT_STALLED)
+
+
+class _RollCall:
+    """Lets process 0 know who started, before JAX can say so.
+
+    JAX's own service tells nobody who has registered until all have.
+    """
+
+    def __init__(self, host: str, port: int, num_processes: int, process_id: int):
+        self._address = (host, port)
+        self._num_processes = num_processes
+        self._process_id = process_id
+        self._here = {process_id: _whoami()}
+        self._heard = False
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._listen if process_id == 0 else self._call, daemon=True
+        )
+
+    def describe(self) -> str:
+        if self._process_id:
+            if not self._heard:
+                return (
+                    f"process 0 is not to be reached at {self._address[0]} "
+                    "(not started, another --coordinator, or a firewall)"
+                )
+            return "process 0 is up, another process is missing: see its message"
+        missing = sorted(set(range(self._num_processes)) - set(self._here))
+        came = ", ".join(f"{p} ({who})" for p, who in sorted(self._here.items()))
+        return f"process {', '.join(map(str, missing))} missing; here: {came}"
+
+    def __enter__(self) -> "_RollCall":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _listen(self) -> None:
+        try:
+            with socket.create_server(("", self._address[1])) as server:
+                server.settimeout(0.2)
+                while not self._closed.is_set():
+                    with contextlib.suppress(OSError, ValueError):
+                        connection, _ = server.accept()
+                        with connection:
+                            connection.settimeout(1)
+                            number, who = connection.recv(200).decode().split(" ", 1)
+                            self._here[int(number)] = who
+        except OSError as error:
+            logging.warning("No roll call on port %d: %s", self._address[1], error)
+
+    def _call(self) -> None:
+        while not self._closed.is_set():
+            with contextlib.suppress(OSError):
+                with socket.create_connection(self._address, timeout=2) as connection:
+                    connection.sendall(f"{self._process_id} {_whoami()}".encode())
+                self._heard = True
+                return
+            self._closed.wait(0.2)
+
+
+@contextlib.contextmanager
+def _deadline(timeout_s: float, describe: Callable[[], str]):
+    """Ends this process if the body takes longer."""
+
+    def strike() -> None:
+        message = f"Start-up: after {timeout_s:g} s {describe()}."
+        os.write(2, f"\n{message}\n".encode())
+        os._exit(EXIT_STALLED)
+
+    timer = threading.Timer(timeout_s, strike)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _whoami() -> str:
+    return f"{socket.gethostname()}, pid {os.getpid()}"
+
+
 def _numbered(name: str) -> str:
     _calls[name] = _calls.get(name, 0) + 1
-    return f"prottrans_jax/{name}/{_calls[name]}"
+    return f"{_PREFIX}/{name}/{_calls[name]}"
+
+
+def _directory(client: Any, key: str) -> dict[str, str]:
+    """Values below a key, by the last part of their name."""
+    return {
+        name.rsplit("/", 1)[-1]: value
+        for name, value in client.key_value_dir_get(f"{key}/")
+    }
+
+
+def _try_get(client: Any, key: str) -> str | None:
+    try:
+        return client.key_value_try_get(key)
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" in str(error):
+            return None
+        raise
 
 
 def _client() -> Any:
