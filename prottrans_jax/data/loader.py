@@ -1,0 +1,396 @@
+"""Batches of a run as a pure function of (seed, row): the index path.
+
+Row r of a run is found from record lengths alone (`rows`), read by random access and
+corrupted by stateless draws (`corruption`). So any host makes its own part of any batch,
+a run resumes on any number of hosts at once, and step N can be replayed.
+
+What each draw depends on: the order of records on (seed, epoch); a crop and a corruption
+on (seed, task, epoch, record, first residue); never on the batch, row or host.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import fractions
+import os
+from typing import Any
+
+import jaxtyping
+import numpy as np
+import seqio
+
+from prottrans_jax.data import (
+    assembly,
+    packing,
+    preprocessors,
+    random_bits,
+    records,
+    sources,
+)
+from prottrans_jax.data import (
+    order as order_lib,
+)
+from prottrans_jax.data import (
+    rows as rows_lib,
+)
+
+STATE_VERSION = 1
+# Records that are packed together. More fill rows no better; a block is planned in 40 ms.
+BLOCK_RECORDS = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class _Component:
+    """One task of a run."""
+
+    name: str
+    split: records.RecordSplit
+    corrupt: preprocessors.Corrupt
+    rate: fractions.Fraction
+
+
+class RowLoader:
+    """Global batches of a SeqIO task or mixture over prepared records.
+
+      loader = RowLoader("uniref50_iid_denoise", "train", batch_size=2048)
+      mine = loader.batch(step, rows=slice(256, 512))  # this host's part
+
+    `.batch` may be called from several threads at once, for any batches in any order;
+    rising order is the fast one.
+    """
+
+    def __init__(
+        self,
+        task: str | seqio.Task | seqio.Mixture,
+        split: str = "train",
+        *,
+        batch_size: int,
+        feature_lengths: Mapping[str, int] | None = None,
+        pack: bool = True,
+        shuffle: bool = True,
+        seed: int = 0,
+        long_sequences: str = "split",
+        num_epochs: int | None = None,
+        data_dir: str | os.PathLike | None = None,
+        block_records: int = BLOCK_RECORDS,
+    ):
+        """Opens the records of `task`; reads their lengths, no sequences.
+
+        Args:
+          task: name of a task or mixture (importing `prottrans_jax.tasks` registers the
+            library's), or the object. Its source must be a `sources.RecordSource`, its
+            preprocessors those of `preprocessors.pretraining`.
+          split: "train" or "validation".
+          batch_size: rows of the global batch.
+          feature_lengths: tokens of a row, {"inputs": 512, "targets": 512}.
+          pack: several proteins a row; else one, as ProtT5 was trained.
+          shuffle: new order in every epoch; else the order of the records.
+          seed: of order, crops and corruption.
+          long_sequences: "split" or "crop", see `packing.cut`.
+          num_epochs: the loader ends after so many; None: never. The last batch is filled
+            up with empty rows.
+          data_dir: see `sources.find`.
+          block_records: records that are packed together; part of what the order of rows
+            depends on.
+
+        Raises:
+          ValueError: the corpus is not prepared, or the task is not one of records.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}; there must be 1 row or more.")
+        if block_records < 1:
+            raise ValueError(f"block_records={block_records} is not positive.")
+        if long_sequences not in packing.LONG_SEQUENCES:
+            raise ValueError(
+                f"long_sequences={long_sequences!r} is not one of "
+                f"{', '.join(packing.LONG_SEQUENCES)}."
+            )
+        self.batch_size = batch_size
+        self._lengths = _feature_lengths(feature_lengths)
+        self._components = _components(task, split, data_dir)
+        self._task_name = task if isinstance(task, str) else task.name
+        self._split_name = split
+        self._settings = {
+            "pack": pack,
+            "shuffle": shuffle,
+            "seed": seed,
+            "long_sequences": long_sequences,
+            "num_epochs": num_epochs,
+            "block_records": block_records,
+        }
+        self._order = order_lib.RecordOrder(
+            sizes=tuple(c.split.num_records for c in self._components),
+            rates=tuple(c.rate for c in self._components),
+            seed=seed,
+            shuffle=shuffle,
+            block_records=block_records,
+        )
+        self._row_offset = 0
+        self._plan = self._new_plan(rows_lib.Anchor(0, 0))
+
+    def _new_plan(self, anchor: rows_lib.Anchor) -> rows_lib.RowPlan:
+        return rows_lib.RowPlan(
+            [
+                rows_lib.Source(c.split.lengths, c.corrupt.objective)
+                for c in self._components
+            ],
+            self._order,
+            self._lengths,
+            pack=self._settings["pack"],
+            long_sequences=self._settings["long_sequences"],
+            num_epochs=self._settings["num_epochs"],
+            anchor=anchor,
+        )
+
+    @property
+    def feature_shapes(self) -> dict[str, tuple[int, int]]:
+        """Shape of each feature of a global batch."""
+        inputs, targets = self._lengths
+        return {
+            name: (self.batch_size, inputs if name.startswith("encoder") else targets)
+            for name in assembly.FEATURES
+        }
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of a finite loader; None if it never ends."""
+        if self._settings["num_epochs"] is None:
+            return None
+        left = self._plan.total_rows() - self._row_offset
+        return -(-left // self.batch_size)
+
+    def batch(
+        self, index: int, rows: slice | np.typing.ArrayLike = slice(None)
+    ) -> dict[str, np.ndarray]:
+        """Part of global batch `index`; see `assembly.FEATURES`.
+
+        Args:
+          index: of the batch, 0 or more.
+          rows: which of its `batch_size` rows, a slice or integers; all by default.
+
+        Raises:
+          IndexError: there is no such batch or row.
+          ValueError: a record that is needed is corrupt: which file and record.
+        """
+        numbers, place, count = self._row_numbers(index, rows)
+        pieces = self._plan.rows(numbers)
+        corrupted = self._corrupt(pieces)
+        splits = pieces.splits
+        if len(numbers) < count or place is not None:
+            # Rows beyond the end are empty; rows come back in the order asked.
+            splits = np.append(splits, [splits[-1]] * (count - len(numbers)))
+        batch = assembly.assemble(corrupted, splits, self._lengths)
+        return batch if place is None else {k: v[place] for k, v in batch.items()}
+
+    def _row_numbers(
+        self, index: int, rows: slice | np.typing.ArrayLike
+    ) -> tuple[jaxtyping.Int64[np.ndarray, " rows"], np.ndarray | None, int]:
+        """Existing rows of the run, rising; where each asked row is among all; count."""
+        within = np.arange(self.batch_size)
+        if isinstance(rows, slice):
+            within = within[rows]
+        else:
+            within = np.asarray(rows, np.int64)
+            if within.size and not 0 <= within.min() <= within.max() < self.batch_size:
+                raise IndexError(
+                    f"rows {within.min()} to {within.max()} of a batch of "
+                    f"{self.batch_size}."
+                )
+        place = None
+        if (np.diff(within) <= 0).any():
+            within, place = np.unique(within, return_inverse=True)
+        if index < 0 or (self.num_batches is not None and index >= self.num_batches):
+            raise IndexError(f"batch {index} of {self.num_batches}.")
+        numbers = self._row_offset + index * self.batch_size + within
+        if self.num_batches is not None:
+            numbers = numbers[numbers < self._plan.total_rows()]
+        return numbers, place, len(within)
+
+    def _corrupt(self, pieces: rows_lib.RowBlock) -> Any:
+        """Reads and corrupts pieces, kept in their order."""
+        parts, order = [], []
+        for c, component in enumerate(self._components):
+            mine = np.flatnonzero(pieces.component == c)
+            if len(mine) == 0 and len(self._components) > 1:
+                continue
+            record, start = pieces.record[mine], pieces.start[mine]
+            length = pieces.length[mine]
+            # Pieces of one record may lie in several rows: it is read once.
+            needed, which = np.unique(record, return_inverse=True)
+            data = component.split.read(needed)
+            begins = np.cumsum([0] + [len(d) for d in data])[which] + start
+            letters = np.frombuffer(b"".join(data), np.uint8)
+            piece_begins = np.cumsum(length) - length
+            at = np.arange(int(length.sum())) + np.repeat(begins - piece_begins, length)
+            objective = component.corrupt.objective
+            residues = objective.vocabulary.byte_table[letters[at]]
+            key = random_bits.key(self._settings["seed"], order_lib.CORRUPT, c)
+            keys = random_bits.fold(random_bits.fold(key, pieces.epoch[mine]), record)
+            keys = random_bits.fold(keys, start)
+            parts.append(objective.corrupt(residues, length, keys))
+            order.append(mine)
+        if len(parts) == 1:
+            return parts[0]
+        return assembly.merge(parts, order)
+
+    def example_ids(
+        self, index: int, rows: slice | np.typing.ArrayLike = slice(None)
+    ) -> list[str]:
+        """Ids of the records of a batch, row by row, once for each piece."""
+        numbers, _, _ = self._row_numbers(index, rows)
+        pieces = self._plan.rows(numbers)
+        ids = np.empty(len(pieces.record), object)
+        for c, component in enumerate(self._components):
+            mine = np.flatnonzero(pieces.component == c)
+            ids[mine] = component.split.ids(pieces.record[mine])
+        return ids.tolist()
+
+    def state(self, next_index: int) -> dict[str, Any]:
+        """What `restore` needs to go on with batch `next_index`; plain JSON."""
+        row = self._row_offset + next_index * self.batch_size
+        if self.num_batches is not None and row >= self._plan.total_rows():
+            anchor = rows_lib.Anchor(0, 0)
+        else:
+            anchor = self._plan.anchor(row)
+        return {
+            "version": STATE_VERSION,
+            "next_row": row,
+            "anchor": dataclasses.asdict(anchor),
+            "batch_size": self.batch_size,
+            "task": self._task_name,
+            "split": self._split_name,
+            **self._identity(),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """All that the content of a row depends on, beside its number."""
+        return {
+            "feature_lengths": list(self._lengths),
+            "components": [
+                {
+                    "fingerprint": c.split.fingerprint,
+                    "objective": repr(c.corrupt.objective),
+                    "vocabulary": c.corrupt.objective.vocabulary.name,
+                    "rate": str(c.rate),
+                }
+                for c in self._components
+            ],
+            **self._settings,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> int:
+        """Goes on where `state` was taken; the batch size may be another.
+
+        Returns:
+          Index of the next batch. `.batch` is right from there on: if the new batch size
+          does not divide the next row, batches begin at that row.
+
+        Raises:
+          ValueError: `state` is of other data, another seed or objective: what differs.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"loader state of version {state.get('version')}, this library reads "
+                f"{STATE_VERSION}."
+            )
+        differences = _differences(self._identity(), state)
+        if differences:
+            raise ValueError(
+                "the saved run read other rows than this loader would:\n"
+                + "\n".join(f"  {d}" for d in differences)
+                + "\nGive the loader what the run had, or start in a new folder."
+            )
+        index, self._row_offset = divmod(int(state["next_row"]), self.batch_size)
+        self._plan = self._new_plan(rows_lib.Anchor(**state["anchor"]))
+        return index
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Entropy of the residues of the split as the model sees them, in nats.
+
+        Over the 20 amino acids and X: the loss of a model that knows frequencies only.
+        """
+        counts: np.ndarray = np.zeros(256)
+        for component in self._components:
+            table = component.corrupt.objective.vocabulary.byte_table
+            own = np.zeros(256)
+            for letter, count in component.split.alphabet.items():
+                own[table[ord(letter)]] += count
+            # A mixture: shares of records, each with its mean number of residues.
+            counts += own * float(component.rate) / component.split.num_records
+        share = counts[counts > 0] / counts.sum()
+        return float(-(share * np.log(share)).sum())
+
+    def describe(self) -> dict[str, Any]:
+        """Size of the data and how full the rows are, from the first block of records.
+
+        `fill`: share of the tokens of rows that are not padding; `residue_fill`: that are
+        residues, so without </s> and sentinels. Both in [0, 1].
+        """
+        block = self._plan.block(0)
+        tokens = np.zeros((len(block.record), 2), np.int64)
+        for c, component in enumerate(self._components):
+            mine = block.component == c
+            tokens[mine] = component.corrupt.objective.num_tokens(block.length[mine])
+        space = np.array(self._lengths) * max(block.num_rows, 1)
+        fill = tokens.sum(0) / space
+        num_records = sum(self._order.sizes)
+        seen = min(self._order.block_records, num_records)
+        description = {
+            "records": num_records,
+            "residues": sum(c.split.num_residues for c in self._components),
+            "fill": float(fill[0]),
+            "decoder_fill": float(fill[1]),
+            "residue_fill": float(block.length.sum() / space[0]),
+            "proteins_per_row": len(block.record) / max(block.num_rows, 1),
+        }
+        if self._order.blocks_per_epoch is not None:
+            # Exact where an epoch is one block.
+            rows_per_epoch = round(block.num_rows * num_records / seen)
+            description["rows_per_epoch"] = rows_per_epoch
+            description["batches_per_epoch"] = rows_per_epoch / self.batch_size
+        return description
+
+
+def _feature_lengths(lengths: Mapping[str, int] | None) -> tuple[int, int]:
+    lengths = {"inputs": 512, "targets": 512} if lengths is None else dict(lengths)
+    if set(lengths) != {"inputs", "targets"}:
+        raise ValueError(
+            f"feature_lengths has {', '.join(lengths) or 'nothing'}; it must have inputs "
+            "and targets."
+        )
+    return lengths["inputs"], lengths["targets"]
+
+
+def _components(
+    task: str | seqio.Task | seqio.Mixture,
+    split: str,
+    data_dir: str | os.PathLike | None,
+) -> list[_Component]:
+    provider = seqio.get_mixture_or_task(task) if isinstance(task, str) else task
+    found = []
+    for part in seqio.get_subtasks(provider):
+        corrupt = part.preprocessors[-1]
+        if not isinstance(part.source, sources.RecordSource) or not isinstance(
+            corrupt, preprocessors.Corrupt
+        ):
+            raise ValueError(
+                f"task {part.name} is not made of prepared records and one of the "
+                "library's objectives, so its rows cannot be computed from lengths. Use "
+                "prottrans_jax.data.streaming.StreamLoader for it."
+            )
+        rate = fractions.Fraction(1)
+        if isinstance(provider, seqio.Mixture):
+            rate = fractions.Fraction(provider.get_rate(part)).limit_denominator(10**6)
+        opened = part.source.open(data_dir).split(split)
+        if opened.num_records == 0:
+            raise ValueError(f"{opened.folder}: split {split} has no records.")
+        found.append(_Component(part.name, opened, corrupt, rate))
+    return found
+
+
+def _differences(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name}: saved {saved.get(name)!r}, now {value!r}"
+        for name, value in mine.items()
+        if saved.get(name) != value
+    ]

@@ -1,0 +1,167 @@
+"""SeqIO's face of the objectives: tokenize, fit to the row, corrupt.
+
+  seqio.TaskRegistry.add(
+      "my_iid_denoise",
+      source=...,                        # examples {"sequence": string}
+      preprocessors=preprocessors.pretraining(preprocessors.iid_denoise()),
+      output_features=preprocessors.output_features(vocabularies.PROT_T5),
+  )
+
+The corruption itself is `corruption`, run on one example here and on whole batches by
+the row loader, which recognises these preprocessors in a task.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from prottrans_jax.data import corruption, packing, random_bits, vocabularies
+
+# Features beside inputs and targets, one number a target.
+LOSS_WEIGHTS = "targets_loss_weights"
+CORRUPTED = "targets_corrupted"
+
+_CROP = 0  # stream of an example's key
+_CORRUPT = 1
+
+
+def iid_denoise(**options: Any) -> "Corrupt":
+    """ProtT5's objective; see `corruption.IidDenoise` for options and an example."""
+    return Corrupt(corruption.IidDenoise(**options))
+
+
+def span_corruption(**options: Any) -> "Corrupt":
+    """T5's span corruption; see `corruption.SpanCorruption`."""
+    return Corrupt(corruption.SpanCorruption(**options))
+
+
+def masked_reconstruction(**options: Any) -> "Corrupt":
+    """Loss at hidden positions only; see `corruption.MaskedReconstruction`."""
+    return Corrupt(corruption.MaskedReconstruction(**options))
+
+
+def pretraining(corrupt: "Corrupt") -> list[Callable[..., tf.data.Dataset]]:
+    """Preprocessors of a pre-training task, as `RowLoader` expects them."""
+    return [Tokenize(), seqio.CacheDatasetPlaceholder(required=False), corrupt]
+
+
+def output_features(
+    vocabulary: vocabularies.ByteTableVocabulary,
+) -> dict[str, seqio.Feature]:
+    """Features of a pre-training task."""
+    numbers = seqio.PassThroughVocabulary(size=3)
+    return {
+        "inputs": seqio.Feature(vocabulary, add_eos=True),
+        "targets": seqio.Feature(vocabulary, add_eos=True),
+        LOSS_WEIGHTS: seqio.Feature(numbers, add_eos=False, dtype=tf.float32),
+        CORRUPTED: seqio.Feature(numbers, add_eos=False),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenize:
+    """{"sequence": string} -> {"targets": ids of its residues}; no </s> yet."""
+
+    output_features: Mapping[str, seqio.Feature] | None = None
+
+    def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Maps the dataset; `output_features` is set by SeqIO."""
+        assert self.output_features is not None
+        vocabulary = self.output_features["targets"].vocabulary
+
+        def tokenize(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            rest = {k: v for k, v in example.items() if k != "sequence"}
+            return {"targets": vocabulary.encode_tf(example["sequence"]), **rest}
+
+        return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corrupt:
+    """An objective as SeqIO preprocessor: fits residues to the row and corrupts them.
+
+    A sequence longer than fits becomes several examples (`split`) or one random window
+    (`crop`). Seeds come from SeqIO.
+    """
+
+    objective: corruption.Objective
+    long_sequences: str = "split"
+    sequence_length: Mapping[str, int] | None = None
+
+    def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Maps the dataset; `sequence_length` is set by SeqIO, None: no limit."""
+        limit = None
+        if self.sequence_length:
+            limit = self.objective.max_residues(
+                self.sequence_length["inputs"], self.sequence_length["targets"]
+            )
+
+        def corrupt(targets: np.ndarray, seed: np.ndarray) -> list[np.ndarray]:
+            key = random_bits.key(int(seed[0]), int(seed[1]))
+            return self.corrupt_record(targets, key, limit)
+
+        @seqio.map_over_dataset(num_seeds=1)
+        def one_record(example: Any, seed: tf.Tensor) -> Any:
+            out = tf.numpy_function(
+                corrupt,
+                [example["targets"], seed],
+                [tf.int32, tf.int64, tf.int32, tf.int64, tf.float32, tf.int32],
+            )
+            kept = {k: v for k, v in example.items() if k != "targets"}
+            return tuple(tf.ensure_shape(o, [None]) for o in out), kept
+
+        def pieces(out: Sequence[tf.Tensor], kept: Any) -> tf.data.Dataset:
+            inputs, input_lengths, targets, target_lengths, weights, corrupted = out
+            ragged = {
+                "inputs": (inputs, input_lengths),
+                "targets": (targets, target_lengths),
+                LOSS_WEIGHTS: (weights, target_lengths),
+                CORRUPTED: (corrupted, target_lengths),
+            }
+            parts = tf.data.Dataset.from_tensor_slices(
+                {
+                    name: tf.RaggedTensor.from_row_lengths(values, lengths)
+                    for name, (values, lengths) in ragged.items()
+                }
+            )
+            return parts.map(lambda p: {**kept, **p})
+
+        return one_record(dataset).flat_map(pieces)
+
+    def corrupt_record(
+        self, residues: np.ndarray, key: np.ndarray, limit: int | None
+    ) -> list[np.ndarray]:
+        """Pieces of one record, corrupted.
+
+        Args:
+          residues: ids, [residues].
+          key: of this record in this epoch, [1] uint64.
+          limit: most residues of a piece, None for any number.
+
+        Returns:
+          Fields of `corruption.Corrupted`, ids as int32.
+        """
+        length = np.array([len(residues)])
+        _, start, count = packing.cut(
+            length,
+            limit or max(len(residues), 1),
+            self.long_sequences,
+            random_bits.fold(key, _CROP),
+        )
+        residues = np.concatenate(
+            [residues[s : s + c] for s, c in zip(start, count, strict=True)]
+        )
+        keys = random_bits.fold(random_bits.fold(key, _CORRUPT), start)
+        out = self.objective.corrupt(residues.astype(np.uint8), count, keys)
+        return [
+            out.inputs.astype(np.int32),
+            out.input_lengths,
+            out.targets.astype(np.int32),
+            out.target_lengths,
+            out.loss_weights,
+            out.corrupted.astype(np.int32),
+        ]

@@ -1,0 +1,64 @@
+"""Stateless random bits: every draw is a hash of what it is for.
+
+SplitMix64 (Steele, Lea & Flood 2014): output i of the generator with key k is
+`mix(k + (i + 1) * GOLDEN)`, so any draw of any stream is computed by itself, in any
+order and on any host. A stream is named by folding numbers into a key:
+`fold(fold(seed, epoch), record)`. All arithmetic is modulo 2**64.
+"""
+
+import jaxtyping
+import numpy as np
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
+
+Bits = jaxtyping.UInt64[np.ndarray, "..."]
+
+
+def mix(x: Bits) -> Bits:
+    """Finaliser of SplitMix64; overwrites and returns `x`, which must be an array."""
+    shifted = x >> np.uint64(30)
+    x ^= shifted
+    x *= _MULTIPLY_1
+    np.right_shift(x, np.uint64(27), out=shifted)
+    x ^= shifted
+    x *= _MULTIPLY_2
+    np.right_shift(x, np.uint64(31), out=shifted)
+    x ^= shifted
+    return x
+
+
+def fold(key: np.typing.ArrayLike, value: np.typing.ArrayLike) -> Bits:
+    """Draw number `value` (0 or more) of stream `key`: random bits, or a key again.
+
+    Both broadcast; the result is an array of at least one dimension.
+    """
+    key = np.atleast_1d(np.asarray(key).astype(np.uint64))
+    counter = np.atleast_1d(np.asarray(value).astype(np.uint64)) + np.uint64(1)
+    return mix(key + counter * GOLDEN)
+
+
+def key(seed: int, *values: int) -> Bits:
+    """Key of a named stream, [1]: the seed with each of `values` folded in."""
+    result = fold(np.array([seed % 2**64], np.uint64), 0)
+    for value in values:
+        result = fold(result, value)
+    return result
+
+
+def below(bits: Bits, limit: np.typing.ArrayLike) -> jaxtyping.Int64[np.ndarray, "..."]:
+    """Uniform integers in [0, limit), limit < 2**32, from the upper 32 of the bits.
+
+    The bias of the multiplication is below limit / 2**32.
+    """
+    upper = bits >> np.uint64(32)
+    scaled = upper * np.asarray(limit).astype(np.uint64)
+    return (scaled >> np.uint64(32)).astype(np.int64)
+
+
+def threshold(probability: float) -> np.uint64:
+    """Limit t for which `bits < t` holds with `probability` (below 1)."""
+    if not 0.0 <= probability < 1.0:
+        raise ValueError(f"probability {probability} is not in [0, 1).")
+    return np.uint64(int(probability * 2.0**64))

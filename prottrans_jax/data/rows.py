@@ -1,0 +1,239 @@
+"""Rows of a run and what they are made of, found without reading a record.
+
+Rows are numbered from the start of the run. Block after block of records is packed as
+it is needed; how many rows came before a block is remembered, and an anchor from an
+earlier run spares counting again.
+"""
+
+import bisect
+from collections.abc import Sequence
+import dataclasses
+import functools
+import threading
+
+import jaxtyping
+import numpy as np
+
+from prottrans_jax.data import corruption, packing, random_bits
+from prottrans_jax.data import order as order_lib
+
+Pieces = jaxtyping.Int64[np.ndarray, " pieces"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One component as the plan of rows sees it: lengths and an objective."""
+
+    lengths: jaxtyping.Integer[np.ndarray, " records"]
+    objective: corruption.Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchor:
+    """Block `block` of a run begins with row `first_row`."""
+
+    block: int
+    first_row: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBlock:
+    """The rows of one block; pieces stand in the order of their rows.
+
+    Attributes:
+      component, record, epoch: of each piece, see `order.RecordBlock`.
+      start: first residue of the piece within its record, 0-based.
+      length: residues of the piece.
+      splits: pieces of row i are splits[i] .. splits[i + 1] - 1. [rows + 1]
+    """
+
+    component: Pieces
+    record: Pieces
+    epoch: Pieces
+    start: Pieces
+    length: Pieces
+    splits: jaxtyping.Int64[np.ndarray, " rows_plus_1"]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the block."""
+        return len(self.splits) - 1
+
+    def take(self, rows: jaxtyping.Int64[np.ndarray, " rows"]) -> "RowBlock":
+        """The same for some of the rows, in the order asked."""
+        counts = (self.splits[1:] - self.splits[:-1])[rows]
+        splits = np.concatenate([[0], np.cumsum(counts)])
+        pieces = np.arange(splits[-1]) + np.repeat(
+            self.splits[rows] - splits[:-1], counts
+        )
+        return RowBlock(
+            self.component[pieces],
+            self.record[pieces],
+            self.epoch[pieces],
+            self.start[pieces],
+            self.length[pieces],
+            splits,
+        )
+
+
+def concatenate(blocks: Sequence[RowBlock]) -> RowBlock:
+    """Rows of several blocks, one after another."""
+    if len(blocks) == 1:
+        return blocks[0]
+    offsets = np.cumsum([0] + [len(b.record) for b in blocks])
+    splits = [b.splits[1:] + o for b, o in zip(blocks, offsets, strict=False)]
+    fields = [f.name for f in dataclasses.fields(RowBlock)][:-1]
+    return RowBlock(
+        **{f: np.concatenate([getattr(b, f) for b in blocks]) for f in fields},
+        splits=np.concatenate([[0], *splits]),
+    )
+
+
+class RowPlan:
+    """Finds the pieces of any row of a run. Threads may share it."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        order: order_lib.RecordOrder,
+        feature_lengths: tuple[int, int],
+        *,
+        pack: bool,
+        long_sequences: str,
+        num_epochs: int | None = None,
+        anchor: Anchor = Anchor(0, 0),
+    ):
+        """Plans rows of `feature_lengths` (inputs, targets) tokens.
+
+        Args:
+          sources: the components, as `order` numbers them.
+          order: the order of records.
+          feature_lengths: tokens of a row.
+          pack: several pieces a row; otherwise one.
+          long_sequences: see `packing.cut`.
+          num_epochs: rows end after so many epochs; None: never.
+          anchor: a known border of blocks.
+        """
+        self._sources = sources
+        self._order = order
+        self._capacities = feature_lengths
+        self._pack = pack
+        self._long_sequences = long_sequences
+        self._max_residues = [
+            s.objective.max_residues(*feature_lengths) for s in sources
+        ]
+        self._num_blocks: int | None = None
+        if num_epochs is not None:
+            if order.blocks_per_epoch is None:
+                raise ValueError(
+                    "a mixture has no epochs; go through its tasks one by one."
+                )
+            self._num_blocks = num_epochs * order.blocks_per_epoch
+        # Runs of consecutive blocks whose borders are known; each list is
+        # [first row of block, ..., first row after the last block].
+        self._lock = threading.RLock()
+        self._first_block = 0
+        self._borders = [0]
+        if anchor.block:
+            self._first_block = anchor.block
+            self._borders = [anchor.first_row]
+        # Built under the lock, so that threads wait for a block instead of packing it too.
+        self._block = functools.lru_cache(maxsize=4)(self._make_block)
+
+    def block(self, number: int) -> RowBlock:
+        """Rows of block `number`."""
+        with self._lock:
+            return self._block(number)
+
+    def anchor(self, row: int) -> Anchor:
+        """The block that `row` is in, and its first row."""
+        with self._lock:
+            self._extend(row)
+            at = bisect.bisect_right(self._borders, row) - 1
+            return Anchor(self._first_block + at, self._borders[at])
+
+    def total_rows(self) -> int:
+        """Rows of a finite plan: packs all its blocks."""
+        if self._num_blocks is None:
+            raise ValueError("this plan never ends.")
+        with self._lock:
+            self._extend(None)
+            return self._borders[-1]
+
+    def rows(self, rows: jaxtyping.Int64[np.ndarray, " rows"]) -> RowBlock:
+        """Pieces of `rows` (rising), which must exist."""
+        parts = []
+        while len(rows):
+            anchor = self.anchor(int(rows[0]))
+            block = self.block(anchor.block)
+            count = int(np.searchsorted(rows, anchor.first_row + block.num_rows))
+            parts.append(block.take(rows[:count] - anchor.first_row))
+            rows = rows[count:]
+        return (
+            concatenate(parts) if parts else self.block(0).take(np.zeros(0, np.int64))
+        )
+
+    def _extend(self, row: int | None) -> None:
+        """Counts on until `row` lies before the last known border."""
+        if row is not None and row < self._borders[0]:
+            # Before the anchor of a resumed run: count from the start.
+            self._first_block, self._borders = 0, [0]
+        while row is None or row >= self._borders[-1]:
+            number = self._first_block + len(self._borders) - 1
+            if number == self._num_blocks:
+                if row is None:
+                    return
+                raise IndexError(f"row {row} of {self._borders[-1]}.")
+            self._borders.append(self._borders[-1] + self._block(number).num_rows)
+
+    def _make_block(self, number: int) -> RowBlock:
+        records = self._order.block(number)
+        seed = self._order.seed
+        parts = []
+        for c, source in enumerate(self._sources):
+            of = np.flatnonzero(records.component == c)
+            crop_keys = random_bits.fold(
+                random_bits.key(seed, order_lib.CROP, c), records.epoch[of]
+            )
+            index, start, length = packing.cut(
+                source.lengths[records.record[of]],
+                self._max_residues[c],
+                self._long_sequences,
+                random_bits.fold(crop_keys, records.record[of]),
+            )
+            tokens = source.objective.num_tokens(length)
+            parts.append((of[index], start, length, tokens))
+        at, start, length, tokens = (
+            np.concatenate(p) for p in zip(*parts, strict=True)
+        )
+        # Back into the order of the records, components mixed.
+        by_record = np.argsort(at, kind="stable")
+        at, start, length = at[by_record], start[by_record], length[by_record]
+        if self._pack:
+            row, num_rows = packing.pack(tokens[by_record], self._capacities)
+            row = self._reorder(row, num_rows, number)
+        else:
+            row, num_rows = np.arange(len(at)), len(at)
+        by_row = np.argsort(row, kind="stable")
+        at = at[by_row]
+        return RowBlock(
+            component=records.component[at],
+            record=records.record[at],
+            epoch=records.epoch[at],
+            start=start[by_row],
+            length=length[by_row],
+            splits=np.searchsorted(row[by_row], np.arange(num_rows + 1)),
+        )
+
+    def _reorder(self, row: np.ndarray, num_rows: int, block: int) -> np.ndarray:
+        """Packing makes full rows of long proteins first: shuffle, or sort by record."""
+        if self._order.shuffle:
+            key = random_bits.key(self._order.seed, order_lib.ROWS, block)
+            place = np.argsort(random_bits.fold(key, np.arange(num_rows)))
+        else:
+            first_piece = np.full(num_rows, len(row))
+            np.minimum.at(first_piece, row, np.arange(len(row)))
+            place = np.argsort(first_piece)
+        rank = np.empty(num_rows, np.int64)
+        rank[place] = np.arange(num_rows)
+        return rank[row]

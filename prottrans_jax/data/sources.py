@@ -1,0 +1,127 @@
+"""Prepared folders by the name of their corpus, and as a SeqIO data source."""
+
+import os
+import pathlib
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from prottrans_jax.data import manifest, permutation, random_bits, records
+
+# Environment variable with the folder that holds one folder a corpus.
+DATA_DIR = "PROTTRANS_DATA_DIR"
+SPLITS = ("train", "validation")
+_READ_AHEAD_RECORDS = 256
+
+
+def find(corpus: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+    """Folder of a prepared corpus.
+
+    Args:
+      corpus: "uniref50", "uniref100", "bfd": `data_dir`/NAME, or `data_dir` itself if its
+        manifest bears that name. "sample": shipped with the package. "fasta": `data_dir`
+        itself, whatever it was prepared from.
+      data_dir: defaults to the environment variable PROTTRANS_DATA_DIR.
+
+    Raises:
+      ValueError: there is none: where it was looked for, and the command to make it.
+    """
+    if corpus == "sample":
+        return records.sample_dir()
+    base = data_dir or os.environ.get(DATA_DIR)
+    searched = []
+    if base:
+        own = pathlib.Path(base)
+        if corpus != "fasta":
+            searched.append(own / corpus)
+        searched.append(own)
+        for folder in searched:
+            if not (folder / manifest.FILE).exists():
+                continue
+            # data_dir itself: only if it is what was asked for.
+            if folder != own or corpus in ("fasta", manifest.Manifest.read(own).name):
+                return folder
+    target = pathlib.Path(base) if base else pathlib.Path("DIR")
+    source = "YOUR.fasta.gz" if corpus == "fasta" else f"{corpus}.fasta.gz"
+    looked = ", ".join(map(str, searched)) or (
+        f"nowhere: neither data_dir nor the environment variable {DATA_DIR} is set"
+    )
+    raise ValueError(
+        f"corpus {corpus!r} is not prepared. Looked for a {manifest.FILE} in: {looked}. "
+        f"Make it with: python -m prottrans_jax.prepare --input {source} --output "
+        f"{target if corpus == 'fasta' else target / corpus}"
+        + ("" if base else f" and set {DATA_DIR}={target}")
+    )
+
+
+class RecordSource(seqio.DataSource):
+    """Prepared records of a corpus, found when first used.
+
+    Examples are {"id": string, "sequence": string of residues}. Random access makes any
+    number of shards possible, and a shuffle of the whole split rather than of a buffer.
+    Registering a task needs no data: the folder is looked up on use, under
+    PROTTRANS_DATA_DIR, or where `RowLoader` is told.
+    """
+
+    def __init__(self, corpus: str, splits: tuple[str, ...] = SPLITS):
+        self.corpus = corpus
+        super().__init__(
+            splits=splits, caching_permitted=True, performs_internal_shuffling=True
+        )
+
+    def open(self, data_dir: str | os.PathLike | None = None) -> records.RecordFolder:
+        """The prepared folder; see `find`."""
+        return records.open(find(self.corpus, data_dir))
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """True: shards are cut from record numbers."""
+        return True
+
+    def list_shards(self, split: str) -> list[str]:
+        """Files of the split."""
+        return [s.file for s in self.open().split(split).info.shards]
+
+    def num_input_examples(self, split: str) -> int | None:
+        """Records of the split; None where the corpus is not prepared yet."""
+        try:
+            return self.open().split(split).num_records
+        except ValueError:
+            return None
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused: object,
+    ) -> tf.data.Dataset:
+        """Records of a split (or of a shard: every n-th) as tf.data."""
+        opened = self.open().split(split)
+        key = random_bits.key(
+            int(seed if seed is not None else np.random.randint(2**31))
+        )
+
+        def read(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            if shuffle:
+                positions = permutation.permute(positions, opened.num_records, key)
+            return (
+                np.array([i.encode() for i in opened.ids(positions)], object),
+                np.array(opened.read(positions), object),
+            )
+
+        dataset = tf.data.Dataset.range(opened.num_records)
+        if shard_info:
+            dataset = dataset.shard(shard_info.num_shards, shard_info.index)
+        dataset = dataset.batch(_READ_AHEAD_RECORDS)
+        dataset = dataset.map(
+            lambda p: tf.numpy_function(read, [p], (tf.string, tf.string))
+        ).unbatch()
+        return dataset.map(
+            lambda name, residues: {
+                "id": tf.ensure_shape(name, []),
+                "sequence": tf.ensure_shape(residues, []),
+            }
+        )

@@ -1,0 +1,32 @@
+"""What the pre-training corpora have in common: every objective, on every corpus."""
+
+from collections.abc import Callable
+
+import seqio
+
+from prottrans_jax.data import preprocessors, sources, vocabularies
+
+# Name after the corpus -> preprocessor. Vocabulary: ProtT5's.
+OBJECTIVES: dict[str, Callable[[], preprocessors.Corrupt]] = {
+    # ProtT5's own
+    "iid_denoise": preprocessors.iid_denoise,
+    # the same, random tokens drawn as the T5 library draws them
+    "iid_denoise_all_ids": lambda: preprocessors.iid_denoise(random_tokens="all_ids"),
+    "span_corruption": preprocessors.span_corruption,
+    "span_corruption_length_1": lambda: preprocessors.span_corruption(
+        mean_span_length=1.0
+    ),
+    "masked_reconstruction": preprocessors.masked_reconstruction,
+}
+
+
+def add(corpus: str) -> None:
+    """Registers `corpus`_`objective` for every objective."""
+    for name, corrupt in OBJECTIVES.items():
+        seqio.TaskRegistry.add(
+            f"{corpus}_{name}",
+            source=sources.RecordSource(corpus),
+            preprocessors=preprocessors.pretraining(corrupt()),
+            output_features=preprocessors.output_features(vocabularies.PROT_T5),
+            metric_fns=[],
+        )
