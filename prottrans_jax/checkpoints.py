@@ -17,6 +17,7 @@ import concurrent.futures
 import dataclasses
 import fcntl
 import json
+import logging as std_logging
 import os
 import socket
 from typing import Any
@@ -116,6 +117,7 @@ class Checkpointer:
         self._damaged: set[int] = set()
         self._lock: int | None = None
         self._deleter = concurrent.futures.ThreadPoolExecutor(1, "delete_checkpoints")
+        logging.get_absl_logger().addFilter(_drop_orbax_chatter)
         self._handler = _StepHandler()
         processes = set(range(jax.process_count())) if jax.process_count() > 1 else None
         self._writer = ocp.AsyncCheckpointer(
@@ -396,6 +398,11 @@ def compare(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
             f"  ! {name}: model {_describe(ours)}, checkpoint {_describe(theirs)}"
         )
     return "\n".join(lines)
+
+
+def _drop_orbax_chatter(record: std_logging.LogRecord) -> bool:
+    """A save makes Orbax log dozens of lines; its warnings and errors stay."""
+    return record.levelno >= std_logging.WARNING or "/orbax/" not in record.pathname
 
 
 class _StepHandler(ocp.PyTreeCheckpointHandler):

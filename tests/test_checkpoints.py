@@ -1,0 +1,374 @@
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from prottrans_jax import checkpoints, manifests
+
+P = jax.sharding.PartitionSpec
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def make_state(step, mesh=None):
+    """A tree of the kinds of leaves that a run has; values depend on the step."""
+    rng = np.random.default_rng(step)
+    params = {
+        "encoder": {
+            "layers": {"wi": jnp.asarray(rng.normal(size=(3, 8, 4)), jnp.float32)},
+            "half": jnp.asarray(rng.normal(size=(16,)), jnp.bfloat16),
+        },
+        "scale": jnp.asarray(rng.normal(size=(7,)), jnp.float32),
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    state = {
+        "step": jnp.int32(step),
+        "params": params,
+        "opt_state": optimizer.init(params),
+        "carry": (),
+    }
+    if mesh is not None:
+        state = jax.tree.map(jax.device_put, state, shardings_of(state, mesh))
+    return state
+
+
+def shardings_of(state, mesh):
+    def sharding(leaf):
+        spec = P(None, *mesh.axis_names[:2]) if leaf.ndim == 3 else P()
+        return jax.sharding.NamedSharding(mesh, spec)
+
+    return jax.tree.map(sharding, state)
+
+
+def make_mesh(*shape):
+    devices = np.asarray(jax.devices()[: np.prod(shape)]).reshape(shape)
+    return jax.sharding.Mesh(devices, ("data", "model")[: len(shape)])
+
+
+def abstract(state):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=leaf.sharding
+        ),
+        state,
+    )
+
+
+def assert_bit_equal(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def save_steps(directory, steps, **kwargs):
+    with checkpoints.Checkpointer(directory, **kwargs) as checkpointer:
+        for step in steps:
+            checkpointer.save(step, make_state(step), {"next_row": 11 * step})
+
+
+def restore(directory, step=None, like=None):
+    reader = checkpoints.Checkpointer(directory, read_only=True)
+    return reader.restore(abstract(make_state(0) if like is None else like), step)
+
+
+def files_of(path):
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def test_a_restored_state_is_bit_equal_and_its_metadata_comes_along(tmp_path):
+    save_steps(tmp_path, [5])
+    restored = restore(tmp_path)
+    assert_bit_equal(restored.state, make_state(5))
+    assert (restored.step, restored.metadata) == (5, {"next_row": 55})
+
+
+def test_step_zero_is_restored(tmp_path):
+    save_steps(tmp_path, [0])
+    assert restore(tmp_path).step == 0
+    assert restore(tmp_path, step=0).step == 0
+
+
+def test_an_empty_directory_restores_nothing(tmp_path):
+    assert restore(tmp_path / "absent") is None
+
+
+def test_state_donated_right_after_save_is_stored_as_it_was(tmp_path):
+    state = {"params": {"w": jnp.arange(300_000, dtype=jnp.float32)}}
+    expected = jax.tree.map(np.array, state)
+    overwrite = jax.jit(lambda s: jax.tree.map(jnp.negative, s), donate_argnums=0)
+    with checkpoints.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, {})
+        jax.block_until_ready(overwrite(state))
+    assert_bit_equal(restore(tmp_path, like=overwrite(expected)).state, expected)
+
+
+@pytest.mark.parametrize(
+    ("keep", "keep_period", "left"),
+    [
+        (2, None, [30, 40]),
+        (1, 20, [0, 20, 40]),
+        (None, None, [0, 10, 20, 30, 40]),
+    ],
+)
+def test_steps_are_kept_by_count_and_by_period(tmp_path, keep, keep_period, left):
+    save_steps(tmp_path, range(0, 50, 10), keep=keep, keep_period=keep_period)
+    assert restore(tmp_path).step == 40
+    reader = checkpoints.Checkpointer(tmp_path, read_only=True)
+    assert reader.steps() == left
+    assert [p.name for p in sorted(tmp_path.iterdir()) if p.is_dir()] == [
+        str(step) for step in left
+    ]
+
+
+def test_every_file_with_a_flipped_bit_is_named_and_the_step_before_is_used(
+    tmp_path, caplog
+):
+    save_steps(tmp_path / "good", [1, 2])
+    rng = random.Random(0)
+    listed = json.loads((tmp_path / "good/2" / manifests.NAME).read_text())["files"]
+    assert any(name.startswith("d/") for name in listed)
+    for name in [*listed, manifests.NAME]:
+        directory = tmp_path / "damaged"
+        shutil.copytree(tmp_path / "good", directory)
+        file = directory / "2" / name
+        content = bytearray(file.read_bytes())
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        file.write_bytes(content)
+        caplog.clear()
+        restored = restore(directory)
+        assert restored.step == 1, name
+        assert str(file) in caplog.text
+        shutil.rmtree(directory)
+    assert_bit_equal(restored.state, make_state(1))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "grown"])
+def test_every_file_of_another_size_is_named_and_the_step_before_is_used(
+    tmp_path, caplog, damage
+):
+    save_steps(tmp_path / "good", [1, 2])
+    listed = json.loads((tmp_path / "good/2" / manifests.NAME).read_text())["files"]
+    for name in [*listed, manifests.NAME]:
+        directory = tmp_path / "damaged"
+        shutil.copytree(tmp_path / "good", directory)
+        file = directory / "2" / name
+        if damage == "deleted":
+            file.unlink()
+        elif damage == "truncated":
+            os.truncate(file, file.stat().st_size // 2)
+        else:
+            file.write_bytes(file.read_bytes() + b"\0")
+        caplog.clear()
+        assert restore(directory).step == 1, name
+        assert str(file) in caplog.text
+        shutil.rmtree(directory)
+
+
+def test_a_step_without_manifest_is_not_listed_and_not_used(tmp_path, caplog):
+    save_steps(tmp_path, [3, 4])
+    (tmp_path / "4" / manifests.NAME).unlink()
+    assert checkpoints.Checkpointer(tmp_path, read_only=True).steps() == [3]
+    assert restore(tmp_path).step == 3
+    assert f"{manifests.NAME} is missing" in caplog.text
+
+
+def test_a_directory_of_damaged_steps_only_is_an_error_not_a_fresh_start(tmp_path):
+    save_steps(tmp_path, [3, 4])
+    for step in ("3", "4"):
+        (tmp_path / step / "_METADATA").unlink()
+    with pytest.raises(checkpoints.CheckpointError, match=r"(?s)4/_METADATA.*3/_META"):
+        restore(tmp_path)
+
+
+def test_a_damaged_step_is_not_replaced_by_another_when_asked_for_by_number(tmp_path):
+    save_steps(tmp_path, [3, 4])
+    (tmp_path / "4" / "_METADATA").unlink()
+    with pytest.raises(checkpoints.CheckpointError, match="4/_METADATA"):
+        restore(tmp_path, step=4)
+    with pytest.raises(checkpoints.CheckpointError, match=r"no step 7.*\[3, 4\]"):
+        restore(tmp_path, step=7)
+
+
+def test_a_damaged_step_is_written_anew_and_does_not_count_as_kept(tmp_path):
+    save_steps(tmp_path, [1, 2, 3])
+    (tmp_path / "3" / "_METADATA").write_text("")
+    with checkpoints.Checkpointer(tmp_path, keep=2) as checkpointer:
+        assert checkpointer.restore(abstract(make_state(0))).step == 2
+        checkpointer.save(3, make_state(3), {})
+    assert restore(tmp_path).step == 3
+    assert checkpoints.Checkpointer(tmp_path, read_only=True).steps() == [2, 3]
+
+
+def test_a_state_moves_between_meshes(tmp_path):
+    save_steps(tmp_path / "plain", [6])
+    eight, grid, one = make_mesh(8, 1), make_mesh(4, 2), make_mesh(1, 1)
+    with checkpoints.Checkpointer(tmp_path / "eight") as checkpointer:
+        checkpointer.save(6, make_state(6, eight), {})
+    with checkpoints.Checkpointer(tmp_path / "grid") as checkpointer:
+        on_grid = restore(tmp_path / "eight", like=make_state(0, grid)).state
+        assert on_grid["params"]["encoder"]["layers"]["wi"].sharding.mesh == grid
+        checkpointer.save(6, on_grid, {})
+    on_one = restore(tmp_path / "grid", like=make_state(0, one)).state
+    assert len(on_one["params"]["scale"].sharding.device_set) == 1
+    assert_bit_equal(on_one, make_state(6))
+    assert_bit_equal(restore(tmp_path / "plain", like=on_grid).state, make_state(6))
+
+
+def test_save_dtype_holds_on_disk_for_parameters_only(tmp_path):
+    state = make_state(9)
+    save_steps(tmp_path / "full", [9])
+    save_steps(tmp_path / "half", [9], save_dtype="bfloat16")
+    stored = checkpoints._stored_arrays(checkpoints._absolute(tmp_path / "half/9"))
+    assert stored["params/encoder/layers/wi"].dtype == jnp.bfloat16
+    assert stored["step"].dtype == jnp.int32
+    assert stored["opt_state/1/0/mu/scale"].dtype == jnp.float32
+    restored = restore(tmp_path / "half").state
+    wanted = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.bfloat16).astype(leaf.dtype), state["params"]
+    )
+    assert_bit_equal(restored["params"], wanted)
+    assert_bit_equal(restored["opt_state"], state["opt_state"])
+
+
+def test_arrays_that_differ_are_listed_on_both_sides(tmp_path):
+    save_steps(tmp_path, [1])
+    other = make_state(1)
+    other["params"]["decoder"] = {"wo": jnp.zeros((2, 3))}
+    del other["params"]["encoder"]["half"]
+    other["params"]["scale"] = jnp.zeros((9,))
+    other["step"] = jnp.float32(1)
+    with pytest.raises(checkpoints.MismatchError) as caught:
+        restore(tmp_path, like=other)
+    message = str(caught.value)
+    assert "- in model only       params/decoder/wo float32[2, 3]" in message
+    assert "+ in checkpoint only  params/encoder/half bfloat16[16]" in message
+    assert "! params/scale: model float32[9], checkpoint float32[7]" in message
+    assert "! step: model float32[], checkpoint int32[]" in message
+
+
+@pytest.mark.parametrize("below", ["", "checkpoints", "checkpoints/8"])
+def test_parameters_of_another_run_are_loaded(tmp_path, below):
+    save_steps(tmp_path / "checkpoints", [7, 8])
+    params = make_state(8)["params"]
+    loaded = checkpoints.load_params(tmp_path / below, abstract(params))
+    assert_bit_equal(loaded, params)
+
+
+def test_a_partial_load_keeps_defaults_and_logs_both_sides(tmp_path, caplog):
+    save_steps(tmp_path / "checkpoints", [8])
+    defaults = make_state(1)["params"] | {"head": jnp.full((5,), 2.0)}
+    defaults["scale"] = jnp.ones((4,))
+    del defaults["encoder"]["half"]
+    with pytest.raises(checkpoints.MismatchError, match="params/head"):
+        checkpoints.load_params(tmp_path, abstract(defaults))
+    loaded = checkpoints.load_params(tmp_path, abstract(defaults), defaults=defaults)
+    for line in (
+        "- in model only       params/head",
+        "+ in checkpoint only  params/en",
+    ):
+        assert line in caplog.text
+    assert "! params/scale: model float32[4], checkpoint float32[7]" in caplog.text
+    trained = make_state(8)["params"]["encoder"]["layers"]
+    assert_bit_equal(loaded["encoder"]["layers"], trained)
+    assert_bit_equal(loaded["head"], defaults["head"])
+    assert_bit_equal(loaded["scale"], defaults["scale"])
+
+
+def test_a_full_disk_loses_only_the_step_that_is_named(tmp_path):
+    state = {"params": {"w": jnp.asarray(np.random.default_rng(0).normal(size=90_000))}}
+    checkpointer = checkpoints.Checkpointer(tmp_path)
+    checkpointer.save(1, state, {})
+    checkpointer.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        checkpointer.save(2, state, {})
+        with pytest.raises(checkpoints.SaveError, match=r"step 2.*good step: 1"):
+            checkpointer.save(3, state, {})
+        assert checkpointer.steps() == [1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [".lock", "1"]
+    checkpointer.save(3, state, {})
+    checkpointer.close()
+    assert restore(tmp_path, like=state).step == 3
+
+
+def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
+    first = checkpoints.Checkpointer(tmp_path)
+    with pytest.raises(checkpoints.CheckpointError, match=str(os.getpid())):
+        checkpoints.Checkpointer(tmp_path)
+    first.close()
+    checkpoints.Checkpointer(tmp_path).close()
+
+
+def test_what_a_killed_run_left_half_done_is_removed_at_start(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    (tmp_path / "3.orbax-checkpoint-tmp" / "d").mkdir(parents=True)
+    (tmp_path / "1" / manifests._DELETING).touch()
+    (tmp_path / "notes").mkdir()
+    checkpoints.Checkpointer(tmp_path).close()
+    assert {p.name for p in tmp_path.iterdir()} == {".lock", "2", "notes"}
+
+
+def test_a_read_only_checkpointer_leaves_a_running_save_alone(tmp_path):
+    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
+    reader = checkpoints.Checkpointer(tmp_path, read_only=True)
+    assert reader.restore({}) is None
+    with pytest.raises(ValueError, match="read-only"):
+        reader.save(1, {}, {})
+    assert (tmp_path / "3.orbax-checkpoint-tmp").is_dir()
+
+
+def kill_savers(tmp_path, kills):
+    """Kills savers at random moments; each goes on where the last one was."""
+    rng = random.Random(1)
+    log = []
+    for _ in range(kills):
+        saver = subprocess.Popen(
+            [sys.executable, ROOT / "tests/drills/save_forever.py", tmp_path],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        line = saver.stdout.readline()  # Once the first save of its own has begun.
+        time.sleep(rng.uniform(0, 0.4))
+        os.kill(saver.pid, signal.SIGKILL)
+        begun = [line, *saver.stdout.read().splitlines()]
+        saver.wait()
+        begun = int([word for word in begun if word.strip()][-1].split()[1])
+        restored = restore(tmp_path)
+        found = -1 if restored is None else restored.step
+        if restored is not None:
+            assert_bit_equal(restored.state, make_state(found))
+        log.append((begun, found))
+    return log
+
+
+def assert_none_lost(log):
+    for begun, found in log:
+        # A save begins only after the one before it is committed.
+        assert begun - 1 <= found <= begun, log
+    assert log[-1][1] > 0
+
+
+def test_a_saver_killed_at_any_moment_leaves_its_last_committed_step(tmp_path):
+    assert_none_lost(kill_savers(tmp_path, kills=2))
+
+
+@pytest.mark.slow
+def test_a_saver_killed_thirty_times_leaves_its_last_committed_step(tmp_path):
+    log = kill_savers(tmp_path, kills=30)
+    print("\nsave begun, step restored:", log)
+    assert_none_lost(log)
