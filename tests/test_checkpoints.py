@@ -201,14 +201,19 @@ def test_a_damaged_step_is_not_replaced_by_another_when_asked_for_by_number(tmp_
         restore(tmp_path, step=7)
 
 
-def test_a_damaged_step_is_written_anew_and_does_not_count_as_kept(tmp_path):
-    save_steps(tmp_path, [1, 2, 3])
-    (tmp_path / "3" / "_METADATA").write_text("")
+def test_a_damaged_step_does_not_count_as_kept_and_is_written_anew(tmp_path):
+    save_steps(tmp_path, [10, 20, 30])
+    (tmp_path / "30" / "_METADATA").write_text("")
     with checkpoints.Checkpointer(tmp_path, keep=2) as checkpointer:
-        assert checkpointer.restore(abstract(make_state(0))).step == 2
-        checkpointer.save(3, make_state(3), {})
-    assert restore(tmp_path).step == 3
-    assert checkpoints.Checkpointer(tmp_path, read_only=True).steps() == [2, 3]
+        assert checkpointer.restore(abstract(make_state(0))).step == 20
+        checkpointer.save(25, make_state(25), {})
+    reader = checkpoints.Checkpointer(tmp_path, read_only=True)
+    assert reader.steps() == [20, 25, 30]
+    with checkpoints.Checkpointer(tmp_path, keep=2) as checkpointer:
+        assert checkpointer.restore(abstract(make_state(0))).step == 25
+        checkpointer.save(30, make_state(30), {})
+    assert reader.steps() == [25, 30]
+    assert restore(tmp_path).step == 30
 
 
 def test_a_state_moves_between_meshes(tmp_path):

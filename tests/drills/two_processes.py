@@ -1,0 +1,106 @@
+"""One process of a run of two: `two_processes.py PROCESS PORT DIRECTORY`.
+
+Goes through what `test_multihost` asserts and prints what it saw as one JSON object.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import test_checkpoints as cases
+
+from prottrans_jax import checkpoints, multihost
+
+process, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+multihost.initialize(f"localhost:{port}", 2, process, timeout_s=60)
+seen = {"devices": jax.device_count(), "local_devices": jax.local_device_count()}
+
+
+def attempt(function):
+    try:
+        return function()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+multihost.barrier("all here", 60)
+multihost.barrier("all here", 60)
+asked = []
+seen["told"] = multihost.from_process_zero(
+    "ask", lambda: asked.append(process) or {"answer": 42}, 60
+)
+seen["asked"] = asked
+seen["failure"] = attempt(
+    lambda: multihost.from_process_zero("fail", lambda: json.loads("{"), 60)
+)
+
+# A state sharded over both processes, saved in steps, the newest one damaged.
+mesh = cases.make_mesh(2, 2)
+
+
+def make_state(step):
+    host = cases.make_state(step)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.make_array_from_callback(
+            leaf.shape, sharding, lambda index: np.asarray(leaf)[index]
+        ),
+        host,
+        cases.shardings_of(host, mesh),
+    )
+
+
+def local_bytes(tree):
+    return [
+        [np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards]
+        for leaf in jax.tree.leaves(tree)
+    ]
+
+
+checkpointer = checkpoints.Checkpointer(directory, keep=2)
+for step in (1, 2, 3):
+    checkpointer.save(step, make_state(step), {"next_row": step})
+checkpointer.close()
+if process == 0:
+    next(pathlib.Path(directory, "3", "d").iterdir()).write_bytes(b"")
+multihost.barrier("damaged", 60)
+checkpointer = checkpoints.Checkpointer(directory, keep=2)
+restored = checkpointer.restore(cases.abstract(make_state(0)))
+seen["restored"] = [restored.step, restored.metadata]
+seen["equal"] = local_bytes(restored.state) == local_bytes(make_state(restored.step))
+checkpointer.save(3, make_state(3), {})
+checkpointer.close()
+
+# Both count steps together, in lock-step as training does; a signal to process 1 only.
+total = jax.jit(jnp.sum)
+ones = jax.make_array_from_callback(
+    (4,),
+    jax.sharding.NamedSharding(mesh, cases.P(("data", "model"))),
+    lambda _: np.ones(1),
+)
+with multihost.StopSignal() as stop:
+    for step in range(100_000):
+        total(ones).block_until_ready()
+        if step == 20 and process == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if stop.should_stop(step):
+            break
+seen["stopped_at"], seen["exit_code"] = step, stop.exit_code
+
+if process == 0:
+    seen["missing"] = attempt(lambda: multihost.barrier("lonely", 1))
+    seen["silent"] = None
+else:
+    time.sleep(3)
+    multihost._calls["barrier/lonely"] = 1
+multihost.barrier("end", 60)
+print("SEEN", json.dumps(seen), flush=True)
