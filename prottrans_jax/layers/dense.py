@@ -49,7 +49,7 @@ def _einsum_bwd(spec, dtype, out_dtype, residuals, grad):
     first, second = operands.split(",")
     grad = grad.astype(dtype)
     grad_a = _contract(f"{out},{second}->{first}", grad, b.astype(dtype), a.dtype)
-    grad_b = _contract(f"{first},{out}->{second}", a.astype(dtype), grad, b.dtype)
+    grad_b = _contract(f"{out},{first}->{second}", grad, a.astype(dtype), b.dtype)
     return grad_a, grad_b
 
 
@@ -60,18 +60,53 @@ def _contract(spec, a, b, out_dtype):
     if a.dtype == jnp.float32:
         return jnp.einsum(spec, a, b).astype(out_dtype)
 
-    def wide(a, b):
-        return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32).astype(
-            out_dtype
-        )
-
     def native(a, b):
         return jnp.einsum(spec, a, b, preferred_element_type=out_dtype)
 
-    # XLA:CPU runs a bfloat16 product at full speed only with a float32 result.
     # Accelerators accumulate in float32 anyhow, and a bfloat16 result halves what
     # tensor parallelism sends.
-    return jax.lax.platform_dependent(a, b, cpu=wide, default=native)
+    cpu = functools.partial(_contract_on_cpu, spec, out_dtype=out_dtype)
+    return jax.lax.platform_dependent(a, b, cpu=cpu, default=native)
+
+
+def _contract_on_cpu(spec, a, b, *, out_dtype):
+    """Brings a bfloat16 product into the forms that XLA:CPU has a kernel for.
+
+    It runs bfloat16 at full speed only with a float32 result, and products with batch
+    axes only as [n, m, k] x [n, k or m, m or k]: jax 0.10.2 upcasts others, or fails
+    with "Unsupported element type for DotThunk" once it has folded a transpose.
+    """
+    operands, out = spec.split("->")
+    first, second = operands.split(",")
+    shared = [x for x in first if x in second]
+    batch = [x for x in shared if x in out]
+    wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    if not batch:
+        return wide(spec, a, b).astype(out_dtype)
+    (contracted,) = (x for x in shared if x not in out)
+    if not first.endswith(contracted) and a.size >= b.size:
+        # The left operand must end in the contracted axis: turn the smaller one.
+        a, b, first, second = b, a, second, first
+    (rows,) = (x for x in first if x not in shared)
+    (columns,) = (x for x in second if x not in shared)
+    sizes = dict(zip(first, a.shape)) | dict(zip(second, b.shape))
+
+    def three_axes(x, names, one, other):
+        # [...] -> [batch, one, other]
+        x = x.transpose([names.index(name) for name in (*batch, one, other)])
+        return x.reshape(-1, sizes[one], sizes[other])
+
+    left = three_axes(a, first, rows, contracted)
+    right_order = sorted((contracted, columns), key=second.index)
+    right = three_axes(b, second, *right_order)
+    # Barriers: or XLA folds the transposes into the product again.
+    left, right = jax.lax.optimization_barrier((left, right))
+    right_names = "".join("k" if name == contracted else "c" for name in right_order)
+    product = wide(f"nrk,n{right_names}->nrc", left, right).astype(out_dtype)
+    product = jax.lax.optimization_barrier(product)
+    names = [*batch, rows, columns]
+    product = product.reshape([sizes[name] for name in names])
+    return product.transpose([names.index(name) for name in out])
 
 
 class Dense(nn.Module):

@@ -5,8 +5,8 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-# What a policy keeps of each layer for the backward pass, by `checkpoint_name`. None
-# keeps the [batch, heads, length, length] scores. All but "none" keep the layer's input.
+# What a policy keeps of each layer for the backward pass, by `checkpoint_name`, besides
+# the layer's input. None of them keeps the [batch, heads, length, length] scores.
 _QKV = ("query", "key", "value")
 _SAVED_NAMES = {
     # Results narrow as d_model or as the heads: only the scores, the wide hidden layer

@@ -61,7 +61,7 @@ class Denoising:
         return ()
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
-        """Sum of the loss weights: what `__call__` divides by, additive over batches."""
+        """Sum of the loss weights, which `__call__` divides by; adds over batches."""
         return {"targets": _sum(batch["decoder_loss_weights"])}
 
     def __call__(
