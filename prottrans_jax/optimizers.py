@@ -46,7 +46,7 @@ class Optimizer:
         limit = self.clip_norm
 
         def update(grads: PyTree, state: Any, params: PyTree | None = None) -> Any:
-            scale = jnp.minimum(1.0, limit / optax.global_norm(grads))
+            scale = jnp.minimum(1.0, limit / optax.tree.norm(grads))
             return inner.update(jax.tree.map(lambda g: g * scale, grads), state, params)
 
         # Not optax.chain: the state keeps its names whether or not clipping is on.

@@ -38,6 +38,12 @@ def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
             _flatten(f"{name}.{key}", item, flat)
     elif callable(value):
         flat[name] = getattr(value, "__qualname__", type(value).__name__)
+        # A schedule is a closure; the numbers it was made of are in its cells.
+        names = value.__code__.co_freevars if hasattr(value, "__code__") else ()
+        for variable, cell in zip(
+            names, getattr(value, "__closure__", None) or (), strict=True
+        ):
+            _flatten(f"{name}.{variable}", cell.cell_contents, flat)
     else:
         flat[name] = repr(value)
 

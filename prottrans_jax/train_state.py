@@ -11,6 +11,8 @@ from jax import numpy as jnp
 from jaxtyping import Array, Int, PyTree
 import optax
 
+from prottrans_jax import partitioning
+
 BatchShapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
@@ -81,14 +83,9 @@ def plan(
     """
     batch_size = next(iter(batch_shapes.values())).shape[0]
     with partitioner.scope():
-        boxed = jax.eval_shape(
-            lambda key: objective.init(key, batch_shapes), jax.random.key(0)
-        )
-    axes = jax.tree.map(
-        lambda leaf: leaf.names if isinstance(leaf, nn.Partitioned) else (),
-        boxed,
-        is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned),
-    )
+        # The key is made inside: the mesh may be of devices that are not attached.
+        boxed = jax.eval_shape(lambda: objective.init(jax.random.key(0), batch_shapes))
+    axes = partitioning.logical_axes(boxed)
     params = nn.unbox(boxed)
     tx = optimizer.build(axes)
     opt_state = jax.eval_shape(tx.init, params)

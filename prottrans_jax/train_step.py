@@ -101,7 +101,7 @@ def make_train_step(
         grads, loss, sums, carry = accumulate(
             state.params, batch, objective.normalizers(batch), state.carry, rng
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = plan.tx.update(grads, state.opt_state, state.params)
         new = (optax.apply_updates(state.params, updates), opt_state, carry)
@@ -114,8 +114,8 @@ def make_train_step(
             "finite": finite,
             "learning_rate": optimizer.learning_rate_at(state.step),
             "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(params),
-            "update_norm": optax.global_norm(updates),
+            "param_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
         }
         return train_state.TrainState(state.step + 1, params, opt_state, carry), outputs
 

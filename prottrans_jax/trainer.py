@@ -17,6 +17,7 @@ from prottrans_jax import (
     checkpoints,
     evaluation,
     infeed,
+    logbook,
     metrics,
     multihost,
     run_identity,
@@ -33,14 +34,14 @@ class Summary:
       step: last step done.
       evaluation: scalars of the last evaluation, by data set name.
       seconds: wall time by cause, "compute" included.
-      signal: number of the signal that ended the run early, or None.
+      exit_code: 0, or 128 + the signal that ended the run early.
       checkpoint: directory of the last checkpoint.
     """
 
     step: int
     evaluation: Mapping[str, Mapping[str, float]]
     seconds: Mapping[str, float]
-    signal: int | None
+    exit_code: int
     checkpoint: pathlib.Path
 
 
@@ -67,7 +68,8 @@ def train(
     profile_steps: tuple[int, int] | None = None,
     init_from: str | None = None,
     accept_config_changes: bool = False,
-    step_timeout_s: float | None = None,
+    startup_timeout_s: float = 3_600.0,
+    step_timeout_s: float = 1_800.0,
     writers: Sequence[metrics.Writer] = (),
     config_text: str = "",
 ) -> Summary:
@@ -101,7 +103,8 @@ def train(
       init_from: checkpoint of another run whose parameters start this one; ignored
         when `model_dir` already holds a checkpoint.
       accept_config_changes: go on although the configuration differs.
-      step_timeout_s: abort with stack traces if no step ends for so long.
+      startup_timeout_s: end with stack traces if the first step takes longer.
+      step_timeout_s: the same for each later step, evaluation or save.
       writers: further places for scalars, e.g. `clu.metric_writers`.
       config_text: resolved gin configuration, kept in every checkpoint.
 
@@ -202,7 +205,9 @@ def train(
         stack.callback(journal.close)
         stack.enter_context(partitioner.scope())
         stop = stack.enter_context(multihost.StopSignal())
-        watchdog = stack.enter_context(multihost.Watchdog(step_timeout_s))
+        watchdog = stack.enter_context(
+            multihost.Watchdog(startup_timeout_s, step_timeout_s)
+        )
         if restored is None:
             save(0, evaluated=False)
         elif evaluation_is_due(step) and not restored.metadata["evaluated"]:
@@ -226,16 +231,18 @@ def train(
             # Reads the outputs of the step before: while the host looks at step n the
             # device is at step n + 1.
             journal.push(step, outputs)
-            watchdog.beat(step)
-            stopping = multihost.agree_to_stop(stop, step)
+            watchdog.beat(f"step {step + 1}")
+            stopping = stop.should_stop(step)
             at_save = step % checkpoint_period == 0 or step == total_steps or stopping
             at_eval = evaluation_is_due(step) and not stopping
             if at_save or at_eval:
                 journal.settle()
             # Evaluate first: a checkpoint on disk means that the log up to it is too.
             if at_eval:
+                watchdog.beat(f"evaluation at step {step}")
                 evaluate(step)
             if at_save:
+                watchdog.beat(f"checkpoint of step {step}")
                 save(step, evaluated=at_eval)
         if stopping:
             logging.warning("Stopped by a signal; step %d is being saved.", step)
@@ -247,9 +254,24 @@ def train(
         step=step,
         evaluation=evaluations,
         seconds=watch.split(),
-        signal=stop.signal_number,
+        exit_code=stop.exit_code,
         checkpoint=directory / "checkpoints" / str(step),
     )
+
+
+def batch_shapes(data: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a loader's global batches, from one row of the first."""
+    return {
+        name: jax.ShapeDtypeStruct((data.batch_size, *x.shape[1:]), x.dtype)
+        for name, x in data.batch(0, rows=slice(0, 1)).items()
+    }
+
+
+def layout(
+    objective: Any, optimizer: Any, partitioner: Any, data: Any
+) -> train_state.StatePlan:
+    """Layout of the state that `train` with these arguments saves and restores."""
+    return train_state.plan(objective, optimizer, partitioner, batch_shapes(data))
 
 
 class _Profile(contextlib.AbstractContextManager):
@@ -288,11 +310,7 @@ class _Run:
         self.data = data
         self.rows = partitioner.host_rows(data.batch_size)
         with watch.cause("data"):
-            example = data.batch(0, rows=slice(0, 1))
-        self.batch_shapes = {
-            name: jax.ShapeDtypeStruct((data.batch_size, *x.shape[1:]), x.dtype)
-            for name, x in example.items()
-        }
+            self.batch_shapes = batch_shapes(data)
         self.abstract_batch = {
             name: jax.ShapeDtypeStruct(
                 shape.shape, shape.dtype, sharding=partitioner.batch_sharding

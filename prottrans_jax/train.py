@@ -1,0 +1,123 @@
+r"""Pre-trains a model: `python -m prottrans_jax.train --gin_file=sample.gin`.
+
+The same command goes on where a stopped or killed run left off. On a pod it runs on
+every host:
+
+  python -m prottrans_jax.train --gin_file=prot_t5_xl.gin \
+      --gin_bindings="DATA_DIR = 'gs://bucket/records'" --model_dir=gs://bucket/xl
+
+Exit status: 0 done, 2 a mistake in what was asked, 3 loss or gradient not finite,
+143 and 130 stopped by SIGTERM and SIGINT with a checkpoint saved.
+"""
+
+from collections.abc import Sequence
+import pathlib
+import sys
+import time
+
+from absl import flags, logging
+
+from prottrans_jax import gin_utils
+
+_STARTED = time.perf_counter()
+
+_MODEL_DIR = flags.DEFINE_string(
+    "model_dir", None, "Where checkpoints and logs go; the same as binding MODEL_DIR."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of prepared records; the same as binding DATA_DIR."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "host:port of process 0 where several processes train together; 'auto' on a TPU "
+    "pod, where JAX finds it by itself.",
+)
+_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Processes of the run.")
+_PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which one this is.")
+_INIT_TIMEOUT = flags.DEFINE_integer(
+    "initialization_timeout", 300, "Seconds to wait for all processes at the start."
+)
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write TensorBoard files.")
+gin_utils.define_flags()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the configuration, trains, and says what to do next."""
+    if len(argv) > 1:
+        raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    bindings = []
+    if _MODEL_DIR.value:
+        bindings.append(f"MODEL_DIR = {_MODEL_DIR.value!r}")
+    if _DATA_DIR.value:
+        bindings.append(f"DATA_DIR = {_DATA_DIR.value!r}")
+    gin_utils.parse_flags(bindings)
+
+    from prottrans_jax import logbook, multihost, trainer
+
+    multihost.initialize(
+        _COORDINATOR.value,
+        _PROCESS_COUNT.value,
+        _PROCESS_INDEX.value,
+        timeout_s=_INIT_TIMEOUT.value,
+    )
+    train = gin_utils.configured(trainer.train)
+    try:
+        summary = train(
+            config_text=gin_utils.resolved_config(),
+            writers=_tensorboard() if _TENSORBOARD.value else (),
+        )
+    except logbook.NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except ValueError as error:
+        raise gin_utils.UsageError(str(error)) from error
+    _say(summary)
+    return summary.exit_code
+
+
+def _tensorboard():
+    from clu import metric_writers
+    import jax
+
+    if jax.process_index() != 0:
+        return ()
+    directory = gin_utils.build("%MODEL_DIR")
+    return (metric_writers.SummaryWriter(str(pathlib.Path(directory) / "tensorboard")),)
+
+
+def _say(summary) -> None:
+    total = time.perf_counter() - _STARTED
+    print(f"\nStep {summary.step}. {total:.0f} s in all:", end=" ")
+    parts = sorted(summary.seconds.items(), key=lambda part: -part[1])
+    print(", ".join(f"{cause} {seconds:.1f} s" for cause, seconds in parts))
+    for name, scalars in summary.evaluation.items():
+        print(f"\n{name}, nats per residue:")
+        for key, meaning in (
+            ("loss", "loss over all targets (most of it copying)"),
+            ("corrupted_loss", "loss at corrupted positions"),
+            ("masked_loss", "  of these, masked by a sentinel"),
+            ("substituted_loss", "  of these, another amino acid put in"),
+            ("unigram_entropy", "unigram entropy: frequencies alone reach this"),
+        ):
+            if key in scalars:
+                print(f"  {scalars[key]:8.4f}  {meaning}")
+    run_dir = summary.checkpoint.parent.parent
+    print(f"\nCheckpoint  {summary.checkpoint}")
+    print(f"Logs        {run_dir}/metrics.jsonl, tensorboard --logdir {run_dir}")
+    if summary.exit_code:
+        print("Stopped by a signal. The same command goes on from here.")
+    else:
+        print(
+            "Next        the same command with --gin_bindings='TRAIN_STEPS = ...' goes "
+            "on from here.\n            Your own proteins: python -m "
+            "prottrans_jax.prepare --input your.fasta --output DIR,\n            then "
+            'train with --data_dir=DIR and --gin_bindings="MIXTURE_OR_TASK_NAME = '
+            "'fasta_iid_denoise'\"."
+        )
+
+
+if __name__ == "__main__":
+    gin_utils.run(main)
