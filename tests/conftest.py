@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 # Before anything imports jax: tests never take an accelerator, and see 8 CPU devices.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,6 +10,13 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Tests compile the same tiny programs again and again, subprocesses included.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    os.path.join(tempfile.gettempdir(), f"prottrans_jax_test_cache_{os.getuid()}"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import pytest
 
