@@ -44,8 +44,12 @@ def check(
     macros: dict[str, Any] = {}
     bound: dict[tuple[str, str, str], Any] = {}
     where: dict[Any, str] = {}
+    used: dict[str, str] = {}
     for statement in reader.statements:
         value = resolver.value(statement)
+        for macro in gin_config.walk(value, gin_config.Macro):
+            if macro != gin_config.REQUIRED:
+                used.setdefault(macro.name, statement.where)
         if statement.parameter:
             selector = resolver.binding(statement)
             if selector:
@@ -55,7 +59,7 @@ def check(
             macros[statement.selector] = value
             where[statement.selector] = statement.where
     config = gin_config.Config(tuple(reader.files), resolver.imports, macros, bound)
-    errors = resolver.errors + _macro_errors(config, where)
+    errors = resolver.errors + _macro_errors(config, where, used)
     # Missing values would only repeat a misspelt name: report those alone first.
     errors = errors or _missing(config, where)
     if errors:
@@ -236,13 +240,10 @@ def _is_ours(found: Any) -> bool:
     )
 
 
-def _macro_errors(config: gin_config.Config, where: dict[Any, str]) -> list[str]:
+def _macro_errors(
+    config: gin_config.Config, where: dict[Any, str], used: dict[str, str]
+) -> list[str]:
     """Macros that are used and never set, or set and never used (so misspelt)."""
-    used: dict[str, str] = {}
-    for key, value in [*config.macros.items(), *config.bindings.items()]:
-        for macro in gin_config.walk(value, gin_config.Macro):
-            if macro != gin_config.REQUIRED:
-                used.setdefault(macro.name, where[key])
     errors = [
         f"{used[name]}: uses %{name}, which nothing sets."
         f"{gin_config.nearest(name, config.macros)}"

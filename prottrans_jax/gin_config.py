@@ -131,22 +131,29 @@ def leaves() -> list[str]:
 
 
 def find_file(
-    name: str | pathlib.Path, folders: Sequence[str | pathlib.Path] = ()
+    name: str | pathlib.Path,
+    folders: Sequence[str | pathlib.Path] = (),
+    included_by: pathlib.Path | None = None,
 ) -> pathlib.Path:
     """Finds a gin file by path, then in `folders`, then in the package.
+
+    What a file includes is looked for beside it first, and by path last: where a
+    command runs does not change what a leaf means.
 
     Raises:
       UsageError: Naming the nearest files, the folders searched and all leaves.
     """
-    places = [pathlib.Path(), *map(pathlib.Path, folders), package_folder()]
+    here = [pathlib.Path()]
+    places = [*map(pathlib.Path, folders), package_folder()]
+    places = [included_by.parent, *places, *here] if included_by else here + places
     for place in places:
         for candidate in (place / name, place / f"{name}.gin"):
             if candidate.is_file():
                 return candidate.resolve()
     known = [
         p.relative_to(place).as_posix()
-        for place in places[1:]
-        if place.is_dir()
+        for place in places
+        if place.is_dir() and place not in here
         for p in place.rglob("*.gin")
     ]
     raise UsageError(
@@ -202,9 +209,11 @@ class Reader:
         self.statements: list[Statement] = []
         self._open: list[pathlib.Path] = []
 
-    def read_file(self, name: str | pathlib.Path, folders: Sequence = ()) -> None:
-        """Reads a file, looking in `folders` first, and what it includes."""
-        path = find_file(name, [*folders, *self.search_paths])
+    def read_file(
+        self, name: str | pathlib.Path, included_by: pathlib.Path | None = None
+    ) -> None:
+        """Reads a file and what it includes."""
+        path = find_file(name, self.search_paths, included_by)
         if path in self._open:
             raise UsageError(
                 f"{path} includes itself: {' > '.join(map(str, self._open))}"
@@ -215,14 +224,14 @@ class Reader:
             raise UsageError(f"{path}: cannot be read: {error}") from error
         trusted = self.trust_config or path.is_relative_to(package_folder())
         self._open.append(path)
-        self.read_text(text, Source(str(path), trusted), path.parent)
+        self.read_text(text, Source(str(path), trusted), path)
         self._open.pop()
         self.files.append(path)
 
     def read_text(
-        self, text: str, source: Source, folder: pathlib.Path | None = None
+        self, text: str, source: Source, path: pathlib.Path | None = None
     ) -> None:
-        """Reads gin statements; their includes are looked for in `folder` first."""
+        """Reads gin statements, of the file `path` or of the command line."""
         self.sources.append(source)
         for statement in _statements(text, source.name):
             where = f"{source.name}:{statement.location.line_num}"
@@ -230,7 +239,7 @@ class Reader:
                 self._read_import(statement, source, where)
             elif isinstance(statement, config_parser.IncludeStatement):
                 try:
-                    self.read_file(statement.filename, [folder] if folder else [])
+                    self.read_file(statement.filename, path)
                 except UsageError as error:
                     raise UsageError(f"{where}: {error}") from error
             elif isinstance(statement, config_parser.BindingStatement):

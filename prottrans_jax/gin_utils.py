@@ -74,10 +74,12 @@ def build(value: Any, **overrides: Any) -> Any:
     """Evaluates a value of the parsed configuration, e.g. calls `@t5.T5()`.
 
     Args:
-      value: As held by `Config`: a literal, `Reference` or `Macro`.
+      value: As held by `Config`: a literal, `Reference` or `Macro`; or "%NAME".
       **overrides: For a called `Reference`: parameters that replace the bound ones.
     """
     assert _current is not None, "parse first"
+    if isinstance(value, str) and value.startswith("%"):
+        value = gin_config.Macro(value[1:])
     value = _current.value(value)
     if isinstance(value, Reference) and value.call and overrides:
         with gin.config_scope(value.scope or None):

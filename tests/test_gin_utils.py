@@ -181,6 +181,11 @@ def test_mistake_in_a_file_is_given_with_its_line(write):
         gin_utils.parse([path])
 
 
+def test_binding_may_replace_the_only_use_of_a_macro(write):
+    gin_utils.parse([write("a.gin", BASE)], ["Partitioner.model = 3"])
+    assert partitioner().model == 3
+
+
 def test_every_mistake_is_told_at_once(write):
     with pytest.raises(gin_utils.UsageError) as error:
         gin_utils.parse([write("a.gin", BASE)], ["Partitioner.a = 1", "BB = 2"])
