@@ -370,6 +370,22 @@ def load_params(
     )
 
 
+def read_numpy(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """All arrays of one step by name, in host memory as stored; and its metadata.
+
+    Raises:
+      CheckpointError: the step is damaged or absent.
+    """
+    source = _absolute(path)
+    if fault := manifests.problem(source):
+        raise CheckpointError(f"Checkpoint {source} is damaged: {fault}.")
+    stored = _stored_arrays(source)
+    arrays = _read_arrays(source, stored, as_numpy=True)
+    return dict(zip(stored, arrays, strict=True)), _read_metadata(source)
+
+
 def compare(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
     """Lists how two sets of named arrays differ; empty when they fit.
 
@@ -442,19 +458,24 @@ def _stored_arrays(path: epath.Path) -> dict[str, Any]:
     return dict(_flatten(tree))
 
 
-def _read_arrays(path: epath.Path, wanted: Mapping[str, Any]) -> list[jax.Array]:
+def _read_arrays(
+    path: epath.Path, wanted: Mapping[str, Any], *, as_numpy: bool = False
+) -> list[Any]:
     """Reads the wanted arrays of a step, in the order, dtypes and shardings wanted."""
     if not wanted:
         return []
-    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    restore_args = {
-        name: ocp.ArrayRestoreArgs(
+
+    def how(leaf: Any) -> ocp.RestoreArgs:
+        if as_numpy:
+            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+        return ocp.ArrayRestoreArgs(
             sharding=getattr(leaf, "sharding", None) or local,
             global_shape=tuple(leaf.shape),
             dtype=leaf.dtype,
         )
-        for name, leaf in wanted.items()
-    }
+
+    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    restore_args = {name: how(leaf) for name, leaf in wanted.items()}
     processes = set(range(jax.process_count())) if jax.process_count() > 1 else None
     handler = ocp.PyTreeCheckpointHandler(
         multiprocessing_options=ocp.options.MultiprocessingOptions(
