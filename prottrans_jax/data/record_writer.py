@@ -106,7 +106,7 @@ class Writer:
         self.folder = pathlib.Path(os.path.abspath(folder))
         self.name = name
         self.version = version
-        self._shards: dict[str, list[WrittenShard]] = {}
+        self.written: dict[str, list[WrittenShard]] = {}
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file, not a folder.")
         if self.folder.exists() and any(self.folder.iterdir()):
@@ -156,21 +156,26 @@ class Writer:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self.finish()
-        else:
+        if kind is not None:
             self.abandon()
+        elif not self._lock.closed:
+            self.finish()
 
     def add_shard(
         self, split: str, examples: Iterable[tuple[str | bytes, str | bytes]]
     ) -> None:
         """Writes (id, residues) pairs as the next shard of `split`."""
-        path = self.work / f"{split}.{len(self._shards.get(split, ()))}.array_record"
+        path = self.work / "next.array_record"
         self.adopt(split, write_shard(path, (payload(*e) for e in examples)))
 
     def adopt(self, split: str, shard: WrittenShard) -> None:
-        """Takes over a shard that `write_shard` made inside `self.work`."""
-        self._shards.setdefault(split, []).append(shard)
+        """Takes over, as the next of `split`, a shard that `write_shard` made."""
+        shards = self.written.setdefault(split, [])
+        path = self.work / f"{split}.{len(shards)}.array_record"
+        lengths_path = path.with_suffix(".lengths")
+        shard.path.rename(path)
+        shard.lengths_path.rename(lengths_path)
+        shards.append(dataclasses.replace(shard, path=path, lengths_path=lengths_path))
 
     def finish(
         self,
@@ -185,7 +190,7 @@ class Writer:
             version=self.version,
             format_version=manifest_lib.FORMAT_VERSION,
             created_by=f"prottrans_jax {prottrans_jax.__version__}",
-            splits={s: self._finish_split(s) for s in self._shards},
+            splits={s: self._finish_split(s) for s in self.written},
             inputs=tuple(inputs),
             options=options or {},
             skipped=skipped or {},
@@ -214,7 +219,7 @@ class Writer:
             self._lock.close()
 
     def _finish_split(self, split: str) -> manifest_lib.SplitInfo:
-        written = self._shards[split]
+        written = self.written[split]
         shards = []
         counts = np.zeros(256, np.int64)
         histogram = np.zeros(len(_BINS), np.int64)

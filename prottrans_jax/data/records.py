@@ -98,7 +98,7 @@ class RecordSplit:
         self._starts = np.cumsum([0] + [s.num_records for s in info.shards])
         self._readers: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
-        _allow_open_files(len(info.shards))
+        allow_open_files(len(info.shards))
 
     def __getstate__(self) -> dict[str, Any]:
         # Readers stay behind: each process opens its own.
@@ -236,7 +236,7 @@ def _check_size(path: pathlib.Path, num_bytes: int) -> None:
         )
 
 
-def _allow_open_files(count: int) -> None:
+def allow_open_files(count: int) -> None:
     """Random access keeps every shard open; the usual limit is 1,024 files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 256

@@ -1,0 +1,437 @@
+"""FASTA as it is met in the wild, read as a stream; every oddity has a stated outcome.
+
+Read: plain, gz (any number of members), bz2 and xz, known by their first bytes, not by
+the file's name; "-" is standard input. Lines end with LF, CRLF or CR. A byte order
+mark, blank lines, white space inside sequences and ``;`` comment lines are passed over.
+The id is the first word behind ``>``.
+
+Cleaned, and counted: gaps ``-`` ``.`` (aligned FASTA, a3m) and stops ``*`` at the end
+of a sequence are taken out. Lower case becomes upper case. All 26 letters are residues.
+
+Refused, as a `Problem` that names file, line and record: no header before the first
+sequence; a header without an id, or that is not UTF-8; a record without residues; a
+character that is no residue (digits, NUL, a stop inside the sequence); a file without
+records; a compressed file that is cut short or damaged; a record of over 64 MiB.
+
+Why not a library: dnaio, the fastest strict one, gives no lines, refuses UTF-8 headers
+and keeps NULs and inner white space; and blocks that end at record borders let
+several processes share one compressed file. Its speed is kept (benchmarks/).
+"""
+
+import bz2
+from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import importlib
+import lzma
+import os
+import pathlib
+import sys
+from typing import IO, Any, NamedTuple
+import zlib
+
+from prottrans_jax import vocabulary
+
+try:
+    # Two to three times as fast as zlib, with the same interface.
+    inflate: Any = importlib.import_module("isal.isal_zlib")
+except ImportError:
+    inflate = zlib
+
+BLOCK_BYTES = 8 << 20
+MAX_RECORD_BYTES = 64 << 20
+# Of stored bytes; gz can unpack to a thousand times as much.
+_READ_BYTES = 256 << 10
+_BOM = b"\xef\xbb\xbf"
+_WHITE = b" \t\n\v\f"
+_GAPS_AND_STOPS = vocabulary.GAPS + vocabulary.STOP
+_UPPER = bytes(range(256)).upper()
+
+
+class Record(NamedTuple):
+    """A protein: id (UTF-8), upper-case residues, line of its header (from 1)."""
+
+    name: bytes
+    residues: bytes
+    line: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is wrong with a record or a file, and where.
+
+    Attributes:
+      path: file.
+      line: line, counted from 1, of the offending character if it is known, else of
+        the record's header; 0 where no line is to blame.
+      name: id of the record, "" if it has none or the whole file is meant.
+      reason: the kind, a few fixed words: what summaries count by.
+      detail: the sentence for the user.
+      fatal: nothing that was read from the file can be believed: not to be skipped.
+    """
+
+    path: str
+    line: int
+    name: str
+    reason: str
+    detail: str
+    fatal: bool = False
+
+    def __str__(self) -> str:
+        where = f"{self.path}:{self.line}" if self.line else self.path
+        return f"{where}: {self.detail}"
+
+
+class FastaError(ValueError):
+    """A `Problem` that was not to be skipped."""
+
+    def __init__(self, problem: Problem):
+        super().__init__(str(problem))
+        self.problem = problem
+
+    def __reduce__(self) -> tuple:
+        return FastaError, (self.problem,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Whole records of one file: text that starts with ">" at line `line`."""
+
+    path: str
+    line: int
+    data: bytes
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Parsed:
+    """Records of a block, what was wrong, and what was cleaned (in characters)."""
+
+    records: list[Record]
+    problems: list[Problem]
+    num_gaps: int = 0
+    num_stops: int = 0
+
+
+def read(
+    paths: Iterable[str | os.PathLike],
+    *,
+    on_problem: Callable[[Problem], None] | None = None,
+) -> Iterator[Record]:
+    """Records of FASTA files in order, holding one block in memory at a time.
+
+    Args:
+      paths: files; "-" is standard input.
+      on_problem: called with each problem, whose record is then left out. Without it
+        the first problem is raised.
+
+    Raises:
+      FastaError: the first problem, or a fatal one.
+    """
+    for path in paths:
+        for block in blocks(path):
+            parsed = parse(block)
+            for problem in (*block.problems, *parsed.problems):
+                if on_problem is None or problem.fatal:
+                    raise FastaError(problem)
+                on_problem(problem)
+            yield from parsed.records
+
+
+def parse(block: Block) -> Parsed:
+    """Splits a block into clean records."""
+    data = block.data
+    records: list[Record] = []
+    out = Parsed(records, [])
+    if not data:
+        return out
+    # What the quick way below cannot see is looked for in the whole block at once.
+    odd = not data.isascii() or b"\0" in data or b"\n;" in data
+    line = block.line
+    append = records.append
+    gaps = stops = 0
+    for text in data[1:].split(b"\n>"):
+        header, _, body = text.partition(b"\n")
+        residues = body.translate(_UPPER, _WHITE)
+        words = header.split(None, 1)
+        # All 26 letters are residues (`vocabulary.LETTERS`): isalpha() is the test.
+        if odd or not words or not residues.isalpha():
+            found = _look_closely(block.path, line, text)
+            if isinstance(found, Problem):
+                out.problems.append(found)
+            else:
+                record, more_gaps, more_stops = found
+                append(record)
+                gaps += more_gaps
+                stops += more_stops
+        else:
+            append(Record(words[0], residues, line))
+        line += text.count(b"\n") + 1
+    return dataclasses.replace(out, num_gaps=gaps, num_stops=stops)
+
+
+def _look_closely(
+    path: str, line: int, text: bytes
+) -> Problem | tuple[Record, int, int]:
+    """The record of `text`, its numbers of gaps and stops; or what is wrong with it."""
+    header, _, body = text.partition(b"\n")
+    name = (header.split(None, 1) or [b""])[0]
+    shown = name.decode("utf-8", errors="backslashreplace")
+
+    def problem(at: int, reason: str, detail: str) -> Problem:
+        return Problem(path, at, shown, reason, detail)
+
+    if not name:
+        return problem(line, "header without an id", "header without an id behind '>'.")
+    try:
+        header.decode("utf-8")
+    except UnicodeDecodeError:
+        return problem(
+            line,
+            "header is not UTF-8",
+            f"the header of {shown!r} is not UTF-8. Convert the file, e.g. with "
+            "`iconv -f latin1 -t utf8`.",
+        )
+    if b"\0" in header or not name.decode().isprintable():
+        return problem(
+            line,
+            "control character in a header",
+            f"the header of {shown!r} holds a NUL or another control character.",
+        )
+    lines = [b"" if part.startswith(b";") else part for part in body.split(b"\n")]
+    joined = b"".join(lines).translate(_UPPER, _WHITE)
+    without_gaps = joined.translate(None, vocabulary.GAPS)
+    residues = without_gaps.rstrip(vocabulary.STOP)
+    if not residues:
+        return problem(
+            line, "no residues", f"record {shown!r} has a header but no residues."
+        )
+    if not residues.isalpha():
+        at, column, char = _first_odd(lines)
+        what = (
+            "a stop inside a sequence"
+            if char in vocabulary.STOP
+            else "a character that is no residue"
+        )
+        return problem(
+            line + 1 + at,
+            what,
+            f"{char!r} at column {column} of record {shown!r} is {what}.",
+        )
+    num_gaps = len(joined) - len(without_gaps)
+    num_stops = len(without_gaps) - len(residues)
+    return Record(name, residues, line), num_gaps, num_stops
+
+
+def _first_odd(lines: list[bytes]) -> tuple[int, int, bytes]:
+    """Line (from 0) and column (from 1) of the first character to be refused."""
+    # Gaps and stops behind this character are the end of the sequence.
+    last = max(
+        (at, column)
+        for at, part in enumerate(lines)
+        for column, byte in enumerate(part)
+        if byte not in _GAPS_AND_STOPS + _WHITE
+    )
+    for at, part in enumerate(lines):
+        for column, byte in enumerate(part):
+            char = bytes([byte])
+            allowed = char.isalpha() or char.isspace() or char in vocabulary.GAPS
+            if not allowed and (char != vocabulary.STOP or (at, column) < last):
+                return at, column + 1, char
+    raise AssertionError(lines)
+
+
+def blocks(
+    path: str | os.PathLike,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    digest: Any = None,
+) -> Iterator[Block]:
+    """Cuts a FASTA file at record borders into blocks of about `block_bytes`.
+
+    Args:
+      path: file, "-" for standard input.
+      block_bytes: text of a block; one record more at most.
+      digest: updated with the bytes of the file as they are stored.
+    """
+    shown = "standard input" if str(path) == "-" else str(path)
+    tail = b""
+    line = 1  # Line of the first character of `tail`.
+    begun = False
+    problems: list[Problem] = []
+    chunks = _lines_of(_open(path), digest, block_bytes)
+    while True:
+        try:
+            chunk = next(chunks, b"")
+        except EOFError:
+            chunk = b""
+            # The last record may have been cut anywhere: it goes with the rest.
+            border = tail.rfind(b"\n>")
+            kept = tail[: border + 1] if begun else b""
+            at = line + tail.count(b"\n")
+            lost = tail[len(kept) :].partition(b"\n")[0][1:].split(None, 1)
+            problems.append(
+                Problem(
+                    shown,
+                    at,
+                    lost[0].decode("utf-8", "backslashreplace") if lost else "",
+                    "compressed file cut short",
+                    "the compressed file is cut short here (or has foreign bytes at "
+                    "its end). Download it again; with --on_bad=skip the records "
+                    "before this place are used.",
+                )
+            )
+            yield Block(shown, line, kept, tuple(problems))
+            return
+        except (inflate.error, zlib.error, lzma.LZMAError, OSError) as e:
+            raise FastaError(
+                Problem(
+                    shown,
+                    line,
+                    "",
+                    "damaged file",
+                    f"cannot be read behind this line: {e}. Download or copy it again.",
+                    fatal=True,
+                )
+            ) from e
+        last = not chunk
+        tail += chunk
+        if not begun:
+            tail, line, begun, found = _first_header(shown, tail, line, last)
+            problems += found
+            if not begun:
+                if last:
+                    yield Block(shown, line, b"", tuple(problems))
+                    return
+                continue
+        border = len(tail) if last else tail.rfind(b"\n>") + 1
+        if border:
+            data, tail = tail[:border], tail[border:]
+            yield Block(shown, line, data, tuple(problems))
+            problems = []
+            line += data.count(b"\n")
+        elif len(tail) > MAX_RECORD_BYTES:
+            name = tail.partition(b"\n")[0][1:80].decode("utf-8", "backslashreplace")
+            raise FastaError(
+                Problem(
+                    shown,
+                    line,
+                    name,
+                    "record too long",
+                    f"record {name!r} has over {MAX_RECORD_BYTES >> 20} MiB of text. "
+                    "Is this a genome?",
+                    fatal=True,
+                )
+            )
+        if last:
+            return
+
+
+def _first_header(
+    path: str, text: bytes, line: int, last: bool
+) -> tuple[bytes, int, bool, list[Problem]]:
+    """Passes over what stands before the first header: text, its line, found?"""
+    text = text.removeprefix(_BOM)
+    at = 0 if text.startswith(b">") else text.find(b"\n>") + 1
+    found = text.startswith(b">") or at > 0
+    if not (found or last or len(text) > MAX_RECORD_BYTES):
+        return text, line, False, []
+    before = text[:at] if found else text
+    problems = []
+    for k, part in enumerate(before.split(b"\n")):
+        if part.strip() and not part.startswith(b";"):
+            problem = Problem(
+                path,
+                line + k,
+                "",
+                "text before the first header",
+                "sequence before the first '>' header. Is this FASTA?",
+            )
+            if not (found or last):
+                raise FastaError(dataclasses.replace(problem, fatal=True))
+            problems.append(problem)
+            break
+    if not (found or problems):
+        problems.append(
+            Problem(path, 0, "", "file without records", "the file holds no records.")
+        )
+    return text[at:], line + before.count(b"\n"), found, problems
+
+
+def _open(path: str | os.PathLike) -> IO[bytes]:
+    if str(path) == "-":
+        return sys.stdin.buffer
+    return pathlib.Path(path).open("rb")
+
+
+def _lines_of(stream: IO[bytes], digest: Any, size: int) -> Iterator[bytes]:
+    """Unpacked text with LF line ends, in pieces of `size` bytes or more."""
+    pieces: list[bytes] = []
+    held = 0
+    after_cr = False
+    damage: EOFError | None = None
+    texts = _unpacked(stream, digest)
+    while True:
+        try:
+            text = next(texts)
+        except StopIteration:
+            break
+        except EOFError as e:
+            damage = e
+            break
+        if after_cr and text.startswith(b"\n"):
+            text = text[1:]
+        if not text:
+            continue
+        after_cr = text.endswith(b"\r")
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        pieces.append(text)
+        held += len(text)
+        if held >= size:
+            yield b"".join(pieces)
+            pieces, held = [], 0
+    if held:
+        yield b"".join(pieces)
+    if damage:
+        raise damage
+
+
+def _unpacked(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
+    """Contents of a plain, gz, bz2 or xz stream. EOFError where it is cut short."""
+    make: Callable[[], Any] | None = None
+    unpacker: Any = None
+    begun = False
+    with stream:
+        while data := stream.read(_READ_BYTES):
+            if digest is not None:
+                digest.update(data)
+            if not begun:
+                begun = True
+                make = _unpacker(data)
+                unpacker = make and make()
+            if make is None:
+                yield data
+                continue
+            while data:
+                if unpacker.eof:
+                    # Another member, as bgzip and `cat *.gz` make; or padding.
+                    if not data.strip(b"\0"):
+                        break
+                    if _unpacker(data) is None:
+                        raise EOFError
+                    unpacker = make()
+                yield unpacker.decompress(data)
+                data = unpacker.unused_data
+        if unpacker is not None and not unpacker.eof:
+            raise EOFError
+
+
+def _unpacker(start: bytes) -> Callable[[], Any] | None:
+    """What unpacks a file with this beginning; None if it is plain."""
+    if start.startswith(b"\x1f\x8b"):
+        return lambda: inflate.decompressobj(16 + zlib.MAX_WBITS)
+    if start.startswith(b"BZh"):
+        return bz2.BZ2Decompressor
+    if start.startswith(b"\xfd7zXZ\0"):
+        return lzma.LZMADecompressor
+    return None

@@ -1,0 +1,435 @@
+"""Out-of-core sorting for `prepare`: blocks of FASTA in, shuffled shards out.
+
+Each block becomes one segment file whose records are grouped by bucket; a bucket is a
+shard to be. The bucket follows from the hash of the sequence, so that all copies of a
+sequence meet in one bucket, where they are found with no more memory than one shard
+takes. Segments hold a second table, grouped by the hash of the id, for ids used twice.
+
+Every choice (bucket, order, split) is a function of hashes, seed, file and line: the
+result does not depend on the number of processes nor on the size of blocks.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import hashlib
+import heapq
+import os
+import pathlib
+
+import jaxtyping
+import numpy as np
+
+from prottrans_jax.data import fasta, record_writer, records
+
+# `ordinal` is file << 40 | line: the place in the input, and an order of all records.
+_META = np.dtype(
+    [
+        ("ordinal", "<u8"),
+        ("seq_hi", "<u8"),
+        ("seq_lo", "<u8"),
+        ("id_hi", "<u8"),
+        ("id_lo", "<u8"),
+        ("size", "<u4"),
+        ("length", "<u4"),
+        ("split", "<u4"),
+    ]
+)
+_ID = np.dtype([("id_hi", "<u8"), ("id_lo", "<u8"), ("seq_hi", "<u8"), ("at", "<u8")])
+_LINE_BITS = 40
+DROPPED = "dropped.npy"
+
+TOO_SHORT = "shorter than --min_length"
+TOO_LONG = "longer than --max_length"
+REPEATED = "repeated record (same id, same sequence)"
+DUPLICATE = "exact duplicate of another sequence"
+SAME_ID = "id used for two sequences"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What every worker knows.
+
+    Attributes:
+      folder: where segments, parts and shards are written.
+      paths: inputs by their number in ordinals.
+      splits: names of the splits; the first one gets what no rule gives to another.
+      num_buckets: number of shards of the first split.
+      held_out: share of ids, by their hash, that goes to the second split.
+      min_length: residues; shorter records are left out.
+      max_length: residues; longer records are left out. None: no limit.
+      deduplicate: whether only the first record of a sequence is kept.
+      shuffle: whether records are shuffled, or kept in the order of the input.
+      seed: of the shuffle.
+      skip_bad: whether bad records are left out, or stop the run.
+    """
+
+    folder: pathlib.Path
+    paths: tuple[str, ...]
+    splits: tuple[str, ...]
+    num_buckets: int
+    held_out: float
+    min_length: int
+    max_length: int | None
+    deduplicate: bool
+    shuffle: bool
+    seed: int
+    skip_bad: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Spilled:
+    """What became of one block of input `file`."""
+
+    file: int
+    num_records: int = 0
+    num_residues: int = 0
+    num_gaps: int = 0
+    num_stops: int = 0
+    # (reason, number, examples)
+    skipped: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorted:
+    """What became of one bucket: its shard of the first split, if it is final."""
+
+    shard: record_writer.WrittenShard | None
+    skipped: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+
+
+class Skips:
+    """Counts by reason with the first examples; every one is named in a file."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._found: dict[str, list[str]] = {}
+
+    def add(self, reason: str, where: str, name: str) -> None:
+        """Notes one record."""
+        self._found.setdefault(reason, []).append(f"{where}\t{name}")
+
+    def close(self) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
+        """Writes the file, if there is anything to write, and sums up."""
+        if self._found:
+            with self._path.open("w", encoding="utf-8") as out:
+                for reason, lines in self._found.items():
+                    out.writelines(f"{line}\t{reason}\n" for line in lines)
+        return tuple(
+            (reason, len(lines), tuple(line.replace("\t", " ") for line in lines[:3]))
+            for reason, lines in self._found.items()
+        )
+
+
+def spill_block(
+    plan: Plan, number: int, file: int, split: int | None, block: fasta.Block
+) -> Spilled:
+    """Parses one block and writes its records as segment `number`.
+
+    Args:
+      plan: the run.
+      number: of the segment.
+      file: number of the input.
+      split: all records go to this one; None: by the hash of their id.
+      block: text.
+
+    Raises:
+      FastaError: a bad record, unless they are skipped.
+    """
+    parsed = fasta.parse(block)
+    skips = Skips(plan.folder / f"segment-{number:07d}.skipped")
+    for problem in (*block.problems, *parsed.problems):
+        if problem.fatal or not plan.skip_bad:
+            raise fasta.FastaError(problem)
+        skips.add(problem.reason, f"{problem.path}:{problem.line}", problem.name)
+    low, high = plan.min_length, plan.max_length or 1 << 62
+    payloads, lines, lengths, hashes, id_hashes = [], [], [], [], []
+    blake = hashlib.blake2b
+    for name, residues, line in parsed.records:
+        length = len(residues)
+        if not low <= length <= high:
+            reason = TOO_SHORT if length < low else TOO_LONG
+            skips.add(reason, f"{block.path}:{line}", name.decode())
+            continue
+        payloads.append(name + b"\n" + residues)
+        lines.append(line)
+        lengths.append(length)
+        hashes.append(blake(residues, digest_size=16).digest())
+        id_hashes.append(blake(name, digest_size=16).digest())
+
+    meta = np.empty(len(payloads), _META)
+    pairs = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
+    id_pairs = np.frombuffer(b"".join(id_hashes), "<u8").reshape(-1, 2)
+    meta["ordinal"] = np.array(lines, np.uint64) | np.uint64(file << _LINE_BITS)
+    meta["seq_hi"], meta["seq_lo"] = pairs.T
+    meta["id_hi"], meta["id_lo"] = id_pairs.T
+    meta["size"] = np.fromiter(map(len, payloads), np.uint32, len(payloads))
+    meta["length"] = lengths
+    if split is not None:
+        meta["split"] = split
+    else:
+        meta["split"] = meta["id_lo"] < np.uint64(plan.held_out * (1 << 63) * 2)
+    _write_segment(_segment(plan, number), plan, meta, payloads)
+    return Spilled(
+        file=file,
+        num_records=len(parsed.records),
+        num_residues=sum(lengths),
+        num_gaps=parsed.num_gaps,
+        num_stops=parsed.num_stops,
+        skipped=skips.close(),
+    )
+
+
+def check_ids(plan: Plan, num_segments: int, bucket: int) -> np.ndarray:
+    """Ids of one group that stand for two sequences.
+
+    Returns:
+      [conflicts, 2] uint64: ordinals of the record to be left out and of the first one.
+    """
+    entries = np.concatenate(
+        [_read_ids(_segment(plan, s), plan, bucket) for s in range(num_segments)]
+    )
+    entries = np.sort(entries, order=["id_hi", "id_lo", "at"])
+    same = (entries["id_hi"][1:] == entries["id_hi"][:-1]) & (
+        entries["id_lo"][1:] == entries["id_lo"][:-1]
+    )
+    starts = np.flatnonzero(np.concatenate([[True], ~same]))[: len(entries)]
+    counts = np.diff(np.append(starts, len(entries)))
+    first = np.repeat(starts, counts)
+    conflict = entries["seq_hi"] != entries["seq_hi"][first]
+    return np.stack([entries["at"][conflict], entries["at"][first[conflict]]], axis=1)
+
+
+def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
+    """Removes copies from one bucket, orders the rest and writes them by split.
+
+    Args:
+      plan: the run.
+      num_segments: how many segments there are.
+      bucket: which bucket.
+
+    Records named in DROPPED, [n] uint64 ordinals, are left out.
+    """
+    metas, blobs = [], []
+    for number in range(num_segments):
+        meta, blob = _read_bucket(_segment(plan, number), plan, bucket)
+        metas.append(meta)
+        blobs.append(blob)
+    meta, blob = np.concatenate(metas), b"".join(blobs)
+    del metas, blobs
+    ends = np.cumsum(meta["size"], dtype=np.int64)
+    starts = ends - meta["size"]
+    skips = Skips(plan.folder / f"bucket-{bucket:07d}.skipped")
+
+    def leave_out(which: np.ndarray, reason: str) -> None:
+        for i in which[np.argsort(meta["ordinal"][which])].tolist():
+            name = blob[starts[i] : ends[i]].partition(b"\n")[0].decode()
+            skips.add(reason, place(plan, int(meta["ordinal"][i])), name)
+
+    keep = np.ones(len(meta), bool)
+    if (plan.folder / DROPPED).exists():
+        keep = ~np.isin(meta["ordinal"], np.load(plan.folder / DROPPED))
+        leave_out(np.flatnonzero(~keep), SAME_ID)
+    # Copies of a sequence are neighbours, the first in the input leading.
+    order = np.lexsort((meta["ordinal"], meta["seq_lo"], meta["seq_hi"]))
+    order = order[keep[order]]
+    copy = np.zeros(len(order), bool)
+    copy[1:] = (np.diff(meta["seq_hi"][order]) == 0) & (
+        np.diff(meta["seq_lo"][order]) == 0
+    )
+    if copy.any():
+        repeated = _repeated(meta[order], copy)
+        leave_out(order[repeated], REPEATED)
+        if plan.deduplicate:
+            leave_out(order[copy & ~repeated], DUPLICATE)
+            order = order[~copy]
+        else:
+            order = order[~repeated]
+    key = shuffle_key(meta["id_lo"], plan.seed) if plan.shuffle else meta["ordinal"]
+    order = order[np.lexsort((meta["ordinal"][order], key[order]))]
+
+    shard = None
+    splits = meta["split"][order]
+    for split in range(len(plan.splits)):
+        chosen = order[splits == split]
+        sizes, lengths = meta["size"][chosen], meta["length"][chosen]
+        spans = zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True)
+        payloads = (blob[a:b] for a, b in spans)
+        if split == 0 and plan.shuffle:
+            path = plan.folder / f"bucket-{bucket:07d}.array_record"
+            shard = record_writer.write_shard(
+                path, zip(payloads, lengths.tolist(), strict=True)
+            )
+        elif len(chosen):
+            _write_part(
+                _part(plan, split, bucket), key[chosen], sizes, lengths, payloads
+            )
+    return Sorted(shard, skips.close())
+
+
+def _repeated(meta: np.ndarray, copy: np.ndarray) -> np.ndarray:
+    """Which copies also have the id of an earlier record of the same sequence."""
+    repeated = np.zeros(len(meta), bool)
+    seen: set[tuple[int, int]] = set()
+    for i in np.flatnonzero(copy | np.append(copy[1:], False)).tolist():
+        if not copy[i]:
+            seen = set()
+        name = (int(meta["id_hi"][i]), int(meta["id_lo"][i]))
+        repeated[i] = name in seen
+        seen.add(name)
+    return repeated
+
+
+def merged(plan: Plan, split: int) -> Iterator[tuple[bytes, int]]:
+    """(payload, length) of a split's parts: bucket after bucket, or in input order."""
+    paths = [_part(plan, split, b) for b in range(plan.num_buckets)]
+    parts = [_read_part(path) for path in paths if path.exists()]
+    records.allow_open_files(len(parts))
+    if plan.shuffle:
+        for part in parts:
+            yield from ((payload, length) for _, payload, length in part)
+    else:
+        for _, payload, length in heapq.merge(*parts):
+            yield payload, length
+
+
+def name_of(plan: Plan, num_segments: int, ordinal: int) -> str:
+    """Id of the record at a place."""
+    for number in range(num_segments):
+        for bucket in range(plan.num_buckets):
+            meta, blob = _read_bucket(_segment(plan, number), plan, bucket)
+            for i in np.flatnonzero(meta["ordinal"] == ordinal).tolist():
+                start = int(meta["size"][:i].sum())
+                return blob[start:].partition(b"\n")[0].decode()
+    raise AssertionError(ordinal)
+
+
+def count(plan: Plan, split: int) -> int:
+    """Records in the parts of a split."""
+    paths = (_part(plan, split, b) for b in range(plan.num_buckets))
+    return sum(len(np.load(p, mmap_mode="r")) for p in paths if p.exists())
+
+
+def place(plan: Plan, ordinal: int) -> str:
+    """file:line of an ordinal."""
+    line = ordinal & ((1 << _LINE_BITS) - 1)
+    return f"{plan.paths[ordinal >> _LINE_BITS]}:{line}"
+
+
+def shuffle_key(
+    hashes: jaxtyping.UInt64[np.ndarray, " records"], seed: int
+) -> jaxtyping.UInt64[np.ndarray, " records"]:
+    """A pseudo-random number of each hash and the seed (splitmix64's finalizer)."""
+    x = hashes ^ np.frombuffer(
+        hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "<u8"
+    )
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _segment(plan: Plan, number: int) -> pathlib.Path:
+    return plan.folder / f"segment-{number:07d}"
+
+
+def _part(plan: Plan, split: int, bucket: int) -> pathlib.Path:
+    return plan.folder / f"part-{split}-{bucket:07d}"
+
+
+# A segment file: records, payload bytes and id entries up to each bucket's end as
+# [3, num_buckets + 1] uint64, then the three tables themselves.
+
+
+def _write_segment(
+    path: pathlib.Path, plan: Plan, meta: np.ndarray, payloads: list[bytes]
+) -> None:
+    buckets = np.uint64(plan.num_buckets)
+    bucket = shuffle_key(meta["seq_hi"], plan.seed) % buckets
+    order = np.argsort(bucket, kind="stable")
+    sorted_meta = meta[order]
+    index = np.zeros((3, plan.num_buckets + 1), np.uint64)
+    borders = np.searchsorted(bucket[order], np.arange(plan.num_buckets + 1))
+    index[0] = borders
+    index[1] = np.concatenate([[0], np.cumsum(sorted_meta["size"], dtype=np.uint64)])[
+        borders
+    ]
+    ids = np.empty(len(meta), _ID)
+    for field in ("id_hi", "id_lo", "seq_hi"):
+        ids[field] = meta[field]
+    ids["at"] = meta["ordinal"]
+    id_bucket = meta["id_hi"] % buckets
+    id_order = np.argsort(id_bucket, kind="stable")
+    index[2] = np.searchsorted(id_bucket[id_order], np.arange(plan.num_buckets + 1))
+    with path.open("wb") as out:
+        out.write(index.tobytes())
+        out.write(sorted_meta.tobytes())
+        out.write(ids[id_order].tobytes())
+        out.write(b"".join([payloads[i] for i in order.tolist()]))
+
+
+def _index_of(fd: int, plan: Plan) -> tuple[np.ndarray, int]:
+    num_bytes = 3 * (plan.num_buckets + 1) * 8
+    index = np.frombuffer(os.pread(fd, num_bytes, 0), "<u8").astype(np.int64)
+    return index.reshape(3, -1), num_bytes
+
+
+def _read_bucket(
+    path: pathlib.Path, plan: Plan, bucket: int
+) -> tuple[np.ndarray, bytes]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        index, at = _index_of(fd, plan)
+        low, high = index[0, bucket], index[0, bucket + 1]
+        meta = _pread(fd, (high - low) * _META.itemsize, at + low * _META.itemsize)
+        blobs_at = at + index[0, -1] * (_META.itemsize + _ID.itemsize)
+        low, high = index[1, bucket], index[1, bucket + 1]
+        return np.frombuffer(meta, _META), _pread(fd, high - low, blobs_at + low)
+    finally:
+        os.close(fd)
+
+
+def _read_ids(path: pathlib.Path, plan: Plan, bucket: int) -> np.ndarray:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        index, at = _index_of(fd, plan)
+        low, high = index[2, bucket], index[2, bucket + 1]
+        at += int(index[0, -1]) * _META.itemsize
+        data = _pread(fd, (high - low) * _ID.itemsize, at + low * _ID.itemsize)
+        return np.frombuffer(data, _ID)
+    finally:
+        os.close(fd)
+
+
+def _pread(fd: int, num_bytes: int, at: int) -> bytes:
+    # One call reads 2 GiB at most.
+    pieces = []
+    while num_bytes:
+        piece = os.pread(fd, int(min(num_bytes, 1 << 30)), int(at))
+        if not piece:
+            raise OSError("a segment file ends early")
+        pieces.append(piece)
+        num_bytes -= len(piece)
+        at += len(piece)
+    return b"".join(pieces)
+
+
+def _write_part(
+    path: pathlib.Path,
+    keys: np.ndarray,
+    sizes: np.ndarray,
+    lengths: np.ndarray,
+    payloads: Iterator[bytes],
+) -> None:
+    table = np.empty(len(keys), [("key", "<u8"), ("size", "<u4"), ("length", "<u4")])
+    table["key"], table["size"], table["length"] = keys, sizes, lengths
+    with path.open("wb") as out:
+        np.save(out, table)
+    with path.with_suffix(".blob").open("wb") as out:
+        out.writelines(payloads)
+
+
+def _read_part(path: pathlib.Path) -> Iterator[tuple[int, bytes, int]]:
+    table = np.load(path, mmap_mode="r")
+    with path.with_suffix(".blob").open("rb", buffering=1 << 16) as blob:
+        for start in range(0, len(table), 4096):
+            for key, size, length in table[start : start + 4096].tolist():
+                yield key, blob.read(size), length
