@@ -89,7 +89,7 @@ def _contract_on_cpu(spec, a, b, *, out_dtype):
         a, b, first, second = b, a, second, first
     (rows,) = (x for x in first if x not in shared)
     (columns,) = (x for x in second if x not in shared)
-    sizes = dict(zip(first, a.shape)) | dict(zip(second, b.shape))
+    sizes = dict(zip(first + second, a.shape + b.shape, strict=True))
 
     def three_axes(x, names, one, other):
         # [...] -> [batch, one, other]

@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
+from prottrans_jax import types
 from prottrans_jax.layers import (
     attention,
     dense,
@@ -120,6 +122,52 @@ def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
             f"T5Config.{field}={value!r} is not known. Choose one of "
             f"{', '.join(choices)}."
         )
+
+
+def init_params(config: T5Config, rng: jax.Array) -> types.Params:
+    """Random parameters without boxes; encoder and embedding only without a decoder."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    model = T5(config)
+    if config.num_decoder_layers:
+        variables = model.init(rng, tokens, tokens, deterministic=True)
+    else:
+        variables = model.init(
+            rng, tokens, tokens, deterministic=True, method=T5.encode
+        )
+    return nn.unbox(variables["params"])
+
+
+def stack_layers(params: types.Params) -> types.Params:
+    """Parameters for `scan_layers=True` from those of written-out layers."""
+    stacked = {}
+    for side, tree in params.items():
+        names = sorted(
+            (name for name in tree if name.startswith("layers_")),
+            key=lambda name: int(name.removeprefix("layers_")),
+        )
+        stacked[side] = {name: x for name, x in tree.items() if name not in names}
+        if names:
+            layers = [tree[name] for name in names]
+            stacked[side]["layers"] = jax.tree.map(_stack, *layers)
+    return stacked
+
+
+def unstack_layers(params: types.Params) -> types.Params:
+    """Parameters for `scan_layers=False` from those of scanned layers."""
+    unstacked = {}
+    for side, tree in params.items():
+        unstacked[side] = {name: x for name, x in tree.items() if name != "layers"}
+        if "layers" in tree:
+            for index in range(jax.tree.leaves(tree["layers"])[0].shape[0]):
+                layer = jax.tree.map(lambda x, i=index: x[i], tree["layers"])
+                unstacked[side][f"layers_{index}"] = layer
+    return unstacked
+
+
+def _stack(*arrays):
+    # On the host if they are there: 11 GB of weights need not visit a device.
+    host = all(isinstance(x, np.ndarray) for x in arrays)
+    return np.stack(arrays) if host else jnp.stack(arrays)
 
 
 class T5(nn.Module):
@@ -250,7 +298,9 @@ class Encoder(nn.Module):
             deterministic=deterministic,
         )
         x = _norm(config, "encoder_norm")(x)
-        return _dropout(config, deterministic)(x)
+        x = _dropout(config, deterministic)(x)
+        self.sow("intermediates", "output", x)
+        return x
 
 
 class Decoder(nn.Module):

@@ -1,0 +1,187 @@
+"""Hugging Face's T5: configuration and parameters, in both directions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import traverse_util
+import jax
+import numpy as np
+
+from prottrans_jax import types
+from prottrans_jax.interop import rules
+from prottrans_jax.models import t5
+
+_ACTIVATIONS = {
+    "relu": ("relu",),
+    "gated-gelu": ("gelu", "linear"),  # Their "gelu_new", the tanh approximation.
+    "gated-relu": ("relu", "linear"),
+    "gated-silu": ("silu", "linear"),
+}
+# Attributes that change no number that the model computes, and those that repeat
+# `feed_forward_proj` or are checked below.
+_IGNORED = frozenset(
+    """
+    _name_or_path add_cross_attention architectures bos_token_id chunk_size_feed_forward
+    classifier_dropout decoder_start_token_id dense_act_fn dtype eos_token_id
+    gradient_checkpointing id2label initializer_factor is_decoder is_encoder_decoder is_gated_act label2id
+    model_type n_positions output_attentions output_hidden_states output_past
+    pad_token_id problem_type return_dict task_specific_params tokenizer_class
+    torch_dtype transformers_version use_cache
+    """.split()
+)
+
+
+def config_from_hf(attributes: Mapping[str, Any], **overrides: Any) -> t5.T5Config:
+    """Our configuration from the contents of a `config.json`.
+
+    Fields that the file lacks get Hugging Face's defaults; older ProtT5 files lack
+    `num_decoder_layers`, for one. An encoder-only checkpoint has the same file; pass
+    `num_decoder_layers=0` to leave the decoder out.
+
+    Args:
+      attributes: The file's contents.
+      **overrides: Fields of `T5Config` that the file does not decide, such as `dtype`.
+
+    Raises:
+      ValueError: An attribute is unknown, or has a value not supported here.
+    """
+    attributes = dict(attributes)
+    take = attributes.pop
+    if attributes.get("model_type", "t5") != "t5":
+        raise ValueError(
+            f"model_type={attributes['model_type']!r}; only 't5' can be read here."
+        )
+    for name, supported in (("pad_token_id", 0), ("decoder_start_token_id", 0)):
+        if attributes.get(name, supported) not in (supported, None):
+            raise ValueError(
+                f"{name}={attributes[name]}; T5 here pads and starts with {supported}."
+            )
+    feed_forward = take("feed_forward_proj", "relu")
+    if feed_forward not in _ACTIVATIONS:
+        raise ValueError(
+            f"feed_forward_proj={feed_forward!r} is not supported. Known: "
+            f"{', '.join(_ACTIVATIONS)}."
+        )
+    # transformers 5 always writes tie_word_embeddings=True and moved its meaning.
+    tied = take("tie_word_embeddings", True)
+    tied = take("scale_decoder_outputs", tied)
+    num_layers = take("num_layers", 6)
+    fields = {
+        "vocab_size": take("vocab_size", 32128),
+        "num_layers": num_layers,
+        "num_decoder_layers": take("num_decoder_layers", None) or num_layers,
+        "num_heads": take("num_heads", 8),
+        "head_dim": take("d_kv", 64),
+        "d_model": take("d_model", 512),
+        "d_ff": take("d_ff", 2048),
+        "mlp_activations": _ACTIVATIONS[feed_forward],
+        "dropout_rate": take("dropout_rate", 0.1),
+        "relative_num_buckets": take("relative_attention_num_buckets", 32),
+        "relative_max_distance": take("relative_attention_max_distance", 128),
+        "norm_epsilon": take("layer_norm_epsilon", 1e-6),
+        "tie_embeddings": tied,
+    }
+    unknown = sorted(set(attributes) - _IGNORED)
+    if unknown:
+        raise ValueError(
+            "config.json has attributes that are not known here and could change what "
+            "the model computes: "
+            + ", ".join(f"{name}={attributes[name]!r}" for name in unknown)
+            + ". Remove them if they do not."
+        )
+    return t5.T5Config(**{**fields, **overrides})
+
+
+def params_from_hf(
+    checkpoint: Mapping[str, np.ndarray], config: t5.T5Config
+) -> types.Params:
+    """Our parameters, stacked as `config.scan_layers` says, from a state dict."""
+    checkpoint = dict(checkpoint)
+    ignored = set(_IGNORED_KEYS)
+    # Tied tables are stored under any or all of their names.
+    for alias in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        if alias in checkpoint:
+            checkpoint.setdefault("shared.weight", checkpoint[alias])
+            ignored.add(alias)
+    if config.tie_embeddings:
+        ignored.add("lm_head.weight")
+    shapes = {name: x.shape for name, x in _flat_shapes(config).items()}
+    params = rules.to_ours(checkpoint, _table(config), shapes, ignored=ignored)
+    tree = traverse_util.unflatten_dict(params, sep="/")
+    return t5.stack_layers(tree) if config.scan_layers else tree
+
+
+def params_to_hf(params: types.Params, config: t5.T5Config) -> rules.FlatParams:
+    """State dict of Hugging Face's model from our parameters (or their gradients)."""
+    if config.scan_layers:
+        params = t5.unstack_layers(params)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return rules.to_theirs(flat, _table(config))
+
+
+def _flat_shapes(config: t5.T5Config) -> dict[str, jax.ShapeDtypeStruct]:
+    tree = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0)))
+    if config.scan_layers:
+        tree = jax.eval_shape(t5.unstack_layers, tree)
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+# In files of transformers 2 and 3; later ones drop it: cross-attention has no bias.
+_IGNORED_KEYS = (
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+)
+
+
+def _table(config: t5.T5Config) -> list[rules.Rule]:
+    """Their names and ours. torch keeps [outputs, inputs]: kernels are transposed."""
+    rule = rules.Rule
+    table = [
+        rule("shared.weight", "token_embedder/embedding"),
+        rule("encoder.final_layer_norm.weight", "encoder/encoder_norm/scale"),
+        rule("decoder.final_layer_norm.weight", "decoder/decoder_norm/scale"),
+        rule("lm_head.weight", "decoder/logits_dense/kernel", True),
+    ]
+    for side, num_layers, blocks in (
+        ("encoder", config.num_layers, _ENCODER_BLOCKS),
+        ("decoder", config.num_decoder_layers, _DECODER_BLOCKS),
+    ):
+        table.append(
+            rule(
+                f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+                f"{side}/relpos_bias/rel_embedding",
+                True,
+            )
+        )
+        layers = []
+        for index, (their_block, our_block, norm) in enumerate(blocks):
+            theirs = f"{side}.block.{{}}.layer.{index}"
+            ours = f"{side}/layers_{{}}"
+            layers.append(rule(f"{theirs}.layer_norm.weight", f"{ours}/{norm}/scale"))
+            names = _MLP if our_block == "mlp" else _ATTENTION
+            for their_name, our_name in names.items():
+                layers.append(
+                    rule(
+                        f"{theirs}.{their_block}.{their_name}.weight",
+                        f"{ours}/{our_block}/{our_name}/kernel",
+                        True,
+                    )
+                )
+        table += [x.for_layer(layer) for layer in range(num_layers) for x in layers]
+    return table
+
+
+_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "out"}
+_MLP = {name: name for name in ("wi", "wi_0", "wi_1", "wo")}
+_ENCODER_BLOCKS = (
+    ("SelfAttention", "attention", "pre_attention_layer_norm"),
+    ("DenseReluDense", "mlp", "pre_mlp_layer_norm"),
+)
+_DECODER_BLOCKS = (
+    ("SelfAttention", "self_attention", "pre_self_attention_layer_norm"),
+    (
+        "EncDecAttention",
+        "encoder_decoder_attention",
+        "pre_cross_attention_layer_norm",
+    ),
+    ("DenseReluDense", "mlp", "pre_mlp_layer_norm"),
+)

@@ -1,0 +1,103 @@
+"""Tables that rename parameters: theirs, ours, and what is done to the array."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Parameters by path, such as "encoder/layers_0/mlp/wi/kernel".
+FlatParams = dict[str, np.ndarray]
+
+
+class Rule(NamedTuple):
+    """One line of a table; a layer's number stands as `{}` in both names.
+
+    Attributes:
+      theirs: Name in the foreign checkpoint.
+      ours: Path here, with layers not stacked.
+      transpose: Whether the array is transposed on the way, in either direction.
+    """
+
+    theirs: str
+    ours: str
+    transpose: bool = False
+
+    def for_layer(self, layer: int) -> "Rule":
+        """The rule of one layer."""
+        theirs, ours = self.theirs.format(layer), self.ours.format(layer)
+        return Rule(theirs, ours, self.transpose)
+
+
+def to_ours(
+    checkpoint: Mapping[str, np.ndarray],
+    rules: Iterable[Rule],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    ignored: Iterable[str] = (),
+) -> FlatParams:
+    """Our parameters from a foreign checkpoint.
+
+    Args:
+      checkpoint: Foreign arrays by name.
+      rules: The table, layers written out.
+      shapes: What the model expects, by our path.
+      ignored: Foreign names that need no counterpart.
+
+    Raises:
+      ValueError: Something is missing, left over or has another shape. Everything that
+        does not fit is listed, not only the first.
+    """
+    params, used, wrong = {}, set(ignored), []
+    for rule in rules:
+        if rule.theirs not in checkpoint:
+            continue
+        used.add(rule.theirs)
+        array = np.asarray(checkpoint[rule.theirs])
+        array = array.T if rule.transpose else array
+        if rule.ours in shapes and array.shape != shapes[rule.ours]:
+            wrong.append(
+                f"! {rule.ours} {shapes[rule.ours]} in the model, {rule.theirs} "
+                f"{checkpoint[rule.theirs].shape} in the checkpoint"
+            )
+        params[rule.ours] = array
+    theirs = {rule.ours: rule.theirs for rule in rules}
+    missing = [
+        f"- {name} {shapes[name]} (theirs: {theirs.get(name, 'no rule')})"
+        for name in shapes
+        if name not in params
+    ]
+    extra = [
+        f"+ {name} {checkpoint[name].shape}" for name in checkpoint if name not in used
+    ]
+    extra += [
+        f"+ {theirs[name]} {array.shape}"
+        for name, array in params.items()
+        if name not in shapes
+    ]
+    _raise_mismatch(missing, extra, wrong)
+    return params
+
+
+def to_theirs(params: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> FlatParams:
+    """A foreign checkpoint from our parameters; the inverse of `to_ours`.
+
+    Raises:
+      ValueError: A parameter has no rule.
+    """
+    by_ours = {rule.ours: rule for rule in rules}
+    _raise_mismatch([f"- {name}" for name in params if name not in by_ours], [], [])
+    return {
+        by_ours[name].theirs: np.asarray(array).T
+        if by_ours[name].transpose
+        else np.asarray(array)
+        for name, array in params.items()
+    }
+
+
+def _raise_mismatch(missing: list[str], extra: list[str], wrong: list[str]) -> None:
+    lines = [*missing, *extra, *wrong]
+    if lines:
+        raise ValueError(
+            "Parameters do not match (- in model only, + in checkpoint only, ! other "
+            "shape):\n  " + "\n  ".join(lines)
+        )

@@ -1,0 +1,83 @@
+"""Safetensors files by numpy alone.
+
+The format: 8 bytes little-endian length, that many bytes of JSON {name: {dtype, shape,
+data_offsets}}, then the arrays' bytes in C order.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+
+import ml_dtypes
+import numpy as np
+
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Arrays of a file by name; views of the mapped file, read when touched."""
+    path = pathlib.Path(path)
+    data = np.memmap(path, np.uint8, mode="r")
+    if data.size < 8:
+        raise ValueError(f"{path}: {data.size} bytes; not a safetensors file.")
+    header_size = int(data[:8].view("<u8")[0])
+    if 8 + header_size > data.size:
+        raise ValueError(
+            f"{path}: header of {header_size} bytes in a file of {data.size}: cut off, "
+            "or not a safetensors file."
+        )
+    header = json.loads(data[8 : 8 + header_size].tobytes())
+    header.pop("__metadata__", None)
+    data = data[8 + header_size :]
+    arrays = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(
+                f"{path}: {name} has type {entry['dtype']}, not read here."
+            )
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        start, stop = entry["data_offsets"]
+        wanted = int(np.prod(shape)) * dtype.itemsize
+        if not 0 <= start <= stop <= data.size or stop - start != wanted:
+            raise ValueError(
+                f"{path}: {name} {shape} needs {wanted} bytes, but has bytes {start} "
+                f"to {stop} of {data.size}. Is the download complete?"
+            )
+        arrays[name] = data[start:stop].view(dtype).reshape(shape)
+    return arrays
+
+
+def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays under their names, as Hugging Face's readers expect them."""
+    contiguous = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, array in contiguous.items():
+        header[name] = {
+            "dtype": _CODES[array.dtype],
+            "shape": array.shape,
+            "data_offsets": (offset, offset + array.nbytes),
+        }
+        offset += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # arrays start at a multiple of 8
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in contiguous.values():
+            file.write(array.tobytes())
+    os.replace(temporary, path)
