@@ -26,8 +26,8 @@ def assemble(
 ) -> dict[str, np.ndarray]:
     """Lays pieces side by side into rows.
 
-    The decoder's input is its targets one place later, from pad (0) at the start of each
-    piece: no piece sees another's last token.
+    The decoder's input is its targets one place later, from pad (0) at the start of
+    each piece: no piece sees another's last token.
 
     Args:
       pieces: corrupted pieces in the order of their rows.
@@ -41,7 +41,7 @@ def assemble(
     inputs_length, targets_length = feature_lengths
     piece_row = np.repeat(np.arange(rows), np.diff(splits))
     segment = np.arange(len(piece_row)) - splits[piece_row] + 1
-    batch = {
+    batch: dict[str, np.ndarray] = {
         name: np.zeros(
             (rows, inputs_length if name.startswith("encoder") else targets_length), d
         )
@@ -95,7 +95,7 @@ def _places(
 def merge(
     parts: list[corruption.Corrupted], order: list[np.ndarray]
 ) -> corruption.Corrupted:
-    """Pieces of several objectives as one, piece order[p][i] being the i-th of part p."""
+    """Pieces of several objectives as one; order[p][i] is the i-th piece of part p."""
     place = np.argsort(np.concatenate(order), kind="stable")
     fields: dict[str, np.ndarray] = {}
     for lengths_name, names in (

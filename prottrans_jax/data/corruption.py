@@ -51,7 +51,9 @@ class Corrupted:
 class Objective(Protocol):
     """A way to corrupt. Frozen: its repr goes into the state of a loader."""
 
-    vocabulary: vocabulary_lib.Vocabulary
+    @property
+    def vocabulary(self) -> vocabulary_lib.Vocabulary:
+        """Whose ids these are."""
 
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
@@ -90,8 +92,8 @@ class _TokenByToken:
     def __post_init__(self):
         if self.random_tokens not in ("amino_acids", "all_ids"):
             raise ValueError(
-                f"random_tokens={self.random_tokens!r} is neither 'amino_acids' (another "
-                "of the 20) nor 'all_ids' (any id from 3 on, as the T5 library draws)."
+                f"random_tokens={self.random_tokens!r} is neither 'amino_acids' "
+                "(another of the 20) nor 'all_ids' (any id from 3 on, as T5 draws)."
             )
         for name in ("noise_density", "random_probability"):
             if not 0.0 <= getattr(self, name) < 1.0:
@@ -116,7 +118,7 @@ class _TokenByToken:
         keys: jaxtyping.UInt64[np.ndarray, " pieces"],
     ) -> Corrupted:
         """As `Objective.corrupt`."""
-        eos = self.vocabulary.eos_id
+        eos = _eos_id(self.vocabulary)
         ends = np.cumsum(lengths + 1) - 1  # of each piece, where its </s> stands
         targets = np.full(len(residues) + len(lengths), eos, np.uint8)
         is_residue = np.ones(len(targets), bool)
@@ -197,8 +199,8 @@ class IidDenoise(_TokenByToken):
     `<extra_id_0>` (127), always the same, 10 % a different one of the 20 amino acids,
     uniformly. Target: the whole original. No share of the noise is kept as it is.
 
-    `random_tokens="all_ids"` draws as the T5 library does, uniformly from [3, 128): four
-    of five draws are then sentinels. What the published run did is not known.
+    `random_tokens="all_ids"` draws as the T5 library does, uniformly from [3, 128):
+    four of five draws are then sentinels. What the published run did is not known.
 
     Example (ids of ProtT5: M 19, K 14, T 11, A 3, Y 18):
 
@@ -207,10 +209,13 @@ class IidDenoise(_TokenByToken):
       >>> print(ids)
       [19 14 11  3 18 12  3 14 16  8]
       >>> objective = IidDenoise()
-      >>> out = objective.corrupt(ids, np.array([10]), np.array([21], np.uint64))
-      >>> print(out.inputs)
+      >>> out = objective.corrupt(ids, np.array([10]), np.array([18], np.uint64))
+      >>> print(out.inputs)  # residues 3 and 6 hidden, residue 7 (K) now F
+      [ 19  14  11 127  18  12 127  15  16   8   1]
       >>> print(out.targets)
+      [19 14 11  3 18 12  3 14 16  8  1]
       >>> print(out.corrupted)
+      [0 0 0 1 0 0 1 2 0 0 0]
     """
 
 
@@ -229,8 +234,11 @@ class MaskedReconstruction(_TokenByToken):
       >>> objective = MaskedReconstruction()
       >>> out = objective.corrupt(ids, np.array([10]), np.array([21], np.uint64))
       >>> print(out.inputs)
+      [ 19  14 127   3  18  12   3 127  16   8   1]
       >>> print(out.targets)
+      [19 14 11  3 18 12  3 14 16  8  1]
       >>> print(out.loss_weights)
+      [0. 0. 1. 0. 0. 0. 0. 1. 0. 0. 0.]
     """
 
     random_probability: float = 0.0
@@ -244,9 +252,9 @@ class SpanCorruption:
     """T5's span corruption (Raffel et al. 2020, section 3.1.4).
 
     Counts are functions of the length alone, as `random_spans_noise_mask` of the T5
-    library has them (rounding in float32, half to even): noise = round(0.15 length), but
-    from 1 to length - 1; spans = max(1, round(noise / mean_span_length)). Noise and the
-    rest are cut into that many non-empty spans each, all ways equally likely, and
+    library has them (rounding in float32, half to even): noise = round(0.15 length),
+    but from 1 to length - 1; spans = max(1, round(noise / mean_span_length)). Noise and
+    the rest are cut into that many non-empty spans each, all ways equally likely, and
     alternate, the rest first. Span k becomes `<extra_id_k>` (127 - k) in the inputs;
     the targets are `<extra_id_0>` span 0 `<extra_id_1>` span 1 ... `</s>`.
 
@@ -259,8 +267,11 @@ class SpanCorruption:
       >>> ids = ids.astype(np.uint8)
       >>> objective = SpanCorruption(mean_span_length=3.0)
       >>> out = objective.corrupt(ids, np.array([33]), np.array([4], np.uint64))
-      >>> print(out.inputs)
+      >>> print(out.inputs)  # FSRQ and, 10 residues on, the last Q are cut out
+      [ 19  14  11   3  18  12   3  14  16   8  16  12   7  15   6  14   7  20
+       127   4   9   9   8   4   5   4  12   9   6 126   1]
       >>> print(out.targets)
+      [127  15   7   8  16 126  16   1]
     """
 
     vocabulary: vocabulary_lib.Vocabulary = dataclasses.field(
@@ -313,8 +324,8 @@ class SpanCorruption:
         if spans.size and spans.max() > self.vocabulary.num_sentinels:
             raise ValueError(
                 f"{lengths[spans.argmax()]} residues make {spans.max()} spans, "
-                f"{self.vocabulary.name} has {self.vocabulary.num_sentinels} sentinels. "
-                "Cut into shorter pieces."
+                f"{self.vocabulary.name} has {self.vocabulary.num_sentinels} "
+                "sentinels. Cut into shorter pieces."
             )
         many = lengths >= 2
         # A piece is spans of (rest, sentinel, noise), then </s>. One of fewer than two
@@ -339,7 +350,7 @@ class SpanCorruption:
         tokens[is_sentinel] = np.repeat(
             self.vocabulary.sentinel_id(0) - number, runs[:, 1]
         )
-        tokens[is_eos] = self.vocabulary.eos_id
+        tokens[is_eos] = _eos_id(self.vocabulary)
         # T5 shows the only residue of a piece: nothing is hidden, nothing marks it.
         shown = is_sentinel.copy()
         shown[is_sentinel] = np.repeat(inside, runs[:, 1])
@@ -366,9 +377,9 @@ def _segment(
     Returns:
       Lengths of the parts, piece after piece.
     """
-    # Of the items - 1 places to cut at, those with the smallest random numbers. One sort
-    # for all: piece (20 bits), random (28), place (16), so that ties are settled alike on
-    # every machine.
+    # Of the items - 1 places to cut at, those with the smallest random numbers. One
+    # sort for all: piece (20 bits), random (28), place (16), so that ties are settled
+    # alike on every machine.
     places = items - 1
     if len(items) >= 1 << 20 or (items.size and items.max() >= 1 << 16):
         raise ValueError(
@@ -395,6 +406,12 @@ def _ordinals(counts: Lengths) -> jaxtyping.Int64[np.ndarray, " total"]:
     """0 .. count - 1 for each of `counts`, end to end."""
     begins = np.cumsum(counts) - counts
     return np.arange(int(counts.sum())) - np.repeat(begins, counts)
+
+
+def _eos_id(vocabulary: vocabulary_lib.Vocabulary) -> int:
+    if vocabulary.eos_id is None:
+        raise ValueError(f"{vocabulary.name} has no </s>: it is no vocabulary for T5.")
+    return vocabulary.eos_id
 
 
 def _at_least_one(residues: int, inputs_length: int, targets_length: int) -> int:

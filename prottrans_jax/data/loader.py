@@ -1,11 +1,11 @@
 """Batches of a run as a pure function of (seed, row): the index path.
 
 Row r of a run is found from record lengths alone (`rows`), read by random access and
-corrupted by stateless draws (`corruption`). So any host makes its own part of any batch,
-a run resumes on any number of hosts at once, and step N can be replayed.
+corrupted by stateless draws (`corruption`). So any host makes its own part of any
+batch, a run resumes on any number of hosts at once, and step N can be replayed.
 
-What each draw depends on: the order of records on (seed, epoch); a crop and a corruption
-on (seed, task, epoch, record, first residue); never on the batch, row or host.
+What each draw depends on: the order of records on (seed, epoch); a crop and a
+corruption on (seed, task, epoch, record, first residue); never on batch, row or host.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ from prottrans_jax.data import (
 )
 
 STATE_VERSION = 1
-# Records that are packed together. More fill rows no better; a block is planned in 40 ms.
+# Records that are packed together: planned in 0.2 s, more fill rows no better.
 BLOCK_RECORDS = 65536
 
 
@@ -86,11 +86,11 @@ class RowLoader:
           shuffle: new order in every epoch; else the order of the records.
           seed: of order, crops and corruption.
           long_sequences: "split" or "crop", see `packing.cut`.
-          num_epochs: the loader ends after so many; None: never. The last batch is filled
-            up with empty rows.
+          num_epochs: the loader ends after so many; None: never. The last batch is
+            filled up with empty rows.
           data_dir: see `sources.find`.
-          block_records: records that are packed together; part of what the order of rows
-            depends on.
+          block_records: records that are packed together; part of what the order of
+            rows depends on.
 
         Raises:
           ValueError: the corpus is not prepared, or the task is not one of records.
@@ -109,7 +109,7 @@ class RowLoader:
         self._components = _components(task, split, data_dir)
         self._task_name = task if isinstance(task, str) else task.name
         self._split_name = split
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "pack": pack,
             "shuffle": shuffle,
             "seed": seed,
@@ -174,17 +174,15 @@ class RowLoader:
         numbers, place, count = self._row_numbers(index, rows)
         pieces = self._plan.rows(numbers)
         corrupted = self._corrupt(pieces)
-        splits = pieces.splits
-        if len(numbers) < count or place is not None:
-            # Rows beyond the end are empty; rows come back in the order asked.
-            splits = np.append(splits, [splits[-1]] * (count - len(numbers)))
+        # Rows beyond the end are empty.
+        splits = np.pad(pieces.splits, (0, count - len(numbers)), mode="edge")
         batch = assembly.assemble(corrupted, splits, self._lengths)
         return batch if place is None else {k: v[place] for k, v in batch.items()}
 
     def _row_numbers(
         self, index: int, rows: slice | np.typing.ArrayLike
     ) -> tuple[jaxtyping.Int64[np.ndarray, " rows"], np.ndarray | None, int]:
-        """Existing rows of the run, rising; where each asked row is among all; count."""
+        """Rows of the run that exist, rising; place of each asked one; their count."""
         within = np.arange(self.batch_size)
         if isinstance(rows, slice):
             within = within[rows]
@@ -210,7 +208,7 @@ class RowLoader:
         parts, order = [], []
         for c, component in enumerate(self._components):
             mine = np.flatnonzero(pieces.component == c)
-            if len(mine) == 0 and len(self._components) > 1:
+            if len(mine) == 0 and c > 0:
                 continue
             record, start = pieces.record[mine], pieces.start[mine]
             length = pieces.length[mine]
@@ -281,8 +279,8 @@ class RowLoader:
         """Goes on where `state` was taken; the batch size may be another.
 
         Returns:
-          Index of the next batch. `.batch` is right from there on: if the new batch size
-          does not divide the next row, batches begin at that row.
+          Index of the next batch. `.batch` is right from there on: if the new batch
+          size does not divide the next row, batches begin at that row.
 
         Raises:
           ValueError: `state` is of other data, another seed or objective: what differs.
@@ -323,8 +321,10 @@ class RowLoader:
     def describe(self) -> dict[str, Any]:
         """Size of the data and how full the rows are, from the first block of records.
 
-        `fill`: share of the tokens of rows that are not padding; `residue_fill`: that are
-        residues, so without </s> and sentinels. Both in [0, 1].
+        `fill`: share of the tokens of the encoder's rows that are not padding;
+        `decoder_fill`: the same of the decoder's. `residue_fill`: residues a token of
+        the encoder's rows, so without </s>; span corruption hides residues behind fewer
+        sentinels and may exceed 1.
         """
         block = self._plan.block(0)
         tokens = np.zeros((len(block.record), 2), np.int64)
@@ -355,8 +355,8 @@ def _feature_lengths(lengths: Mapping[str, int] | None) -> tuple[int, int]:
     lengths = {"inputs": 512, "targets": 512} if lengths is None else dict(lengths)
     if set(lengths) != {"inputs", "targets"}:
         raise ValueError(
-            f"feature_lengths has {', '.join(lengths) or 'nothing'}; it must have inputs "
-            "and targets."
+            f"feature_lengths has {', '.join(lengths) or 'nothing'}; it must have "
+            "inputs and targets."
         )
     return lengths["inputs"], lengths["targets"]
 
@@ -369,14 +369,14 @@ def _components(
     provider = seqio.get_mixture_or_task(task) if isinstance(task, str) else task
     found = []
     for part in seqio.get_subtasks(provider):
-        corrupt = part.preprocessors[-1]
+        corrupt = part.preprocessors[-1] if part.preprocessors else None
         if not isinstance(part.source, sources.RecordSource) or not isinstance(
             corrupt, preprocessors.Corrupt
         ):
             raise ValueError(
                 f"task {part.name} is not made of prepared records and one of the "
-                "library's objectives, so its rows cannot be computed from lengths. Use "
-                "prottrans_jax.data.streaming.StreamLoader for it."
+                "library's objectives, so its rows cannot be computed from lengths. "
+                "Use prottrans_jax.data.streaming.StreamLoader for it."
             )
         rate = fractions.Fraction(1)
         if isinstance(provider, seqio.Mixture):

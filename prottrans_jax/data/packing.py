@@ -102,7 +102,7 @@ def pack(
     rows[order], count = _best_fit(
         lengths[order, main].tolist(),
         int(limits[main]),
-        lengths[order][:, others].tolist(),
+        lengths[order][:, others].tolist() if others else [],
         [int(limits[f]) for f in others],
     )
     return rows, count

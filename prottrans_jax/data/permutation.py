@@ -1,9 +1,9 @@
 """The order of an epoch: a permutation of record numbers that is computed, not stored.
 
 A Feistel network is a bijection of [0, 2**bits) whatever its round function; walking
-along its cycle until the value is below n makes it one of [0, n) (Black & Rogaway 2002).
-Where record i of epoch e stands takes the same time for every i, so a run resumes
-anywhere at once, and 2.1 billion records need no table of 17 GB to shuffle.
+along its cycle until the value is below n makes it one of [0, n) (Black & Rogaway
+2002). Where record i of epoch e stands takes the same time for every i, so a run
+resumes anywhere at once, and 2.1 billion records need no table of 17 GB to shuffle.
 """
 
 import jaxtyping

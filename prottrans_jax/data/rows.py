@@ -137,7 +137,7 @@ class RowPlan:
         if anchor.block:
             self._first_block = anchor.block
             self._borders = [anchor.first_row]
-        # Built under the lock, so that threads wait for a block instead of packing it too.
+        # Called under the lock: threads wait for a block instead of packing it too.
         self._block = functools.lru_cache(maxsize=4)(self._make_block)
 
     def block(self, number: int) -> RowBlock:
@@ -226,7 +226,7 @@ class RowPlan:
         )
 
     def _reorder(self, row: np.ndarray, num_rows: int, block: int) -> np.ndarray:
-        """Packing makes full rows of long proteins first: shuffle, or sort by record."""
+        """Packing puts rows of long proteins first: shuffle them, or sort by record."""
         if self._order.shuffle:
             key = random_bits.key(self._order.seed, order_lib.ROWS, block)
             place = np.argsort(random_bits.fold(key, np.arange(num_rows)))

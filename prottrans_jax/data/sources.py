@@ -19,9 +19,9 @@ def find(corpus: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path
     """Folder of a prepared corpus.
 
     Args:
-      corpus: "uniref50", "uniref100", "bfd": `data_dir`/NAME, or `data_dir` itself if its
-        manifest bears that name. "sample": shipped with the package. "fasta": `data_dir`
-        itself, whatever it was prepared from.
+      corpus: "uniref50", "uniref100", "bfd": `data_dir`/NAME, or `data_dir` itself if
+        its manifest bears that name. "sample": shipped with the package. "fasta":
+        `data_dir` itself, whatever it was prepared from.
       data_dir: defaults to the environment variable PROTTRANS_DATA_DIR.
 
     Raises:
@@ -48,9 +48,9 @@ def find(corpus: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path
         f"nowhere: neither data_dir nor the environment variable {DATA_DIR} is set"
     )
     raise ValueError(
-        f"corpus {corpus!r} is not prepared. Looked for a {manifest.FILE} in: {looked}. "
-        f"Make it with: python -m prottrans_jax.prepare --input {source} --output "
-        f"{target if corpus == 'fasta' else target / corpus}"
+        f"corpus {corpus!r} is not prepared. Looked for a {manifest.FILE} in: "
+        f"{looked}. Make it with: python -m prottrans_jax.prepare --input {source} "
+        f"--output {target if corpus == 'fasta' else target / corpus}"
         + ("" if base else f" and set {DATA_DIR}={target}")
     )
 

@@ -1,4 +1,4 @@
-"""The tables of `vocabulary` as SeqIO vocabularies: a byte look-up, in TensorFlow too."""
+"""The tables of `vocabulary` as SeqIO vocabularies: one byte look-up."""
 
 from collections.abc import Sequence
 
