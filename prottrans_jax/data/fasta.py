@@ -102,12 +102,14 @@ class Block:
     problems: tuple[Problem, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Parsed:
-    """Records of a block, what was wrong, and what was cleaned (in characters)."""
+    """Records of a block by column, what was wrong, and how many characters went."""
 
-    records: list[Record]
-    problems: list[Problem]
+    names: list[bytes] = dataclasses.field(default_factory=list)
+    residues: list[bytes] = dataclasses.field(default_factory=list)
+    lines: list[int] = dataclasses.field(default_factory=list)
+    problems: list[Problem] = dataclasses.field(default_factory=list)
     num_gaps: int = 0
     num_stops: int = 0
 
@@ -134,39 +136,42 @@ def read(
                 if on_problem is None or problem.fatal:
                     raise FastaError(problem)
                 on_problem(problem)
-            yield from parsed.records
+            yield from map(Record, parsed.names, parsed.residues, parsed.lines)
 
 
 def parse(block: Block) -> Parsed:
     """Splits a block into clean records."""
     data = block.data
-    records: list[Record] = []
-    out = Parsed(records, [])
+    out = Parsed()
     if not data:
         return out
     # What the quick way below cannot see is looked for in the whole block at once.
     odd = not data.isascii() or b"\0" in data or b"\n;" in data
     line = block.line
-    append = records.append
-    gaps = stops = 0
+    add_name, add_residues = out.names.append, out.residues.append
+    add_line = out.lines.append
     for text in data[1:].split(b"\n>"):
         header, _, body = text.partition(b"\n")
         residues = body.translate(_UPPER, _WHITE)
         words = header.split(None, 1)
         # All 26 letters are residues (`vocabulary.LETTERS`): isalpha() is the test.
-        if odd or not words or not residues.isalpha():
+        if residues.isalpha() and words and not odd:
+            add_name(words[0])
+            add_residues(residues)
+            add_line(line)
+        else:
             found = _look_closely(block.path, line, text)
             if isinstance(found, Problem):
                 out.problems.append(found)
             else:
-                record, more_gaps, more_stops = found
-                append(record)
-                gaps += more_gaps
-                stops += more_stops
-        else:
-            append(Record(words[0], residues, line))
+                record, num_gaps, num_stops = found
+                add_name(record.name)
+                add_residues(record.residues)
+                add_line(line)
+                out.num_gaps += num_gaps
+                out.num_stops += num_stops
         line += text.count(b"\n") + 1
-    return dataclasses.replace(out, num_gaps=gaps, num_stops=stops)
+    return out
 
 
 def _look_closely(

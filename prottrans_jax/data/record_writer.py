@@ -16,7 +16,7 @@ import numpy as np
 import prottrans_jax
 from prottrans_jax.data import manifest as manifest_lib
 
-_WRITER_OPTIONS = "group_size:64,zstd:3"
+_WRITER_OPTIONS = "group_size:64,zstd:1"
 # Lower ends of the bins of the manifest's length histogram, in residues.
 _BINS = (0, 32, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384, 32768)
 _COUNT_EVERY_RESIDUES = 1 << 20
@@ -270,8 +270,14 @@ class Writer:
 def _letter_counts(
     sequences: list[bytes],
 ) -> jaxtyping.Int64[np.ndarray, "256"]:
-    letters = np.frombuffer(b"".join(sequences), np.uint8)
-    return np.bincount(letters, minlength=256)
+    joined = b"".join(sequences)
+    # Two letters at a time: twice as fast, and bincount is what costs here.
+    even = len(joined) & ~1
+    pairs = np.bincount(np.frombuffer(joined[:even], "<u2"), minlength=1 << 16)
+    counts = pairs.reshape(256, 256).sum(0) + pairs.reshape(256, 256).sum(1)
+    if even != len(joined):
+        counts[joined[-1]] += 1
+    return counts
 
 
 def _fsync(path: pathlib.Path) -> None:

@@ -141,29 +141,20 @@ def spill_block(
         if problem.fatal or not plan.skip_bad:
             raise fasta.FastaError(problem)
         skips.add(problem.reason, f"{problem.path}:{problem.line}", problem.name)
-    low, high = plan.min_length, plan.max_length or 1 << 62
-    payloads, lines, lengths, hashes, id_hashes = [], [], [], [], []
+    num_read = len(parsed.names)
+    _leave_out_by_length(plan, block.path, parsed, skips)
+    names, residues = parsed.names, parsed.residues
     blake = hashlib.blake2b
-    for name, residues, line in parsed.records:
-        length = len(residues)
-        if not low <= length <= high:
-            reason = TOO_SHORT if length < low else TOO_LONG
-            skips.add(reason, f"{block.path}:{line}", name.decode())
-            continue
-        payloads.append(name + b"\n" + residues)
-        lines.append(line)
-        lengths.append(length)
-        hashes.append(blake(residues, digest_size=16).digest())
-        id_hashes.append(blake(name, digest_size=16).digest())
+    hashes = b"".join([blake(r, digest_size=16).digest() for r in residues])
+    id_hashes = b"".join([blake(n, digest_size=16).digest() for n in names])
+    payloads = [b"%b\n%b" % record for record in zip(names, residues, strict=True)]
 
     meta = np.empty(len(payloads), _META)
-    pairs = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
-    id_pairs = np.frombuffer(b"".join(id_hashes), "<u8").reshape(-1, 2)
-    meta["ordinal"] = np.array(lines, np.uint64) | np.uint64(file << _LINE_BITS)
-    meta["seq_hi"], meta["seq_lo"] = pairs.T
-    meta["id_hi"], meta["id_lo"] = id_pairs.T
+    meta["ordinal"] = np.array(parsed.lines, np.uint64) | np.uint64(file << _LINE_BITS)
+    meta["seq_hi"], meta["seq_lo"] = np.frombuffer(hashes, "<u8").reshape(-1, 2).T
+    meta["id_hi"], meta["id_lo"] = np.frombuffer(id_hashes, "<u8").reshape(-1, 2).T
     meta["size"] = np.fromiter(map(len, payloads), np.uint32, len(payloads))
-    meta["length"] = lengths
+    meta["length"] = np.fromiter(map(len, residues), np.uint32, len(residues))
     if split is not None:
         meta["split"] = split
     else:
@@ -171,12 +162,31 @@ def spill_block(
     _write_segment(_segment(plan, number), plan, meta, payloads)
     return Spilled(
         file=file,
-        num_records=len(parsed.records),
-        num_residues=sum(lengths),
+        num_records=num_read,
+        num_residues=int(meta["length"].sum(dtype=np.int64)),
         num_gaps=parsed.num_gaps,
         num_stops=parsed.num_stops,
         skipped=skips.close(),
     )
+
+
+def _leave_out_by_length(
+    plan: Plan, path: str, parsed: fasta.Parsed, skips: Skips
+) -> None:
+    low, high = plan.min_length, plan.max_length or 1 << 62
+    if all(low <= len(r) <= high for r in parsed.residues):
+        return
+    columns = (parsed.names, parsed.residues, parsed.lines)
+    kept: tuple[list, list, list] = ([], [], [])
+    for record in zip(*columns, strict=True):
+        name, residues, line = record
+        if low <= len(residues) <= high:
+            for column, value in zip(kept, record, strict=True):
+                column.append(value)
+        else:
+            reason = TOO_SHORT if len(residues) < low else TOO_LONG
+            skips.add(reason, f"{path}:{line}", name.decode())
+    parsed.names, parsed.residues, parsed.lines = kept
 
 
 def check_ids(plan: Plan, num_segments: int, bucket: int) -> np.ndarray:
@@ -188,6 +198,9 @@ def check_ids(plan: Plan, num_segments: int, bucket: int) -> np.ndarray:
     entries = np.concatenate(
         [_read_ids(_segment(plan, s), plan, bucket) for s in range(num_segments)]
     )
+    # Nearly always no two are equal, and one cheap sort shows it.
+    if (np.diff(np.sort(entries["id_hi"])) != 0).all():
+        return np.empty((0, 2), np.uint64)
     entries = np.sort(entries, order=["id_hi", "id_lo", "at"])
     same = (entries["id_hi"][1:] == entries["id_hi"][:-1]) & (
         entries["id_lo"][1:] == entries["id_lo"][:-1]
