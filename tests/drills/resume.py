@@ -158,7 +158,7 @@ def run(drill: Drill, kills: int, seed: int) -> tuple[list[Kill], list[str]]:
     rng = random.Random(seed)
     _prepare(drill.work)
     unbroken, broken = drill.work / "unbroken", drill.work / "broken"
-    drill.finish(unbroken, drill.start(unbroken, keep=10**6))
+    first = drill.start(unbroken, keep=10**6)
     done = []
     steps = sorted(rng.randrange(drill.steps) for _ in range(kills))
     for number, step in enumerate(steps):
@@ -167,9 +167,11 @@ def run(drill: Drill, kills: int, seed: int) -> tuple[list[Kill], list[str]]:
         when = _wait_for(broken, processes, kind, step, rng)
         logged = max(metric_log(broken), default=0)
         kill(processes, rng, pause_s=1.0)
+        drill.finish(unbroken, first)
         done.append(_inspect(unbroken, broken, when, logged))
         print(_row(number + 1, done[-1]), flush=True)
     drill.finish(broken, drill.start(broken, keep=2))
+    drill.finish(unbroken, first)
     return done, differences(unbroken, broken, drill.steps)
 
 
@@ -259,7 +261,7 @@ def _wait_for(model_dir, processes, kind: str, step: int, rng: random.Random) ->
             time.sleep(0.001)
 
     if kind == "start":
-        pause_s = rng.uniform(0, 15)
+        pause_s = rng.uniform(0, 25)
         end = time.monotonic() + pause_s
         for _ in waiting():
             if time.monotonic() > end:
