@@ -15,7 +15,8 @@ class DenoisingFeatureConverter(seqio.FeatureConverter):
 
     Takes any task with inputs and targets: where the task gives no loss weights every
     target weighs 1, where it does not say what it corrupted nothing counts as
-    corrupted. Gives `assembly.FEATURES`, packed or not; a row that is not packed is one segment.
+    corrupted. Gives `assembly.FEATURES`, packed or not; a row that is not packed is one
+    segment.
 
     Example, packed (length 8 and 6):
 

@@ -89,6 +89,14 @@ def concatenate(blocks: Sequence[RowBlock]) -> RowBlock:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """Block first_block + i has the rows from borders[i] to borders[i + 1]."""
+
+    first_block: int
+    borders: list[int]
+
+
 class RowPlan:
     """Finds the pieces of any row of a run. Threads may share it."""
 
@@ -129,14 +137,12 @@ class RowPlan:
                     "a mixture has no epochs; go through its tasks one by one."
                 )
             self._num_blocks = num_epochs * order.blocks_per_epoch
-        # Runs of consecutive blocks whose borders are known; each list is
-        # [first row of block, ..., first row after the last block].
         self._lock = threading.RLock()
-        self._first_block = 0
-        self._borders = [0]
+        # Consecutive blocks whose borders are known: counted from the start of the run,
+        # and from the anchor of a resumed one.
+        self._known = [_Known(0, [0])]
         if anchor.block:
-            self._first_block = anchor.block
-            self._borders = [anchor.first_row]
+            self._known.append(_Known(anchor.block, [anchor.first_row]))
         # Called under the lock: threads wait for a block instead of packing it too.
         self._block = functools.lru_cache(maxsize=4)(self._make_block)
 
@@ -148,17 +154,21 @@ class RowPlan:
     def anchor(self, row: int) -> Anchor:
         """The block that `row` is in, and its first row."""
         with self._lock:
-            self._extend(row)
-            at = bisect.bisect_right(self._borders, row) - 1
-            return Anchor(self._first_block + at, self._borders[at])
+            known = next(k for k in reversed(self._known) if k.borders[0] <= row)
+            while row >= known.borders[-1]:
+                if not self._count_block(known):
+                    raise IndexError(f"row {row} of {known.borders[-1]}.")
+            at = bisect.bisect_right(known.borders, row) - 1
+            return Anchor(known.first_block + at, known.borders[at])
 
     def total_rows(self) -> int:
         """Rows of a finite plan: packs all its blocks."""
         if self._num_blocks is None:
             raise ValueError("this plan never ends.")
         with self._lock:
-            self._extend(None)
-            return self._borders[-1]
+            while self._count_block(self._known[-1]):
+                pass
+            return self._known[-1].borders[-1]
 
     def rows(self, rows: jaxtyping.Int64[np.ndarray, " rows"]) -> RowBlock:
         """Pieces of `rows` (rising), which must exist."""
@@ -173,18 +183,13 @@ class RowPlan:
             concatenate(parts) if parts else self.block(0).take(np.zeros(0, np.int64))
         )
 
-    def _extend(self, row: int | None) -> None:
-        """Counts on until `row` lies before the last known border."""
-        if row is not None and row < self._borders[0]:
-            # Before the anchor of a resumed run: count from the start.
-            self._first_block, self._borders = 0, [0]
-        while row is None or row >= self._borders[-1]:
-            number = self._first_block + len(self._borders) - 1
-            if number == self._num_blocks:
-                if row is None:
-                    return
-                raise IndexError(f"row {row} of {self._borders[-1]}.")
-            self._borders.append(self._borders[-1] + self._block(number).num_rows)
+    def _count_block(self, known: _Known) -> bool:
+        """Finds out where the next block ends; False if there is none."""
+        number = known.first_block + len(known.borders) - 1
+        if number == self._num_blocks:
+            return False
+        known.borders.append(known.borders[-1] + self._block(number).num_rows)
+        return True
 
     def _make_block(self, number: int) -> RowBlock:
         records = self._order.block(number)

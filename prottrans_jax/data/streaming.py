@@ -15,7 +15,7 @@ class StreamLoader:
     """The `.batch` surface of `RowLoader` over `seqio.get_dataset`.
 
     For any task or mixture with inputs and targets. Its limits, said aloud when it is
-    made: batches come in rising order only; a restart streams from the beginning again
+    made: only rising order is quick; a restart streams from the beginning again
     up to where it was; every host streams everything and keeps its rows; the order
     holds for this version of TensorFlow; SeqIO's packing leaves a fifth of a row empty.
 
@@ -50,6 +50,8 @@ class StreamLoader:
         }
         self._next = 0
         self._stream: Iterator[dict[str, np.ndarray]] | None = None
+        self._last: tuple[int, dict[str, np.ndarray]] | None = None
+        self._num_batches: int | None = None
         logging.warning(
             "StreamLoader: %s is streamed in SeqIO's own order. A restart replays the "
             "stream up to where it was, every host reads all of it, and packed rows "
@@ -58,8 +60,13 @@ class StreamLoader:
         )
 
     @property
-    def num_batches(self) -> None:
-        """Not known before the stream ends (then `batch` raises IndexError)."""
+    def num_batches(self) -> int | None:
+        """Batches of a finite stream, found by going through it once; else None."""
+        if self._settings["num_epochs"] is None:
+            return None
+        if self._num_batches is None:
+            self._num_batches = sum(1 for _ in self._open())
+        return self._num_batches
 
     @property
     def feature_shapes(self) -> dict[str, tuple[int, int]]:
@@ -71,27 +78,26 @@ class StreamLoader:
     def batch(
         self, index: int, rows: slice | np.typing.ArrayLike = slice(None)
     ) -> dict[str, np.ndarray]:
-        """Part of batch `index`, which must be the next one or a later one.
+        """Part of batch `index`; an earlier one than the last streams it all again.
 
         Raises:
-          ValueError: an earlier batch than the next.
           IndexError: the stream ended before.
         """
-        if index < self._next:
-            raise ValueError(
-                f"StreamLoader gave out batch {self._next - 1} already and cannot go "
-                f"back to {index}."
-            )
-        if self._stream is None:
-            self._stream = self._open()
-        skipped = index - self._next
-        if skipped:
-            logging.warning("StreamLoader: passing over %d batches.", skipped)
-        found = next(itertools.islice(self._stream, skipped, None), None)
-        if found is None:
-            raise IndexError(f"the stream ended before batch {index}.")
-        self._next = index + 1
-        return {name: value[rows] for name, value in found.items()}
+        if self._last is None or index != self._last[0]:
+            if self._stream is None or index < self._next:
+                if self._next:
+                    logging.warning("StreamLoader: streaming again from the start.")
+                self._stream, self._next = self._open(), 0
+            skipped = index - self._next
+            if skipped:
+                logging.warning("StreamLoader: passing over %d batches.", skipped)
+            found = next(itertools.islice(self._stream, skipped, None), None)
+            if found is None:
+                self._stream = None
+                raise IndexError(f"the stream ended before batch {index}.")
+            self._last, self._next = (index, found), index + 1
+        wanted = rows if isinstance(rows, slice) else np.asarray(rows, np.int64)
+        return {name: value[wanted] for name, value in self._last[1].items()}
 
     def state(self, next_index: int) -> dict[str, Any]:
         """What `restore` needs; plain JSON."""
@@ -112,7 +118,7 @@ class StreamLoader:
             raise ValueError(
                 "the saved run streamed something else:\n  " + "\n  ".join(differences)
             )
-        self._stream, self._next = None, 0
+        self._stream, self._next, self._last = None, 0, None
         return int(state["next_index"])
 
     def example_ids(self, index: int) -> list[str]:

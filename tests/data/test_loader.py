@@ -264,8 +264,11 @@ def test_resume_needs_the_block_of_its_row_only(toy_corpus, monkeypatch):
     assert resumed.restore(state) == far
     _assert_equal(resumed.batch(far), expected)
     assert len(packed) <= 2
-    # Rows before the anchor are still those of the run.
+    # Rows before the anchor are still those of the run, and do not undo it.
     _assert_equal(resumed.batch(3), run.batch(3))
+    packed.clear()
+    _assert_equal(resumed.batch(far), expected)
+    assert len(packed) <= 2
 
 
 def test_state_of_other_data_or_settings_is_refused_by_name(toy_corpus, other_corpus):
