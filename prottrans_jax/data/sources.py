@@ -107,10 +107,9 @@ class RecordSource(seqio.DataSource):
         def read(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             if shuffle:
                 positions = permutation.permute(positions, opened.num_records, key)
-            return (
-                np.array([i.encode() for i in opened.ids(positions)], object),
-                np.array(opened.read(positions), object),
-            )
+            # ids() and read() would each unpack the records.
+            names, residues = zip(*opened._read(positions), strict=True)
+            return np.array(names, object), np.array(residues, object)
 
         dataset = tf.data.Dataset.range(opened.num_records)
         if shard_info:

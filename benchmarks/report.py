@@ -1,0 +1,33 @@
+"""RESULTS.md: one section a benchmark, replaced by the command that measures it."""
+
+import os
+import pathlib
+import platform
+import re
+
+RESULTS = pathlib.Path(__file__).with_name("RESULTS.md")
+
+
+def replace_section(title: str, body: str) -> None:
+    """Puts `body` under "## title", in place of what stood there, or at the end."""
+    text = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
+    sections = re.split(r"^(?=## )", text, flags=re.M)
+    section = f"## {title}\n\n{body.strip()}\n\n"
+    for i, old in enumerate(sections):
+        if old.startswith(f"## {title}\n"):
+            sections[i] = section
+            break
+    else:
+        sections[-1] = sections[-1].rstrip() + "\n\n"
+        sections.append(section)
+    RESULTS.write_text("".join(sections).rstrip() + "\n")
+
+
+def machine() -> str:
+    """The machine, in words."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"model name\s*: (.*)", cpuinfo.read_text())
+        model = found.group(1) if found else model
+    return f"{os.cpu_count()} CPU cores ({model}), Python {platform.python_version()}"
