@@ -347,12 +347,12 @@ def kill_savers(tmp_path, kills):
             stdout=subprocess.PIPE,
             text=True,
         )
-        line = saver.stdout.readline()  # Once the first save of its own has begun.
-        time.sleep(rng.uniform(0, 0.4))
+        # In the midst of its second to fourth save, or just after.
+        begun = [saver.stdout.readline() for _ in range(rng.randrange(2, 5))]
+        time.sleep(rng.uniform(0, 0.06))
         os.kill(saver.pid, signal.SIGKILL)
-        begun = [line, *saver.stdout.read().splitlines()]
+        begun = int([*begun, *saver.stdout.read().splitlines()][-1].split()[1])
         saver.wait()
-        begun = int([word for word in begun if word.strip()][-1].split()[1])
         restored = restore(tmp_path)
         found = -1 if restored is None else restored.step
         if restored is not None:
