@@ -22,11 +22,12 @@ import bz2
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import importlib
+import itertools
 import lzma
 import os
 import pathlib
 import sys
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 import zlib
 
 from prottrans_jax import vocabulary
@@ -44,6 +45,8 @@ _READ_BYTES = 256 << 10
 _BOM = b"\xef\xbb\xbf"
 _WHITE = b" \t\n\v\f"
 _GAPS_AND_STOPS = vocabulary.GAPS + vocabulary.STOP
+# Where one of these is in a block, its records are looked at closely.
+_ODD = (b"\0", b"\n;", b"\t", b"\v", b"\f", b"\x7f")
 _UPPER = bytes(range(256)).upper()
 
 
@@ -113,6 +116,15 @@ class Parsed:
     num_gaps: int = 0
     num_stops: int = 0
 
+    def only(self, chosen: Iterable[bool]) -> Self:
+        """The chosen records."""
+        return dataclasses.replace(
+            self,
+            names=list(itertools.compress(self.names, chosen)),
+            residues=list(itertools.compress(self.residues, chosen)),
+            lines=list(itertools.compress(self.lines, chosen)),
+        )
+
 
 def read(
     paths: Iterable[str | os.PathLike],
@@ -146,17 +158,17 @@ def parse(block: Block) -> Parsed:
     if not data:
         return out
     # What the quick way below cannot see is looked for in the whole block at once.
-    odd = not data.isascii() or b"\0" in data or b"\n;" in data
+    odd = not data.isascii() or any(sign in data for sign in _ODD)
     line = block.line
     add_name, add_residues = out.names.append, out.residues.append
     add_line = out.lines.append
     for text in data[1:].split(b"\n>"):
         header, _, body = text.partition(b"\n")
         residues = body.translate(_UPPER, _WHITE)
-        words = header.split(None, 1)
+        name = header.partition(b" ")[0]
         # All 26 letters are residues (`vocabulary.LETTERS`): isalpha() is the test.
-        if residues.isalpha() and words and not odd:
-            add_name(words[0])
+        if residues.isalpha() and name and not odd:
+            add_name(name)
             add_residues(residues)
             add_line(line)
         else:

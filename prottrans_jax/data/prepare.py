@@ -186,7 +186,9 @@ def prepare(
     started = time.monotonic()
     with record_writer.Writer(output, name=name, overwrite=overwrite) as writer:
         run = _Run(ordered, writer, options, progress)
-        with _pool(options.num_processes) as pool:
+        sizes = [s.num_bytes for s in ordered]
+        small = None not in sizes and sum(s or 0 for s in sizes) < _SHARD_BYTES // 2
+        with _pool(1 if small else options.num_processes) as pool:
             run.spill(pool)
             run.check_ids(pool)
             run.sort(pool)

@@ -142,19 +142,28 @@ def spill_block(
             raise fasta.FastaError(problem)
         skips.add(problem.reason, f"{problem.path}:{problem.line}", problem.name)
     num_read = len(parsed.names)
-    _leave_out_by_length(plan, block.path, parsed, skips)
+    lengths = np.fromiter(map(len, parsed.residues), np.int64, num_read)
+    low, high = plan.min_length, plan.max_length or 1 << 62
+    fits = (low <= lengths) & (lengths <= high)
+    if not fits.all():
+        for i in np.flatnonzero(~fits).tolist():
+            reason = TOO_SHORT if lengths[i] < low else TOO_LONG
+            where = f"{block.path}:{parsed.lines[i]}"
+            skips.add(reason, where, parsed.names[i].decode())
+        lengths = lengths[fits]
+        parsed = parsed.only(fits)
     names, residues = parsed.names, parsed.residues
     blake = hashlib.blake2b
     hashes = b"".join([blake(r, digest_size=16).digest() for r in residues])
     id_hashes = b"".join([blake(n, digest_size=16).digest() for n in names])
-    payloads = [b"%b\n%b" % record for record in zip(names, residues, strict=True)]
+    payloads = [n + b"\n" + r for n, r in zip(names, residues, strict=True)]
 
     meta = np.empty(len(payloads), _META)
     meta["ordinal"] = np.array(parsed.lines, np.uint64) | np.uint64(file << _LINE_BITS)
     meta["seq_hi"], meta["seq_lo"] = np.frombuffer(hashes, "<u8").reshape(-1, 2).T
     meta["id_hi"], meta["id_lo"] = np.frombuffer(id_hashes, "<u8").reshape(-1, 2).T
     meta["size"] = np.fromiter(map(len, payloads), np.uint32, len(payloads))
-    meta["length"] = np.fromiter(map(len, residues), np.uint32, len(residues))
+    meta["length"] = lengths
     if split is not None:
         meta["split"] = split
     else:
@@ -163,30 +172,11 @@ def spill_block(
     return Spilled(
         file=file,
         num_records=num_read,
-        num_residues=int(meta["length"].sum(dtype=np.int64)),
+        num_residues=int(lengths.sum()),
         num_gaps=parsed.num_gaps,
         num_stops=parsed.num_stops,
         skipped=skips.close(),
     )
-
-
-def _leave_out_by_length(
-    plan: Plan, path: str, parsed: fasta.Parsed, skips: Skips
-) -> None:
-    low, high = plan.min_length, plan.max_length or 1 << 62
-    if all(low <= len(r) <= high for r in parsed.residues):
-        return
-    columns = (parsed.names, parsed.residues, parsed.lines)
-    kept: tuple[list, list, list] = ([], [], [])
-    for record in zip(*columns, strict=True):
-        name, residues, line = record
-        if low <= len(residues) <= high:
-            for column, value in zip(kept, record, strict=True):
-                column.append(value)
-        else:
-            reason = TOO_SHORT if len(residues) < low else TOO_LONG
-            skips.add(reason, f"{path}:{line}", name.decode())
-    parsed.names, parsed.residues, parsed.lines = kept
 
 
 def check_ids(plan: Plan, num_segments: int, bucket: int) -> np.ndarray:

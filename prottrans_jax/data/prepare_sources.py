@@ -1,0 +1,76 @@
+"""SeqIO tasks and TFDS data sets as inputs of `prepare`."""
+
+from collections.abc import Iterable, Iterator, Sequence
+import importlib
+from typing import Any
+
+import seqio
+import tensorflow_datasets as tfds
+
+from prottrans_jax.data import prepare
+
+
+def of_task(name: str, modules: Sequence[str] = ()) -> list[prepare.Source]:
+    """The source of a task, split by split, before its preprocessors.
+
+    Args:
+      name: of a registered task whose source yields {"sequence"} or {"id", "sequence"}.
+      modules: imported first, beside this package's own tasks.
+
+    Raises:
+      ValueError: there is no such task, or it yields something else.
+    """
+    for module in ("prottrans_jax.tasks", *modules):
+        try:
+            importlib.import_module(module)
+        except ImportError as e:
+            raise ValueError(f"--task_module={module} cannot be imported: {e}.") from e
+    try:
+        task = seqio.TaskRegistry.get(name)
+    except ValueError:
+        known = ", ".join(sorted(seqio.TaskRegistry.names()))
+        raise ValueError(f"there is no task {name!r}. There are: {known}.") from None
+
+    def read(split: str) -> Iterator[tuple[str, bytes]]:
+        dataset = task.source.get_dataset(split=split, shuffle=False)
+        return _pairs(f"{name}/{split}", dataset.as_numpy_iterator())
+
+    return [prepare.example_source(f"{name}/{s}", read(s), s) for s in task.splits]
+
+
+def of_tfds(name: str, data_dir: str | None = None) -> list[prepare.Source]:
+    """A TFDS data set that has been built, split by split.
+
+    Args:
+      name: its name, or name:version.
+      data_dir: where TFDS finds it; None: TFDS's own place.
+
+    Raises:
+      ValueError: there is none.
+    """
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        splits = list(builder.info.splits)
+        if not splits:
+            raise ValueError(f"build it first: tfds build {name}")
+    except Exception as e:  # TFDS has many kinds of error for one that is missing.
+        raise ValueError(
+            f"TFDS data set {name!r} in {data_dir or 'the default folder'}: "
+            f"{str(e).splitlines()[0] if str(e) else type(e).__name__}."
+        ) from e
+
+    def read(split: str) -> Iterator[tuple[str, bytes]]:
+        return _pairs(f"{name}/{split}", tfds.as_numpy(builder.as_dataset(split=split)))
+
+    return [prepare.example_source(f"{name}/{s}", read(s), s) for s in splits]
+
+
+def _pairs(where: str, examples: Iterable[Any]) -> Iterator[tuple[str, bytes]]:
+    for i, example in enumerate(examples):
+        if "sequence" not in example:
+            raise ValueError(
+                f"{where} yields {{{', '.join(sorted(example))}}}, not 'sequence' and "
+                "'id'."
+            )
+        name = example.get("id")
+        yield name.decode() if name is not None else f"{where}:{i}", example["sequence"]

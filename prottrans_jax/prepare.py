@@ -1,0 +1,185 @@
+"""Prepares a data set: FASTA in, checksummed and shuffled records out.
+
+  python -m prottrans_jax.prepare --input=uniref50.fasta.gz --output=data/uniref50
+  zcat *.fasta.gz | python -m prottrans_jax.prepare --input=- --output=data/mine
+  python -m prottrans_jax.prepare --task=uniref50_iid_denoise --output=data/uniref50
+  python -m prottrans_jax.prepare --verify=data/uniref50
+
+Exit status: 0 done; 1 not done, the reason is printed; 2 wrong flags; 3 done, but bad
+records were left out (--on_bad=skip), or --verify found damage.
+"""
+
+import os
+import pathlib
+import signal
+import sys
+
+from absl import app, flags
+
+from prottrans_jax.data import fasta, records
+from prottrans_jax.data import prepare as prepare_lib
+
+_INPUT = flags.DEFINE_list(
+    "input", [], "FASTA files (plain, gz, bz2, xz), comma separated; - is stdin."
+)
+_VALIDATION_INPUT = flags.DEFINE_list(
+    "validation_input",
+    [],
+    "FASTA files of the validation split, in place of --validation_fraction.",
+)
+_TASK = flags.DEFINE_string(
+    "task", None, "A SeqIO task instead of files: its source is read, with its splits."
+)
+_TASK_MODULE = flags.DEFINE_list(
+    "task_module", [], "Modules to import first, which register the task."
+)
+_TFDS = flags.DEFINE_string(
+    "tfds", None, "A TFDS data set instead of files, as name or name:version."
+)
+_TFDS_DATA_DIR = flags.DEFINE_string("tfds_data_dir", None, "Where TFDS finds it.")
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
+_NAME = flags.DEFINE_string("name", None, "Of the data set; default: the folder's.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a finished folder.")
+_VERIFY = flags.DEFINE_string(
+    "verify", None, "Only compare this prepared folder with its checksums."
+)
+_ON_BAD = flags.DEFINE_enum(
+    "on_bad", "error", ["error", "skip"], "What to do about a bad record."
+)
+_MIN_LENGTH = flags.DEFINE_integer("min_length", 1, "Residues; shorter is left out.")
+_MAX_LENGTH = flags.DEFINE_integer("max_length", None, "Residues; longer is left out.")
+_DEDUPLICATE = flags.DEFINE_bool(
+    "deduplicate", True, "Keep only the first of records with the same sequence."
+)
+_VALIDATION_FRACTION = flags.DEFINE_float(
+    "validation_fraction", 0.01, "Share of ids that goes to the validation split."
+)
+_SHUFFLE = flags.DEFINE_bool("shuffle", True, "Random order of records.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the shuffle.")
+_NUM_SHARDS = flags.DEFINE_integer("num_shards", None, "Default: 64 MiB of text each.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Default: one for each core."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit status."""
+    if len(argv) > 1:
+        return _fail(2, f"unexpected {argv[1]!r}: files are given as --input=FILE.")
+    # So that a cancelled job cleans up behind itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return _verify(_VERIFY.value) if _VERIFY.value else _prepare()
+    except KeyboardInterrupt:
+        return _fail(130, "stopped; nothing was left behind.")
+    except ValueError as e:
+        hint = ""
+        if isinstance(e, fasta.FastaError) and not e.problem.fatal:
+            hint = " (--on_bad=skip leaves such records out, counted and named.)"
+        return _fail(1, f"{e}{hint}")
+    except OSError as e:
+        return _fail(1, f"{e.filename or _OUTPUT.value}: {e.strerror or e}.")
+
+
+def _prepare() -> int:
+    given = [bool(_INPUT.value or _VALIDATION_INPUT.value), _TASK.value, _TFDS.value]
+    if sum(map(bool, given)) != 1:
+        return _fail(2, "give one of --input, --task and --tfds.")
+    if not _OUTPUT.value:
+        return _fail(2, "--output is missing: the folder to make.")
+    try:
+        options = prepare_lib.Options(
+            validation_fraction=_VALIDATION_FRACTION.value,
+            min_length=_MIN_LENGTH.value,
+            max_length=_MAX_LENGTH.value,
+            deduplicate=_DEDUPLICATE.value,
+            shuffle=_SHUFFLE.value,
+            seed=_SEED.value,
+            num_shards=_NUM_SHARDS.value,
+            on_bad=_ON_BAD.value,
+            num_processes=_NUM_PROCESSES.value or len(os.sched_getaffinity(0)),
+        )
+    except ValueError as e:
+        return _fail(2, str(e))
+    report = prepare_lib.prepare(
+        _sources(),
+        _OUTPUT.value,
+        name=_NAME.value or pathlib.Path(_OUTPUT.value).name,
+        options=options,
+        overwrite=_OVERWRITE.value,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print("\n".join(_summary(report, pathlib.Path(_OUTPUT.value))))
+    return 3 if report.num_bad else 0
+
+
+def _sources() -> list[prepare_lib.Source]:
+    if _TASK.value or _TFDS.value:
+        # Imported here: TensorFlow takes seconds, and FASTA does not need it.
+        from prottrans_jax.data import prepare_sources
+
+        if _TFDS.value:
+            return prepare_sources.of_tfds(_TFDS.value, _TFDS_DATA_DIR.value)
+        return prepare_sources.of_task(_TASK.value or "", _TASK_MODULE.value)
+    return [
+        *(prepare_lib.fasta_source(path) for path in _INPUT.value),
+        *(
+            prepare_lib.fasta_source(path, split="validation")
+            for path in _VALIDATION_INPUT.value
+        ),
+    ]
+
+
+def _summary(report: prepare_lib.Report, folder: pathlib.Path) -> list[str]:
+    seconds = max(report.seconds, 1e-9)
+    lines = [
+        f"Read {report.records_read:,} records with {report.residues_read:,} residues "
+        f"in {report.seconds:.1f} s: {report.records_read / seconds:,.0f} records/s, "
+        f"{report.residues_read / seconds:,.0f} residues/s."
+    ]
+    if report.num_gaps or report.num_stops:
+        lines.append(
+            f"Taken out: {report.num_gaps:,} gaps ('-', '.') and "
+            f"{report.num_stops:,} stops ('*') at the end of a sequence."
+        )
+    for why, (number, examples) in sorted(report.skipped.items()):
+        lines.append(f"Left out {number:,}: {why}, e.g. {'; '.join(examples)}")
+    if report.skipped:
+        lines.append(f"All that was left out: {folder / prepare_lib.SKIPPED_FILE}")
+    alphabet: dict[str, int] = {}
+    for name, split in report.manifest.splits.items():
+        mean = split.num_residues / max(split.num_records, 1)
+        lines.append(
+            f"{name}: {split.num_records:,} records, {split.num_residues:,} residues, "
+            f"mean length {mean:.0f}, longest {split.max_length:,}, "
+            f"{len(split.shards)} shard{'s' * (len(split.shards) != 1)}"
+        )
+        for letter, number in split.alphabet.items():
+            alphabet[letter] = alphabet.get(letter, 0) + number
+    bases = sum(alphabet.get(base, 0) for base in "ACGTUN")
+    if bases > 0.9 * sum(alphabet.values()):
+        lines.append(
+            "Warning: over 90 % of the letters are A, C, G, T, U or N. Is this DNA?"
+        )
+    lines.append(f"Prepared {folder}")
+    return lines
+
+
+def _verify(folder: str) -> int:
+    problems = records.verify(folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        print(f"{len(problems)} damaged files. Copy or prepare the folder again.")
+        return 3
+    print(f"{folder}: all files match their checksums.")
+    return 0
+
+
+def _fail(status: int, why: str) -> int:
+    print(f"prepare: {why}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    app.run(main)
