@@ -31,12 +31,13 @@ from jaxtyping import PyTree
 import numpy as np
 from orbax import checkpoint as ocp
 
-from prottrans_jax import manifests, multihost
+from prottrans_jax import manifests, multihost, stored_arrays
 
 _METADATA = "metadata.json"
 _TMP = ".orbax-checkpoint-tmp"
 
 CheckpointError = manifests.CheckpointError
+MismatchError = stored_arrays.MismatchError
 
 
 class SaveError(CheckpointError):
@@ -51,10 +52,6 @@ class SaveError(CheckpointError):
         super().__init__(message)
         self.step = step
         self.last_good = last_good
-
-
-class MismatchError(ValueError):
-    """Arrays asked for and arrays on disk differ; the message lists both sides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +155,7 @@ class Checkpointer:
             return
         path = self._directory / str(step)
         self._on_process_zero("replace", lambda: manifests.delete(path))
-        arrays = _flatten(state)
+        arrays = stored_arrays.by_name(state)
         save_args = {
             name: ocp.SaveArgs(dtype=self._stored_dtype(name, leaf))
             for name, leaf in arrays.items()
@@ -168,7 +165,11 @@ class Checkpointer:
         self._pending = step
         try:
             self._writer.save(
-                path, args=_StepArgs(_nest(arrays), save_args=_nest(save_args))
+                path,
+                args=_StepArgs(
+                    stored_arrays.nested(arrays),
+                    save_args=stored_arrays.nested(save_args),
+                ),
             )
         except Exception as error:
             raise self._lost(error) from error
@@ -255,11 +256,11 @@ class Checkpointer:
                 f"process {jax.process_index()} does not see {path}, which process 0 "
                 "restores from. All processes need the same, shared model_dir."
             )
-        wanted = _flatten(abstract_state)
-        difference = compare(wanted, _stored_arrays(path))
+        wanted = stored_arrays.by_name(abstract_state)
+        difference = stored_arrays.compare(wanted, stored_arrays.on_disk(path))
         if difference:
             raise MismatchError(f"{path} does not fit this run:\n{difference}")
-        restored = _read_arrays(path, wanted)
+        restored = stored_arrays.read(path, wanted)
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), restored)
         self._sound.add(chosen)
         return Restored(chosen, state, _read_metadata(path))
@@ -349,13 +350,13 @@ def load_params(
     if choice["step"] is None:
         raise CheckpointError(f"{path}: no checkpoint there.")
     source = directory / str(choice["step"])
-    wanted = _flatten({"params": abstract_params})
+    wanted = stored_arrays.by_name({"params": abstract_params})
     stored = {
         name: array
-        for name, array in _stored_arrays(source).items()
+        for name, array in stored_arrays.on_disk(source).items()
         if name.startswith("params/")
     }
-    difference = compare(wanted, stored)
+    difference = stored_arrays.compare(wanted, stored)
     if difference and defaults is None:
         raise MismatchError(f"{source} does not fit the model:\n{difference}")
     if difference:
@@ -363,10 +364,15 @@ def load_params(
     loadable = {
         name: leaf
         for name, leaf in wanted.items()
-        if name in stored and not compare({name: leaf}, {name: stored[name]})
+        if name in stored
+        and not stored_arrays.compare({name: leaf}, {name: stored[name]})
     }
-    values = dict(_flatten({"params": defaults})) if defaults is not None else {}
-    values.update(zip(loadable, _read_arrays(source, loadable), strict=True))
+    values = (
+        dict(stored_arrays.by_name({"params": defaults}))
+        if defaults is not None
+        else {}
+    )
+    values.update(zip(loadable, stored_arrays.read(source, loadable), strict=True))
     return jax.tree.unflatten(
         jax.tree.structure(abstract_params), [values[name] for name in wanted]
     )
@@ -383,39 +389,9 @@ def read_numpy(
     source = _absolute(path)
     if fault := manifests.problem(source):
         raise CheckpointError(f"Checkpoint {source} is damaged: {fault}.")
-    stored = _stored_arrays(source)
-    arrays = _read_arrays(source, stored, as_numpy=True)
+    stored = stored_arrays.on_disk(source)
+    arrays = stored_arrays.read(source, stored, as_numpy=True)
     return dict(zip(stored, arrays, strict=True)), _read_metadata(source)
-
-
-def compare(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
-    """Lists how two sets of named arrays differ; empty when they fit.
-
-    Floating-point dtypes fit each other, a restore casts; other dtypes must agree.
-
-    Args:
-      wanted: name to anything with a shape and a dtype.
-      stored: the same, of a checkpoint.
-    """
-    lines = []
-    for name in sorted(wanted.keys() - stored.keys()):
-        lines.append(f"  - in model only       {name} {_describe(wanted[name])}")
-    for name in sorted(stored.keys() - wanted.keys()):
-        lines.append(f"  + in checkpoint only  {name} {_describe(stored[name])}")
-    for name in sorted(wanted.keys() & stored.keys()):
-        ours, theirs = wanted[name], stored[name]
-        if tuple(ours.shape) == tuple(theirs.shape) and (
-            ours.dtype == theirs.dtype
-            or (
-                jnp.issubdtype(ours.dtype, jnp.floating)
-                and jnp.issubdtype(theirs.dtype, jnp.floating)
-            )
-        ):
-            continue
-        lines.append(
-            f"  ! {name}: model {_describe(ours)}, checkpoint {_describe(theirs)}"
-        )
-    return "\n".join(lines)
 
 
 def _drop_orbax_chatter(record: std_logging.LogRecord) -> bool:
@@ -452,70 +428,6 @@ def _locate(path: epath.Path, step: int | None) -> tuple[epath.Path, int | None]
         f"{path}: no checkpoint there. Give a model_dir, its checkpoints directory, "
         "or one step of it."
     )
-
-
-def _stored_arrays(path: epath.Path) -> dict[str, Any]:
-    """Name to Orbax's description (shape, dtype) of each array of a step."""
-    tree = ocp.PyTreeCheckpointHandler().metadata(path).tree
-    return dict(_flatten(tree))
-
-
-def _read_arrays(
-    path: epath.Path, wanted: Mapping[str, Any], *, as_numpy: bool = False
-) -> list[Any]:
-    """Reads the wanted arrays of a step, in the order, dtypes and shardings wanted."""
-    if not wanted:
-        return []
-
-    def how(leaf: Any) -> ocp.RestoreArgs:
-        if as_numpy:
-            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
-        return ocp.ArrayRestoreArgs(
-            sharding=getattr(leaf, "sharding", None) or local,
-            global_shape=tuple(leaf.shape),
-            dtype=leaf.dtype,
-        )
-
-    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    restore_args = {name: how(leaf) for name, leaf in wanted.items()}
-    processes = set(range(jax.process_count())) if jax.process_count() > 1 else None
-    handler = ocp.PyTreeCheckpointHandler(
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            active_processes=processes
-        )
-    )
-    tree = handler.restore(
-        path,
-        args=ocp.args.PyTreeRestore(
-            item=_nest(wanted), restore_args=_nest(restore_args), partial_restore=True
-        ),
-    )
-    read = _flatten(tree)
-    return [read[name] for name in wanted]
-
-
-def _flatten(tree: PyTree) -> dict[str, Any]:
-    """Leaves by name, e.g. `params/encoder/encoder_norm/scale`, in JAX's order."""
-    named = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        named[name] = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    return named
-
-
-def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def _describe(array: Any) -> str:
-    return f"{jnp.dtype(array.dtype).name}{list(array.shape)}"
 
 
 def _read_metadata(path: epath.Path) -> dict[str, Any]:

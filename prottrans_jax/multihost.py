@@ -5,22 +5,20 @@ collective has no time-out and does not say who is missing.
 """
 
 from collections.abc import Callable
-import contextlib
 import faulthandler
 import json
 import os
 import signal
-import socket
 import threading
 import time
 import types
 from typing import Any, NoReturn
 
-from absl import logging
 import jax
 
-# sysexits.h EX_TEMPFAIL: a supervisor may start the run again.
-EXIT_STALLED = 75
+from prottrans_jax import roll_call
+
+EXIT_STALLED = roll_call.EXIT_STALLED
 _PREFIX = "prottrans_jax"
 _POLL_S = 0.5
 
@@ -76,7 +74,9 @@ def initialize(
         "shutdown_timeout_seconds": int(timeout_s),
     }
     if coordinator == "auto":
-        with _deadline(timeout_s, lambda: "not all processes of the pod started"):
+        with roll_call.deadline(
+            timeout_s, lambda: "not all processes of the pod started"
+        ):
             jax.distributed.initialize(**limits)
         return
     if num_processes is None or process_id is None:
@@ -91,8 +91,8 @@ def initialize(
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"coordinator={coordinator!r} is not HOST:PORT.")
-    roll_call = _RollCall(host, int(port) + 1, num_processes, process_id)
-    with roll_call, _deadline(timeout_s, roll_call.describe):
+    roll = roll_call.RollCall(host, int(port) + 1, num_processes, process_id)
+    with roll, roll_call.deadline(timeout_s, roll.describe):
         jax.distributed.initialize(coordinator, num_processes, process_id, **limits)
 
 
@@ -110,7 +110,7 @@ def barrier(name: str, timeout_s: float) -> None:
         return
     client = _client()
     key = _numbered(f"barrier/{name}")
-    client.key_value_set(f"{key}/{jax.process_index()}", _whoami())
+    client.key_value_set(f"{key}/{jax.process_index()}", roll_call.whoami())
     try:
         client.wait_at_barrier(key, int(timeout_s * 1000))
     except jax.errors.JaxRuntimeError as error:
@@ -340,10 +340,11 @@ class Watchdog:
             doing, since, limit_s = self._state
             left_s = limit_s - (time.monotonic() - since)
             if left_s <= 0:
+                # Not jax.process_index(): what hangs may be the start of its backend.
+                process = jax._src.distributed.global_state.process_id or 0
                 self._abort(
-                    f"No progress for {limit_s:g} s in {doing!r} (process "
-                    f"{jax.process_index()} of {jax.process_count()}, {_whoami()}). "
-                    "Stacks of all threads:"
+                    f"No progress for {limit_s:g} s in {doing!r} (process {process}, "
+                    f"{roll_call.whoami()}). Stacks of all threads:"
                 )
                 return
             # This thread needs the interpreter's lock, which hung C++ code may hold;
@@ -355,89 +356,6 @@ def _abort(message: str) -> NoReturn:
     os.write(2, f"\n{message}\n".encode())
     faulthandler.dump_traceback(all_threads=True)
     os._exit(EXIT_STALLED)
-
-
-class _RollCall:
-    """Lets process 0 know who started, before JAX can say so.
-
-    JAX's own service tells nobody who has registered until all have.
-    """
-
-    def __init__(self, host: str, port: int, num_processes: int, process_id: int):
-        self._address = (host, port)
-        self._num_processes = num_processes
-        self._process_id = process_id
-        self._here = {process_id: _whoami()}
-        self._heard = False
-        self._closed = threading.Event()
-        self._thread = threading.Thread(
-            target=self._listen if process_id == 0 else self._call, daemon=True
-        )
-
-    def describe(self) -> str:
-        if self._process_id:
-            if not self._heard:
-                return (
-                    f"process 0 is not to be reached at {self._address[0]} "
-                    "(not started, another --coordinator, or a firewall)"
-                )
-            return "process 0 is up, another process is missing: see its message"
-        missing = sorted(set(range(self._num_processes)) - set(self._here))
-        came = ", ".join(f"{p} ({who})" for p, who in sorted(self._here.items()))
-        return f"process {', '.join(map(str, missing))} missing; here: {came}"
-
-    def __enter__(self) -> "_RollCall":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._closed.set()
-        self._thread.join()
-
-    def _listen(self) -> None:
-        try:
-            with socket.create_server(("", self._address[1])) as server:
-                server.settimeout(0.2)
-                while not self._closed.is_set():
-                    with contextlib.suppress(OSError, ValueError):
-                        connection, _ = server.accept()
-                        with connection:
-                            connection.settimeout(1)
-                            number, who = connection.recv(200).decode().split(" ", 1)
-                            self._here[int(number)] = who
-        except OSError as error:
-            logging.warning("No roll call on port %d: %s", self._address[1], error)
-
-    def _call(self) -> None:
-        while not self._closed.is_set():
-            with contextlib.suppress(OSError):
-                with socket.create_connection(self._address, timeout=2) as connection:
-                    connection.sendall(f"{self._process_id} {_whoami()}".encode())
-                self._heard = True
-                return
-            self._closed.wait(0.2)
-
-
-@contextlib.contextmanager
-def _deadline(timeout_s: float, describe: Callable[[], str]):
-    """Ends this process if the body takes longer."""
-
-    def strike() -> None:
-        message = f"Start-up: after {timeout_s:g} s {describe()}."
-        os.write(2, f"\n{message}\n".encode())
-        os._exit(EXIT_STALLED)
-
-    timer = threading.Timer(timeout_s, strike)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _whoami() -> str:
-    return f"{socket.gethostname()}, pid {os.getpid()}"
 
 
 def _numbered(name: str) -> str:

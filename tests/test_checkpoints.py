@@ -235,7 +235,8 @@ def test_save_dtype_holds_on_disk_for_parameters_only(tmp_path):
     state = make_state(9)
     save_steps(tmp_path / "full", [9])
     save_steps(tmp_path / "half", [9], save_dtype="bfloat16")
-    stored = checkpoints._stored_arrays(checkpoints._absolute(tmp_path / "half/9"))
+    stored, metadata = checkpoints.read_numpy(tmp_path / "half/9")
+    assert metadata == {"next_row": 99}
     assert stored["params/encoder/layers/wi"].dtype == jnp.bfloat16
     assert stored["step"].dtype == jnp.int32
     assert stored["opt_state/1/0/mu/scale"].dtype == jnp.float32

@@ -1,0 +1,105 @@
+"""Who is there when a run of several processes starts, and what to say if not all are.
+
+JAX's own service tells nobody who has registered until all have, and ends a start that
+took too long with a C++ abort.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import os
+import socket
+import threading
+
+from absl import logging
+
+# sysexits.h EX_TEMPFAIL: a supervisor may start the run again.
+EXIT_STALLED = 75
+
+
+class RollCall:
+    """Lets process 0 know who started: a context to be in while they start.
+
+    Args:
+      host: of process 0.
+      port: on which process 0 listens meanwhile.
+      num_processes: of the run.
+      process_id: of this process.
+    """
+
+    def __init__(self, host: str, port: int, num_processes: int, process_id: int):
+        self._address = (host, port)
+        self._num_processes = num_processes
+        self._process_id = process_id
+        self._here = {process_id: whoami()}
+        self._heard = False
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._listen if process_id == 0 else self._call, daemon=True
+        )
+
+    def describe(self) -> str:
+        """Who is missing, as far as this process can tell."""
+        if self._process_id:
+            if not self._heard:
+                return (
+                    f"process 0 is not to be reached at {self._address[0]} "
+                    "(not started, another --coordinator, or a firewall)"
+                )
+            return "process 0 is up, another process is missing: see its message"
+        missing = sorted(set(range(self._num_processes)) - set(self._here))
+        came = ", ".join(f"{p} ({who})" for p, who in sorted(self._here.items()))
+        return f"process {', '.join(map(str, missing))} missing; here: {came}"
+
+    def __enter__(self) -> "RollCall":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _listen(self) -> None:
+        try:
+            with socket.create_server(("", self._address[1])) as server:
+                server.settimeout(0.2)
+                while not self._closed.is_set():
+                    with contextlib.suppress(OSError, ValueError):
+                        connection, _ = server.accept()
+                        with connection:
+                            connection.settimeout(1)
+                            number, who = connection.recv(200).decode().split(" ", 1)
+                            self._here[int(number)] = who
+        except OSError as error:
+            logging.warning("No roll call on port %d: %s", self._address[1], error)
+
+    def _call(self) -> None:
+        while not self._closed.is_set():
+            with contextlib.suppress(OSError):
+                with socket.create_connection(self._address, timeout=2) as connection:
+                    connection.sendall(f"{self._process_id} {whoami()}".encode())
+                self._heard = True
+                return
+            self._closed.wait(0.2)
+
+
+@contextlib.contextmanager
+def deadline(timeout_s: float, describe: Callable[[], str]) -> Iterator[None]:
+    """Ends this process if the body takes longer."""
+
+    def strike() -> None:
+        message = f"Start-up: after {timeout_s:g} s {describe()}."
+        os.write(2, f"\n{message}\n".encode())
+        os._exit(EXIT_STALLED)
+
+    timer = threading.Timer(timeout_s, strike)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def whoami() -> str:
+    """This process, for messages."""
+    return f"{socket.gethostname()}, pid {os.getpid()}"
