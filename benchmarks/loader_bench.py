@@ -153,7 +153,7 @@ def main():
     lines += [
         "",
         f"Ratio: {ours[0] / theirs:.1f} with one thread, {ours[1] / theirs:.1f} with "
-        f"{args.workers}. {args.rounds} rounds of {args.seconds:g} s each, taking turns; "
+        f"{args.workers}. {args.rounds} rounds of {args.seconds:g} s each, in turns; "
         f"objective {args.objective}; {report.machine()}.",
     ]
     text = "\n".join(lines)

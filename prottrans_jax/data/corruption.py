@@ -10,7 +10,7 @@ tokenizer have it; `</s>` itself is never corrupted.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jaxtyping
 import numpy as np
@@ -48,6 +48,7 @@ class Corrupted:
     corrupted: np.ndarray
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A way to corrupt. Frozen: its repr goes into the state of a loader."""
 

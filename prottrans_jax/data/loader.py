@@ -8,7 +8,7 @@ What each draw depends on: the order of records on (seed, epoch); a crop and a
 corruption on (seed, task, epoch, record, first residue); never on batch, row or host.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import fractions
 import os
@@ -159,7 +159,7 @@ class RowLoader:
         return -(-left // self.batch_size)
 
     def batch(
-        self, index: int, rows: slice | np.typing.ArrayLike = slice(None)
+        self, index: int, rows: slice | Sequence[int] | np.ndarray = slice(None)
     ) -> dict[str, np.ndarray]:
         """Part of global batch `index`; see `assembly.FEATURES`.
 
@@ -180,7 +180,7 @@ class RowLoader:
         return batch if place is None else {k: v[place] for k, v in batch.items()}
 
     def _row_numbers(
-        self, index: int, rows: slice | np.typing.ArrayLike
+        self, index: int, rows: slice | Sequence[int] | np.ndarray
     ) -> tuple[jaxtyping.Int64[np.ndarray, " rows"], np.ndarray | None, int]:
         """Rows of the run that exist, rising; place of each asked one; their count."""
         within = np.arange(self.batch_size)
@@ -231,7 +231,7 @@ class RowLoader:
         return assembly.merge(parts, order)
 
     def example_ids(
-        self, index: int, rows: slice | np.typing.ArrayLike = slice(None)
+        self, index: int, rows: slice | Sequence[int] | np.ndarray = slice(None)
     ) -> list[str]:
         """Ids of the records of a batch, row by row, once for each piece."""
         numbers, _, _ = self._row_numbers(index, rows)

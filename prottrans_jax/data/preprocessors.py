@@ -105,7 +105,7 @@ class Corrupt:
             return self.corrupt_record(targets, key, limit)
 
         @seqio.map_over_dataset(num_seeds=1)
-        def one_record(example: Any, seed: tf.Tensor) -> Any:
+        def one_record(example: Any, seed: Any) -> Any:
             out = tf.numpy_function(
                 corrupt,
                 [example["targets"], seed],

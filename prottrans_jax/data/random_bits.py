@@ -29,7 +29,7 @@ def mix(x: Bits) -> Bits:
     return x
 
 
-def fold(key: np.typing.ArrayLike, value: np.typing.ArrayLike) -> Bits:
+def fold(key: Bits | np.uint64, value: int | np.ndarray) -> Bits:
     """Draw number `value` (0 or more) of stream `key`: random bits, or a key again.
 
     Both broadcast; the result is an array of at least one dimension.
@@ -47,7 +47,7 @@ def key(seed: int, *values: int) -> Bits:
     return result
 
 
-def below(bits: Bits, limit: np.typing.ArrayLike) -> jaxtyping.Int64[np.ndarray, "..."]:
+def below(bits: Bits, limit: int | np.ndarray) -> jaxtyping.Int64[np.ndarray, "..."]:
     """Uniform integers in [0, limit), limit < 2**32, from the upper 32 of the bits.
 
     The bias of the multiplication is below limit / 2**32.

@@ -1,6 +1,6 @@
 """Batches of any SeqIO task by plain `seqio.get_dataset`, for quick starts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import itertools
 from typing import Any
 
@@ -76,7 +76,7 @@ class StreamLoader:
         return {name: (self.batch_size, length) for name, length in lengths.items()}
 
     def batch(
-        self, index: int, rows: slice | np.typing.ArrayLike = slice(None)
+        self, index: int, rows: slice | Sequence[int] | np.ndarray = slice(None)
     ) -> dict[str, np.ndarray]:
         """Part of batch `index`; an earlier one than the last streams it all again.
 

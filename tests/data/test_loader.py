@@ -1,4 +1,5 @@
 import collections
+from fractions import Fraction
 import json
 
 import numpy as np
@@ -341,8 +342,6 @@ def test_packed_rows_of_a_mixture_hold_what_its_tasks_say(toy_corpus, other_corp
 
 
 def test_schedule_follows_rates_at_every_moment():
-    from fractions import Fraction
-
     rates = (Fraction(1, 2), Fraction(1, 3), Fraction(1, 6))
     counter = np.arange(6000)
     component, ordinal = order.schedule(counter, rates)
