@@ -55,11 +55,16 @@ def parse(
     return config
 
 
-def resolved_config() -> str:
-    """Text of the configuration in force, one self-contained gin file."""
+def current() -> Config:
+    """The configuration in force."""
     if _current is None:
         raise RuntimeError("No gin configuration was parsed yet: call `parse` first.")
-    return _current.text
+    return _current
+
+
+def resolved_config() -> str:
+    """Text of the configuration in force, one self-contained gin file."""
+    return current().text
 
 
 def configured(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,19 +82,17 @@ def build(value: Any, **overrides: Any) -> Any:
       value: As held by `Config`: a literal, `Reference` or `Macro`; or "%NAME".
       **overrides: For a called `Reference`: parameters that replace the bound ones.
     """
-    assert _current is not None, "parse first"
+    config = current()
     if isinstance(value, str) and value.startswith("%"):
         value = gin_config.Macro(value[1:])
-    value = _current.value(value)
+    value = config.value(value)
     if isinstance(value, Reference) and value.call and overrides:
         with gin.config_scope(value.scope or None):
-            return configured(gin_config.resolve(_current.imports, value.selector))(
+            return configured(gin_config.resolve(config.imports, value.selector))(
                 **overrides
             )
     # gin evaluates references inside containers when a bound value is copied.
-    header = "\n".join(
-        gin_config.import_line(m, n) for n, m in _current.imports.items()
-    )
+    header = "\n".join(gin_config.import_line(m, n) for n, m in config.imports.items())
     gin.parse_config(
         f"from __gin__ import dynamic_registration\n{header}\n_VALUE = {value!r}\n"
     )

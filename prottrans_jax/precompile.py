@@ -1,0 +1,182 @@
+r"""Compiles a leaf's training step for a pod that is not here, and says what it needs.
+
+  python -m prottrans_jax.precompile --gin_file=prot_t5_xl.gin --topology=v3:16x32
+
+Needs libtpu (pip install "prottrans_jax[tpu]") but no TPU, and no data set. Prints, of
+each device: memory against what it has, FLOPs, collectives, and from the chip's
+published peaks the least time of a step, the highest MFU and what binds. Several
+topologies may be named; --table adds a line for each to a Markdown file.
+
+Exit status: 0 it fits, 2 a mistake in what was asked, 3 out of memory.
+"""
+
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from prottrans_jax import gin_config, gin_utils
+
+_TOPOLOGY = flags.DEFINE_list(
+    "topology", None, "Slices as chip:axis x axis, e.g. v3:16x32,v5e:16x16."
+)
+_MAX_ROWS = flags.DEFINE_integer(
+    "max_rows",
+    None,
+    "Rows of a microbatch on each part of the mesh axis 'data', at most. Raises "
+    "NUM_MICROBATCHES where the leaf's would give more: a small slice then does in "
+    "many microbatches what a pod does in one.",
+)
+_TABLE = flags.DEFINE_string("table", None, "Markdown file to put a line per slice in.")
+_SAVE_HLO = flags.DEFINE_string("save_hlo", None, "File for the optimised HLO text.")
+gin_utils.define_flags()
+
+# What a leaf asks of the user does not matter to the compiler.
+_GIVEN = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
+
+_TABLE_HEAD = """\
+# What a step needs on pods of every size
+
+Made by `python -m prottrans_jax.precompile --table=docs/precompile.md ...`: each line
+is the trainer's own step, compiled for a slice that nobody had to have. Memory is what
+the compiler assigns to one device (arguments and temporaries). "recomputed" is compiled
+FLOPs over the model's. The three times follow from the chip's published peaks
+(`prottrans_jax/hardware.py`); each is the least possible by itself, and MFU is the
+highest that the longest of them allows. **No step has been timed on a TPU.**
+
+"""
+_COLUMNS = (
+    *("leaf", "slice", "devices", "data x model", "scheme", "remat", "batch"),
+    *("microbatches", "GiB per device", "of", "recomputed", "compute s", "memory s"),
+    *("interconnect s", "binds", "MFU at most"),
+)
+_KEY_COLUMNS = 8  # What was asked for; the others are what came out.
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compiles for every topology asked for; see the module's description."""
+    if len(argv) > 1:
+        raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
+    if not _TOPOLOGY.value:
+        raise gin_utils.UsageError("Give a --topology, e.g. --topology=v3:16x32.")
+    gin_utils.parse_flags([f"{name} = 'unused'" for name in _missing()])
+
+    import jax
+
+    from prottrans_jax import step_report
+
+    # Even on a TPU machine: this compiles and runs nothing.
+    jax.config.update("jax_platforms", "cpu")
+    status = 0
+    for name in _TOPOLOGY.value:
+        leaf = pathlib.Path(flags.FLAGS.gin_file[0]).name.removesuffix(".gin")
+        print(f"{leaf} on {name}", flush=True)
+        try:
+            parts, settings = _parts(step_report.describe(name))
+            report, text = step_report.compile_step(**parts)
+        except step_report.OutOfMemoryError as error:
+            print(f"Does not fit. The compiler says:\n{error}\n", flush=True)
+            status = 3
+            continue
+        except ValueError as error:
+            raise gin_utils.UsageError(str(error)) from error
+        print(report, flush=True)
+        if _SAVE_HLO.value:
+            pathlib.Path(_SAVE_HLO.value).write_text(text)
+        if _TABLE.value:
+            add_line(pathlib.Path(_TABLE.value), table_line(leaf, settings, report))
+        print()
+    return status
+
+
+def _missing() -> list[str]:
+    """Macros that a leaf wants of the user and that do not matter here."""
+    values = flags.FLAGS
+    given = " ".join(values.gin_bindings)
+    texts = [
+        gin_config.find_file(file, values.gin_search_paths).read_text()
+        for file in [*values.gin_file, "runs/pretrain.gin"]
+    ]
+    return [n for n in _GIVEN if n not in given and any(n in text for text in texts)]
+
+
+def _parts(topology: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `compile_step`, and the settings that the table shows."""
+    import jax
+
+    from prottrans_jax import trainer
+
+    config = gin_utils.current()
+    name = next(n for n, m in config.imports.items() if m == trainer.__name__)
+    train = config.parameters(gin_utils.Reference("", f"{name}.train", call=True))
+    data = config.parameters(train["train_data"])
+    objective = gin_utils.build(train["objective"])
+    partitioner = gin_utils.build(train["partitioner"], devices=topology.devices)
+    rows, lengths = data["batch_size"], data["feature_lengths"]
+    shapes = {
+        feature: jax.ShapeDtypeStruct(
+            (rows, lengths["inputs" if feature.startswith("encoder") else "targets"]),
+            "float32" if feature.endswith("weights") else "int32",
+        )
+        for feature in objective.features
+    }
+    microbatches = train.get("num_microbatches", 1)
+    if _MAX_ROWS.value:
+        slices = partitioner.mesh.shape["data"]
+        microbatches = max(microbatches, rows // (slices * _MAX_ROWS.value))
+    settings = {
+        "scheme": partitioner.scheme,
+        "remat": objective.model.config.remat_policy,
+    }
+    return {
+        "objective": objective,
+        "optimizer": gin_utils.build(train["optimizer"]),
+        "partitioner": partitioner,
+        "batch_shapes": shapes,
+        "num_microbatches": microbatches,
+        "topology": topology,
+    }, settings
+
+
+def table_line(leaf: str, settings: dict[str, Any], report: Any) -> str:
+    """The report as a line of the table of `_TABLE_HEAD`."""
+    gib = 2**30
+    chip, costs = report.topology.chip, report.costs
+    cells = [
+        leaf,
+        report.topology.name,
+        f"{len(report.topology.devices):,}",
+        " x ".join(str(size) for size in report.mesh.values()),
+        settings["scheme"],
+        settings["remat"],
+        f"{report.batch_size:,}",
+        f"{report.num_microbatches}",
+        f"{report.peak_bytes / gib:.2f}",
+        f"{chip.hbm_bytes / gib:.0f}",
+        f"{costs.flops / report.model_flops:.2f}",
+        *(f"{seconds:.3f}" for seconds in report.seconds.values()),
+        report.bound[0],
+        f"{100 * report.mfu:.0f} %",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def add_line(path: pathlib.Path, line: str) -> None:
+    """Puts a line into the table, in the place of one with the same settings."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    lines = [old for old in lines if old.startswith("| ") and "| leaf |" not in old]
+    kept = {tuple(old.split("|")[1 : _KEY_COLUMNS + 1]): old for old in lines}
+    kept[tuple(line.split("|")[1 : _KEY_COLUMNS + 1])] = line
+
+    def order(key: tuple[str, ...]) -> tuple:
+        return key[0], key[1].split(":")[0], int(key[2].replace(",", "")), key
+
+    rows = [kept[key] for key in sorted(kept, key=order)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    path.write_text(_TABLE_HEAD + "\n".join([*head, *rows]) + "\n")
+
+
+if __name__ == "__main__":
+    gin_utils.run(main)
