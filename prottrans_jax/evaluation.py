@@ -1,12 +1,14 @@
 """Means over a held-out split: the same sums as in training, without dropout."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import itertools
+import os
+import pathlib
 from typing import Any
 
 from jaxtyping import PyTree
 
-from prottrans_jax import infeed, metrics, train_state, train_step
+from prottrans_jax import checkpoints, infeed, metrics, train_state, train_step
 
 
 class Evaluator:
@@ -49,3 +51,50 @@ class Evaluator:
             scalars["unigram_entropy"] = loader.unigram_entropy
             results[name] = scalars
         return results
+
+
+def evaluate_checkpoints(
+    *,
+    model_dir: str | os.PathLike[str],
+    objective: Any,
+    optimizer: Any,
+    partitioner: Any,
+    eval_data: Mapping[str, Any],
+    step: str = "latest",
+    max_batches: int | None = None,
+) -> Iterator[tuple[int, dict[str, dict[str, float]]]]:
+    """Evaluates steps of a run that is over or still going on; writes nothing.
+
+    Args:
+      model_dir: directory of the run.
+      objective: as in training.
+      optimizer: as in training.
+      partitioner: any; a checkpoint restores onto every mesh.
+      eval_data: name to a finite loader.
+      step: a number, "latest" or "all".
+      max_batches: of each loader; None takes the whole split.
+
+    Yields:
+      (step, results by name of the data set), steps rising.
+
+    Raises:
+      ValueError: no such step.
+    """
+    directory = pathlib.Path(model_dir) / "checkpoints"
+    steps = checkpoints.Checkpointer(directory, read_only=True).steps()
+    wanted = {"latest": steps[-1:], "all": steps}.get(step)
+    if wanted is None:
+        wanted = [number for number in steps if str(number) == step]
+    if not wanted:
+        raise ValueError(
+            f"{directory}: no step {step!r}. There are: {steps or 'none'}."
+        )
+    loader = next(iter(eval_data.values()))
+    plan = train_state.plan(
+        objective, optimizer, partitioner, train_state.batch_shapes(loader)
+    )
+    evaluator = Evaluator(plan, partitioner, eval_data)
+    for number in wanted:
+        params = checkpoints.load_params(directory, plan.abstract.params, step=number)
+        with partitioner.scope():
+            yield number, evaluator(params, max_batches)

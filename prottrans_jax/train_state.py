@@ -144,3 +144,11 @@ def initialize(
         return jax.jit(create, out_shardings=state_plan.shardings)(
             jax.random.key(seed), params
         )
+
+
+def batch_shapes(data: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a loader's global batches, from one row of the first."""
+    return {
+        name: jax.ShapeDtypeStruct((data.batch_size, *x.shape[1:]), x.dtype)
+        for name, x in data.batch(0, rows=slice(0, 1)).items()
+    }

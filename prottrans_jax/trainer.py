@@ -259,19 +259,13 @@ def train(
     )
 
 
-def batch_shapes(data: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a loader's global batches, from one row of the first."""
-    return {
-        name: jax.ShapeDtypeStruct((data.batch_size, *x.shape[1:]), x.dtype)
-        for name, x in data.batch(0, rows=slice(0, 1)).items()
-    }
-
-
 def layout(
     objective: Any, optimizer: Any, partitioner: Any, data: Any
 ) -> train_state.StatePlan:
     """Layout of the state that `train` with these arguments saves and restores."""
-    return train_state.plan(objective, optimizer, partitioner, batch_shapes(data))
+    return train_state.plan(
+        objective, optimizer, partitioner, train_state.batch_shapes(data)
+    )
 
 
 class _Profile(contextlib.AbstractContextManager):
@@ -310,7 +304,7 @@ class _Run:
         self.data = data
         self.rows = partitioner.host_rows(data.batch_size)
         with watch.cause("data"):
-            self.batch_shapes = batch_shapes(data)
+            self.batch_shapes = train_state.batch_shapes(data)
         self.abstract_batch = {
             name: jax.ShapeDtypeStruct(
                 shape.shape, shape.dtype, sharding=partitioner.batch_sharding

@@ -126,8 +126,14 @@ class Denoising:
             name: (_sum(value * weight), _sum(weight))
             for name, (value, weight) in pairs.items()
         }
-        # Targets, and the positions computed for them: the mean is the filled share.
-        metrics["tokens"] = (_sum(weights > 0), jnp.float32(weights.size))
+        encoder, decoder = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
+        metrics["real_token_fraction"] = (
+            _sum(encoder > 0) + _sum(decoder > 0),
+            jnp.float32(encoder.size + decoder.size),
+        )
+        # Inputs but their </s>, of which each segment has one. A count, not a mean.
+        num_segments = _sum(jnp.max(encoder, axis=1))
+        metrics["residues"] = (_sum(encoder > 0) - num_segments, jnp.float32(0.0))
         return loss, (metrics, carry)
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:

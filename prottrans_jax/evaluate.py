@@ -1,0 +1,69 @@
+r"""Evaluates checkpoints: `python -m prottrans_jax.evaluate --gin_file=sample.gin`.
+
+Takes the gin file and bindings of the run. Prints the means over the whole validation
+split for the newest checkpoint, or with --step=all for every one, and appends them to
+MODEL_DIR/evaluation.jsonl. Reads only; the run may still be going on.
+"""
+
+from collections.abc import Sequence
+import json
+import pathlib
+
+from absl import flags, logging
+
+from prottrans_jax import gin_utils
+
+_MODEL_DIR = flags.DEFINE_string(
+    "model_dir", None, "Directory of the run; the same as binding MODEL_DIR."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of prepared records; the same as binding DATA_DIR."
+)
+_STEP = flags.DEFINE_string("step", "latest", "A step, 'latest' or 'all'.")
+_MAX_BATCHES = flags.DEFINE_integer("max_batches", None, "Batches; default: all.")
+gin_utils.define_flags()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the configuration, restores, evaluates and prints."""
+    if len(argv) > 1:
+        raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    bindings = []
+    if _MODEL_DIR.value:
+        bindings.append(f"MODEL_DIR = {_MODEL_DIR.value!r}")
+    if _DATA_DIR.value:
+        bindings.append(f"DATA_DIR = {_DATA_DIR.value!r}")
+    gin_utils.parse_flags(bindings)
+
+    from prottrans_jax import evaluation, trainer
+
+    directory = pathlib.Path(gin_utils.build("%MODEL_DIR"))
+    config = gin_utils.current()
+    name = next(n for n, m in config.imports.items() if m == trainer.__name__)
+    bound = config.parameters(gin_utils.Reference("", f"{name}.train", call=True))
+    arguments = {
+        name: gin_utils.build(bound[name])
+        for name in ("objective", "optimizer", "partitioner", "eval_data")
+    }
+    try:
+        for step, results in evaluation.evaluate_checkpoints(
+            model_dir=directory,
+            step=_STEP.value,
+            max_batches=_MAX_BATCHES.value,
+            **arguments,
+        ):
+            with open(directory / "evaluation.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **results}) + "\n")
+            for name, scalars in results.items():
+                print(f"step {step}  {name}")
+                for key, value in scalars.items():
+                    print(f"  {key:24} {value:10.4f}")
+    except ValueError as error:
+        raise gin_utils.UsageError(str(error)) from error
+    return 0
+
+
+if __name__ == "__main__":
+    gin_utils.run(main)
