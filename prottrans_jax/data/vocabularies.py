@@ -1,6 +1,6 @@
 """The tables of `vocabulary` as SeqIO vocabularies: one byte look-up."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import seqio
@@ -44,8 +44,8 @@ class ByteTableVocabulary(seqio.Vocabulary):
         data = s.encode("latin-1", errors="replace")
         return self.table.byte_table[np.frombuffer(data, np.uint8)].tolist()
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.table.decode(ids)
+    def _decode(self, ids: Iterable[int]) -> str:
+        return self.table.decode(list(ids))
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         table = tf.constant(self.table.byte_table.astype(np.int32))

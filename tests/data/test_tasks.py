@@ -167,3 +167,12 @@ def test_vocabularies_of_one_family_are_equal_and_survive_decoding_of_sentinels(
     assert vocabularies.PROT_T5 != vocabularies.PROT_BERT
     assert vocabularies.PROT_T5.vocab_size == 128
     assert vocabularies.PROT_T5.decode([3, 127, 4, 1, 5]) == "A<unk>L"
+
+
+def test_sample_task_works_out_of_the_box():
+    examples = seqio.get_mixture_or_task("sample_iid_denoise").get_dataset(
+        sequence_length={"inputs": 128, "targets": 128}, split="validation", seed=0
+    )
+    example = next(examples.as_numpy_iterator())
+    assert example["inputs"].shape == example["targets"].shape
+    assert len(example["targets"]) <= 128 and example["targets"][-1] == 1
