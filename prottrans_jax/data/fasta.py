@@ -42,6 +42,7 @@ BLOCK_BYTES = 8 << 20
 MAX_RECORD_BYTES = 64 << 20
 # Of stored bytes; gz can unpack to a thousand times as much.
 _READ_BYTES = 256 << 10
+_PARSE_BYTES = 256 << 10
 _BOM = b"\xef\xbb\xbf"
 _WHITE = b" \t\n\v\f"
 _GAPS_AND_STOPS = vocabulary.GAPS + vocabulary.STOP
@@ -162,27 +163,34 @@ def parse(block: Block) -> Parsed:
     line = block.line
     add_name, add_residues = out.names.append, out.residues.append
     add_line = out.lines.append
-    for text in data[1:].split(b"\n>"):
-        header, _, body = text.partition(b"\n")
-        residues = body.translate(_UPPER, _WHITE)
-        name = header.partition(b" ")[0]
-        # All 26 letters are residues (`vocabulary.LETTERS`): isalpha() is the test.
-        if residues.isalpha() and name and not odd:
-            add_name(name)
-            add_residues(residues)
-            add_line(line)
-        else:
-            found = _look_closely(block.path, line, text)
-            if isinstance(found, Problem):
-                out.problems.append(found)
-            else:
-                record, num_gaps, num_stops = found
-                add_name(record.name)
-                add_residues(record.residues)
+    start = 0
+    while start < len(data):
+        # A quarter of a megabyte at a time stays in the cache of a core.
+        end = data.find(b"\n>", start + _PARSE_BYTES)
+        if end < 0:
+            end = len(data)
+        for text in data[start + 1 : end].split(b"\n>"):
+            header, _, body = text.partition(b"\n")
+            residues = body.translate(_UPPER, _WHITE)
+            name = header.partition(b" ")[0]
+            # All 26 letters are residues (`vocabulary.LETTERS`): isalpha() is the test.
+            if residues.isalpha() and name and not odd:
+                add_name(name)
+                add_residues(residues)
                 add_line(line)
-                out.num_gaps += num_gaps
-                out.num_stops += num_stops
-        line += text.count(b"\n") + 1
+            else:
+                found = _look_closely(block.path, line, text)
+                if isinstance(found, Problem):
+                    out.problems.append(found)
+                else:
+                    record, num_gaps, num_stops = found
+                    add_name(record.name)
+                    add_residues(record.residues)
+                    add_line(line)
+                    out.num_gaps += num_gaps
+                    out.num_stops += num_stops
+            line += text.count(b"\n") + 1
+        start = end + 1
     return out
 
 

@@ -365,7 +365,8 @@ class _Run:
             for k in range(num_shards):
                 size = (k + 1) * count // num_shards - k * count // num_shards
                 path = self.folder / f"split-{split}-{k}.array_record"
-                shard = record_writer.write_shard(path, itertools.islice(records, size))
+                chunks = record_writer.chunked(itertools.islice(records, size))
+                shard = record_writer.write_shard(path, chunks)
                 self.writer.adopt(plan.splits[split], shard)
 
     def name_skipped(self) -> None:

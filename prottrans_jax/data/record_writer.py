@@ -1,8 +1,10 @@
 """Writing of prepared folders; their layout is described in `records`."""
 
-from collections.abc import Iterable
+import collections
+from collections.abc import Iterable, Iterator
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -19,7 +21,7 @@ from prottrans_jax.data import manifest as manifest_lib
 _WRITER_OPTIONS = "group_size:64,zstd:1"
 # Lower ends of the bins of the manifest's length histogram, in residues.
 _BINS = (0, 32, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384, 32768)
-_COUNT_EVERY_RESIDUES = 1 << 20
+CHUNK = 2048  # records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,45 +37,50 @@ class WrittenShard:
 
 
 def write_shard(
-    path: str | os.PathLike, payloads: Iterable[tuple[bytes, int]]
+    path: str | os.PathLike, chunks: Iterable[tuple[list[bytes], list[int]]]
 ) -> WrittenShard:
     """Writes one shard and, beside it, its length index. May run in any process.
 
     Args:
       path: the array_record file to write.
-      payloads: of each record its bytes as stored, and its number of residues.
+      chunks: some records each: their bytes as stored, their numbers of residues.
     """
     path = pathlib.Path(path)
-    lengths: list[int] = []
-    counts = np.zeros(256, np.int64)
-    pending: list[bytes] = []
-    num_pending = 0
-    writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-    for payload, length in payloads:
-        writer.write(payload)
-        lengths.append(length)
-        pending.append(payload[-length:] if length else b"")
-        num_pending += length
-        if num_pending >= _COUNT_EVERY_RESIDUES:
-            counts += _letter_counts(pending)
-            pending, num_pending = [], 0
-    writer.close()
-    counts += _letter_counts(pending)
-    _fsync(path)
     lengths_path = path.with_suffix(".lengths")
-    np.array(lengths, "<u4").tofile(lengths_path)
+    counts = np.zeros(256, np.int64)
+    num_records = 0
+    writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    with lengths_path.open("wb") as index:
+        for payloads, lengths in chunks:
+            # The quickest way to call something for each of many.
+            collections.deque(map(writer.write, payloads), maxlen=0)
+            pairs = zip(payloads, lengths, strict=True)
+            counts += _letter_counts(b"".join([p[-n:] for p, n in pairs if n]))
+            index.write(np.array(lengths, "<u4").tobytes())
+            num_records += len(lengths)
+    writer.close()
+    _fsync(path)
     return WrittenShard(
         path=path,
         lengths_path=lengths_path,
-        num_records=len(lengths),
+        num_records=num_records,
         num_residues=int(counts.sum()),
         sha256=manifest_lib.sha256_of(path),
         letter_counts=tuple(counts.tolist()),
     )
 
 
+def chunked(
+    records: Iterable[tuple[bytes, int]],
+) -> Iterator[tuple[list[bytes], list[int]]]:
+    """(payload, number of residues) pairs as `write_shard` takes them."""
+    iterator = iter(records)
+    while some := list(itertools.islice(iterator, CHUNK)):
+        yield [p for p, _ in some], [n for _, n in some]
+
+
 def payload(name: str | bytes, residues: str | bytes) -> tuple[bytes, int]:
-    """A record as `write_shard` takes it."""
+    """A record as it is stored, and its number of residues."""
     name = name.encode() if isinstance(name, str) else name
     residues = residues.encode("ascii") if isinstance(residues, str) else residues
     return name + b"\n" + residues, len(residues)
@@ -166,7 +173,7 @@ class Writer:
     ) -> None:
         """Writes (id, residues) pairs as the next shard of `split`."""
         path = self.work / "next.array_record"
-        self.adopt(split, write_shard(path, (payload(*e) for e in examples)))
+        self.adopt(split, write_shard(path, chunked(payload(*e) for e in examples)))
 
     def adopt(self, split: str, shard: WrittenShard) -> None:
         """Takes over, as the next of `split`, a shard that `write_shard` made."""
@@ -267,10 +274,7 @@ class Writer:
         )
 
 
-def _letter_counts(
-    sequences: list[bytes],
-) -> jaxtyping.Int64[np.ndarray, "256"]:
-    joined = b"".join(sequences)
+def _letter_counts(joined: bytes) -> jaxtyping.Int64[np.ndarray, "256"]:
     # Two letters at a time: twice as fast, and bincount is what costs here.
     even = len(joined) & ~1
     pairs = np.bincount(np.frombuffer(joined[:even], "<u2"), minlength=1 << 16)

@@ -9,7 +9,7 @@ Every choice (bucket, order, split) is a function of hashes, seed, file and line
 result does not depend on the number of processes nor on the size of blocks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import dataclasses
 import hashlib
 import heapq
@@ -153,15 +153,14 @@ def spill_block(
         lengths = lengths[fits]
         parsed = parsed.only(fits)
     names, residues = parsed.names, parsed.residues
-    blake = hashlib.blake2b
-    hashes = b"".join([blake(r, digest_size=16).digest() for r in residues])
-    id_hashes = b"".join([blake(n, digest_size=16).digest() for n in names])
+    seq_hi, seq_lo = _hashes(residues)
+    id_hi, id_lo = _hashes(names)
     payloads = [n + b"\n" + r for n, r in zip(names, residues, strict=True)]
 
     meta = np.empty(len(payloads), _META)
     meta["ordinal"] = np.array(parsed.lines, np.uint64) | np.uint64(file << _LINE_BITS)
-    meta["seq_hi"], meta["seq_lo"] = np.frombuffer(hashes, "<u8").reshape(-1, 2).T
-    meta["id_hi"], meta["id_lo"] = np.frombuffer(id_hashes, "<u8").reshape(-1, 2).T
+    meta["seq_hi"], meta["seq_lo"] = seq_hi, seq_lo
+    meta["id_hi"], meta["id_lo"] = id_hi, id_lo
     meta["size"] = np.fromiter(map(len, payloads), np.uint32, len(payloads))
     meta["length"] = lengths
     if split is not None:
@@ -179,6 +178,14 @@ def spill_block(
     )
 
 
+def _hashes(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """First 128 bits of the SHA-256 of each text, which processors have in hardware."""
+    sha256 = hashlib.sha256
+    digests = b"".join([sha256(text).digest() for text in texts])
+    words = np.frombuffer(digests, "<u8").reshape(-1, 4)
+    return words[:, 0], words[:, 1]
+
+
 def check_ids(plan: Plan, num_segments: int, bucket: int) -> np.ndarray:
     """Ids of one group that stand for two sequences.
 
@@ -188,8 +195,7 @@ def check_ids(plan: Plan, num_segments: int, bucket: int) -> np.ndarray:
     entries = np.concatenate(
         [_read_ids(_segment(plan, s), plan, bucket) for s in range(num_segments)]
     )
-    # Nearly always no two are equal, and one cheap sort shows it.
-    if (np.diff(np.sort(entries["id_hi"])) != 0).all():
+    if _all_differ(entries["id_hi"]):
         return np.empty((0, 2), np.uint64)
     entries = np.sort(entries, order=["id_hi", "id_lo", "at"])
     same = (entries["id_hi"][1:] == entries["id_hi"][:-1]) & (
@@ -232,14 +238,16 @@ def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
     if (plan.folder / DROPPED).exists():
         keep = ~np.isin(meta["ordinal"], np.load(plan.folder / DROPPED))
         leave_out(np.flatnonzero(~keep), SAME_ID)
-    # Copies of a sequence are neighbours, the first in the input leading.
-    order = np.lexsort((meta["ordinal"], meta["seq_lo"], meta["seq_hi"]))
-    order = order[keep[order]]
-    copy = np.zeros(len(order), bool)
-    copy[1:] = (np.diff(meta["seq_hi"][order]) == 0) & (
-        np.diff(meta["seq_lo"][order]) == 0
-    )
-    if copy.any():
+    order = np.flatnonzero(keep)
+    # Nearly always no two hashes are equal, and one cheap sort shows it.
+    if not _all_differ(meta["seq_hi"]):
+        # Copies of a sequence become neighbours, the first in the input leading.
+        order = np.lexsort((meta["ordinal"], meta["seq_lo"], meta["seq_hi"]))
+        order = order[keep[order]]
+        copy = np.zeros(len(order), bool)
+        copy[1:] = (np.diff(meta["seq_hi"][order]) == 0) & (
+            np.diff(meta["seq_lo"][order]) == 0
+        )
         repeated = _repeated(meta[order], copy)
         leave_out(order[repeated], REPEATED)
         if plan.deduplicate:
@@ -247,26 +255,34 @@ def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
             order = order[~copy]
         else:
             order = order[~repeated]
+    # By hash of the id or by place in the input: both are different for each record.
     key = shuffle_key(meta["id_lo"], plan.seed) if plan.shuffle else meta["ordinal"]
-    order = order[np.lexsort((meta["ordinal"][order], key[order]))]
+    order = order[np.argsort(key[order])]
 
     shard = None
     splits = meta["split"][order]
     for split in range(len(plan.splits)):
         chosen = order[splits == split]
-        sizes, lengths = meta["size"][chosen], meta["length"][chosen]
-        spans = zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True)
-        payloads = (blob[a:b] for a, b in spans)
+        chunks = _cut(blob, starts[chosen], ends[chosen], meta["length"][chosen])
         if split == 0 and plan.shuffle:
             path = plan.folder / f"bucket-{bucket:07d}.array_record"
-            shard = record_writer.write_shard(
-                path, zip(payloads, lengths.tolist(), strict=True)
-            )
+            shard = record_writer.write_shard(path, chunks)
         elif len(chosen):
-            _write_part(
-                _part(plan, split, bucket), key[chosen], sizes, lengths, payloads
-            )
+            _write_part(_part(plan, split, bucket), meta[chosen], key[chosen], chunks)
     return Sorted(shard, skips.close())
+
+
+def _cut(
+    blob: bytes, starts: np.ndarray, ends: np.ndarray, lengths: np.ndarray
+) -> Iterator[tuple[list[bytes], list[int]]]:
+    for first in range(0, len(starts), record_writer.CHUNK):
+        some = slice(first, first + record_writer.CHUNK)
+        spans = zip(starts[some].tolist(), ends[some].tolist(), strict=True)
+        yield [blob[start:end] for start, end in spans], lengths[some].tolist()
+
+
+def _all_differ(hashes: np.ndarray) -> bool:
+    return bool((np.diff(np.sort(hashes)) != 0).all())
 
 
 def _repeated(meta: np.ndarray, copy: np.ndarray) -> np.ndarray:
@@ -347,10 +363,14 @@ def _write_segment(
 ) -> None:
     buckets = np.uint64(plan.num_buckets)
     bucket = shuffle_key(meta["seq_hi"], plan.seed) % buckets
-    order = np.argsort(bucket, kind="stable")
-    sorted_meta = meta[order]
+    if plan.num_buckets > 1:
+        order = np.argsort(bucket, kind="stable")
+        payloads = [payloads[i] for i in order.tolist()]
+        bucket, sorted_meta = bucket[order], meta[order]
+    else:
+        sorted_meta = meta
     index = np.zeros((3, plan.num_buckets + 1), np.uint64)
-    borders = np.searchsorted(bucket[order], np.arange(plan.num_buckets + 1))
+    borders = np.searchsorted(bucket, np.arange(plan.num_buckets + 1))
     index[0] = borders
     index[1] = np.concatenate([[0], np.cumsum(sorted_meta["size"], dtype=np.uint64)])[
         borders
@@ -366,7 +386,7 @@ def _write_segment(
         out.write(index.tobytes())
         out.write(sorted_meta.tobytes())
         out.write(ids[id_order].tobytes())
-        out.write(b"".join([payloads[i] for i in order.tolist()]))
+        out.write(b"".join(payloads))
 
 
 def _index_of(fd: int, plan: Plan) -> tuple[np.ndarray, int]:
@@ -417,17 +437,17 @@ def _pread(fd: int, num_bytes: int, at: int) -> bytes:
 
 def _write_part(
     path: pathlib.Path,
+    meta: np.ndarray,
     keys: np.ndarray,
-    sizes: np.ndarray,
-    lengths: np.ndarray,
-    payloads: Iterator[bytes],
+    chunks: Iterable[tuple[list[bytes], list[int]]],
 ) -> None:
     table = np.empty(len(keys), [("key", "<u8"), ("size", "<u4"), ("length", "<u4")])
-    table["key"], table["size"], table["length"] = keys, sizes, lengths
+    table["key"], table["size"], table["length"] = keys, meta["size"], meta["length"]
     with path.open("wb") as out:
         np.save(out, table)
     with path.with_suffix(".blob").open("wb") as out:
-        out.writelines(payloads)
+        for payloads, _ in chunks:
+            out.write(b"".join(payloads))
 
 
 def _read_part(path: pathlib.Path) -> Iterator[tuple[int, bytes, int]]:
