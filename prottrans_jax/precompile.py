@@ -60,20 +60,23 @@ def main(argv: Sequence[str]) -> int:
         raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     if not _TOPOLOGY.value:
         raise gin_utils.UsageError("Give a --topology, e.g. --topology=v3:16x32.")
-    gin_utils.parse_flags([f"{name} = 'unused'" for name in _missing()])
-
     import jax
 
     from prottrans_jax import step_report
 
     # Even on a TPU machine: this compiles and runs nothing.
     jax.config.update("jax_platforms", "cpu")
+    try:
+        topologies = [step_report.describe(name) for name in _TOPOLOGY.value]
+    except ValueError as error:
+        raise gin_utils.UsageError(str(error)) from error
+    gin_utils.parse_flags([f"{name} = 'unused'" for name in _missing()])
+    leaf = pathlib.Path(flags.FLAGS.gin_file[0]).name.removesuffix(".gin")
     status = 0
-    for name in _TOPOLOGY.value:
-        leaf = pathlib.Path(flags.FLAGS.gin_file[0]).name.removesuffix(".gin")
-        print(f"{leaf} on {name}", flush=True)
+    for topology in topologies:
+        print(f"{leaf} on {topology.name}", flush=True)
         try:
-            parts, settings = _parts(step_report.describe(name))
+            parts, settings = _parts(topology)
             report, text = step_report.compile_step(**parts)
         except step_report.OutOfMemoryError as error:
             print(f"Does not fit. The compiler says:\n{error}\n", flush=True)
