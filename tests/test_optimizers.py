@@ -320,3 +320,19 @@ def test_moments_are_sharded_like_their_parameter(name):
         assert held == rest // 8 + sum(size // n for n, size in factors.values())
     else:
         assert held == whole // 8
+
+
+@pytest.mark.parametrize("name", _ALL)
+def test_update_is_written_into_the_donated_parameters_and_state(name):
+    axes, params = {"w": ("layers", "embed", "mlp")}, {"w": _random(0, 3, 8, 12)}
+    transform = _ALL[name].build(axes)
+    state = transform.init(params)
+
+    def step(params, state, grads):
+        updates, state = transform.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    memory = jitted.lower(params, state, params).compile().memory_analysis()
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves((params, state)))
+    assert memory.alias_size_in_bytes >= held
