@@ -35,13 +35,8 @@ BATCH = 128
 class RowsByLoader:
     """A: `RowLoader.batch`, several batches at a time."""
 
-    def __init__(self, data_dir, objective, workers):
-        self.loader = loader_lib.RowLoader(
-            f"fasta_{objective}",
-            batch_size=BATCH,
-            feature_lengths=LENGTHS,
-            data_dir=data_dir,
-        )
+    def __init__(self, loader, workers):
+        self.loader = loader
         self.workers = workers
         self.next = 0
         self.pool = concurrent.futures.ThreadPoolExecutor(workers)
@@ -122,10 +117,16 @@ def main():
     parser.add_argument("--write", action="store_true", help="into RESULTS.md")
     args = parser.parse_args()
 
+    by_loader = loader_lib.RowLoader(
+        f"fasta_{args.objective}",
+        batch_size=BATCH,
+        feature_lengths=LENGTHS,
+        data_dir=args.data_dir,
+    )
     sides = {
-        "RowLoader, 1 thread": RowsByLoader(args.data_dir, args.objective, 1).batches(),
+        "RowLoader, 1 thread": RowsByLoader(by_loader, 1).batches(),
         f"RowLoader, {args.workers} threads": RowsByLoader(
-            args.data_dir, args.objective, args.workers
+            by_loader, args.workers
         ).batches(),
         "seqio.get_dataset": rows_by_seqio(args.data_dir),
     }
@@ -150,11 +151,18 @@ def main():
             f"| {name} | {encoder:,.0f} | {encoder + decoder:,.0f} | {fill:.2%} |"
         )
     *ours, theirs = speeds.values()
+    told = by_loader.describe()
     lines += [
+        "",
+        f"{told['residue_fill']:.2%} of the row loader's encoder tokens are residues, "
+        f"the rest </s> and padding ({told['records']:,} records, {told['residues']:,} "
+        "residues, sequences over 511 residues split).",
         "",
         f"Ratio: {ours[0] / theirs:.1f} with one thread, {ours[1] / theirs:.1f} with "
         f"{args.workers}. {args.rounds} rounds of {args.seconds:g} s each, in turns; "
         f"objective {args.objective}; {report.machine()}.",
+        "",
+        "`python benchmarks/loader_bench.py --data_dir=CORPUS --write`",
     ]
     text = "\n".join(lines)
     print(text)

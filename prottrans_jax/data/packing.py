@@ -7,7 +7,7 @@ it. Nothing is read for this, so where a row's residues come from is known for a
 of a run without the rows before it in the block being made.
 
 On 80,000 cluster representatives of Swiss-Prot and rows of 512 this fills 99.9 % of the
-tokens (first-fit with 32 open rows: 97 %; SeqIO's packing: 77 %; see
+tokens (first-fit with 32 open rows: 97.5 %; SeqIO's packing: 78 %, see
 benchmarks/RESULTS.md). Sorting by length is harmless because segments never see each
 other and the finished rows are shuffled.
 """

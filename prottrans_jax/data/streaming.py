@@ -1,12 +1,14 @@
 """Batches of any SeqIO task by plain `seqio.get_dataset`, for quick starts."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import itertools
 from typing import Any
 
 from absl import logging
 import numpy as np
 import seqio
+import tensorflow as tf
 
 from prottrans_jax.data import feature_converters
 
@@ -130,6 +132,9 @@ class StreamLoader:
         return dict(self._settings)
 
     def _open(self) -> Iterator[dict[str, np.ndarray]]:
+        # TensorFlow would take the accelerator's memory away from JAX.
+        with contextlib.suppress(RuntimeError):  # it has begun to use it
+            tf.config.set_visible_devices([], "GPU")
         dataset = seqio.get_dataset(
             self._settings["task"],
             self._lengths,

@@ -1,4 +1,5 @@
 import collections
+import concurrent.futures
 from fractions import Fraction
 import json
 
@@ -231,6 +232,16 @@ def test_hosts_together_make_the_batch_of_one(toy_corpus):
     )
     with pytest.raises(IndexError, match="rows 3 to 8 of a batch of 8"):
         whole.batch(0, [3, 8])
+
+
+def test_threads_that_ask_at_once_get_what_one_gets(toy_corpus):
+    expected = [_loader(toy_corpus).batch(i) for i in range(60)]
+    shared_loader = _loader(toy_corpus)
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        order_asked = np.random.default_rng(0).permutation(60).tolist()
+        found = list(pool.map(shared_loader.batch, order_asked))
+    for index, batch in zip(order_asked, found, strict=True):
+        _assert_equal(batch, expected[index])
 
 
 @pytest.mark.parametrize("batch_size", [6, 4, 9])
