@@ -8,6 +8,9 @@ compared with the unbroken run's of the same step; at the end, every step of the
 log and the final parameters, optimizer and loader state. All bit for bit. Prints one
 line for each kill; exit status 1 if anything differs.
 
+`--how=signal` sends SIGTERM and SIGINT in turn instead, to one process, and wants the
+exit statuses 143 and 130 within 30 s, with a checkpoint of the step then reached.
+
 Topologies: 1 = one device, 4 = four virtual devices of one process, 2x2 = two
 processes of two devices, where one process is killed and the other a second later.
 """
@@ -59,7 +62,9 @@ t5.T5Config.num_heads = 4
 t5.T5Config.head_dim = 6
 """
 PROCESSES = {"1": (1, 1), "4": (1, 4), "2x2": (2, 2)}
+HOW = {"kill": ("step", "save", "start"), "signal": ("SIGTERM", "SIGINT")}
 LIMIT_S = 600.0
+STOP_LIMIT_S = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +102,9 @@ class Drill:
     checkpoint_period: int
     eval_period: int
 
-    def start(self, model_dir: pathlib.Path, keep: int) -> list[subprocess.Popen]:
+    def start(
+        self, model_dir: pathlib.Path, keep: int, checkpoint_period: int | None = None
+    ) -> list[subprocess.Popen]:
         num_processes, num_devices = PROCESSES[self.topology]
         flags = [
             f"--gin_file={self.work / 'leaf.gin'}",
@@ -105,7 +112,8 @@ class Drill:
             f"--data_dir={self.work / 'records'}",
             "--notensorboard",
             f"--gin_bindings=TRAIN_STEPS = {self.steps}",
-            f"--gin_bindings=CHECKPOINT_PERIOD = {self.checkpoint_period}",
+            "--gin_bindings=CHECKPOINT_PERIOD = "
+            f"{checkpoint_period or self.checkpoint_period}",
             f"--gin_bindings=EVAL_PERIOD = {self.eval_period}",
             f"--gin_bindings=trainer.train.keep = {keep}",
         ]
@@ -149,8 +157,16 @@ class Drill:
                 )
 
 
-def run(drill: Drill, kills: int, seed: int) -> tuple[list[Kill], list[str]]:
+def run(
+    drill: Drill, kills: int, seed: int, how: str = "kill"
+) -> tuple[list[Kill], list[str]]:
     """Makes the unbroken run and the killed one.
+
+    Args:
+      drill: the run.
+      kills: how many times the other one is killed.
+      seed: of the moments.
+      how: key of `HOW`.
 
     Returns:
       The kills, and what differs between the two runs in the end (nothing).
@@ -158,17 +174,28 @@ def run(drill: Drill, kills: int, seed: int) -> tuple[list[Kill], list[str]]:
     rng = random.Random(seed)
     _prepare(drill.work)
     unbroken, broken = drill.work / "unbroken", drill.work / "broken"
-    first = drill.start(unbroken, keep=10**6)
-    done = []
+    # A signal saves the step it comes at, so all are needed to compare with.
+    first = drill.start(unbroken, 10**6, 1 if how == "signal" else None)
+    done: list[Kill] = []
     steps = sorted(rng.randrange(drill.steps) for _ in range(kills))
     for number, step in enumerate(steps):
-        kind = ("step", "save", "start")[number % 3]
+        kind = HOW[how][number % len(HOW[how])]
+        # A step that this start, not one before, will log.
+        step = max(step, max(metric_log(broken), default=0) + 1)
+        if step >= drill.steps:
+            print(f"{number + 1:>4}  not done: the run is at its last step")
+            continue
         processes = drill.start(broken, keep=2)
         when = _wait_for(broken, processes, kind, step, rng)
         logged = max(metric_log(broken), default=0)
-        kill(processes, rng, pause_s=1.0)
+        if how == "signal":
+            when += _stop(processes, signal.Signals[kind], rng)
+        else:
+            kill(processes, rng, pause_s=1.0)
         drill.finish(unbroken, first)
         done.append(_inspect(unbroken, broken, when, logged))
+        if how == "signal" and (done[-1].resumes_at or 0) < logged:
+            raise RuntimeError(f"{kind}: step {logged} was logged, but {done[-1]}")
         print(_row(number + 1, done[-1]), flush=True)
     drill.finish(broken, drill.start(broken, keep=2))
     drill.finish(unbroken, first)
@@ -187,6 +214,22 @@ def kill(processes, rng: random.Random | None = None, pause_s: float = 0.0) -> N
             process.send_signal(signal.SIGKILL)
     for process in order:
         process.wait()
+
+
+def _stop(processes, number: signal.Signals, rng: random.Random) -> str:
+    """Sends a signal to one process and waits for all; returns how long that took."""
+    begin = time.monotonic()
+    rng.choice(processes).send_signal(number)
+    for process in processes:
+        try:
+            code = process.wait(begin + STOP_LIMIT_S - time.monotonic())
+        except subprocess.TimeoutExpired:
+            kill(processes)
+            raise RuntimeError(f"{number.name}: still there after 30 s") from None
+        if code != 128 + number:
+            kill(processes)
+            raise RuntimeError(f"{number.name}: exit status {code}")
+    return f", gone in {time.monotonic() - begin:.1f} s"
 
 
 def differences(unbroken: pathlib.Path, broken: pathlib.Path, steps: int) -> list[str]:
@@ -270,10 +313,11 @@ def _wait_for(model_dir, processes, kind: str, step: int, rng: random.Random) ->
     for _ in waiting():
         if max(metric_log(model_dir), default=0) >= step:
             break
-    if kind == "step":
+    if kind in ("step", *HOW["signal"]):
         pause_s = rng.uniform(0, 0.05)
         time.sleep(pause_s)
-        return f"{1000 * pause_s:.0f} ms after step {step}"
+        what = "" if kind == "step" else f"{kind} "
+        return f"{what}{1000 * pause_s:.0f} ms after step {step}"
     for _ in waiting():
         if any((model_dir / "checkpoints").glob("*.orbax-checkpoint-tmp")):
             break
@@ -304,7 +348,7 @@ def _prepare(work: pathlib.Path) -> None:
 def _row(number: int, kill: Kill) -> str:
     resumes_at = "scratch" if kill.resumes_at is None else str(kill.resumes_at)
     return (
-        f"{number:>4}  {kill.when:<36} {kill.logged:>12} {resumes_at:>11} "
+        f"{number:>4}  {kill.when:<44} {kill.logged:>12} {resumes_at:>11} "
         f"{'yes' if kill.equal else 'NO':>6}"
     )
 
@@ -328,6 +372,7 @@ def main() -> int:
     parser.add_argument("--topology", choices=PROCESSES, default="1")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--how", choices=HOW, default="kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=pathlib.Path, help="kept; default: removed")
     args = parser.parse_args()
@@ -339,7 +384,7 @@ def main() -> int:
         print(
             "kill  moment                                logged step  resumes at  equal"
         )
-        kills, found = run(drill, args.kills, args.seed)
+        kills, found = run(drill, args.kills, args.seed, args.how)
     print("\n".join(found) or f"All {args.steps} log lines and the final state equal.")
     return 1 if found or not all(kill.equal for kill in kills) else 0
 
