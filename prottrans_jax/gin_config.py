@@ -84,7 +84,7 @@ class Config:
 
     def value(self, value: Any) -> Any:
         """Follows macros until a literal or a `Reference` is reached."""
-        seen = []
+        seen: list[Macro] = []
         while isinstance(value, Macro) and value != REQUIRED:
             if value in seen:
                 raise UsageError(f"Macros that name each other: {seen}.")

@@ -71,7 +71,8 @@ def describe(name: str) -> Topology:
             '(pip install "prottrans_jax[tpu]"), and does such a slice exist? '
             "Examples: v3:16x32, v4:4x8x8, v5e:16x16."
         ) from error
-    chips = {tuple(device.coords) for device in found.devices}
+    devices: Sequence[Any] = found.devices
+    chips = {tuple(device.coords) for device in devices}
     share = hardware.CHIPS[kind].share(len(found.devices) // len(chips))
     return Topology(name, share, found.devices)
 

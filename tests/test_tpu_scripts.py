@@ -89,7 +89,7 @@ def test_dry_run_prints_the_command_and_asks_for_nothing(call, tmp_path):
     for script in ("install.sh", "stop.sh", "delete.sh"):
         assert call(script, *WHERE, "--dry_run").returncode == 0
     arguments = [*WHERE, "--dry_run", "--", "--gin_file=a"]
-    assert "--multihost" in call("train.sh", *arguments).stdout
+    assert "--coordinator_address=auto" in call("train.sh", *arguments).stdout
     assert not (tmp_path / "asked").exists()
 
 
@@ -104,7 +104,7 @@ def test_training_starts_once_stops_with_a_checkpoint_and_starts_again(call, tmp
         time.sleep(0.1)
     given = (tmp_path / "arguments").read_text().split("|")[:-1]
     assert given == [
-        *("-m", "prottrans_jax.train", "--multihost"),
+        *("-m", "prottrans_jax.train", "--coordinator_address=auto"),
         *("--gin_file=prot_t5_xl.gin", binding),
     ]
     second = call(*train)

@@ -18,7 +18,7 @@ the newest checkpoint in --model_dir. The training outlives this terminal; its l
   --dry_run          only print the commands"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-MULTIHOST=(--multihost)
+MULTIHOST=(--coordinator_address=auto)
 FOLLOW=false
 option() {
   case "$1" in
