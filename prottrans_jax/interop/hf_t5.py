@@ -21,12 +21,13 @@ _ACTIVATIONS = {
 # `feed_forward_proj` or are checked below.
 _IGNORED = frozenset(
     """
-    _name_or_path add_cross_attention architectures bos_token_id chunk_size_feed_forward
-    classifier_dropout decoder_start_token_id dense_act_fn dtype eos_token_id
-    gradient_checkpointing id2label initializer_factor is_decoder is_encoder_decoder is_gated_act label2id
-    model_type n_positions output_attentions output_hidden_states output_past
-    pad_token_id problem_type return_dict task_specific_params tokenizer_class
-    torch_dtype transformers_version use_cache
+    _name_or_path add_cross_attention architectures bos_token_id
+    chunk_size_feed_forward classifier_dropout decoder_start_token_id dense_act_fn
+    dtype eos_token_id gradient_checkpointing id2label initializer_factor is_decoder
+    is_encoder_decoder is_gated_act label2id model_type n_positions
+    output_attentions output_hidden_states output_past pad_token_id problem_type
+    return_dict task_specific_params tokenizer_class torch_dtype
+    transformers_version use_cache
     """.split()
 )
 
@@ -35,8 +36,8 @@ def config_from_hf(attributes: Mapping[str, Any], **overrides: Any) -> t5.T5Conf
     """Our configuration from the contents of a `config.json`.
 
     Fields that the file lacks get Hugging Face's defaults; older ProtT5 files lack
-    `num_decoder_layers`, for one. An encoder-only checkpoint has the same file; pass
-    `num_decoder_layers=0` to leave the decoder out.
+    `num_decoder_layers`, for one. That of an encoder-only checkpoint is 0, whatever
+    the file says.
 
     Args:
       attributes: The file's contents.
@@ -66,10 +67,14 @@ def config_from_hf(attributes: Mapping[str, Any], **overrides: Any) -> t5.T5Conf
     tied = take("tie_word_embeddings", True)
     tied = take("scale_decoder_outputs", tied)
     num_layers = take("num_layers", 6)
+    num_decoder_layers = take("num_decoder_layers", None) or num_layers
+    encoder_only = attributes.get("architectures") == ["T5EncoderModel"]
+    if encoder_only or attributes.get("is_encoder_decoder") is False:
+        num_decoder_layers = 0
     fields = {
         "vocab_size": take("vocab_size", 32128),
         "num_layers": num_layers,
-        "num_decoder_layers": take("num_decoder_layers", None) or num_layers,
+        "num_decoder_layers": num_decoder_layers,
         "num_heads": take("num_heads", 8),
         "head_dim": take("d_kv", 64),
         "d_model": take("d_model", 512),
@@ -107,6 +112,10 @@ def params_from_hf(
         ignored.add("lm_head.weight")
     shapes = {name: x.shape for name, x in _flat_shapes(config).items()}
     params = rules.to_ours(checkpoint, _table(config), shapes, ignored=ignored)
+    params = {
+        name: array.astype(config.param_dtype, copy=False)
+        for name, array in params.items()
+    }
     tree = traverse_util.unflatten_dict(params, sep="/")
     return t5.stack_layers(tree) if config.scan_layers else tree
 
