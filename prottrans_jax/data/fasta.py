@@ -270,6 +270,7 @@ def blocks(
     *,
     block_bytes: int = BLOCK_BYTES,
     digest: Any = None,
+    stream: IO[bytes] | None = None,
 ) -> Iterator[Block]:
     """Cuts a FASTA file at record borders into blocks of about `block_bytes`.
 
@@ -277,13 +278,14 @@ def blocks(
       path: file, "-" for standard input.
       block_bytes: text of a block; one record more at most.
       digest: updated with the bytes of the file as they are stored.
+      stream: read instead of the file, which is only named.
     """
     shown = "standard input" if str(path) == "-" else str(path)
     tail = b""
     line = 1  # Line of the first character of `tail`.
     begun = False
     problems: list[Problem] = []
-    chunks = _lines_of(_open(path), digest, block_bytes)
+    chunks = _lines_of(stream or _open(path), digest, block_bytes)
     while True:
         try:
             chunk = next(chunks, b"")

@@ -1,0 +1,128 @@
+"""`tfds build` works on a manual FASTA and gives what `prepare` gives."""
+
+import gzip
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from prottrans_jax.data import prepare, prepare_sources, records
+from prottrans_jax.data.tfds_builders import base, bfd, uniref50, uniref100
+
+BUILDERS = pathlib.Path(uniref50.__file__).parent
+
+
+def proteins(count):
+    rng = np.random.default_rng(0)
+    letters = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
+    lengths = rng.integers(5, 90, count)
+    return {
+        b"UniRef_%d" % i: rng.choice(letters, n).tobytes()
+        for i, n in enumerate(lengths)
+    }
+
+
+PROTEINS = proteins(300)
+FASTA = b"".join(b">%b n=1\n%b\n" % item for item in PROTEINS.items())
+
+
+def build(cls, tmp_path, manual):
+    builder = cls(data_dir=tmp_path / "tfds")
+    config = tfds.download.DownloadConfig(manual_dir=manual)
+    builder.download_and_prepare(
+        download_dir=tmp_path / "downloads", download_config=config
+    )
+    return {
+        split: {
+            e["id"]: e["sequence"]
+            for e in tfds.as_numpy(builder.as_dataset(split=split))
+        }
+        for split in builder.info.splits
+    }
+
+
+@pytest.mark.parametrize("cls, url", [
+    (uniref50.Uniref50, "https://ftp.uniprot.org/pub/databases/uniprot/current_release/"
+     "uniref/uniref50/uniref50.fasta.gz"),
+    (uniref100.Uniref100, "https://ftp.uniprot.org/pub/databases/uniprot/"
+     "current_release/uniref/uniref100/uniref100.fasta.gz"),
+    (bfd.Bfd, "https://bfd.mmseqs.com/bfd_metaclust_clu_complete_id30_c90_final_seq."
+     "sorted_opt.tar.gz"),
+])  # fmt: skip
+def test_without_a_manual_file_the_real_address_is_asked(cls, url, tmp_path):
+    asked = []
+
+    class Manager:
+        @property
+        def manual_dir(self):
+            raise AssertionError("no manual_dir")
+
+        def download(self, address):
+            asked.append(address)
+            return tmp_path / "x"
+
+    (tmp_path / "x").write_bytes(FASTA)
+    cls(data_dir=tmp_path)._split_generators(Manager())
+    assert asked == [url]
+
+
+def test_records_and_splits_are_those_of_prepare(tmp_path):
+    manual = tmp_path / "manual"
+    manual.mkdir()
+    (manual / "uniref50.fasta.gz").write_bytes(gzip.compress(FASTA))
+    built = build(uniref50.Uniref50, tmp_path, manual)
+    assert {**built["train"], **built["validation"]} == PROTEINS
+    options = prepare.Options(validation_fraction=base.VALIDATION_SHARE)
+    source = prepare.fasta_source(str(manual / "uniref50.fasta.gz"))
+    prepare.prepare([source], tmp_path / "direct", name="x", options=options)
+    sources = prepare_sources.of_tfds("uniref50", str(tmp_path / "tfds"))
+    prepare.prepare(sources, tmp_path / "through_tfds", name="x")
+    for split in ("train", "validation"):
+        expected = {n: s for n, s in built[split].items()}
+        for folder in ("direct", "through_tfds"):
+            opened = records.open(tmp_path / folder).split(split)
+            found = {n.encode(): s for n, s in records.iterate(opened)}
+            assert found == expected and len(found) > 0
+
+
+def test_bfd_is_read_from_its_archive(tmp_path):
+    manual = tmp_path / "manual"
+    manual.mkdir()
+    # Two clusters as HH-suite stores them: a consensus, then aligned members.
+    a3m = b">c1_consensus\nMKVL\n>P1 x\nM-VL\n>P2\nMKaVL\n\0"
+    a3m += b">c2_consensus\nAC\n>P3\nAC\n\0"
+    prefix = bfd._ARCHIVE.removesuffix(".tar.gz")
+    with tarfile.open(manual / bfd._ARCHIVE, "w:gz") as archive:
+        for name, data in [("hhm", b"HMM"), ("a3m", a3m)]:
+            info = tarfile.TarInfo(f"{prefix}_{name}.ffdata")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    built = build(bfd.Bfd, tmp_path, manual)
+    assert {**built["train"], **built.get("validation", {})} == {
+        b"P1": b"MVL", b"P2": b"MKAVL", b"P3": b"AC",
+    }  # fmt: skip
+
+
+def test_tfds_build_on_the_command_line(tmp_path):
+    (tmp_path / "uniref100.fasta").write_bytes(FASTA)
+    pytest.importorskip("mlcroissant", reason="the tfds command needs mlcroissant")
+    command = pathlib.Path(sys.executable).with_name("tfds")
+    done = subprocess.run(
+        [
+            *(command, "build", BUILDERS / "uniref100.py"),
+            *(f"--data_dir={tmp_path / 'tfds'}", f"--manual_dir={tmp_path}"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    dataset = tfds.builder("uniref100", data_dir=tmp_path / "tfds").as_dataset()
+    assert sum(len(list(d)) for d in dataset.values()) == 300
