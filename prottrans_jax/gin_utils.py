@@ -8,6 +8,7 @@
 
 from collections.abc import Callable, Sequence
 import copy
+import os
 import pathlib
 import sys
 from typing import Any
@@ -152,6 +153,8 @@ def rewrite_gin_args(args: Sequence[str]) -> list[str]:
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """`absl.app.run` for mains that use gin: a `UsageError` exits with 2, untraced."""
+    # TensorFlow, which reads records, would report on GPUs that it will not use.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
     def guarded(argv: Sequence[str]) -> int | None:
         try:

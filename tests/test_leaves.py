@@ -64,7 +64,7 @@ def plan(leaf, mesh):
 
 
 def num_parameters(leaf):
-    objective, *_, shapes = build(leaf)
+    objective, *_, shapes = build(leaf, num_devices=16)
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0), shapes))
     return sum(math.prod(x.shape) for x in jax.tree.leaves(nn.unbox(params)))
 
@@ -134,6 +134,15 @@ def test_leaf_is_short_and_says_command_hardware_and_figures(leaf):
     header = "\n".join(line for line in lines if line.startswith("#"))
     assert f"--gin_file={leaf}" in header
     assert "Hardware:" in header and "Expected:" in header
+    assert "EXPECT" not in header
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaf_builds(leaf):
+    objective, optimizer, partitioner, shapes = build(leaf, num_devices=16)
+    assert objective.flops(shapes) > 0
+    assert float(optimizer.learning_rate_at(0)) >= 0
+    assert partitioner.mesh.size == 16
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
