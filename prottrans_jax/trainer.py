@@ -1,7 +1,7 @@
 """The training loop: one mesh, one jitted step, and what happens around it.
 
-Reads top to bottom: build, restore or initialise, compile, loop, finish. Nothing here
-knows gin, flags or TensorFlow: objects come in, a model directory comes out.
+Reads top to bottom: build, restore or initialise, compile, loop. Nothing
+here knows gin, flags or TensorFlow: objects come in, a model directory comes out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -120,97 +120,89 @@ def train(
     run = _Run(
         objective, optimizer, partitioner, train_data, seed, num_microbatches, watch
     )
+    evaluator = evaluation.Evaluator(run.plan, partitioner, eval_data or {})
+    evaluations: dict[str, dict[str, float]] = {}
     identity = run_identity.identity(
         objective=objective,
         optimizer=optimizer,
         seed=seed,
         batch_size=train_data.batch_size,
     )
-    saver = checkpoints.Checkpointer(
-        directory / "checkpoints",
-        keep=keep,
-        keep_period=keep_period,
-        save_dtype=save_dtype,
-    )
-
-    # How a run starts. Order matters: its own checkpoint comes before `init_from`, so
-    # that a restarted continuation keeps what it has learnt.
-    with watch.cause("checkpoint"):
-        restored = saver.restore(run.plan.abstract) if saver.steps() else None
-    if restored is not None:
-        metadata = restored.metadata
-        _check_identity(
-            metadata["identity"], identity, directory, accept_config_changes
-        )
-        state, step = restored.state, restored.step
-        next_batch = train_data.restore(metadata["loader"])
-        window = metadata["window"]
-        logging.info("Resumed %s at step %d.", directory, step)
-    else:
-        params = None
-        if init_from is not None:
-            params = checkpoints.load_params(init_from, run.plan.abstract.params)
-            logging.info("Parameters start from %s.", init_from)
-        state = train_state.initialize(
-            run.plan, partitioner, run.batch_shapes, seed, params
-        )
-        step, next_batch, window = 0, 0, {}
-    first_batch = next_batch - step
-
-    journal = logbook.Journal(
-        directory,
-        writers=writers,
-        resume_at=step,
-        window=window,
-        total_steps=total_steps,
-        log_period=log_period,
-        nonfinite=nonfinite,
-        record_ids=lambda step: train_data.example_ids(first_batch + step - 1),
-        rates=logbook.Rates(watch, run.flops, partitioner.mesh),
-    )
-    evaluator = evaluation.Evaluator(run.plan, partitioner, eval_data or {})
-    evaluations: dict[str, dict[str, float]] = {}
-    if config_text and jax.process_index() == 0:
-        (directory / "config.gin").write_text(config_text)
-    logging.info(
-        "%s parameters on %d device(s) %s; batch %d rows in %d microbatch(es).",
-        f"{run.plan.num_params:,}",
-        partitioner.mesh.size,
-        dict(partitioner.mesh.shape),
-        train_data.batch_size,
-        num_microbatches,
-    )
-
-    def evaluate(step: int) -> None:
-        with watch.cause("evaluate"):
-            evaluations.update(evaluator(state.params, eval_batches))
-        journal.evaluated(step, evaluations)
-
-    def save(step: int, evaluated: bool) -> None:
-        metadata = {
-            "identity": identity,
-            "loader": train_data.state(first_batch + step),
-            "window": journal.window_state(),
-            "evaluated": evaluated,
-            "config": config_text,
-        }
-        with watch.cause("checkpoint"):
-            saver.save(step, state, metadata)
-
-    def evaluation_is_due(step: int) -> bool:
-        return step > 0 and (step % eval_period == 0 or step == total_steps)
 
     with contextlib.ExitStack() as stack:
-        stack.callback(saver.close)
+        saver = stack.enter_context(
+            checkpoints.Checkpointer(
+                directory / "checkpoints",
+                keep=keep,
+                keep_period=keep_period,
+                save_dtype=save_dtype,
+            )
+        )
+        with watch.cause("checkpoint"):
+            start = _restore(saver, run, identity, accept_config_changes)
+        if start is None:
+            state = run.initialize(seed, init_from)
+            step, next_batch, window, evaluated = 0, 0, {}, False
+        else:
+            state, step = start.state, start.step
+            next_batch = train_data.restore(start.metadata["loader"])
+            window = start.metadata["window"]
+            evaluated = start.metadata["evaluated"]
+        # Batch `first_batch + n` is that of step n, counted from 0.
+        first_batch = next_batch - step
+
+        if config_text and jax.process_index() == 0:
+            (directory / "config.gin").write_text(config_text)
+        logging.info(
+            "%s parameters on %d device(s) %s; batch %d rows in %d microbatch(es).",
+            f"{run.plan.num_params:,}",
+            partitioner.mesh.size,
+            dict(partitioner.mesh.shape),
+            train_data.batch_size,
+            num_microbatches,
+        )
+        journal = logbook.Journal(
+            directory,
+            writers=writers,
+            resume_at=step,
+            window=window,
+            total_steps=total_steps,
+            log_period=log_period,
+            nonfinite=nonfinite,
+            record_ids=lambda step: train_data.example_ids(first_batch + step - 1),
+            rates=logbook.Rates(watch, run.flops, partitioner.mesh),
+        )
         stack.callback(journal.close)
         stack.enter_context(partitioner.scope())
         stop = stack.enter_context(multihost.StopSignal())
         watchdog = stack.enter_context(
             multihost.Watchdog(startup_timeout_s, step_timeout_s)
         )
-        if restored is None:
+
+        def evaluate(step: int) -> None:
+            watchdog.beat(f"evaluation at step {step}")
+            with watch.cause("evaluate"):
+                evaluations.update(evaluator(state.params, eval_batches))
+            journal.evaluated(step, evaluations)
+
+        def save(step: int, evaluated: bool) -> None:
+            watchdog.beat(f"checkpoint of step {step}")
+            metadata = {
+                "identity": identity,
+                "loader": train_data.state(first_batch + step),
+                "window": journal.window_state(),
+                "evaluated": evaluated,
+                "config": config_text,
+            }
+            with watch.cause("checkpoint"):
+                saver.save(step, state, metadata)
+
+        def evaluation_is_due(step: int) -> bool:
+            return step > 0 and (step % eval_period == 0 or step == total_steps)
+
+        if start is None:
             save(0, evaluated=False)
-        elif evaluation_is_due(step) and not restored.metadata["evaluated"]:
+        elif evaluation_is_due(step) and not evaluated:
             evaluate(step)
         if step < total_steps:
             with watch.cause("compile"):
@@ -239,10 +231,8 @@ def train(
                 journal.settle()
             # Evaluate first: a checkpoint on disk means that the log up to it is too.
             if at_eval:
-                watchdog.beat(f"evaluation at step {step}")
                 evaluate(step)
             if at_save:
-                watchdog.beat(f"checkpoint of step {step}")
                 save(step, evaluated=at_eval)
         if stopping:
             logging.warning("Stopped by a signal; step %d is being saved.", step)
@@ -257,6 +247,23 @@ def train(
         exit_code=stop.exit_code,
         checkpoint=directory / "checkpoints" / str(step),
     )
+
+
+def _restore(saver, run, identity, accept_changes) -> checkpoints.Restored | None:
+    """The newest sound checkpoint of this very run; None if there is none at all."""
+    steps = saver.steps()
+    if not steps:
+        return None
+    try:
+        restored = saver.restore(run.plan.abstract)
+    except checkpoints.MismatchError:
+        # Say which setting is another rather than which arrays are.
+        found = saver.read_metadata(steps[-1])["identity"]
+        _check_identity(found, identity, accept=False)
+        raise
+    _check_identity(restored.metadata["identity"], identity, accept_changes)
+    logging.info("Going on from the checkpoint of step %d.", restored.step)
+    return restored
 
 
 def layout(
@@ -323,6 +330,16 @@ class _Run:
         )
         self.flops = objective.flops(self.batch_shapes)
 
+    def initialize(self, seed: int, init_from: str | None) -> train_state.TrainState:
+        """The state of step 0, from random parameters or those of another run."""
+        params = None
+        if init_from is not None:
+            params = checkpoints.load_params(init_from, self.plan.abstract.params)
+            logging.info("Parameters start from %s.", init_from)
+        return train_state.initialize(
+            self.plan, self.partitioner, self.batch_shapes, seed, params
+        )
+
     def make_batch(self, index: int) -> dict[str, jax.Array]:
         """The global batch `index`, of which this process makes its own rows."""
         rows = self.data.batch(index, rows=self.rows)
@@ -340,16 +357,16 @@ def _check_arguments(batch_size, num_microbatches, total_steps, log_period):
             raise ValueError(f"{name}={value}: must be at least 1.")
 
 
-def _check_identity(before, now, directory, accept) -> None:
-    lines = run_identity.differences(before, now)
+def _check_identity(found, identity, accept) -> None:
+    lines = run_identity.differences(found, identity)
     if not lines:
         return
     listing = "\n".join(lines)
     if not accept:
         raise ValueError(
-            f"{directory} holds a run of another configuration "
+            "The model directory holds a run of another configuration "
             f"(there -> asked for):\n{listing}\n"
             "Choose another model_dir, or set trainer.train.accept_config_changes=True "
             "to go on with the new values."
         )
-    logging.warning("Going on in %s with changed values:\n%s", directory, listing)
+    logging.warning("Going on with changed values:\n%s", listing)

@@ -1,5 +1,6 @@
 """The training loop on a model of a few thousand parameters and made-up batches."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,7 @@ from prottrans_jax import logbook, optimizers, partitioning, trainer
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
 
-LENGTH, BATCH = 7, 8
+LENGTH, BATCH = 8, 16
 
 
 class Batches:
@@ -195,6 +196,26 @@ def test_skip_policy_gives_up_when_nothing_is_finite_any_more(tmp_path):
         trainer.train(**arguments)
 
 
+def _losses_of_20_steps(tmp_path, partitioner):
+    arguments = _arguments(
+        tmp_path,
+        dropout_rate=0,
+        log_period=1,
+        total_steps=20,
+        eval_data=None,
+        checkpoint_period=20,
+        partitioner=partitioner,
+    )
+    trainer.train(**arguments)
+    return [line["train/loss"] for line in _log(arguments)]
+
+
+@pytest.fixture(scope="module")
+def losses_of_one_device(tmp_path_factory):
+    partitioner = partitioning.Partitioner(num_devices=1)
+    return _losses_of_20_steps(tmp_path_factory.mktemp("one"), partitioner)
+
+
 @pytest.mark.parametrize(
     ("scheme", "data", "model"),
     [
@@ -202,24 +223,16 @@ def test_skip_policy_gives_up_when_nothing_is_finite_any_more(tmp_path):
         ("tensor_parallel", 2, 4),
         ("fully_sharded", 8, 1),
         ("2d", 4, 2),
+        ("2d_sequence", 2, 4),
     ],
 )
 def test_every_partitioning_gives_the_losses_of_one_device(
-    tmp_path, scheme, data, model
+    tmp_path, losses_of_one_device, scheme, data, model
 ):
-    arguments = _arguments(tmp_path / "one", dropout_rate=0, log_period=1)
-    trainer.train(**arguments)
     partitioner = partitioning.Partitioner(scheme=scheme, data=data, model=model)
-    sharded = _arguments(
-        tmp_path / "many", dropout_rate=0, log_period=1, partitioner=partitioner
-    )
-    trainer.train(**sharded)
-    losses = [
-        [line["train/loss"] for line in _log(a) if "train/loss" in line]
-        for a in (arguments, sharded)
-    ]
-    assert len(losses[0]) == 6
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    losses = _losses_of_20_steps(tmp_path, partitioner)
+    assert len(losses) == 20
+    np.testing.assert_allclose(losses, losses_of_one_device, rtol=1e-5)
 
 
 def test_evaluation_is_the_mean_over_all_targets_of_the_split(tmp_path):
@@ -254,3 +267,21 @@ def test_evaluation_is_the_mean_over_all_targets_of_the_split(tmp_path):
 def test_microbatches_must_divide_the_batch(tmp_path):
     with pytest.raises(ValueError, match="num_microbatches=3"):
         trainer.train(**_arguments(tmp_path, num_microbatches=3))
+
+
+def test_another_model_in_the_same_directory_is_named_by_its_settings(tmp_path):
+    arguments = _arguments(tmp_path, total_steps=1)
+    trainer.train(**arguments)
+    wider = t5.T5(dataclasses.replace(arguments["objective"].model.config, d_ff=40))
+    with pytest.raises(ValueError, match=r"objective.model.config.d_ff: 24 -> 40"):
+        trainer.train(**(arguments | {"objective": denoising.Denoising(wider)}))
+
+
+def test_run_starts_from_the_parameters_of_another(tmp_path):
+    first = _arguments(tmp_path / "first", total_steps=2)
+    trainer.train(**first)
+    second = _arguments(
+        tmp_path / "second", total_steps=1, init_from=first["model_dir"], seed=9
+    )
+    trainer.train(**(second | {"optimizer": optimizers.AdamW(learning_rate=0.0)}))
+    _assert_same_bits(_final_state(first)[1].params, _final_state(second)[1].params)
