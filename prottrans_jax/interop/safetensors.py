@@ -30,7 +30,7 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Arrays of a file by name; views of the mapped file, read when touched."""
     path = pathlib.Path(path)
-    data = np.memmap(path, np.uint8, mode="r")
+    data: np.ndarray = np.memmap(path, np.uint8, mode="r")
     if data.size < 8:
         raise ValueError(f"{path}: {data.size} bytes; not a safetensors file.")
     header_size = int(data[:8].view("<u8")[0])

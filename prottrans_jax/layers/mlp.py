@@ -1,5 +1,6 @@
 """Feed-forward blocks."""
 
+from collections.abc import Callable
 import functools
 
 from flax import linen as nn
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float
 
 from prottrans_jax.layers import dense
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     # Tanh approximation, as T5 1.1 was trained (Hugging Face's "gelu_new").
     "gelu": functools.partial(jax.nn.gelu, approximate=True),

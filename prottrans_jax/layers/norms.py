@@ -30,4 +30,4 @@ class RMSNorm(nn.Module):
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(mean_square + self.epsilon)
-        return (x * scale).astype(self.dtype)
+        return (x * jnp.asarray(scale)).astype(self.dtype)

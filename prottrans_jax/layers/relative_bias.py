@@ -6,6 +6,7 @@ from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 import numpy as np
 
@@ -27,22 +28,22 @@ def bucket(
     Distances are known when a model is traced, so this is numpy: the float32 logarithm
     at the borders is the same on every device.
     """
-    distance = -np.asarray(distance, np.int32)
-    result = np.zeros_like(distance)
+    backward: np.ndarray = -np.asarray(distance, np.int32)
+    result = np.zeros_like(backward)
     if bidirectional:
         num_buckets //= 2
-        result += (distance < 0) * num_buckets
-        distance = np.abs(distance)
+        result += (backward < 0) * num_buckets
+        backward = np.abs(backward)
     else:
-        distance = np.maximum(distance, 0)
+        backward = np.maximum(backward, 0)
     num_exact = num_buckets // 2
     with np.errstate(divide="ignore"):
-        log_ratio = np.log(distance.astype(np.float32) / np.float32(num_exact))
-    log_ratio = np.where(distance < num_exact, np.float32(0), log_ratio)
-    coarse = log_ratio / np.float32(math.log(max_distance / num_exact))
+        log_ratio = np.log(backward.astype(np.float32) / np.float32(num_exact))
+    log_ratio = np.where(backward < num_exact, np.float32(0), log_ratio)
+    coarse: np.ndarray = log_ratio / np.float32(math.log(max_distance / num_exact))
     coarse = num_exact + (coarse * np.float32(num_buckets - num_exact)).astype(np.int32)
     coarse = np.minimum(coarse, num_buckets - 1)
-    return result + np.where(distance < num_exact, distance, coarse)
+    return result + np.where(backward < num_exact, backward, coarse)
 
 
 @struct.dataclass
@@ -101,7 +102,7 @@ class RelativePositionBias(nn.Module):
     num_buckets: int
     max_distance: int
     bidirectional: bool
-    param_dtype: jnp.dtype = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, q_length: int, kv_length: int) -> DistanceBias:
@@ -125,7 +126,7 @@ class RelativePositionBias(nn.Module):
         # Highest precision: a TPU would otherwise round the table to bfloat16.
         values = jnp.einsum(
             "hb,nb->hn",
-            table.astype(jnp.float32),
+            jnp.asarray(table, jnp.float32),
             one_hot,
             precision=jax.lax.Precision.HIGHEST,
         )

@@ -399,6 +399,7 @@ class DecoderLayer(nn.Module):
             bias=shared.bias,
         )
         x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
+        assert shared.encoded is not None and shared.encoded_segments is not None
         y = _norm(config, "pre_cross_attention_layer_norm")(x)
         # No bias: T5 has no notion of distance between decoder and encoder positions.
         y = _attention(config, self.deterministic, "encoder_decoder_attention")(

@@ -89,7 +89,7 @@ class Denoising:
           The loss over the batch's normalizers, and (metrics, carry). Losses among the
           metrics are plain cross entropies in nats, without smoothing or z-loss.
         """
-        logits = self.model.apply(
+        logits: Any = self.model.apply(
             {"params": params},
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
