@@ -73,7 +73,7 @@ class Stopwatch:
     the wall time.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._start = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._stack: list[list[Any]] = []
@@ -139,7 +139,7 @@ class JsonlWriter:
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Appends {"step": step, **scalars}; floats keep every digit."""
-        record = {"step": int(step)}
+        record: dict[str, float | str] = {"step": int(step)}
         record |= {name: _plain(value) for name, value in scalars.items()}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -158,7 +158,7 @@ def _complete_lines(path: pathlib.Path) -> Iterator[str]:
                     yield line
 
 
-def _plain(value: Any) -> float | int:
+def _plain(value: Any) -> float | str:
     value = np.asarray(value).item()
     return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 

@@ -8,7 +8,7 @@ import flax
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import PyTree
 import optax
 
 from prottrans_jax import partitioning
@@ -20,13 +20,13 @@ class TrainState(flax.struct.PyTreeNode):
     """Everything a step reads and writes; nothing else decides the next step.
 
     Attributes:
-      step: steps done so far.
+      step: steps done so far, int32 scalar.
       params: model parameters, a plain tree with T5X's names.
       opt_state: state of the optimizer.
       carry: memories of the objective, each leaf batch-first; `()` without.
     """
 
-    step: Int[Array, ""]
+    step: Any  # An array; in a plan, its shape or its sharding.
     params: PyTree
     opt_state: PyTree
     carry: PyTree

@@ -4,18 +4,13 @@ Call, lower or trace them inside `partitioner.scope()`: the mesh and the table f
 logical to mesh axes are read while tracing.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import PyTree
 import optax
 
 from prottrans_jax import train_state
-
-# Additive over microbatches, steps and batches: name -> (total, weight).
-Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
 def make_train_step(
@@ -25,7 +20,7 @@ def make_train_step(
     *,
     seed: int,
     num_microbatches: int = 1,
-) -> Callable[[train_state.TrainState, PyTree], tuple[train_state.TrainState, PyTree]]:
+) -> jax.stages.Wrapped:
     """Builds the jitted step `(state, batch) -> (state, outputs)`; state is donated.
 
     Row j*k + i of the batch belongs to microbatch i of k, so that a batch laid out
@@ -127,10 +122,11 @@ def make_train_step(
     )
 
 
-def make_eval_step(
-    plan: train_state.StatePlan, partitioner: Any
-) -> Callable[[PyTree, PyTree], Sums]:
-    """Builds the jitted `(params, batch) -> sums` without dropout or memories."""
+def make_eval_step(plan: train_state.StatePlan, partitioner: Any) -> jax.stages.Wrapped:
+    """Builds the jitted `(params, batch) -> sums`, without dropout or memories.
+
+    Sums are additive over batches: name -> (total, weight).
+    """
     objective = plan.objective
 
     def eval_step(params, batch):
