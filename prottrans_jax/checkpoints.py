@@ -259,7 +259,9 @@ class Checkpointer:
         wanted = stored_arrays.by_name(abstract_state)
         difference = stored_arrays.compare(wanted, stored_arrays.on_disk(path))
         if difference:
-            raise MismatchError(f"{path} does not fit this run:\n{difference}")
+            raise MismatchError(
+                f"{path} does not fit this run:\n{difference}", _read_metadata(path)
+            )
         restored = stored_arrays.read(path, wanted)
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), restored)
         self._sound.add(chosen)

@@ -162,6 +162,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except UsageError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:  # Before the run handles signals by itself.
+            return 130
 
     try:
         argv = rewrite_gin_args(sys.argv)

@@ -16,7 +16,15 @@ from orbax import checkpoint as ocp
 
 
 class MismatchError(ValueError):
-    """Arrays asked for and arrays on disk differ; the message lists both sides."""
+    """Arrays asked for and arrays on disk differ; the message lists both sides.
+
+    Attributes:
+      metadata: JSON of the step on disk, where it has one.
+    """
+
+    def __init__(self, message: str, metadata: Mapping[str, Any] | None = None):
+        super().__init__(message)
+        self.metadata = metadata or {}
 
 
 def on_disk(path: epath.Path) -> dict[str, Any]:

@@ -4,10 +4,11 @@ The same command goes on where a stopped or killed run left off. On a pod it run
 every host:
 
   python -m prottrans_jax.train --gin_file=prot_t5_xl.gin \
-      --gin_bindings="DATA_DIR = 'gs://bucket/records'" --model_dir=gs://bucket/xl
+      --coordinator_address=auto --data_dir=/mnt/records --model_dir=/mnt/xl
 
-Exit status: 0 done, 2 a mistake in what was asked, 3 loss or gradient not finite,
-143 and 130 stopped by SIGTERM and SIGINT with a checkpoint saved.
+Exit status: 0 done, 1 a checkpoint could not be saved or believed, 2 a mistake in what
+was asked, 3 loss or gradient not finite, 143 and 130 stopped by SIGTERM and SIGINT with
+a checkpoint saved.
 """
 
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         bindings.append(f"DATA_DIR = {_DATA_DIR.value!r}")
     gin_utils.parse_flags(bindings)
 
-    from prottrans_jax import logbook, multihost, trainer
+    from prottrans_jax import checkpoints, logbook, multihost, trainer
 
     multihost.initialize(
         _COORDINATOR.value,
@@ -72,6 +73,9 @@ def main(argv: Sequence[str]) -> int:
     except logbook.NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    except checkpoints.CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except ValueError as error:
         raise gin_utils.UsageError(str(error)) from error
     _say(summary)

@@ -114,6 +114,11 @@ def train(
     """
     _check_arguments(train_data.batch_size, num_microbatches, total_steps, log_period)
     nonfinite = logbook.NonFinitePolicy(on_nonfinite, max_skipped_steps)
+    if "://" in str(model_dir):
+        raise ValueError(
+            f"model_dir={model_dir!r} is not a folder. Mount the bucket (gcsfuse) or a "
+            "shared file system on every host and give the path."
+        )
     directory = pathlib.Path(model_dir)
     directory.mkdir(parents=True, exist_ok=True)
     watch = metrics.Stopwatch()
@@ -130,6 +135,9 @@ def train(
     )
 
     with contextlib.ExitStack() as stack:
+        watchdog = stack.enter_context(
+            multihost.Watchdog(startup_timeout_s, step_timeout_s)
+        )
         saver = stack.enter_context(
             checkpoints.Checkpointer(
                 directory / "checkpoints",
@@ -175,9 +183,6 @@ def train(
         stack.callback(journal.close)
         stack.enter_context(partitioner.scope())
         stop = stack.enter_context(multihost.StopSignal())
-        watchdog = stack.enter_context(
-            multihost.Watchdog(startup_timeout_s, step_timeout_s)
-        )
 
         def evaluate(step: int) -> None:
             watchdog.beat(f"evaluation at step {step}")
@@ -251,16 +256,14 @@ def train(
 
 def _restore(saver, run, identity, accept_changes) -> checkpoints.Restored | None:
     """The newest sound checkpoint of this very run; None if there is none at all."""
-    steps = saver.steps()
-    if not steps:
-        return None
     try:
         restored = saver.restore(run.plan.abstract)
-    except checkpoints.MismatchError:
+    except checkpoints.MismatchError as error:
         # Say which setting is another rather than which arrays are.
-        found = saver.read_metadata(steps[-1])["identity"]
-        _check_identity(found, identity, accept=False)
+        _check_identity(error.metadata["identity"], identity, accept=False)
         raise
+    if restored is None:
+        return None
     _check_identity(restored.metadata["identity"], identity, accept_changes)
     logging.info("Going on from the checkpoint of step %d.", restored.step)
     return restored

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # shellcheck source-path=SCRIPTDIR
-usage="Deletes a TPU and the disks of its hosts. What is in --model_dir=gs://... stays.
+usage="Deletes a TPU and the disks of its hosts. What is in a bucket stays.
 
   tpu_scripts/delete.sh --name=xl --zone=europe-west4-a
 

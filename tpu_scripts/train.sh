@@ -4,7 +4,7 @@ usage="Starts training on all hosts of a slice, or goes on with a stopped run.
 
   tpu_scripts/train.sh --name=xl --zone=europe-west4-a -- \\
       --gin_file=prot_t5_xl.gin --gin_file=meshes/v3-1024.gin \\
-      --model_dir=gs://bucket/xl --data_dir=gs://bucket/bfd
+      --model_dir=/mnt/bucket/xl --data_dir=/mnt/bucket/bfd
 
 What follows -- goes to python -m prottrans_jax.train. The same command again resumes from
 the newest checkpoint in --model_dir. The training outlives this terminal; its log is

@@ -30,6 +30,8 @@ import sys
 from typing import IO, Any, NamedTuple, Self
 import zlib
 
+import numpy as np
+
 from prottrans_jax import vocabulary
 
 try:
@@ -46,8 +48,6 @@ _PARSE_BYTES = 256 << 10
 _BOM = b"\xef\xbb\xbf"
 _WHITE = b" \t\n\v\f"
 _GAPS_AND_STOPS = vocabulary.GAPS + vocabulary.STOP
-# Where one of these is in a block, its records are looked at closely.
-_ODD = (b"\0", b"\n;", b"\t", b"\v", b"\f", b"\x7f")
 _UPPER = bytes(range(256)).upper()
 
 
@@ -158,40 +158,76 @@ def parse(block: Block) -> Parsed:
     out = Parsed()
     if not data:
         return out
-    # What the quick way below cannot see is looked for in the whole block at once.
-    odd = not data.isascii() or any(sign in data for sign in _ODD)
     line = block.line
-    add_name, add_residues = out.names.append, out.residues.append
-    add_line = out.lines.append
     start = 0
     while start < len(data):
         # A quarter of a megabyte at a time stays in the cache of a core.
         end = data.find(b"\n>", start + _PARSE_BYTES)
         if end < 0:
             end = len(data)
-        for text in data[start + 1 : end].split(b"\n>"):
-            header, _, body = text.partition(b"\n")
-            residues = body.translate(_UPPER, _WHITE)
-            name = header.partition(b" ")[0]
-            # All 26 letters are residues (`vocabulary.LETTERS`): isalpha() is the test.
-            if residues.isalpha() and name and not odd:
-                add_name(name)
-                add_residues(residues)
-                add_line(line)
-            else:
-                found = _look_closely(block.path, line, text)
-                if isinstance(found, Problem):
-                    out.problems.append(found)
-                else:
-                    record, num_gaps, num_stops = found
-                    add_name(record.name)
-                    add_residues(record.residues)
-                    add_line(line)
-                    out.num_gaps += num_gaps
-                    out.num_stops += num_stops
-            line += text.count(b"\n") + 1
+        piece = data[start:end]
+        newlines = np.flatnonzero(np.frombuffer(piece, np.uint8) == ord("\n"))
+        if not _parse_quickly(piece, newlines, line, out):
+            _parse_closely(block.path, piece, line, out)
+        line += newlines.size + 1
         start = end + 1
     return out
+
+
+def _parse_quickly(piece: bytes, newlines: np.ndarray, line: int, out: Parsed) -> bool:
+    """Adds the records of a piece without oddities; False (and none) if it has any.
+
+    Few steps a record are taken in Python: the rest is done for all records at once.
+    """
+    text = np.frombuffer(piece, np.uint8)
+    after = text[newlines[newlines < text.size - 1] + 1]
+    # NUL, tab and their like; what is not ASCII; comments.
+    if (
+        np.count_nonzero(text < ord(" ")) > newlines.size
+        or (text >= 127).any()
+        or (after == ord(";")).any()
+    ):
+        return False
+    # [records]: newlines before each header, its first byte, its end, the record's end.
+    before = np.append(0, np.flatnonzero(after == ord(">")) + 1)
+    starts = np.append(0, newlines[before[1:] - 1] + 1)
+    header_ends = np.append(newlines, text.size)[before]
+    ends = np.append(starts[1:], text.size)
+    lengths = ends - header_ends - np.diff(before, append=newlines.size)
+    spans = zip(header_ends.tolist(), ends.tolist(), strict=True)
+    joined = b"".join([piece[a:b] for a, b in spans]).replace(b"\n", b"")
+    letters = np.frombuffer(joined, np.uint8)
+    if (letters >= ord("a")).any():
+        joined = joined.upper()
+        letters = np.frombuffer(joined, np.uint8)
+    # All 26 letters are residues (`vocabulary.LETTERS`).
+    if ((letters < ord("A")) | (letters > ord("Z"))).any() or lengths.min() < 1:
+        return False
+    spans = zip(starts.tolist(), header_ends.tolist(), strict=True)
+    names = [piece[a + 1 : b].partition(b" ")[0] for a, b in spans]
+    if b"" in names:
+        return False
+    cuts = np.append(0, np.cumsum(lengths)).tolist()
+    out.names += names
+    out.residues += [joined[a:b] for a, b in itertools.pairwise(cuts)]
+    out.lines += (before + line).tolist()
+    return True
+
+
+def _parse_closely(path: str, piece: bytes, line: int, out: Parsed) -> None:
+    """Adds the records of a piece, or what is wrong with them, one by one."""
+    for text in piece[1:].split(b"\n>"):
+        found = _look_closely(path, line, text)
+        if isinstance(found, Problem):
+            out.problems.append(found)
+        else:
+            record, num_gaps, num_stops = found
+            out.names.append(record.name)
+            out.residues.append(record.residues)
+            out.lines.append(line)
+            out.num_gaps += num_gaps
+            out.num_stops += num_stops
+        line += text.count(b"\n") + 1
 
 
 def _look_closely(
