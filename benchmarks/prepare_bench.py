@@ -97,8 +97,8 @@ def main() -> None:
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     median = statistics.median(ratios)
     body = f"""\
-One core, in turns, {args.rounds} rounds: **{median:.2f} times** the naive way per core \
-(rounds: {", ".join(f"{r:.2f}" for r in ratios)}).
+One core, in turns, {args.rounds} rounds: **{median:.2f} times** the naive way per \
+core (rounds: {", ".join(f"{r:.2f}" for r in ratios)}).
 
 {table}
 

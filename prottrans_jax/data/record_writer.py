@@ -10,6 +10,7 @@ import os
 import pathlib
 import shutil
 from typing import Any, Self
+import weakref
 
 from array_record.python import array_record_module
 import jaxtyping
@@ -157,6 +158,8 @@ class Writer:
         self._lock.flush()
         if self.work.exists():
             shutil.rmtree(self.work)
+        # Whatever ends this process in an orderly way, nothing half written stays.
+        self._discard = weakref.finalize(self, _remove, self.work, self._lock.name)
         self.work.mkdir()
 
     def __enter__(self) -> Self:
@@ -212,18 +215,13 @@ class Writer:
         self.work.rename(self.folder)
         _fsync(self.folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-        self._release()
+        self.abandon()  # There is only the lock left.
         return manifest
 
     def abandon(self) -> None:
         """Removes what was written so far."""
-        shutil.rmtree(self.work, ignore_errors=True)
-        self._release()
-
-    def _release(self) -> None:
-        if not self._lock.closed:
-            pathlib.Path(self._lock.name).unlink(missing_ok=True)
-            self._lock.close()
+        self._discard()
+        self._lock.close()
 
     def _finish_split(self, split: str) -> manifest_lib.SplitInfo:
         written = self.written[split]
@@ -272,6 +270,11 @@ class Writer:
             lengths_sha256=manifest_lib.sha256_of(lengths_path),
             shards=tuple(shards),
         )
+
+
+def _remove(work: pathlib.Path, lock: str) -> None:
+    shutil.rmtree(work, ignore_errors=True)
+    pathlib.Path(lock).unlink(missing_ok=True)
 
 
 def _letter_counts(joined: bytes) -> jaxtyping.Int64[np.ndarray, "256"]:

@@ -107,7 +107,7 @@ def test_blocks_and_processes_do_not_change_a_byte(toy, tmp_path, monkeypatch, s
     run([toy], tmp_path / "a", **options)
     monkeypatch.setattr(fasta, "_READ_BYTES", 1000)
     monkeypatch.setattr(
-        fasta.blocks, "__kwdefaults__", dict(block_bytes=5000, digest=None)
+        fasta.blocks, "__kwdefaults__", dict(block_bytes=5000, digest=None, stream=None)
     )
     run([toy], tmp_path / "b", **options)
     monkeypatch.setattr(prepare, "_SHARD_BYTES", 10)  # Not too small for processes.
