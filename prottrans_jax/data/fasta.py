@@ -40,7 +40,7 @@ try:
 except ImportError:
     inflate = zlib
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 2 << 20
 MAX_RECORD_BYTES = 64 << 20
 # Of stored bytes; gz can unpack to a thousand times as much.
 _READ_BYTES = 256 << 10

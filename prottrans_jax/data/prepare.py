@@ -29,6 +29,8 @@ from prottrans_jax.data import manifest as manifest_lib
 SKIPPED_FILE = "skipped.tsv"
 _SHARD_BYTES = 64 << 20  # Of text: some 35 MB on disk, 170,000 proteins.
 _MAX_SHARDS = 4096
+_MIN_BLOCK_BYTES = 2 << 20
+_PIECE_BYTES = 16 << 10
 # If the size of the input cannot be known and it is larger than one shard.
 _SHARDS_OF_UNKNOWN = 256
 # Text of a packed byte of protein FASTA, about.
@@ -88,8 +90,9 @@ class Source:
     """One input: where it is, how its blocks are made, and which split it is for."""
 
     path: str
-    # Given the object whose `update` is to see all bytes that are read.
-    blocks: Callable[[Any], Iterable[fasta.Block]]
+    # Given the object whose `update` is to see all bytes that are read, and the size of
+    # a block in bytes.
+    blocks: Callable[[Any, int], Iterable[fasta.Block]]
     num_bytes: int | None = None
     split: str | None = None
 
@@ -130,7 +133,7 @@ def fasta_source(path: str, split: str | None = None) -> Source:
         num_bytes = int(size * (_UNPACKED if packed else 1))
     return Source(
         path=path,
-        blocks=lambda digest: fasta.blocks(path, digest=digest),
+        blocks=lambda digest, size: fasta.blocks(path, digest=digest, block_bytes=size),
         num_bytes=num_bytes,
         split=split,
     )
@@ -141,7 +144,7 @@ def example_source(
 ) -> Source:
     """(id, sequence) pairs from anywhere; checked as FASTA is, two lines to each."""
 
-    def blocks(digest: Any) -> Iterator[fasta.Block]:
+    def blocks(digest: Any, _: int) -> Iterator[fasta.Block]:
         line = 1
         iterator = iter(examples)
         while some := list(itertools.islice(iterator, 8192)):
@@ -186,8 +189,8 @@ def prepare(
     started = time.monotonic()
     with record_writer.Writer(output, name=name, overwrite=overwrite) as writer:
         run = _Run(ordered, writer, options, progress)
-        sizes = [s.num_bytes for s in ordered]
-        small = None not in sizes and sum(s or 0 for s in sizes) < _SHARD_BYTES // 2
+        size = _total_bytes(ordered)
+        small = size is not None and size < _SHARD_BYTES // 2
         with _pool(1 if small else options.num_processes) as pool:
             run.spill(pool)
             run.check_ids(pool)
@@ -288,7 +291,7 @@ class _Run:
         for file, source in enumerate(self.sources):
             digest = _Digest()
             self.inputs.append({"path": source.path, "num_records": 0})
-            for block in source.blocks(digest):
+            for block in source.blocks(digest, self._block_bytes()):
                 yield file, block
             self.inputs[file].update(
                 sha256=digest.sha256.hexdigest(), num_bytes=digest.num_bytes
@@ -297,10 +300,16 @@ class _Run:
     def _num_shards(self, head_bytes: int) -> int:
         if head_bytes <= _SHARD_BYTES:
             return 1
-        sizes = [s.num_bytes for s in self.sources]
-        if None in sizes:
+        size = _total_bytes(self.sources)
+        if size is None:
             return _SHARDS_OF_UNKNOWN
-        return min(-(-sum(s or 0 for s in sizes) // _SHARD_BYTES), _MAX_SHARDS)
+        return min(-(-size // _SHARD_BYTES), _MAX_SHARDS)
+
+    def _block_bytes(self) -> int:
+        # Small blocks stay in cache; but every shard reads a piece of every block.
+        size = _total_bytes(self.sources) or 0
+        pieces = min(size // _SHARD_BYTES, _MAX_SHARDS)
+        return max(_MIN_BLOCK_BYTES, pieces * _PIECE_BYTES)
 
     def check_ids(self, pool: concurrent.futures.Executor) -> None:
         """Pass 2."""
@@ -397,6 +406,12 @@ class _Run:
                 f"{self.totals['residues']:,} residues, "
                 f"{self.totals['records'] / seconds:,.0f} records/s"
             )
+
+
+def _total_bytes(sources: Iterable[Source]) -> int | None:
+    """Text of all inputs, about; None if it is not known of one."""
+    sizes = [s.num_bytes for s in sources]
+    return None if None in sizes else sum(s or 0 for s in sizes)
 
 
 class _Digest:

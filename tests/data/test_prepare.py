@@ -106,9 +106,7 @@ def test_blocks_and_processes_do_not_change_a_byte(toy, tmp_path, monkeypatch, s
     options = dict(num_shards=3, shuffle=shuffle, validation_fraction=0.05)
     run([toy], tmp_path / "a", **options)
     monkeypatch.setattr(fasta, "_READ_BYTES", 1000)
-    monkeypatch.setattr(
-        fasta.blocks, "__kwdefaults__", dict(block_bytes=5000, digest=None, stream=None)
-    )
+    monkeypatch.setattr(prepare, "_MIN_BLOCK_BYTES", 5000)
     run([toy], tmp_path / "b", **options)
     monkeypatch.setattr(prepare, "_SHARD_BYTES", 10)  # Not too small for processes.
     run([toy], tmp_path / "c", num_processes=2, **options)
