@@ -7,7 +7,10 @@ import tempfile
 # Before anything imports jax: tests never take an accelerator, and see 8 CPU devices.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    # Or virtual devices may run their collectives in different orders and hang.
+    + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests compile the same tiny programs again and again, subprocesses included.
