@@ -244,19 +244,23 @@ class _Run:
         splits = ["train", "validation"]
         splits += sorted({s.split for s in self.sources if s.split} - set(splits))
         blocks = self._blocks()
-        head, head_bytes = [], 0
-        for item in blocks:
-            head.append(item)
-            head_bytes += len(item[1].data)
-            if head_bytes > _SHARD_BYTES:
-                break
+        head: collections.deque[tuple[int, fasta.Block]] = collections.deque()
+        head_bytes = 0
+        if (_total_bytes(self.sources) or 0) <= _SHARD_BYTES:
+            # Small or of unknown size: see whether it fits into one shard.
+            for item in blocks:
+                head.append(item)
+                head_bytes += len(item[1].data)
+                if head_bytes > _SHARD_BYTES:
+                    break
+        fits = 0 < head_bytes <= _SHARD_BYTES
         options = self.options
         given = any(s.split == "validation" for s in self.sources)
         self.plan = spill.Plan(
             folder=self.folder,
             paths=tuple(s.path for s in self.sources),
             splits=tuple(splits),
-            num_buckets=options.num_shards or self._num_shards(head_bytes),
+            num_buckets=options.num_shards or (1 if fits else self._num_shards()),
             held_out=0.0 if given else options.validation_fraction,
             min_length=options.min_length,
             max_length=options.max_length,
@@ -267,11 +271,11 @@ class _Run:
         )
 
         def calls() -> Iterator[tuple]:
-            for number, (file, block) in enumerate(itertools.chain(head, blocks)):
+            taken = (head.popleft() for _ in range(len(head)))
+            for number, (file, block) in enumerate(itertools.chain(taken, blocks)):
                 split = self.sources[file].split
                 index = None if split is None else splits.index(split)
                 yield spill.spill_block, self.plan, number, file, index, block
-            head.clear()
 
         for done in _in_order(pool, self._width, calls()):
             self.num_segments += 1
@@ -297,13 +301,11 @@ class _Run:
                 sha256=digest.sha256.hexdigest(), num_bytes=digest.num_bytes
             )
 
-    def _num_shards(self, head_bytes: int) -> int:
-        if head_bytes <= _SHARD_BYTES:
-            return 1
+    def _num_shards(self) -> int:
         size = _total_bytes(self.sources)
         if size is None:
             return _SHARDS_OF_UNKNOWN
-        return min(-(-size // _SHARD_BYTES), _MAX_SHARDS)
+        return min(max(-(-size // _SHARD_BYTES), 1), _MAX_SHARDS)
 
     def _block_bytes(self) -> int:
         # Small blocks stay in cache; but every shard reads a piece of every block.

@@ -10,6 +10,8 @@ import tarfile
 
 import numpy as np
 import pytest
+import seqio
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from prottrans_jax.data import prepare, prepare_sources, records
@@ -126,3 +128,30 @@ def test_tfds_build_on_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     dataset = tfds.builder("uniref100", data_dir=tmp_path / "tfds").as_dataset()
     assert sum(len(list(d)) for d in dataset.values()) == 300
+
+
+def test_the_source_of_a_seqio_task_is_prepared_with_its_splits(tmp_path):
+    def examples(split, shuffle_files, seed=None):
+        del shuffle_files, seed
+        sequences = {"train": [b"MKV", b"acd"], "validation": [b"WWW"]}[split]
+        return tf.data.Dataset.from_tensor_slices({"sequence": sequences})
+
+    seqio.TaskRegistry.add(
+        "a_task_to_prepare",
+        source=seqio.FunctionDataSource(examples, splits=("train", "validation")),
+        preprocessors=[lambda dataset: dataset.map(lambda e: {"other": e["sequence"]})],
+        output_features={},
+    )
+    try:
+        sources = prepare_sources.of_task("a_task_to_prepare")
+        prepare.prepare(sources, tmp_path / "out", name="x")
+        with pytest.raises(ValueError, match=r"no task 'nonsense'.*a_task"):
+            prepare_sources.of_task("nonsense")
+    finally:
+        seqio.TaskRegistry.remove("a_task_to_prepare")
+    opened = records.open(tmp_path / "out")
+    assert sorted(records.iterate(opened.split("train"))) == [
+        ("a_task_to_prepare/train:0", b"MKV"),
+        ("a_task_to_prepare/train:1", b"ACD"),
+    ]
+    assert opened.split("validation").read([0]) == [b"WWW"]
