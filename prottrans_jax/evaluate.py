@@ -7,11 +7,15 @@ MODEL_DIR/evaluation.jsonl. Reads only; the run may still be going on.
 
 from collections.abc import Sequence
 import json
+import os
 import pathlib
 
 from absl import flags, logging
 
 from prottrans_jax import gin_utils
+
+# TensorFlow only reads records here; its start-up notes are of no use to anybody.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _MODEL_DIR = flags.DEFINE_string(
     "model_dir", None, "Directory of the run; the same as binding MODEL_DIR."

@@ -217,6 +217,7 @@ def compile_step(
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
     text = compiled.as_text()
+    assert memory is not None and text is not None  # Every XLA backend has both.
     batch_size = next(iter(batch_shapes.values())).shape[0]
     report = Report(
         topology=topology,

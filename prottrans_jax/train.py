@@ -12,6 +12,7 @@ a checkpoint saved.
 """
 
 from collections.abc import Sequence
+import os
 import pathlib
 import sys
 import time
@@ -19,6 +20,9 @@ import time
 from absl import flags, logging
 
 from prottrans_jax import gin_utils
+
+# TensorFlow only reads records here; its start-up notes are of no use to anybody.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _STARTED = time.perf_counter()
 
