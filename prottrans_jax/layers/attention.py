@@ -103,21 +103,75 @@ def dot_product_attention(
 
 
 def _all_at_once(query, key, value, q_segments, kv_segments, *, causal, bias):
-    dtype = query.dtype
-    scores = dense.einsum("bqhd,bkhd->bhqk", query, key, dtype, jnp.float32)
     if isinstance(bias, relative_bias.DistanceBias):
         bias = bias.block(0, 0, query.shape[1], key.shape[1])
+    return _softmax_attention(causal, query, key, value, bias, q_segments, kv_segments)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _softmax_attention(causal, query, key, value, bias, q_segments, kv_segments):
+    """softmax(query key^T + bias) value with the derivative written out.
+
+    Softmax is normalised after the product with `value`, and its derivative takes
+    sum(weights * d_weights) from the result, as flash attention does (Dao et al. 2022,
+    appendix B): the arrays of size length^2 are read and written as few times as can
+    be, and the one that is kept for the derivative has the type of `query`.
+    """
+    return _softmax_attention_fwd(
+        causal, query, key, value, bias, q_segments, kv_segments
+    )[0]
+
+
+def _softmax_attention_fwd(causal, query, key, value, bias, q_segments, kv_segments):
+    dtype = query.dtype
+    scores = dense.einsum("bqhd,bkhd->bhqk", query, key, dtype, jnp.float32)
     if bias is not None:
         scores = scores + bias
     mask = make_mask(q_segments, kv_segments, causal=causal)
+    # float32: bfloat16 softmax over 512 keys loses the small weights of distant
+    # contacts.
+    scores = jnp.where(mask, scores, _MASKED)
     scores = nn.with_logical_constraint(
         scores, ("batch", "heads", "length", "kv_length")
     )
-    # float32: bfloat16 softmax over 512 keys loses the small weights of distant
-    # contacts. Second `where`: a query with no key would attend to all alike.
-    weights = jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1)
-    weights = jnp.where(mask, weights, 0.0)
-    return dense.einsum("bhqk,bkhd->bqhd", weights.astype(dtype), value, dtype, dtype)
+    # Above _MASKED: the weights of a query that has no key are then 0, not 1.
+    peak = jnp.maximum(scores.max(axis=-1, keepdims=True), 0.5 * _MASKED)
+    weights = jnp.exp(scores - peak)
+    total = weights.sum(axis=-1, keepdims=True)
+    total = jnp.where(total == 0.0, 1.0, total)
+    weights = weights.astype(dtype)
+    out = dense.einsum("bhqk,bkhd->bqhd", weights, value, dtype, jnp.float32)
+    out = (out / jnp.swapaxes(total, 1, 2)).astype(dtype)
+    out = _name_context(out)
+    return out, (query, key, value, bias, weights, total, out)
+
+
+def _softmax_attention_bwd(causal, residuals, grad):
+    query, key, value, bias, weights, total, out = residuals
+    dtype = query.dtype
+    d_weights = dense.einsum("bqhd,bkhd->bhqk", grad, value, dtype, jnp.float32)
+    mean = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    # [batch, q_length, heads] -> [batch, heads, q_length, 1]
+    mean = jnp.swapaxes(mean, 1, 2)[..., None]
+    d_scores = weights.astype(jnp.float32) * (d_weights - mean) / total
+    grad = (grad / jnp.swapaxes(total, 1, 2)).astype(dtype)
+    d_value = dense.einsum("bhqk,bqhd->bkhd", weights, grad, dtype, value.dtype)
+    d_bias = None if bias is None else _sum_to(d_scores, bias)
+    d_scores = d_scores.astype(dtype)
+    d_query = dense.einsum("bhqk,bkhd->bqhd", d_scores, key, dtype, query.dtype)
+    d_key = dense.einsum("bhqk,bqhd->bkhd", d_scores, query, dtype, key.dtype)
+    return d_query, d_key, d_value, d_bias, None, None
+
+
+def _sum_to(x, like):
+    """Sums `x` over the axes along which `like` was broadcast to it."""
+    shape = (1,) * (x.ndim - like.ndim) + like.shape
+    axes = [i for i, size in enumerate(shape) if size == 1 and x.shape[i] != 1]
+    x = x.sum(axis=axes, keepdims=True) if axes else x
+    return x.reshape(like.shape).astype(like.dtype)
+
+
+_softmax_attention.defvjp(_softmax_attention_fwd, _softmax_attention_bwd)
 
 
 def _blockwise(query, key, value, q_segments, kv_segments, *, causal, bias, block_size):
@@ -182,7 +236,14 @@ def _blockwise(query, key, value, q_segments, kv_segments, *, causal, bias, bloc
     out = jax.lax.map(query_block, (q_starts, *queries))
     # [blocks, batch, heads, size, head_dim] -> [batch, q_length, heads, head_dim]
     out = jnp.moveaxis(out, (0, 3), (1, 2)).reshape(batch, -1, heads, head_dim)
-    return out[:, :q_length]
+    return _name_context(out[:, :q_length])
+
+
+def _name_context(out):
+    """Names attention's result for rematerialisation policies (see `stack`)."""
+    # Kept with merged heads: a TPU would pad a last axis of 64 to 128.
+    flat = out.reshape(*out.shape[:2], -1)
+    return ad_checkpoint.checkpoint_name(flat, "attention_context").reshape(out.shape)
 
 
 class MultiHeadAttention(nn.Module):
@@ -249,6 +310,5 @@ class MultiHeadAttention(nn.Module):
         )
         # [batch, length, heads, head_dim] -> [batch, length, heads * head_dim]
         out = out.reshape(*out.shape[:2], -1)
-        out = ad_checkpoint.checkpoint_name(out, "attention_context")
         out = project(x.shape[-1], ("joined_kv", "embed"), normal, name="out")(out)
         return ad_checkpoint.checkpoint_name(out, "attention_out")

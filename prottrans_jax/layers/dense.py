@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import functools
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -57,10 +58,9 @@ einsum.defvjp(_einsum_fwd, _einsum_bwd)
 
 
 def _contract(spec, a, b, out_dtype):
-    if a.dtype.itemsize >= 4:
-        return jnp.einsum(spec, a, b).astype(out_dtype)
-
     def native(a, b):
+        if a.dtype.itemsize >= 4:
+            return jnp.einsum(spec, a, b).astype(out_dtype)
         return jnp.einsum(spec, a, b, preferred_element_type=out_dtype)
 
     # Accelerators accumulate in float32 anyhow, and a bfloat16 result halves what
@@ -70,46 +70,63 @@ def _contract(spec, a, b, out_dtype):
 
 
 def _contract_on_cpu(spec, a, b, *, out_dtype):
-    """Brings a bfloat16 product into the forms that XLA:CPU has a kernel for.
+    """Brings a product into the one form that XLA:CPU runs at full speed.
 
-    It runs bfloat16 at full speed only with a float32 result, and products with batch
-    axes only as [n, m, k] x [n, k or m, m or k]: jax 0.10.2 upcasts others, or fails
-    with "Unsupported element type for DotThunk" once it has folded a transpose.
+    That is [batch, rows, k] x [batch, k, columns], or x [batch, columns, k], without or
+    with one batch axis, rows contiguous in memory, float32 results. Others jax 0.10.2
+    upcasts from bfloat16 to float32 (x^T g, every weight's gradient, then takes two to
+    four times as long), loops over in a slower kernel, or refuses with "Unsupported
+    element type for DotThunk".
     """
+    if a.dtype.itemsize > 4 or jax.sharding.get_abstract_mesh().size > 1:
+        # Virtual devices, in tests: an axis merged out of batch and heads could not be
+        # sharded by both.
+        wide = jnp.promote_types(a.dtype, jnp.float32)
+        return jnp.einsum(spec, a.astype(wide), b.astype(wide)).astype(out_dtype)
     operands, out = spec.split("->")
     first, second = operands.split(",")
-    shared = [x for x in first if x in second]
-    batch = [x for x in shared if x in out]
-    wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    if not batch:
-        return wide(spec, a, b).astype(out_dtype)
-    if jax.sharding.get_abstract_mesh().size > 1:
-        # Virtual devices, in tests: one axis out of batch and heads could not be
-        # sharded by both.
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        return wide(spec, a, b).astype(out_dtype)
-    (contracted,) = (x for x in shared if x not in out)
-    if not first.endswith(contracted) and a.size >= b.size:
-        # The left operand must end in the contracted axis: turn the smaller one.
-        a, b, first, second = b, a, second, first
-    (rows,) = (x for x in first if x not in shared)
-    (columns,) = (x for x in second if x not in shared)
+    batch = [x for x in out if x in first and x in second]
+    contracted = [x for x in first if x in second and x not in out]
+    rows = [x for x in out if x not in second]
+    columns = [x for x in out if x not in first]
+    if rows and columns and out.index(columns[0]) < out.index(rows[0]):
+        # The result then needs no transpose.
+        a, b, first, second, rows, columns = b, a, second, first, columns, rows
     sizes = dict(zip(first + second, a.shape + b.shape, strict=True))
 
-    def three_axes(x, names, one, other):
-        # [...] -> [batch, one, other]
-        x = x.transpose([names.index(name) for name in (*batch, one, other)])
-        return x.reshape(-1, sizes[one], sizes[other])
+    def merged(names):
+        return math.prod(sizes[name] for name in names)
 
-    left = three_axes(a, first, rows, contracted)
-    right_order = sorted((contracted, columns), key=second.index)
-    right = three_axes(b, second, *right_order)
-    # Barriers: or XLA folds the transposes into the product again.
-    left, right = jax.lax.optimization_barrier((left, right))
-    right_names = "".join("k" if name == contracted else "c" for name in right_order)
-    product = wide(f"nrk,n{right_names}->nrc", left, right).astype(out_dtype)
+    lead = [merged(batch)] if batch else []
+
+    def arrange(x, names, *groups):
+        # [...] -> [batch, *group, *group] with each group merged to one axis.
+        order = [names.index(name) for group in (batch, *groups) for name in group]
+        shape = [*lead, *(merged(group) for group in groups)]
+        if order == sorted(order):
+            return x.reshape(shape)
+        x = x.transpose(order)
+        # A barrier, or XLA folds the transpose into the product again; a reshape on
+        # both sides of it, or the product sees the memory order of before.
+        x = jax.lax.optimization_barrier(x.reshape(1, *x.shape))
+        return x.reshape(shape)
+
+    left = arrange(a, first, rows, contracted)
+    columns_first = second.index(contracted[0]) > second.index(columns[0])
+    right_groups = (columns, contracted) if columns_first else (contracted, columns)
+    right = arrange(b, second, *right_groups)
+    axis = len(lead)
+    batch_axes = tuple(range(axis))
+    product = jax.lax.dot_general(
+        left,
+        right,
+        (((axis + 1,), (axis + columns_first,)), (batch_axes, batch_axes)),
+        preferred_element_type=jnp.float32,
+    ).astype(out_dtype)
+    names = [*batch, *rows, *columns]
+    if names == list(out):
+        return product.reshape([sizes[name] for name in out])
     product = jax.lax.optimization_barrier(product)
-    names = [*batch, rows, columns]
     product = product.reshape([sizes[name] for name in names])
     return product.transpose([names.index(name) for name in out])
 

@@ -1,5 +1,7 @@
 """Normalisation layers."""
 
+import functools
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,8 +28,42 @@ class RMSNorm(nn.Module):
             (x.shape[-1],),
             jnp.dtype(self.param_dtype),
         )
-        # float32: the mean of 1,024 squares in bfloat16 is right to two digits only.
-        x = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(mean_square + self.epsilon)
-        return (x * jnp.asarray(scale)).astype(self.dtype)
+        return _rms_norm(self.epsilon, jnp.dtype(self.dtype), x, jnp.asarray(scale))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rms_norm(epsilon, dtype, x, scale):
+    """With the derivative written out: half the time of JAX's own on a CPU."""
+    return _rms_norm_fwd(epsilon, dtype, x, scale)[0]
+
+
+def _rms_norm_fwd(epsilon, dtype, x, scale):
+    # float32: the mean of 1,024 squares in bfloat16 is right to two digits only.
+    wide = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(mean_square + epsilon)
+    return (wide * inverse * scale).astype(dtype), (x, inverse, scale)
+
+
+def _rms_norm_bwd(epsilon, dtype, residuals, grad):
+    x, inverse, scale = residuals
+    normed = x.astype(jnp.float32) * inverse
+    grad = grad.astype(jnp.float32)
+    d_normed = grad * scale
+    mean = jnp.mean(d_normed * normed, axis=-1, keepdims=True)
+    d_x = (inverse * (d_normed - normed * mean)).astype(x.dtype)
+    d_scale = (grad * normed).reshape(-1, x.shape[-1])
+    d_scale = jax.lax.platform_dependent(d_scale, cpu=_sum_rows_cpu, default=_sum_rows)
+    return d_x, d_scale.astype(scale.dtype)
+
+
+def _sum_rows(x):
+    return x.sum(axis=0)
+
+
+def _sum_rows_cpu(x):
+    # XLA:CPU sums columns more slowly than it multiplies by a row of ones.
+    return (jnp.ones((1, x.shape[0]), x.dtype) @ x)[0]
+
+
+_rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
