@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import re
+from typing import NamedTuple
 
 COLLECTIVES = (
     "all-gather",
@@ -27,10 +28,9 @@ _BYTES = {
 # These move no data: names for parts of buffers, or the end of something counted.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call "
-    "after-all partition-id replica-id opt-barrier domain all-gather-done "
-    "all-reduce-done collective-permute-done async-done async-update copy-done "
-    "custom-call-done".split()
+    "after-all partition-id replica-id opt-barrier domain async-start".split()
 )
+_SPREAD = "async_collective_fusion"  # Computations with a part of a collective.
 
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([0-9,]*)\](\{[^{}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
@@ -147,22 +147,32 @@ class Module:
             as `cost_analysis` does.
         """
         flops = bytes_ = 0.0
-        kinds: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
         trip_counts: dict[str, int | None] = {}
+        found: list[_Found] = []
         for name, times, fused in self._walk(self.entry, 1.0, False, trip_counts):
             times = times if loops_run else 1.0
-            scatters = "all-reduce-scatter" in name
-            for instruction in self.computations[name].values():
-                flops += times * self._flops(name, instruction)
+            for line in self.computations[name].values():
+                flops += times * self._flops(name, line)
                 if not fused:
-                    bytes_ += times * self._bytes(name, instruction)
-                kind = instruction.opcode.removesuffix("-start")
+                    bytes_ += times * self._bytes(name, line)
+                kind = line.opcode.removesuffix("-start")
                 if kind in COLLECTIVES:
                     # XLA:TPU fuses an all-reduce and the slice that is kept of it.
-                    kind = "reduce-scatter" if scatters else kind
-                    payload, wire = self._communication(name, instruction, kind)
-                    for i, value in enumerate((1.0, payload, wire)):
-                        kinds[kind][i] += times * value
+                    kind = "reduce-scatter" if "all-reduce-scatter" in name else kind
+                    channel = re.search(r"channel_id=(\d+)", line.attributes)
+                    found.append(
+                        _Found(
+                            channel[1] if channel else "",
+                            name.startswith(_SPREAD),
+                            kind,
+                            times,
+                            *self._communication(name, line, kind),
+                        )
+                    )
+        kinds: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
+        for one in _once_where_spread(found):
+            for index, value in enumerate((1.0, one.payload, one.wire)):
+                kinds[one.kind][index] += one.times * value
         return Costs(
             flops,
             bytes_,
@@ -181,8 +191,8 @@ class Module:
         yield name, times, fused
         for instruction in self.computations[name].values():
             if instruction.opcode == "while":
-                body, condition = (instruction.called(a) for a in ("body", "condition"))
-                trips = self._trip_count(instruction, condition or "")
+                body = instruction.called("body")
+                trips = self._trip_count(name, instruction)
                 trip_counts[body or ""] = trips
                 yield from self._walk(
                     body or "", times * (trips or 1), fused, trip_counts
@@ -200,16 +210,45 @@ class Module:
                 for branch in branches:  # Only one runs: an upper bound.
                     yield from self._walk(branch, times, fused, trip_counts)
 
-    def _trip_count(self, loop: Instruction, condition: str) -> int | None:
+    def _trip_count(self, computation: str, loop: Instruction) -> int | None:
+        """Turns of a loop that counts from a constant, by a constant, below one."""
         if known := re.search(r'known_trip_count[":{n ]+(\d+)', loop.attributes):
             return int(known[1])
-        # jax's scans count up from 0 by 1 while below a constant.
-        constants = [
-            i.arguments
-            for i in self.computations.get(condition, {}).values()
-            if i.opcode == "constant" and i.shapes and i.shapes[0].dtype == "s32"
+        body, condition = (
+            self.computations.get(loop.called(part) or "", {})
+            for part in ("body", "condition")
+        )
+        test = next((line for line in condition.values() if line.is_root), None)
+        if test is None or "direction=LT" not in test.attributes:
+            return None
+        counter, limit = (_origin(condition, name) for name in test.operands)
+        position = re.search(r"index=(\d+)", counter.attributes if counter else "")
+        if position is None or limit is None or limit.opcode != "constant":
+            return None
+        at = int(position[1])
+        end = next(line for line in body.values() if line.is_root)
+        following = _origin(body, end.operands[at])
+        start = self._start(computation, loop, at)
+        if following is None or following.opcode != "add" or start is None:
+            return None
+        steps = [
+            int(line.arguments)
+            for line in (_origin(body, name) for name in following.operands)
+            if line is not None and line.opcode == "constant"
         ]
-        return int(constants[0]) if len(constants) == 1 else None
+        if len(steps) != 1 or steps[0] < 1:
+            return None
+        return max(0, math.ceil((int(limit.arguments) - start) / steps[0]))
+
+    def _start(self, computation: str, loop: Instruction, at: int) -> int | None:
+        lines = self.computations[computation]
+        initial = _origin(lines, loop.operands[0])
+        if initial is None or initial.opcode != "tuple":
+            return None
+        value = _origin(lines, initial.operands[at])
+        if value is not None and value.opcode == "constant":
+            return int(value.arguments)
+        return None
 
     def _operand_shapes(
         self, computation: str, instruction: Instruction
@@ -243,9 +282,15 @@ class Module:
 
     def _bytes(self, computation: str, instruction: Instruction) -> float:
         opcode = instruction.opcode
-        if opcode in _FREE:
+        if opcode in _FREE or opcode.endswith(("-done", "-update")):
             return 0.0
         operands = self._operand_shapes(computation, instruction)
+        if opcode.endswith("-start") and operands:
+            # The result names the operand again: only what arrives has moved.
+            shapes = instruction.shapes
+            second = opcode != "copy-start" and len(shapes) > 1
+            moved = shapes[1 if second else 0]
+            return moved.bytes * (not operands[0].on_chip) + _hbm([moved])
         written = _hbm(instruction.shapes)
         if opcode == "dynamic-slice":
             return 2 * written
@@ -255,6 +300,11 @@ class Module:
             inner = instruction.called("calls") or ""
             if inner in self.computations:
                 reads, writes = self._fusion_slices[inner]
+                if inner.startswith(_SPREAD):
+                    # The collective's buffers pass through unread.
+                    reads, writes = dict(reads), dict(writes)
+                    for out, operand in _aliases(instruction.attributes):
+                        reads[operand] = writes[out] = 0.0
                 read = sum(
                     min(shape.bytes, reads.get(i, shape.bytes)) * (not shape.on_chip)
                     for i, shape in enumerate(operands)
@@ -288,6 +338,35 @@ class Module:
         if kind == "collective-permute":
             return sent, sent
         return sent, sent * share
+
+
+class _Found(NamedTuple):
+    """A collective as it stands in the text."""
+
+    channel: str
+    spread: bool
+    kind: str
+    times: float
+    payload: float
+    wire: float
+
+
+def _once_where_spread(found: list[_Found]) -> list[_Found]:
+    """Keeps one of each collective that stands in several places of the text.
+
+    XLA:TPU spreads a collective over the fusions, and turns of a loop, that it overlaps
+    with. All name its channel; it runs as often as the place where it starts, which is
+    outside of those loops.
+    """
+    spread = {one.channel for one in found if one.spread and one.channel}
+    kept = [one for one in found if one.channel not in spread]
+    for channel in spread:
+        kept.append(min((f for f in found if f.channel == channel), key=_times))
+    return kept
+
+
+def _times(one: _Found) -> float:
+    return one.times
 
 
 class _FusionSlices(dict):
@@ -351,6 +430,14 @@ class _FusionSlices(dict):
         return self[name]
 
 
+def _origin(lines: dict[str, Instruction], name: str) -> Instruction | None:
+    """What a name stands for behind copies and casts of the same value."""
+    line = lines.get(name)
+    while line is not None and line.opcode in ("copy", "bitcast", "copy-done"):
+        line = lines.get(line.operands[0])
+    return line
+
+
 def _shapes(text: str) -> Iterator[Shape]:
     for dtype, dims, layout in _SHAPE.findall(text):
         if dtype in _BYTES:
@@ -364,6 +451,13 @@ def _split(numbers: str, separator: str = ",") -> tuple[int, ...]:
 
 def _hbm(shapes) -> float:
     return sum(shape.bytes for shape in shapes if not shape.on_chip)
+
+
+def _aliases(attributes: str) -> Iterator[tuple[int, int]]:
+    """(result, operand) pairs that are one buffer."""
+    found = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", attributes)
+    for out, operand in re.findall(r"\{(\d+)\}: \((\d+)", found[1] if found else ""):
+        yield int(out), int(operand)
 
 
 def _group_size(attributes: str) -> int:
