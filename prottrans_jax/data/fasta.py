@@ -181,12 +181,8 @@ def _parse_quickly(piece: bytes, newlines: np.ndarray, line: int, out: Parsed) -
     """
     text = np.frombuffer(piece, np.uint8)
     after = text[newlines[newlines < text.size - 1] + 1]
-    # NUL, tab and their like; what is not ASCII; comments.
-    if (
-        np.count_nonzero(text < ord(" ")) > newlines.size
-        or (text >= 127).any()
-        or (after == ord(";")).any()
-    ):
+    # NUL, tab and their like; what is not ASCII.
+    if np.count_nonzero(text < ord(" ")) > newlines.size or (text >= 127).any():
         return False
     # [records]: newlines before each header, its first byte, its end, the record's end.
     before = np.append(0, np.flatnonzero(after == ord(">")) + 1)

@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import re
+from unittest import mock
 
 from Bio import SeqIO
 import hypothesis
@@ -192,6 +193,14 @@ def test_a_genome_is_refused(tmp_path, monkeypatch):
             fasta.parse(block)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
+def test_reads_may_end_between_cr_and_lf(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(fasta, "_READ_BYTES", size)
+    records, problems = parse(tmp_path, b">a\r\nMK\r\n\r\nV\r\n>b\r\nAC\r\n>c\rD")
+    assert records == [(b"a", b"MKV", 1), (b"b", b"AC", 5), (b"c", b"D", 7)]
+    assert not problems
+
+
 words = st.text("abcXYZ019|_.", min_size=1, max_size=8)
 sequences = st.text("ACDEFGHIKLMNPQRSTVWYXBZUOJacd", min_size=1, max_size=40)
 
@@ -219,8 +228,9 @@ def test_valid_files_are_read_as_biopython_reads_them(tmp_path_factory, text, si
     handle = io.StringIO(text.replace("\r\n", "\n"))
     expected = [(r.id, str(r.seq).upper()) for r in SeqIO.parse(handle, "fasta")]
     found, lines = [], []
-    for block in fasta.blocks(path, block_bytes=size):
-        parsed = fasta.parse(block)
+    for block in fasta.blocks(path, block_bytes=10 * size):
+        with mock.patch.object(fasta, "_PARSE_BYTES", size):
+            parsed = fasta.parse(block)
         assert not block.problems and not parsed.problems
         pairs = zip(parsed.names, parsed.residues, strict=True)
         found += [(n.decode(), s.decode()) for n, s in pairs]
@@ -248,10 +258,11 @@ def test_any_bytes_give_records_or_problems_and_blocks_do_not_matter(
     outcomes = []
     for block_bytes in (size, 1 << 20):
         records, problems = [], []
-        for block in fasta.blocks(path, block_bytes=block_bytes):
-            parsed = fasta.parse(block)
-            records += zip(parsed.names, parsed.residues, parsed.lines, strict=True)
-            problems += [*block.problems, *parsed.problems]
+        with mock.patch.multiple(fasta, _READ_BYTES=block_bytes, _PARSE_BYTES=size):
+            for block in fasta.blocks(path, block_bytes=block_bytes):
+                parsed = fasta.parse(block)
+                records += zip(parsed.names, parsed.residues, parsed.lines, strict=True)
+                problems += [*block.problems, *parsed.problems]
         outcomes.append((records, problems))
     assert outcomes[0] == outcomes[1]
     records, problems = outcomes[0]
