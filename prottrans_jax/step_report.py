@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from prottrans_jax import hardware, hlo, train_state, train_step
+from prottrans_jax import hardware, hlo, hlo_costs, train_state, train_step
 
 GIB = hardware.GIB
 # libtpu would look for the machine's TPU, complain that there is none, and refuse a
@@ -103,7 +103,7 @@ class Report:
     argument_bytes: int
     temporary_bytes: int
     model_flops: float
-    costs: hlo.Costs
+    costs: hlo_costs.Costs
 
     @property
     def peak_bytes(self) -> int:
@@ -229,6 +229,6 @@ def compile_step(
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         model_flops=objective.flops(batch_shapes) / partitioner.mesh.size,
-        costs=hlo.Module(text).costs(),
+        costs=hlo_costs.costs(hlo.Module(text)),
     )
     return report, text

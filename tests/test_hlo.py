@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import pytest
 
-from prottrans_jax import hlo
+from prottrans_jax import hlo, hlo_costs
 
 LAYERS, BATCH, WIDTH = 7, 16, 24
 
@@ -40,13 +40,13 @@ def module():
 
 def test_products_of_a_scanned_layer_count_once_per_layer(module):
     local = 2 * (BATCH // 4) * (WIDTH // 2) * WIDTH
-    assert module.costs().flops == LAYERS * local
-    assert module.costs(loops_run=False).flops == local
-    assert list(module.costs().trip_counts.values()) == [LAYERS]
+    assert hlo_costs.costs(module).flops == LAYERS * local
+    assert hlo_costs.costs(module, loops_run=False).flops == local
+    assert list(hlo_costs.costs(module).trip_counts.values()) == [LAYERS]
 
 
 def test_collectives_are_counted_with_bytes(module):
-    reduces = module.costs().collectives["all-reduce"]
+    reduces = hlo_costs.costs(module).collectives["all-reduce"]
     payload = LAYERS * (BATCH // 4) * WIDTH * 4
     assert reduces.count == LAYERS
     assert reduces.payload_bytes == payload
@@ -108,16 +108,77 @@ ENTRY %main (w: f32[5,32,8]) -> (s32[], f32[5,32,8]) {
 
 
 def test_tpu_text_is_read_as_the_compiler_means_it():
-    costs = hlo.Module(TEXT).costs()
+    costs = hlo_costs.costs(hlo.Module(TEXT))
     assert costs.trip_counts == {"body": 5}
     assert costs.flops == 5 * 2 * 4 * 4 * 16
     # 8 devices reduce 1,024 bytes each and keep an eighth.
-    assert costs.collectives["reduce-scatter"] == hlo.Collective(5, 5 * 1024, 5 * 896)
+    assert costs.collectives["reduce-scatter"] == hlo_costs.Collective(
+        5, 5 * 1024, 5 * 896
+    )
     # 2 devices hold 128 bytes each and send it to the other.
-    assert costs.collectives["all-gather"] == hlo.Collective(5, 5 * 256, 5 * 128)
+    assert costs.collectives["all-gather"] == hlo_costs.Collective(5, 5 * 256, 5 * 128)
     # One slice of the stack is read a turn (and the counter, three words); what stays on
     # the chip does not count.
     assert costs.bytes == 5 * (32 * 8 * 4 + 4 + 3 * 4)
+
+
+# A gather that starts before a loop and goes on in fusions of its body.
+OVERLAPPED = """\
+%begin (x: f32[4,8]) -> (f32[4,8], f32[8,8]) {
+  %x = f32[4,8] parameter(0)
+  %g = f32[8,8] all-gather(%x), channel_id=3, replica_groups=[1,2]<=[2], dimensions={0}
+  ROOT %t = (f32[4,8], f32[8,8]) tuple(%x, %g)
+}
+
+%async_collective_fusion.7 (x: f32[4,8], g: f32[8,8]) -> (f32[4,8], f32[8,8]) {
+  %x = f32[4,8] parameter(0)
+  %g = f32[8,8] parameter(1)
+  %again = f32[8,8] all-gather(%x), channel_id=3, replica_groups=[1,2]<=[2], dimensions={0}
+  ROOT %t = (f32[4,8], f32[8,8]) tuple(%x, %again)
+}
+
+%body (p: (u32[], f32[4,8], f32[8,8])) -> (u32[], f32[4,8], f32[8,8]) {
+  %p = (u32[], f32[4,8], f32[8,8]) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  %x = f32[4,8] get-tuple-element(%p), index=1
+  %g = f32[8,8] get-tuple-element(%p), index=2
+  %two = u32[] constant(2)
+  %next = u32[]{:S(6)} add(%i, %two)
+  %kept = u32[]{:S(6)} copy(%next)
+  %f = (f32[4,8], f32[8,8]) fusion(%x, %g), kind=kOutput, output_to_operand_aliasing={{0}: (0, {}), {1}: (1, {})}, calls=%async_collective_fusion.7
+  %y = f32[4,8] get-tuple-element(%f), index=0
+  %h = f32[8,8] get-tuple-element(%f), index=1
+  %near = (f32[4,8]{1,0:S(1)}, f32[4,8], u32[]{:S(2)}) copy-start(%y)
+  %there = f32[4,8]{1,0:S(1)} copy-done(%near)
+  ROOT %out = (u32[], f32[4,8], f32[8,8]) tuple(%kept, %y, %h)
+}
+
+%condition (p: (u32[], f32[4,8], f32[8,8])) -> pred[] {
+  %limit = u32[] constant(9)
+  %p = (u32[], f32[4,8], f32[8,8]) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  ROOT %more = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (x: f32[4,8]) -> (u32[], f32[4,8], f32[8,8]) {
+  %x = f32[4,8]{1,0:S(1)} parameter(0)
+  %one = u32[] constant(1)
+  %b = (f32[4,8]{1,0:S(1)}, f32[8,8]{1,0:S(1)}) fusion(%x), kind=kCustom, calls=%begin
+  %y = f32[4,8] get-tuple-element(%b), index=0
+  %g = f32[8,8] get-tuple-element(%b), index=1
+  %first = (u32[], f32[4,8], f32[8,8]) tuple(%one, %y, %g)
+  ROOT %loop = (u32[], f32[4,8], f32[8,8]) while(%first), condition=%condition, body=%body
+}
+"""
+
+
+def test_collective_that_overlaps_with_a_loop_counts_once():
+    costs = hlo_costs.costs(hlo.Module(OVERLAPPED))
+    assert costs.trip_counts == {"body": 4}  # 1, 3, 5, 7
+    assert costs.collectives == {"all-gather": hlo_costs.Collective(1, 256, 128)}
+    # A turn copies 128 bytes onto the chip and reads the counter and its step; the
+    # buffers of the gather pass through.
+    assert costs.bytes == 4 * (128 + 8)
 
 
 def test_padding_positions_of_a_convolution_do_not_count():
@@ -129,7 +190,7 @@ ENTRY %main (x: f32[2,3,5], k: f32[3,5,7]) -> f32[2,3,7] {
 }
 """
     # Of 3 x 3 (position, tap) pairs the two at the ends meet padding.
-    assert hlo.Module(text).costs().flops == 2 * 2 * 5 * 7 * (9 - 2)
+    assert hlo_costs.costs(hlo.Module(text)).flops == 2 * 2 * 5 * 7 * (9 - 2)
 
 
 def test_text_that_is_not_hlo_is_refused():
