@@ -1,4 +1,4 @@
-"""Shared fixtures. Data outside the repository is used where present, never required."""
+"""Shared fixtures. Data outside the repository is used if present, never required."""
 
 import os
 import pathlib
