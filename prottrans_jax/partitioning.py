@@ -230,6 +230,18 @@ class Partitioner:
         rest = dict.fromkeys(name for name, _ in every if name not in named)
         return (*rules, *((name, None) for name in rest))
 
+    @property
+    def compiler_options(self) -> dict[str, bool]:
+        """For `jax.jit` of what runs on this mesh.
+
+        Several virtual CPU devices in one process: XLA (jax 0.10.2) may order their
+        collectives differently on each of them, and a bfloat16 step then hangs.
+        """
+        devices = self.mesh.devices.flat
+        if devices[0].platform == "cpu" and devices[0].client.local_device_count() > 1:
+            return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+        return {}
+
     @contextlib.contextmanager
     def scope(self) -> Iterator[Mesh]:
         """Context in which to trace: logical constraints refer to this mesh."""

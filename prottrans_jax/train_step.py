@@ -119,6 +119,7 @@ def make_train_step(
         in_shardings=(plan.shardings, partitioner.batch_sharding),
         out_shardings=(plan.shardings, plan.shardings.step),  # Outputs: replicated.
         donate_argnums=0,
+        compiler_options=partitioner.compiler_options,
     )
 
 
@@ -146,4 +147,5 @@ def make_eval_step(plan: train_state.StatePlan, partitioner: Any) -> jax.stages.
         eval_step,
         in_shardings=(plan.shardings.params, partitioner.batch_sharding),
         out_shardings=plan.shardings.step,  # Replicated.
+        compiler_options=partitioner.compiler_options,
     )
