@@ -132,14 +132,15 @@ def _contract_on_cpu(spec, a, b, *, out_dtype):
 
 
 class Dense(nn.Module):
-    """Projection without bias of the last axis.
+    """Projection of the last axis.
 
     Attributes:
       features: Size of the new last axis.
       kernel_axes: Logical names of the kernel's two axes.
       kernel_init: Initialiser of the kernel [inputs, features].
       dtype: Type of the product and its result.
-      param_dtype: Type of the kernel.
+      param_dtype: Type of the parameters.
+      use_bias: Whether a vector is added, with the logical name of the new axis.
     """
 
     features: int
@@ -147,6 +148,7 @@ class Dense(nn.Module):
     kernel_init: Initializer
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = False
 
     @nn.compact
     def __call__(
@@ -160,6 +162,17 @@ class Dense(nn.Module):
             jnp.dtype(self.param_dtype),
         )
         out_dtype = self.dtype if out_dtype is None else out_dtype
-        return einsum(
+        out = einsum(
             "bld,df->blf", x, kernel, jnp.dtype(self.dtype), jnp.dtype(out_dtype)
         )
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(
+                    nn.initializers.zeros_init(), self.kernel_axes[1:]
+                ),
+                (self.features,),
+                jnp.dtype(self.param_dtype),
+            )
+            out = out + jnp.asarray(bias, out.dtype)
+        return out

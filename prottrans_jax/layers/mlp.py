@@ -16,6 +16,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     # Tanh approximation, as T5 1.1 was trained (Hugging Face's "gelu_new").
     "gelu": functools.partial(jax.nn.gelu, approximate=True),
+    # With the error function, as BERT (Hugging Face's "gelu").
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
     "linear": lambda x: x,
 }
@@ -23,7 +25,7 @@ _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal
 
 
 class MLP(nn.Module):
-    """Feed-forward block without biases; several activations make it gated.
+    """Feed-forward block; several activations make it gated.
 
     One activation: wo(act(wi(x))). Two: wo(act_0(wi_0(x)) * act_1(wi_1(x))), Shazeer
     2020. Dropout on the hidden layer uses one mask for all positions of a row, as T5X.
@@ -35,6 +37,8 @@ class MLP(nn.Module):
     deterministic: bool
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = False
+    kernel_init: dense.Initializer = _KERNEL_INIT
 
     @nn.compact
     def __call__(
@@ -44,9 +48,10 @@ class MLP(nn.Module):
         d_model = x.shape[-1]
         project = functools.partial(
             dense.Dense,
-            kernel_init=_KERNEL_INIT,
+            kernel_init=self.kernel_init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            use_bias=self.use_bias,
         )
         hidden = None
         for index, activation in enumerate(self.activations):

@@ -57,6 +57,65 @@ def _rms_norm_bwd(epsilon, dtype, residuals, grad):
     return d_x, d_scale.astype(scale.dtype)
 
 
+class LayerNorm(nn.Module):
+    """Layer norm (Ba et al. 2016): (x - mean) / sqrt(var + epsilon) * scale + bias."""
+
+    epsilon: float
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "..."]:
+        """Normalises the last axis; statistics in float32, result in `dtype`."""
+
+        def vector(name, initializer):
+            return jnp.asarray(
+                self.param(
+                    name,
+                    nn.with_logical_partitioning(initializer, ("embed",)),
+                    (x.shape[-1],),
+                    jnp.dtype(self.param_dtype),
+                )
+            )
+
+        scale = vector("scale", nn.initializers.ones_init())
+        bias = vector("bias", nn.initializers.zeros_init())
+        return _layer_norm(self.epsilon, jnp.dtype(self.dtype), x, scale, bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer_norm(epsilon, dtype, x, scale, bias):
+    """With the derivative written out, as for `_rms_norm`."""
+    return _layer_norm_fwd(epsilon, dtype, x, scale, bias)[0]
+
+
+def _layer_norm_fwd(epsilon, dtype, x, scale, bias):
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    # In two passes: the mean square minus the squared mean loses digits.
+    variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    out = (wide - mean) * inverse * scale + bias
+    return out.astype(dtype), (x, mean, inverse, scale, bias)
+
+
+def _layer_norm_bwd(epsilon, dtype, residuals, grad):
+    x, mean, inverse, scale, bias = residuals
+    normed = (x.astype(jnp.float32) - mean) * inverse
+    grad = grad.astype(jnp.float32)
+    d_normed = grad * scale
+    d_x = d_normed - jnp.mean(d_normed, axis=-1, keepdims=True)
+    d_x -= normed * jnp.mean(d_normed * normed, axis=-1, keepdims=True)
+    d_x = (inverse * d_x).astype(x.dtype)
+
+    def total(rows):
+        rows = rows.reshape(-1, x.shape[-1])
+        return jax.lax.platform_dependent(rows, cpu=_sum_rows_cpu, default=_sum_rows)
+
+    d_scale, d_bias = total(grad * normed), total(grad)
+    return d_x, d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
+
+
 def _sum_rows(x):
     return x.sum(axis=0)
 
@@ -67,3 +126,4 @@ def _sum_rows_cpu(x):
 
 
 _rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
+_layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)

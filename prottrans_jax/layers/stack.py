@@ -1,9 +1,16 @@
 """Stacks of layers: the only place that scans over layers or rematerialises."""
 
+from collections.abc import Mapping
+import re
 from typing import Any
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+import numpy as np
+
+from prottrans_jax import types
 
 # What a policy keeps of each layer for the backward pass, by `checkpoint_name`, besides
 # the layer's input. None of them keeps the [batch, heads, length, length] scores.
@@ -18,6 +25,7 @@ _SAVED_NAMES = {
     # but before they are rounded, in float32.)
     "minimal": (*_QKV, "attention_context", "attention_out", "mlp_hidden", "mlp_out"),
 }
+_LAYER = re.compile(r"layers_\d+")
 REMAT_POLICIES = ("none", "full", *sorted(_SAVED_NAMES))
 
 
@@ -46,13 +54,53 @@ def apply_layers(
     Returns:
       The last layer's `x`.
     """
+    x, _ = apply_layers_with_memories(
+        layer,
+        x,
+        shared,
+        None,
+        num_layers=num_layers,
+        scan_layers=scan_layers,
+        remat_policy=remat_policy,
+        **fields,
+    )
+    return x
+
+
+def apply_layers_with_memories(
+    layer: type[nn.Module],
+    x: jax.Array,
+    shared: Any,
+    memories: PyTree,
+    *,
+    num_layers: int,
+    scan_layers: bool,
+    remat_policy: str,
+    **fields: Any,
+) -> tuple[jax.Array, PyTree]:
+    """As `apply_layers`, for layers that each have an input and an output of their own.
+
+    Args:
+      layer: Module class with `__call__(x, shared, memory) -> (x, new memory)`, or
+        `__call__(x, shared) -> (x, None)` if `memories` is None.
+      x: What goes from layer to layer.
+      shared: Tree of arrays that every layer sees.
+      memories: Tree of arrays with a leading axis of `num_layers`, or None.
+      num_layers: How many layers; 0 returns `x` and None.
+      scan_layers: See `apply_layers`.
+      remat_policy: One of `REMAT_POLICIES`.
+      **fields: Fields of each `layer`.
+
+    Returns:
+      The last layer's `x`, and the new memories of all layers, stacked.
+    """
     if remat_policy not in REMAT_POLICIES:
         raise ValueError(
             f"remat_policy={remat_policy!r} is not known. Choose one of "
             f"{', '.join(REMAT_POLICIES)}."
         )
     if num_layers == 0:
-        return x
+        return x, None
     if remat_policy != "none":
         policies = jax.checkpoint_policies
         if remat_policy == "full":
@@ -61,17 +109,57 @@ def apply_layers(
             policy = policies.save_only_these_names(*_SAVED_NAMES[remat_policy])
         # In a scan the loop itself keeps XLA from merging the two computations.
         layer = nn.remat(layer, policy=policy, prevent_cse=not scan_layers)
+    own = () if memories is None else (memories,)
     if not scan_layers:
+        outputs = []
         for index in range(num_layers):
-            x, _ = layer(**fields, name=f"layers_{index}")(x, shared)
-        return x
+            memory = jax.tree.map(lambda leaf, i=index: leaf[i], own)
+            x, output = layer(**fields, name=f"layers_{index}")(x, shared, *memory)
+            outputs.append(output)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
     scanned = nn.scan(
         layer,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
+        in_axes=(nn.broadcast, *(0 for _ in own)),
         length=num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    x, _ = scanned(**fields, name="layers")(x, shared)
-    return x
+    return scanned(**fields, name="layers")(x, shared, *own)
+
+
+def stack_layers(params: types.Params) -> types.Params:
+    """Parameters for `scan_layers=True` from those of written-out layers.
+
+    Siblings `layers_0`, `layers_1` ... anywhere in the tree become one `layers`.
+    """
+    stacked = {
+        name: stack_layers(x) if isinstance(x, Mapping) else x
+        for name, x in params.items()
+        if not _LAYER.fullmatch(name)
+    }
+    names = sorted(filter(_LAYER.fullmatch, params), key=lambda x: int(x[7:]))
+    if names:
+        layers = [params[name] for name in names]
+        stacked["layers"] = jax.tree.map(_stack, *layers)
+    return stacked
+
+
+def unstack_layers(params: types.Params) -> types.Params:
+    """Parameters for `scan_layers=False` from those of scanned layers."""
+    unstacked = {}
+    for name, x in params.items():
+        if name == "layers":
+            for index in range(jax.tree.leaves(x)[0].shape[0]):
+                unstacked[f"layers_{index}"] = jax.tree.map(
+                    lambda leaf, i=index: leaf[i], x
+                )
+        else:
+            unstacked[name] = unstack_layers(x) if isinstance(x, Mapping) else x
+    return unstacked
+
+
+def _stack(*arrays):
+    # On the host if they are there: 11 GB of weights need not visit a device.
+    host = all(isinstance(x, np.ndarray) for x in arrays)
+    return np.stack(arrays) if host else jnp.stack(arrays)

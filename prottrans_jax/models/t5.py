@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
-import numpy as np
 
 from prottrans_jax import types
 from prottrans_jax.layers import (
@@ -137,37 +136,8 @@ def init_params(config: T5Config, rng: jax.Array) -> types.Params:
     return nn.unbox(variables["params"])
 
 
-def stack_layers(params: types.Params) -> types.Params:
-    """Parameters for `scan_layers=True` from those of written-out layers."""
-    stacked = {}
-    for side, tree in params.items():
-        names = sorted(
-            (name for name in tree if name.startswith("layers_")),
-            key=lambda name: int(name.removeprefix("layers_")),
-        )
-        stacked[side] = {name: x for name, x in tree.items() if name not in names}
-        if names:
-            layers = [tree[name] for name in names]
-            stacked[side]["layers"] = jax.tree.map(_stack, *layers)
-    return stacked
-
-
-def unstack_layers(params: types.Params) -> types.Params:
-    """Parameters for `scan_layers=False` from those of scanned layers."""
-    unstacked = {}
-    for side, tree in params.items():
-        unstacked[side] = {name: x for name, x in tree.items() if name != "layers"}
-        if "layers" in tree:
-            for index in range(jax.tree.leaves(tree["layers"])[0].shape[0]):
-                layer = jax.tree.map(lambda x, i=index: x[i], tree["layers"])
-                unstacked[side][f"layers_{index}"] = layer
-    return unstacked
-
-
-def _stack(*arrays):
-    # On the host if they are there: 11 GB of weights need not visit a device.
-    host = all(isinstance(x, np.ndarray) for x in arrays)
-    return np.stack(arrays) if host else jnp.stack(arrays)
+stack_layers = stack.stack_layers
+unstack_layers = stack.unstack_layers
 
 
 class T5(nn.Module):
