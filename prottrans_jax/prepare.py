@@ -16,8 +16,9 @@ import sys
 
 from absl import app, flags
 
-from prottrans_jax.data import fasta, records
+from prottrans_jax import fasta
 from prottrans_jax.data import prepare as prepare_lib
+from prottrans_jax.data import records
 
 _INPUT = flags.DEFINE_list(
     "input", [], "FASTA files (plain, gz, bz2, xz), comma separated; - is stdin."

@@ -9,9 +9,9 @@ What becomes of a byte of a protein sequence:
                           (Elnaggar et al. 2021, section 2.2); J (Leu or Ile) is as
                           ambiguous as B and Z and no vocabulary has a piece for it.
   lower case              as its upper case (soft-masked or a3m insertions: residues)
-  ``-`` ``.``             alignment gaps: no residue. `data.fasta` takes them out and
+  ``-`` ``.``             alignment gaps: no residue. `fasta` takes them out and
                           counts them; here they are unknown.
-  ``*``                   a stop. `data.fasta` takes it from the end of a sequence and
+  ``*``                   a stop. `fasta` takes it from the end of a sequence and
                           refuses it inside one; here it is unknown.
   anything else           unknown
   ======================  ==========================================================

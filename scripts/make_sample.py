@@ -19,7 +19,8 @@ import pathlib
 import subprocess
 import tempfile
 
-from prottrans_jax.data import fasta, prepare
+from prottrans_jax import fasta
+from prottrans_jax.data import prepare
 
 SOURCE = "/usr/share/metastudent-data/dataset_201401"
 MIN_LENGTH, MAX_LENGTH = 30, 2000  # residues; leaves out 2 % of the proteins

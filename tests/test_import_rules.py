@@ -89,7 +89,8 @@ def test_nobody_imports_a_main():
         ("losses", set()),
         ("partitioning", set()),
         ("vocabulary", set()),
-        ("data", {"data", "vocabulary"}),
+        ("data", {"data", "fasta", "vocabulary"}),
+        ("fasta", {"vocabulary"}),
         ("tasks", {"tasks", "data", "vocabulary"}),
         ("interop", {"interop", "models", "layers", "types", "vocabulary"}),
         (

@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from prottrans_jax.data import fasta, record_writer, spill
+from prottrans_jax import fasta
 from prottrans_jax.data import manifest as manifest_lib
+from prottrans_jax.data import record_writer, spill
 
 SKIPPED_FILE = "skipped.tsv"
 _SHARD_BYTES = 64 << 20  # Of text: some 35 MB on disk, 170,000 proteins.

@@ -19,7 +19,8 @@ import pathlib
 import jaxtyping
 import numpy as np
 
-from prottrans_jax.data import fasta, record_writer, records
+from prottrans_jax import fasta
+from prottrans_jax.data import record_writer, records
 
 # `ordinal` is file << 40 | line: the place in the input, and an order of all records.
 _META = np.dtype(

@@ -11,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from prottrans_jax.data import fasta, prepare, records
+from prottrans_jax import fasta
+from prottrans_jax.data import prepare, records
 
 LETTERS = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
 

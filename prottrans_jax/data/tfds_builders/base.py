@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 import tensorflow_datasets as tfds
 
-from prottrans_jax.data import fasta
+from prottrans_jax import fasta
 
 VALIDATION_SHARE = 0.01  # As `prepare` has it, by the same hash.
 

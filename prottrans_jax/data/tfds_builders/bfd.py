@@ -6,7 +6,7 @@ import pathlib
 import tarfile
 from typing import IO, cast
 
-from prottrans_jax.data import fasta
+from prottrans_jax import fasta
 from prottrans_jax.data.tfds_builders import base
 
 _ARCHIVE = "bfd_metaclust_clu_complete_id30_c90_final_seq.sorted_opt.tar.gz"

@@ -52,11 +52,15 @@ _UPPER = bytes(range(256)).upper()
 
 
 class Record(NamedTuple):
-    """A protein: id (UTF-8), upper-case residues, line of its header (from 1)."""
+    """A protein: id (UTF-8), upper-case residues, line of its header (from 1).
+
+    `header` is what stands behind ">", if it was asked for.
+    """
 
     name: bytes
     residues: bytes
     line: int
+    header: bytes = b""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +112,15 @@ class Block:
 
 @dataclasses.dataclass
 class Parsed:
-    """Records of a block by column, what was wrong, and how many characters went."""
+    """Records of a block by column, what was wrong, and how many characters went.
+
+    `headers` stays empty unless whole headers were asked for.
+    """
 
     names: list[bytes] = dataclasses.field(default_factory=list)
     residues: list[bytes] = dataclasses.field(default_factory=list)
     lines: list[int] = dataclasses.field(default_factory=list)
+    headers: list[bytes] = dataclasses.field(default_factory=list)
     problems: list[Problem] = dataclasses.field(default_factory=list)
     num_gaps: int = 0
     num_stops: int = 0
@@ -124,6 +132,7 @@ class Parsed:
             names=list(itertools.compress(self.names, chosen)),
             residues=list(itertools.compress(self.residues, chosen)),
             lines=list(itertools.compress(self.lines, chosen)),
+            headers=list(itertools.compress(self.headers, chosen)),
         )
 
 
@@ -131,6 +140,8 @@ def read(
     paths: Iterable[str | os.PathLike],
     *,
     on_problem: Callable[[Problem], None] | None = None,
+    on_cleaned: Callable[[int, int], None] | None = None,
+    headers: bool = False,
 ) -> Iterator[Record]:
     """Records of FASTA files in order, holding one block in memory at a time.
 
@@ -138,22 +149,30 @@ def read(
       paths: files; "-" is standard input.
       on_problem: called with each problem, whose record is then left out. Without it
         the first problem is raised.
+      on_cleaned: called for each block with the numbers of gaps and stops taken out.
+      headers: whether records come with their whole header.
 
     Raises:
       FastaError: the first problem, or a fatal one.
     """
     for path in paths:
         for block in blocks(path):
-            parsed = parse(block)
+            parsed = parse(block, headers=headers)
             for problem in (*block.problems, *parsed.problems):
                 if on_problem is None or problem.fatal:
                     raise FastaError(problem)
                 on_problem(problem)
-            yield from map(Record, parsed.names, parsed.residues, parsed.lines)
+            if on_cleaned:
+                on_cleaned(parsed.num_gaps, parsed.num_stops)
+            columns = (parsed.names, parsed.residues, parsed.lines)
+            if headers:
+                yield from map(Record, *columns, parsed.headers)
+            else:
+                yield from map(Record, *columns)
 
 
-def parse(block: Block) -> Parsed:
-    """Splits a block into clean records."""
+def parse(block: Block, *, headers: bool = False) -> Parsed:
+    """Splits a block into clean records; with whole `headers` if asked for."""
     data = block.data
     out = Parsed()
     if not data:
@@ -167,14 +186,16 @@ def parse(block: Block) -> Parsed:
             end = len(data)
         piece = data[start:end]
         newlines = np.flatnonzero(np.frombuffer(piece, np.uint8) == ord("\n"))
-        if not _parse_quickly(piece, newlines, line, out):
-            _parse_closely(block.path, piece, line, out)
+        if not _parse_quickly(piece, newlines, line, out, headers):
+            _parse_closely(block.path, piece, line, out, headers)
         line += newlines.size + 1
         start = end + 1
     return out
 
 
-def _parse_quickly(piece: bytes, newlines: np.ndarray, line: int, out: Parsed) -> bool:
+def _parse_quickly(
+    piece: bytes, newlines: np.ndarray, line: int, out: Parsed, headers: bool
+) -> bool:
     """Adds the records of a piece without oddities; False (and none) if it has any.
 
     Few steps a record are taken in Python: the rest is done for all records at once.
@@ -207,10 +228,15 @@ def _parse_quickly(piece: bytes, newlines: np.ndarray, line: int, out: Parsed) -
     out.names += names
     out.residues += [joined[a:b] for a, b in itertools.pairwise(cuts)]
     out.lines += (before + line).tolist()
+    if headers:
+        spans = zip(starts.tolist(), header_ends.tolist(), strict=True)
+        out.headers += [piece[a + 1 : b] for a, b in spans]
     return True
 
 
-def _parse_closely(path: str, piece: bytes, line: int, out: Parsed) -> None:
+def _parse_closely(
+    path: str, piece: bytes, line: int, out: Parsed, headers: bool
+) -> None:
     """Adds the records of a piece, or what is wrong with them, one by one."""
     for text in piece[1:].split(b"\n>"):
         found = _look_closely(path, line, text)
@@ -221,6 +247,8 @@ def _parse_closely(path: str, piece: bytes, line: int, out: Parsed) -> None:
             out.names.append(record.name)
             out.residues.append(record.residues)
             out.lines.append(line)
+            if headers:
+                out.headers.append(text.partition(b"\n")[0])
             out.num_gaps += num_gaps
             out.num_stops += num_stops
         line += text.count(b"\n") + 1

@@ -12,7 +12,7 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
-from prottrans_jax.data import fasta
+from prottrans_jax import fasta
 
 # What becomes of each of the damaged files: records read, then for each problem its
 # line and reason. "" where every record is fine.
@@ -270,3 +270,17 @@ def test_any_bytes_give_records_or_problems_and_blocks_do_not_matter(
     before = sum("header" in p.reason and "first" in p.reason for p in problems)
     empty = sum(p.reason == "file without records" for p in problems)
     assert len(records) + len(problems) - before - empty == len(starts)
+
+
+def test_whole_headers_on_request():
+    plain = b">sp|P1|A  Some protein OS=x\nMK\n>q two words\nAC\n"
+    odd = plain + b">r an odd one\nmk-a*\n"
+    for text, rest in ((plain, []), (odd, [b"r an odd one"])):
+        block = fasta.Block("x", 1, text)
+        found = fasta.parse(block, headers=True)
+        assert found.headers == [
+            b"sp|P1|A  Some protein OS=x",
+            b"q two words",
+            *rest,
+        ]
+        assert not fasta.parse(block).headers
