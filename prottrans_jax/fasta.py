@@ -52,15 +52,11 @@ _UPPER = bytes(range(256)).upper()
 
 
 class Record(NamedTuple):
-    """A protein: id (UTF-8), upper-case residues, line of its header (from 1).
-
-    `header` is what stands behind ">", if it was asked for.
-    """
+    """A protein: id (UTF-8), upper-case residues, line of its header (from 1)."""
 
     name: bytes
     residues: bytes
     line: int
-    header: bytes = b""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +136,6 @@ def read(
     paths: Iterable[str | os.PathLike],
     *,
     on_problem: Callable[[Problem], None] | None = None,
-    on_cleaned: Callable[[int, int], None] | None = None,
-    headers: bool = False,
 ) -> Iterator[Record]:
     """Records of FASTA files in order, holding one block in memory at a time.
 
@@ -149,26 +143,25 @@ def read(
       paths: files; "-" is standard input.
       on_problem: called with each problem, whose record is then left out. Without it
         the first problem is raised.
-      on_cleaned: called for each block with the numbers of gaps and stops taken out.
-      headers: whether records come with their whole header.
 
     Raises:
       FastaError: the first problem, or a fatal one.
     """
     for path in paths:
         for block in blocks(path):
-            parsed = parse(block, headers=headers)
-            for problem in (*block.problems, *parsed.problems):
-                if on_problem is None or problem.fatal:
-                    raise FastaError(problem)
-                on_problem(problem)
-            if on_cleaned:
-                on_cleaned(parsed.num_gaps, parsed.num_stops)
-            columns = (parsed.names, parsed.residues, parsed.lines)
-            if headers:
-                yield from map(Record, *columns, parsed.headers)
-            else:
-                yield from map(Record, *columns)
+            parsed = parse(block)
+            raise_or_report((*block.problems, *parsed.problems), on_problem)
+            yield from map(Record, parsed.names, parsed.residues, parsed.lines)
+
+
+def raise_or_report(
+    problems: Iterable[Problem], on_problem: Callable[[Problem], None] | None
+) -> None:
+    """Hands each problem to `on_problem`; raises it if that is None or it is fatal."""
+    for problem in problems:
+        if on_problem is None or problem.fatal:
+            raise FastaError(problem)
+        on_problem(problem)
 
 
 def parse(block: Block, *, headers: bool = False) -> Parsed:
