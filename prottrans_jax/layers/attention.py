@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from prottrans_jax.layers import dense, relative_bias
 
 # Finite, so that a query with nothing to attend to gives no NaN.
-_MASKED = -1e30
+MASKED = -1e30
 
 Bias = relative_bias.DistanceBias | jax.Array
 
@@ -53,8 +53,8 @@ def dot_product_attention(
     key: Float[Array, "batch kv_length heads head_dim"],
     value: Float[Array, "batch kv_length heads head_dim"],
     *,
-    q_segments: Int[Array, "batch q_length"],
-    kv_segments: Int[Array, "batch kv_length"],
+    q_segments: Int[Array, "batch q_length"] | None,
+    kv_segments: Int[Array, "batch kv_length"] | None,
     causal: bool = False,
     bias: Bias | None = None,
     block_size: int | None = None,
@@ -68,7 +68,8 @@ def dot_product_attention(
       query: Queries.
       key: Keys.
       value: Values.
-      q_segments: Segment of each query, 0 for padding.
+      q_segments: Segment of each query, 0 for padding. None with `kv_segments`, without
+        `causal` and `block_size`: `bias` says it all, `MASKED` where a key is hidden.
       kv_segments: Segment of each key, 0 for padding.
       causal: Whether a query sees only keys at its own position or before.
       bias: Added to the scores: a `DistanceBias`, or without `block_size` an array
@@ -127,15 +128,16 @@ def _softmax_attention_fwd(causal, query, key, value, bias, q_segments, kv_segme
     scores = dense.einsum("bqhd,bkhd->bhqk", query, key, dtype, jnp.float32)
     if bias is not None:
         scores = scores + bias
-    mask = make_mask(q_segments, kv_segments, causal=causal)
     # float32: bfloat16 softmax over 512 keys loses the small weights of distant
     # contacts.
-    scores = jnp.where(mask, scores, _MASKED)
+    if q_segments is not None:
+        mask = make_mask(q_segments, kv_segments, causal=causal)
+        scores = jnp.where(mask, scores, MASKED)
     scores = nn.with_logical_constraint(
         scores, ("batch", "heads", "length", "kv_length")
     )
-    # Above _MASKED: the weights of a query that has no key are then 0, not 1.
-    peak = jnp.maximum(scores.max(axis=-1, keepdims=True), 0.5 * _MASKED)
+    # Above MASKED: the weights of a query that has no key are then 0, not 1.
+    peak = jnp.maximum(scores.max(axis=-1, keepdims=True), 0.5 * MASKED)
     weights = jnp.exp(scores - peak)
     total = weights.sum(axis=-1, keepdims=True)
     total = jnp.where(total == 0.0, 1.0, total)
@@ -211,7 +213,7 @@ def _blockwise(query, key, value, q_segments, kv_segments, *, causal, bias, bloc
             mask = make_mask(
                 q_seg, kv_seg, causal=causal, q_start=q_start, kv_start=kv_start
             )
-            scores = jnp.where(mask, scores, _MASKED)
+            scores = jnp.where(mask, scores, MASKED)
             # Any peak gives the same result, so no gradient needs to pass through it.
             new_peak = jax.lax.stop_gradient(
                 jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
@@ -225,7 +227,7 @@ def _blockwise(query, key, value, q_segments, kv_segments, *, causal, bias, bloc
             return (new_peak, total, context), None
 
         start = (
-            jnp.full((batch, heads, q_size, 1), _MASKED, jnp.float32),
+            jnp.full((batch, heads, q_size, 1), MASKED, jnp.float32),
             jnp.zeros((batch, heads, q_size, 1), jnp.float32),
             jnp.zeros((batch, heads, q_size, head_dim), jnp.float32),
         )
