@@ -35,7 +35,19 @@ _TENSOR: Rules = (
 _FULLY_SHARDED: Rules = (("embed", "data"),)
 # Names that no scheme ever shards. They stand here so that a misspelt name is an error.
 _REPLICATED: Rules = tuple(
-    (name, None) for name in ("kv", "length", "kv_length", "layers", "relpos_buckets")
+    (name, None)
+    for name in (
+        "kv",
+        "length",
+        "kv_length",
+        "layers",
+        "relpos_buckets",
+        "position",
+        "token_types",
+        "classes",
+        # Some 30 pieces: not worth cutting, and no power of two divides them.
+        "small_vocab",
+    )
 )
 
 SCHEMES: Mapping[str, Rules] = {

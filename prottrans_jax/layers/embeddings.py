@@ -14,20 +14,29 @@ _ONE_HOT_MAX_VOCAB = 1024
 
 
 class TokenEmbedding(nn.Module):
-    """One table that embeds tokens and, where tied, also gives the logits."""
+    """One table that embeds tokens and, where tied, also gives the logits.
+
+    Attributes:
+      vocab_size: Rows of the table.
+      d_model: Their width.
+      dtype: Type of the embeddings, and of the operands of the logits.
+      param_dtype: Type of the table.
+      embedding_init: Its initialiser; T5's is a normal of deviation 1.
+      axes: Logical names of its axes.
+    """
 
     vocab_size: int
     d_model: int
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    embedding_init: dense.Initializer = nn.initializers.normal(stddev=1.0)
+    axes: tuple[str, str] = ("vocab", "embed")
 
     def setup(self):
-        """Creates the table with T5's initialiser, a normal of deviation 1."""
+        """Creates the table."""
         self.embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(stddev=1.0), ("vocab", "embed")
-            ),
+            nn.with_logical_partitioning(self.embedding_init, self.axes),
             (self.vocab_size, self.d_model),
             jnp.dtype(self.param_dtype),
         )

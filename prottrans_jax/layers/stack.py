@@ -37,6 +37,7 @@ def apply_layers(
     num_layers: int,
     scan_layers: bool,
     remat_policy: str,
+    share_parameters: bool = False,
     **fields: Any,
 ) -> jax.Array:
     """Applies `num_layers` layers in a row, inside a compact method.
@@ -49,6 +50,7 @@ def apply_layers(
       scan_layers: One compiled layer run in a loop, parameters under `layers` with a
         leading axis named "layers"; else `layers_0`, `layers_1` ... written out.
       remat_policy: One of `REMAT_POLICIES`.
+      share_parameters: Whether all layers have the same ones (ALBERT), under `layer`.
       **fields: Fields of each `layer`.
 
     Returns:
@@ -62,6 +64,7 @@ def apply_layers(
         num_layers=num_layers,
         scan_layers=scan_layers,
         remat_policy=remat_policy,
+        share_parameters=share_parameters,
         **fields,
     )
     return x
@@ -76,6 +79,7 @@ def apply_layers_with_memories(
     num_layers: int,
     scan_layers: bool,
     remat_policy: str,
+    share_parameters: bool = False,
     **fields: Any,
 ) -> tuple[jax.Array, PyTree]:
     """As `apply_layers`, for layers that each have an input and an output of their own.
@@ -89,6 +93,7 @@ def apply_layers_with_memories(
       num_layers: How many layers; 0 returns `x` and None.
       scan_layers: See `apply_layers`.
       remat_policy: One of `REMAT_POLICIES`.
+      share_parameters: See `apply_layers`.
       **fields: Fields of each `layer`.
 
     Returns:
@@ -112,20 +117,25 @@ def apply_layers_with_memories(
     own = () if memories is None else (memories,)
     if not scan_layers:
         outputs = []
+        one = layer(**fields, name="layer") if share_parameters else None
         for index in range(num_layers):
             memory = jax.tree.map(lambda leaf, i=index: leaf[i], own)
-            x, output = layer(**fields, name=f"layers_{index}")(x, shared, *memory)
+            module = one or layer(**fields, name=f"layers_{index}")
+            x, output = module(x, shared, *memory)
             outputs.append(output)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
     scanned = nn.scan(
         layer,
-        variable_axes={"params": 0, "intermediates": 0},
-        split_rngs={"params": True, "dropout": True},
+        variable_axes={"intermediates": 0}
+        | ({} if share_parameters else {"params": 0}),
+        variable_broadcast="params" if share_parameters else False,
+        split_rngs={"params": not share_parameters, "dropout": True},
         in_axes=(nn.broadcast, *(0 for _ in own)),
         length=num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return scanned(**fields, name="layers")(x, shared, *own)
+    name = "layer" if share_parameters else "layers"
+    return scanned(**fields, name=name)(x, shared, *own)
 
 
 def stack_layers(params: types.Params) -> types.Params:
