@@ -1,6 +1,7 @@
 """Hugging Face's T5: configuration and parameters, in both directions."""
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from flax import traverse_util
@@ -97,6 +98,52 @@ def config_from_hf(attributes: Mapping[str, Any], **overrides: Any) -> t5.T5Conf
     return t5.T5Config(**{**fields, **overrides})
 
 
+def config_to_hf(config: t5.T5Config) -> dict[str, Any]:
+    """Contents of a `config.json` from our configuration; inverse of the above."""
+    activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    if config.mlp_activations not in activations:
+        raise ValueError(
+            f"mlp_activations={config.mlp_activations} has no name in Hugging Face's "
+            f"T5. Known: {', '.join(map(str, activations))}."
+        )
+    decoder = config.num_decoder_layers > 0
+    return {
+        "architectures": [
+            "T5ForConditionalGeneration" if decoder else "T5EncoderModel"
+        ],
+        "model_type": "t5",
+        "vocab_size": config.vocab_size,
+        "num_layers": config.num_layers,
+        # 0 would be read as absent. `architectures` says that there is no decoder.
+        "num_decoder_layers": config.num_decoder_layers or config.num_layers,
+        "num_heads": config.num_heads,
+        "d_kv": config.head_dim,
+        "d_model": config.d_model,
+        "d_ff": config.d_ff,
+        "feed_forward_proj": activations[config.mlp_activations],
+        "dropout_rate": config.dropout_rate,
+        "relative_attention_num_buckets": config.relative_num_buckets,
+        "relative_attention_max_distance": config.relative_max_distance,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "tie_word_embeddings": config.tie_embeddings,
+        "is_encoder_decoder": decoder,
+        "use_cache": decoder,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+def fit_config(config: t5.T5Config, names: frozenset[str]) -> t5.T5Config:
+    """The configuration without a decoder if no array of a checkpoint belongs to one.
+
+    Files of encoders alone also name the class with both stacks.
+    """
+    if any(name.startswith("decoder.block.") for name in names):
+        return config
+    return dataclasses.replace(config, num_decoder_layers=0)
+
+
 def params_from_hf(
     checkpoint: Mapping[str, np.ndarray], config: t5.T5Config
 ) -> types.Params:
@@ -109,7 +156,15 @@ def params_from_hf(
             checkpoint.setdefault("shared.weight", checkpoint[alias])
             ignored.add(alias)
     if config.tie_embeddings:
-        ignored.add("lm_head.weight")
+        head = checkpoint.pop("lm_head.weight", None)
+        if head is not None and not np.array_equal(head, checkpoint["shared.weight"]):
+            raise ValueError(
+                "lm_head.weight is another table than shared.weight, although the "
+                "configuration ties them. Is tie_word_embeddings right?"
+            )
+    elif config.num_decoder_layers and "shared.weight" in checkpoint:
+        # transformers 5 ties the tables of T5 1.1 too unless a file has both.
+        checkpoint.setdefault("lm_head.weight", checkpoint["shared.weight"])
     shapes = {name: x.shape for name, x in _flat_shapes(config).items()}
     params = rules.to_ours(checkpoint, _table(config), shapes, ignored=ignored)
     params = {

@@ -12,6 +12,8 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
+from prottrans_jax.interop import memory_map
+
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -30,7 +32,7 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Arrays of a file by name; views of the mapped file, read when touched."""
     path = pathlib.Path(path)
-    data: np.ndarray = np.memmap(path, np.uint8, mode="r")
+    data = memory_map.map_file(path)
     if data.size < 8:
         raise ValueError(f"{path}: {data.size} bytes; not a safetensors file.")
     header_size = int(data[:8].view("<u8")[0])
@@ -39,8 +41,11 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
             f"{path}: header of {header_size} bytes in a file of {data.size}: cut off, "
             "or not a safetensors file."
         )
-    header = json.loads(data[8 : 8 + header_size].tobytes())
-    header.pop("__metadata__", None)
+    try:
+        header = json.loads(data[8 : 8 + header_size].tobytes())
+        header.pop("__metadata__", None)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: the header is no JSON object: {error}.") from error
     data = data[8 + header_size :]
     arrays = {}
     for name, entry in header.items():
@@ -60,24 +65,48 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return arrays
 
 
-def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays under their names, as Hugging Face's readers expect them."""
-    contiguous = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+def save(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    dtype: np.typing.DTypeLike | None = None,
+) -> None:
+    """Writes arrays under their names, as Hugging Face's readers expect them.
+
+    One array at a time is in memory in the file's order and type.
+
+    Args:
+      path: The file; it appears when it is complete.
+      arrays: Arrays by name, views of mapped files included.
+      dtype: Type of all floating-point arrays in the file; None keeps theirs.
+    """
+    stored = {name: stored_dtype(array, dtype) for name, array in arrays.items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, array in contiguous.items():
+    for name, array in arrays.items():
+        num_bytes = array.size * stored[name].itemsize
         header[name] = {
-            "dtype": _CODES[array.dtype],
+            "dtype": _CODES[stored[name]],
             "shape": array.shape,
-            "data_offsets": (offset, offset + array.nbytes),
+            "data_offsets": (offset, offset + num_bytes),
         }
-        offset += array.nbytes
+        offset += num_bytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # arrays start at a multiple of 8
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for array in contiguous.values():
-            file.write(array.tobytes())
+        for name, array in arrays.items():
+            in_order = np.ascontiguousarray(array, dtype=stored[name])
+            file.write(in_order.reshape(-1).view(np.uint8).data)
+            memory_map.release(array)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def stored_dtype(array: np.ndarray, dtype: np.typing.DTypeLike | None) -> np.dtype:
+    """Type in which `save` stores an array."""
+    # bfloat16 is no subtype of np.floating.
+    floating = np.issubdtype(array.dtype, np.floating) or array.dtype == _DTYPES["BF16"]
+    return np.dtype(dtype) if dtype is not None and floating else array.dtype

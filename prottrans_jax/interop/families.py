@@ -1,0 +1,197 @@
+"""The families by name: where each keeps its model, its table and its special ids.
+
+Modules are imported when asked for, so that this list costs nothing.
+"""
+
+from collections.abc import Collection, Mapping
+import dataclasses
+import importlib
+import types
+from typing import Any
+
+import numpy as np
+
+from prottrans_jax import vocabulary as vocabularies
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One family of models.
+
+    Attributes:
+      name: Its key in `FAMILIES`.
+      model_module: Module with the configuration and the Linen model.
+      config_name: Class of the configuration.
+      model_name: Class of the model; has `encode(tokens, mask, *, deterministic)`.
+      interop_module: Module with the table of Hugging Face's names: `config_from_hf`,
+        `config_to_hf`, `params_from_hf`, `params_to_hf`.
+      vocabulary_name: Object of `prottrans_jax.vocabulary`.
+      prefix: Roles of the special pieces before the residues, e.g. ("cls",).
+      suffix: Those after them, e.g. ("sep",).
+      left_pad: Whether the released model was used with padding on the left.
+    """
+
+    name: str
+    model_module: str
+    config_name: str
+    model_name: str
+    interop_module: str
+    vocabulary_name: str
+    prefix: tuple[str, ...] = ()
+    suffix: tuple[str, ...] = ()
+    left_pad: bool = False
+
+    @property
+    def module(self) -> types.ModuleType:
+        """Module of the model."""
+        return importlib.import_module(self.model_module)
+
+    @property
+    def table(self) -> types.ModuleType:
+        """Module with Hugging Face's names."""
+        return importlib.import_module(self.interop_module)
+
+    @property
+    def config_class(self) -> type:
+        """Class of the configuration."""
+        return getattr(self.module, self.config_name)
+
+    @property
+    def model_class(self) -> type:
+        """Class of the Linen model."""
+        return getattr(self.module, self.model_name)
+
+    @property
+    def vocabulary(self) -> vocabularies.Vocabulary:
+        """Letters and special pieces by id."""
+        return getattr(vocabularies, self.vocabulary_name)
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """Ids before the residues."""
+        return self._ids(self.prefix)
+
+    @property
+    def suffix_ids(self) -> tuple[int, ...]:
+        """Ids after the residues."""
+        return self._ids(self.suffix)
+
+    def _ids(self, roles: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(getattr(self.vocabulary, f"{role}_id") for role in roles)
+
+
+def _family(name: str, config: str, model: str, **fields: Any) -> Family:
+    package = __name__.rsplit(".", 2)[0]
+    return Family(
+        name,
+        f"{package}.models.{name}",
+        config,
+        model,
+        f"{package}.interop.hf_{name}",
+        **fields,
+    )
+
+
+_BERT: dict[str, Any] = {
+    "vocabulary_name": "PROT_BERT",
+    "prefix": ("cls",),
+    "suffix": ("sep",),
+}
+FAMILIES: Mapping[str, Family] = {
+    family.name: family
+    for family in (
+        _family("t5", "T5Config", "T5", vocabulary_name="PROT_T5", suffix=("eos",)),
+        _family("bert", "BertConfig", "Bert", **_BERT),
+        _family("albert", "AlbertConfig", "Albert", **_BERT),
+        _family("electra", "ElectraConfig", "Electra", **_BERT),
+        _family(
+            "xlnet",
+            "XLNetConfig",
+            "XLNet",
+            vocabulary_name="PROT_XLNET",
+            suffix=("sep", "cls"),
+            left_pad=True,
+        ),
+        _family(
+            "transformer_xl",
+            "TransformerXLConfig",
+            "TransformerXL",
+            vocabulary_name="PROT_TXL",
+        ),
+    )
+}
+
+# `model_type` of a config.json. The same words begin the names of the classes in
+# `architectures`, which is all that old files have.
+_MODEL_TYPES = {
+    "t5": "t5",
+    "bert": "bert",
+    "albert": "albert",
+    "electra": "electra",
+    "xlnet": "xlnet",
+    "transfo-xl": "transformer_xl",
+}
+# Attributes that one family alone has; last resort for files that name no class.
+_TELLTALES = {
+    "d_kv": "t5",
+    "inner_group_num": "albert",
+    "generator_size": "electra",
+    "d_inner": "xlnet",
+    "adaptive": "transformer_xl",
+    "hidden_size": "bert",
+}
+
+
+def family_of(attributes: Mapping[str, Any]) -> Family:
+    """Family of a Hugging Face checkpoint.
+
+    Args:
+      attributes: Contents of its `config.json`.
+
+    Raises:
+      ValueError: It is none of ours, or the file does not tell.
+    """
+    if "model_type" in attributes:
+        model_type = attributes["model_type"]
+        if model_type not in _MODEL_TYPES:
+            raise ValueError(
+                f"model_type={model_type!r} is not supported. Known: "
+                f"{', '.join(_MODEL_TYPES)}."
+            )
+        return FAMILIES[_MODEL_TYPES[model_type]]
+    for architecture in attributes.get("architectures") or ():
+        for model_type, name in _MODEL_TYPES.items():
+            if architecture.lower().startswith(model_type.replace("-", "")):
+                return FAMILIES[name]
+    found = [name for key, name in _TELLTALES.items() if key in attributes]
+    if not found:
+        raise ValueError(
+            "config.json has neither model_type nor architectures, nor any attribute "
+            "that tells the family. Add model_type, one of "
+            f"{', '.join(_MODEL_TYPES)}."
+        )
+    return FAMILIES["transformer_xl" if "transformer_xl" in found else found[0]]
+
+
+def family_of_config(config: Any) -> Family:
+    """Family whose configuration `config` is."""
+    for family in FAMILIES.values():
+        if (
+            type(config).__name__ == family.config_name
+            and type(config).__module__ == family.model_module
+        ):
+            return family
+    raise ValueError(
+        f"{type(config).__name__} is no family's configuration. Known: "
+        f"{', '.join(family.config_name for family in FAMILIES.values())}."
+    )
+
+
+def widest_dtype(arrays: Collection[np.ndarray]) -> np.dtype:
+    """Floating-point type that holds all arrays without loss."""
+    import jax.numpy as jnp
+
+    types_ = {x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)}
+    if not types_:
+        raise ValueError("There is no floating-point array in this checkpoint.")
+    return np.dtype(jnp.result_type(*types_))

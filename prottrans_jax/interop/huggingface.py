@@ -1,0 +1,342 @@
+"""Checkpoints in Hugging Face's layout: a folder, or a repository of its hub.
+
+A folder holds `config.json` and the weights, as one file or as shards with an index:
+
+    model.safetensors            model.safetensors.index.json, model-00001-of-0000N...
+    pytorch_model.bin            pytorch_model.bin.index.json, pytorch_model-00001-...
+
+Nothing here needs torch or transformers, and nothing in a file is executed.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from prottrans_jax import types
+from prottrans_jax.interop import families, layer_stacks, safetensors, torch_files
+
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# transformers' own default is 50 GB; a file of 5 GB still copies over bad networks.
+DEFAULT_SHARD_BYTES = 5 * 10**9
+_ORGANISATION = "Rostlab"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it is stored.
+
+    Attributes:
+      family: Whose model it is.
+      config: Configuration of that model.
+      params: Parameters, numpy; views of the mapped files where nothing had to change.
+      attributes: Contents of `config.json`.
+      stored_dtype: Floating-point type in the files; the widest if they mix them.
+      source: Folder it came from.
+    """
+
+    family: families.Family
+    config: Any
+    params: types.Params
+    attributes: Mapping[str, Any]
+    stored_dtype: np.dtype
+    source: pathlib.Path
+
+
+def read(
+    source: str | os.PathLike, *, download: bool = False, **overrides: Any
+) -> Checkpoint:
+    """Reads a checkpoint.
+
+    By default parameters keep the stored type and lie in written-out layers
+    (`scan_layers=False`): views that cost no memory until touched. With another
+    `param_dtype` or `scan_layers=True` they are cast and stacked one at a time.
+
+    Args:
+      source: A folder, a repository such as "Rostlab/prot_bert", or a released short
+        name such as "prot_t5_xl_uniref50".
+      download: Whether a repository that is not in the local cache may be fetched.
+      **overrides: Fields of the family's configuration, such as `dtype`.
+
+    Raises:
+      FileNotFoundError: There is no such folder, and it is not in the cache.
+      ValueError: The configuration or the parameters do not fit; everything that does
+        not is listed.
+    """
+    folder = find(source, download=download)
+    attributes = read_attributes(folder)
+    family = families.family_of(attributes)
+    arrays = read_arrays(folder)
+    stored = families.widest_dtype(arrays.values())
+    as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}
+    try:
+        config = family.table.config_from_hf(attributes, **as_stored)
+        config = _fit_config(family, config, arrays)
+        params = family.table.params_from_hf(arrays, config)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    config = dataclasses.replace(
+        config,
+        scan_layers=overrides.get("scan_layers", False),
+        param_dtype=overrides.get("param_dtype", stored),
+    )
+    params = layer_stacks.convert(
+        params, dtype=config.param_dtype, stack=config.scan_layers
+    )
+    return Checkpoint(family, config, params, attributes, stored, folder)
+
+
+def _fit_config(
+    family: families.Family, config: Any, arrays: Mapping[str, np.ndarray]
+) -> Any:
+    """The configuration, with parts switched off that the checkpoint lacks.
+
+    `architectures` names the class that wrote the file, not what is in it: a table may
+    look at the names themselves.
+    """
+    fit = getattr(family.table, "fit_config", None)
+    return fit(config, frozenset(arrays)) if fit else config
+
+
+def read_attributes(folder: pathlib.Path) -> dict[str, Any]:
+    """Contents of a folder's `config.json`."""
+    path = folder / "config.json"
+    try:
+        attributes = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{folder} has no config.json: not a checkpoint of Hugging Face."
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(attributes, dict):
+        raise ValueError(f"{path} is no JSON object.")
+    return attributes
+
+
+def read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of a folder under Hugging Face's names, as views of mapped files."""
+    for name in _WEIGHT_FILES:
+        load = safetensors.load if name.endswith(".safetensors") else torch_files.load
+        if (folder / name).exists():
+            return _modern_names(load(folder / name))
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return _modern_names(_read_shards(index, load))
+    present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise FileNotFoundError(
+        f"{folder} has no weights: neither {' nor '.join(_WEIGHT_FILES)}, whole or in "
+        f"shards. There is {present}."
+    )
+
+
+def _read_shards(index: pathlib.Path, load) -> dict[str, np.ndarray]:
+    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    names = sorted(set(files.values()))
+    lost = [name for name in names if not (index.parent / name).exists()]
+    if lost:
+        raise FileNotFoundError(
+            f"{index} lists {len(names)} files, of which are missing: "
+            f"{', '.join(lost)}. Is the download complete?"
+        )
+    shards = {name: load(index.parent / name) for name in names}
+    absent = [array for array, name in files.items() if array not in shards[name]]
+    if absent:
+        raise ValueError(
+            f"{index}: {absent[0]} is not in {files[absent[0]]}; {len(absent)} such "
+            "in all."
+        )
+    return {array: shards[name][array] for array, name in files.items()}
+
+
+def _modern_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names of today for those that checkpoints made from TensorFlow still have."""
+    renamed = {}
+    for name, array in arrays.items():
+        for old, new in (("LayerNorm.gamma", "weight"), ("LayerNorm.beta", "bias")):
+            if name.endswith(old):
+                name = f"{name.removesuffix(old)}LayerNorm.{new}"
+        renamed[name] = array
+    return renamed
+
+
+def write(
+    folder: str | os.PathLike,
+    config: Any,
+    params: types.Params,
+    *,
+    dtype: np.typing.DTypeLike | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> list[pathlib.Path]:
+    """Writes a folder that transformers' `from_pretrained` loads.
+
+    Needs memory for one array besides `params`.
+
+    Args:
+      folder: Made if absent; must not hold weights already.
+      config: Configuration of the model.
+      params: Its parameters.
+      dtype: Floating-point type in the files; None keeps that of the parameters.
+      max_shard_bytes: Files get no larger, unless a single array is.
+
+    Returns:
+      The files of weights.
+
+    Raises:
+      FileExistsError: The folder holds weights already.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _WEIGHT_FILES:
+        for path in (folder / name, folder / f"{name}.index.json"):
+            if path.exists():
+                raise FileExistsError(f"{path} exists. Choose another folder.")
+    family = families.family_of_config(config)
+    layers = layer_stacks.convert(params, stack=False)
+    arrays = family.table.params_to_hf(
+        layers, dataclasses.replace(config, scan_layers=False)
+    )
+    stored = families.widest_dtype(arrays.values()) if dtype is None else dtype
+    attributes = family.table.config_to_hf(config)
+    attributes["dtype"] = attributes["torch_dtype"] = np.dtype(stored).name
+    shards = list(_shards(arrays, dtype, max_shard_bytes))
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    else:
+        names = [
+            f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            for number in range(1, len(shards) + 1)
+        ]
+    for name, shard in zip(names, shards, strict=True):
+        safetensors.save(folder / name, shard, dtype)
+    if len(shards) > 1:
+        total = sum(_num_bytes(array, dtype) for array in arrays.values())
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {
+                array: name
+                for name, shard in zip(names, shards, strict=True)
+                for array in shard
+            },
+        }
+        _write_json(folder / "model.safetensors.index.json", index)
+    _write_json(folder / "config.json", attributes)
+    return [folder / name for name in names]
+
+
+def _shards(
+    arrays: Mapping[str, np.ndarray], dtype: Any, max_bytes: int
+) -> Iterator[dict[str, np.ndarray]]:
+    shard: dict[str, np.ndarray] = {}
+    size = 0
+    for name, array in arrays.items():
+        num_bytes = _num_bytes(array, dtype)
+        if shard and size + num_bytes > max_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = array
+        size += num_bytes
+    yield shard
+
+
+def _num_bytes(array: np.ndarray, dtype: Any) -> int:
+    return array.size * safetensors.stored_dtype(array, dtype).itemsize
+
+
+def _write_json(path: pathlib.Path, content: Any) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def find(source: str | os.PathLike, *, download: bool = False) -> pathlib.Path:
+    """Folder of a checkpoint: itself, or where the hub's cache keeps a repository.
+
+    Args:
+      source: A folder, "owner/name", or a name of the ProtTrans authors' repositories.
+      download: Whether it may be fetched if it is not in the cache.
+
+    Raises:
+      FileNotFoundError: It is nowhere; says where was looked and what to do.
+    """
+    folder = pathlib.Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    repository = str(source)
+    if "/" not in repository:
+        repository = f"{_ORGANISATION}/{repository}"
+    looks_like_path = (
+        repository.startswith(("/", ".", "~")) or repository.count("/") > 1
+    )
+    if looks_like_path:
+        raise FileNotFoundError(f"{source}: no such folder.")
+    cached = _cached(repository)
+    if cached is not None:
+        return cached
+    if not download:
+        raise FileNotFoundError(
+            f"{source}: no such folder, and {repository} is not in {cache_dir()}. To "
+            f"fetch it run `hf download {repository}`, or ask for it here with "
+            "download=True (--download on the command line)."
+        )
+    return _download(repository)
+
+
+def cache_dir() -> pathlib.Path:
+    """Where Hugging Face's libraries keep what they download."""
+    if "HF_HUB_CACHE" in os.environ:
+        return pathlib.Path(os.environ["HF_HUB_CACHE"]).expanduser()
+    home = os.environ.get("HF_HOME")
+    if home is None:
+        cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+        home = os.path.join(cache, "huggingface")
+    return pathlib.Path(home).expanduser() / "hub"
+
+
+def _cached(repository: str) -> pathlib.Path | None:
+    """The newest snapshot of a repository that is complete enough to read."""
+    root = cache_dir() / f"models--{repository.replace('/', '--')}"
+    main = root / "refs" / "main"
+    names = [main.read_text().strip()] if main.exists() else []
+    snapshots = root / "snapshots"
+    if snapshots.is_dir():
+        names += sorted(path.name for path in snapshots.iterdir())
+    for name in names:
+        folder = snapshots / name
+        weights = [folder / name for name in _WEIGHT_FILES]
+        weights += [folder / f"{name}.index.json" for name in _WEIGHT_FILES]
+        if (folder / "config.json").exists() and any(map(pathlib.Path.exists, weights)):
+            return folder
+    return None
+
+
+def _download(repository: str) -> pathlib.Path:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise FileNotFoundError(
+            f"{repository} must be fetched, which needs huggingface_hub: `pip install "
+            "huggingface_hub`. Or put the repository's files into a folder and give "
+            "that."
+        ) from None
+    try:
+        files = huggingface_hub.list_repo_files(repository)
+        suffix = ".safetensors"
+        if not any(name.endswith(suffix) for name in files):
+            suffix = ".bin"
+        # Exact names: repositories also keep older snapshots beside the weights.
+        stem = "model" if suffix == ".safetensors" else "pytorch_model"
+        patterns = ["config.json", f"{stem}{suffix}", f"{stem}{suffix}.index.json"]
+        patterns.append(f"{stem}-*-of-*{suffix}")
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(repository, allow_patterns=patterns)
+        )
+    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FileNotFoundError(
+            f"{repository} could not be fetched: {first}. Check the name and the "
+            "network, or put its files into a folder and give that."
+        ) from error

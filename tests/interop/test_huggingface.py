@@ -1,0 +1,327 @@
+"""Folders in Hugging Face's layout. Oracle: transformers and files it wrote."""
+
+import json
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from prottrans_jax.interop import families, huggingface, safetensors
+from prottrans_jax.models import t5
+
+T5 = t5.T5Config(
+    vocab_size=31,
+    num_layers=2,
+    num_decoder_layers=3,
+    num_heads=3,
+    head_dim=4,
+    d_model=10,
+    d_ff=14,
+    scan_layers=False,
+)
+
+
+def random_params(config, dtype=np.float32, seed=7):
+    """Like the model's, but no two numbers alike."""
+    import jax
+
+    shapes = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32).astype(dtype), shapes
+    )
+
+
+def assert_same(ours, theirs):
+    import jax
+
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+
+    def check(path, x, y):
+        assert x.dtype == y.dtype, path
+        assert np.array_equal(x, y), path
+
+    jax.tree_util.tree_map_with_path(check, ours, theirs)
+
+
+# Folders with every array bit-equal after reading and writing.
+PARITY = [
+    "parity/dev/t5/v10",
+    "parity/dev/t5/encoder_fp16",
+    "data/interop/hf_tiny/prot_t5",
+    "data/interop/hf_tiny/prot_t5_half_enc",
+]
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("name", PARITY)
+def test_there_and_back_is_bit_equal(shared, tmp_path, name, scan_layers):
+    checkpoint = huggingface.read(shared / name, scan_layers=scan_layers)
+    huggingface.write(tmp_path, checkpoint.config, checkpoint.params)
+    theirs = huggingface.read_arrays(shared / name)
+    ours = huggingface.read_arrays(tmp_path)
+    # transformers does not write the tied copies either.
+    assert theirs.keys() - ours.keys() <= {"encoder.embed_tokens.weight"}
+    assert ours.keys() <= theirs.keys()
+    for array, values in ours.items():
+        assert values.dtype == theirs[array].dtype
+        assert values.tobytes() == theirs[array].tobytes(), array
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 1000])
+def test_types_and_shards(tmp_path, dtype, max_shard_bytes):
+    params = random_params(T5, np.dtype(dtype))
+    files = huggingface.write(tmp_path, T5, params, max_shard_bytes=max_shard_bytes)
+    assert (len(files) > 1) == (max_shard_bytes == 1000)
+    assert all(path.exists() for path in files)
+    checkpoint = huggingface.read(tmp_path)
+    assert checkpoint.family is families.FAMILIES["t5"]
+    assert checkpoint.stored_dtype == np.dtype(dtype)
+    assert_same(checkpoint.params, params)
+
+
+def test_cast_on_the_way_out_and_in(tmp_path):
+    params = random_params(T5)
+    huggingface.write(tmp_path, T5, params, dtype="float16")
+    checkpoint = huggingface.read(tmp_path, param_dtype="bfloat16", dtype="bfloat16")
+    assert checkpoint.stored_dtype == np.float16
+    assert checkpoint.config.dtype == ml_dtypes.bfloat16
+    ours = checkpoint.params["encoder"]["layers_1"]["mlp"]["wi"]["kernel"]
+    expected = params["encoder"]["layers_1"]["mlp"]["wi"]["kernel"]
+    assert ours.dtype == ml_dtypes.bfloat16
+    expected = expected.astype(np.float16).astype(ml_dtypes.bfloat16)
+    assert np.array_equal(ours, expected)
+
+
+def test_mixed_types_are_held_without_loss(tmp_path):
+    # Files of half precision made by transformers keep T5's `wo` in float32.
+    arrays = families.FAMILIES["t5"].table.params_to_hf(random_params(T5), T5)
+    half = {
+        name: x if name.endswith("wo.weight") else x.astype(np.float16)
+        for name, x in arrays.items()
+    }
+    attributes = families.FAMILIES["t5"].table.config_to_hf(T5)
+    (tmp_path / "config.json").write_text(json.dumps(attributes))
+    safetensors.save(tmp_path / "model.safetensors", half)
+    checkpoint = huggingface.read(tmp_path)
+    assert checkpoint.stored_dtype == np.float32
+    tree = checkpoint.params["encoder"]["layers_0"]["mlp"]
+    assert np.array_equal(
+        tree["wo"]["kernel"],
+        arrays["encoder.block.0.layer.1.DenseReluDense.wo.weight"].T,
+    )
+
+
+def test_unstacked_parameters_are_views_of_the_file(tmp_path):
+    huggingface.write(tmp_path, T5, random_params(T5))
+    leaf = huggingface.read(tmp_path).params["encoder"]["layers_0"]["mlp"]["wi"][
+        "kernel"
+    ]
+    while not isinstance(leaf, np.memmap):
+        assert leaf is not None
+        leaf = leaf.base
+
+
+# A folder, as transformers makes it, of each family: class, attributes of its config.
+T5_ATTRIBUTES = dict(
+    vocab_size=31, num_layers=2, num_heads=3, d_kv=4, d_model=10, d_ff=14
+)
+TRANSFORMERS = {
+    "t5": ("T5ForConditionalGeneration", T5_ATTRIBUTES),
+    "t5 encoder": ("T5EncoderModel", T5_ATTRIBUTES),
+    "t5 1.1": (
+        "T5ForConditionalGeneration",
+        {
+            **T5_ATTRIBUTES,
+            "num_decoder_layers": 3,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+SAVED = ["safetensors", "shards", "bin", "bin shards", "bin before 1.6"]
+
+
+def transformers_model(name):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    class_name, attributes = TRANSFORMERS[name]
+    model_class = getattr(transformers, class_name)
+    torch.manual_seed(11)
+    model = model_class(model_class.config_class(**attributes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Norms and biases too: nothing may match by accident.
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return model
+
+
+def save_in_form(model, folder, form):
+    import torch
+
+    if not form.startswith("bin"):
+        shards = {"max_shard_size": "1KB"} if form == "shards" else {}
+        model.save_pretrained(folder, **shards)
+        return
+    # transformers 5 writes no such file any more.
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    state = model.state_dict()
+    if form != "bin shards":
+        zip_format = form == "bin"
+        torch.save(
+            state,
+            folder / "pytorch_model.bin",
+            _use_new_zipfile_serialization=zip_format,
+        )
+        return
+    names = list(state)
+    files = {
+        name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin"
+        for i, name in enumerate(names)
+    }
+    for file in set(files.values()):
+        torch.save({n: state[n] for n in names if files[n] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": files})
+    )
+
+
+def outputs(model):
+    import torch
+
+    torch.manual_seed(13)
+    ids = torch.randint(3, model.config.vocab_size, (2, 9))
+    inputs = {"input_ids": ids}
+    if getattr(model.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids[:, :5]
+    with torch.no_grad():
+        return model(**inputs)[0].numpy()
+
+
+@pytest.mark.parametrize("form", SAVED)
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_to_ours_to_transformers(tmp_path, name, form):
+    model = transformers_model(name)
+    (tmp_path / "theirs").mkdir()
+    save_in_form(model, tmp_path / "theirs", form)
+    checkpoint = huggingface.read(tmp_path / "theirs", scan_layers=True)
+    shard = 10**9 if form == "safetensors" else 1000
+    huggingface.write(
+        tmp_path / "ours", checkpoint.config, checkpoint.params, max_shard_bytes=shard
+    )
+    again, info = type(model).from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    ours, theirs = again.state_dict(), model.state_dict()
+    assert set(ours) == set(theirs)
+    for parameter, value in theirs.items():
+        assert ours[parameter].numpy().tobytes() == value.numpy().tobytes(), parameter
+    assert np.array_equal(outputs(again.eval()), outputs(model))
+
+
+def fake_cache(root, repository, folder, *, revision="a1b2"):
+    """The hub's cache: snapshots of links to blobs, and a name for one of them."""
+    repository = root / f"models--{repository.replace('/', '--')}"
+    snapshot = repository / "snapshots" / revision
+    (repository / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in folder.iterdir():
+        shutil.copy(path, repository / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(repository / "blobs" / path.name)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+
+
+def test_released_names_are_found_in_the_cache(tmp_path, monkeypatch):
+    huggingface.write(tmp_path / "made", T5, random_params(T5))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    fake_cache(tmp_path / "cache", "Rostlab/prot_t5_xl_uniref50", tmp_path / "made")
+    for name in ("prot_t5_xl_uniref50", "Rostlab/prot_t5_xl_uniref50"):
+        assert_same(huggingface.read(name).params, random_params(T5))
+
+
+def test_a_name_that_is_nowhere_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="hf download Rostlab/prot_bert`") as e:
+        huggingface.read("prot_bert")
+    assert str(tmp_path) in str(e.value)
+    with pytest.raises(FileNotFoundError, match=r"\./prot_bert: no such folder"):
+        huggingface.read("./prot_bert")
+
+
+def test_download_fetches_only_the_weights_that_are_read(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    huggingface.write(tmp_path / "made", T5, random_params(T5))
+    listed = ["config.json", "spiece.model", "model.safetensors", "tf_model.h5"]
+    listed += ["pytorch_model.bin", "pytorch_model_600k.bin"]
+    asked = {}
+
+    def snapshot_download(repository, allow_patterns):
+        asked[repository] = allow_patterns
+        return str(tmp_path / "made")
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "list_repo_files", lambda repository: listed)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    checkpoint = huggingface.read("prot_t5_xl_bfd", download=True)
+    assert_same(checkpoint.params, random_params(T5))
+    patterns = asked["Rostlab/prot_t5_xl_bfd"]
+    import fnmatch
+
+    fetched = [x for x in listed if any(fnmatch.fnmatch(x, p) for p in patterns)]
+    assert fetched == ["config.json", "model.safetensors"]
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        huggingface.read(tmp_path)
+    files = huggingface.write(tmp_path, T5, random_params(T5), max_shard_bytes=4000)
+    files[1].unlink()
+    with pytest.raises(FileNotFoundError, match=files[1].name):
+        huggingface.read(tmp_path)
+    for path in [*files, tmp_path / "model.safetensors.index.json"]:
+        path.unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match=r"There is config\.json"):
+        huggingface.read(tmp_path)
+
+
+def test_weights_are_not_overwritten(tmp_path):
+    huggingface.write(tmp_path, T5, random_params(T5))
+    with pytest.raises(FileExistsError, match=r"model\.safetensors exists"):
+        huggingface.write(tmp_path, T5, random_params(T5))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "name"),
+    [
+        ({"model_type": "t5"}, "t5"),
+        ({"model_type": "transfo-xl"}, "transformer_xl"),
+        ({"architectures": ["T5WithLMHeadModel"]}, "t5"),
+        ({"architectures": ["BertForMaskedLM"], "hidden_size": 4}, "bert"),
+        ({"architectures": ["AlbertModel"]}, "albert"),
+        ({"architectures": ["TransfoXLLMHeadModel"]}, "transformer_xl"),
+        ({"d_kv": 4}, "t5"),
+        ({"hidden_size": 4, "inner_group_num": 1}, "albert"),
+        ({"d_inner": 4, "n_layer": 2}, "xlnet"),
+        ({"d_inner": 4, "adaptive": True}, "transformer_xl"),
+    ],
+)
+def test_family_of_a_configuration(attributes, name):
+    assert families.family_of(attributes).name == name
+
+
+def test_a_foreign_family_is_refused_by_name():
+    with pytest.raises(ValueError, match="'llama'"):
+        families.family_of({"model_type": "llama"})
+    with pytest.raises(ValueError, match="Add model_type"):
+        families.family_of({"vocab_size": 3})
+
+
+def test_special_ids_come_from_the_vocabulary():
+    assert families.FAMILIES["t5"].suffix_ids == (1,)
+    assert families.FAMILIES["bert"].prefix_ids == (2,)
+    assert families.FAMILIES["bert"].suffix_ids == (3,)
