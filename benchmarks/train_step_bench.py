@@ -54,7 +54,7 @@ def make_batches(sequences: list[bytes], rows: int) -> dict[str, list[dict]]:
             objective.vocabulary.byte_table[letters], lengths[order], keys[order]
         )
         splits = np.cumsum([0] + [len(g) for g in groups])
-        features = assembly.assemble(pieces, splits, (length, length))
+        features = assembly.assemble(pieces.streams, splits, (length, length))
         return {"features": features, "residues": int(lengths[order].sum())}
 
     row_of, num_rows = packing.pack(objective.num_tokens(lengths), (LENGTH, LENGTH))

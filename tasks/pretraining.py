@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import seqio
 
-from prottrans_jax.data import preprocessors, sources, vocabularies
+from prottrans_jax.data import preprocessors, sources
 
-# Name after the corpus -> preprocessor. Vocabulary: ProtT5's.
+# Name after the corpus -> preprocessor, which knows its vocabulary.
 OBJECTIVES: dict[str, Callable[[], preprocessors.Corrupt]] = {
+    # T5
     # ProtT5's own
     "iid_denoise": preprocessors.iid_denoise,
     # the same, random tokens drawn as the T5 library draws them
@@ -17,6 +18,9 @@ OBJECTIVES: dict[str, Callable[[], preprocessors.Corrupt]] = {
         mean_span_length=1.0
     ),
     "masked_reconstruction": preprocessors.masked_reconstruction,
+    # BERT
+    "masked_lm": preprocessors.masked_lm,
+    "masked_lm_pairs": lambda: preprocessors.masked_lm(pairs=True),
 }
 
 
@@ -27,6 +31,6 @@ def add(corpus: str) -> None:
             f"{corpus}_{name}",
             source=sources.RecordSource(corpus),
             preprocessors=preprocessors.pretraining(corrupt()),
-            output_features=preprocessors.output_features(vocabularies.PROT_T5),
+            output_features=preprocessors.output_features(corrupt()),
             metric_fns=[],
         )

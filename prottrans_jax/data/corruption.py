@@ -1,4 +1,4 @@
-"""What is hidden from the encoder and what the decoder must say: the objectives.
+"""What is hidden from the encoder and what the decoder must say: T5's objectives.
 
 One implementation in NumPy, over the residues of many pieces laid end to end, serves
 both the index path (`loader`) and SeqIO (`preprocessors`). Random draws depend on the
@@ -10,15 +10,34 @@ tokenizer have it; `</s>` itself is never corrupted.
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
 
 import jaxtyping
 import numpy as np
 
 from prottrans_jax import vocabulary as vocabulary_lib
-from prottrans_jax.data import random_bits
+from prottrans_jax.data import random_bits, substitution
+from prottrans_jax.data import streams as streams_lib
 
-Lengths = jaxtyping.Int64[np.ndarray, " pieces"]
+Lengths = streams_lib.Lengths
+
+INPUTS = streams_lib.Layout(
+    length="inputs",
+    prefix="encoder_",
+    fields={"input_tokens": streams_lib.Field(np.int32, task_feature="inputs")},
+)
+TARGETS = streams_lib.Layout(
+    length="targets",
+    prefix="decoder_",
+    fields={
+        # The targets one place later: it needs no name of its own in an example.
+        "input_tokens": streams_lib.Field(np.int32),
+        "target_tokens": streams_lib.Field(np.int32, task_feature="targets"),
+        "loss_weights": streams_lib.Field(
+            np.float32, task_feature="targets_loss_weights"
+        ),
+        "corrupted": streams_lib.Field(np.int32, task_feature="targets_corrupted"),
+    },
+)
 
 # What a target token is to the encoder (feature `decoder_corrupted`).
 INTACT, MASKED, SUBSTITUTED = 0, 1, 2
@@ -47,40 +66,46 @@ class Corrupted:
     loss_weights: np.ndarray
     corrupted: np.ndarray
 
+    @property
+    def streams(self) -> tuple[streams_lib.Stream, ...]:
+        """As `streams.Pieces.streams`.
 
-@runtime_checkable
-class Objective(Protocol):
-    """A way to corrupt. Frozen: its repr goes into the state of a loader."""
+        The decoder's input is its targets one place later, from pad (0) at the start of
+        each piece: no piece sees another's last token.
+        """
+        shifted = np.empty_like(self.targets)
+        shifted[1:] = self.targets[:-1]
+        shifted[np.cumsum(self.target_lengths) - self.target_lengths] = 0
+        values = {
+            "input_tokens": shifted,
+            "target_tokens": self.targets,
+            "loss_weights": self.loss_weights,
+            "corrupted": self.corrupted,
+        }
+        return (
+            streams_lib.Stream(
+                INPUTS, self.input_lengths, {"input_tokens": self.inputs}
+            ),
+            streams_lib.Stream(TARGETS, self.target_lengths, values),
+        )
+
+
+class _EncoderDecoder:
+    """Shared by all objectives of T5."""
 
     @property
-    def vocabulary(self) -> vocabulary_lib.Vocabulary:
-        """Whose ids these are."""
+    def layouts(self) -> tuple[streams_lib.Layout, ...]:
+        """As `streams.Objective.layouts`."""
+        return INPUTS, TARGETS
 
-    def num_tokens(
-        self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
-    ) -> jaxtyping.Int64[np.ndarray, "pieces 2"]:
-        """Tokens (inputs, targets) of pieces of `lengths` residues, `</s>` included."""
-
-    def max_residues(self, inputs_length: int, targets_length: int) -> int:
-        """Residues of the longest piece that fits into rows of these lengths."""
-
-    def corrupt(
-        self,
-        residues: jaxtyping.UInt8[np.ndarray, " residues"],
-        lengths: Lengths,
-        keys: jaxtyping.UInt64[np.ndarray, " pieces"],
-    ) -> Corrupted:
-        """Corrupts pieces laid end to end.
-
-        Args:
-          residues: ids of all pieces.
-          lengths: residues of each piece.
-          keys: stream of random bits of each piece.
-        """
+    @property
+    def in_lanes(self) -> bool:
+        """As `streams.Objective.in_lanes`."""
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
-class _TokenByToken:
+class _TokenByToken(_EncoderDecoder):
     """Shared by the objectives that keep the length: target i is residue i."""
 
     vocabulary: vocabulary_lib.Vocabulary = dataclasses.field(
@@ -103,11 +128,11 @@ class _TokenByToken:
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces 2"]:
-        """As `Objective.num_tokens`: one more than residues, in both."""
+        """As `streams.Objective.num_tokens`: one more than residues, in both."""
         return np.repeat(np.asarray(lengths, np.int64)[:, None] + 1, 2, axis=1)
 
     def max_residues(self, inputs_length: int, targets_length: int) -> int:
-        """As `Objective.max_residues`."""
+        """As `streams.Objective.max_residues`."""
         return _at_least_one(
             min(inputs_length, targets_length) - 1, inputs_length, targets_length
         )
@@ -118,7 +143,7 @@ class _TokenByToken:
         lengths: Lengths,
         keys: jaxtyping.UInt64[np.ndarray, " pieces"],
     ) -> Corrupted:
-        """As `Objective.corrupt`."""
+        """As `streams.Objective.corrupt`."""
         eos = _eos_id(self.vocabulary)
         ends = np.cumsum(lengths + 1) - 1  # of each piece, where its </s> stands
         targets = np.full(len(residues) + len(lengths), eos, np.uint8)
@@ -178,15 +203,7 @@ class _TokenByToken:
         if self.random_tokens == "all_ids":
             # T5's noise_token_to_random_token: uniform over [3, vocab_size).
             return 3 + random_bits.below(bits, self.vocabulary.size - 3)
-        amino_acids = self.vocabulary.residue_ids
-        count = len(amino_acids)
-        rank = np.full(self.vocabulary.size, count)
-        rank[amino_acids] = np.arange(count)
-        rank = rank[originals]
-        known = rank < count
-        # One of the 19 others; instead of X, one of all 20.
-        draw = random_bits.below(bits, np.where(known, count - 1, count))
-        return amino_acids[np.where(known, (rank + 1 + draw) % count, draw)]
+        return substitution.another_amino_acid(self.vocabulary, originals, bits)
 
     def _loss_weights(self, corrupted: np.ndarray) -> np.ndarray:
         return np.ones(len(corrupted), np.float32)
@@ -249,7 +266,7 @@ class MaskedReconstruction(_TokenByToken):
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption:
+class SpanCorruption(_EncoderDecoder):
     """T5's span corruption (Raffel et al. 2020, section 3.1.4).
 
     Counts are functions of the length alone, as `random_spans_noise_mask` of the T5
@@ -298,14 +315,14 @@ class SpanCorruption:
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces 2"]:
-        """As `Objective.num_tokens`."""
+        """As `streams.Objective.num_tokens`."""
         lengths = np.asarray(lengths, np.int64)
         noise, spans = self.counts(lengths)
         in_inputs = np.where(lengths < 2, 0, spans)
         return np.stack([lengths - noise + in_inputs + 1, noise + spans + 1], axis=1)
 
     def max_residues(self, inputs_length: int, targets_length: int) -> int:
-        """As `Objective.max_residues`; never so many that the sentinels run out."""
+        """As `streams.Objective.max_residues`; the sentinels suffice for it."""
         limit = 2 * (inputs_length + targets_length)
         lengths = np.arange(limit + 1)
         fits = (self.num_tokens(lengths) <= [inputs_length, targets_length]).all(1)
@@ -320,7 +337,7 @@ class SpanCorruption:
         lengths: Lengths,
         keys: jaxtyping.UInt64[np.ndarray, " pieces"],
     ) -> Corrupted:
-        """As `Objective.corrupt`."""
+        """As `streams.Objective.corrupt`."""
         noise, spans = self.counts(lengths)
         if spans.size and spans.max() > self.vocabulary.num_sentinels:
             raise ValueError(
@@ -387,7 +404,7 @@ def _segment(
             f"{len(items)} pieces of up to {items.max()} residues at once; at most "
             f"{(1 << 20) - 1} of {(1 << 16) - 1}."
         )
-    place = _ordinals(places)
+    place = streams_lib.ordinals(places)
     piece = np.repeat(np.arange(len(items)), places)
     bits = random_bits.fold(random_bits.fold(keys, stream)[piece], place)
     sortable = piece.astype(np.uint64) << np.uint64(44)
@@ -403,12 +420,6 @@ def _segment(
     return np.diff(np.flatnonzero(is_first))
 
 
-def _ordinals(counts: Lengths) -> jaxtyping.Int64[np.ndarray, " total"]:
-    """0 .. count - 1 for each of `counts`, end to end."""
-    begins = np.cumsum(counts) - counts
-    return np.arange(int(counts.sum())) - np.repeat(begins, counts)
-
-
 def _eos_id(vocabulary: vocabulary_lib.Vocabulary) -> int:
     if vocabulary.eos_id is None:
         raise ValueError(f"{vocabulary.name} has no </s>: it is no vocabulary for T5.")
@@ -416,9 +427,8 @@ def _eos_id(vocabulary: vocabulary_lib.Vocabulary) -> int:
 
 
 def _at_least_one(residues: int, inputs_length: int, targets_length: int) -> int:
-    if residues < 1:
-        raise ValueError(
-            f"rows of {inputs_length} inputs and {targets_length} targets have no room "
-            "for one residue and </s>."
-        )
-    return residues
+    return streams_lib.at_least_one(
+        residues,
+        f"{inputs_length} inputs and {targets_length} targets have no room for one "
+        "residue and </s>",
+    )

@@ -1,7 +1,7 @@
 """Batches of a run as a pure function of (seed, row): the index path.
 
 Row r of a run is found from record lengths alone (`rows`), read by random access and
-corrupted by stateless draws (`corruption`). So any host makes its own part of any
+corrupted by stateless draws. So any host makes its own part of any
 batch, a run resumes on any number of hosts at once, and step N can be replayed.
 
 What each draw depends on: the order of records on (seed, epoch); a crop and a
@@ -20,11 +20,13 @@ import seqio
 
 from prottrans_jax.data import (
     assembly,
+    lanes,
     packing,
     preprocessors,
     random_bits,
     records,
     sources,
+    streams,
 )
 from prottrans_jax.data import (
     order as order_lib,
@@ -81,7 +83,8 @@ class RowLoader:
             preprocessors those of `preprocessors.pretraining`.
           split: "train" or "validation".
           batch_size: rows of the global batch.
-          feature_lengths: tokens of a row, {"inputs": 512, "targets": 512}.
+          feature_lengths: tokens of a row, {"inputs": 512, "targets": 512} for T5,
+            {"inputs": 512} for all others.
           pack: several proteins a row; else one, as ProtT5 was trained.
           shuffle: new order in every epoch; else the order of the records.
           seed: of order, crops and corruption.
@@ -105,8 +108,16 @@ class RowLoader:
                 f"{', '.join(packing.LONG_SEQUENCES)}."
             )
         self.batch_size = batch_size
-        self._lengths = _feature_lengths(feature_lengths)
         self._components = _components(task, split, data_dir)
+        self._layouts = _layouts(self._components)
+        self._lengths = _row_lengths(feature_lengths, self._layouts)
+        self._in_lanes = self._components[0].corrupt.objective.in_lanes
+        if self._in_lanes and (not pack or long_sequences != "split"):
+            raise ValueError(
+                f"pack={pack}, long_sequences={long_sequences!r}: rows that go on in "
+                "the next batch hold proteins end to end and uncut, so pack=True and "
+                "long_sequences='split'."
+            )
         self._task_name = task if isinstance(task, str) else task.name
         self._split_name = split
         self._settings: dict[str, Any] = {
@@ -125,30 +136,38 @@ class RowLoader:
             block_records=block_records,
         )
         self._row_offset = 0
-        self._plan = self._new_plan(rows_lib.Anchor(0, 0))
+        self._plan = self._new_plan(None)
 
-    def _new_plan(self, anchor: rows_lib.Anchor) -> rows_lib.RowPlan:
+    def _new_plan(
+        self, anchor: Mapping[str, Any] | None
+    ) -> rows_lib.RowPlan | lanes.LanePlan:
+        parts = [
+            rows_lib.Source(c.split.lengths, c.corrupt.objective)
+            for c in self._components
+        ]
+        if self._in_lanes:
+            return lanes.LanePlan(
+                parts,
+                self._order,
+                self.batch_size,
+                self._lengths[0],
+                num_epochs=self._settings["num_epochs"],
+                anchor=lanes.Anchor(**anchor) if anchor else None,
+            )
         return rows_lib.RowPlan(
-            [
-                rows_lib.Source(c.split.lengths, c.corrupt.objective)
-                for c in self._components
-            ],
+            parts,
             self._order,
             self._lengths,
             pack=self._settings["pack"],
             long_sequences=self._settings["long_sequences"],
             num_epochs=self._settings["num_epochs"],
-            anchor=anchor,
+            anchor=rows_lib.Anchor(**anchor) if anchor else rows_lib.Anchor(0, 0),
         )
 
     @property
     def feature_shapes(self) -> dict[str, tuple[int, int]]:
         """Shape of each feature of a global batch."""
-        inputs, targets = self._lengths
-        return {
-            name: (self.batch_size, inputs if name.startswith("encoder") else targets)
-            for name in assembly.FEATURES
-        }
+        return assembly.feature_shapes(self._layouts, self.batch_size, self._lengths)
 
     @property
     def num_batches(self) -> int | None:
@@ -161,7 +180,7 @@ class RowLoader:
     def batch(
         self, index: int, rows: slice | Sequence[int] | np.ndarray = slice(None)
     ) -> dict[str, np.ndarray]:
-        """Part of global batch `index`; see `assembly.FEATURES`.
+        """Part of global batch `index`: the features of the objective's layouts.
 
         Args:
           index: of the batch, 0 or more.
@@ -176,7 +195,10 @@ class RowLoader:
         corrupted = self._corrupt(pieces)
         # Rows beyond the end are empty.
         splits = np.pad(pieces.splits, (0, count - len(numbers)), mode="edge")
-        batch = assembly.assemble(corrupted, splits, self._lengths)
+        numbering = None
+        if pieces.window is not None:
+            numbering = assembly.Numbering(pieces.window.segment, pieces.window.first)
+        batch = assembly.assemble(corrupted, splits, self._lengths, numbering)
         return batch if place is None else {k: v[place] for k, v in batch.items()}
 
     def _row_numbers(
@@ -203,7 +225,7 @@ class RowLoader:
             numbers = numbers[numbers < self._plan.total_rows()]
         return numbers, place, len(within)
 
-    def _corrupt(self, pieces: rows_lib.RowBlock) -> Any:
+    def _corrupt(self, pieces: rows_lib.RowBlock) -> tuple[streams.Stream, ...]:
         """Reads and corrupts pieces, kept in their order."""
         parts, order = [], []
         for c, component in enumerate(self._components):
@@ -224,11 +246,12 @@ class RowLoader:
             key = random_bits.key(self._settings["seed"], order_lib.CORRUPT, c)
             keys = random_bits.fold(random_bits.fold(key, pieces.epoch[mine]), record)
             keys = random_bits.fold(keys, start)
-            parts.append(objective.corrupt(residues, length, keys))
+            parts.append(objective.corrupt(residues, length, keys).streams)
             order.append(mine)
-        if len(parts) == 1:
-            return parts[0]
-        return assembly.merge(parts, order)
+        made = parts[0] if len(parts) == 1 else streams.merge(parts, order)
+        if pieces.window is None:
+            return made
+        return tuple(s.take(pieces.window.first, pieces.window.count) for s in made)
 
     def example_ids(
         self, index: int, rows: slice | Sequence[int] | np.ndarray = slice(None)
@@ -245,10 +268,10 @@ class RowLoader:
     def state(self, next_index: int) -> dict[str, Any]:
         """What `restore` needs to go on with batch `next_index`; plain JSON."""
         row = self._row_offset + next_index * self.batch_size
-        if self.num_batches is not None and row >= self._plan.total_rows():
-            anchor = rows_lib.Anchor(0, 0)
-        else:
-            anchor = self._plan.anchor(row)
+        within = row
+        if self._settings["num_epochs"] is not None:
+            within = min(row, self._plan.total_rows() - 1)
+        anchor = self._plan.anchor(within)
         return {
             "version": STATE_VERSION,
             "next_row": row,
@@ -273,6 +296,8 @@ class RowLoader:
                 for c in self._components
             ],
             **self._settings,
+            # The number of lanes decides what is in them.
+            **({"lanes": self.batch_size} if self._in_lanes else {}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> int:
@@ -298,7 +323,7 @@ class RowLoader:
                 + "\nGive the loader what the run had, or start in a new folder."
             )
         index, self._row_offset = divmod(int(state["next_row"]), self.batch_size)
-        self._plan = self._new_plan(rows_lib.Anchor(**state["anchor"]))
+        self._plan = self._new_plan(state["anchor"])
         return index
 
     @property
@@ -321,25 +346,27 @@ class RowLoader:
     def describe(self) -> dict[str, Any]:
         """Size of the data and how full the rows are, from the first block of records.
 
-        `fill`: share of the tokens of the encoder's rows that are not padding;
-        `decoder_fill`: the same of the decoder's. `residue_fill`: residues a token of
-        the encoder's rows, so without </s>; span corruption hides residues behind fewer
-        sentinels and may exceed 1.
+        `fill`: share of the tokens of a row that are not padding, of the encoder's rows
+        where there are two; `decoder_fill`: the same of the decoder's. `residue_fill`:
+        residues a token, so without special ones; span corruption hides residues
+        behind fewer sentinels and may exceed 1. Lanes are full but for their ends.
         """
+        num_records = sum(self._order.sizes)
+        num_residues = sum(c.split.num_residues for c in self._components)
+        description: dict[str, Any] = {"records": num_records, "residues": num_residues}
+        if isinstance(self._plan, lanes.LanePlan):
+            return description
         block = self._plan.block(0)
-        tokens = np.zeros((len(block.record), 2), np.int64)
+        tokens = np.zeros((len(block.record), len(self._layouts)), np.int64)
         for c, component in enumerate(self._components):
             mine = block.component == c
             tokens[mine] = component.corrupt.objective.num_tokens(block.length[mine])
         space = np.array(self._lengths) * max(block.num_rows, 1)
-        fill = tokens.sum(0) / space
-        num_records = sum(self._order.sizes)
+        fill = (tokens.sum(0) / space).tolist()
         seen = min(self._order.block_records, num_records)
-        description = {
-            "records": num_records,
-            "residues": sum(c.split.num_residues for c in self._components),
-            "fill": float(fill[0]),
-            "decoder_fill": float(fill[1]),
+        for layout, value in zip(self._layouts, fill, strict=True):
+            description[layout.prefix.replace("encoder_", "") + "fill"] = value
+        description |= {
             "residue_fill": float(block.length.sum() / space[0]),
             "proteins_per_row": len(block.record) / max(block.num_rows, 1),
         }
@@ -351,14 +378,28 @@ class RowLoader:
         return description
 
 
-def _feature_lengths(lengths: Mapping[str, int] | None) -> tuple[int, int]:
-    lengths = {"inputs": 512, "targets": 512} if lengths is None else dict(lengths)
-    if set(lengths) != {"inputs", "targets"}:
+def _layouts(components: list[_Component]) -> tuple[streams.Layout, ...]:
+    first, *others = components
+    for other in others:
+        if other.corrupt.objective.layouts != first.corrupt.objective.layouts:
+            raise ValueError(
+                f"tasks {first.name} and {other.name} make rows of other features: "
+                "they are for models of different families. Mix tasks of one."
+            )
+    return first.corrupt.objective.layouts
+
+
+def _row_lengths(
+    lengths: Mapping[str, int] | None, layouts: Sequence[streams.Layout]
+) -> tuple[int, ...]:
+    names = [layout.length for layout in layouts]
+    lengths = dict.fromkeys(names, 512) if lengths is None else dict(lengths)
+    if set(lengths) != set(names):
         raise ValueError(
-            f"feature_lengths has {', '.join(lengths) or 'nothing'}; it must have "
-            "inputs and targets."
+            f"feature_lengths has {' and '.join(lengths) or 'nothing'}; it must have "
+            f"{' and '.join(names)} for this task."
         )
-    return lengths["inputs"], lengths["targets"]
+    return tuple(lengths[name] for name in names)
 
 
 def _components(

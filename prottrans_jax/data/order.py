@@ -67,13 +67,17 @@ class RecordOrder:
         """Records of block `number`, counted from the start of the run."""
         per_epoch = self.blocks_per_epoch
         if per_epoch is None:
-            counter = np.arange(self.block_records) + number * self.block_records
+            first = number * self.block_records
+            return self.at(np.arange(first, first + self.block_records))
+        epoch, first = number // per_epoch, number % per_epoch * self.block_records
+        last = min(first + self.block_records, self.sizes[0])
+        return self.at(np.arange(first, last) + epoch * self.sizes[0])
+
+    def at(self, counter: jaxtyping.Int64[np.ndarray, " records"]) -> RecordBlock:
+        """Records by their number from the start of the run."""
+        component, ordinal = np.zeros(len(counter), np.int64), counter
+        if len(self.sizes) > 1:
             component, ordinal = schedule(counter, self.rates)
-        else:
-            epoch, first = number // per_epoch, number % per_epoch * self.block_records
-            last = min(first + self.block_records, self.sizes[0])
-            ordinal = np.arange(first, last) + epoch * self.sizes[0]
-            component = np.zeros(len(ordinal), np.int64)
         record = np.empty(len(ordinal), np.int64)
         sizes = np.asarray(self.sizes, np.int64)
         epochs = ordinal // sizes[component]

@@ -4,11 +4,11 @@
       "my_iid_denoise",
       source=...,                        # examples {"sequence": string}
       preprocessors=preprocessors.pretraining(preprocessors.iid_denoise()),
-      output_features=preprocessors.output_features(vocabularies.PROT_T5),
+      output_features=preprocessors.output_features(preprocessors.iid_denoise()),
   )
 
-The corruption itself is `corruption`, run on one example here and on whole batches by
-the row loader, which recognises these preprocessors in a task.
+The corruption itself is NumPy (`corruption`, `masked_lm`, ...), run on one example here
+and on whole batches by the row loader, which recognises these preprocessors in a task.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +19,16 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from prottrans_jax.data import corruption, packing, random_bits, vocabularies
-
-# Features beside inputs and targets, one number a target.
-LOSS_WEIGHTS = "targets_loss_weights"
-CORRUPTED = "targets_corrupted"
+from prottrans_jax.data import (
+    corruption,
+    packing,
+    random_bits,
+    streams,
+    vocabularies,
+)
+from prottrans_jax.data import (
+    masked_lm as masked_lm_lib,
+)
 
 _CROP = 0  # stream of an example's key
 _CORRUPT = 1
@@ -44,21 +49,39 @@ def masked_reconstruction(**options: Any) -> "Corrupt":
     return Corrupt(corruption.MaskedReconstruction(**options))
 
 
+def masked_lm(**options: Any) -> "Corrupt":
+    """BERT's, ALBERT's and ELECTRA's objective; see `masked_lm.MaskedLM`."""
+    return Corrupt(masked_lm_lib.MaskedLM(**options))
+
+
 def pretraining(corrupt: "Corrupt") -> list[Callable[..., tf.data.Dataset]]:
     """Preprocessors of a pre-training task, as `RowLoader` expects them."""
     return [Tokenize(), seqio.CacheDatasetPlaceholder(required=False), corrupt]
 
 
-def output_features(
-    vocabulary: vocabularies.ByteTableVocabulary,
-) -> dict[str, seqio.Feature]:
-    """Features of a pre-training task."""
+def output_features(corrupt: "Corrupt") -> dict[str, seqio.Feature]:
+    """Features of a pre-training task: ids, and numbers that go with each token."""
+    objective = corrupt.objective
+    vocabulary = vocabularies.ByteTableVocabulary(objective.vocabulary)
+    has_eos = objective.vocabulary.eos_id is not None
     numbers = seqio.PassThroughVocabulary(size=3)
     return {
-        "inputs": seqio.Feature(vocabulary, add_eos=True),
-        "targets": seqio.Feature(vocabulary, add_eos=True),
-        LOSS_WEIGHTS: seqio.Feature(numbers, add_eos=False, dtype=tf.float32),
-        CORRUPTED: seqio.Feature(numbers, add_eos=False),
+        name: (
+            seqio.Feature(vocabulary, add_eos=has_eos)
+            if name in ("inputs", "targets")
+            else seqio.Feature(numbers, add_eos=False, dtype=tf.as_dtype(field.dtype))
+        )
+        for name, field in task_features(objective).items()
+    }
+
+
+def task_features(objective: streams.Objective) -> dict[str, streams.Field]:
+    """Features of an example that hold one value a token, by their names in SeqIO."""
+    return {
+        field.task_feature: field
+        for layout in objective.layouts
+        for field in layout.fields.values()
+        if field.task_feature
     }
 
 
@@ -88,44 +111,52 @@ class Corrupt:
     (`crop`). Seeds come from SeqIO.
     """
 
-    objective: corruption.Objective
+    objective: streams.Objective
     long_sequences: str = "split"
     sequence_length: Mapping[str, int] | None = None
 
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Maps the dataset; `sequence_length` is set by SeqIO, None: no limit."""
         limit = None
+        layouts = self.objective.layouts
         if self.sequence_length:
             limit = self.objective.max_residues(
-                self.sequence_length["inputs"], self.sequence_length["targets"]
+                *(self.sequence_length[layout.length] for layout in layouts)
             )
+        fields = task_features(self.objective)
+        types = [tf.as_dtype(field.dtype) for field in fields.values()]
 
         def corrupt(targets: np.ndarray, seed: np.ndarray) -> list[np.ndarray]:
             key = random_bits.key(int(seed[0]), int(seed[1]))
-            return self.corrupt_record(targets, key, limit)
+            found = self.corrupt_record(targets, key, limit)
+            values = [
+                stream[name].astype(field.dtype)
+                for stream in found
+                for name, field in stream.layout.fields.items()
+                if field.task_feature
+            ]
+            return [*values, *(stream.lengths for stream in found)]
 
         @seqio.map_over_dataset(num_seeds=1)
         def one_record(example: Any, seed: Any) -> Any:
             out = tf.numpy_function(
                 corrupt,
                 [example["targets"], seed],
-                [tf.int32, tf.int64, tf.int32, tf.int64, tf.float32, tf.int32],
+                [*types, *(tf.int64 for _ in layouts)],
             )
             kept = {k: v for k, v in example.items() if k != "targets"}
             return tuple(tf.ensure_shape(o, [None]) for o in out), kept
 
         def pieces(out: Sequence[tf.Tensor], kept: Any) -> tf.data.Dataset:
-            inputs, input_lengths, targets, target_lengths, weights, corrupted = out
-            ragged = {
-                "inputs": (inputs, input_lengths),
-                "targets": (targets, target_lengths),
-                LOSS_WEIGHTS: (weights, target_lengths),
-                CORRUPTED: (corrupted, target_lengths),
+            lengths = {
+                field.task_feature: out[len(fields) + i]
+                for i, layout in enumerate(layouts)
+                for field in layout.fields.values()
             }
             parts = tf.data.Dataset.from_tensor_slices(
                 {
-                    name: tf.RaggedTensor.from_row_lengths(values, lengths)
-                    for name, (values, lengths) in ragged.items()
+                    name: tf.RaggedTensor.from_row_lengths(values, lengths[name])
+                    for name, values in zip(fields, out, strict=False)
                 }
             )
             return parts.map(lambda p: {**kept, **p})
@@ -134,16 +165,13 @@ class Corrupt:
 
     def corrupt_record(
         self, residues: np.ndarray, key: np.ndarray, limit: int | None
-    ) -> list[np.ndarray]:
+    ) -> tuple[streams.Stream, ...]:
         """Pieces of one record, corrupted.
 
         Args:
           residues: ids, [residues].
           key: of this record in this epoch, [1] uint64.
           limit: most residues of a piece, None for any number.
-
-        Returns:
-          Fields of `corruption.Corrupted`, ids as int32.
         """
         length = np.array([len(residues)])
         _, start, count = packing.cut(
@@ -156,12 +184,4 @@ class Corrupt:
             [residues[s : s + c] for s, c in zip(start, count, strict=True)]
         )
         keys = random_bits.fold(random_bits.fold(key, _CORRUPT), start)
-        out = self.objective.corrupt(residues.astype(np.uint8), count, keys)
-        return [
-            out.inputs.astype(np.int32),
-            out.input_lengths,
-            out.targets.astype(np.int32),
-            out.target_lengths,
-            out.loss_weights,
-            out.corrupted.astype(np.int32),
-        ]
+        return self.objective.corrupt(residues.astype(np.uint8), count, keys).streams

@@ -14,8 +14,8 @@ import threading
 import jaxtyping
 import numpy as np
 
-from prottrans_jax.data import corruption, packing, random_bits
 from prottrans_jax.data import order as order_lib
+from prottrans_jax.data import packing, random_bits, streams
 
 Pieces = jaxtyping.Int64[np.ndarray, " pieces"]
 
@@ -25,7 +25,7 @@ class Source:
     """One component as the plan of rows sees it: lengths and an objective."""
 
     lengths: jaxtyping.Integer[np.ndarray, " records"]
-    objective: corruption.Objective
+    objective: streams.Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,21 @@ class Anchor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Window:
+    """Which tokens of each piece are in its row, where that is not all of them.
+
+    Attributes:
+      first: first token of the piece that is in the row, 0-based.
+      count: tokens in the row.
+      segment: number of the piece along its lane, from 1.
+    """
+
+    first: Pieces
+    count: Pieces
+    segment: Pieces
+
+
+@dataclasses.dataclass(frozen=True)
 class RowBlock:
     """The rows of one block; pieces stand in the order of their rows.
 
@@ -45,6 +60,7 @@ class RowBlock:
       start: first residue of the piece within its record, 0-based.
       length: residues of the piece.
       splits: pieces of row i are splits[i] .. splits[i + 1] - 1. [rows + 1]
+      window: of rows in lanes; None: every piece is in its row in full.
     """
 
     component: Pieces
@@ -53,6 +69,7 @@ class RowBlock:
     start: Pieces
     length: Pieces
     splits: jaxtyping.Int64[np.ndarray, " rows_plus_1"]
+    window: Window | None = None
 
     @property
     def num_rows(self) -> int:
@@ -82,10 +99,19 @@ def concatenate(blocks: Sequence[RowBlock]) -> RowBlock:
         return blocks[0]
     offsets = np.cumsum([0] + [len(b.record) for b in blocks])
     splits = [b.splits[1:] + o for b, o in zip(blocks, offsets, strict=False)]
-    fields = [f.name for f in dataclasses.fields(RowBlock)][:-1]
+    names = ("component", "record", "epoch", "start", "length")
+    windows = [b.window for b in blocks if b.window is not None]
     return RowBlock(
-        **{f: np.concatenate([getattr(b, f) for b in blocks]) for f in fields},
+        **{n: np.concatenate([getattr(b, n) for b in blocks]) for n in names},
         splits=np.concatenate([[0], *splits]),
+        window=Window(
+            *(
+                np.concatenate([getattr(w, f.name) for w in windows])
+                for f in dataclasses.fields(Window)
+            )
+        )
+        if windows
+        else None,
     )
 
 
@@ -104,19 +130,19 @@ class RowPlan:
         self,
         sources: Sequence[Source],
         order: order_lib.RecordOrder,
-        feature_lengths: tuple[int, int],
+        row_lengths: tuple[int, ...],
         *,
         pack: bool,
         long_sequences: str,
         num_epochs: int | None = None,
         anchor: Anchor = Anchor(0, 0),
     ):
-        """Plans rows of `feature_lengths` (inputs, targets) tokens.
+        """Plans rows of `row_lengths` tokens, one number for each stream.
 
         Args:
           sources: the components, as `order` numbers them.
           order: the order of records.
-          feature_lengths: tokens of a row.
+          row_lengths: tokens of a row.
           pack: several pieces a row; otherwise one.
           long_sequences: see `packing.cut`.
           num_epochs: rows end after so many epochs; None: never.
@@ -124,12 +150,10 @@ class RowPlan:
         """
         self._sources = sources
         self._order = order
-        self._capacities = feature_lengths
+        self._capacities = row_lengths
         self._pack = pack
         self._long_sequences = long_sequences
-        self._max_residues = [
-            s.objective.max_residues(*feature_lengths) for s in sources
-        ]
+        self._max_residues = [s.objective.max_residues(*row_lengths) for s in sources]
         self._num_blocks: int | None = None
         if num_epochs is not None:
             if order.blocks_per_epoch is None:

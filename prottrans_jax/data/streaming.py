@@ -39,7 +39,12 @@ class StreamLoader:
     ):
         """Arguments as of `RowLoader`."""
         self.batch_size = batch_size
-        self._lengths = dict(feature_lengths or {"inputs": 512, "targets": 512})
+        self._converter = feature_converters.converter_for(
+            seqio.get_mixture_or_task(task), pack
+        )
+        self._lengths = dict(
+            feature_lengths or dict.fromkeys(self._converter.TASK_FEATURES, 512)
+        )
         self._settings: dict[str, Any] = {
             "task": task,
             "split": split,
@@ -73,8 +78,7 @@ class StreamLoader:
     @property
     def feature_shapes(self) -> dict[str, tuple[int, int]]:
         """Shape of each feature of a global batch."""
-        converter = feature_converters.DenoisingFeatureConverter()
-        lengths = converter.get_model_feature_lengths(self._lengths)
+        lengths = self._converter.get_model_feature_lengths(self._lengths)
         return {name: (self.batch_size, length) for name, length in lengths.items()}
 
     def batch(
@@ -138,7 +142,7 @@ class StreamLoader:
         dataset = seqio.get_dataset(
             self._settings["task"],
             self._lengths,
-            feature_converters.DenoisingFeatureConverter(pack=self._settings["pack"]),
+            self._converter,
             dataset_split=self._settings["split"],
             shuffle=self._settings["shuffle"],
             num_epochs=self._settings["num_epochs"],
@@ -147,7 +151,7 @@ class StreamLoader:
         finite = self._settings["num_epochs"] is not None
         dataset = dataset.batch(self.batch_size, drop_remainder=not finite)
         for found in dataset.as_numpy_iterator():
-            missing = self.batch_size - len(found["encoder_input_tokens"])
+            missing = self.batch_size - len(next(iter(found.values())))
             if missing:
                 # As RowLoader: the last batch is filled up with empty rows.
                 found = {k: np.pad(v, ((0, missing), (0, 0))) for k, v in found.items()}

@@ -16,7 +16,6 @@ from prottrans_jax.data import (
     preprocessors,
     records,
     sources,
-    vocabularies,
 )
 import prottrans_jax.tasks  # noqa: F401 (registers tasks)
 
@@ -35,11 +34,12 @@ class _FolderSource(sources.RecordSource):
 
 
 def _task(folder, name, corrupt=None):
+    corrupt = corrupt or preprocessors.iid_denoise()
     return seqio.Task(
         name,
         source=_FolderSource(folder),
-        preprocessors=preprocessors.pretraining(corrupt or preprocessors.iid_denoise()),
-        output_features=preprocessors.output_features(vocabularies.PROT_T5),
+        preprocessors=preprocessors.pretraining(corrupt),
+        output_features=preprocessors.output_features(corrupt),
     )
 
 

@@ -101,7 +101,7 @@ def test_streamed_rows_are_what_assembly_makes_of_the_same_pieces(
     assert pack == (max(counts) > 1)
     splits = np.concatenate([[0], np.cumsum(counts)])
     assert splits[-1] == len(examples)
-    ours = assembly.assemble(pieces, splits, (64, 48))
+    ours = assembly.assemble(pieces.streams, splits, (64, 48))
     for name, value in ours.items():
         np.testing.assert_array_equal(
             value, np.stack([row[name] for row in streamed]), err_msg=name

@@ -111,12 +111,14 @@ def test_same_key_gives_the_same_piece_by_seqio_and_by_batch(toy_corpus):
     ids = vocabulary.PROT_T5.encode(residues)
     corrupt = preprocessors.iid_denoise()
     key = np.array([77], np.uint64)
-    inputs, input_lengths, *_ = corrupt.corrupt_record(ids, key, 40)
-    assert input_lengths.sum() == len(inputs)
-    whole, _, targets, *_ = corrupt.corrupt_record(ids, key, None)
-    np.testing.assert_array_equal(targets[:-1], ids)
+    inputs, _ = corrupt.corrupt_record(ids, key, 40)
+    assert inputs.lengths.sum() == len(inputs["input_tokens"])
+    whole, targets = corrupt.corrupt_record(ids, key, None)
+    np.testing.assert_array_equal(targets["target_tokens"][:-1], ids)
     # The first piece has the key of the whole record: its draws are the same.
-    np.testing.assert_array_equal(inputs[:40], whole[:40])
+    np.testing.assert_array_equal(
+        inputs["input_tokens"][:40], whole["input_tokens"][:40]
+    )
 
 
 def test_missing_corpus_says_where_it_looked_and_what_to_run(tmp_path, monkeypatch):
