@@ -64,3 +64,11 @@ def softmax_cross_entropy(
     # Strictly: a dead model, whose logits are all equal, is never right.
     correct = target_logit > jnp.max(jnp.where(is_target, -jnp.inf, logits), axis=-1)
     return CrossEntropy(loss + z, nll, z, correct)
+
+
+def sigmoid_cross_entropy(
+    logits: Float[Array, "*positions"], labels: Bool[Array, "*positions"]
+) -> Float[Array, "*positions"]:
+    """Cross entropy of sigmoid(logits) with labels, in nats, float32."""
+    logits = logits.astype(jnp.float32)
+    return jax.nn.softplus(jnp.where(labels, -logits, logits))

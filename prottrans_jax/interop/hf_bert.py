@@ -1,0 +1,402 @@
+"""Hugging Face's BERT: configuration and parameters, in both directions.
+
+Also what its kin, ALBERT and ELECTRA, have in common with it.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+import dataclasses
+from typing import Any, TypeVar
+
+from absl import logging
+from flax import traverse_util
+import jax
+import numpy as np
+
+from prottrans_jax import types
+from prottrans_jax.interop import rules
+from prottrans_jax.layers import stack
+from prottrans_jax.models import bert
+
+Config = TypeVar("Config", bound=bert.EncoderConfig)
+
+# The first of theirs with a value is the one that is written.
+_ACTIVATIONS = {
+    "gelu": "gelu_exact",
+    "gelu_python": "gelu_exact",
+    "gelu_new": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+# Attributes that change no number that the model computes.
+_IGNORED = frozenset(
+    """
+    _name_or_path architectures bos_token_id chunk_size_feed_forward
+    classifier_dropout classifier_dropout_prob directionality dtype eos_token_id
+    finetuning_task generator_size gradient_checkpointing id2label
+    is_encoder_decoder label2id model_type num_labels output_attentions
+    output_hidden_states output_past pooler_fc_size pooler_num_attention_heads
+    pooler_num_fc_layers pooler_size_per_head pooler_type problem_type return_dict
+    summary_activation summary_last_dropout summary_type summary_use_proj
+    task_specific_params tokenizer_class torch_dtype transformers_version use_cache
+    """.split()
+)
+# Attributes that may stand there with the one value that is honoured.
+_FIXED: Mapping[str, Any] = {
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "is_decoder": False,
+    "pad_token_id": 0,
+    "position_embedding_type": "absolute",
+    "pruned_heads": {},
+    "torchscript": False,
+    "use_bfloat16": False,
+}
+# Heads of downstream tasks: not part of a language model, and named when left out.
+_TASK_HEADS = ("classifier.", "qa_outputs.")
+
+_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 30522,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "tie_word_embeddings": True,
+}
+_HEADS: Mapping[str, Mapping[str, bool]] = {
+    "BertModel": {"lm_head": False, "pooler": True},
+    "BertForPreTraining": {"pooler": True, "order_head": True},
+    "BertForTokenClassification": {"lm_head": False},
+    "BertForSequenceClassification": {"lm_head": False, "pooler": True},
+}
+
+
+def config_from_hf(attributes: Mapping[str, Any], **overrides: Any) -> bert.BertConfig:
+    """Our configuration from the contents of a `config.json`.
+
+    Fields that the file lacks get Hugging Face's defaults; that of ProtBert lacks
+    several. Its `architectures` decides about heads: see also `fit_config`.
+
+    Args:
+      attributes: The file's contents.
+      **overrides: Fields of `BertConfig` that the file does not decide, such as
+        `dtype`.
+
+    Raises:
+      ValueError: An attribute is unknown, or has a value not supported here.
+    """
+    fields = fields_from_hf("bert", attributes, _DEFAULTS)
+    heads = heads_of(attributes, _HEADS)
+    return bert.BertConfig(**{**fields, **heads, **overrides})
+
+
+def config_to_hf(config: bert.BertConfig) -> dict[str, Any]:
+    """Contents of a `config.json` from our configuration; inverse of the above."""
+    if config.order_head:
+        architecture = "BertForPreTraining"
+    else:
+        architecture = "BertForMaskedLM" if config.lm_head else "BertModel"
+    return fields_to_hf("bert", architecture, config)
+
+
+def fit_config(config: bert.BertConfig, names: Collection[str]) -> bert.BertConfig:
+    """The configuration with the heads that a checkpoint's names show it to have."""
+    return dataclasses.replace(
+        config,
+        lm_head="cls.predictions.transform.dense.weight" in names,
+        pooler=not {"bert.pooler.dense.weight", "pooler.dense.weight"}.isdisjoint(
+            names
+        ),
+        order_head="cls.seq_relationship.weight" in names,
+    )
+
+
+def params_from_hf(
+    checkpoint: Mapping[str, np.ndarray], config: bert.BertConfig
+) -> types.Params:
+    """Our parameters, stacked as `config.scan_layers` says, from a state dict.
+
+    Heads of downstream tasks (`classifier`) are left out, and named in the log.
+
+    Raises:
+      ValueError: Parameters are missing, left over, or of another shape.
+    """
+    return import_params(
+        checkpoint, config, _table(config), _shapes(config), "bert", "cls.predictions"
+    )
+
+
+def params_to_hf(params: types.Params, config: bert.BertConfig) -> rules.FlatParams:
+    """State dict of Hugging Face's model from our parameters (or their gradients)."""
+    arrays = export_params(params, config, _table(config))
+    if config.lm_head and not config.tie_embeddings:
+        # Theirs only ties the two biases when it ties the tables.
+        arrays["cls.predictions.decoder.bias"] = arrays["cls.predictions.bias"]
+    return arrays
+
+
+def _shapes(config: bert.BertConfig) -> types.Params:
+    return jax.eval_shape(lambda: bert.init_params(config, jax.random.key(0)))
+
+
+def _table(config: bert.BertConfig) -> list[rules.Rule]:
+    return [
+        *embedding_rules("bert"),
+        *layer_rules("bert", config.num_layers),
+        *dense_rule("bert.pooler.dense", "pooler"),
+        *dense_rule("cls.predictions.transform.dense", "lm_head/dense"),
+        *norm_rule("cls.predictions.transform.LayerNorm", "lm_head/norm"),
+        rules.Rule("cls.predictions.bias", "lm_head/bias"),
+        rules.Rule(
+            "cls.predictions.decoder.weight", "lm_head/logits_dense/kernel", True
+        ),
+        *dense_rule("cls.seq_relationship", "order_head"),
+    ]
+
+
+# Below: shared by the three families.
+
+
+def fields_from_hf(
+    model_type: str,
+    attributes: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    fixed: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Fields of our configuration from a `config.json` of BERT or its kin.
+
+    Args:
+      model_type: Theirs.
+      attributes: The file's contents.
+      defaults: Values of attributes that the file may lack.
+      fixed: Attributes besides the usual that may have one value only.
+
+    Raises:
+      ValueError: An attribute is unknown, or has a value not supported here.
+    """
+    found = attributes.get("model_type", model_type)
+    if found != model_type:
+        raise ValueError(f"model_type={found!r}; only {model_type!r} can be read here.")
+    for name, supported in {**_FIXED, **(fixed or {})}.items():
+        value = attributes.get(name)
+        if value is not None and value != supported:
+            raise ValueError(
+                f"{name}={value!r} is not supported for {model_type}, only "
+                f"{supported!r}."
+            )
+    known = {*_IGNORED, *_FIXED, *(fixed or {}), *defaults}
+    unknown = sorted(set(attributes) - known)
+    if unknown:
+        raise ValueError(
+            "config.json has attributes that are not known here and could change what "
+            "the model computes: "
+            + ", ".join(f"{name}={attributes[name]!r}" for name in unknown)
+            + ". Remove them if they do not."
+        )
+    values = {name: attributes.get(name, value) for name, value in defaults.items()}
+    if values["hidden_act"] not in _ACTIVATIONS:
+        raise ValueError(
+            f"hidden_act={values['hidden_act']!r} is not supported. Known: "
+            f"{', '.join(_ACTIVATIONS)}."
+        )
+    d_model, num_heads = values["hidden_size"], values["num_attention_heads"]
+    if d_model % num_heads:
+        raise ValueError(
+            f"hidden_size={d_model} is no multiple of num_attention_heads={num_heads}."
+        )
+    fields = {ours: values[theirs] for ours, theirs in _FIELDS.items()}
+    if "embedding_size" in values:
+        fields["d_embed"] = values["embedding_size"]
+    fields["head_dim"] = d_model // num_heads
+    fields["activation"] = _ACTIVATIONS[values["hidden_act"]]
+    return fields
+
+
+_FIELDS = {
+    "vocab_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "max_length": "max_position_embeddings",
+    "num_token_types": "type_vocab_size",
+    "dropout_rate": "hidden_dropout_prob",
+    "attention_dropout_rate": "attention_probs_dropout_prob",
+    "norm_epsilon": "layer_norm_eps",
+    "initializer_range": "initializer_range",
+    "tie_embeddings": "tie_word_embeddings",
+}
+
+
+def fields_to_hf(
+    model_type: str, architecture: str, config: bert.EncoderConfig
+) -> dict[str, Any]:
+    """A `config.json` with what the families share."""
+    if config.num_heads * config.head_dim != config.d_model:
+        raise ValueError(
+            f"num_heads={config.num_heads} times head_dim={config.head_dim} is not "
+            f"d_model={config.d_model}; Hugging Face's {model_type} has no attribute "
+            "for that."
+        )
+    names = {}
+    for theirs, ours in _ACTIVATIONS.items():
+        names.setdefault(ours, theirs)
+    if config.activation not in names:
+        raise ValueError(
+            f"activation={config.activation!r} has no name in Hugging Face's "
+            f"{model_type}. Known: {', '.join(names)}."
+        )
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "hidden_act": names[config.activation],
+        "position_embedding_type": "absolute",
+        "pad_token_id": 0,
+        **{theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()},
+    }
+
+
+def heads_of(
+    attributes: Mapping[str, Any], heads: Mapping[str, Mapping[str, bool]]
+) -> dict[str, bool]:
+    """Switches of the class that a `config.json` names; those of none if unknown."""
+    for architecture in attributes.get("architectures") or ():
+        if architecture in heads:
+            return dict(heads[architecture])
+    return {}
+
+
+def import_params(
+    checkpoint: Mapping[str, np.ndarray],
+    config: Config,
+    table: Sequence[rules.Rule],
+    shapes: types.Params,
+    prefix: str,
+    head: str,
+    decoder: str = ".decoder",
+) -> types.Params:
+    """Parameters from a state dict, as `params_from_hf` of each family.
+
+    Args:
+      checkpoint: Their arrays by name.
+      config: Configuration of the model.
+      table: Its rules.
+      shapes: Tree of what the model expects.
+      prefix: With which their names of the encoder begin, unless saved by itself.
+      head: With which those of the head for masked tokens begin.
+      decoder: What follows in the name of the head's own table and second bias. When
+        tied, they may be in a file or not.
+    """
+    table_names = {rule.theirs for rule in table}
+    arrays = {}
+    for name, array in checkpoint.items():
+        name = _modern_name(name, table_names, prefix)
+        if name.endswith(("embeddings.position_ids", "embeddings.token_type_ids")):
+            continue  # Buffers of versions 3 and 4, which count from 0.
+        if name.startswith(_TASK_HEADS):
+            logging.warning("%s is the head of a downstream task: not read.", name)
+            continue
+        arrays[name] = array
+    own_table, second_bias = f"{head}{decoder}.weight", f"{head}{decoder}.bias"
+    if decoder and second_bias in arrays:
+        # Where a file has both, this is the one that theirs adds to the logits.
+        arrays[f"{head}.bias"] = arrays.pop(second_bias)
+    if config.tie_embeddings:
+        arrays.pop(own_table, None)
+    elif config.lm_head and own_table not in arrays:
+        # So does theirs where a file says untied but has one table.
+        arrays[own_table] = arrays[f"{prefix}.embeddings.word_embeddings.weight"]
+    if config.scan_layers:
+        shapes = jax.eval_shape(stack.unstack_layers, shapes)
+    flat_shapes = {
+        name: x.shape for name, x in traverse_util.flatten_dict(shapes, sep="/").items()
+    }
+    params = {
+        name: array.astype(config.param_dtype, copy=False)
+        for name, array in rules.to_ours(arrays, table, flat_shapes).items()
+    }
+    tree = traverse_util.unflatten_dict(params, sep="/")
+    return stack.stack_layers(tree) if config.scan_layers else tree
+
+
+def _modern_name(name: str, known: Collection[str], prefix: str) -> str:
+    for old, new in (("gamma", "weight"), ("beta", "bias")):
+        if name.endswith(f"LayerNorm.{old}"):
+            name = f"{name.removesuffix(old)}{new}"
+    with_prefix = f"{prefix}.{name}"
+    return with_prefix if with_prefix in known else name
+
+
+def export_params(
+    params: types.Params, config: bert.EncoderConfig, table: Sequence[rules.Rule]
+) -> rules.FlatParams:
+    """State dict from parameters, as `params_to_hf` of each family."""
+    if config.scan_layers:
+        params = stack.unstack_layers(params)
+    return rules.to_theirs(traverse_util.flatten_dict(params, sep="/"), table)
+
+
+def dense_rule(theirs: str, ours: str) -> list[rules.Rule]:
+    """Rules of a projection with bias. torch keeps [outputs, inputs]: transposed."""
+    return [
+        rules.Rule(f"{theirs}.weight", f"{ours}/kernel", True),
+        rules.Rule(f"{theirs}.bias", f"{ours}/bias"),
+    ]
+
+
+def norm_rule(theirs: str, ours: str) -> list[rules.Rule]:
+    """Rules of a layer norm."""
+    return [
+        rules.Rule(f"{theirs}.weight", f"{ours}/scale"),
+        rules.Rule(f"{theirs}.bias", f"{ours}/bias"),
+    ]
+
+
+def embedding_rules(prefix: str) -> list[rules.Rule]:
+    """Rules of the tables, and of the norm on their sum."""
+    theirs = f"{prefix}.embeddings"
+    return [
+        rules.Rule(f"{theirs}.word_embeddings.weight", "embeddings/token/embedding"),
+        rules.Rule(f"{theirs}.position_embeddings.weight", "embeddings/position"),
+        rules.Rule(
+            f"{theirs}.token_type_embeddings.weight", "embeddings/token_type/embedding"
+        ),
+        *norm_rule(f"{theirs}.LayerNorm", "embeddings/norm"),
+    ]
+
+
+def layer_rules(prefix: str, num_layers: int) -> list[rules.Rule]:
+    """Rules of the stack of BERT and ELECTRA."""
+    make: dict[str, Callable[[str, str], list[rules.Rule]]] = {
+        "dense": dense_rule,
+        "norm": norm_rule,
+    }
+    layer = [
+        rule
+        for kind, theirs, ours in _LAYER
+        for rule in make[kind](
+            f"{prefix}.encoder.layer.{{}}.{theirs}", f"encoder/layers_{{}}/{ours}"
+        )
+    ]
+    return [rule.for_layer(index) for index in range(num_layers) for rule in layer]
+
+
+_LAYER = (
+    ("dense", "attention.self.query", "attention/query"),
+    ("dense", "attention.self.key", "attention/key"),
+    ("dense", "attention.self.value", "attention/value"),
+    ("dense", "attention.output.dense", "attention/out"),
+    ("norm", "attention.output.LayerNorm", "attention_norm"),
+    ("dense", "intermediate.dense", "mlp/wi"),
+    ("dense", "output.dense", "mlp/wo"),
+    ("norm", "output.LayerNorm", "mlp_norm"),
+)

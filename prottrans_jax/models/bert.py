@@ -1,0 +1,539 @@
+"""BERT (Devlin et al. 2019) as ProtBert uses it. Encoder with learned positions.
+
+Features:
+  - post-norm residual layers, norm(x + block(x)); layer norm with epsilon 1e-12
+  - learned positions, counted from 0 in each protein of a packed row; token types
+  - biases everywhere; exact GELU; scores divided by sqrt(head_dim)
+  - head for masked tokens: dense, GELU, norm, the embedding table transposed, bias
+  - optional pooler, tanh(dense([CLS])), and a classifier of pairs on top of it
+
+ALBERT and ELECTRA are made of the blocks of this file.
+
+Departure: dropout on attention weights uses one mask for all queries, which is the same
+as dropping values and needs no array of the size of the scores. (ProtBert has none.)
+"""
+
+import dataclasses
+import functools
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from prottrans_jax import types
+from prottrans_jax.layers import attention, dense, embeddings, mlp, norms, stack
+
+_ACTIVATION_AXES = ("batch", "length", "embed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Sizes and switches that BERT, ALBERT and ELECTRA have in common.
+
+    Attributes:
+      vocab_size: Rows of the embedding table; 30 in ProtBert and ProtElectra.
+      num_layers: Applications of the encoder layer.
+      num_heads: Attention heads.
+      head_dim: Size of a head; num_heads * head_dim need not be d_model.
+      d_model: Width of the residual stream.
+      d_ff: Width of the MLP's hidden layer.
+      max_length: Rows of the position table; 40,000 in the released models.
+      num_token_types: Rows of the table of token types.
+      activation: Of the MLPs: "gelu_exact", "gelu" (tanh approximation), "relu", ...
+      dropout_rate: Share dropped of embeddings and of every block's output.
+      attention_dropout_rate: Share dropped of the attention weights.
+      norm_epsilon: Added to the variance in layer norm.
+      initializer_range: Deviation of the truncated normal of all kernels and tables.
+      lm_head: Whether there is a head for masked tokens.
+      tie_embeddings: Whether that head uses the embedding table.
+      dtype: Type of activations and products ("bfloat16" or "float32").
+      param_dtype: Type of the parameters.
+      scan_layers: Whether the stack is one scanned layer (compiles faster).
+      remat_policy: What the backward pass computes again; see `layers.stack`.
+      attention: "plain", or "blockwise" whose memory grows with the length only.
+      attention_block_size: Queries and keys per block of blockwise attention.
+    """
+
+    vocab_size: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    d_model: int
+    d_ff: int
+    max_length: int
+    num_token_types: int = 2
+    activation: str = "gelu_exact"
+    dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.1
+    norm_epsilon: float = 1e-12
+    initializer_range: float = 0.02
+    lm_head: bool = True
+    tie_embeddings: bool = True
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    scan_layers: bool = True
+    remat_policy: str = "none"
+    attention: str = "plain"
+    attention_block_size: int = 512
+
+    def __post_init__(self):
+        # gin binds strings; a frozen config must hash and compare.
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        object.__setattr__(self, "param_dtype", jnp.dtype(self.param_dtype))
+        for field, choices in (
+            ("attention", ("plain", "blockwise")),
+            ("remat_policy", stack.REMAT_POLICIES),
+            ("activation", tuple(mlp.ACTIVATIONS)),
+        ):
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"{type(self).__name__}.{field}={getattr(self, field)!r} is not "
+                    f"known. Choose one of {', '.join(choices)}."
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertConfig(EncoderConfig):
+    """Sizes and switches of a BERT.
+
+    Attributes:
+      pooler: Whether there is a dense layer with tanh on [CLS].
+      order_head: Whether there is a classifier of pairs on the pooler.
+    """
+
+    pooler: bool = False
+    order_head: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_order_head(self)
+
+
+def check_order_head(config) -> None:
+    """Raises unless a head for pairs has the pooler that it stands on."""
+    if config.order_head and not config.pooler:
+        raise ValueError(
+            f"{type(config).__name__}: order_head=True needs pooler=True, whose output "
+            "it classifies."
+        )
+
+
+@struct.dataclass
+class Outputs:
+    """What a model computes; None for heads that it has not.
+
+    Attributes:
+      encoded: Last layer's output.
+      logits: Of the token at each position, float32.
+      pooled: Pooler at each position. That of a protein or pair stands at its [CLS].
+      order_logits: Of the two classes of a pair (1: second half comes first; or, in
+        the original BERT, is another document's), at each position as `pooled`.
+      replaced_logits: Of a token's having been replaced (ELECTRA), float32.
+    """
+
+    encoded: Float[Array, "batch length d_model"]
+    logits: Float[Array, "batch length vocab"] | None = None
+    pooled: Float[Array, "batch length d_model"] | None = None
+    order_logits: Float[Array, "batch length 2"] | None = None
+    replaced_logits: Float[Array, "batch length"] | None = None
+
+
+class EncoderModel(nn.Module):
+    """What families share; `setup` makes `embeddings`, `encoder` and the heads."""
+
+    config: EncoderConfig
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        segment_ids: Int[Array, "batch length"] | None = None,
+        positions: Int[Array, "batch length"] | None = None,
+        token_types: Int[Array, "batch length"] | None = None,
+        deterministic: bool = True,
+    ) -> Outputs:
+        """Encodes and applies every head that the configuration has.
+
+        Args:
+          tokens: Token ids, with [CLS] and [SEP].
+          segment_ids: Protein or pair of each position, from 1; 0 is padding. None: one
+            a row, and token 0 is padding.
+          positions: Rows of the position table, below `max_length`. None: counted from
+            0 in each segment.
+          token_types: 0, and 1 for the second half of a pair. None: all 0.
+          deterministic: Whether dropout is off; if not, pass an rng named "dropout".
+        """
+        if segment_ids is None:
+            segment_ids = tokens != 0
+        encoded = self.encode(
+            tokens,
+            segment_ids,
+            positions=positions,
+            token_types=token_types,
+            deterministic=deterministic,
+        )
+        return self.predict(encoded)
+
+    def encode(
+        self,
+        tokens: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
+        *,
+        positions: Int[Array, "batch length"] | None = None,
+        token_types: Int[Array, "batch length"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "batch length d_model"]:
+        """Representation of every position, after the last layer.
+
+        Args:
+          tokens: Token ids, with [CLS] and [SEP].
+          mask: True at real positions, or segment ids (0 is padding) for packed rows.
+          positions: As in `__call__`.
+          token_types: As in `__call__`.
+          deterministic: Whether dropout is off.
+        """
+        segments = mask.astype(jnp.int32)
+        x = self.embeddings(
+            tokens, segments, positions, token_types, deterministic=deterministic
+        )
+        return self.encoder(x, segments, deterministic=deterministic)
+
+    def predict(self, encoded: Float[Array, "batch length d_model"]) -> Outputs:
+        """The heads on the output of `encode`."""
+        logits = pooled = order_logits = None
+        if self.config.lm_head:
+            logits = self.lm_head(encoded, self.embeddings.attend)
+        if getattr(self.config, "pooler", False):
+            pooled = jnp.tanh(self.pooler(encoded))
+        if getattr(self.config, "order_head", False):
+            order_logits = self.order_head(pooled, out_dtype=jnp.float32)
+        return Outputs(encoded, logits, pooled, order_logits)
+
+
+class Bert(EncoderModel):
+    """BERT with the heads that its configuration names."""
+
+    config: BertConfig
+
+    def setup(self):
+        """Creates the blocks."""
+        config = self.config
+        self.embeddings = Embeddings(config, config.d_model)
+        self.encoder = Encoder(config)
+        if config.lm_head:
+            self.lm_head = MaskedLMHead(config, config.d_model)
+        if config.pooler:
+            self.pooler = make_dense(config, config.d_model, ("embed", "mlp"))
+        if config.order_head:
+            self.order_head = make_dense(config, 2, ("embed", "classes"))
+
+
+def init_params(config: BertConfig, rng: jax.Array) -> types.Params:
+    """Random parameters without boxes."""
+    return init_model(Bert(config), rng)
+
+
+def init_model(model: nn.Module, rng: jax.Array) -> types.Params:
+    """Random parameters, without boxes, of a model that takes tokens."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return nn.unbox(model.init(rng, tokens)["params"])
+
+
+def forward_flops(config: BertConfig, length: int) -> float:
+    """FLOPs of the matrix products of one row: a multiply-add is 2."""
+    return encoder_flops(config, length) + head_flops(config, length, config.d_model)
+
+
+def encoder_flops(config: EncoderConfig, length: int) -> float:
+    """Those of the stack of layers."""
+    inner = config.num_heads * config.head_dim
+    weights = 4 * config.d_model * inner + 2 * config.d_model * config.d_ff
+    scores = 2 * length * inner  # query times key, weights times value
+    return 2.0 * config.num_layers * length * (weights + scores)
+
+
+def head_flops(config: EncoderConfig, length: int, d_embed: int) -> float:
+    """Those of the heads for tokens and pairs."""
+    weights = 0
+    if config.lm_head:
+        weights += d_embed * (config.d_model + config.vocab_size)
+    if getattr(config, "pooler", False):
+        weights += config.d_model**2
+    if getattr(config, "order_head", False):
+        weights += 2 * config.d_model
+    return 2.0 * length * weights
+
+
+class Embeddings(nn.Module):
+    """norm(token + position + token type)."""
+
+    config: EncoderConfig
+    d_embed: int
+
+    def setup(self):
+        """Creates the tables."""
+        config = self.config
+        table = functools.partial(
+            embeddings.TokenEmbedding,
+            d_model=self.d_embed,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            embedding_init=kernel_init(config),
+        )
+        self.token = table(config.vocab_size, axes=("small_vocab", "embed"))
+        self.token_type = table(config.num_token_types, axes=("token_types", "embed"))
+        self.position = self.param(
+            "position",
+            nn.with_logical_partitioning(kernel_init(config), ("position", "embed")),
+            (config.max_length, self.d_embed),
+            config.param_dtype,
+        )
+        self.norm = make_norm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None,
+        token_types: Int[Array, "batch length"] | None,
+        *,
+        deterministic: bool,
+    ) -> Float[Array, "batch length d_embed"]:
+        """Embeds tokens; arguments as in `EncoderModel`."""
+        config = self.config
+        if positions is None:
+            if tokens.shape[1] > config.max_length:
+                raise ValueError(
+                    f"A row has {tokens.shape[1]} positions, more than max_length="
+                    f"{config.max_length}. Cut it, or if its pieces are shorter pass "
+                    "their positions."
+                )
+            positions = positions_in_segments(segments)
+        if token_types is None:
+            token_types = jnp.zeros_like(tokens)
+        # A position beyond the table gives NaN, not another position's row.
+        position = jnp.take(jnp.asarray(self.position), positions, axis=0)
+        x = position.astype(jnp.float32)
+        x = x + self.token(tokens).astype(jnp.float32)
+        x = x + self.token_type(token_types).astype(jnp.float32)
+        x = self.dropout(self.norm(x), deterministic=deterministic)
+        return nn.with_logical_constraint(x, _ACTIVATION_AXES)
+
+    def attend(
+        self, x: Float[Array, "batch length d_embed"]
+    ) -> Float[Array, "batch length vocab"]:
+        """Products with every token's embedding, float32."""
+        return self.token.attend(x)
+
+
+def positions_in_segments(
+    segments: Int[Array, "batch length"],
+) -> Int[Array, "batch length"]:
+    """Distance of each position from the first of its segment; 0 at padding.
+
+    Segments are numbered upwards along a row. Where padding comes first, counting
+    starts behind it: Hugging Face's positions would count the padding too.
+    """
+    highest = jax.lax.cummax(segments, axis=1)
+    before = jnp.pad(highest[:, :-1], ((0, 0), (1, 0)))
+    index = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    start = jax.lax.cummax(jnp.where(highest > before, index, 0), axis=1)
+    return jnp.where(segments > 0, index - start, 0)
+
+
+class Encoder(nn.Module):
+    """Stack of layers.
+
+    Attributes:
+      config: Sizes and switches.
+      project: Whether embeddings are first projected to d_model (ALBERT, ELECTRA).
+      share_layers: Whether all layers have the same parameters (ALBERT).
+    """
+
+    config: EncoderConfig
+    project: bool = False
+    share_layers: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length d_embed"],
+        segments: Int[Array, "batch length"],
+        *,
+        deterministic: bool,
+    ) -> Float[Array, "batch length d_model"]:
+        """Encodes embedded tokens."""
+        config = self.config
+        if self.project:
+            # The embeddings' width has no name: the kernel needs two different ones.
+            axes = (None, "embed")
+            x = make_dense(config, config.d_model, axes, "embedding_projection")(x)
+            x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
+        x = stack.apply_layers(
+            EncoderLayer,
+            x,
+            segments,
+            num_layers=config.num_layers,
+            scan_layers=config.scan_layers,
+            remat_policy=config.remat_policy,
+            share_parameters=self.share_layers,
+            config=config,
+            deterministic=deterministic,
+        )
+        self.sow("intermediates", "output", x)
+        return x
+
+
+class EncoderLayer(nn.Module):
+    """x = norm(x + attention(x)), then norm(x + mlp(x))."""
+
+    config: EncoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length d_model"],
+        segments: Int[Array, "batch length"],
+    ):
+        """One layer, in the form that `layers.stack` asks for."""
+        config = self.config
+        drop = functools.partial(
+            nn.Dropout(config.dropout_rate), deterministic=self.deterministic
+        )
+        self.sow("intermediates", "input", x)
+        y = SelfAttention(config, self.deterministic, name="attention")(x, segments)
+        x = make_norm(config, "attention_norm")(x + drop(y))
+        x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
+        y = mlp.MLP(
+            d_ff=config.d_ff,
+            activations=(config.activation,),
+            dropout_rate=0.0,  # BERT drops the block's output alone.
+            deterministic=True,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            use_bias=True,
+            kernel_init=kernel_init(config),
+            name="mlp",
+        )(x)
+        x = make_norm(config, "mlp_norm")(x + drop(y))
+        return nn.with_logical_constraint(x, _ACTIVATION_AXES), None
+
+
+class SelfAttention(nn.Module):
+    """Attention with biases; queries are divided by sqrt(head_dim)."""
+
+    config: EncoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length d_model"],
+        segments: Int[Array, "batch length"],
+    ) -> Float[Array, "batch length d_model"]:
+        """Attends within segments."""
+        config = self.config
+
+        def heads(name):
+            # [batch, length, d_model] -> [batch, length, heads, head_dim]
+            features = config.num_heads * config.head_dim
+            y = make_dense(config, features, ("embed", "joined_kv"), name)(x)
+            y = jax.ad_checkpoint.checkpoint_name(y, name)
+            y = y.reshape(*y.shape[:2], config.num_heads, config.head_dim)
+            return nn.with_logical_constraint(y, ("batch", "length", "heads", "kv"))
+
+        query, key, value = heads("query"), heads("key"), heads("value")
+        value = nn.Dropout(config.attention_dropout_rate, broadcast_dims=(-1,))(
+            value, deterministic=self.deterministic
+        )
+        blockwise = config.attention == "blockwise"
+        out = attention.dot_product_attention(
+            query * jnp.asarray(config.head_dim**-0.5, query.dtype),
+            key,
+            value,
+            q_segments=segments,
+            kv_segments=segments,
+            block_size=config.attention_block_size if blockwise else None,
+        )
+        # [batch, length, heads, head_dim] -> [batch, length, heads * head_dim]
+        out = out.reshape(*out.shape[:2], -1)
+        out = make_dense(config, x.shape[-1], ("joined_kv", "embed"), "out")(out)
+        return jax.ad_checkpoint.checkpoint_name(out, "attention_out")
+
+
+class MaskedLMHead(nn.Module):
+    """Logits of tokens: dense, activation, norm, product with the table."""
+
+    config: EncoderConfig
+    d_embed: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch length d_model"], attend
+    ) -> Float[Array, "batch length vocab"]:
+        """Logits of encoded positions; `attend` multiplies by the embedding table."""
+        config = self.config
+        x = make_dense(config, self.d_embed, ("embed", "mlp"), "dense")(x)
+        x = mlp.ACTIVATIONS[config.activation](x)
+        x = make_norm(config, "norm")(x)
+        if config.tie_embeddings:
+            logits = attend(x)
+        else:
+            logits = dense.Dense(
+                config.vocab_size,
+                ("embed", "small_vocab"),
+                kernel_init(config),
+                dtype=config.dtype,
+                param_dtype=config.param_dtype,
+                name="logits_dense",
+            )(x, out_dtype=jnp.float32)
+        bias = self.param(
+            "bias",
+            nn.with_logical_partitioning(
+                nn.initializers.zeros_init(), ("small_vocab",)
+            ),
+            (config.vocab_size,),
+            config.param_dtype,
+        )
+        return logits + jnp.asarray(bias, jnp.float32)
+
+
+def kernel_init(config: EncoderConfig) -> dense.Initializer:
+    """Initialiser of all kernels and tables: a normal cut off at two deviations."""
+    # As TensorFlow's, which does not widen the normal to make up for the cut.
+    return nn.initializers.truncated_normal(
+        config.initializer_range, lower=-2.0, upper=2.0
+    )
+
+
+def make_dense(
+    config: EncoderConfig,
+    features: int,
+    axes: tuple[str | None, str],
+    name: str | None = None,
+) -> dense.Dense:
+    """Projection with bias."""
+    return dense.Dense(
+        features,
+        axes,
+        kernel_init(config),
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        use_bias=True,
+        name=name,
+    )
+
+
+def make_norm(config: EncoderConfig, name: str | None = None) -> norms.LayerNorm:
+    """Layer norm."""
+    return norms.LayerNorm(
+        config.norm_epsilon,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        name=name,
+    )

@@ -1,0 +1,251 @@
+"""ELECTRA (Clark et al. 2020) as ProtElectra uses it. Generator and discriminator.
+
+The generator is a narrow BERT that fills masked positions; the discriminator a wide one
+that says of every position whether its token was replaced. Besides BERT:
+  - both share one set of embeddings (tables and norm), as wide as the discriminator
+  - an encoder of another width projects them first
+  - the discriminator's head is dense, GELU, one logit a position
+  - no pooler
+
+`Electra` holds both for joint training; `ElectraEncoder` is either by itself, which is
+how the released checkpoints come. `split_params` and `join_params` go between them.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from prottrans_jax import types
+from prottrans_jax.layers import mlp
+from prottrans_jax.models import bert
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ElectraEncoderConfig(bert.EncoderConfig):
+    """Sizes and switches of a generator or discriminator, or of an encoder alone.
+
+    `lm_head` makes it a generator, `replaced_head` a discriminator.
+
+    Attributes:
+      d_embed: Width of the embeddings; if not d_model, they are projected.
+      replaced_head: Whether there is a head for replaced tokens.
+    """
+
+    d_embed: int
+    lm_head: bool = False
+    replaced_head: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ElectraConfig:
+    """Sizes and switches of a generator and discriminator that are trained together.
+
+    Sizes are the discriminator's unless their name begins with `generator_`; for all
+    others see `bert.EncoderConfig`.
+
+    Attributes:
+      d_embed: Width of the shared embeddings; None takes d_model.
+    """
+
+    vocab_size: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    d_model: int
+    d_ff: int
+    generator_num_layers: int
+    generator_num_heads: int
+    generator_head_dim: int
+    generator_d_model: int
+    generator_d_ff: int
+    max_length: int
+    d_embed: int | None = None
+    num_token_types: int = 2
+    activation: str = "gelu_exact"
+    dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.1
+    norm_epsilon: float = 1e-12
+    initializer_range: float = 0.02
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    scan_layers: bool = True
+    remat_policy: str = "none"
+    attention: str = "plain"
+    attention_block_size: int = 512
+
+    def __post_init__(self):
+        if self.d_embed is None:
+            object.__setattr__(self, "d_embed", self.d_model)
+        # Both check what they share, and settle the types.
+        object.__setattr__(self, "dtype", self.discriminator.dtype)
+        object.__setattr__(self, "param_dtype", self.generator.param_dtype)
+
+    @property
+    def generator(self) -> ElectraEncoderConfig:
+        """Configuration of the generator by itself."""
+        fields = self._shared()
+        for name, value in vars(self).items():
+            if name.startswith("generator_"):
+                fields[name.removeprefix("generator_")] = value
+        return ElectraEncoderConfig(**fields, lm_head=True)
+
+    @property
+    def discriminator(self) -> ElectraEncoderConfig:
+        """Configuration of the discriminator by itself."""
+        return ElectraEncoderConfig(**self._shared(), replaced_head=True)
+
+    def _shared(self):
+        names = (field.name for field in dataclasses.fields(self))
+        return {x: getattr(self, x) for x in names if not x.startswith("generator_")}
+
+
+class ElectraEncoder(bert.EncoderModel):
+    """Generator, discriminator, or neither: an encoder with the configured heads.
+
+    Attributes:
+      config: Sizes and switches.
+      shared_embeddings: Embeddings of another model to use; None makes own ones.
+    """
+
+    config: ElectraEncoderConfig
+    shared_embeddings: bert.Embeddings | None = None
+
+    def setup(self):
+        """Creates the blocks."""
+        config = self.config
+        if self.shared_embeddings is None:
+            self.embeddings = bert.Embeddings(config, config.d_embed)
+        else:
+            self.embeddings = self.shared_embeddings
+        project = config.d_embed != config.d_model
+        self.encoder = bert.Encoder(config, project=project)
+        if config.lm_head:
+            # Whatever the encoder's activation is, the original's head has GELU.
+            head = dataclasses.replace(config, activation="gelu_exact")
+            self.lm_head = bert.MaskedLMHead(head, config.d_embed)
+        if config.replaced_head:
+            self.replaced_head = ReplacedHead(config)
+
+    def predict(self, encoded: Float[Array, "batch length d_model"]) -> bert.Outputs:
+        """The heads on the output of `encode`."""
+        outputs = super().predict(encoded)
+        if not self.config.replaced_head:
+            return outputs
+        return outputs.replace(replaced_logits=self.replaced_head(encoded))
+
+
+class Electra(nn.Module):
+    """Generator and discriminator with one set of embeddings."""
+
+    config: ElectraConfig
+
+    def setup(self):
+        """Creates the embeddings that both use, and the encoders."""
+        config = self.config
+        self.embeddings = bert.Embeddings(config.discriminator, config.d_embed)
+        self.generator = ElectraEncoder(config.generator, self.embeddings)
+        self.discriminator = ElectraEncoder(config.discriminator, self.embeddings)
+
+    def __call__(
+        self, tokens: Int[Array, "batch length"], **features
+    ) -> tuple[bert.Outputs, bert.Outputs]:
+        """Outputs of both on the same tokens; arguments as `bert.EncoderModel`'s."""
+        return self.generate(tokens, **features), self.discriminate(tokens, **features)
+
+    def generate(self, tokens: Int[Array, "batch length"], **features) -> bert.Outputs:
+        """The generator's outputs."""
+        return self.generator(tokens, **features)
+
+    def discriminate(
+        self, tokens: Int[Array, "batch length"], **features
+    ) -> bert.Outputs:
+        """The discriminator's outputs."""
+        return self.discriminator(tokens, **features)
+
+    def encode(
+        self,
+        tokens: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
+        **features,
+    ) -> Float[Array, "batch length d_model"]:
+        """The discriminator's representation, as `bert.EncoderModel.encode`."""
+        return self.discriminator.encode(tokens, mask, **features)
+
+
+class ReplacedHead(nn.Module):
+    """One logit a position: dense, activation, dense."""
+
+    config: ElectraEncoderConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch length d_model"]
+    ) -> Float[Array, "batch length"]:
+        """Logit of each position's token having been replaced, float32."""
+        config = self.config
+        x = bert.make_dense(config, config.d_model, ("embed", "mlp"), "dense")(x)
+        x = mlp.ACTIVATIONS[config.activation](x)
+        logit = bert.make_dense(config, 1, ("embed", "classes"), "logit_dense")
+        return logit(x, out_dtype=jnp.float32)[..., 0]
+
+
+def init_params(
+    config: ElectraConfig | ElectraEncoderConfig, rng: jax.Array
+) -> types.Params:
+    """Random parameters without boxes, of both encoders or of one."""
+    joint = isinstance(config, ElectraConfig)
+    return bert.init_model((Electra if joint else ElectraEncoder)(config), rng)
+
+
+def forward_flops(config: ElectraConfig | ElectraEncoderConfig, length: int) -> float:
+    """FLOPs of the matrix products of one row: a multiply-add is 2."""
+    if isinstance(config, ElectraConfig):
+        parts = config.generator, config.discriminator
+        return sum(forward_flops(part, length) for part in parts)
+    total = bert.encoder_flops(config, length)
+    total += bert.head_flops(config, length, config.d_embed)
+    if config.d_embed != config.d_model:
+        total += 2.0 * length * config.d_embed * config.d_model
+    if config.replaced_head:
+        total += 2.0 * length * (config.d_model**2 + config.d_model)
+    return total
+
+
+def split_params(params: types.Params) -> tuple[types.Params, types.Params]:
+    """Parameters of (generator, discriminator) by themselves from joint ones."""
+    shared = {"embeddings": params["embeddings"]}
+    return {**shared, **params["generator"]}, {**shared, **params["discriminator"]}
+
+
+def join_params(generator: types.Params, discriminator: types.Params) -> types.Params:
+    """Joint parameters from those of two that were trained together.
+
+    Raises:
+      ValueError: Their embeddings differ.
+    """
+    shared = discriminator["embeddings"]
+    for path, ours in jax.tree_util.tree_leaves_with_path(generator["embeddings"]):
+        theirs = shared
+        for key in path:
+            theirs = theirs[key.key]
+        if ours.shape != theirs.shape or not np.array_equal(ours, theirs):
+            raise ValueError(
+                "Generator and discriminator have different embeddings "
+                f"(embeddings{jax.tree_util.keystr(path)}, {ours.shape} against "
+                f"{theirs.shape}): they were not trained together with shared ones."
+            )
+
+    def rest(params: Mapping) -> dict:
+        return {name: x for name, x in params.items() if name != "embeddings"}
+
+    return {
+        "embeddings": shared,
+        "generator": rest(generator),
+        "discriminator": rest(discriminator),
+    }

@@ -1,0 +1,202 @@
+"""Masked language modelling: the objective of BERT and ALBERT, device side.
+
+What is hidden, and how, is decided by the preprocessor of the task.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from prottrans_jax import losses, types
+from prottrans_jax.models import albert, bert, electra
+
+MASKED, SUBSTITUTED, KEPT = 1, 2, 3  # `corrupted`; 0 is a token that is not predicted
+
+# What every encoder of this kinship reads, beside its tokens, under its own names.
+MODEL_FEATURES = ("segment_ids", "positions", "token_types")
+_FORWARD_FLOPS = {
+    bert.BertConfig: bert.forward_flops,
+    albert.AlbertConfig: albert.forward_flops,
+    electra.ElectraEncoderConfig: electra.forward_flops,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM:
+    """Mean cross entropy of the predicted tokens, over the whole batch.
+
+    Attributes:
+      model: `bert.Bert`, `albert.Albert`, or a generator `electra.ElectraEncoder`.
+      sentence_order_weight: Weight of the mean cross entropy of the order of a pair's
+        halves (ALBERT's second objective; 1 there). The model needs its `order_head`.
+    """
+
+    model: bert.EncoderModel
+    sentence_order_weight: float = 0.0
+
+    def __post_init__(self):
+        config = self.model.config
+        if not config.lm_head:
+            raise ValueError("MaskedLM: the model has no head for it (lm_head=False).")
+        if self.sentence_order_weight and not getattr(config, "order_head", False):
+            raise ValueError(
+                f"MaskedLM: sentence_order_weight={self.sentence_order_weight} needs a "
+                "model with order_head=True."
+            )
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Features of a batch that are used, all [rows, length]."""
+        order = ("order_targets", "order_weights")
+        return (
+            "input_tokens",
+            "target_tokens",
+            "loss_weights",
+            "corrupted",
+            *MODEL_FEATURES,
+            *(order if self.sentence_order_weight else ()),
+        )
+
+    def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any]) -> types.Params:
+        """Parameters, boxed with their logical axis names.
+
+        Args:
+          rng: Key of the random draws.
+          batch_shapes: Shape, or anything with a `shape`, of each feature.
+        """
+        return init_params(self.model, rng, batch_shapes)
+
+    def initial_carry(self, batch_size: int) -> types.Carry:
+        """Nothing goes from one step to the next."""
+        del batch_size
+        return ()
+
+    def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
+        """Sums of weights, which `__call__` divides by; they add over batches."""
+        sums = {"targets": total(batch["loss_weights"])}
+        if self.sentence_order_weight:
+            sums["pairs"] = total(batch["order_weights"])
+        return sums
+
+    def __call__(
+        self,
+        params: types.Params,
+        batch: types.Batch,
+        normalizers: Mapping[str, Float[Array, ""]],
+        carry: types.Carry,
+        rng: jax.Array,
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, ""], tuple[types.Metrics, types.Carry]]:
+        """Loss of a batch or microbatch, and its metrics.
+
+        Args:
+          params: Parameters (no boxes).
+          batch: The features.
+          normalizers: Those of the whole batch. Losses and gradients of its
+            microbatches then add up to those of the batch.
+          carry: Handed through.
+          rng: Key of the dropout.
+          train: Whether dropout is on.
+
+        Returns:
+          The loss over the batch's normalizers, and (metrics, carry). `loss` among the
+          metrics is that of tokens alone, in nats.
+        """
+        outputs: Any = self.model.apply(
+            {"params": params},
+            batch["input_tokens"],
+            **{name: batch[name] for name in MODEL_FEATURES},
+            deterministic=not train,
+            rngs={"dropout": rng} if train else None,
+        )
+        summed, metrics = token_loss(outputs.logits, batch)
+        loss = divide(summed, normalizers["targets"])
+        if self.sentence_order_weight:
+            weights = batch["order_weights"].astype(jnp.float32)
+            order = losses.softmax_cross_entropy(
+                outputs.order_logits, batch["order_targets"]
+            )
+            metrics["order_loss"] = (total(order.nll * weights), total(weights))
+            metrics["order_accuracy"] = (total(order.correct * weights), total(weights))
+            loss += self.sentence_order_weight * divide(
+                metrics["order_loss"][0], normalizers["pairs"]
+            )
+        return loss, (metrics | row_metrics(batch), carry)
+
+    def flops(self, batch_shapes: Mapping[str, Any]) -> float:
+        """Model FLOPs of one training step on such a batch.
+
+        Multiply-adds of matrix products count 2, backward passes twice the forward;
+        attention scores and heads count at every position, recomputation not.
+        """
+        rows, length = shape_of(batch_shapes["input_tokens"])
+        config = self.model.config
+        return 3.0 * rows * _FORWARD_FLOPS[type(config)](config, length)
+
+
+# Below: shared with replaced-token detection.
+
+
+def init_params(
+    model: Any, rng: jax.Array, batch_shapes: Mapping[str, Any]
+) -> types.Params:
+    """Parameters of a model that takes tokens, boxed; see `MaskedLM.init`."""
+    tokens = jnp.zeros(shape_of(batch_shapes["input_tokens"]), jnp.int32)
+    return model.init(rng, tokens)["params"]
+
+
+def token_loss(
+    logits: Float[Array, "batch length vocab"], batch: types.Batch
+) -> tuple[Float[Array, ""], types.Metrics]:
+    """Summed cross entropy of predicted tokens, and metrics by kind of corruption."""
+    entropy = losses.softmax_cross_entropy(logits, batch["target_tokens"])
+    weights = batch["loss_weights"].astype(jnp.float32)
+    corrupted = batch["corrupted"]
+    pairs = {
+        "loss": (entropy.nll, weights),
+        "accuracy": (entropy.correct, weights),
+        "masked_loss": (entropy.nll, weights * (corrupted == MASKED)),
+        "substituted_loss": (entropy.nll, weights * (corrupted == SUBSTITUTED)),
+        "kept_loss": (entropy.nll, weights * (corrupted == KEPT)),
+        "corrupted_loss": (entropy.nll, weights * (corrupted > 0)),
+    }
+    metrics = {
+        name: (total(value * weight), total(weight))
+        for name, (value, weight) in pairs.items()
+    }
+    return metrics["loss"][0], metrics
+
+
+def row_metrics(batch: types.Batch) -> types.Metrics:
+    """How full the rows are, and the number of residues."""
+    segments, token_types = batch["segment_ids"], batch["token_types"]
+    num_tokens = total(segments > 0)
+    # [CLS] A [SEP], or [CLS] A [SEP] B [SEP], whose second half has token type 1.
+    second = token_types == 1
+    second_starts = second & ~jnp.pad(second[:, :-1], ((0, 0), (1, 0)))
+    num_special = 2 * total(jnp.max(segments, axis=1)) + total(second_starts)
+    return {
+        "real_token_fraction": (num_tokens, jnp.float32(segments.size)),
+        # A count, not a mean.
+        "residues": (num_tokens - num_special, jnp.float32(0.0)),
+    }
+
+
+def divide(summed: Float[Array, ""], normalizer: Float[Array, ""]) -> Float[Array, ""]:
+    """A mean; 0, not NaN, for a batch without targets."""
+    return summed / jnp.maximum(normalizer, 1e-9)
+
+
+def total(values: jax.Array) -> Float[Array, ""]:
+    """Sum, float32."""
+    return jnp.sum(values.astype(jnp.float32))
+
+
+def shape_of(entry: Any) -> tuple[int, ...]:
+    """The shape itself, or of anything that has one."""
+    return tuple(getattr(entry, "shape", entry))

@@ -1,0 +1,170 @@
+"""Replaced-token detection: the objective of ELECTRA (Clark et al. 2020), device side.
+
+The generator fills the hidden positions of a row; the discriminator reads the original
+row with a draw from the generator at each of them, and says of every token whether it
+was replaced. A draw that is right by chance counts as original. No gradient goes from
+the discriminator to the generator.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from prottrans_jax import losses, types
+from prottrans_jax.models import electra
+from prottrans_jax.objectives import masked_lm
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplacedTokenDetection:
+    """Generator's mean loss over predicted tokens + weight * discriminator's over all.
+
+    "All" are the real tokens, [CLS] and [SEP] included, of the whole batch.
+
+    Attributes:
+      model: Generator and discriminator.
+      discriminator_weight: 50 in the paper (appendix A).
+    """
+
+    model: electra.Electra
+    discriminator_weight: float = 50.0
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Features of a batch that are used, all [rows, length]."""
+        return (
+            "input_tokens",
+            "target_tokens",
+            "loss_weights",
+            "corrupted",
+            *masked_lm.MODEL_FEATURES,
+        )
+
+    def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any]) -> types.Params:
+        """Parameters, boxed with their logical axis names; see `MaskedLM.init`."""
+        return masked_lm.init_params(self.model, rng, batch_shapes)
+
+    def initial_carry(self, batch_size: int) -> types.Carry:
+        """Nothing goes from one step to the next."""
+        del batch_size
+        return ()
+
+    def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
+        """Sums of weights, which `__call__` divides by; they add over batches."""
+        return {
+            "targets": masked_lm.total(batch["loss_weights"]),
+            "tokens": masked_lm.total(batch["segment_ids"] > 0),
+        }
+
+    def __call__(
+        self,
+        params: types.Params,
+        batch: types.Batch,
+        normalizers: Mapping[str, Float[Array, ""]],
+        carry: types.Carry,
+        rng: jax.Array,
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, ""], tuple[types.Metrics, types.Carry]]:
+        """Loss of a batch or microbatch, and its metrics.
+
+        Args:
+          params: Parameters (no boxes).
+          batch: The features.
+          normalizers: Those of the whole batch; see `MaskedLM`.
+          carry: Handed through.
+          rng: Key of the generator's draws and of the dropout.
+          train: Whether dropout is on. Draws are made in evaluation too.
+
+        Returns:
+          The loss over the batch's normalizers, and (metrics, carry). Among the metrics
+          `loss` is the weighted sum that training minimises; `corrupted_loss` and its
+          like are the generator's. A discriminator that always says "original" has
+          `always_original_accuracy`.
+        """
+        draw_rng, generator_rng, discriminator_rng = jax.random.split(rng, 3)
+        context = {name: batch[name] for name in masked_lm.MODEL_FEATURES}
+
+        def outputs(method, tokens, rng) -> Any:
+            return self.model.apply(
+                {"params": params},
+                tokens,
+                **context,
+                deterministic=not train,
+                method=method,
+                rngs={"dropout": rng} if train else None,
+            )
+
+        logits = outputs(
+            electra.Electra.generate, batch["input_tokens"], generator_rng
+        ).logits
+        generator_sum, metrics = masked_lm.token_loss(logits, batch)
+
+        targets = batch["target_tokens"]
+        drawn = draw_tokens(draw_rng, jax.lax.stop_gradient(logits), targets)
+        tokens = jnp.where(batch["loss_weights"] > 0, drawn, targets)
+        replaced = tokens != targets
+        replaced_logits = outputs(
+            electra.Electra.discriminate, tokens, discriminator_rng
+        ).replaced_logits
+        real = batch["segment_ids"] > 0
+        entropy = losses.sigmoid_cross_entropy(replaced_logits, replaced)
+        discriminator_sum = masked_lm.total(entropy * real)
+
+        generator_loss = masked_lm.divide(generator_sum, normalizers["targets"])
+        loss = generator_loss + self.discriminator_weight * masked_lm.divide(
+            discriminator_sum, normalizers["tokens"]
+        )
+        correct = (replaced_logits > 0) == replaced
+        num_tokens = masked_lm.total(real)
+        metrics |= {
+            # So that a batch's microbatches add up to its loss.
+            "loss": (loss * normalizers["targets"], metrics["loss"][1]),
+            "generator_loss": metrics["loss"],
+            "discriminator_loss": (discriminator_sum, num_tokens),
+            "discriminator_accuracy": (masked_lm.total(correct & real), num_tokens),
+            "discriminator_replaced_accuracy": (
+                masked_lm.total(correct & real & replaced),
+                masked_lm.total(real & replaced),
+            ),
+            "always_original_accuracy": (
+                masked_lm.total(real & ~replaced),
+                num_tokens,
+            ),
+        }
+        return loss, (metrics | masked_lm.row_metrics(batch), carry)
+
+    def flops(self, batch_shapes: Mapping[str, Any]) -> float:
+        """Model FLOPs of one training step on such a batch; see `MaskedLM.flops`."""
+        rows, length = masked_lm.shape_of(batch_shapes["input_tokens"])
+        return 3.0 * rows * electra.forward_flops(self.model.config, length)
+
+
+def draw_tokens(
+    rng: jax.Array,
+    logits: Float[Array, "batch length vocab"],
+    tokens: Int[Array, "batch length"],
+) -> Int[Array, "batch length"]:
+    """One draw a position from softmax(logits), by Gumbel noise.
+
+    The noise of a row depends on the key and on the row's tokens, not on where in a
+    batch it stands: evaluation, which has one key for all batches, gives the same for
+    every size of batch, and yet other noise to other rows.
+
+    Args:
+      rng: Key of the noise.
+      logits: Of each token, at each position.
+      tokens: What tells rows apart.
+    """
+    length, vocab = logits.shape[1:]
+    # Multiplicative hashing; sums of unsigned integers wrap around.
+    factors = (np.arange(length, dtype=np.uint32) * np.uint32(2654435769)) | 1
+    codes = jnp.sum((tokens.astype(jnp.uint32) + 1) * factors, axis=1)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, codes)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (length, vocab)))(keys)
+    return jnp.argmax(logits + noise, axis=-1).astype(tokens.dtype)
