@@ -1,7 +1,7 @@
 """Tables that rename parameters: theirs, ours, and what is done to the array."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,16 +16,30 @@ class Rule(NamedTuple):
       theirs: Name in the foreign checkpoint.
       ours: Path here, with layers not stacked.
       transpose: Whether the array is transposed on the way, in either direction.
+      reshape: Shape of their array, and the one that it has here before `transpose`;
+        None if they are the same.
     """
 
     theirs: str
     ours: str
     transpose: bool = False
+    reshape: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def for_layer(self, layer: int) -> "Rule":
         """The rule of one layer."""
         theirs, ours = self.theirs.format(layer), self.ours.format(layer)
-        return Rule(theirs, ours, self.transpose)
+        return self._replace(theirs=theirs, ours=ours)
+
+    def take(self, array: np.ndarray) -> np.ndarray:
+        """Our array from theirs; unchanged where it has another shape than theirs."""
+        if self.reshape is not None and array.shape == self.reshape[0]:
+            array = array.reshape(self.reshape[1])
+        return array.T if self.transpose else array
+
+    def give(self, array: np.ndarray) -> np.ndarray:
+        """Their array from ours."""
+        array = array.T if self.transpose else array
+        return array if self.reshape is None else array.reshape(self.reshape[0])
 
 
 def to_ours(
@@ -52,8 +66,7 @@ def to_ours(
         if rule.theirs not in checkpoint:
             continue
         used.add(rule.theirs)
-        array = np.asarray(checkpoint[rule.theirs])
-        array = array.T if rule.transpose else array
+        array = rule.take(np.asarray(checkpoint[rule.theirs]))
         if rule.ours in shapes and array.shape != shapes[rule.ours]:
             wrong.append(
                 f"! {rule.ours} {shapes[rule.ours]} in the model, {rule.theirs} "
@@ -87,11 +100,26 @@ def to_theirs(params: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> FlatPa
     by_ours = {rule.ours: rule for rule in rules}
     _raise_mismatch([f"- {name}" for name in params if name not in by_ours], [], [])
     return {
-        by_ours[name].theirs: np.asarray(array).T
-        if by_ours[name].transpose
-        else np.asarray(array)
+        by_ours[name].theirs: by_ours[name].give(np.asarray(array))
         for name, array in params.items()
     }
+
+
+def refuse_unknown(attributes: Mapping[str, Any], ignored: Collection[str]) -> None:
+    """Raises ValueError if a `config.json` holds what could change the numbers.
+
+    Args:
+      attributes: Those that have not been honoured.
+      ignored: Names of those that change nothing that the model computes.
+    """
+    unknown = sorted(set(attributes) - set(ignored))
+    if unknown:
+        raise ValueError(
+            "config.json has attributes that are not known here and could change what "
+            "the model computes: "
+            + ", ".join(f"{name}={attributes[name]!r}" for name in unknown)
+            + ". Remove them if they do not."
+        )
 
 
 def _raise_mismatch(missing: list[str], extra: list[str], wrong: list[str]) -> None:

@@ -1,0 +1,233 @@
+"""Hugging Face's Transformer-XL: configuration and parameters, in both directions.
+
+The class is gone from transformers 5; files of it are read and written all the same.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from flax import traverse_util
+import jax
+import numpy as np
+
+from prottrans_jax import types
+from prottrans_jax.interop import rules
+from prottrans_jax.models import transformer_xl
+
+# Attributes that change no number that the model computes. `adaptive` is not read by
+# theirs either: `cutoffs` decides.
+_IGNORED = frozenset(
+    """
+    _name_or_path adaptive add_cross_attention architectures bos_token_id
+    chunk_size_feed_forward decoder_start_token_id dtype eos_token_id
+    gradient_checkpointing id2label init init_range init_std is_decoder
+    is_encoder_decoder label2id model_type output_attentions output_hidden_states
+    output_past pad_token_id problem_type proj_init_std proj_share_all_but_first
+    return_dict task_specific_params tie_projs tokenizer_class torch_dtype
+    trainer_compatible transformers_version use_cache
+    """.split()
+)
+
+
+def config_from_hf(
+    attributes: Mapping[str, Any], **overrides: Any
+) -> transformer_xl.TransformerXLConfig:
+    """Our configuration from the contents of a `config.json`.
+
+    Fields that the file lacks get Hugging Face's defaults.
+
+    Args:
+      attributes: The file's contents.
+      **overrides: Fields of `TransformerXLConfig` that the file does not decide, such
+        as `dtype`.
+
+    Raises:
+      ValueError: An attribute is unknown, or has a value not supported here.
+    """
+    attributes = dict(attributes)
+    take = attributes.pop
+    if attributes.get("model_type", "transfo-xl") != "transfo-xl":
+        raise ValueError(
+            f"model_type={attributes['model_type']!r}; only 'transfo-xl' can be read "
+            "here."
+        )
+    d_model = take("d_model", None) or take("hidden_size", 1024)
+    # Without an adaptive softmax these have one meaning each. The defaults are theirs.
+    for name, default, supported, meaning in (
+        ("cutoffs", [20000, 40000, 200000], [], "one softmax, not an adaptive one"),
+        ("div_val", 4, 1, "embeddings of one width"),
+        ("d_embed", 1024, d_model, "embeddings as wide as the model"),
+        ("attn_type", 0, 0, "relative attention"),
+        ("sample_softmax", -1, -1, "the full softmax"),
+        ("tie_word_embeddings", True, True, "logits from the embedding table"),
+    ):
+        value = take(name, default)
+        if (list(value) if name == "cutoffs" else value) != supported:
+            raise ValueError(
+                f"{name}={value!r} (their default: {default!r}) is not supported; "
+                f"only {supported!r}: {meaning}."
+            )
+    fields = {
+        "vocab_size": take("vocab_size", None) or take("n_token", 267735),
+        "num_layers": take("n_layer", None) or take("num_hidden_layers", 18),
+        "num_heads": take("n_head", None) or take("num_attention_heads", 16),
+        "head_dim": take("d_head", 64),
+        "d_model": d_model,
+        "d_ff": take("d_inner", 4096),
+        "mem_length": take("mem_len", 1600),
+        "clamp_length": max(0, take("clamp_len", 1000)),
+        "same_length": take("same_length", True),
+        "pre_norm": take("pre_lnorm", False),
+        "shared_biases": not take("untie_r", True),
+        "dropout_rate": take("dropout", 0.1),
+        "attention_dropout_rate": take("dropatt", 0.0),
+        "norm_epsilon": take("layer_norm_epsilon", 1e-5),
+    }
+    rules.refuse_unknown(attributes, _IGNORED)
+    return transformer_xl.TransformerXLConfig(**{**fields, **overrides})
+
+
+def config_to_hf(config: transformer_xl.TransformerXLConfig) -> dict[str, Any]:
+    """Contents of a `config.json` from our configuration; inverse of the above."""
+    return {
+        "architectures": [
+            "TransfoXLLMHeadModel" if config.lm_head else "TransfoXLModel"
+        ],
+        "model_type": "transfo-xl",
+        "vocab_size": config.vocab_size,
+        "cutoffs": [],
+        "div_val": 1,
+        "adaptive": True,
+        "tie_projs": [False],
+        "attn_type": 0,
+        "sample_softmax": -1,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "d_head": config.head_dim,
+        "d_model": config.d_model,
+        "d_embed": config.d_model,
+        "d_inner": config.d_ff,
+        "mem_len": config.mem_length,
+        "clamp_len": config.clamp_length or -1,
+        "same_length": config.same_length,
+        "pre_lnorm": config.pre_norm,
+        "untie_r": not config.shared_biases,
+        "dropout": config.dropout_rate,
+        "dropatt": config.attention_dropout_rate,
+        "layer_norm_epsilon": config.norm_epsilon,
+    }
+
+
+def fit_config(
+    config: transformer_xl.TransformerXLConfig, names: frozenset[str]
+) -> transformer_xl.TransformerXLConfig:
+    """The configuration without a head if a checkpoint has none."""
+    return dataclasses.replace(config, lm_head="crit.out_layers.0.bias" in names)
+
+
+def params_from_hf(
+    checkpoint: Mapping[str, np.ndarray], config: transformer_xl.TransformerXLConfig
+) -> types.Params:
+    """Our parameters, stacked as `config.scan_layers` says, from a state dict."""
+    checkpoint = dict(checkpoint)
+    # Files of the bare model lack the prefix.
+    if _TABLE.removeprefix("transformer.") in checkpoint:
+        checkpoint = {f"transformer.{name}": x for name, x in checkpoint.items()}
+    tied = "crit.out_layers.0.weight"
+    if tied in checkpoint and not np.array_equal(checkpoint[tied], checkpoint[_TABLE]):
+        raise ValueError(
+            f"{tied} is another table than {_TABLE}; only tied ones are supported."
+        )
+    ignored = {tied, "transformer.pos_emb.inv_freq"}
+    if config.shared_biases:
+        # Their state dict repeats what all layers share.
+        for layer in range(config.num_layers):
+            for name in ("r_w_bias", "r_r_bias"):
+                ignored.add(f"transformer.layers.{layer}.dec_attn.{name}")
+    for layer in range(config.num_layers):
+        name = f"transformer.layers.{layer}.dec_attn.qkv_net.weight"
+        if name in checkpoint:
+            parts = np.split(checkpoint.pop(name), 3)
+            checkpoint |= {
+                f"{name}{part}": x for part, x in zip(_PARTS, parts, strict=True)
+            }
+    shapes = {name: x.shape for name, x in _flat_shapes(config).items()}
+    params = rules.to_ours(checkpoint, _table(config), shapes, ignored=ignored)
+    params = {
+        name: array.astype(config.param_dtype, copy=False)
+        for name, array in params.items()
+    }
+    tree = traverse_util.unflatten_dict(params, sep="/")
+    return transformer_xl.stack_layers(tree) if config.scan_layers else tree
+
+
+def params_to_hf(
+    params: types.Params, config: transformer_xl.TransformerXLConfig
+) -> rules.FlatParams:
+    """State dict of Hugging Face's model from our parameters (or their gradients)."""
+    if config.scan_layers:
+        params = transformer_xl.unstack_layers(params)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    theirs = rules.to_theirs(flat, _table(config))
+    for layer in range(config.num_layers):
+        name = f"transformer.layers.{layer}.dec_attn.qkv_net.weight"
+        theirs[name] = np.concatenate([theirs.pop(name + part) for part in _PARTS])
+    if config.lm_head:
+        return theirs
+    return {name.removeprefix("transformer."): x for name, x in theirs.items()}
+
+
+def _flat_shapes(
+    config: transformer_xl.TransformerXLConfig,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    tree = jax.eval_shape(lambda: transformer_xl.init_params(config, jax.random.key(0)))
+    if config.scan_layers:
+        tree = jax.eval_shape(transformer_xl.unstack_layers, tree)
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+_TABLE = "transformer.word_emb.emb_layers.0.weight"
+# Query, key and value are one array in theirs; these name its thirds in the table.
+_PARTS = ("[q]", "[k]", "[v]")
+_BIASES = (("r_w_bias", "content_bias"), ("r_r_bias", "position_bias"))
+
+
+def _table(config: transformer_xl.TransformerXLConfig) -> list[rules.Rule]:
+    rule = rules.Rule
+    attention = "transformer.layers.{}.dec_attn", "decoder/layers_{}/attention"
+    mlp = "transformer.layers.{}.pos_ff", "decoder/layers_{}/mlp"
+    layer = []
+    for theirs, ours in (
+        *((f"qkv_net.weight{p}", o) for p, o in zip(_PARTS, _QKV, strict=True)),
+        ("r_net.weight", "position"),
+        ("o_net.weight", "out"),
+    ):
+        layer.append(
+            rule(f"{attention[0]}.{theirs}", f"{attention[1]}/{ours}/kernel", True)
+        )
+    for block in (attention, mlp):
+        for theirs, ours in (("weight", "scale"), ("bias", "bias")):
+            layer.append(
+                rule(f"{block[0]}.layer_norm.{theirs}", f"{block[1]}_layer_norm/{ours}")
+            )
+    for theirs, ours in (("CoreNet.0", "wi"), ("CoreNet.3", "wo")):
+        layer += [
+            rule(f"{mlp[0]}.{theirs}.weight", f"{mlp[1]}/{ours}/kernel", True),
+            rule(f"{mlp[0]}.{theirs}.bias", f"{mlp[1]}/{ours}/bias"),
+        ]
+    biases = [rule(f"transformer.{x}", f"decoder/{y}") for x, y in _BIASES]
+    if not config.shared_biases:
+        layer += [
+            rule(f"{attention[0]}.{x}", f"{attention[1]}/{y}") for x, y in _BIASES
+        ]
+        biases = []
+    return [
+        rule(_TABLE, "token_embedder/embedding"),
+        rule("crit.out_layers.0.bias", "logits_bias"),
+        *biases,
+        *(x.for_layer(index) for index in range(config.num_layers) for x in layer),
+    ]
+
+
+_QKV = ("query", "key", "value")

@@ -1,0 +1,372 @@
+"""Attention with relative positions and memories: Transformer-XL's, and XLNet's.
+
+The score of query i on key j, at distance d = position of i - position of j, is
+  ((q_i + u) k_j + (q_i + v) r_d + (q_i + w) s_ij) / sqrt(head_dim)
+(Dai et al. 2019, section 3.3; the last term Yang et al. 2019, section 2.5). r_d is a
+projected sinusoid; u, v, w are vectors per head that do not depend on the query; s_ij
+is one of two vectors, for tokens of the same and of different types.
+"""
+
+import functools
+
+from flax import linen as nn
+from flax import struct
+import jax
+from jax import ad_checkpoint
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from prottrans_jax.layers import attention, dense
+
+
+def distances(
+    q_length: int, kv_length: int, *, causal: bool
+) -> Int[np.ndarray, " distances"]:
+    """Distances from farthest before the query to farthest after it.
+
+    The last query is at the last key: with memories there are more keys than queries.
+    If `causal`, down to 0 only.
+    """
+    return np.arange(kv_length - 1, -1 if causal else -q_length, -1)
+
+
+def position_encoding(
+    distance: Int[np.ndarray, " distances"], d_model: int
+) -> Float[Array, "distances d_model"]:
+    """Sinusoids, all sines first, then all cosines (Vaswani et al. 2017, reordered).
+
+    Raises:
+      ValueError: `d_model` is odd.
+    """
+    if d_model % 2:
+        raise ValueError(
+            f"d_model={d_model}: sines and cosines need an even number of features."
+        )
+    frequency = 10000.0 ** (-np.arange(0, d_model, 2, dtype=np.float32) / d_model)
+    # On the device, in float32: as constants, tables for 2,000 positions would make
+    # the compiled step megabytes larger.
+    angle = jnp.asarray(distance, jnp.float32)[:, None] * jnp.asarray(frequency)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def mirror(
+    encoding: Float[Array, "distances d_model"],
+) -> Float[Array, "distances d_model"]:
+    """The encoding of the negated distances, for rows that are read backward."""
+    sine, cosine = jnp.split(encoding, 2, axis=-1)
+    return jnp.concatenate([-sine, cosine], axis=-1)
+
+
+def shift(
+    scores: Float[Array, "*rows q_length distances"], kv_length: int
+) -> Float[Array, "*rows q_length kv_length"]:
+    """From scores by distance, as `distances` lists them, to scores by key.
+
+    Row i begins q_length - 1 - i distances in. Repeating rows and cutting the flat
+    array in rows one shorter does that without a gather (Dai et al. 2019, appendix B).
+    Keys at distances that are not there get numbers that mean nothing.
+    """
+    *rows, q_length, width = scores.shape
+    flat = jnp.pad(scores, [(0, 0)] * (len(rows) + 1) + [(0, 1)])
+    flat = flat.reshape(*rows, q_length * (width + 1))
+    flat = jax.lax.slice_in_dim(
+        flat, q_length - 1, q_length - 1 + q_length * width, axis=-1
+    )
+    return flat.reshape(*rows, q_length, width)[..., :kv_length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def shift_rows(
+    scores: Float[Array, "batch heads queries distances"],
+    starts: Int[Array, "batch queries"],
+    kv_length: int,
+) -> Float[Array, "batch heads queries kv_length"]:
+    """As `shift`, for queries anywhere: row i begins `starts[:, i]` distances in.
+
+    Both directions are slices: the derivative that JAX would take is a scatter.
+    """
+    return _slice_rows(scores, starts, kv_length)
+
+
+def _shift_rows_fwd(scores, starts, kv_length):
+    return _slice_rows(scores, starts, kv_length), (starts, scores.shape[-1])
+
+
+def _shift_rows_bwd(kv_length, residuals, grad):
+    starts, width = residuals
+    # Distance k got the gradient of key k - start, if there is one.
+    padded = jnp.pad(grad, ((0, 0),) * 3 + ((width, width),))
+    return _slice_rows(padded, width - starts, width), None
+
+
+def _slice_rows(x, starts, size):
+    def one(row, start):  # [width], []
+        return jax.lax.dynamic_slice_in_dim(row, start, size)
+
+    over_queries = jax.vmap(one)
+    over_heads = jax.vmap(over_queries, in_axes=(0, None))
+    return jax.vmap(over_heads)(x, starts)
+
+
+shift_rows.defvjp(_shift_rows_fwd, _shift_rows_bwd)
+
+
+@struct.dataclass
+class Surroundings:
+    """What the attention of every layer sees besides its inputs.
+
+    The first queries are those at the last keys, in order. After them come `positions`
+    of them anywhere (XLNet's query stream).
+
+    Attributes:
+      mask: Whether a query may attend to a key.
+      encoding: Of `distances`; two of them where the second half of the rows is
+        read backward.
+      positions: Index, among the first queries, of where each further query stands. -1
+        for one that is masked altogether.
+      other_type: Whether query and key are tokens of different types; None leaves out
+        the term of the token types.
+    """
+
+    mask: Bool[Array, "batch q_length kv_length"]
+    encoding: Float[Array, "directions distances d_model"]
+    positions: Int[Array, "batch further"] | None = None
+    other_type: Bool[Array, "batch q_length kv_length"] | None = None
+
+
+@struct.dataclass
+class GlobalBiases:
+    """u and v of the score, where all layers share them."""
+
+    content: Float[Array, "heads head_dim"]
+    position: Float[Array, "heads head_dim"]
+
+
+def global_biases(
+    module: nn.Module, num_heads: int, head_dim: int, param_dtype: DTypeLike
+) -> GlobalBiases:
+    """Creates u and v as parameters of `module`, inside its compact method."""
+    return GlobalBiases(
+        *(
+            _head_vectors(module, name, (num_heads, head_dim), param_dtype)
+            for name in ("content_bias", "position_bias")
+        )
+    )
+
+
+def _head_vectors(module, name, shape, param_dtype):
+    axes = (*(("token_types",) if len(shape) == 3 else ()), "heads", "kv")
+    initializer = nn.initializers.normal(stddev=0.02)
+    return jnp.asarray(
+        module.param(
+            name,
+            nn.with_logical_partitioning(initializer, axes),
+            shape,
+            jnp.dtype(param_dtype),
+        )
+    )
+
+
+class RelativeAttention(nn.Module):
+    """Multi-head attention with relative positions; no biases in its projections.
+
+    Dropout on the attention weights uses one mask for all queries of a row: that is the
+    same as dropping values, so it needs no array of the size of the scores. (The
+    original draws each weight's own.)
+
+    Attributes:
+      num_heads: Heads.
+      head_dim: Size of a head; num_heads * head_dim need not be d_model.
+      dropout_rate: Share of the attention weights dropped in training.
+      deterministic: Whether dropout is off.
+      token_types: Whether there is a term for token types.
+      kernel_init: Initialiser of all kernels.
+      dtype: Type of the products and of the result.
+      param_dtype: Type of the parameters.
+    """
+
+    num_heads: int
+    head_dim: int
+    dropout_rate: float
+    deterministic: bool
+    token_types: bool = False
+    kernel_init: dense.Initializer = nn.initializers.normal(stddev=0.02)
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch q_length d_model"],
+        context: Float[Array, "batch kv_length d_model"],
+        surroundings: Surroundings,
+        biases: GlobalBiases | None = None,
+    ) -> Float[Array, "batch q_length d_model"]:
+        """Queries from `x`; keys and values from `context`, memories before it.
+
+        Args:
+          x: Queries, the first ones being the last of `context`.
+          context: What is attended to.
+          surroundings: Mask, positions and token types, the same for all layers.
+          biases: u and v if all layers share them; None creates this layer's own.
+        """
+        project = functools.partial(
+            dense.Dense,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+        def heads(x, name):
+            # [batch, length, d_model] -> [batch, length, heads, head_dim]
+            features = self.num_heads * self.head_dim
+            x = project(features, ("embed", "joined_kv"), name=name)(x)
+            if name != "position":
+                x = ad_checkpoint.checkpoint_name(x, name)
+            return x.reshape(*x.shape[:2], self.num_heads, self.head_dim)
+
+        axes = ("batch", "length", "heads", "kv")
+        query = nn.with_logical_constraint(heads(x, "query"), axes)
+        key = nn.with_logical_constraint(heads(context, "key"), axes)
+        value = nn.with_logical_constraint(heads(context, "value"), axes)
+        position = heads(surroundings.encoding.astype(self.dtype), "position")
+
+        if biases is None:
+            biases = global_biases(
+                self, self.num_heads, self.head_dim, self.param_dtype
+            )
+        scale = self.head_dim**-0.5
+
+        def biased(vector):
+            return ((query.astype(jnp.float32) + vector) * scale).astype(query.dtype)
+
+        scores = _position_scores(biased(biases.position), position, surroundings)
+        if self.token_types:
+            # Created even if a call leaves the term out.
+            vectors = [
+                _head_vectors(self, name, shape, self.param_dtype)
+                for name, shape in (
+                    ("type_bias", (self.num_heads, self.head_dim)),
+                    ("type_embedding", (2, self.num_heads, self.head_dim)),
+                )
+            ]
+            if surroundings.other_type is not None:
+                scores += _type_scores(
+                    biased(vectors[0]), vectors[1], surroundings.other_type
+                )
+        scores = jnp.where(surroundings.mask[:, None], scores, attention.MASKED)
+        scores = nn.with_logical_constraint(
+            scores, ("batch", "heads", "length", "kv_length")
+        )
+        value = nn.Dropout(self.dropout_rate, broadcast_dims=(-1,))(
+            value, deterministic=self.deterministic
+        )
+        out = attention.dot_product_attention(
+            biased(biases.content),
+            key,
+            value,
+            q_segments=None,
+            kv_segments=None,
+            bias=scores,
+        )
+        # [batch, length, heads, head_dim] -> [batch, length, heads * head_dim]
+        out = out.reshape(*out.shape[:2], -1)
+        out = project(x.shape[-1], ("joined_kv", "embed"), name="out")(out)
+        return ad_checkpoint.checkpoint_name(out, "attention_out")
+
+
+def _position_scores(query, position, surroundings):
+    """The second term of the score, [batch, heads, q_length, kv_length], float32."""
+    parts = len(position)
+    if query.shape[0] % parts:
+        raise ValueError(
+            f"A batch of {query.shape[0]} rows: the second half is read backward "
+            "(bi_data), so the number of rows must be even."
+        )
+    rows = query.shape[0] // parts
+    return jnp.concatenate(
+        [
+            _scores_of_rows(
+                query[part * rows : (part + 1) * rows],
+                position[part],
+                surroundings.mask.shape[-1],
+                None
+                if surroundings.positions is None
+                else surroundings.positions[part * rows : (part + 1) * rows],
+            )
+            for part in range(parts)
+        ]
+    )
+
+
+def _scores_of_rows(query, position, kv_length, positions):
+    # Heads first: then the product has one batch axis and its result needs no transpose
+    # before the shift.
+    by_distance = dense.einsum(
+        "bqhd,khd->hbqk", query, position, query.dtype, jnp.float32
+    )
+    if positions is None:
+        return jnp.swapaxes(shift(by_distance, kv_length), 0, 1)
+    length = query.shape[1] - positions.shape[1]
+    first = jnp.swapaxes(shift(by_distance[:, :, :length], kv_length), 0, 1)
+    further = jnp.swapaxes(by_distance[:, :, length:], 0, 1)
+    # A causal encoding ends at distance 0; keys beyond it are masked.
+    missing = max(0, length - 1 + kv_length - further.shape[-1])
+    further = jnp.pad(further, ((0, 0),) * 3 + ((0, missing),))
+    starts = length - 1 - jnp.maximum(positions, 0)
+    further = shift_rows(further, starts, kv_length)
+    return jnp.concatenate([first, further], axis=2)
+
+
+def _type_scores(query, type_embedding, other_type):
+    """The third term of the score, [batch, heads, q_length, kv_length], float32."""
+    by_type = dense.einsum(
+        "bqhd,thd->hbqt", query, type_embedding, query.dtype, jnp.float32
+    )
+    by_type = jnp.swapaxes(by_type, 0, 1)[..., None, :]
+    return jnp.where(other_type[:, None], by_type[..., 1], by_type[..., 0])
+
+
+def visible(
+    q_segments: Int[Array, "batch q_length"],
+    memory_segments: Int[Array, "batch mem_length"] | None,
+    mem_length: int,
+) -> Bool[Array, "batch q_length kv_length"]:
+    """Which keys belong to a query's protein; the keys are memories, then the row.
+
+    Args:
+      q_segments: Segment of each position, 0 for padding.
+      memory_segments: Segment of each memory, 0 where there is none. None: every
+        memory belongs to every protein, as in the original implementations.
+      mem_length: Number of memories.
+    """
+    mask = attention.make_mask(q_segments, q_segments)[:, 0]
+    if not mem_length:
+        return mask
+    if memory_segments is None:
+        memory = jnp.ones((*q_segments.shape, mem_length), bool)
+    else:
+        memory = attention.make_mask(q_segments, memory_segments)[:, 0]
+    return jnp.concatenate([memory, mask], axis=-1)
+
+
+def within(
+    q_length: int, kv_length: int, max_distance: int | None
+) -> Bool[np.ndarray, "q_length kv_length"]:
+    """Causal mask: keys not after the query and at most `max_distance` before it."""
+    distance = np.arange(kv_length - q_length, kv_length)[:, None]
+    distance = distance - np.arange(kv_length)[None]
+    mask = distance >= 0
+    return mask if max_distance is None else mask & (distance <= max_distance)
+
+
+def remember(
+    memory: Float[Array, "batch mem_length d_model"],
+    x: Float[Array, "batch length d_model"],
+    mem_length: int,
+) -> Float[Array, "batch new_length d_model"]:
+    """The last `mem_length` positions of memory and `x`, through which no gradient."""
+    joined = jnp.concatenate([memory.astype(x.dtype), x], axis=1)
+    return jax.lax.stop_gradient(joined[:, max(0, joined.shape[1] - mem_length) :])

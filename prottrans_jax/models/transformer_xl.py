@@ -1,0 +1,382 @@
+"""Transformer-XL (Dai et al. 2019) as ProtTXL uses it. Decoder with memories.
+
+Features:
+  - relative attention; every layer also attends to its own inputs of earlier calls
+  - post-norm residual layers, or pre-norm by config; layer norm, ReLU
+  - embeddings times sqrt(d_model); logits from the same table, plus a bias
+ProtTXL's vocabulary is that of the amino acids: no adaptive softmax.
+
+Dropout stands where the original has it; one mask serves all positions of a row, as
+elsewhere in this library.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from prottrans_jax import types
+from prottrans_jax.layers import embeddings, mlp, norms, relative_attention, stack
+
+_ACTIVATION_AXES = ("batch", "length", "embed")
+_KERNEL_INIT = nn.initializers.normal(stddev=0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerXLConfig:
+    """Sizes and switches of a Transformer-XL.
+
+    Attributes:
+      vocab_size: Rows of the embedding table.
+      num_layers: Layers.
+      num_heads: Attention heads.
+      head_dim: Size of a head; num_heads * head_dim need not be d_model.
+      d_model: Width of the residual stream; even.
+      d_ff: Width of the MLP's hidden layer.
+      mem_length: Positions that each layer remembers.
+      clamp_length: Distances above share one encoding; 0 clamps none.
+      same_length: Whether each query attends to the last `mem_length` positions, itself
+        among them, and not to more.
+      pre_norm: Whether norms stand before attention and MLP, not after the sums.
+      shared_biases: Whether all layers share the global attention biases.
+      lm_head: Whether there is a bias for the logits; without it no logits.
+      dropout_rate: Share dropped in training.
+      attention_dropout_rate: Share of the attention weights dropped in training.
+      norm_epsilon: Added to the variance in layer norm.
+      dtype: Type of activations and products ("bfloat16" or "float32").
+      param_dtype: Type of the parameters.
+      scan_layers: Whether the stack is one scanned layer (compiles faster).
+      remat_policy: What the backward pass computes again; see `layers.stack`.
+    """
+
+    vocab_size: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    d_model: int
+    d_ff: int
+    mem_length: int
+    clamp_length: int = 0
+    same_length: bool = False
+    pre_norm: bool = False
+    shared_biases: bool = False
+    lm_head: bool = True
+    dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.0
+    norm_epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    scan_layers: bool = True
+    remat_policy: str = "none"
+
+    def __post_init__(self):
+        # gin binds strings; a frozen config must hash and compare.
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        object.__setattr__(self, "param_dtype", jnp.dtype(self.param_dtype))
+        if self.same_length and not self.mem_length:
+            raise ValueError(
+                "TransformerXLConfig.same_length=True with mem_length=0: a query could "
+                "attend to nothing. Give mem_length, or same_length=False."
+            )
+        if self.remat_policy not in stack.REMAT_POLICIES:
+            raise ValueError(
+                f"TransformerXLConfig.remat_policy={self.remat_policy!r} is not known. "
+                f"Choose one of {', '.join(stack.REMAT_POLICIES)}."
+            )
+
+
+def forward_flops(config: TransformerXLConfig, length: int) -> float:
+    """FLOPs of the matrix products of one row with full memories.
+
+    A multiply-add is 2. Projecting the encodings of the distances is done once for
+    all rows and not counted.
+    """
+    inner = config.num_heads * config.head_dim
+    kv_length = length + config.mem_length
+    # Keys and values of the memories are projected anew.
+    projections = 2 * config.d_model * inner * (length + kv_length)
+    # Query times key, query times distance, weights times value.
+    scores = 3 * length * kv_length * inner
+    mlp_size = 2 * length * config.d_model * config.d_ff
+    logits = length * config.d_model * config.vocab_size * config.lm_head
+    return 2.0 * (config.num_layers * (projections + scores + mlp_size) + logits)
+
+
+def init_params(config: TransformerXLConfig, rng: jax.Array) -> types.Params:
+    """Random parameters without boxes."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    model = TransformerXL(config)
+    method = TransformerXL.__call__ if config.lm_head else TransformerXL.hidden
+    variables: Any = model.init(rng, tokens, deterministic=True, method=method)
+    return nn.unbox(variables["params"])
+
+
+stack_layers = stack.stack_layers
+unstack_layers = stack.unstack_layers
+
+
+class Output(NamedTuple):
+    """What a call returns.
+
+    Attributes:
+      values: Logits, float32, or the last hidden state.
+      memories: For the next call, [layers, batch, mem_length or less, d_model]; no
+        gradient passes.
+    """
+
+    values: Float[Array, "batch length features"]
+    memories: Float[Array, "layers batch new_length d_model"]
+
+
+class TransformerXL(nn.Module):
+    """Causal language model with memories."""
+
+    config: TransformerXLConfig
+
+    def setup(self):
+        """Creates the table, the stack and the head."""
+        config = self.config
+        self.token_embedder = embeddings.TokenEmbedding(
+            config.vocab_size,
+            config.d_model,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            embedding_init=_KERNEL_INIT,
+            axes=("small_vocab", "embed"),
+        )
+        self.decoder = Decoder(config)
+        if config.lm_head:
+            self.logits_bias = self.param(
+                "logits_bias",
+                nn.with_logical_partitioning(
+                    nn.initializers.zeros_init(), ("small_vocab",)
+                ),
+                (config.vocab_size,),
+                config.param_dtype,
+            )
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        segment_ids: Int[Array, "batch length"] | None = None,
+        memories: Float[Array, "layers batch mem_length d_model"] | None = None,
+        memory_segments: Int[Array, "batch mem_length"] | None = None,
+        deterministic: bool,
+    ) -> Output:
+        """Logits of the token after each position, and new memories.
+
+        Args:
+          tokens: Token ids.
+          segment_ids: Protein of each position, from 1; 0 is padding. None: one protein
+            a row and no padding.
+          memories: Of the call before, the latest last. None: there are none.
+          memory_segments: Protein of each memory, 0 where there is none; a position
+            attends to memories of its own protein. None: to all memories, zeros
+            included, as Hugging Face.
+          deterministic: Whether dropout is off; if not, pass an rng named "dropout".
+        """
+        x, memories = self.hidden(
+            tokens,
+            segment_ids=segment_ids,
+            memories=memories,
+            memory_segments=memory_segments,
+            deterministic=deterministic,
+        )
+        logits = self.token_embedder.attend(x) + self.logits_bias
+        logits = nn.with_logical_constraint(logits, ("batch", "length", "small_vocab"))
+        return Output(logits, memories)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        segment_ids: Int[Array, "batch length"] | None = None,
+        memories: Float[Array, "layers batch mem_length d_model"] | None = None,
+        memory_segments: Int[Array, "batch mem_length"] | None = None,
+        deterministic: bool,
+    ) -> Output:
+        """The last hidden state, and new memories; arguments as in `__call__`."""
+        config = self.config
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
+        if memories is None:
+            shape = (config.num_layers, len(tokens), 0, config.d_model)
+            memories, memory_segments = jnp.zeros(shape, config.dtype), None
+        x = self.token_embedder(tokens) * config.d_model**0.5
+        return self.decoder(
+            x,
+            segment_ids.astype(jnp.int32),
+            memories,
+            memory_segments,
+            deterministic=deterministic,
+        )
+
+    def encode(
+        self,
+        tokens: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "batch length d_model"]:
+        """Representation of every position, from those before it and itself.
+
+        Args:
+          tokens: Token ids.
+          mask: True at real positions, or segment ids (0 is padding) for packed rows.
+          deterministic: Whether dropout is off.
+        """
+        out = self.hidden(
+            tokens, segment_ids=mask.astype(jnp.int32), deterministic=deterministic
+        )
+        return out.values
+
+
+@struct.dataclass
+class _Shared:
+    """What every layer sees."""
+
+    surroundings: relative_attention.Surroundings
+    biases: relative_attention.GlobalBiases | None
+
+
+class Decoder(nn.Module):
+    """Stack of causal layers with memories."""
+
+    config: TransformerXLConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length d_model"],
+        segments: Int[Array, "batch length"],
+        memories: Float[Array, "layers batch mem_length d_model"],
+        memory_segments: Int[Array, "batch mem_length"] | None,
+        *,
+        deterministic: bool,
+    ) -> Output:
+        """Runs embedded tokens through all layers."""
+        config, drop = self.config, _dropout(self.config, deterministic)
+        x = nn.with_logical_constraint(drop(x), _ACTIVATION_AXES)
+        biases = None
+        if config.shared_biases:
+            biases = relative_attention.global_biases(
+                self, config.num_heads, config.head_dim, config.param_dtype
+            )
+        length, mem_length = x.shape[1], memories.shape[2]
+        x, memories = stack.apply_layers_with_memories(
+            Layer,
+            x,
+            _Shared(
+                self._surroundings(
+                    length, mem_length, segments, memory_segments, deterministic
+                ),
+                biases,
+            ),
+            memories,
+            num_layers=config.num_layers,
+            scan_layers=config.scan_layers,
+            remat_policy=config.remat_policy,
+            config=config,
+            deterministic=deterministic,
+        )
+        x = drop(x)
+        self.sow("intermediates", "output", x)
+        return Output(x, memories)
+
+    def _surroundings(
+        self, length, mem_length, segments, memory_segments, deterministic
+    ):
+        config = self.config
+        kv_length = mem_length + length
+        mask = relative_attention.visible(segments, memory_segments, mem_length)
+        mask &= relative_attention.within(
+            length, kv_length, config.mem_length - 1 if config.same_length else None
+        )
+        distance = relative_attention.distances(length, kv_length, causal=True)
+        if config.clamp_length:
+            distance = np.minimum(distance, config.clamp_length)
+        encoding = relative_attention.position_encoding(distance, config.d_model)
+        # One mask for all rows, whose distances are the same.
+        encoding = nn.Dropout(config.dropout_rate)(
+            encoding, deterministic=deterministic
+        )
+        return relative_attention.Surroundings(mask, encoding[None])
+
+
+class Layer(nn.Module):
+    """Post-norm: norm(x + attention(x)), then norm(x + mlp(x))."""
+
+    config: TransformerXLConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length d_model"],
+        shared: _Shared,
+        memory: Float[Array, "batch mem_length d_model"],
+    ):
+        """One layer, in the form that `layers.stack` asks for."""
+        config, drop = self.config, _dropout(self.config, self.deterministic)
+        self.sow("intermediates", "input", x)
+        new_memory = relative_attention.remember(memory, x, config.mem_length)
+
+        def norm(name):
+            return norms.LayerNorm(
+                config.norm_epsilon,
+                dtype=config.dtype,
+                param_dtype=config.param_dtype,
+                name=name,
+            )
+
+        attention_norm = norm("attention_layer_norm")
+        context = jnp.concatenate([memory.astype(x.dtype), x], axis=1)
+        if config.pre_norm:
+            context = attention_norm(context)
+        y = relative_attention.RelativeAttention(
+            num_heads=config.num_heads,
+            head_dim=config.head_dim,
+            dropout_rate=config.attention_dropout_rate,
+            deterministic=self.deterministic,
+            kernel_init=_KERNEL_INIT,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            name="attention",
+        )(context[:, memory.shape[1] :], context, shared.surroundings, shared.biases)
+        x = x + drop(y)
+        x = x if config.pre_norm else attention_norm(x)
+        x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
+
+        mlp_norm = norm("mlp_layer_norm")
+        y = mlp.MLP(
+            d_ff=config.d_ff,
+            activations=("relu",),
+            dropout_rate=config.dropout_rate,
+            deterministic=self.deterministic,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            use_bias=True,
+            kernel_init=_KERNEL_INIT,
+            name="mlp",
+        )(mlp_norm(x) if config.pre_norm else x)
+        x = x + drop(y)
+        x = x if config.pre_norm else mlp_norm(x)
+        return nn.with_logical_constraint(x, _ACTIVATION_AXES), new_memory
+
+
+def _dropout(
+    config: TransformerXLConfig, deterministic: bool
+) -> Callable[[jax.Array], jax.Array]:
+    def drop(x):
+        dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+        return dropout(x, deterministic=deterministic)
+
+    return drop

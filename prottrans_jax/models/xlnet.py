@@ -1,0 +1,450 @@
+"""XLNet (Yang et al. 2019) as ProtXLNet uses it. Two-stream relative attention.
+
+Features:
+  - content stream: every token, embedded; query stream: positions whose token is to be
+    predicted, seen by no one. Both run through the same layers
+  - relative attention with a term for token types; memories as in Transformer-XL
+  - post-norm residual layers, layer norm, exact gelu
+  - logits from the embedding table, plus a bias
+
+Dropout stands where the original has it; one mask serves all positions of a row, as
+elsewhere in this library.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from prottrans_jax import types
+from prottrans_jax.layers import embeddings, mlp, norms, relative_attention, stack
+
+_ACTIVATION_AXES = ("batch", "length", "embed")
+_INIT = nn.initializers.normal(stddev=0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class XLNetConfig:
+    """Sizes and switches of an XLNet.
+
+    Attributes:
+      vocab_size: Rows of the embedding table.
+      num_layers: Layers.
+      num_heads: Attention heads.
+      head_dim: Size of a head; num_heads * head_dim need not be d_model.
+      d_model: Width of the residual stream; even.
+      d_ff: Width of the MLP's hidden layer.
+      mem_length: Positions that each layer remembers; 0 turns memories off.
+      reuse_length: Only so many first positions of a row are remembered; 0 is all of
+        them. (In the original's pre-training rows overlap by the rest.)
+      activation: Of the MLP, see `layers.mlp`.
+      attn_type: "bi", or "uni" for a causal model.
+      bi_data: Whether the second half of the rows is read backward: their distances
+        count negated. (The rows themselves are the data's to reverse.)
+      clamp_length: Distances above share one encoding; 0 clamps none.
+      same_length: Whether each query of a "uni" model attends to as many positions
+        before it as there are memories, and not to more.
+      lm_head: Whether there is a bias for the logits; without it no logits.
+      dropout_rate: Share dropped in training, attention weights included.
+      norm_epsilon: Added to the variance in layer norm.
+      dtype: Type of activations and products ("bfloat16" or "float32").
+      param_dtype: Type of the parameters.
+      scan_layers: Whether the stack is one scanned layer (compiles faster).
+      remat_policy: What the backward pass computes again; see `layers.stack`.
+    """
+
+    vocab_size: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    d_model: int
+    d_ff: int
+    mem_length: int = 0
+    reuse_length: int = 0
+    activation: str = "gelu_exact"
+    attn_type: str = "bi"
+    bi_data: bool = False
+    clamp_length: int = 0
+    same_length: bool = False
+    lm_head: bool = True
+    dropout_rate: float = 0.1
+    norm_epsilon: float = 1e-12
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    scan_layers: bool = True
+    remat_policy: str = "none"
+
+    def __post_init__(self):
+        # gin binds strings; a frozen config must hash and compare.
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        object.__setattr__(self, "param_dtype", jnp.dtype(self.param_dtype))
+        for field, choices in (
+            ("attn_type", ("bi", "uni")),
+            ("activation", tuple(mlp.ACTIVATIONS)),
+            ("remat_policy", stack.REMAT_POLICIES),
+        ):
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"XLNetConfig.{field}={getattr(self, field)!r} is not known. "
+                    f"Choose one of {', '.join(choices)}."
+                )
+
+
+def forward_flops(config: XLNetConfig, length: int, num_targets: int) -> float:
+    """FLOPs of the matrix products of one row, with full memories if there are any.
+
+    A multiply-add is 2. Projecting the encodings of the distances is done once for all
+    rows and not counted.
+    """
+    inner = config.num_heads * config.head_dim
+    queries, kv_length = length + num_targets, length + config.mem_length
+    num_distances = kv_length + (length if config.attn_type == "bi" else 0)
+    projections = 2 * config.d_model * inner * (queries + kv_length)
+    # Query times key, query times distance, weights times value.
+    scores = queries * (2 * kv_length + num_distances) * inner
+    mlp_size = 2 * queries * config.d_model * config.d_ff
+    logits = num_targets * config.d_model * config.vocab_size * config.lm_head
+    return 2.0 * (config.num_layers * (projections + scores + mlp_size) + logits)
+
+
+def init_params(config: XLNetConfig, rng: jax.Array) -> types.Params:
+    """Random parameters without boxes."""
+    tokens = jnp.zeros((2, 1), jnp.int32)
+    model = XLNet(config)
+    method = XLNet.__call__ if config.lm_head else XLNet.hidden
+    variables: Any = model.init(rng, tokens, deterministic=True, method=method)
+    return nn.unbox(variables["params"])
+
+
+stack_layers = stack.stack_layers
+unstack_layers = stack.unstack_layers
+
+
+class Output(NamedTuple):
+    """What a call returns.
+
+    Attributes:
+      values: Logits, float32, or the last hidden state; of the query stream if there
+        are targets, else of the content stream.
+      memories: For the next call, [layers, batch, mem_length or less, d_model]; no
+        gradient passes.
+    """
+
+    values: Float[Array, "batch outputs features"]
+    memories: Float[Array, "layers batch new_length d_model"]
+
+
+class XLNet(nn.Module):
+    """Permutation language model."""
+
+    config: XLNetConfig
+
+    def setup(self):
+        """Creates the table, the mask embedding, the stack and the head."""
+        config = self.config
+        self.token_embedder = embeddings.TokenEmbedding(
+            config.vocab_size,
+            config.d_model,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            embedding_init=_INIT,
+            axes=("small_vocab", "embed"),
+        )
+        self.mask_embedding = self.param(
+            "mask_embedding",
+            nn.with_logical_partitioning(_INIT, ("embed",)),
+            (config.d_model,),
+            config.param_dtype,
+        )
+        self.encoder = Encoder(config)
+        if config.lm_head:
+            self.logits_bias = self.param(
+                "logits_bias",
+                nn.with_logical_partitioning(
+                    nn.initializers.zeros_init(), ("small_vocab",)
+                ),
+                (config.vocab_size,),
+                config.param_dtype,
+            )
+
+    def __call__(
+        self, tokens: Int[Array, "batch length"], *, deterministic: bool, **inputs: Any
+    ) -> Output:
+        """Logits at the targets, or without targets at every position.
+
+        Args:
+          tokens: Token ids.
+          deterministic: Whether dropout is off; if not, pass an rng named "dropout".
+          **inputs: Those of `hidden`.
+        """
+        x, memories = self.hidden(tokens, deterministic=deterministic, **inputs)
+        logits = self.token_embedder.attend(x) + self.logits_bias
+        logits = nn.with_logical_constraint(logits, ("batch", "length", "small_vocab"))
+        return Output(logits, memories)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        segment_ids: Int[Array, "batch length"] | None = None,
+        token_types: Int[Array, "batch length"] | None = None,
+        perm_mask: Float[Array, "batch length length"] | None = None,
+        factorization_ranks: Int[Array, "batch length"] | None = None,
+        target_positions: Int[Array, "batch targets"] | None = None,
+        target_mapping: Float[Array, "batch targets length"] | None = None,
+        memories: Float[Array, "layers batch mem_length d_model"] | None = None,
+        memory_segments: Int[Array, "batch mem_length"] | None = None,
+        deterministic: bool,
+    ) -> Output:
+        """The last hidden state at the targets, or at every position without targets.
+
+        Args:
+          tokens: Token ids.
+          segment_ids: Protein of each position, from 1; 0 is padding, on any side.
+            None: one protein a row and no padding.
+          token_types: Such as 0 and 1 for two halves; memories count as type 0. None
+            leaves the term of the token types out.
+          perm_mask: 1 at [row, i, j] if i may not see j. A position always sees itself
+            in the content stream, whatever stands here.
+          factorization_ranks: The same, briefly: i sees j if the rank of j is -1, or
+            less than that of i.
+          target_positions: Positions to predict: those of the query stream. -1 is a
+            slot that is not in use: its query sees nothing.
+          target_mapping: The same as one-hot rows, of zeros for -1.
+          memories: Of the call before, the latest last. None: there are none.
+          memory_segments: Protein of each memory, 0 where there is none; a position
+            attends to memories of its own protein. None: to all memories, as Hugging
+            Face.
+          deterministic: Whether dropout is off; if not, pass an rng named "dropout".
+        """
+        config = self.config
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
+        if memories is None:
+            shape = (config.num_layers, len(tokens), 0, config.d_model)
+            memories, memory_segments = jnp.zeros(shape, config.dtype), None
+        if target_mapping is not None:
+            if target_positions is not None:
+                raise ValueError("Give target_positions or target_mapping, not both.")
+            is_used = jnp.any(target_mapping != 0, axis=-1)
+            target_positions = jnp.argmax(target_mapping, axis=-1)
+            target_positions = jnp.where(is_used, target_positions, -1)
+        mem_length = memories.shape[2]
+        may_see = _order(perm_mask, factorization_ranks)
+        mask = _mask(
+            config, segment_ids, memory_segments, mem_length, may_see, target_positions
+        )
+        other_type = None
+        if token_types is not None:
+            kv_types = jnp.pad(token_types, ((0, 0), (mem_length, 0)))
+            q_types = _append(token_types, target_positions)
+            other_type = q_types[:, :, None] != kv_types[:, None, :]
+
+        x = self.token_embedder(tokens)
+        if target_positions is not None:
+            queries = jnp.asarray(self.mask_embedding, x.dtype)
+            shape = (*target_positions.shape, config.d_model)
+            x = jnp.concatenate([x, jnp.broadcast_to(queries, shape)], axis=1)
+        x, memories = self.encoder(
+            x,
+            mask,
+            other_type,
+            target_positions,
+            memories,
+            deterministic=deterministic,
+        )
+        if target_positions is not None:
+            x = x[:, tokens.shape[1] :]
+        return Output(x, memories)
+
+    def encode(
+        self,
+        tokens: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "batch length d_model"]:
+        """Representation of every position.
+
+        Args:
+          tokens: Token ids.
+          mask: True at real positions, or segment ids (0 is padding) for packed rows.
+          deterministic: Whether dropout is off.
+        """
+        out = self.hidden(
+            tokens, segment_ids=mask.astype(jnp.int32), deterministic=deterministic
+        )
+        return out.values
+
+
+def _order(perm_mask, ranks):
+    """Whom a query may see as far as the factorisation order goes, or None."""
+    if perm_mask is None and ranks is None:
+        return None
+    if perm_mask is not None:
+        if ranks is not None:
+            raise ValueError("Give perm_mask or factorization_ranks, not both.")
+        return perm_mask == 0
+    first, second = ranks[:, :, None], ranks[:, None, :]
+    return (second == -1) | (second < first)
+
+
+def _mask(config, segments, memory_segments, mem_length, may_see, positions):
+    """[batch, length + targets, mem_length + length]: who may attend to whom."""
+    length = segments.shape[1]
+    kv_length = mem_length + length
+    mask = relative_attention.visible(
+        segments.astype(jnp.int32), memory_segments, mem_length
+    )
+    if config.attn_type == "uni":
+        mask &= relative_attention.within(
+            length, kv_length, mem_length if config.same_length else None
+        )
+    content = queries = mask
+    if may_see is not None:
+        before = ((0, 0), (0, 0), (mem_length, 0))
+        queries = mask & jnp.pad(may_see, before, constant_values=True)
+        may_see = may_see | np.eye(length, dtype=bool)
+        content = mask & jnp.pad(may_see, before, constant_values=True)
+    if positions is None:
+        return content
+    queries = jnp.take_along_axis(queries, jnp.maximum(positions, 0)[..., None], axis=1)
+    queries &= (positions >= 0)[..., None]
+    return jnp.concatenate([content, queries], axis=1)
+
+
+def _append(values, positions):
+    if positions is None:
+        return values
+    further = jnp.take_along_axis(values, jnp.maximum(positions, 0), axis=1)
+    return jnp.concatenate([values, further], axis=1)
+
+
+class Encoder(nn.Module):
+    """Stack of layers for both streams: content first, queries behind it."""
+
+    config: XLNetConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch queries d_model"],
+        mask: Bool[Array, "batch queries kv_length"],
+        other_type: Bool[Array, "batch queries kv_length"] | None,
+        positions: Int[Array, "batch targets"] | None,
+        memories: Float[Array, "layers batch mem_length d_model"],
+        *,
+        deterministic: bool,
+    ) -> Output:
+        """Runs embedded tokens and queries through all layers."""
+        config, drop = self.config, _dropout(self.config, deterministic)
+        x = nn.with_logical_constraint(drop(x), _ACTIVATION_AXES)
+        mem_length = memories.shape[2]
+        length = mask.shape[-1] - mem_length
+        distance = relative_attention.distances(
+            length, mem_length + length, causal=config.attn_type == "uni"
+        )
+        if config.clamp_length:
+            distance = np.clip(distance, -config.clamp_length, config.clamp_length)
+        encoding = relative_attention.position_encoding(distance, config.d_model)
+        # One mask for all rows, whose distances are the same.
+        encoding = nn.Dropout(config.dropout_rate)(
+            encoding, deterministic=deterministic
+        )
+        directions = [encoding]
+        if config.bi_data:
+            directions.append(relative_attention.mirror(encoding))
+        x, memories = stack.apply_layers_with_memories(
+            Layer,
+            x,
+            relative_attention.Surroundings(
+                mask, jnp.stack(directions), positions, other_type
+            ),
+            memories,
+            num_layers=config.num_layers,
+            scan_layers=config.scan_layers,
+            remat_policy=config.remat_policy,
+            config=config,
+            deterministic=deterministic,
+        )
+        x = drop(x)
+        self.sow("intermediates", "output", x)
+        return Output(x, memories)
+
+
+class Layer(nn.Module):
+    """norm(x + attention(x)), then norm(x + mlp(x)), for both streams at once."""
+
+    config: XLNetConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch queries d_model"],
+        surroundings: relative_attention.Surroundings,
+        memory: Float[Array, "batch mem_length d_model"],
+    ):
+        """One layer, in the form that `layers.stack` asks for."""
+        config, drop = self.config, _dropout(self.config, self.deterministic)
+        self.sow("intermediates", "input", x)
+        length = surroundings.mask.shape[-1] - memory.shape[1]
+        content = x[:, :length]
+        new_memory = relative_attention.remember(
+            memory, content[:, : config.reuse_length or None], config.mem_length
+        )
+
+        def norm(name):
+            return norms.LayerNorm(
+                config.norm_epsilon,
+                dtype=config.dtype,
+                param_dtype=config.param_dtype,
+                name=name,
+            )
+
+        y = relative_attention.RelativeAttention(
+            num_heads=config.num_heads,
+            head_dim=config.head_dim,
+            dropout_rate=config.dropout_rate,
+            deterministic=self.deterministic,
+            token_types=True,
+            kernel_init=_INIT,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            name="attention",
+        )(
+            x,
+            jnp.concatenate([memory.astype(x.dtype), content], axis=1),
+            surroundings,
+        )
+        x = norm("attention_layer_norm")(x + drop(y))
+        x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
+        y = mlp.MLP(
+            d_ff=config.d_ff,
+            activations=(config.activation,),
+            dropout_rate=config.dropout_rate,
+            deterministic=self.deterministic,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            use_bias=True,
+            kernel_init=_INIT,
+            name="mlp",
+        )(x)
+        x = norm("mlp_layer_norm")(x + drop(y))
+        return nn.with_logical_constraint(x, _ACTIVATION_AXES), new_memory
+
+
+def _dropout(
+    config: XLNetConfig, deterministic: bool
+) -> Callable[[jax.Array], jax.Array]:
+    def drop(x):
+        dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+        return dropout(x, deterministic=deterministic)
+
+    return drop
