@@ -6,11 +6,14 @@
 --trust_config                      let files from elsewhere import any module
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import copy
 import os
 import pathlib
+import re
 import sys
+import tempfile
 from typing import Any
 
 from absl import app, flags
@@ -130,12 +133,42 @@ def parse_flags(bindings: Sequence[str] = ()) -> Config:
         raise UsageError(
             f"Give a --gin_file, e.g. one of: {', '.join(gin_config.leaves())}."
         )
-    return parse(
-        values.gin_file,
-        [*values.gin_bindings, *bindings],
-        values.gin_search_paths,
-        values.trust_config,
-    )
+    with _without_chatter():
+        return parse(
+            values.gin_file,
+            [*values.gin_bindings, *bindings],
+            values.gin_search_paths,
+            values.trust_config,
+        )
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keeps from the terminal what TensorFlow's C++ says while it is imported.
+
+    It only reads records here. It reports on GPUs that it will not use and on its own
+    compilation, before its log level is looked at; all else goes through.
+    """
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            caught.seek(0)
+            for line in caught.read().decode(errors="replace").splitlines(True):
+                if not _CHATTER.match(line):
+                    sys.stderr.write(line)
+
+
+_CHATTER = re.compile(
+    r"WARNING: All log messages before absl::InitializeLog|"
+    r"[IWE]\d{4} .*\b(port|cudart_stub|cuda_platform|cpu_feature_guard)\.cc:\d+\]|"
+    r"To enable the following instructions: "
+)
 
 
 def rewrite_gin_args(args: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Gin files: where they are found, what they may do, and what mistakes are told."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -214,6 +215,41 @@ def test_main_exits_with_2_and_no_traceback(tmp_path):
     out = subprocess.run(command, capture_output=True, text=True)
     assert out.returncode == 2
     assert "Traceback" not in out.stderr and "No gin file" in out.stderr
+
+
+def test_tensorflows_start_is_silent_and_what_others_say_is_not(tmp_path):
+    main = tmp_path / "main.py"
+    main.write_text(
+        "import os, sys\n"
+        "from prottrans_jax import gin_utils\n"
+        "gin_utils.define_flags()\n"
+        "def main(argv):\n"
+        "    gin_utils.parse_flags()\n"
+        "    assert 'tensorflow' in sys.modules\n"
+        "gin_utils.run(main)\n"
+    )
+    (tmp_path / "warner.gin").write_text(
+        "include 'sample.gin'\nfrom __gin__ import dynamic_registration\n"
+        "import warner\n"
+    )
+    (tmp_path / "warner.py").write_text(
+        "import os\nos.write(2, b'W1122 disk.cc:3] a disk is failing\\n')\n"
+    )
+    out = subprocess.run(
+        [
+            sys.executable,
+            str(main),
+            "--gin_file=warner.gin",
+            "--gin.MODEL_DIR='run'",
+            "--trust_config",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert out.returncode == 0, out.stderr
+    assert out.stderr == "W1122 disk.cc:3] a disk is failing\n"
 
 
 # ------------------------------------------------------------------ trust
