@@ -52,10 +52,11 @@ class Vocabulary:
 
     Attributes:
       name: what errors call it.
-      pieces: piece of every id. One letter is a residue, anything longer is special.
+      pieces: piece of every id. A letter is a residue, anything else is special.
       pad, eos, unk, mask, cls, sep: the special pieces by role; None where the family
         has no such piece.
       sentinel: pattern of the k-th sentinel, e.g. ``<extra_id_{}>``.
+      x: what X is read as.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Vocabulary:
     cls: str | None = None
     sep: str | None = None
     sentinel: str | None = None
+    x: str = "X"
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
@@ -113,7 +115,7 @@ class Vocabulary:
     @property
     def x_id(self) -> int:
         """Id of X, which U Z O B J share."""
-        return self._ids["X"]
+        return self._ids[self.x]
 
     @functools.cached_property
     def residue_ids(self) -> jaxtyping.Int32[np.ndarray, "20"]:
@@ -149,7 +151,7 @@ class Vocabulary:
         table = np.full(256, self.unk_id, np.uint8)
         for byte, letter in enumerate(CANONICAL):
             if letter:
-                known = chr(letter) not in READ_AS_X
+                known = chr(letter) in STANDARD
                 table[byte] = self._ids[chr(letter)] if known else self.x_id
         table.flags.writeable = False
         return table
@@ -210,4 +212,56 @@ PROT_BERT = Vocabulary(
     mask="[MASK]",
     cls="[CLS]",
     sep="[SEP]",
+)
+
+# The ids of ProtAlbert, ProtXLNet and ProtTXL are in SentencePiece and vocabulary files
+# that could not be had. What is known of them stands below; the rest is our choice. A
+# checkpoint of Rostlab's needs its own file: residues would be mixed up otherwise.
+_BY_FREQUENCY = "LAGVESIKRDTPNQFYMHCW"  # in UniRef100: the order of ProtBert's ids
+# Characters that the scripts of ALBERT and XLNet made pieces of their own.
+_PUNCTUATION = ("(", ")", '"', "-", ".", "–", "£", "€")  # noqa: RUF001
+
+# 34 ids: with so many, ProtAlbert has the size of its released file. As many are the
+# special pieces of ALBERT's script (its options of spm_train, in their order), the 20
+# amino acids and X. Order of the residues: our choice.
+PROT_ALBERT = Vocabulary(
+    name="ProtAlbert",
+    pieces=(
+        *("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]", *_PUNCTUATION),
+        *(_BY_FREQUENCY + "X"),
+    ),
+    pad="<pad>",
+    unk="<unk>",
+    mask="[MASK]",
+    cls="[CLS]",
+    sep="[SEP]",
+)
+
+# 37 ids: with so many, ProtXLNet has the size of its released file. As many are the
+# special pieces of XLNet's script (ids 0 to 8 are constants there) and the 20 amino
+# acids; X is `<unk>`, 0, as ProtTrans' notebooks have it. Order of the rest: our choice.
+PROT_XLNET = Vocabulary(
+    name="ProtXLNet",
+    pieces=(
+        *("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>"),
+        *("<eop>", ".", "(", ")", '"', "-", "–", "£", "€"),  # noqa: RUF001
+        *_BY_FREQUENCY,
+    ),
+    pad="<pad>",
+    unk="<unk>",
+    mask="<mask>",
+    cls="<cls>",
+    sep="<sep>",
+    eos="</s>",
+    x="<unk>",
+)
+
+# 24 ids, all our choice: nothing is known. `<eos>` ends a line, so a protein, in
+# Transformer-XL's data; here it also begins one.
+PROT_TXL = Vocabulary(
+    name="ProtTXL",
+    pieces=("<pad>", "<eos>", "<unk>", *(_BY_FREQUENCY + "X")),
+    pad="<pad>",
+    eos="<eos>",
+    unk="<unk>",
 )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import seqio
 
+from prottrans_jax import vocabulary
 from prottrans_jax.data import preprocessors, sources
 
 # Name after the corpus -> preprocessor, which knows its vocabulary.
@@ -21,6 +22,22 @@ OBJECTIVES: dict[str, Callable[[], preprocessors.Corrupt]] = {
     # BERT
     "masked_lm": preprocessors.masked_lm,
     "masked_lm_pairs": lambda: preprocessors.masked_lm(pairs=True),
+    # ELECTRA's script: 85 % masked, the rest kept, none substituted
+    "masked_lm_kept": lambda: preprocessors.masked_lm(
+        mask_probability=0.85, random_probability=0.0
+    ),
+    # ALBERT: runs of 1 to 3
+    "ngram_masked_lm": lambda: preprocessors.masked_lm(
+        vocabulary=vocabulary.PROT_ALBERT, max_ngram=3
+    ),
+    "ngram_masked_lm_pairs": lambda: preprocessors.masked_lm(
+        vocabulary=vocabulary.PROT_ALBERT, max_ngram=3, pairs=True
+    ),
+    # XLNet; in lanes for memories
+    "permutation_lm": preprocessors.permutation_lm,
+    "permutation_lm_lanes": lambda: preprocessors.permutation_lm(lanes=True),
+    # Transformer-XL
+    "causal_lm": preprocessors.causal_lm,
 }
 
 

@@ -20,6 +20,9 @@ import seqio
 import tensorflow as tf
 
 from prottrans_jax.data import (
+    causal_lm as causal_lm_lib,
+)
+from prottrans_jax.data import (
     corruption,
     packing,
     random_bits,
@@ -28,6 +31,9 @@ from prottrans_jax.data import (
 )
 from prottrans_jax.data import (
     masked_lm as masked_lm_lib,
+)
+from prottrans_jax.data import (
+    permutation_lm as permutation_lm_lib,
 )
 
 _CROP = 0  # stream of an example's key
@@ -52,6 +58,16 @@ def masked_reconstruction(**options: Any) -> "Corrupt":
 def masked_lm(**options: Any) -> "Corrupt":
     """BERT's, ALBERT's and ELECTRA's objective; see `masked_lm.MaskedLM`."""
     return Corrupt(masked_lm_lib.MaskedLM(**options))
+
+
+def permutation_lm(**options: Any) -> "Corrupt":
+    """XLNet's objective; see `permutation_lm.PermutationLM`."""
+    return Corrupt(permutation_lm_lib.PermutationLM(**options))
+
+
+def causal_lm(**options: Any) -> "Corrupt":
+    """Transformer-XL's objective; see `causal_lm.CausalLM`."""
+    return Corrupt(causal_lm_lib.CausalLM(**options))
 
 
 def pretraining(corrupt: "Corrupt") -> list[Callable[..., tf.data.Dataset]]:

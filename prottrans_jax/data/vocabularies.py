@@ -68,3 +68,6 @@ class ByteTableVocabulary(seqio.Vocabulary):
 
 PROT_T5 = ByteTableVocabulary(vocabulary.PROT_T5)
 PROT_BERT = ByteTableVocabulary(vocabulary.PROT_BERT)
+PROT_ALBERT = ByteTableVocabulary(vocabulary.PROT_ALBERT)
+PROT_XLNET = ByteTableVocabulary(vocabulary.PROT_XLNET)
+PROT_TXL = ByteTableVocabulary(vocabulary.PROT_TXL)
