@@ -43,3 +43,13 @@ def test_bfloat16_products_round_operands_only(spec):
     np.testing.assert_allclose(out, expected, atol=1e-5)
     np.testing.assert_allclose(grad_a, expected_a, atol=1e-5)
     np.testing.assert_allclose(grad_b, expected_b, atol=1e-5)
+
+
+def test_gradient_of_a_bias_is_summed_in_float32():
+    grad = jnp.full((4, 600, 3), 0.37, jnp.bfloat16)
+    x = jnp.zeros_like(grad)
+    bias = jnp.zeros(3)
+    _, vjp = jax.vjp(dense.add_bias, x, bias)
+    np.testing.assert_allclose(
+        jax.jit(vjp)(grad)[1], 2400 * float(grad[0, 0, 0]), rtol=1e-6
+    )
