@@ -1,0 +1,181 @@
+"""Causal language modelling with memories: Transformer-XL's objective, device side.
+
+Row b of a batch goes on where row b of the batch before it ended (`data.lanes`). What
+each layer remembers of a row is carried from step to step; no gradient passes through.
+Evaluation begins every batch without memories: the first residues of a row that goes on
+are then harder to predict than in training.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from prottrans_jax import losses, types
+from prottrans_jax.models import transformer_xl
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalLM:
+    """Mean cross entropy of the next token, over the whole batch.
+
+    Attributes:
+      model: The decoder.
+      attend_across_proteins: Whether positions attend to all that stands before them in
+        the row and the memories, as in the original; else to their own protein only.
+    """
+
+    model: transformer_xl.TransformerXL
+    attend_across_proteins: bool = False
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Features of a batch that are used, all [rows, length]."""
+        return ("input_tokens", "target_tokens", "loss_weights", "segment_ids")
+
+    def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any]) -> types.Params:
+        """Parameters, boxed with their logical axis names.
+
+        Args:
+          rng: Key of the random draws.
+          batch_shapes: Shape, or anything with a `shape`, of each feature.
+        """
+        tokens = jnp.zeros(shape_of(batch_shapes["input_tokens"]), jnp.int32)
+        return self.model.init(rng, tokens, deterministic=True)["params"]
+
+    def initial_carry(self, batch_size: int) -> types.Carry:
+        """No memories yet; see `empty_memories`."""
+        return empty_memories(self.model.config, batch_size)
+
+    def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
+        """Sum of the loss weights, which `__call__` divides by; adds over batches."""
+        return {"targets": total(batch["loss_weights"])}
+
+    def __call__(
+        self,
+        params: types.Params,
+        batch: types.Batch,
+        normalizers: Mapping[str, Float[Array, ""]],
+        carry: types.Carry,
+        rng: jax.Array,
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, ""], tuple[types.Metrics, types.Carry]]:
+        """Loss of a batch or microbatch, its metrics, and what it leaves in memory.
+
+        Args:
+          params: Parameters (no boxes).
+          batch: The features.
+          normalizers: Those of the whole batch. Losses and gradients of its
+            microbatches then add up to those of the batch.
+          carry: Memories of the same rows of the batch before.
+          rng: Key of the dropout.
+          train: Whether dropout is on.
+
+        Returns:
+          The loss over the batch's normalizers, and (metrics, carry). Losses among the
+          metrics are in nats.
+        """
+        segments = batch["segment_ids"]
+        if self.attend_across_proteins:
+            segments = (segments > 0).astype(jnp.int32)
+        out: Any = self.model.apply(
+            {"params": params},
+            batch["input_tokens"],
+            segment_ids=segments,
+            **memory_inputs(carry),
+            deterministic=not train,
+            rngs={"dropout": rng} if train else None,
+        )
+        entropy = losses.softmax_cross_entropy(out.values, batch["target_tokens"])
+        weights = batch["loss_weights"].astype(jnp.float32)
+        metrics = token_metrics(entropy, weights)
+        loss = metrics["loss"][0] / jnp.maximum(normalizers["targets"], 1e-9)
+        num_tokens = total(batch["segment_ids"] > 0)
+        metrics["real_token_fraction"] = num_tokens, jnp.float32(segments.size)
+        # Each residue of a protein is the input or the target of one term. A count.
+        metrics["residues"] = total(weights > 0), jnp.float32(0.0)
+        return loss, (metrics, advance(carry, out.memories, segments))
+
+    def flops(self, batch_shapes: Mapping[str, Any]) -> float:
+        """Model FLOPs of one training step on such a batch.
+
+        Multiply-adds of matrix products count 2, backward passes twice the forward;
+        attention scores count in full (causal halves included), recomputation not.
+        """
+        rows, length = shape_of(batch_shapes["input_tokens"])
+        return 3.0 * rows * transformer_xl.forward_flops(self.model.config, length)
+
+
+# Below: shared with permutation language modelling.
+
+
+def empty_memories(config: Any, batch_size: int) -> types.Carry:
+    """What is carried before the first step: memories that belong to no protein.
+
+    Returns:
+      `states` [batch, layers, mem_length, d_model] in the type of the activations, and
+      `segments` [batch, mem_length], the protein of each, 0 where there is none. Every
+      leaf has rows first, as microbatches and meshes want. `()` if `mem_length` is 0.
+    """
+    if not config.mem_length:
+        return ()
+    shape = (batch_size, config.num_layers, config.mem_length, config.d_model)
+    return {
+        "states": jnp.zeros(shape, config.dtype),
+        "segments": jnp.zeros((batch_size, config.mem_length), jnp.int32),
+    }
+
+
+def memory_inputs(carry: types.Carry) -> dict[str, jax.Array]:
+    """Arguments of a model that has memories, from the carry."""
+    if not carry:
+        return {}
+    return {
+        "memories": jnp.swapaxes(carry["states"], 0, 1),
+        "memory_segments": carry["segments"],
+    }
+
+
+def advance(
+    carry: types.Carry,
+    memories: Float[Array, "layers batch mem_length d_model"],
+    segments: Int[Array, "batch length"],
+) -> types.Carry:
+    """The carry of the next step.
+
+    Args:
+      carry: That of this step.
+      memories: New ones from the model.
+      segments: Protein of each position of this step that is remembered.
+    """
+    if not carry:
+        return ()
+    mem_length = carry["segments"].shape[1]
+    segments = jnp.concatenate([carry["segments"], segments], axis=1)
+    return {
+        "states": jnp.swapaxes(memories, 0, 1).astype(carry["states"].dtype),
+        "segments": segments[:, -mem_length:],
+    }
+
+
+def token_metrics(
+    entropy: losses.CrossEntropy, weights: Float[Array, "*positions"]
+) -> types.Metrics:
+    """Loss and accuracy; `corrupted_loss`, that of what was hidden, is all of it."""
+    loss = total(entropy.nll * weights), total(weights)
+    accuracy = total(entropy.correct * weights), total(weights)
+    return {"loss": loss, "accuracy": accuracy, "corrupted_loss": loss}
+
+
+def total(values: jax.Array) -> Float[Array, ""]:
+    """Sum, float32."""
+    return jnp.sum(values.astype(jnp.float32))
+
+
+def shape_of(entry: Any) -> tuple[int, ...]:
+    """The shape itself, or of anything that has one."""
+    return tuple(getattr(entry, "shape", entry))

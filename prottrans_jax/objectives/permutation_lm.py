@@ -1,0 +1,169 @@
+"""Permutation language modelling: XLNet's objective, device side.
+
+Which positions are predicted, and in what order, is decided by the preprocessor of the
+task. Predicted tokens stand in the input, but a prediction comes from the query stream,
+which sees no token of its own or a later rank.
+
+The original carries memories from row to row, each row beginning where the first half
+of the row before ended ("reuse"). Rows here hold whole proteins, which have nothing to
+remember of each other: `memories` is off by default. That is our choice.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from prottrans_jax import losses, types
+from prottrans_jax.models import xlnet
+from prottrans_jax.objectives import causal_lm
+
+
+@dataclasses.dataclass(frozen=True)
+class PermutationLM:
+    """Mean cross entropy of the predicted tokens, over the whole batch.
+
+    Attributes:
+      model: The two-stream model.
+      max_targets: Queries per row. The query stream costs what as many tokens more
+        would. Predicted positions beyond are not predicted, and their share is the
+        metric `targets_left_out`. None: as many as a row has positions.
+      memories: Whether rows remember those of the batch before. Needs a model with
+        `mem_length`, and rows that go on from batch to batch.
+      special_tokens: Of each protein, which are no residues: <sep> <cls>.
+    """
+
+    model: xlnet.XLNet
+    max_targets: int | None = None
+    memories: bool = False
+    special_tokens: int = 2
+
+    def __post_init__(self):
+        if self.memories and not self.model.config.mem_length:
+            raise ValueError(
+                "PermutationLM.memories=True, but the model's mem_length is 0."
+            )
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Features of a batch that are used, all [rows, length]."""
+        return (
+            "input_tokens",
+            "target_tokens",
+            "loss_weights",
+            "segment_ids",
+            "token_types",
+            "factorization_ranks",
+        )
+
+    def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any]) -> types.Params:
+        """Parameters, boxed with their logical axis names.
+
+        Args:
+          rng: Key of the random draws.
+          batch_shapes: Shape, or anything with a `shape`, of each feature.
+        """
+        shape = causal_lm.shape_of(batch_shapes["input_tokens"])
+        tokens = jnp.zeros(shape, jnp.int32)
+        return self.model.init(rng, tokens, deterministic=True)["params"]
+
+    def initial_carry(self, batch_size: int) -> types.Carry:
+        """No memories yet; `()` if there are to be none."""
+        if not self.memories:
+            return ()
+        return causal_lm.empty_memories(self.model.config, batch_size)
+
+    def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
+        """Sum of the weights of predicted tokens; adds over batches."""
+        weights, _ = self._split_weights(batch)
+        return {"targets": causal_lm.total(weights)}
+
+    def _split_weights(self, batch):
+        """Loss weights of the first `max_targets` predicted tokens, and of the rest."""
+        weights = batch["loss_weights"].astype(jnp.float32)
+        if self.max_targets is None:
+            return weights, jnp.zeros_like(weights)
+        within = jnp.cumsum(weights > 0, axis=1) <= self.max_targets
+        return jnp.where(within, weights, 0.0), jnp.where(within, 0.0, weights)
+
+    def __call__(
+        self,
+        params: types.Params,
+        batch: types.Batch,
+        normalizers: Mapping[str, Float[Array, ""]],
+        carry: types.Carry,
+        rng: jax.Array,
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, ""], tuple[types.Metrics, types.Carry]]:
+        """Loss of a batch or microbatch, its metrics, and what it leaves in memory.
+
+        Args:
+          params: Parameters (no boxes).
+          batch: The features.
+          normalizers: Those of the whole batch. Losses and gradients of its
+            microbatches then add up to those of the batch.
+          carry: Memories of the same rows of the batch before, or `()`.
+          rng: Key of the dropout.
+          train: Whether dropout is on.
+
+        Returns:
+          The loss over the batch's normalizers, and (metrics, carry). Losses among the
+          metrics are in nats.
+        """
+        weights, left_out = self._split_weights(batch)
+        segments = batch["segment_ids"]
+        length = segments.shape[1]
+        slots = length if self.max_targets is None else min(self.max_targets, length)
+        # Predicted positions first, in their order in the row.
+        positions = jnp.argsort(weights == 0, axis=1, stable=True)[:, :slots]
+
+        def at_targets(values):
+            return jnp.take_along_axis(values, positions, axis=1)
+
+        weights = at_targets(weights)
+        out: Any = self.model.apply(
+            {"params": params},
+            batch["input_tokens"],
+            segment_ids=segments,
+            token_types=batch["token_types"],
+            factorization_ranks=batch["factorization_ranks"],
+            target_positions=jnp.where(weights > 0, positions, -1),
+            **causal_lm.memory_inputs(carry),
+            deterministic=not train,
+            rngs={"dropout": rng} if train else None,
+        )
+        targets = at_targets(batch["target_tokens"])
+        entropy = losses.softmax_cross_entropy(out.values, targets)
+        metrics = causal_lm.token_metrics(entropy, weights)
+        loss = metrics["loss"][0] / jnp.maximum(normalizers["targets"], 1e-9)
+        total = causal_lm.total
+        if self.max_targets is not None:
+            num_left_out = total(left_out > 0)
+            metrics["targets_left_out"] = (
+                num_left_out,
+                num_left_out + total(weights > 0),
+            )
+        num_tokens = total(segments > 0)
+        metrics["real_token_fraction"] = num_tokens, jnp.float32(segments.size)
+        num_special = self.special_tokens * total(jnp.max(segments, axis=1))
+        # A count, not a mean.
+        metrics["residues"] = num_tokens - num_special, jnp.float32(0.0)
+        remembered = segments[:, : self.model.config.reuse_length or None]
+        return loss, (metrics, causal_lm.advance(carry, out.memories, remembered))
+
+    def flops(self, batch_shapes: Mapping[str, Any]) -> float:
+        """Model FLOPs of one training step on such a batch.
+
+        Multiply-adds of matrix products count 2, backward passes twice the forward;
+        attention scores count in full, recomputation not.
+        """
+        rows, length = causal_lm.shape_of(batch_shapes["input_tokens"])
+        targets = length if self.max_targets is None else min(self.max_targets, length)
+        config = self.model.config
+        if not self.memories:
+            config = dataclasses.replace(config, mem_length=0)
+        return 3.0 * rows * xlnet.forward_flops(config, length, targets)
