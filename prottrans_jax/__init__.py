@@ -1,3 +1,18 @@
 """ProtTrans protein language models in JAX/Flax."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prottrans_jax.encoders import load_encoder, load_model
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_encoder", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily: `import prottrans_jax` alone costs nothing, not even JAX.
+    if name in ("load_encoder", "load_model"):
+        from prottrans_jax import encoders
+
+        return getattr(encoders, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Embeddings from FASTA: batches, pooling, committed shards, output files."""

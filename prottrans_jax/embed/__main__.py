@@ -1,0 +1,8 @@
+"""`python -m prottrans_jax.embed`: the same as `prottrans embed`."""
+
+import sys
+
+from prottrans_jax import cli
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["embed", *sys.argv[1:]]))

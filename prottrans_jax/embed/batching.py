@@ -1,0 +1,130 @@
+"""Which proteins go through the model together, and padded to which length."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+
+from jaxtyping import Int
+import numpy as np
+
+_GRAIN = 8
+_MAX_BUCKETS = 32
+
+
+def round_up(lengths: np.typing.ArrayLike) -> np.ndarray:
+    """Lengths rounded up to a multiple of 8, above 1,024 to 1/64 to 1/128 of them."""
+    lengths = np.maximum(np.asarray(lengths, np.int64), 1)
+    # frexp: exact where log2 may fall on either side of a power of two.
+    octave = np.frexp(lengths.astype(np.float64))[1] - 1
+    grain = np.maximum(_GRAIN, 1 << np.maximum(octave - 7, 0).astype(np.int64))
+    return -(-lengths // grain) * grain
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Sequences that share one call of the model.
+
+    Attributes:
+      members: Their numbers, at most `rows` of them.
+      rows: Rows of the call; those beyond the members are empty.
+      length: Tokens of every row.
+    """
+
+    members: tuple[int, ...]
+    rows: int
+    length: int
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """The same sequences in two batches of half the rows."""
+        rows = (self.rows + 1) // 2
+        return (
+            Batch(self.members[:rows], rows, self.length),
+            Batch(self.members[rows:], rows, self.length),
+        )
+
+
+def choose_buckets(
+    lengths: Int[np.ndarray, " sequences"], compile_cost_tokens: float = 0.0
+) -> Int[np.ndarray, " buckets"]:
+    """Lengths to pad to: those that together cost least.
+
+    The cost is the number of tokens computed, padding included, plus
+    `compile_cost_tokens` for each length, since a new shape is a new program. Optimal
+    among the lengths that `round_up` gives, by dynamic programming.
+
+    Args:
+      lengths: Tokens of every sequence, special ones included.
+      compile_cost_tokens: How many tokens could be computed while one program is
+        compiled.
+
+    Returns:
+      Lengths in rising order, the last not shorter than any sequence.
+    """
+    sizes, counts = np.unique(round_up(lengths), return_counts=True)
+    if sizes.size == 0:
+        return np.zeros(0, np.int64)
+    # best[k, i]: least cost of the i shortest sizes in k buckets.
+    number = np.concatenate([[0], np.cumsum(counts)])
+    most = min(_MAX_BUCKETS, sizes.size)
+    best = np.full(sizes.size + 1, np.inf)
+    best[0] = 0.0
+    choices, totals = [], []
+    # [first, last]: cost of one bucket for the sizes first .. last - 1.
+    cost = sizes[None, :] * (number[None, 1:] - number[:-1, None]).astype(np.float64)
+    cost[np.tril_indices(sizes.size, -1)] = np.inf
+    for _ in range(most):
+        total = best[:-1, None] + cost
+        choice = total.argmin(axis=0)
+        best = np.concatenate([[np.inf], total[choice, np.arange(sizes.size)]])
+        choices.append(choice)
+        totals.append(best[-1])
+    cheapest = int(np.argmin(np.array(totals) + compile_cost_tokens * np.arange(most)))
+    bounds = []
+    last = sizes.size - 1
+    for choice in reversed(choices[: cheapest + 1]):
+        bounds.append(int(sizes[last]))
+        last = int(choice[last]) - 1
+        if last < 0:
+            break
+    return np.array(bounds[::-1], np.int64)
+
+
+def plan(
+    lengths: Sequence[int] | Int[np.ndarray, " sequences"],
+    buckets: Int[np.ndarray, " buckets"],
+    max_tokens: int,
+    max_rows: int | None = None,
+) -> Iterator[Batch]:
+    """Batches of sequences sorted by length, the longest first.
+
+    The longest come first so that a batch too large for the device shows at once.
+
+    Args:
+      lengths: Tokens of every sequence.
+      buckets: Lengths to pad to, rising; a longer sequence gets its own, rounded up.
+      max_tokens: Padded tokens of a batch; a longer sequence goes alone.
+      max_rows: Limit of the rows of a batch.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    # Ties by number: the same input always gives the same batches.
+    order = np.lexsort((np.arange(lengths.size), -lengths))
+    start = 0
+    while start < order.size:
+        longest = int(lengths[order[start]])
+        at = int(np.searchsorted(buckets, longest))
+        length = int(buckets[at] if at < len(buckets) else round_up(longest))
+        rows = max(1, max_tokens // max(length, 1))
+        if max_rows is not None:
+            rows = min(rows, max_rows)
+        members = tuple(int(i) for i in order[start : start + rows])
+        if len(members) < rows:
+            # The last of all: few rows, but of few different numbers.
+            rows = min(rows, 1 << (len(members) - 1).bit_length())
+        yield Batch(members, rows, length)
+        start += len(members)
+
+
+def padding_share(batches: Sequence[Batch], lengths: Sequence[int]) -> float:
+    """Share of the computed tokens that is padding."""
+    computed = sum(batch.rows * batch.length for batch in batches)
+    real = sum(int(lengths[i]) for batch in batches for i in batch.members)
+    return 1.0 - real / computed if computed else 0.0

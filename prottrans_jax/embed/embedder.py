@@ -1,0 +1,312 @@
+"""Sequences to vectors: the device kept busy, batches that do not fit halved."""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+from absl import logging
+from flax import linen as nn
+import jax
+import numpy as np
+
+from prottrans_jax import types
+from prottrans_jax.embed import batching, forward
+
+# Tokens of a call. A CPU multiplies fastest at some 512 rows; accelerators want many.
+DEFAULT_TOKENS = {"cpu": 512}
+_ACCELERATOR_TOKENS = 16384
+_LAST = forward.Layers()
+# Calls handed to each device before the first result is waited for.
+_IN_FLIGHT = 2
+
+
+class OutOfMemory(RuntimeError):
+    """A single sequence does not fit, whatever was tried."""
+
+
+class Embedding(NamedTuple):
+    """Vectors of one protein, whichever were asked for.
+
+    Attributes:
+      residues: [*layers, residues, d_model], in the model's type.
+      protein: [*layers, d_model], float32.
+    """
+
+    residues: np.ndarray | None
+    protein: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """How residues become rows of token ids.
+
+    Attributes:
+      table: [256] id of each byte.
+      prefix: Ids before the residues.
+      suffix: Ids after them.
+      pad_id: Id of padding.
+    """
+
+    table: np.ndarray
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    pad_id: int
+
+    @property
+    def num_special(self) -> int:
+        """Special tokens of a row."""
+        return len(self.prefix) + len(self.suffix)
+
+    def rows(
+        self, sequences: Sequence[bytes], rows: int, length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids [rows, length] and the number of tokens of each row."""
+        tokens = np.full((rows, length), self.pad_id, np.int32)
+        lengths = np.zeros(rows, np.int32)
+        first = len(self.prefix)
+        for row, sequence in enumerate(sequences):
+            last = first + len(sequence)
+            tokens[row, :first] = self.prefix
+            tokens[row, first:last] = self.table[np.frombuffer(sequence, np.uint8)]
+            tokens[row, last : last + len(self.suffix)] = self.suffix
+            lengths[row] = last + len(self.suffix)
+        return tokens, lengths
+
+
+class Embedder:
+    """Runs batches of sequences through a model.
+
+    Args:
+      module: Linen model with `encode`.
+      params: Its parameters.
+      tokens: How residues become tokens.
+      layers: Which hidden states.
+      pool: None, or a pooling; then `Embedding.protein` is given.
+      keep_residues: Whether `Embedding.residues` is given.
+      max_tokens: Padded tokens of a call; None chooses by device.
+      max_rows: Limit of sequences of a call.
+      devices: Devices to use in turn; None: all local accelerators, or one CPU.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        params: types.Params,
+        tokens: Tokens,
+        *,
+        layers: forward.Layers = _LAST,
+        pool: str | None = None,
+        keep_residues: bool = True,
+        max_tokens: int | None = None,
+        max_rows: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        if devices is None:
+            local = jax.local_devices()
+            devices = local[:1] if local[0].platform == "cpu" else local
+        if max_tokens is None:
+            max_tokens = DEFAULT_TOKENS.get(devices[0].platform, _ACCELERATOR_TOKENS)
+        self.module = module
+        self.tokens = tokens
+        self.layers = layers
+        self.pool = pool
+        self.keep_residues = keep_residues
+        self.max_tokens = max_tokens
+        self.max_rows = max_rows
+        self.devices = list(devices)
+        self._params = _on_devices(params, self.devices)
+        self._turn = 0
+        # What was seen not to fit: no larger call is tried again.
+        self._rows_limit: dict[int, int] = {}
+        self._blockwise_from: int | None = None
+
+    def compile_cost_tokens(self) -> float:
+        """Tokens that could be computed while one program is compiled; a guess."""
+        size = sum(x.size for x in jax.tree.leaves(self._params[0]))
+        # Some 3 seconds at some 200 GFLOP/s on a CPU; a large job pays it anyway.
+        seconds, flops = (
+            (3.0, 2e11) if self.devices[0].platform == "cpu" else (10, 1e14)
+        )
+        return seconds * flops / (2.0 * max(size, 1))
+
+    def buckets(self, lengths: Sequence[int]) -> np.ndarray:
+        """Padded lengths for sequences of so many residues."""
+        tokens = np.asarray(lengths, np.int64) + self.tokens.num_special
+        return batching.choose_buckets(tokens, self.compile_cost_tokens())
+
+    def work(
+        self, sequences: Sequence[bytes], buckets: np.ndarray, tag: Any = None
+    ) -> list["Work"]:
+        """Batches of sequences, the longest first."""
+        lengths = [len(x) + self.tokens.num_special for x in sequences]
+        return [
+            Work(batch, [sequences[i] for i in batch.members], tag)
+            for batch in batching.plan(lengths, buckets, self.max_tokens, self.max_rows)
+        ]
+
+    def run(
+        self,
+        work: Iterable["Work"],
+        on_too_large: Callable[["Work", OutOfMemory], None] | None = None,
+    ) -> Iterator[tuple["Work", int, Embedding]]:
+        """(work, number, vectors) of every member of the batches.
+
+        Reads `work` a few batches ahead: what makes it is hidden behind the device.
+
+        Args:
+          work: Batches with their sequences.
+          on_too_large: Called with a single sequence that does not fit, which is then
+            left out; without it the error is raised.
+
+        Raises:
+          OutOfMemory: A sequence does not fit alone.
+        """
+        source = iter(work)
+        todo: collections.deque[Work] = collections.deque()
+        waiting: collections.deque[_Call] = collections.deque()
+        while True:
+            while len(waiting) < _IN_FLIGHT * len(self.devices):
+                item = todo.popleft() if todo else next(source, None)
+                if item is None:
+                    break
+                batch = item.batch
+                if batch.rows > self._rows_limit.get(batch.length, batch.rows):
+                    todo.extendleft(reversed(item.halves()))
+                    continue
+                waiting.append(self._start(item))
+            if not waiting:
+                return
+            call = waiting.popleft()
+            try:
+                if isinstance(call.result, Exception):
+                    raise call.result
+                arrays = [x if x is None else np.asarray(x) for x in call.result]
+            except Exception as error:  # Which class it is depends on the platform.
+                if not _is_out_of_memory(error):
+                    raise
+                try:
+                    todo.extendleft(reversed(self._smaller(call, error)))
+                except OutOfMemory as too_large:
+                    if on_too_large is None:
+                        raise
+                    on_too_large(call.work, too_large)
+                continue
+            yield from self._split(call.work, *arrays)
+
+    def _start(self, work: "Work") -> "_Call":
+        batch = work.batch
+        tokens, lengths = self.tokens.rows(work.sequences, batch.rows, batch.length)
+        device = self._turn % len(self.devices)
+        self._turn += 1
+        module = forward.for_shape(self.module, batch.rows, batch.length)
+        if self._blockwise_from is not None and batch.length >= self._blockwise_from:
+            module = forward.blockwise(self.module)
+        try:
+            with jax.default_device(self.devices[device]):
+                result = self._call(module, self._params[device], tokens, lengths)
+        except Exception as error:
+            result = error
+        return _Call(work, module, result)
+
+    def _call(self, module, params, tokens, lengths):
+        return forward.jitted_run(
+            module,
+            params,
+            tokens,
+            lengths,
+            num_prefix=len(self.tokens.prefix),
+            num_special=self.tokens.num_special,
+            layers=self.layers,
+            pool=self.pool,
+            keep_residues=self.keep_residues,
+        )
+
+    def _smaller(self, call: "_Call", error: Exception) -> list["Work"]:
+        batch = call.work.batch
+        if batch.rows > 1:
+            limit = (batch.rows + 1) // 2
+            logging.warning(
+                "%d rows of %d tokens do not fit into memory; going on with %d.",
+                batch.rows,
+                batch.length,
+                limit,
+            )
+            for length in {*self._rows_limit, batch.length}:
+                if length >= batch.length:
+                    known = self._rows_limit.get(length, limit)
+                    self._rows_limit[length] = min(known, limit)
+            return call.work.halves()
+        if getattr(call.module.config, "attention", "blockwise") == "plain":
+            logging.warning(
+                "One row of %d tokens does not fit into memory; going on with "
+                "blockwise attention.",
+                batch.length,
+            )
+            self._blockwise_from = batch.length
+            return [call.work]
+        residues = len(call.work.sequences[0])
+        raise OutOfMemory(
+            f"A sequence of {residues:,} residues does not fit into memory, alone and "
+            "with blockwise attention. Cut long ones (--max-length with --long chunk), "
+            "or leave them out (--long skip)."
+        ) from error
+
+    def _split(self, work, hidden, pooled):
+        first = len(self.tokens.prefix)
+        for row, member in enumerate(work.batch.members):
+            stop = first + len(work.sequences[row])
+            yield (
+                work,
+                member,
+                Embedding(
+                    None if hidden is None else hidden[..., row, first:stop, :],
+                    None if pooled is None else pooled[..., row, :],
+                ),
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A batch with the sequences of its members; `tag` is the caller's."""
+
+    batch: batching.Batch
+    sequences: Sequence[bytes]
+    tag: Any = None
+
+    def halves(self) -> list["Work"]:
+        """The same in two batches of half the rows, without empty ones."""
+        first, second = self.batch.halves()
+        cut = len(first.members)
+        parts = [
+            Work(first, self.sequences[:cut], self.tag),
+            Work(second, self.sequences[cut:], self.tag),
+        ]
+        return [part for part in parts if part.batch.members]
+
+
+@dataclasses.dataclass
+class _Call:
+    work: Work
+    module: nn.Module
+    result: Any
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = f"{type(error).__name__}: {error}"
+    return (
+        "RESOURCE_EXHAUSTED" in text
+        or "Out of memory" in text
+        or (isinstance(error, MemoryError))
+    )
+
+
+def _on_devices(params, devices):
+    placed = []
+    for device in devices:
+        at_home = all(
+            isinstance(x, jax.Array) and x.devices() == {device}
+            for x in jax.tree.leaves(params)
+        )
+        placed.append(params if at_home else jax.device_put(params, device))
+    return placed

@@ -1,0 +1,227 @@
+"""One call of a model on a batch: which hidden states, pooled or not."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import re
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from prottrans_jax import types
+from prottrans_jax.embed import pooling
+
+# Scores of all heads of a batch beyond which attention goes block by block.
+PLAIN_SCORES_BYTES = 512 << 20
+_BLOCK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Which hidden states are wanted.
+
+    Attributes:
+      indices: Numbers of hidden states: 0 is the embedded input, k what layer k gives,
+        -1 the last, after the model's final norm.
+      combine: "one" (a single state), "mean" or "stack" (a leading axis).
+    """
+
+    indices: tuple[int, ...] = (-1,)
+    combine: str = "one"
+
+    @property
+    def is_last(self) -> bool:
+        """Whether only the model's own output is wanted."""
+        return self.combine == "one" and self.indices == (-1,)
+
+    def __str__(self) -> str:
+        numbers = ",".join(map(str, self.indices))
+        return f"mean({numbers})" if self.combine == "mean" else numbers
+
+
+def parse_layers(
+    layers: "int | str | Sequence[int] | Layers | None", num_layers: int
+) -> Layers:
+    """The choice that a user's words mean.
+
+    Args:
+      layers: A number, several (also "0,3,-1"), "all", "last4" (the mean of the last
+        four), or None for the last.
+      num_layers: Layers of the model, which has one hidden state more.
+
+    Raises:
+      ValueError: There is no such layer.
+    """
+    if isinstance(layers, Layers):
+        return layers
+    if isinstance(layers, str):
+        text = layers.strip()
+        if text == "last":
+            layers = -1
+        elif text == "all":
+            layers = list(range(num_layers + 1))
+        elif match := re.fullmatch(r"last(\d+)", text):
+            count = int(match[1])
+            _check_layers(range(-count, 0), num_layers)
+            return Layers(tuple(range(-count, 0)), "mean")
+        elif re.fullmatch(r"-?\d+(,-?\d+)*", text):
+            numbers = [int(part) for part in text.split(",")]
+            layers = numbers if "," in text else numbers[0]
+        else:
+            raise ValueError(
+                f"layers={text!r} is not known. Give a number (-1 is the last), "
+                "several with commas, 'all', or 'last4' for the mean of the last four."
+            )
+    if layers is None or isinstance(layers, int):
+        chosen = Layers((-1 if layers is None else int(layers),))
+    else:
+        chosen = Layers(tuple(int(i) for i in layers), "stack")
+    _check_layers(chosen.indices, num_layers)
+    # One spelling of each state: two runs that ask for the same are the same.
+    indices = tuple(i - num_layers - 1 if i >= 0 else i for i in chosen.indices)
+    return Layers(indices, chosen.combine)
+
+
+def _check_layers(indices, num_layers):
+    for index in indices:
+        if not -num_layers - 1 <= index <= num_layers:
+            raise ValueError(
+                f"layer {index}: the model has {num_layers} layers, hidden states 0 to "
+                f"{num_layers} (or {-num_layers - 1} to -1)."
+            )
+
+
+def hidden_states(intermediates: Mapping[str, Any], last: jax.Array) -> list[jax.Array]:
+    """Input of every layer in order, then the model's output.
+
+    Args:
+      intermediates: What `encode` sowed: each layer its `input`.
+      last: What `encode` returned.
+    """
+    found: list[jax.Array] = []
+
+    def visit(tree):
+        if "input" in tree:
+            (array,) = tree["input"]
+            # A scanned stack has its layers on the first axis.
+            found.extend(array if array.ndim == last.ndim + 1 else [array])
+        for name in sorted(tree, key=_natural):
+            if isinstance(tree[name], Mapping):
+                visit(tree[name])
+
+    visit(intermediates)
+    return [*found, last]
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def choose(states: list[jax.Array], layers: Layers) -> jax.Array:
+    """The wanted states: [batch, length, d_model], with "stack" [layers, ...]."""
+    picked = [states[i] for i in layers.indices]
+    if layers.combine == "one":
+        return picked[0]
+    stacked = jnp.stack(picked)
+    if layers.combine == "stack":
+        return stacked
+    return stacked.astype(jnp.float32).mean(axis=0).astype(stacked.dtype)
+
+
+def encode(
+    module: nn.Module,
+    params: types.Params,
+    tokens: Int[Array, "batch length"],
+    mask: Bool[Array, "batch length"],
+    layers: Layers,
+) -> Float[Array, "*layers batch length d_model"]:
+    """Chosen hidden states of a batch; a pure function of `params`."""
+    if layers.is_last:
+        last: Any = module.apply(
+            {"params": params}, tokens, mask, deterministic=True, method="encode"
+        )
+        return last
+    result: Any = module.apply(
+        {"params": params},
+        tokens,
+        mask,
+        deterministic=True,
+        method="encode",
+        mutable="intermediates",
+    )
+    output, variables = result
+    return choose(hidden_states(variables["intermediates"], output), layers)
+
+
+def for_shape(module: nn.Module, rows: int, length: int) -> nn.Module:
+    """The model, with blockwise attention where all scores at once are too much."""
+    config = module.config
+    fields = {field.name for field in dataclasses.fields(config)}
+    scores = 4 * rows * config.num_heads * length * length
+    if "attention" not in fields or scores <= PLAIN_SCORES_BYTES:
+        return module
+    return blockwise(module)
+
+
+def blockwise(module: nn.Module) -> nn.Module:
+    """The same model with attention whose memory grows with the length only."""
+    config = dataclasses.replace(
+        module.config, attention="blockwise", attention_block_size=_BLOCK
+    )
+    return module.clone(config=config)
+
+
+def run(
+    module: nn.Module,
+    params: types.Params,
+    tokens: Int[Array, "batch length"],
+    lengths: Int[Array, " batch"],
+    *,
+    num_prefix: int,
+    num_special: int,
+    layers: Layers,
+    pool: str | None,
+    keep_residues: bool,
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Hidden states and pooled vectors of a batch, whichever are wanted.
+
+    Args:
+      module: The model.
+      params: Its parameters.
+      tokens: Token ids, padded on the right.
+      lengths: Tokens of each row, special ones included; 0 for an empty row.
+      num_prefix: Special tokens before the residues.
+      num_special: Special tokens of a row in all.
+      layers: Which hidden states.
+      pool: Pooling by name, or None.
+      keep_residues: Whether the hidden states themselves are wanted.
+
+    Returns:
+      [*layers, batch, length, d_model] in the model's type or None, and [*layers,
+      batch, d_model] in float32 or None.
+    """
+    positions = jnp.arange(tokens.shape[1])
+    mask = positions < lengths[:, None]
+    hidden = encode(module, params, tokens, mask, layers)
+    pooled = None
+    if pool is not None:
+        start, stop = num_prefix, lengths - num_special + num_prefix
+        residues = (positions >= start) & (positions < stop[:, None])
+        cls = jnp.broadcast_to(positions == 0, residues.shape)
+        pooled = pooling.pool(hidden, residues, cls, pool)
+    return (hidden if keep_residues else None), pooled
+
+
+jitted_run = jax.jit(
+    run,
+    static_argnames=(
+        "module",
+        "num_prefix",
+        "num_special",
+        "layers",
+        "pool",
+        "keep_residues",
+    ),
+)

@@ -1,0 +1,317 @@
+"""What is to be embedded: one look at the whole FASTA file before anything is computed.
+
+The look keeps some 50 bytes of each record: hashes of key and sequence, length, line.
+Sequences and headers are read again, in order, when they are needed.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import hashlib
+import os
+import pathlib
+import shutil
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from prottrans_jax import fasta
+from prottrans_jax.embed import keys
+
+ON_DUPLICATE = ("error", "suffix", "first")
+# Fates of records.
+EMBED, SAME, LEFT_OUT = 0, 1, 2
+
+
+class Protein(NamedTuple):
+    """A record of the input.
+
+    Attributes:
+      number: Among the records that could be read, from 0.
+      key: Under which it is stored.
+      name: First word of its header.
+      description: The header's rest.
+      residues: Upper-case residues.
+      line: Of its header, from 1.
+    """
+
+    number: int
+    key: str
+    name: str
+    description: str
+    residues: bytes
+    line: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A record that is left out, and why."""
+
+    name: str
+    line: int
+    reason: str
+    detail: str
+
+
+@dataclasses.dataclass
+class Inputs:
+    """The records of a FASTA file, in their order.
+
+    Attributes:
+      path: The file.
+      key_scheme: How keys are made.
+      entries: [records, 32] uint8: hash of the key, hash of the sequence.
+      lengths: [records] residues.
+      fates: [records] `EMBED`; `SAME` as an earlier record; `LEFT_OUT`.
+      suffixes: Number to add to the key of a record with another's key.
+      skipped: What is left out.
+      num_gaps: Gap characters taken out.
+      num_stops: Stops at the end of sequences taken out.
+      longest: Name of the longest record.
+      sha256: Of the file as it is stored.
+    """
+
+    path: str
+    key_scheme: str
+    entries: np.ndarray
+    lengths: np.ndarray
+    fates: np.ndarray
+    suffixes: dict[int, int]
+    skipped: list[Skipped]
+    num_gaps: int
+    num_stops: int
+    longest: str
+    sha256: str
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """Numbers of the records to embed."""
+        return np.flatnonzero(self.fates == EMBED)
+
+    def leave_out(self, where: np.ndarray, reason: str, detail: Callable) -> None:
+        """Leaves chosen records out; `detail(protein)` is the sentence for the user."""
+        where = np.asarray(where) & (self.fates == EMBED)
+        if not where.any():
+            return
+        for protein in self.proteins(where):
+            self.skipped.append(
+                Skipped(protein.name, protein.line, reason, detail(protein))
+            )
+        self.fates[where] = LEFT_OUT
+
+    def proteins(self, where: np.ndarray | None = None) -> Iterator[Protein]:
+        """Reads the file again: the records marked in `where`, by default the chosen.
+
+        Raises:
+          ValueError: The file is not the one that was looked at.
+        """
+        wanted = (self.fates == EMBED) if where is None else where
+        index = -1
+        for index, (record, header) in enumerate(_records(self.path, None, None)):
+            if index >= len(wanted):
+                break
+            if not wanted[index]:
+                continue
+            protein = _protein(self.key_scheme, index, record, header)
+            entry = _entry(protein.key, record.residues)
+            if entry != self.entries[index].tobytes():
+                raise ValueError(f"{self.path} changed while it was being embedded.")
+            if index in self.suffixes:
+                protein = protein._replace(key=f"{protein.key}_{self.suffixes[index]}")
+            yield protein
+        if index + 1 != len(wanted):
+            raise ValueError(f"{self.path} changed while it was being embedded.")
+
+    def stored_entries(self) -> np.ndarray:
+        """`entries` with the hashes of the keys under which records are stored."""
+        if not self.suffixes:
+            return self.entries
+        entries = self.entries.copy()
+        where = np.zeros(len(entries), bool)
+        where[list(self.suffixes)] = True
+        for protein in self.proteins(where):
+            entry = _entry(protein.key, protein.residues)
+            entries[protein.number] = np.frombuffer(entry, np.uint8)
+        return entries
+
+
+def look(
+    path: str | os.PathLike,
+    *,
+    key_scheme: str = "auto",
+    on_bad: str = "error",
+    on_duplicate: str = "error",
+) -> Inputs:
+    """Reads a FASTA file once, checks it, and remembers what is in it.
+
+    Args:
+      path: Plain or compressed FASTA.
+      key_scheme: One of `keys.SCHEMES`.
+      on_bad: "error" raises at the first record that cannot be used, "skip" leaves it
+        out.
+      on_duplicate: What to do about a key that came before with another sequence:
+        "error", "suffix" (KEY_2, KEY_3, ...) or "first" (leave the later ones out). The
+        same key with the same sequence is embedded once in any case.
+
+    Raises:
+      fasta.FastaError: File and line of the first problem.
+      ValueError: Duplicates, with their lines.
+    """
+    skipped: list[Skipped] = []
+
+    def on_problem(problem: fasta.Problem) -> None:
+        skipped.append(
+            Skipped(problem.name, problem.line, problem.reason, str(problem))
+        )
+
+    cleaned = [0, 0]
+    entries, lengths, lines = bytearray(), [], []
+    longest, longest_length = "", -1
+    sha256 = hashlib.sha256()
+    columns: list[np.ndarray] = []
+    for index, (record, header) in enumerate(
+        _records(path, on_problem if on_bad == "skip" else None, cleaned, sha256)
+    ):
+        protein = _protein(key_scheme, index, record, header)
+        entries += _entry(protein.key, record.residues)
+        lengths.append(len(record.residues))
+        lines.append(record.line)
+        if lengths[-1] > longest_length:
+            longest, longest_length = protein.name, lengths[-1]
+        if len(lengths) == 1 << 16:
+            columns.append(np.array([lengths, lines], np.int64))
+            lengths, lines = [], []
+    columns.append(np.array([lengths, lines], np.int64))
+    all_lengths, all_lines = np.concatenate(columns, axis=1)
+    table = np.frombuffer(entries, np.uint8).reshape(-1, 32)
+    found = Inputs(
+        path=str(path),
+        key_scheme=key_scheme,
+        entries=table,
+        lengths=all_lengths.astype(np.int32),
+        fates=np.zeros(len(table), np.uint8),
+        suffixes={},
+        skipped=skipped,
+        num_gaps=cleaned[0],
+        num_stops=cleaned[1],
+        longest=longest,
+        sha256=sha256.hexdigest(),
+    )
+    _resolve_duplicates(found, all_lines, on_duplicate)
+    return found
+
+
+def spool(stream, folder: pathlib.Path) -> pathlib.Path:
+    """Copies standard input to a file, since the input is read more than once."""
+    path = folder / "standard_input.fasta"
+    with open(path, "wb") as file:
+        shutil.copyfileobj(stream or sys.stdin.buffer, file)
+    return path
+
+
+def _records(path, on_problem, cleaned, sha256=None):
+    """(record, header) of every record that can be read."""
+
+    def ignore(problem):
+        del problem
+
+    # The second reading passes over what the first one reported.
+    handler = on_problem if cleaned is not None else ignore
+    for block in fasta.blocks(path, digest=sha256):
+        parsed = fasta.parse(block, headers=True)
+        fasta.raise_or_report((*block.problems, *parsed.problems), handler)
+        if cleaned is not None:
+            cleaned[0] += parsed.num_gaps
+            cleaned[1] += parsed.num_stops
+        yield from zip(
+            map(fasta.Record, parsed.names, parsed.residues, parsed.lines),
+            parsed.headers,
+            strict=True,
+        )
+
+
+def _protein(scheme, index, record, header) -> Protein:
+    name, text = record.name.decode(), header.decode().strip()
+    key = keys.make(scheme, name, text, record.residues, index)
+    description = text[len(name) :].strip()
+    return Protein(index, key, name, description, record.residues, record.line)
+
+
+def key_hash(key: str) -> bytes:
+    """16 bytes by which a key is recognised."""
+    return hashlib.sha256(key.encode()).digest()[:16]
+
+
+def _entry(key: str, residues: bytes) -> bytes:
+    return key_hash(key) + hashlib.sha256(residues).digest()[:16]
+
+
+def _resolve_duplicates(found: Inputs, lines: np.ndarray, on_duplicate: str) -> None:
+    key_hashes = np.ascontiguousarray(found.entries[:, :16]).view("S16").ravel()
+    _, first, group, counts = np.unique(
+        key_hashes, return_index=True, return_inverse=True, return_counts=True
+    )
+    different: list[tuple[int, int]] = []
+    names: dict[int, dict[int, int]] = {}
+    for index in np.flatnonzero(counts[group] > 1).tolist():
+        original = int(first[group[index]])
+        if index == original:
+            continue
+        # Several sequences may come back under one key: each once.
+        earlier = names.setdefault(int(group[index]), {original: 1})
+        same = [
+            i
+            for i in earlier
+            if found.entries[i, 16:].tobytes() == found.entries[index, 16:].tobytes()
+        ]
+        if same:
+            found.fates[index] = SAME
+        else:
+            earlier[int(index)] = len(earlier) + 1
+            different.append((original, int(index)))
+    if not different:
+        return
+    if on_duplicate == "suffix":
+        for group_members in names.values():
+            for index, number in group_members.items():
+                if number > 1:
+                    found.suffixes[index] = number
+        taken = {row[:16].tobytes() for row in found.entries}
+        for protein in found.proteins(_marks(found, found.suffixes)):
+            if key_hash(protein.key) in taken:
+                raise ValueError(
+                    f"{found.path}:{protein.line}: the id {protein.name!r} comes twice "
+                    f"with different sequences, and {protein.key!r} is taken too. "
+                    "Rename one, or choose --key header or --key index."
+                )
+        return
+    where = _marks(found, [index for _, index in different])
+    proteins = list(found.proteins(where))
+    if on_duplicate == "error":
+        first_lines = {index: int(lines[original]) for original, index in different}
+        shown = "; ".join(
+            f"{p.name!r} in lines {first_lines[p.number]} and {p.line}"
+            for p in proteins[:5]
+        )
+        raise ValueError(
+            f"{found.path}: {len(different)} ids come again with another sequence: "
+            f"{shown}. Rename them, or choose --on-duplicate suffix or first, or "
+            "--key header."
+        )
+    for protein in proteins:
+        found.skipped.append(
+            Skipped(
+                protein.name,
+                protein.line,
+                "id came before with another sequence",
+                f"{found.path}:{protein.line}: {protein.name!r} came before with "
+                "another sequence.",
+            )
+        )
+    found.fates[where] = LEFT_OUT
+
+
+def _marks(found: Inputs, indices) -> np.ndarray:
+    where = np.zeros(len(found.fates), bool)
+    where[list(indices)] = True
+    return where

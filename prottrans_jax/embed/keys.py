@@ -1,0 +1,61 @@
+"""Names under which proteins are stored; never a path, whatever the header says."""
+
+import hashlib
+import re
+
+SCHEMES = ("auto", "token", "header", "md5", "biotrainer", "index")
+_UNIPROT = re.compile(r"(?:sp|tr)\|([^|\s]+)\|")
+
+
+def make(scheme: str, name: str, header: str, residues: bytes, index: int) -> str:
+    """Key of a protein.
+
+    Args:
+      scheme: "auto": the accession of a UniProt header (sp|ACC|NAME, tr|ACC|NAME),
+        else the first word; "token": the first word; "header": the whole line; "md5":
+        of the residues, as bio_embeddings; "biotrainer": SHA-256 of residues, "_" and
+        length, as biotrainer; "index": its number in the input, from 0.
+      name: First word of the header.
+      header: The whole header.
+      residues: Upper-case residues.
+      index: Number of the record.
+
+    Returns:
+      The key, made safe by `escape`.
+    """
+    if scheme == "auto":
+        match = _UNIPROT.match(name)
+        return escape(match[1] if match else name)
+    if scheme == "token":
+        return escape(name)
+    if scheme == "header":
+        return escape(header.strip())
+    if scheme == "md5":
+        return hashlib.md5(residues, usedforsecurity=False).hexdigest()
+    if scheme == "biotrainer":
+        return hashlib.sha256(residues + b"_%d" % len(residues)).hexdigest()
+    if scheme == "index":
+        return str(index)
+    raise ValueError(
+        f"key={scheme!r} is not known. Choose one of {', '.join(SCHEMES)}."
+    )
+
+
+def escape(name: str) -> str:
+    """Percent-encodes what HDF5 or a file system would take for more than a name.
+
+    `/` would make a group, NUL ends a name, "." and ".." are no names. `%` too, or two
+    ids could get one key.
+    """
+    name = name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
+    name = name.replace("\0", "%00")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if name.endswith("."):
+        name = name[:-1] + "%2E"
+    return name
+
+
+def digest(residues: bytes) -> str:
+    """SHA-256 of a sequence, by which a changed one is recognised."""
+    return hashlib.sha256(residues).hexdigest()

@@ -1,0 +1,64 @@
+"""From vectors per residue to one per protein; pads and specials never count."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+import numpy as np
+
+POOLINGS = ("mean", "max", "cls")
+
+
+def check(name: str | None, *, has_cls: bool) -> str | None:
+    """The pooling by its name; None and "none" are no pooling.
+
+    Raises:
+      ValueError: The name is unknown, or "cls" is asked of a model without that piece.
+    """
+    if name in (None, "none"):
+        return None
+    if name not in POOLINGS:
+        raise ValueError(
+            f"pool={name!r} is not known. Choose none, {', '.join(POOLINGS)}."
+        )
+    if name == "cls" and not has_cls:
+        raise ValueError("pool='cls': this model has no [CLS] token. Use mean or max.")
+    return name
+
+
+def pool(
+    hidden: Float[Array, "*layers batch length d_model"],
+    residues: Bool[Array, "batch length"],
+    cls: Bool[Array, "batch length"],
+    name: str,
+) -> Float[Array, "*layers batch d_model"]:
+    """One vector per row, float32.
+
+    Args:
+      hidden: Hidden states.
+      residues: True at residues, not at padding nor special tokens.
+      cls: True at the [CLS] token.
+      name: "mean" or "max" over the residues, or "cls".
+    """
+    return _pool(jnp, hidden.astype(jnp.float32), residues, cls, name)
+
+
+def pool_protein(
+    hidden: Float[np.ndarray, "*layers residues d_model"], name: str
+) -> Float[np.ndarray, "*layers d_model"]:
+    """`pool` of one protein on the host, for those that went through in pieces."""
+    if name == "cls":
+        raise ValueError(
+            "pool='cls' of a protein cut in pieces would be that of one piece. Use "
+            "mean or max."
+        )
+    hidden = np.asarray(hidden, np.float32)
+    return hidden.mean(axis=-2) if name == "mean" else hidden.max(axis=-2)
+
+
+def _pool(xp: Any, hidden, residues, cls, name):
+    if name == "max":
+        return xp.where(residues[..., None], hidden, -xp.inf).max(axis=-2)
+    chosen = (cls if name == "cls" else residues)[..., None]
+    total = xp.where(chosen, hidden, 0.0).sum(axis=-2)
+    return total / xp.maximum(chosen.sum(axis=-2), 1)

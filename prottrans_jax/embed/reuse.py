@@ -1,0 +1,190 @@
+"""Vectors that exist already: in the output as it is, or in files such as UniProt's."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from prottrans_jax.embed import inputs, keys, pooling, shards, writers
+
+IDENTITY = "prottrans_run"
+_HDF5 = (".h5", ".hdf5")
+
+
+class Known:
+    """Which proteins need not be computed, and their vectors.
+
+    Attributes:
+      where: [records] True at those.
+      in_output: [records] True at those that the output holds already.
+      has_output: Whether there is an output already.
+    """
+
+    def __init__(self, number: int, outputs, others, pool, protein_ndim):
+        self.where = np.zeros(number, bool)
+        self.in_output = np.zeros(number, bool)
+        self.has_output = bool(outputs)
+        self._outputs: Mapping[str, Any] = outputs
+        self._others: Sequence[Any] = others
+        self._pool = pool
+        self._protein_ndim = protein_ndim
+        self._source = np.full(number, -1, np.int16)
+
+    def array(self, protein: inputs.Protein, kind: str) -> np.ndarray:
+        """Vectors of a known protein."""
+        if self.in_output[protein.number]:
+            return self._outputs[kind][protein.key][()]
+        file = self._others[self._source[protein.number]]
+        array = _lookup(file, protein)[()]
+        if kind == "protein" and array.ndim > self._protein_ndim:
+            array = pooling.pool_protein(array, self._pool)
+        return array
+
+    def others(self, kind: str, entries: np.ndarray) -> Iterator[writers.Entry]:
+        """Proteins of the output as it is that are not in the input."""
+        if kind not in self._outputs:
+            return
+        present = {row.tobytes() for row in entries[:, :16]}
+        for key, dataset in self._outputs[kind].items():
+            if inputs.key_hash(key) in present:
+                continue
+            attributes = dataset.attrs
+            yield writers.Entry(
+                key,
+                str(attributes.get("original_id", key)),
+                str(attributes.get("description", "")),
+                int(attributes.get("length", 0)),
+                str(attributes.get("sequence_sha256", "")),
+                dataset[()],
+            )
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in (*self._outputs.values(), *self._others):
+            file.close()
+
+
+def identity_of(path: pathlib.Path) -> Mapping[str, Any]:
+    """What a finished output says it is.
+
+    Raises:
+      shards.OtherRunError: It does not say: not made here.
+    """
+    beside = path.with_name(path.name + ".json")
+    if path.suffix.lower() in _HDF5:
+        import h5py
+
+        with h5py.File(path) as file:
+            if IDENTITY in file.attrs:
+                return json.loads(file.attrs[IDENTITY])
+    elif beside.exists():
+        return json.loads(beside.read_text(encoding="utf-8"))["run"]
+    raise shards.OtherRunError(
+        f"{path} exists and was not made by this program. Choose another output, or "
+        "--overwrite."
+    )
+
+
+def find(
+    found: inputs.Inputs,
+    outputs: Mapping[str, pathlib.Path],
+    others: Sequence[str | os.PathLike],
+    *,
+    kinds: Sequence[str],
+    pool: str | None,
+    shape: tuple[int, ...],
+    lengths: np.ndarray,
+) -> Known:
+    """Looks every record up in the output as it is, then in other files.
+
+    A record counts as known if its key is there with the hash of its sequence, or, in
+    files without hashes, with as many rows as it has residues.
+
+    Args:
+      found: The records.
+      outputs: The output as it is, by kind; empty if there is none.
+      others: HDF5 files with one dataset per protein at the root.
+      kinds: What is wanted: "residues", "protein".
+      pool: Pooling, for vectors per protein from a file of those per residue.
+      shape: [*layers, d_model].
+      lengths: Rows that each record's vectors should have.
+    """
+    import h5py
+
+    opened = {
+        kind: h5py.File(path)
+        for kind, path in outputs.items()
+        if path.suffix.lower() in _HDF5
+    }
+    files = [_open(path) for path in others]
+    known = Known(len(found.lengths), opened, files, pool, len(shape))
+    if not opened and not files:
+        return known
+    for protein in found.proteins():
+        index = protein.number
+        digest = keys.digest(protein.residues)
+        rows = int(lengths[index])
+        if opened and all(
+            _matches(opened[kind].get(protein.key), digest, rows, kind, shape)
+            for kind in kinds
+        ):
+            known.where[index] = known.in_output[index] = True
+            continue
+        for number, file in enumerate(files):
+            dataset = _lookup(file, protein)
+            if dataset is not None and all(
+                _matches(dataset, digest, rows, kind, shape)
+                or (
+                    kind == "protein"
+                    and pool in ("mean", "max")
+                    and _matches(dataset, digest, rows, "residues", shape)
+                )
+                for kind in kinds
+            ):
+                known.where[index] = True
+                known._source[index] = number
+                break
+    return known
+
+
+def _open(path: str | os.PathLike):
+    import h5py
+
+    try:
+        return h5py.File(path)
+    except OSError as error:
+        raise ValueError(f"--reuse {path}: not a readable HDF5 file: {error}") from None
+
+
+def _lookup(file, protein: inputs.Protein):
+    """The dataset of a protein: plain ones only, never a link into another file."""
+    import h5py
+
+    accession = keys.make("auto", protein.name, "", protein.residues, 0)
+    md5 = keys.make("md5", protein.name, "", protein.residues, 0)
+    for key in (protein.key, accession, md5):
+        link = file.get(key, getlink=True) if key in file else None
+        if isinstance(link, h5py.HardLink):
+            dataset = file[key]
+            if (
+                isinstance(dataset, h5py.Dataset)
+                and dataset.dtype.kind == "f"
+                and not dataset.is_virtual
+                and not dataset.external
+            ):
+                return dataset
+    return None
+
+
+def _matches(
+    dataset, digest: str, rows: int, kind: str, shape: tuple[int, ...]
+) -> bool:
+    if dataset is None:
+        return False
+    wanted = shape if kind == "protein" else (*shape[:-1], rows, shape[-1])
+    if dataset.shape != wanted:
+        return False
+    return str(dataset.attrs.get("sequence_sha256", digest)) == digest

@@ -1,0 +1,228 @@
+"""Output files: HDF5 as UniProt's, and npz, Parquet, Zarr and CSV."""
+
+from collections.abc import Mapping
+import csv
+import io
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple, Protocol
+import zipfile
+
+import numpy as np
+
+# What readers since HDF5 1.10 know; per dataset 356 bytes instead of 2,490.
+_HDF5_VERSION = ("v110", "v110")
+
+
+class Entry(NamedTuple):
+    """One protein in an output file.
+
+    Attributes:
+      key: Its name there.
+      original_id: First word of its FASTA header, whatever is in it.
+      description: The header's rest.
+      length: Residues.
+      sequence_sha256: Of the upper-case residues.
+      array: [*layers, residues, d_model] or [*layers, d_model].
+    """
+
+    key: str
+    original_id: str
+    description: str
+    length: int
+    sequence_sha256: str
+    array: np.ndarray
+
+
+class Writer(Protocol):
+    """Takes proteins one by one, in memory that does not grow with their number."""
+
+    def add(self, entry: Entry) -> None:
+        """Adds a protein."""
+
+    def close(self) -> None:
+        """Ends the file and synchronises it to disk."""
+
+
+class _Hdf5:
+    """One dataset per protein at the root, everything else in attributes.
+
+    No other dataset or group: ProtSpace takes each one it meets for a protein.
+    """
+
+    def __init__(self, path: pathlib.Path, metadata: Mapping[str, Any]):
+        import h5py
+
+        self._path = path
+        self._file = h5py.File(path, "w", libver=_HDF5_VERSION)
+        for name, value in metadata.items():
+            self._file.attrs[name] = value
+
+    def add(self, entry: Entry) -> None:
+        # A checksum needs chunks: the array is one.
+        dataset = self._file.create_dataset(
+            entry.key, data=entry.array, chunks=entry.array.shape, fletcher32=True
+        )
+        dataset.attrs["original_id"] = entry.original_id
+        dataset.attrs["sequence_sha256"] = entry.sequence_sha256
+        dataset.attrs["length"] = entry.length
+        if entry.description:
+            dataset.attrs["description"] = _fitting(entry.description)
+
+    def close(self) -> None:
+        self._file.close()
+        _sync(self._path)
+
+
+def _fitting(text: str) -> str:
+    # HDF5 keeps an attribute of more than 64 KiB elsewhere, which not all readers like.
+    return text.encode()[:60_000].decode(errors="ignore")
+
+
+class _Npz:
+    """One array per protein; zip keeps a CRC. The rest is in the file beside."""
+
+    def __init__(self, path: pathlib.Path, metadata: Mapping[str, Any]):
+        self._path = path
+        del metadata
+        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
+
+    def add(self, entry: Entry) -> None:
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, entry.array, allow_pickle=False)
+        # A fixed date: the same embeddings give the same bytes.
+        info = zipfile.ZipInfo(f"{entry.key}.npy")
+        self._zip.writestr(info, buffer.getbuffer())
+
+    def close(self) -> None:
+        self._zip.close()
+        _sync(self._path)
+
+
+class _Parquet:
+    """A row per protein; pages carry checksums."""
+
+    _ROWS = 256
+
+    def __init__(self, path: pathlib.Path, metadata: Mapping[str, Any]):
+        self._path = path
+        self._metadata = metadata
+        self._rows: list[Entry] = []
+        self._writer: Any = None
+
+    def add(self, entry: Entry) -> None:
+        self._rows.append(entry)
+        if len(self._rows) == self._ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+        _sync(self._path)
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not self._rows:
+            return
+        rows, self._rows = self._rows, []
+        values = np.concatenate([row.array.ravel() for row in rows])
+        offsets = np.cumsum([0] + [row.array.size for row in rows])
+        table = pa.table(
+            {
+                "id": [row.key for row in rows],
+                "original_id": [row.original_id for row in rows],
+                "description": [row.description for row in rows],
+                "sequence_sha256": [row.sequence_sha256 for row in rows],
+                "shape": [list(row.array.shape) for row in rows],
+                "embedding": pa.LargeListArray.from_arrays(
+                    pa.array(offsets, pa.int64()), pa.array(values)
+                ),
+            }
+        )
+        if self._writer is None:
+            text = {name: str(value) for name, value in self._metadata.items()}
+            schema = table.schema.with_metadata(text)
+            self._writer = pq.ParquetWriter(
+                self._path, schema, write_page_checksum=True, use_dictionary=False
+            )
+        self._writer.write_table(table.cast(self._writer.schema))
+
+
+class _Csv:
+    """A line per protein: its id, then the vector. For one vector per protein only."""
+
+    def __init__(self, path: pathlib.Path, metadata: Mapping[str, Any]):
+        del metadata  # In the file beside it.
+        self._path = path
+        self._file = open(path, "w", newline="", encoding="utf-8")
+        delimiter = "\t" if path.suffix == ".tsv" else ","
+        self._csv = csv.writer(self._file, delimiter=delimiter, lineterminator="\n")
+        self._begun = False
+
+    def add(self, entry: Entry) -> None:
+        if entry.array.ndim != 1:
+            raise ValueError(
+                f"{self._path}: {entry.array.ndim}-dimensional embeddings do not go "
+                "into CSV. Ask for one vector per protein (--per-protein), or choose "
+                ".h5, .npz, .parquet or .zarr."
+            )
+        if not self._begun:
+            self._csv.writerow(["id", *range(entry.array.size)])
+            self._begun = True
+        # The shortest text that reads back as the same number.
+        self._csv.writerow([entry.original_id, *map(str, entry.array)])
+
+    def close(self) -> None:
+        self._file.close()
+        _sync(self._path)
+
+
+FORMATS: dict[str, type] = {
+    ".h5": _Hdf5,
+    ".hdf5": _Hdf5,
+    ".npz": _Npz,
+    ".parquet": _Parquet,
+    ".csv": _Csv,
+    ".tsv": _Csv,
+}
+
+
+def check_path(path: str | os.PathLike, *, per_residue: bool) -> pathlib.Path:
+    """The path of an output.
+
+    Raises:
+      ValueError: No such format, or one that cannot hold vectors per residue.
+    """
+    path = pathlib.Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(
+            f"{path}: the ending says the format; {path.suffix or 'none'!r} is not "
+            f"known. Choose one of {', '.join(FORMATS)}."
+        )
+    if per_residue and FORMATS[path.suffix.lower()] is _Csv:
+        raise ValueError(
+            f"{path}: CSV holds one vector per protein. Add --per-protein, or choose "
+            ".h5, .npz, .parquet or .zarr."
+        )
+    return path
+
+
+def create(
+    path: pathlib.Path, metadata: Mapping[str, Any], *, suffix: str | None = None
+) -> Writer:
+    """A writer for the format of the path's ending (or of `suffix`)."""
+    return FORMATS[(suffix or path.suffix).lower()](path, metadata)
+
+
+def _sync(path: pathlib.Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    """Readable JSON."""
+    return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"

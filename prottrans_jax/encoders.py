@@ -1,0 +1,424 @@
+"""Frozen models for use: load one, embed proteins, or call it in research code.
+
+  encoder = load_encoder("prot_t5")
+  vectors = encoder.embed(["PRTEINO", "SEQWENCE"])  # list of [residues, d_model]
+  hidden = encoder(tokens, mask)  # a pure function of encoder.params
+
+Needs neither TensorFlow, seqio nor torch.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+import difflib
+import functools
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from prottrans_jax import types
+from prottrans_jax import vocabulary as vocabularies
+from prottrans_jax.embed import embedder, forward, pooling
+from prottrans_jax.interop import families, huggingface
+
+# Short names of the released models: repository of the Hugging Face hub.
+NAMES = {
+    "prot_t5": "Rostlab/prot_t5_xl_half_uniref50-enc",
+    "prot_t5_xl_u50": "Rostlab/prot_t5_xl_uniref50",
+    "prot_t5_xl_bfd": "Rostlab/prot_t5_xl_bfd",
+    "prot_t5_xxl_u50": "Rostlab/prot_t5_xxl_uniref50",
+    "prot_t5_xxl_bfd": "Rostlab/prot_t5_xxl_bfd",
+    "prot_bert": "Rostlab/prot_bert",
+    "prot_bert_bfd": "Rostlab/prot_bert_bfd",
+    "prot_albert": "Rostlab/prot_albert",
+    "prot_electra_discriminator": "Rostlab/prot_electra_discriminator_bfd",
+    "prot_electra_generator": "Rostlab/prot_electra_generator_bfd",
+    "prot_xlnet": "Rostlab/prot_xlnet",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """A frozen encoder; a tree of parameters and a pure function of it.
+
+    Attributes:
+      module: Linen model with `encode(tokens, mask, *, deterministic)`.
+      params: Its parameters; heads and decoder are left out.
+      config: Its configuration.
+      vocabulary: Residues and special pieces by id.
+      prefix: Ids before the residues of a row.
+      suffix: Ids after them.
+      name: What it was loaded as.
+      source: The folder it came from.
+      fingerprint: Hash of the parameters as stored: of all names and shapes, and of
+        parts of the values.
+      revision: Commit of the hub's repository it came from; "" if that is not known.
+    """
+
+    module: nn.Module
+    params: types.Params
+    config: Any
+    vocabulary: vocabularies.Vocabulary
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    name: str
+    source: pathlib.Path
+    fingerprint: str
+    revision: str
+
+    def __call__(
+        self, tokens: Int[Array, "batch length"], mask: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch length d_model"]:
+        """Hidden states after the last layer.
+
+        Args:
+          tokens: Token ids, special ones included; see `tokenize`.
+          mask: True at real tokens, False at padding.
+        """
+        return self.apply(self.params, tokens, mask)
+
+    def apply(
+        self,
+        params: types.Params,
+        tokens: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length"],
+        *,
+        layers: "int | str | Sequence[int]" = -1,
+    ) -> Float[Array, "*layers batch length d_model"]:
+        """`__call__` with other parameters, or other layers; pure and jittable."""
+        chosen = forward.parse_layers(layers, self.num_layers)
+        return forward.encode(self.module, params, tokens, mask, chosen)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers; there is one hidden state more."""
+        return self.config.num_layers
+
+    @property
+    def d_model(self) -> int:
+        """Size of an embedding."""
+        return self.config.d_model
+
+    @property
+    def max_residues(self) -> int | None:
+        """Longest protein the model has positions for; None if there is no limit."""
+        limit = getattr(self.config, "max_length", None)
+        return None if limit is None else limit - self._tokens.num_special
+
+    def tokenize(
+        self, sequences: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
+        """Token ids with special ones, padded on the right, and their mask."""
+        residues = [self._residues(i, s) for i, s in enumerate(sequences)]
+        longest = max(map(len, residues), default=0) + self._tokens.num_special
+        tokens, lengths = self._tokens.rows(residues, len(residues), longest)
+        return tokens, np.arange(longest) < lengths[:, None]
+
+    def embed(
+        self,
+        sequences: Sequence[str],
+        pool: str | None = None,
+        layers: "int | str | Sequence[int]" = -1,
+        *,
+        max_tokens: int | None = None,
+    ) -> (
+        "list[Float[np.ndarray, '*layers residues d_model']] | Float[np.ndarray, '...']"
+    ):
+        """Embeddings of proteins, float32.
+
+        Args:
+          sequences: Residues, one letter each; U Z O B J count as X.
+          pool: None for a vector per residue; "mean" or "max" over the residues, or
+            "cls", for one per protein.
+          layers: A layer's number (-1 the last, 0 the embedded input), several, "all",
+            or "last4" for the mean of the last four. Several give a leading axis.
+          max_tokens: Padded tokens that go through the model at once; None chooses by
+            device.
+
+        Returns:
+          A list of [residues, d_model]; with `pool` an array [proteins, d_model].
+        """
+        if isinstance(sequences, str):
+            raise ValueError("embed takes a list of sequences, not one string.")
+        residues = [self._residues(i, s) for i, s in enumerate(sequences)]
+        runner = self.make_embedder(pool=pool, layers=layers, max_tokens=max_tokens)
+        lengths = [len(x) for x in residues]
+        work = runner.work(residues, runner.buckets(lengths))
+        found: list[Any] = [None] * len(residues)
+        for _, index, embedding in runner.run(work):
+            if runner.pool is None:
+                found[index] = np.array(embedding.residues, np.float32)
+            else:
+                found[index] = np.array(embedding.protein)
+        if runner.pool is None:
+            return found
+        chosen = runner.layers
+        lead = (len(chosen.indices),) if chosen.combine == "stack" else ()
+        return np.stack(found) if found else np.zeros((0, *lead, self.d_model))
+
+    def stream(
+        self,
+        proteins: Iterable[tuple[str, str]],
+        pool: str | None = None,
+        layers: "int | str | Sequence[int]" = -1,
+        *,
+        window: int = 1024,
+        max_tokens: int | None = None,
+    ) -> Iterator[tuple[str, Float[np.ndarray, "*layers residues d_model"]]]:
+        """(id, vectors) of proteins in their order, holding one window in memory.
+
+        Args:
+          proteins: (id, residues) pairs, of any number.
+          pool: As in `embed`.
+          layers: As in `embed`.
+          window: Proteins that are sorted by length together.
+          max_tokens: As in `embed`.
+        """
+        pending: list[tuple[str, str]] = []
+
+        def flush():
+            vectors = self.embed(
+                [s for _, s in pending], pool, layers, max_tokens=max_tokens
+            )
+            yield from zip([name for name, _ in pending], vectors, strict=True)
+            pending.clear()
+
+        for name, sequence in proteins:
+            pending.append((name, sequence))
+            if len(pending) == window:
+                yield from flush()
+        if pending:
+            yield from flush()
+
+    def embed_fasta(
+        self, source: str | os.PathLike, output: str | os.PathLike, **options: Any
+    ) -> Any:
+        """Embeds a FASTA file into an .h5, .npz, .parquet, .zarr or .csv file.
+
+        Args:
+          source: FASTA, plain or compressed; "-" is standard input.
+          output: File to write; see `embed.job.Options` for what it may hold.
+          **options: Fields of `embed.job.Options`.
+
+        Returns:
+          `embed.job.Report`.
+        """
+        from prottrans_jax.embed import job
+
+        return job.embed_fasta(self, source, output, job.Options(**options))
+
+    def make_embedder(
+        self,
+        *,
+        pool: str | None = None,
+        layers: "int | str | Sequence[int] | forward.Layers" = -1,
+        keep_residues: bool | None = None,
+        max_tokens: int | None = None,
+        max_rows: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> embedder.Embedder:
+        """What runs batches; arguments as in `embed.embedder.Embedder`."""
+        has_cls = self.prefix[:1] == (self.vocabulary.cls_id,)
+        pool = pooling.check(pool, has_cls=has_cls)
+        return embedder.Embedder(
+            self.module,
+            self.params,
+            self._tokens,
+            layers=forward.parse_layers(layers, self.num_layers),
+            pool=pool,
+            keep_residues=(pool is None) if keep_residues is None else keep_residues,
+            max_tokens=max_tokens,
+            max_rows=max_rows,
+            devices=devices,
+        )
+
+    @functools.cached_property
+    def _tokens(self) -> embedder.Tokens:
+        return embedder.Tokens(
+            self.vocabulary.byte_table, self.prefix, self.suffix, self.vocabulary.pad_id
+        )
+
+    def _residues(self, index: int, sequence: str) -> bytes:
+        try:
+            self.vocabulary.encode(sequence)
+        except ValueError as error:
+            raise ValueError(f"sequence {index}: {error}") from None
+        if not sequence:
+            raise ValueError(f"sequence {index} is empty.")
+        return sequence.encode("ascii").upper()
+
+
+def load_encoder(
+    source: str | os.PathLike,
+    *,
+    dtype: DTypeLike | None = None,
+    download: bool = False,
+    **overrides: Any,
+) -> Encoder:
+    """Loads the encoder of a model; see `Encoder`.
+
+    Args:
+      source: A folder made by `prottrans_jax.export` or in Hugging Face's layout, a
+        repository of its hub, or a short name of `NAMES`.
+      dtype: Type of weights and products. None: bfloat16 on GPU and TPU, float32 on a
+        CPU.
+      download: Whether a repository that is not in the local cache may be fetched.
+      **overrides: Further fields of the model's configuration.
+
+    Raises:
+      FileNotFoundError: It is nowhere; names that are spelled alike are suggested.
+      ValueError: Configuration and weights do not fit.
+    """
+    found, dtype = _read(source, dtype, download, overrides)
+    module = found.family.model_class(found.config)
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    wanted = jax.eval_shape(
+        lambda t: nn.unbox(
+            module.init(
+                jax.random.key(0), t, t > 0, deterministic=True, method="encode"
+            )["params"]
+        ),
+        tokens,
+    )
+    stored = _subtree(found.params, wanted)
+    return Encoder(
+        module=module,
+        params=_cast(stored, jnp.dtype(dtype)),
+        config=found.config,
+        vocabulary=found.family.vocabulary,
+        prefix=found.family.prefix_ids,
+        suffix=found.family.suffix_ids,
+        name=_plain_name(source),
+        source=found.source,
+        fingerprint=_fingerprint(stored),
+        revision=_revision(found.source),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A whole model, decoder and heads included.
+
+    Attributes:
+      module: Linen model; `module.apply({"params": params}, ...)` gives its logits.
+      params: Its parameters.
+      config: Its configuration.
+      vocabulary: Residues and special pieces by id.
+      name: What it was loaded as.
+      source: The folder it came from.
+    """
+
+    module: nn.Module
+    params: types.Params
+    config: Any
+    vocabulary: vocabularies.Vocabulary
+    name: str
+    source: pathlib.Path
+
+    def __call__(self, *inputs: Array, **keywords: Any) -> Any:
+        """Logits; arguments are those of the module, dropout is off."""
+        keywords.setdefault("deterministic", True)
+        return self.module.apply({"params": self.params}, *inputs, **keywords)
+
+
+def load_model(
+    source: str | os.PathLike,
+    *,
+    dtype: DTypeLike | None = None,
+    download: bool = False,
+    **overrides: Any,
+) -> Model:
+    """Loads a whole model with whatever heads its checkpoint has.
+
+    Arguments and errors are those of `load_encoder`.
+    """
+    found, dtype = _read(source, dtype, download, overrides)
+    return Model(
+        module=found.family.model_class(found.config),
+        params=_cast(found.params, jnp.dtype(dtype)),
+        config=found.config,
+        vocabulary=found.family.vocabulary,
+        name=_plain_name(source),
+        source=found.source,
+    )
+
+
+def default_dtype() -> str:
+    """bfloat16 where the device multiplies it natively, else float32."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _read(source, dtype, download, overrides):
+    dtype = default_dtype() if dtype is None else dtype
+    repository = NAMES.get(str(source), source)
+    try:
+        found = huggingface.read(
+            repository, download=download, dtype=jnp.dtype(dtype), **overrides
+        )
+    except FileNotFoundError as error:
+        close = difflib.get_close_matches(str(source), NAMES, n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        if str(source) in NAMES or not hint:
+            raise
+        raise FileNotFoundError(f"{error}{hint}") from None
+    return found, dtype
+
+
+def _plain_name(source: str | os.PathLike) -> str:
+    if str(source) in NAMES:
+        return str(source)
+    return pathlib.PurePath(os.path.abspath(source)).name
+
+
+def _revision(folder: pathlib.Path) -> str:
+    # The hub's cache: models--OWNER--NAME/snapshots/COMMIT.
+    return folder.name if folder.parent.name == "snapshots" else ""
+
+
+def _fingerprint(params) -> str:
+    """SHA-256 of names, types, shapes and evenly spaced values.
+
+    Not of all bytes: that would read 11 GB before the first protein.
+    """
+    digest = hashlib.sha256()
+    for path, array in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        at = np.linspace(0, array.size - 1, min(array.size, 64)).astype(np.int64)
+        places = zip(*np.unravel_index(at, array.shape), strict=True)
+        values = np.array([array[place] for place in places])
+        digest.update(values.astype(np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def _subtree(params, wanted):
+    """The part of `params` that has a counterpart in `wanted`."""
+    if not isinstance(wanted, dict):
+        return params
+    missing = sorted(wanted.keys() - params.keys())
+    assert not missing, missing
+    return {name: _subtree(params[name], wanted[name]) for name in wanted}
+
+
+def _cast(params, dtype):
+    """On the device, matrices in the type of the products, the rest in float32.
+
+    Small parameters cost nothing and are used in float32 anyhow: norms, relative
+    position biases.
+    """
+
+    def place(x):
+        target = dtype if x.ndim >= 2 and x.size > 1 << 14 else jnp.float32
+        return jnp.asarray(np.asarray(x).astype(target, order="C", copy=False))
+
+    return jax.tree.map(place, params)
+
+
+__all__ = ["NAMES", "Encoder", "Model", "families", "load_encoder", "load_model"]
