@@ -3,14 +3,17 @@
 Modules are imported when asked for, so that this list costs nothing.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import importlib
+import pathlib
 import types
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from prottrans_jax import types as array_types
 from prottrans_jax import vocabulary as vocabularies
 
 
@@ -80,6 +83,29 @@ class Family:
         return tuple(getattr(self.vocabulary, f"{role}_id") for role in roles)
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A foreign checkpoint, read.
+
+    Attributes:
+      family: Whose model it is.
+      config: Configuration of that model.
+      params: Parameters, numpy; views of the mapped files where nothing had to change.
+      stored_dtype: Floating-point type in the files; the widest if they mix them.
+      source: Folder or file it came from.
+      form: What was found there, in words.
+      attributes: Contents of `config.json`; empty where there is none.
+    """
+
+    family: Family
+    config: Any
+    params: array_types.Params
+    stored_dtype: np.dtype
+    source: pathlib.Path
+    form: str
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def _family(name: str, config: str, model: str, **fields: Any) -> Family:
     package = __name__.rsplit(".", 2)[0]
     return Family(
@@ -103,7 +129,7 @@ FAMILIES: Mapping[str, Family] = {
         _family("t5", "T5Config", "T5", vocabulary_name="PROT_T5", suffix=("eos",)),
         _family("bert", "BertConfig", "Bert", **_BERT),
         _family("albert", "AlbertConfig", "Albert", **_BERT),
-        _family("electra", "ElectraConfig", "Electra", **_BERT),
+        _family("electra", "ElectraEncoderConfig", "ElectraEncoder", **_BERT),
         _family(
             "xlnet",
             "XLNetConfig",
@@ -187,11 +213,9 @@ def family_of_config(config: Any) -> Family:
     )
 
 
-def widest_dtype(arrays: Collection[np.ndarray]) -> np.dtype:
-    """Floating-point type that holds all arrays without loss."""
-    import jax.numpy as jnp
-
-    types_ = {x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)}
-    if not types_:
+def widest_dtype(arrays: Iterable[Any]) -> np.dtype:
+    """Floating-point type that holds all arrays (things with a dtype) without loss."""
+    dtypes = {x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)}
+    if not dtypes:
         raise ValueError("There is no floating-point array in this checkpoint.")
-    return np.dtype(jnp.result_type(*types_))
+    return np.dtype(jnp.result_type(*dtypes))

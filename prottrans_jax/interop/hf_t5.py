@@ -106,6 +106,11 @@ def config_to_hf(config: t5.T5Config) -> dict[str, Any]:
             f"mlp_activations={config.mlp_activations} has no name in Hugging Face's "
             f"T5. Known: {', '.join(map(str, activations))}."
         )
+    if not config.share_relative_bias:
+        raise ValueError(
+            "share_relative_bias=False: Hugging Face's T5 has one relative bias a "
+            "stack, this model one a layer."
+        )
     decoder = config.num_decoder_layers > 0
     return {
         "architectures": [
@@ -157,7 +162,8 @@ def params_from_hf(
             ignored.add(alias)
     if config.tie_embeddings:
         head = checkpoint.pop("lm_head.weight", None)
-        if head is not None and not np.array_equal(head, checkpoint["shared.weight"]):
+        table = checkpoint.get("shared.weight")
+        if head is not None and not np.array_equal(head, table):
             raise ValueError(
                 "lm_head.weight is another table than shared.weight, although the "
                 "configuration ties them. Is tie_word_embeddings right?"

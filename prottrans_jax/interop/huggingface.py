@@ -26,25 +26,7 @@ DEFAULT_SHARD_BYTES = 5 * 10**9
 _ORGANISATION = "Rostlab"
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint as it is stored.
-
-    Attributes:
-      family: Whose model it is.
-      config: Configuration of that model.
-      params: Parameters, numpy; views of the mapped files where nothing had to change.
-      attributes: Contents of `config.json`.
-      stored_dtype: Floating-point type in the files; the widest if they mix them.
-      source: Folder it came from.
-    """
-
-    family: families.Family
-    config: Any
-    params: types.Params
-    attributes: Mapping[str, Any]
-    stored_dtype: np.dtype
-    source: pathlib.Path
+Checkpoint = families.Checkpoint
 
 
 def read(
@@ -87,7 +69,15 @@ def read(
     params = layer_stacks.convert(
         params, dtype=config.param_dtype, stack=config.scan_layers
     )
-    return Checkpoint(family, config, params, attributes, stored, folder)
+    return Checkpoint(
+        family=family,
+        config=config,
+        params=params,
+        stored_dtype=stored,
+        source=folder,
+        form=f"Hugging Face ({describe(folder)})",
+        attributes=attributes,
+    )
 
 
 def _fit_config(
@@ -132,6 +122,18 @@ def read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
         f"{folder} has no weights: neither {' nor '.join(_WEIGHT_FILES)}, whole or in "
         f"shards. There is {present}."
     )
+
+
+def describe(folder: pathlib.Path) -> str:
+    """Form of a folder's weights, e.g. "model.safetensors in 3 shards"."""
+    for name in _WEIGHT_FILES:
+        if (folder / name).exists():
+            return name
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return f"{name} in {len(set(files.values()))} shards"
+    return "no weights"
 
 
 def _read_shards(index: pathlib.Path, load) -> dict[str, np.ndarray]:

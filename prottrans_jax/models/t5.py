@@ -51,6 +51,8 @@ class T5Config:
       dropout_rate: Share dropped in training.
       relative_num_buckets: Buckets of the relative bias.
       relative_max_distance: From this distance on all share the last bucket.
+      share_relative_bias: Whether all layers of a stack have one relative bias, as T5;
+        else each its own, as T5X's `scalable_t5` and uMT5.
       norm_epsilon: Added to the mean square in RMS norm.
       tie_embeddings: Whether the logits use the embedding table.
       dtype: Type of activations and products ("bfloat16" or "float32").
@@ -72,6 +74,7 @@ class T5Config:
     dropout_rate: float = 0.1
     relative_num_buckets: int = 32
     relative_max_distance: int = 128
+    share_relative_bias: bool = True
     norm_epsilon: float = 1e-6
     tie_embeddings: bool = True
     dtype: DTypeLike = jnp.float32
@@ -234,7 +237,7 @@ class _Shared:
     """What every layer of a stack sees."""
 
     segments: Int[Array, "batch length"]
-    bias: attention.Bias
+    bias: attention.Bias | None  # None: each layer makes its own.
     encoded: Float[Array, "batch kv_length d_model"] | None = None
     encoded_segments: Int[Array, "batch kv_length"] | None = None
 
@@ -256,7 +259,9 @@ class Encoder(nn.Module):
         config = self.config
         x = _dropout(config, deterministic)(x)
         x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
-        bias = _relative_bias(config, x.shape[1], bidirectional=True)
+        bias = None
+        if config.share_relative_bias:
+            bias = _relative_bias(config, x.shape[1], bidirectional=True)
         x = stack.apply_layers(
             EncoderLayer,
             x,
@@ -293,7 +298,9 @@ class Decoder(nn.Module):
         config = self.config
         x = _dropout(config, deterministic)(x)
         x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
-        bias = _relative_bias(config, x.shape[1], bidirectional=False)
+        bias = None
+        if config.share_relative_bias:
+            bias = _relative_bias(config, x.shape[1], bidirectional=False)
         x = stack.apply_layers(
             DecoderLayer,
             x,
@@ -333,13 +340,16 @@ class EncoderLayer(nn.Module):
         """One layer, in the form that `layers.stack` asks for."""
         config, drop = self.config, _dropout(self.config, self.deterministic)
         self.sow("intermediates", "input", x)
+        bias = shared.bias
+        if bias is None:
+            bias = _relative_bias(config, x.shape[1], bidirectional=True)
         y = _norm(config, "pre_attention_layer_norm")(x)
         y = _attention(config, self.deterministic, "attention")(
             y,
             y,
             q_segments=shared.segments,
             kv_segments=shared.segments,
-            bias=shared.bias,
+            bias=bias,
         )
         x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
         y = _norm(config, "pre_mlp_layer_norm")(x)
@@ -359,6 +369,9 @@ class DecoderLayer(nn.Module):
         """One layer, in the form that `layers.stack` asks for."""
         config, drop = self.config, _dropout(self.config, self.deterministic)
         self.sow("intermediates", "input", x)
+        bias = shared.bias
+        if bias is None:
+            bias = _relative_bias(config, x.shape[1], bidirectional=False)
         y = _norm(config, "pre_self_attention_layer_norm")(x)
         y = _attention(config, self.deterministic, "self_attention")(
             y,
@@ -366,7 +379,7 @@ class DecoderLayer(nn.Module):
             q_segments=shared.segments,
             kv_segments=shared.segments,
             causal=True,
-            bias=shared.bias,
+            bias=bias,
         )
         x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
         assert shared.encoded is not None and shared.encoded_segments is not None
@@ -442,7 +455,7 @@ def _relative_bias(config: T5Config, length: int, *, bidirectional: bool):
     )(length, length)
     if config.attention == "blockwise":
         return bias
-    # Once for all layers, [heads, length, length].
+    # [heads, length, length]; once for all layers if they share it.
     return nn.with_logical_constraint(
         bias.block(0, 0, length, length), ("heads", "length", "kv_length")
     )

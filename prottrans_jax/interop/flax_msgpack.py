@@ -1,0 +1,144 @@
+"""Trees of arrays in flax's msgpack form, as views of the mapped file.
+
+flax's own reader holds the file twice in memory. Here the arrays stay in the file: the
+decoder walks over it and keeps where each one lies. What flax adds to msgpack:
+extension 1 is an array, 3 a scalar of numpy, both (shape, dtype name, bytes); 2 a
+complex number; arrays beyond 2 GB are dictionaries of pieces.
+"""
+
+import os
+import struct
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from prottrans_jax.interop import memory_map
+
+_CHUNKED = "__msgpack_chunked_array__"
+_NUMBERS = {
+    0xCA: ">f",
+    0xCB: ">d",
+    0xCC: ">B",
+    0xCD: ">H",
+    0xCE: ">I",
+    0xCF: ">Q",
+    0xD0: ">b",
+    0xD1: ">h",
+    0xD2: ">i",
+    0xD3: ">q",
+}
+_CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
+# First byte -> (kind, format of the length that follows).
+_SIZED = {
+    0xC4: ("bytes", ">B"),
+    0xC5: ("bytes", ">H"),
+    0xC6: ("bytes", ">I"),
+    0xC7: ("extension", ">B"),
+    0xC8: ("extension", ">H"),
+    0xC9: ("extension", ">I"),
+    0xD9: ("text", ">B"),
+    0xDA: ("text", ">H"),
+    0xDB: ("text", ">I"),
+    0xDC: ("list", ">H"),
+    0xDD: ("list", ">I"),
+    0xDE: ("map", ">H"),
+    0xDF: ("map", ">I"),
+}
+
+
+def load(path: str | os.PathLike) -> Any:
+    """The tree in a file.
+
+    Raises:
+      ValueError: It is cut off, or not of this form.
+    """
+    decoder = _Decoder(memory_map.map_file(path))
+    try:
+        tree = decoder.next()
+    except (struct.error, IndexError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: not flax's msgpack, or cut off, at byte {decoder.at:,} of "
+            f"{decoder.data.size:,} ({error})."
+        ) from error
+    if decoder.at != decoder.data.size:
+        raise ValueError(
+            f"{path}: {decoder.data.size - decoder.at:,} bytes follow what should be "
+            "the end: not flax's msgpack."
+        )
+    return _join_pieces(tree)
+
+
+class _Decoder:
+    """Reads one value after another from bytes."""
+
+    def __init__(self, data: np.ndarray):
+        self.data = data
+        self.at = 0
+
+    def next(self) -> Any:
+        first = int(self.data[self.at])
+        self.at += 1
+        if first < 0x80:
+            return first
+        if first >= 0xE0:
+            return first - 0x100
+        if first < 0x90:
+            return self._of_size("map", first - 0x80)
+        if first < 0xA0:
+            return self._of_size("list", first - 0x90)
+        if first < 0xC0:
+            return self._of_size("text", first - 0xA0)
+        if first in _CONSTANTS:
+            return _CONSTANTS[first]
+        if first in _NUMBERS:
+            return self._number(_NUMBERS[first])
+        if first in _SIZED:
+            kind, length = _SIZED[first]
+            return self._of_size(kind, self._number(length))
+        if 0xD4 <= first <= 0xD8:
+            return self._of_size("extension", 1 << (first - 0xD4))
+        raise ValueError(f"byte {first:#x} begins no value")
+
+    def _of_size(self, kind: str, size: int) -> Any:
+        if kind == "map":
+            return {self.next(): self.next() for _ in range(size)}
+        if kind == "list":
+            return [self.next() for _ in range(size)]
+        code = self._number(">b") if kind == "extension" else 0
+        if self.at + size > self.data.size:
+            raise ValueError(f"{size:,} bytes wanted")
+        content = self.data[self.at : self.at + size]
+        self.at += size
+        if kind == "text":
+            return content.tobytes().decode()
+        return _extension(code, content) if kind == "extension" else content
+
+    def _number(self, form: str) -> Any:
+        size = struct.calcsize(form)
+        (number,) = struct.unpack(form, self.data[self.at : self.at + size].tobytes())
+        self.at += size
+        return number
+
+
+def _extension(code: int, content: np.ndarray) -> Any:
+    value = _Decoder(content).next()
+    if code == 2:
+        return complex(*value)
+    if code not in (1, 3):
+        raise ValueError(f"extension {code} is unknown")
+    shape, name, data = value
+    if isinstance(name, np.ndarray):
+        name = name.tobytes().decode()
+    dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    return data.view(dtype).reshape(tuple(shape))
+
+
+def _join_pieces(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if _CHUNKED not in tree:
+        return {name: _join_pieces(value) for name, value in tree.items()}
+    pieces = [tree["chunks"][str(i)] for i in range(len(tree["chunks"]))]
+    shape = [tree["shape"][str(i)] for i in range(len(tree["shape"]))]
+    return np.concatenate(pieces).reshape(shape)

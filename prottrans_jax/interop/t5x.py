@@ -1,0 +1,433 @@
+"""T5X's checkpoints: every generation read, the third written.
+
+  v2, v3      checkpoint_N/checkpoint, msgpack: {version, optimizer: {target, state}}. A
+              leaf is an array, or where a zarr folder beside it keeps one.
+  Orbax zarr  checkpoint_N/state/checkpoint, msgpack of the names of zarr folders beside
+  Orbax OCDBT checkpoint_N/state/{_METADATA, manifest.ocdbt, ...}
+
+Names and shapes of parameters are ours (`t5_names` for those of scanned layers). A
+missing chunk is an error: read as zeros it would be a save that was cut short.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import Any
+
+from flax import serialization, traverse_util
+import ml_dtypes
+import numpy as np
+
+from prottrans_jax import types
+from prottrans_jax.interop import (
+    families,
+    flax_msgpack,
+    layer_stacks,
+    memory_map,
+    t5_names,
+)
+from prottrans_jax.models import t5
+
+_PLACEHOLDER = "PLACEHOLDER://"
+_STEP = re.compile(r"checkpoint_(\d+)")
+# T5X factors Adafactor's second moment where both dimensions are at least so large.
+_MIN_SIZE_TO_FACTOR = 128
+# Chunks are read and unpacked as a whole.
+_MAX_CHUNK_BYTES = 1 << 27
+_COMPRESSOR = {"id": "gzip", "level": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+    """An array that is read when asked for.
+
+    Attributes:
+      shape: Its shape.
+      dtype: Its type.
+      read: Reads it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds, under T5X's names with slashes.
+
+    Attributes:
+      generation: Which form it has, in words.
+      path: The file or folder of the step.
+      step: Number of optimizer steps; None if it does not say.
+      params: The model's parameters.
+      optimizer: The optimizer's state, `step` included; empty if it has none.
+    """
+
+    generation: str
+    path: pathlib.Path
+    step: int | None
+    params: Mapping[str, StoredArray]
+    optimizer: Mapping[str, StoredArray]
+
+
+def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
+    """The model of a checkpoint.
+
+    T5X stores no configuration: sizes come from the shapes, and what no shape tells
+    (GELU or another gate, dropout, distances) is T5's default unless overridden.
+
+    Args:
+      source: A step, or a folder of steps of which the newest is taken.
+      **overrides: Fields of `T5Config`.
+
+    Raises:
+      FileNotFoundError, ValueError: There is no checkpoint, or it is damaged.
+    """
+    contents = open_(source)
+    stored = families.widest_dtype(contents.params.values())
+    names = t5_names.Scanned.of(contents.params)
+    as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}
+    try:
+        flat: dict[str, np.ndarray] = {}
+        for name, array in contents.params.items():
+            flat.update(names.unstacked(name, array.read()))
+        flat = t5_names.share_equal_biases(flat)
+        config = t5_names.config_of(flat, **as_stored)
+    except ValueError as error:
+        raise ValueError(f"{contents.path}: {error}") from error
+    config = dataclasses.replace(
+        config,
+        scan_layers=overrides.get("scan_layers", False),
+        param_dtype=overrides.get("param_dtype", stored),
+    )
+    params = layer_stacks.convert(
+        traverse_util.unflatten_dict(flat, sep="/"),
+        dtype=config.param_dtype,
+        stack=config.scan_layers,
+    )
+    layers = "unscanned" if names.axis is None else "scanned"
+    state = "with" if contents.optimizer else "without"
+    return families.Checkpoint(
+        family=families.FAMILIES["t5"],
+        config=config,
+        params=params,
+        stored_dtype=stored,
+        source=contents.path,
+        form=f"T5X {contents.generation}, {layers} layers, {state} optimizer state",
+    )
+
+
+def open_(source: str | os.PathLike) -> Contents:
+    """Finds a checkpoint and what is in it; reads no array yet."""
+    path = _find(pathlib.Path(source).expanduser())
+    if (path / "_METADATA").exists() and (path / "manifest.ocdbt").exists():
+        return _open_metadata(path)
+    if path.is_dir():
+        tree = flax_msgpack.load(path / "checkpoint")
+    else:
+        tree = flax_msgpack.load(path)
+        path = path.parent
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds no tree of parameters.")
+    leaves = list(traverse_util.flatten_dict(tree, is_leaf=_is_leaf).values())
+    if any(isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER) for leaf in leaves):
+        generation, version = "Orbax zarr", None
+    elif set(tree) == {"version", "optimizer"}:
+        version = int(tree["version"])
+        generation = f"v{version}"
+        tree = tree["optimizer"]
+    else:
+        raise ValueError(
+            f"{path} is msgpack, but with the keys {', '.join(map(str, tree))}: not a "
+            "checkpoint of T5X, which has version and optimizer, or Orbax's names."
+        )
+
+    def stored(name: str, leaf: Any) -> StoredArray:
+        if isinstance(leaf, str):
+            return _zarr(path / leaf.removeprefix(_PLACEHOLDER), {})
+        if isinstance(leaf, Mapping):
+            return _zarr(path / _folder_of(leaf), leaf, version)
+        array = _as_bfloat16(np.asarray(leaf), version)
+        return StoredArray(array.shape, array.dtype, lambda: array)
+
+    return _contents(generation, path, _flat(tree), stored)
+
+
+def _find(path: pathlib.Path) -> pathlib.Path:
+    """The msgpack file of a step, or the folder that Orbax wrote for it."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder.")
+    for folder in (path / "state", path):
+        whole = (folder / "_METADATA").exists() and (folder / "manifest.ocdbt").exists()
+        if whole or (folder / "checkpoint").is_file():
+            return folder
+    steps = [
+        (int(match[1]), child)
+        for child in path.iterdir()
+        if (match := _STEP.fullmatch(child.name))
+    ]
+    for _, step in sorted(steps, reverse=True):
+        return _find(step)
+    raise FileNotFoundError(
+        f"{path} has neither `checkpoint` nor `state`, nor folders checkpoint_N: not a "
+        "checkpoint of T5X, or one whose save was cut short."
+    )
+
+
+def _contents(
+    generation: str,
+    path: pathlib.Path,
+    tree: Mapping[str, Any],
+    stored: Callable[[str, Any], StoredArray],
+) -> Contents:
+    arrays = {name: stored(name, leaf) for name, leaf in tree.items()}
+    groups: dict[str, dict[str, StoredArray]] = {"target": {}, "state": {}}
+    for name, array in arrays.items():
+        group, _, rest = name.partition("/")
+        if group in groups:
+            groups[group][rest] = array
+    steps = groups["state"].get("step") or arrays.get("step")
+    step = None if steps is None else int(steps.read())
+    if "state/param_states" not in tree and not any(
+        name.startswith("param_states/") for name in groups["state"]
+    ):
+        groups["state"] = {}
+    return Contents(generation, path, step, groups["target"], groups["state"])
+
+
+def _is_leaf(_: Any, node: Any) -> bool:
+    return isinstance(node, dict) and "driver" in node
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    flat = traverse_util.flatten_dict(tree, is_leaf=_is_leaf)
+    return {"/".join(map(str, path)): leaf for path, leaf in flat.items()}
+
+
+def _folder_of(spec: Mapping[str, Any]) -> str:
+    """Name of the zarr folder beside the msgpack; the oldest keep it one level up."""
+    return (spec.get("path") or spec["kvstore"]["path"]).strip("/")
+
+
+def _as_bfloat16(array: np.ndarray, version: int | None) -> np.ndarray:
+    if version == 2 and array.dtype == np.uint16:
+        return array.view(ml_dtypes.bfloat16)
+    return array
+
+
+def _zarr(
+    folder: pathlib.Path, spec: Mapping[str, Any], version: int | None = None
+) -> StoredArray:
+    import tensorstore
+
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is missing: was the save, or a copy, cut short?")
+    described = (folder / ".zarray").exists()
+    store: dict[str, Any] = {
+        "driver": "zarr",
+        "kvstore": {"driver": "file", "path": f"{folder}/"},
+        "fill_missing_data_reads": False,
+    }
+    if not described:
+        # The description that was lost says nothing that is not in the msgpack too.
+        store["metadata"] = {
+            "zarr_format": 2,
+            "shape": list(spec["metadata"]["shape"]),
+            "chunks": list(spec["metadata"]["chunks"]),
+            "compressor": spec["metadata"]["compressor"],
+            "dtype": _zarr_dtype(spec["dtype"]),
+            "fill_value": None,
+            "filters": None,
+            "order": "C",
+            "dimension_separator": ".",
+        }
+    return _tensorstore(tensorstore, store, version, assume_metadata=not described)
+
+
+def _zarr_dtype(name: str) -> str:
+    return name if name == "bfloat16" else np.dtype(name).newbyteorder("<").str
+
+
+def _tensorstore(
+    tensorstore: Any, store: Mapping[str, Any], version: int | None = None, **how: Any
+) -> StoredArray:
+    array = tensorstore.open(store, open=True, read=True, **how).result()
+    dtype = array.dtype.numpy_dtype
+    if version == 2 and dtype == np.uint16:
+        dtype = np.dtype(ml_dtypes.bfloat16)
+
+    def read_it() -> np.ndarray:
+        try:
+            return _as_bfloat16(array.read().result(), version)
+        except ValueError as error:
+            where = store["kvstore"].get("path", "")
+            raise ValueError(f"{where} cannot be read: {error}") from error
+
+    return StoredArray(tuple(array.shape), dtype, read_it)
+
+
+def _open_metadata(path: pathlib.Path) -> Contents:
+    """Orbax's form of today: names in `_METADATA`, arrays in one key-value store."""
+    import tensorstore
+
+    metadata = json.loads((path / "_METADATA").read_text(encoding="utf-8"))
+    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+    tree = {}
+    for entry in metadata["tree_metadata"].values():
+        names = [key["key"] for key in entry["key_metadata"]]
+        if entry["value_metadata"].get("skip_deserialize"):
+            continue
+        tree["/".join(names)] = ".".join(names)
+
+    def stored(name: str, key: str) -> StoredArray:
+        kvstore = {
+            "driver": "ocdbt",
+            "base": {"driver": "file", "path": f"{path}/"},
+            "path": f"{key}/",
+        }
+        store = {
+            "driver": driver,
+            "kvstore": kvstore,
+            "fill_missing_data_reads": False,
+        }
+        try:
+            return _tensorstore(tensorstore, store)
+        except ValueError as error:
+            raise ValueError(f"{path}: {name} cannot be opened: {error}") from error
+
+    return _contents("Orbax OCDBT", path, tree, stored)
+
+
+def write(
+    folder: str | os.PathLike,
+    config: t5.T5Config,
+    params: types.Params,
+    *,
+    dtype: np.typing.DTypeLike | None = None,
+    step: int = 0,
+    optimizer_state: bool = True,
+    scanned: bool = False,
+) -> pathlib.Path:
+    """Writes `folder/checkpoint_STEP` in generation v3, which everything public opens.
+
+    Needs memory for one array besides `params`.
+
+    Args:
+      folder: Where; like T5X's MODEL_DIR.
+      config: Configuration of the model.
+      params: Its parameters.
+      dtype: Type of the parameters in the files; None keeps theirs.
+      step: Number that the checkpoint gets.
+      optimizer_state: Whether fresh slots of Adafactor are added. T5X's trainer goes on
+        from such a checkpoint only; converters do not mind.
+      scanned: Layers as `scalable_t5` has them, rather than `t5`. Each layer then gets
+        a relative bias of its own, equal to the shared one.
+
+    Returns:
+      The folder of the step.
+
+    Raises:
+      FileExistsError: The step is there already.
+    """
+    target = pathlib.Path(folder) / f"checkpoint_{step}"
+    if target.exists():
+        raise FileExistsError(f"{target} exists. Choose another folder.")
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        layers = layer_stacks.convert(params, stack=False)
+        flat = traverse_util.flatten_dict(layers, sep="/")
+        arrays = t5_names.scanned(flat, config) if scanned else iter(flat.items())
+        tree: dict[str, Any] = {}
+        for name, array in _cast(arrays, dtype):
+            dotted = f"target.{name.replace('/', '.')}"
+            tree[f"target/{name}"] = _write_zarr(temporary, dotted, array)
+            if optimizer_state:
+                for slot, value in _fresh_slots(array.shape, scanned, name).items():
+                    leaf: Any = value
+                    if value.size > 1:
+                        key = f"state.param_states.{name.replace('/', '.')}.{slot}"
+                        leaf = _write_zarr(temporary, key, value)
+                    tree[f"state/param_states/{name}/{slot}"] = leaf
+            memory_map.release(array)
+        tree["state/step"] = np.asarray(step, np.int32)
+        content = {
+            "version": 3,
+            "optimizer": traverse_util.unflatten_dict(tree, sep="/"),
+        }
+        # Last: without it a reader takes the folder for one that was not finished.
+        (temporary / "checkpoint").write_bytes(serialization.msgpack_serialize(content))
+        os.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+def _cast(
+    arrays: Iterator[tuple[str, np.ndarray]], dtype: Any
+) -> Iterator[tuple[str, np.ndarray]]:
+    for name, array in arrays:
+        array = np.asarray(array)
+        yield name, array if dtype is None else array.astype(dtype, copy=False)
+
+
+def _write_zarr(folder: pathlib.Path, name: str, array: np.ndarray) -> dict[str, Any]:
+    """Writes one array; returns what T5X puts into the msgpack for it."""
+    import tensorstore
+
+    chunks = _chunks(array)
+    metadata = {
+        "shape": list(array.shape),
+        "chunks": chunks,
+        "compressor": dict(_COMPRESSOR),
+    }
+    dtype = array.dtype.name
+    store = tensorstore.open(
+        {
+            "driver": "zarr",
+            "kvstore": {"driver": "file", "path": f"{folder / name}/"},
+            "dtype": dtype,
+            "metadata": metadata,
+        },
+        create=True,
+    ).result()
+    rows = chunks[0]
+    for start in range(0, array.shape[0], rows):
+        block = np.ascontiguousarray(array[start : start + rows])
+        store[start : start + len(block)].write(block).result()
+    return {
+        "driver": "zarr",
+        "dtype": dtype,
+        "kvstore": {"driver": "file", "path": f"{name}/"},
+        "metadata": metadata,
+    }
+
+
+def _chunks(array: np.ndarray) -> list[int]:
+    """Whole rows, as many as fit."""
+    row_bytes = max(1, array.nbytes // max(1, array.shape[0]))
+    rows = min(array.shape[0], max(1, _MAX_CHUNK_BYTES // row_bytes))
+    return [rows, *array.shape[1:]]
+
+
+def _fresh_slots(
+    shape: tuple[int, ...], scanned: bool, name: str
+) -> dict[str, np.ndarray]:
+    """Adafactor's slots of step 0; those that are not used have shape (1,)."""
+    slots: dict[str, tuple[int, ...]] = {
+        slot: (1,) for slot in ("m", "v", "v_row", "v_col")
+    }
+    factored = t5_names.factored_shapes(shape, scanned, name, _MIN_SIZE_TO_FACTOR)
+    if factored is None:
+        slots["v"] = shape
+    else:
+        slots["v_row"], slots["v_col"] = factored
+    return {slot: np.zeros(size, np.float32) for slot, size in slots.items()}
