@@ -239,7 +239,7 @@ PROT_ALBERT = Vocabulary(
 
 # 37 ids: with so many, ProtXLNet has the size of its released file. As many are the
 # special pieces of XLNet's script (ids 0 to 8 are constants there) and the 20 amino
-# acids; X is `<unk>`, 0, as ProtTrans' notebooks have it. Order of the rest: our choice.
+# acids; X is `<unk>`, 0, as in ProtTrans' notebooks. Order of the rest: our choice.
 PROT_XLNET = Vocabulary(
     name="ProtXLNet",
     pieces=(

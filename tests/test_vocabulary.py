@@ -52,6 +52,22 @@ def test_special_ids_of_prot_bert():
         v.sentinel_id(0)
 
 
+def test_special_ids_of_the_other_families():
+    # Constants of XLNet's script, data_utils.py, and defaults of ALBERT's.
+    v = vocabulary.PROT_XLNET
+    special = v.unk_id, v.eos_id, v.cls_id, v.sep_id, v.pad_id, v.mask_id
+    assert special == (0, 2, 3, 4, 5, 6)
+    # X is <unk> in ProtTrans' notebooks.
+    assert v.x_id == 0 and v.encode("XU").tolist() == [0, 0]
+    v = vocabulary.PROT_ALBERT
+    assert (v.pad_id, v.unk_id, v.cls_id, v.sep_id, v.mask_id) == (0, 1, 2, 3, 4)
+    # With these sizes, the released files have their numbers of bytes.
+    assert vocabulary.PROT_XLNET.size == 37 and vocabulary.PROT_ALBERT.size == 34
+    for v in (vocabulary.PROT_XLNET, vocabulary.PROT_ALBERT, vocabulary.PROT_TXL):
+        assert v.decode(v.encode("MKTAYIW")) == "MKTAYIW"
+        assert len(set(v.residue_ids)) == 20 and len(set(v.pieces)) == v.size
+
+
 def test_prot_t5_pieces_equal_the_published_table(shared):
     path = shared / "data/interop/tokenizers/prot_t5/prot_t5_vocab_ids.json"
     table = json.loads(path.read_text())["vocab"]

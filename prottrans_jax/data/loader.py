@@ -380,13 +380,16 @@ class RowLoader:
 
 def _layouts(components: list[_Component]) -> tuple[streams.Layout, ...]:
     first, *others = components
+    mine = first.corrupt.objective
     for other in others:
-        if other.corrupt.objective.layouts != first.corrupt.objective.layouts:
+        theirs = other.corrupt.objective
+        if theirs.layouts != mine.layouts or theirs.vocabulary != mine.vocabulary:
             raise ValueError(
-                f"tasks {first.name} and {other.name} make rows of other features: "
-                "they are for models of different families. Mix tasks of one."
+                f"tasks {first.name} ({mine.vocabulary.name}) and {other.name} "
+                f"({theirs.vocabulary.name}) are for models of different families: "
+                "their rows have other features or ids. Mix tasks of one."
             )
-    return first.corrupt.objective.layouts
+    return mine.layouts
 
 
 def _row_lengths(

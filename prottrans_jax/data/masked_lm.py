@@ -51,14 +51,32 @@ class MaskedLM:
 
     `max_ngram` above 1 picks runs of residues as ALBERT does, see `ngrams`.
 
-    Example (ids of ProtBert: M 21, K 12, T 15, A 6, Y 20, [CLS] 2, [SEP] 3, [MASK] 4):
+    Example ([CLS] 2, [SEP] 3, [MASK] 4):
 
       >>> from prottrans_jax import vocabulary
-      >>> ids = vocabulary.PROT_BERT.encode("MKTAYIAKQR").astype(np.uint8)
+      >>> ids = vocabulary.PROT_BERT.encode("MKTAYIAKQRQISF").astype(np.uint8)
       >>> print(ids)
-      [21 12 15  6 20 11  6 12 18 13]
-      >>> objective = MaskedLM()
-      >>> out = objective.corrupt(ids, np.array([10]), np.array([18], np.uint64))
+      [21 12 15  6 20 11  6 12 18 13 18 11 10 19]
+      >>> out = MaskedLM().corrupt(ids, np.array([14]), np.array([25], np.uint64))
+      >>> print(out["input_tokens"])  # residues 4, 10 hidden, 11 (I) now G, 0 stays
+      [ 2 21 12 15  6  4 11  6 12 18 13  4  7 10 19  3]
+      >>> print(out["target_tokens"])
+      [ 2 21 12 15  6 20 11  6 12 18 13 18 11 10 19  3]
+      >>> print(out["corrupted"])
+      [0 3 0 0 0 1 0 0 0 0 0 1 2 0 0 0]
+      >>> print(out["loss_weights"])
+      [0. 1. 0. 0. 0. 1. 0. 0. 0. 0. 0. 1. 1. 0. 0. 0.]
+
+    As a pair, swapped: the last residue, F, comes first.
+
+      >>> pairs = MaskedLM(pairs=True)
+      >>> out = pairs.corrupt(ids, np.array([14]), np.array([4], np.uint64))
+      >>> print(out["input_tokens"])
+      [ 2  4  3 21 12 15  6 20 11  6 12 18  4 18 11 10  3]
+      >>> print(out["token_types"])
+      [0 0 0 1 1 1 1 1 1 1 1 1 1 1 1 1 1]
+      >>> print(out["order_targets"])
+      [1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0]
     """
 
     vocabulary: vocabulary_lib.Vocabulary = dataclasses.field(

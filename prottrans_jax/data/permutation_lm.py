@@ -61,10 +61,18 @@ class PermutationLM:
     before. XLNet's script remembers one half of each row (`reuse_len`) and shows the
     other half again; here every residue comes once.
 
-    Example (ids of our ProtXLNet: L 17, A 18, G 19 ..., <sep> 4, <cls> 3):
+    Example (<sep> 4, <cls> 3). The last K is predicted from what is context, Y from
+    that and K, A from that and both.
 
       >>> from prottrans_jax import vocabulary
-      >>> ids = vocabulary.PROT_XLNET.encode("MKTAYIAKQR").astype(np.uint8)
+      >>> ids = vocabulary.PROT_XLNET.encode("MKTAYIAKQRQISFVK").astype(np.uint8)
+      >>> out = PermutationLM().corrupt(ids, np.array([16]), np.array([0], np.uint64))
+      >>> print(out["input_tokens"])
+      [33 24 27 18 32 23 18 24 30 25 30 23 22 31 20 24  4  3]
+      >>> print(out["factorization_ranks"])
+      [-1 -1 -1  2  1 -1 -1 -1 -1 -1 -1 -1 -1 -1 -1  0 -1 -1]
+      >>> print(out["token_types"])
+      [0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 2]
     """
 
     vocabulary: vocabulary_lib.Vocabulary = dataclasses.field(

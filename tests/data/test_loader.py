@@ -404,6 +404,48 @@ def test_task_that_is_not_of_records_is_sent_to_streaming(toy_corpus):
         _loader(toy_corpus, task=task)
 
 
+@pytest.mark.parametrize(
+    "objective",
+    ["masked_lm", "masked_lm_pairs", "ngram_masked_lm_pairs", "permutation_lm"],
+)
+@pytest.mark.parametrize("pack", [True, False])
+def test_rows_of_one_stream_hold_every_residue_once(toy_corpus, objective, pack):
+    options = {"task": f"fasta_{objective}", "feature_lengths": {"inputs": 40},
+               "num_epochs": 1, "pack": pack}  # fmt: skip
+    loader = _loader(toy_corpus, **options)
+    batches = [loader.batch(i) for i in range(loader.num_batches)]
+    assert {k: v.shape for k, v in batches[0].items()} == loader.feature_shapes
+    batch = _concatenate(batches)
+    vocab = {"m": vocabulary.PROT_BERT, "n": vocabulary.PROT_ALBERT,
+             "p": vocabulary.PROT_XLNET}[objective[0]]  # fmt: skip
+    letters = collections.Counter(
+        vocab.decode(batch["target_tokens"]).replace("<unk>", "X")
+    )
+    split = records.open(toy_corpus).split("train")
+    assert letters == collections.Counter(
+        "".join(r.decode() for _, r in records.iterate(split))
+    )
+    real = batch["segment_ids"] > 0
+    assert (batch["input_tokens"][~real] == vocab.pad_id).all()
+    assert (batch["loss_weights"][~real] == 0).all()
+    assert (batch["positions"][batch["target_tokens"] == vocab.cls_id] == 0).all() == (
+        objective != "permutation_lm"
+    )
+    # Any host's part of any batch, from a loader that read nothing else.
+    part = _loader(toy_corpus, **options).batch(3, slice(1, 4))
+    _assert_equal(part, {k: v[1:4] for k, v in batches[3].items()})
+
+
+def test_tasks_of_other_families_do_not_mix(toy_corpus):
+    tasks = [("fasta_masked_lm", 1), ("fasta_ngram_masked_lm", 1)]
+    with pytest.raises(ValueError, match=r"\(ProtBert\) and .* \(ProtAlbert\) are for"):
+        _loader(
+            toy_corpus,
+            task=seqio.Mixture("families", tasks),
+            feature_lengths={"inputs": 30},
+        )
+
+
 def test_wrong_arguments_are_refused(toy_corpus):
     with pytest.raises(ValueError, match="batch_size=0"):
         _loader(toy_corpus, batch_size=0)
@@ -411,3 +453,7 @@ def test_wrong_arguments_are_refused(toy_corpus):
         _loader(toy_corpus, long_sequences="trim")
     with pytest.raises(ValueError, match="feature_lengths has inputs; it must"):
         _loader(toy_corpus, feature_lengths={"inputs": 9})
+    with pytest.raises(
+        ValueError, match="has inputs and targets; it must have inputs for this task"
+    ):
+        _loader(toy_corpus, task="fasta_masked_lm")

@@ -9,6 +9,7 @@ from prottrans_jax.data import (
     feature_converters,
     sources,
     streaming,
+    streams,
 )
 import prottrans_jax.tasks  # noqa: F401 (registers tasks)
 
@@ -107,6 +108,51 @@ def test_streamed_rows_are_what_assembly_makes_of_the_same_pieces(
             value, np.stack([row[name] for row in streamed]), err_msg=name
         )
         assert value.dtype == streamed[0][name].dtype
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize(
+    "objective", ["masked_lm_pairs", "ngram_masked_lm", "permutation_lm", "causal_lm"]
+)
+def test_streamed_rows_of_one_stream_are_what_assembly_makes(
+    toy_as_fasta, objective, pack
+):
+    task = seqio.get_mixture_or_task(f"fasta_{objective}")
+    options = {"shuffle": False, "seed": 11}
+    lengths = {"inputs": 64}
+    examples = list(
+        task.get_dataset(lengths, split="validation", **options).as_numpy_iterator()
+    )
+    converter = feature_converters.converter_for(task, pack)
+    streamed = list(
+        seqio.get_dataset(
+            task.name, lengths, converter, dataset_split="validation", **options
+        ).as_numpy_iterator()
+    )
+    (layout,) = task.preprocessors[-1].objective.layouts
+    stream = streams.Stream(
+        layout,
+        np.array([len(e["inputs"]) for e in examples]),
+        {
+            name: np.concatenate([e[field.task_feature] for e in examples])
+            for name, field in layout.fields.items()
+        },
+    )
+    counts = [row["segment_ids"].max() for row in streamed]
+    assert pack == (max(counts) > 1)
+    splits = np.concatenate([[0], np.cumsum(counts)])
+    assert splits[-1] == len(examples)
+    for name, value in assembly.assemble([stream], splits, (64,)).items():
+        np.testing.assert_array_equal(
+            value, np.stack([row[name] for row in streamed]), err_msg=name
+        )
+        assert value.dtype == streamed[0][name].dtype
+
+
+def test_stream_loader_takes_tasks_of_one_stream(toy_as_fasta):
+    loader = streaming.StreamLoader("fasta_masked_lm", "validation", batch_size=3)
+    assert loader.feature_shapes["corrupted"] == (3, 512)
+    assert loader.batch(0)["input_tokens"].shape == (3, 512)
 
 
 def test_task_without_loss_weights_weighs_all_targets_alike():

@@ -14,6 +14,17 @@ OBJECTIVES = (
     "span_corruption_length_1",
     "masked_reconstruction",
 )
+# Of the other families, with the size of the vocabulary.
+SINGLE_STREAM = {
+    "masked_lm": 30,
+    "masked_lm_pairs": 30,
+    "masked_lm_kept": 30,
+    "ngram_masked_lm": 34,
+    "ngram_masked_lm_pairs": 34,
+    "permutation_lm": 37,
+    "permutation_lm_lanes": 37,
+    "causal_lm": 24,
+}
 
 
 @pytest.fixture
@@ -30,11 +41,12 @@ def _examples(task, **options):
 
 
 def test_every_corpus_has_every_objective():
+    sizes = dict.fromkeys(OBJECTIVES, 128) | SINGLE_STREAM
     for corpus in ("uniref50", "uniref100", "bfd", "sample", "fasta"):
-        for objective in OBJECTIVES:
+        for objective, size in sizes.items():
             task = seqio.get_mixture_or_task(f"{corpus}_{objective}")
             assert task.splits == ("train", "validation")
-            assert task.output_features["targets"].vocabulary.vocab_size == 128
+            assert task.output_features["targets"].vocabulary.vocab_size == size
 
 
 def test_any_seqio_user_gets_examples_of_iid_denoise(toy_as_fasta):
@@ -51,6 +63,26 @@ def test_any_seqio_user_gets_examples_of_iid_denoise(toy_as_fasta):
     targets = np.concatenate([e["targets"] for e in examples])
     share = (inputs != targets).mean()
     assert abs(share - 0.15) < 5 * np.sqrt(0.15 * 0.85 / len(inputs))
+
+
+@pytest.mark.parametrize("objective", SINGLE_STREAM)
+def test_any_seqio_user_gets_examples_of_one_stream(toy_as_fasta, objective):
+    residues = [
+        r for _, r in records.iterate(records.open(toy_as_fasta).split("validation"))
+    ]
+    task = seqio.get_mixture_or_task(f"fasta_{objective}")
+    examples = _examples(f"fasta_{objective}", sequence_length={"inputs": 170})
+    assert len(examples) == 23
+    vocab = task.output_features["targets"].vocabulary
+    for example, sequence in zip(examples, residues, strict=True):
+        arrays = [v for k, v in example.items() if k != "id"]
+        assert {len(a) for a in arrays} == {len(example["inputs"])}
+        whole = vocab.decode(example["targets"].tolist()).replace("<unk>", "X")
+        # Halves of pairs may be swapped.
+        assert sorted(whole) == sorted(sequence.decode())
+        assert set(example["loss_weights"]) <= {0.0, 1.0}
+    short = _examples(f"fasta_{objective}", sequence_length={"inputs": 20})
+    assert max(len(e["inputs"]) for e in short) == 20
 
 
 def test_seqio_seeds_decide_the_corruption(toy_as_fasta):
@@ -149,7 +181,15 @@ def test_corpus_is_found_by_argument_before_environment(
     assert sources.find("sample", toy_corpus) == records.sample_dir()
 
 
-@pytest.mark.parametrize("ours", [vocabularies.PROT_T5, vocabularies.PROT_BERT])
+@pytest.mark.parametrize(
+    "ours",
+    [
+        vocabularies.PROT_T5,
+        vocabularies.PROT_BERT,
+        vocabularies.PROT_ALBERT,
+        vocabularies.PROT_TXL,
+    ],
+)
 def test_tensorflow_look_up_equals_the_table_for_every_byte(ours):
     every_byte = bytes(range(256))
     encoded = ours.encode_tf(tf.constant(every_byte)).numpy()
