@@ -7,8 +7,8 @@
 
 Two runs of `python -m prottrans_jax.train` from the same random weights, each on one
 core of its own, are stopped by SIGTERM when they have used that many minutes of their
-core. Time on the curve is that CPU time, the wall time of an idle machine. Started again
-with the same arguments they go on.
+core. Time on the curve is that CPU time, the wall time of an idle machine. Started
+again with the same arguments they go on.
 
 Then the packed run's newest checkpoint is read protein by protein, each alone in its
 row: the loss at hidden positions beside that of residue frequencies at the same ones,
@@ -71,7 +71,7 @@ def train(name: str, core: int, options: argparse.Namespace) -> subprocess.Popen
 
 
 def run_all(options: argparse.Namespace) -> None:
-    """Both runs to their end; writes each one's clock: {"step", "cpu_seconds"} lines."""
+    """Both runs to their end; writes each one's clock, {"step", "cpu_seconds"}."""
     processes = {
         name: train(name, core, options)
         for name, core in zip(RUNS, sorted(os.sched_getaffinity(0)), strict=False)
@@ -104,7 +104,7 @@ def run_all(options: argparse.Namespace) -> None:
 
 
 def read_curve(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """The evaluations of a run, with the minutes of CPU time at which each was there."""
+    """The evaluations of a run, and the minutes of CPU time when each was there."""
     first: dict[int, float] = {}
     for line in (directory / "clock.jsonl").read_text().splitlines():
         entry = json.loads(line)

@@ -1,0 +1,177 @@
+"""Peers that take turns in one run: each a process, loaded and warmed up first.
+
+A worker answers "kind index" lines with the figures of one step; `Lane` is the parent's
+end of it. Rounds go A B C A B C, so that a machine that slows down slows all of them.
+"""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+
+def serve(peer: Any, batches: dict[str, list[dict]]) -> None:
+    """The worker's loop: does the steps that it is told to.
+
+    Args:
+      peer: with `step(features) -> loss` and `about`, its versions in words.
+      batches: by kind; each {"features", "residues", "tokens"}.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print
+    for line in sys.stdin:
+        kind, index = line.split()
+        batch = batches[kind][int(index) % len(batches[kind])]
+        cpu, start = time.process_time(), time.perf_counter()
+        loss = peer.step(batch["features"])
+        answer = {
+            "seconds": time.perf_counter() - start,
+            "cpu_seconds": time.process_time() - cpu,
+            "residues": batch["residues"],
+            "tokens": batch["tokens"],
+            "loss": loss,
+            # kB on Linux.
+            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "about": peer.about,
+        }
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def busy_seconds() -> float:
+    """CPU seconds that all processes of the machine have used since it started."""
+    with open("/proc/stat") as file:
+        user, nice, system = (int(x) for x in file.readline().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for_quiet(patience: float) -> None:
+    """Returns once other work takes under a tenth of the machine, or after patience."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        start = busy_seconds()
+        time.sleep(1.0)
+        if busy_seconds() - start < 0.1 * (os.cpu_count() or 1):
+            return
+
+
+class Worker:
+    """The parent's end of a worker process."""
+
+    def __init__(self, command: list[str]):
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def step(self, kind: str, index: int, patience: float = 0.0) -> dict:
+        """Has it do one step, in a quiet moment if there is one."""
+        wait_for_quiet(patience)
+        before = busy_seconds()
+        print(kind, index, file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"worker died with {self.process.wait()}")
+        figure = json.loads(line)
+        others = busy_seconds() - before - figure["cpu_seconds"]
+        share = others / figure["seconds"] / (os.cpu_count() or 1)
+        figure["others"] = max(0.0, share)
+        return figure
+
+    def close(self) -> None:
+        """Ends it."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Lane(NamedTuple):
+    """One line of the comparison: which batches go to which worker."""
+
+    kind: str
+    worker: Worker
+
+
+def take_turns(
+    lanes: dict[str, Lane], rounds: int, warmup: int, patience: float = 0.0
+) -> dict[str, list[dict]]:
+    """`warmup` rounds that do not count, then `rounds`; a figure per lane and round."""
+    results: dict[str, list[dict]] = {name: [] for name in lanes}
+    for round_ in range(-warmup, rounds):
+        for name, (kind, worker) in lanes.items():
+            index = round_ + warmup
+            wait = patience if round_ >= 0 else 0.0
+            figure = worker.step(kind, index, wait)
+            if figure["others"] > 0.15 and wait:  # disturbed: once more
+                again = worker.step(kind, index, wait)
+                figure = min(figure, again, key=lambda f: f["others"])
+            if round_ >= 0:
+                results[name].append(figure)
+            rate = figure["residues"] / figure["seconds"]
+            print(
+                f"round {round_:2d} {name:14s} {figure['seconds']:7.2f} s "
+                f"{figure['cpu_seconds']:7.2f} CPU s {rate:7.0f} residues/s "
+                f"fill {figure['residues'] / figure['tokens']:.3f} "
+                f"loss {figure['loss']:.4f} peak {figure['peak_gib']:.2f} GiB "
+                f"others {figure['others']:.0%}",
+                flush=True,
+            )
+    for lane in lanes.values():
+        lane.worker.close()
+    return results
+
+
+def table(results: dict[str, list[dict]], reference: str) -> str:
+    """Medians of each lane, and `reference` over each other lane round by round."""
+
+    def median(name: str, value) -> float:
+        return statistics.median(value(f) for f in results[name])
+
+    def rate(figure: dict) -> float:
+        return figure["residues"] / figure["seconds"]
+
+    def per_token(figure: dict) -> float:
+        return figure["tokens"] / figure["seconds"]
+
+    def per_cpu(figure: dict) -> float:
+        return figure["residues"] / figure["cpu_seconds"]
+
+    lines = [
+        "| | s per step | residues/s | tokens/s | residues in tokens | "
+        "residues per CPU s | peak GiB | other processes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in results:
+        fill = median(name, lambda f: f["residues"] / f["tokens"])
+        lines.append(
+            f"| {name} | {median(name, lambda f: f['seconds']):.2f} | "
+            f"{median(name, rate):.0f} | {median(name, per_token):.0f} | {fill:.1%} | "
+            f"{median(name, per_cpu):.0f} | {results[name][-1]['peak_gib']:.2f} | "
+            f"{median(name, lambda f: f['others']):.0%} |"
+        )
+    lines.append("")
+    ours = results[reference]
+    for name in results:
+        if name == reference:
+            continue
+        words = []
+        for what, value in (
+            ("residues/s", rate),
+            ("tokens/s (speed without packing)", per_token),
+            ("residues per CPU second", per_cpu),
+        ):
+            ratios = [
+                value(a) / value(b) for a, b in zip(ours, results[name], strict=True)
+            ]
+            words.append(
+                f"{what} **{statistics.median(ratios):.2f}** "
+                f"({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+        lines.append(f"Ours over {name}, median (range) of rounds: {'; '.join(words)}.")
+        lines.append("")
+    return "\n".join(lines)
