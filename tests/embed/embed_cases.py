@@ -1,0 +1,37 @@
+"""Tiny models and proteins that the tests of embedding share."""
+
+import jax
+import numpy as np
+
+from prottrans_jax.interop import huggingface
+from prottrans_jax.models import t5
+
+
+def make_model(folder, seed):
+    config = t5.T5Config(
+        vocab_size=128,
+        num_layers=3,
+        num_decoder_layers=2,
+        num_heads=2,
+        head_dim=5,
+        d_model=12,
+        d_ff=17,
+        scan_layers=False,
+    )
+    huggingface.write(folder, config, t5.init_params(config, jax.random.key(seed)))
+    return folder
+
+
+def random_proteins(count, seed=0, longest=90):
+    generator = np.random.default_rng(seed)
+    letters = np.array(list("ACDEFGHIKLMNPQRSTVWYX"))
+    return {
+        f"P{i}": "".join(generator.choice(letters, int(generator.integers(1, longest))))
+        for i in range(count)
+    }
+
+
+def write_fasta(path, proteins):
+    text = "".join(f">{name}\n{residues}\n" for name, residues in proteins.items())
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,421 @@
+"""FASTA to a file: nothing lost, nothing twice, whatever happens in between."""
+
+import dataclasses
+import errno
+import json
+import subprocess
+import sys
+
+from embed_cases import random_proteins, write_fasta
+import h5py
+import numpy as np
+import pytest
+
+import prottrans_jax
+from prottrans_jax import fasta
+from prottrans_jax.embed import job, shards
+
+
+def embed(encoder, source, output, **options):
+    return job.embed_fasta(encoder, source, output, job.Options(**options))
+
+
+def read(path):
+    """The loop that UniProt's users know."""
+    with h5py.File(path, "r") as file:
+        return {key: value[()] for key, value in file.items()}
+
+
+def parts_of(path):
+    return path.with_name(path.name + ".parts")
+
+
+def test_every_protein_is_there_with_its_vectors(
+    encoder, fasta_file, proteins, tmp_path
+):
+    output = tmp_path / "out.h5"
+    report = embed(encoder, fasta_file, output)
+    found = read(output)
+    assert list(found) == sorted(proteins)
+    assert (report.embedded, report.skipped) == (40, [])
+    assert report.residues == sum(map(len, proteins.values()))
+    expected = encoder.embed(list(proteins.values()))
+    for key, vectors in zip(proteins, expected, strict=True):
+        assert found[key].dtype == np.float16
+        assert found[key].shape == (len(proteins[key]), 12)
+        np.testing.assert_allclose(found[key], vectors, rtol=1e-3, atol=1e-3)
+    assert not parts_of(output).exists()
+
+
+def test_both_kinds_in_one_pass(encoder, fasta_file, proteins, tmp_path):
+    report = embed(
+        encoder,
+        fasta_file,
+        tmp_path / "out.h5",
+        per_residue=True,
+        per_protein=True,
+        residue_dtype="float32",
+    )
+    names = ["out.per_residue.h5", "out.per_protein.h5"]
+    assert [path.name for path in report.outputs] == names
+    residues, pooled = (read(path) for path in report.outputs)
+    assert pooled.keys() == residues.keys() == proteins.keys()
+    for key, vectors in residues.items():
+        assert pooled[key].dtype == np.float32
+        np.testing.assert_allclose(pooled[key], vectors.mean(axis=0), atol=1e-5)
+
+
+def stop_after(number):
+    """A progress callback that stops the run in the midst of it."""
+
+    def on_progress(progress):
+        if progress.proteins == number:
+            raise KeyboardInterrupt
+
+    return on_progress
+
+
+def test_stopped_run_goes_on_and_writes_the_same_bytes(
+    encoder, fasta_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(job, "_COMMIT_BYTES", 3000)
+    whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
+    embed(encoder, fasta_file, whole)
+    for number in (5, 9):
+        with pytest.raises(KeyboardInterrupt):
+            job.embed_fasta(encoder, fasta_file, broken, on_progress=stop_after(number))
+        assert not broken.exists() and parts_of(broken).is_dir()
+    report = embed(encoder, fasta_file, broken)
+    assert (report.resumed, report.embedded) == (14, 26)
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_damaged_shard_is_computed_again(encoder, fasta_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "_COMMIT_BYTES", 1)
+    whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
+    embed(encoder, fasta_file, whole)
+    with pytest.raises(KeyboardInterrupt):
+        job.embed_fasta(encoder, fasta_file, broken, on_progress=stop_after(12))
+    committed = sorted(parts_of(broken).glob("*.safetensors"))
+    data = bytearray(committed[3].read_bytes())
+    data[-5] ^= 4
+    committed[3].write_bytes(data)
+    # What a kill leaves: half a line of the journal, half a shard.
+    with open(parts_of(broken) / "journal.jsonl", "a") as file:
+        file.write('{"shard": 99, "byt')
+    (parts_of(broken) / "00099.partial").write_bytes(b"half")
+    report = embed(encoder, fasta_file, broken)
+    assert report.resumed == len(committed) - 1
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_finished_output_takes_new_and_changed_proteins(
+    encoder, fasta_file, proteins, tmp_path
+):
+    output = tmp_path / "out.h5"
+    embed(encoder, fasta_file, output)
+    before = read(output)
+    unchanged = embed(encoder, fasta_file, output)
+    assert (unchanged.embedded, unchanged.reused) == (0, 40)
+    changed = dict(proteins) | {"P3": "MKTAYW", "Q1": "LLKM"}
+    del changed["P7"]
+    write_fasta(fasta_file, changed)
+    report = embed(encoder, fasta_file, output)
+    assert (report.embedded, report.reused, report.kept) == (2, 38, 1)
+    after = read(output)
+    assert after.keys() == changed.keys() | {"P7"}
+    for key in after.keys() - {"P3", "Q1"}:
+        np.testing.assert_array_equal(after[key], before[key])
+    np.testing.assert_allclose(
+        after["P3"], encoder.embed(["MKTAYW"])[0], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_changed_sequence_is_computed_again_after_a_stop(
+    encoder, fasta_file, proteins, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(job, "_COMMIT_BYTES", 1)
+    output = tmp_path / "out.h5"
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        job.embed_fasta(encoder, fasta_file, output, on_progress=stop_after(30))
+    longest = max(proteins, key=lambda key: len(proteins[key]))  # Is computed first.
+    changed = dict(proteins) | {longest: "MKTAYW"}
+    write_fasta(fasta_file, changed)
+    report = embed(encoder, fasta_file, output)
+    assert report.embedded == 11 and not done
+    assert read(output)[longest].shape == (6, 12)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"per_protein": True}, "outputs"),
+        ({"layers": 2}, "layer"),
+        ({"residue_dtype": "float32"}, "dtype"),
+        ({"key": "token"}, "key"),
+        ({"max_length": 50, "long": "chunk"}, "long"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_refused_by_name(
+    encoder, fasta_file, tmp_path, change, name, finished
+):
+    output = tmp_path / "out.h5"
+    on_progress = None if finished else stop_after(3)
+    try:
+        job.embed_fasta(encoder, fasta_file, output, on_progress=on_progress)
+    except KeyboardInterrupt:
+        pass
+    with pytest.raises(shards.OtherRunError, match=f"\n  {name}: "):
+        embed(encoder, fasta_file, output, **change)
+    report = embed(encoder, fasta_file, output, overwrite=True, **change)
+    assert report.embedded == 40
+
+
+def test_other_weights_under_the_same_name_are_refused(
+    encoder, other_model_folder, fasta_file, tmp_path
+):
+    output = tmp_path / "out.h5"
+    embed(encoder, fasta_file, output)
+    other = prottrans_jax.load_encoder(other_model_folder, dtype="float32")
+    assert other.name == encoder.name
+    with pytest.raises(shards.OtherRunError, match="weights_fingerprint"):
+        embed(other, fasta_file, output)
+
+
+def test_second_writer_is_told_who_holds_the_output(encoder, fasta_file, tmp_path):
+    output = tmp_path / "out.h5"
+    code = (
+        "import sys, time, pathlib; from prottrans_jax.embed import shards; "
+        f"parts = shards.Parts(pathlib.Path({str(output)!r}), {{}}); "
+        "print(__import__('os').getpid(), flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        pid = holder.stdout.readline().decode().strip()
+        with pytest.raises(shards.LockedError, match=f"process {pid} on "):
+            embed(encoder, fasta_file, output)
+    finally:
+        holder.kill()
+        holder.wait()
+    # A killed holder holds nothing; what it began was something else.
+    embed(encoder, fasta_file, output, overwrite=True)
+
+
+def test_full_disk_keeps_what_was_committed(encoder, fasta_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "_COMMIT_BYTES", 2000)
+    whole, output = tmp_path / "whole.h5", tmp_path / "out.h5"
+    embed(encoder, fasta_file, whole)
+    sync, calls = shards.os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.os, "fsync", full)
+        with pytest.raises(job.DiskFullError, match="run the same command again"):
+            embed(encoder, fasta_file, output)
+    assert not output.exists()
+    assert not list(parts_of(output).glob("*.partial"))
+    report = embed(encoder, fasta_file, output)
+    assert report.resumed > 0 and report.embedded + report.resumed == 40
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_long_proteins_by_policy(encoder, tmp_path):
+    proteins = random_proteins(4, seed=3) | {"LONG": "MKTAYIAKQR" * 13}
+    source = write_fasta(tmp_path / "x.fasta", proteins)
+    whole = encoder.embed([proteins["LONG"]])[0]
+
+    with pytest.raises(ValueError, match=r"x.fasta:9: 'LONG' has 130 residues"):
+        embed(encoder, source, tmp_path / "error.h5", max_length=100)
+    report = embed(encoder, source, tmp_path / "a.h5", max_length=100, long="skip")
+    assert [(s.name, s.line) for s in report.skipped] == [("LONG", 9)]
+    assert "LONG" not in read(tmp_path / "a.h5")
+    assert "LONG\t9\t" in (tmp_path / "a.h5.skipped.tsv").read_text()
+
+    options = {"max_length": 100, "residue_dtype": "float32"}
+    embed(encoder, source, tmp_path / "b.h5", long="truncate", **options)
+    first = encoder.embed([proteins["LONG"][:100]])[0]
+    np.testing.assert_allclose(read(tmp_path / "b.h5")["LONG"], first, atol=1e-5)
+
+    embed(encoder, source, tmp_path / "c.h5", long="chunk", chunk_overlap=40, **options)
+    pieces = read(tmp_path / "c.h5")["LONG"]
+    assert pieces.shape == whole.shape
+    # Residues 0-64 come from the piece 0-99, the rest from 30-129.
+    last = encoder.embed([proteins["LONG"][30:]])[0]
+    np.testing.assert_allclose(pieces[:65], first[:65], atol=1e-5)
+    np.testing.assert_allclose(pieces[65:], last[35:], atol=1e-5)
+
+    embed(encoder, source, tmp_path / "d.h5", residue_dtype="float32")
+    np.testing.assert_allclose(read(tmp_path / "d.h5")["LONG"], whole, atol=1e-5)
+
+
+def test_chunks_are_pooled_over_the_whole_protein(encoder, tmp_path):
+    source = write_fasta(tmp_path / "x.fasta", {"LONG": "MKTAYIAKQR" * 13})
+    options = {"max_length": 100, "long": "chunk"}
+    both = {"per_residue": True, "per_protein": True, "residue_dtype": "float32"}
+    embed(encoder, source, tmp_path / "a.h5", **options, **both)
+    residues = read(tmp_path / "a.per_residue.h5")["LONG"]
+    pooled = read(tmp_path / "a.per_protein.h5")["LONG"]
+    np.testing.assert_allclose(pooled, residues.mean(axis=0), atol=1e-6)
+
+
+def test_reused_vectors_are_taken_if_they_fit(encoder, fasta_file, proteins, tmp_path):
+    uniprot = tmp_path / "uniprot.h5"
+    rows = {key: len(value) for key, value in proteins.items()}
+    with h5py.File(uniprot, "w") as file:
+        for key in ("P1", "P2", "P3"):  # As UniProt's: no attributes.
+            file[key] = np.full((rows[key], 12), 0.5, np.float16)
+        file["P4"] = np.zeros((rows["P4"] + 1, 12), np.float16)  # Another length.
+        file["P5"] = np.zeros((rows["P5"], 12), np.float16)
+        file["P5"].attrs["sequence_sha256"] = "of another sequence"
+        file["P6"] = h5py.ExternalLink("elsewhere.h5", "P6")
+        file["unasked"] = np.zeros((3, 12), np.float16)
+    output = tmp_path / "out.h5"
+    report = embed(encoder, fasta_file, output, reuse=str(uniprot))
+    assert (report.reused, report.embedded) == (3, 37)
+    found = read(output)
+    assert found.keys() == proteins.keys()
+    assert (found["P2"] == 0.5).all() and not (found["P4"] == 0).all()
+    pooled = tmp_path / "pooled.h5"
+    report = embed(encoder, fasta_file, pooled, reuse=str(uniprot), per_protein=True)
+    assert report.reused == 3
+    np.testing.assert_array_equal(read(pooled)["P1"], np.full(12, 0.5))
+
+
+def test_values_beyond_float16_are_an_error_not_infinity(
+    encoder, fasta_file, tmp_path, monkeypatch
+):
+    import jax
+
+    large = dataclasses.replace(
+        encoder, params=jax.tree.map(lambda x: x * 1e5, encoder.params)
+    )
+    with pytest.raises(ValueError, match="does not fit float16"):
+        embed(large, fasta_file, tmp_path / "out.h5")
+
+
+def test_broken_weights_are_an_error_not_nan(encoder, fasta_file, tmp_path):
+    import jax
+
+    broken = dataclasses.replace(
+        encoder, params=jax.tree.map(lambda x: x * np.nan, encoder.params)
+    )
+    with pytest.raises(ValueError, match="not finite"):
+        embed(broken, fasta_file, tmp_path / "out.h5")
+
+
+def test_sequence_too_large_for_memory_is_named_and_the_rest_done(
+    encoder, fasta_file, proteins, tmp_path, monkeypatch
+):
+    from prottrans_jax.embed import embedder
+
+    longest = "LONG"
+    proteins = dict(proteins) | {longest: "MKTAY" * 20}
+    write_fasta(fasta_file, proteins)
+    limit = len(proteins[longest])
+    call = embedder.Embedder._call
+
+    def small_device(self, module, params, tokens, lengths):
+        if lengths.max() > limit:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory.")
+        return call(self, module, params, tokens, lengths)
+
+    monkeypatch.setattr(embedder.Embedder, "_call", small_device)
+    report = embed(encoder, fasta_file, tmp_path / "out.h5")
+    assert [s.name for s in report.skipped] == [longest]
+    assert read(tmp_path / "out.h5").keys() == proteins.keys() - {longest}
+
+
+def test_provenance_is_beside_the_file(encoder, fasta_file, tmp_path):
+    output = tmp_path / "out.h5"
+    embed(encoder, fasta_file, output)
+    about = json.loads((tmp_path / "out.h5.json").read_text())
+    assert about["run"]["weights_fingerprint"] == encoder.fingerprint
+    assert about["input"]["path"] == str(fasta_file) and about["proteins"] == 40
+    import hashlib
+
+    digest = hashlib.sha256(fasta_file.read_bytes()).hexdigest()
+    assert about["input"]["sha256"] == digest
+
+
+# -------------------------------------------------------------------- messy input
+
+
+def test_ids_are_kept_and_are_never_paths(encoder, tmp_path):
+    names = [
+        "../../etc/x",
+        "/abs/olute",
+        "a/b",
+        "a",
+        "..",
+        ".",
+        "x" * 300,
+        "prot\u00e9in",
+        "a%2Fb",
+    ]
+    proteins = {name: "MK" + "A" * i for i, name in enumerate(names)}
+    source = write_fasta(tmp_path / "x.fasta", proteins)
+    output = tmp_path / "deep" / "out.h5"
+    for kind in (".h5", ".npz"):
+        output = output.with_suffix(kind)
+        embed(encoder, source, output)
+    with h5py.File(output.with_suffix(".h5")) as file:
+        assert len(file) == len(names)
+        assert all(isinstance(value, h5py.Dataset) for value in file.values())
+        by_id = {value.attrs["original_id"]: value.shape[0] for value in file.values()}
+    assert by_id == {name: len(residues) for name, residues in proteins.items()}
+    assert len(np.load(output.with_suffix(".npz")).files) == len(names)
+    inside = sorted(path.name for path in output.parent.iterdir())
+    assert inside == ["out.h5", "out.h5.json", "out.npz", "out.npz.json"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "keys"),
+    [("suffix", ["A", "A_2", "A_3", "B"]), ("first", ["A", "B"]), ("error", None)],
+)
+def test_duplicates_by_policy(encoder, tmp_path, policy, keys):
+    source = tmp_path / "x.fasta"
+    source.write_text(">A one\nMK\n>B\nMKT\n>A two\nACD\n>A one\nmk\n>A three\nWW\n")
+    output = tmp_path / "out.h5"
+    if keys is None:
+        with pytest.raises(
+            ValueError, match="'A' in lines 1 and 5; 'A' in lines 1 and 9"
+        ):
+            embed(encoder, source, output)
+        return
+    report = embed(encoder, source, output, on_duplicate=policy)
+    found = read(output)
+    assert list(found) == keys and report.repeated == 1
+    assert len(report.skipped) == 4 - len(keys)
+    if policy == "suffix":
+        assert [len(found[key]) for key in keys] == [2, 3, 2, 3]
+        again = embed(encoder, source, output, on_duplicate=policy)
+        assert again.embedded == 0
+
+
+def test_bad_records_stop_or_are_left_out(encoder, tmp_path):
+    source = tmp_path / "x.fasta"
+    source.write_text(">A\nMK\n>B\nMK1\n>C\n>D\nACD\n")
+    with pytest.raises(fasta.FastaError, match=r"x.fasta:4: "):
+        embed(encoder, source, tmp_path / "out.h5")
+    assert not (tmp_path / "out.h5").exists()
+    report = embed(encoder, source, tmp_path / "out.h5", on_bad="skip")
+    assert [(s.name, s.reason) for s in report.skipped] == [
+        ("B", "a character that is no residue"),
+        ("C", "no residues"),
+    ]
+    assert list(read(tmp_path / "out.h5")) == ["A", "D"]
+
+
+def test_input_that_changes_meanwhile_is_an_error(encoder, fasta_file, tmp_path):
+    def change(plan):
+        write_fasta(fasta_file, random_proteins(40, seed=9))
+
+    with pytest.raises(ValueError, match="changed while"):
+        job.embed_fasta(encoder, fasta_file, tmp_path / "out.h5", on_plan=change)

@@ -1,0 +1,207 @@
+"""Encoders against Hugging Face's numbers, and the same vector in any company."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import prottrans_jax
+from prottrans_jax.embed import batching, embedder, forward
+
+# float32 against torch's, some 30 roundings.
+MAX_ABS = 2e-5
+
+
+def test_hidden_states_are_those_of_hugging_face(shared):
+    folder = shared / "data/interop/hf_tiny/prot_t5"
+    expected = np.load(folder / "expected.npz")
+    encoder = prottrans_jax.load_encoder(folder, dtype="float32")
+    mask = expected["attention_mask"].astype(bool)
+    sequences = [
+        encoder.vocabulary.decode(row[real])
+        for row, real in zip(expected["input_ids"], mask, strict=True)
+    ]
+    tokens, ours = encoder.tokenize(sequences)
+    np.testing.assert_array_equal(tokens, expected["input_ids"])
+    np.testing.assert_array_equal(ours, mask)
+    every = encoder.embed(sequences, layers="all")
+    last = encoder.embed(sequences)
+    for row, sequence in enumerate(sequences):
+        size = len(sequence)
+        for layer in range(4):
+            wanted = expected[f"encoder_hidden_{layer}"][row, :size]
+            limit = max(MAX_ABS, 4e-6 * np.abs(wanted).max())
+            np.testing.assert_allclose(every[row][layer], wanted, rtol=0, atol=limit)
+        wanted = expected["encoder_last_hidden_state"][row, :size]
+        np.testing.assert_allclose(last[row], wanted, rtol=0, atol=MAX_ABS)
+
+
+def test_pooling_is_the_mean_over_residues_alone(encoder):
+    sequences = ["MKTAYIAKQR", "ACD", "W"]
+    pooled = encoder.embed(sequences, pool="mean")
+    assert pooled.shape == (3, 12) and pooled.dtype == np.float32
+    tokens, mask = encoder.tokenize(sequences)
+    hidden = np.asarray(encoder(tokens, mask))
+    for row, sequence in enumerate(sequences):
+        # One token more than residues: </s> is real to the model, but no residue.
+        assert mask[row].sum() == len(sequence) + 1
+        by_hand = hidden[row, : len(sequence)].mean(axis=0)
+        np.testing.assert_allclose(pooled[row], by_hand, rtol=0, atol=1e-6)
+    largest = encoder.embed(sequences, pool="max")
+    np.testing.assert_allclose(largest[1], hidden[1, :3].max(axis=0), atol=1e-6)
+
+
+def run(encoder, sequences, batch):
+    runner = encoder.make_embedder()
+    work = embedder.Work(batch, [sequences[i].encode() for i in batch.members])
+    return {i: np.array(found.residues) for _, i, found in runner.run([work])}
+
+
+def test_same_vector_alone_in_a_batch_and_in_another_order(encoder):
+    sequences = ["MKTAYIAKQR", "ACDWWY", "GGGGGGGGGGGGGGGG", "LLKM"]
+    together = run(encoder, sequences, batching.Batch((0, 1, 2, 3), 4, 24))
+    turned = run(encoder, sequences, batching.Batch((3, 2, 1, 0), 4, 24))
+    for i in range(4):
+        alone = run(encoder, sequences, batching.Batch((i,), 4, 24))
+        np.testing.assert_array_equal(alone[i], together[i])
+        np.testing.assert_array_equal(turned[i], together[i])
+
+
+def test_same_vector_in_another_bucket(encoder):
+    sequence = "MKTAYIAKQRLLKMACDWWY"
+    found = [
+        run(encoder, [sequence], batching.Batch((0,), rows, length))[0]
+        for rows, length in ((1, 21), (1, 24), (3, 32), (2, 200))
+    ]
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=0, atol=1e-5)
+
+
+def test_call_is_pure_jittable_differentiable_and_vmappable(encoder):
+    tokens, mask = encoder.tokenize(["MKTAY", "ACD"])
+    plain = encoder(tokens, mask)
+    jitted = jax.jit(encoder.apply)(encoder.params, tokens, mask)
+    np.testing.assert_allclose(jitted, plain, atol=1e-5)
+    mapped = jax.vmap(lambda t, m: encoder(t[None], m[None])[0])(
+        jnp.asarray(tokens), jnp.asarray(mask)
+    )
+    np.testing.assert_allclose(mapped, plain, atol=1e-5)
+    gradient = jax.grad(
+        lambda params: jnp.sum(encoder.apply(params, tokens, mask)[:, 0] ** 2)
+    )(encoder.params)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(gradient))
+
+
+def test_encoder_holds_neither_decoder_nor_optimizer(encoder):
+    assert set(encoder.params) == {"encoder", "token_embedder"}
+
+
+def test_whole_model_gives_logits(shared):
+    folder = shared / "data/interop/hf_tiny/prot_t5"
+    expected = np.load(folder / "expected.npz")
+    model = prottrans_jax.load_model(folder, dtype="float32")
+    logits = model(
+        expected["input_ids"],
+        expected["decoder_input_ids"],
+        encoder_segment_ids=expected["attention_mask"],
+    )
+    real = expected["labels"] != -100
+    np.testing.assert_allclose(
+        np.asarray(logits)[real], expected["logits"][real], rtol=0, atol=1e-4
+    )
+
+
+def test_stream_keeps_order_and_ids(encoder):
+    proteins = [("b", "MKTAY"), ("a", "W"), ("c", "ACDEFGH")]
+    streamed = list(encoder.stream(iter(proteins), window=2))
+    assert [name for name, _ in streamed] == ["b", "a", "c"]
+    for (_, vectors), (_, sequence) in zip(streamed, proteins, strict=True):
+        np.testing.assert_allclose(vectors, encoder.embed([sequence])[0], atol=1e-5)
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(encoder, monkeypatch):
+    sequences = [b"MKTAY", b"ACD", b"WWWW", b"GG", b"LLKM", b"PPPP", b"Y"]
+    runner = encoder.make_embedder()
+    expected = {
+        i: found.residues
+        for _, i, found in runner.run(runner.work(sequences, np.array([8])))
+    }
+    seen = []
+
+    def full_at_two_rows(module, params, tokens, lengths):
+        seen.append(tokens.shape[0])
+        if tokens.shape[0] > 2:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        return embedder.Embedder._call(small, module, params, tokens, lengths)
+
+    small = encoder.make_embedder()
+    monkeypatch.setattr(small, "_call", full_at_two_rows)
+    found = list(small.run(small.work(sequences, np.array([8]))))
+    assert sorted(i for _, i, _ in found) == list(range(7))
+    assert max(seen) > 2 and seen.count(max(seen)) == 1  # Not tried again.
+    for _, i, embedding in found:
+        np.testing.assert_allclose(embedding.residues, expected[i], atol=1e-5)
+
+
+def test_one_sequence_that_does_not_fit_goes_blockwise_then_is_named(
+    encoder, monkeypatch
+):
+    runner = encoder.make_embedder()
+    modes = []
+
+    def never_fits(module, *_):
+        modes.append(module.config.attention)
+        raise RuntimeError("RESOURCE_EXHAUSTED: no")
+
+    monkeypatch.setattr(runner, "_call", never_fits)
+    with pytest.raises(embedder.OutOfMemory, match="5 residues"):
+        list(runner.run(runner.work([b"MKTAY"], np.array([8]))))
+    assert modes == ["plain", "blockwise"]
+
+
+def test_blockwise_is_plain_attention(encoder):
+    sequence = "MKTAYIAKQRACDEFGHIKL" * 40
+    tokens, mask = encoder.tokenize([sequence])
+    plain = encoder(tokens, mask)
+    module = forward.blockwise(encoder.module)
+    blocks = forward.encode(module, encoder.params, tokens, mask, forward.Layers())
+    np.testing.assert_allclose(blocks, plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"), [(7, "layer 7"), ("last9", "layer -9"), ("first", "first")]
+)
+def test_unknown_layers_are_refused(encoder, layers, message):
+    with pytest.raises(ValueError, match=message):
+        encoder.embed(["MK"], layers=layers)
+
+
+def test_other_mistakes_are_explained(encoder):
+    with pytest.raises(ValueError, match="list of sequences"):
+        encoder.embed("MKTAY")
+    with pytest.raises(ValueError, match=r"sequence 1: .*position 2"):
+        encoder.embed(["MKTAY", "MK1"])
+    with pytest.raises(ValueError, match=r"no \[CLS\] token"):
+        encoder.embed(["MKTAY"], pool="cls")
+    with pytest.raises(FileNotFoundError, match="prot_bert"):
+        prottrans_jax.load_encoder("prot_brt")
+
+
+def test_rare_letters_are_x_in_either_case(encoder):
+    whole, rare = encoder.embed(["MXXXXXK", "mUZOBJk"])
+    np.testing.assert_array_equal(whole, rare)
+
+
+def test_face_is_lazy():
+    code = (
+        "import sys, prottrans_jax; assert 'jax' not in sys.modules; "
+        "prottrans_jax.load_encoder; "
+        "bad = {'tensorflow', 'seqio', 'torch', 'gin', 'h5py'} & set(sys.modules); "
+        "sys.exit(f'imported: {bad}' if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
