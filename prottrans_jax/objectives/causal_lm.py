@@ -34,7 +34,13 @@ class CausalLM:
     @property
     def features(self) -> tuple[str, ...]:
         """Features of a batch that are used, all [rows, length]."""
-        return ("input_tokens", "target_tokens", "loss_weights", "segment_ids")
+        return (
+            "input_tokens",
+            "target_tokens",
+            "loss_weights",
+            "segment_ids",
+            "positions",
+        )
 
     def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any]) -> types.Params:
         """Parameters, boxed with their logical axis names.
@@ -94,10 +100,7 @@ class CausalLM:
         weights = batch["loss_weights"].astype(jnp.float32)
         metrics = token_metrics(entropy, weights)
         loss = metrics["loss"][0] / jnp.maximum(normalizers["targets"], 1e-9)
-        num_tokens = total(batch["segment_ids"] > 0)
-        metrics["real_token_fraction"] = num_tokens, jnp.float32(segments.size)
-        # Each residue of a protein is the input or the target of one term. A count.
-        metrics["residues"] = total(weights > 0), jnp.float32(0.0)
+        metrics |= row_metrics(batch, special_tokens=1)  # <eos>
         return loss, (metrics, advance(carry, out.memories, segments))
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
@@ -169,6 +172,24 @@ def token_metrics(
     loss = total(entropy.nll * weights), total(weights)
     accuracy = total(entropy.correct * weights), total(weights)
     return {"loss": loss, "accuracy": accuracy, "corrupted_loss": loss}
+
+
+def row_metrics(batch: types.Batch, special_tokens: int) -> types.Metrics:
+    """How full the rows are, and the number of residues.
+
+    Args:
+      batch: With `segment_ids`, and `positions` from 0 in each protein.
+      special_tokens: Of each protein, which are no residues. They count in the row
+        where the protein begins.
+    """
+    real = batch["segment_ids"] > 0
+    num_proteins = total(real & (batch["positions"] == 0))
+    residues = total(real) - special_tokens * num_proteins
+    return {
+        "real_token_fraction": (total(real), jnp.float32(real.size)),
+        # A count, not a mean.
+        "residues": (residues, jnp.float32(0.0)),
+    }
 
 
 def total(values: jax.Array) -> Float[Array, ""]:

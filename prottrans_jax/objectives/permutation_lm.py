@@ -4,9 +4,11 @@ Which positions are predicted, and in what order, is decided by the preprocessor
 task. Predicted tokens stand in the input, but a prediction comes from the query stream,
 which sees no token of its own or a later rank.
 
-The original carries memories from row to row, each row beginning where the first half
-of the row before ended ("reuse"). Rows here hold whole proteins, which have nothing to
-remember of each other: `memories` is off by default. That is our choice.
+The original carries memories from row to row: of each row the first half, where the
+next row begins ("reuse"). Rows here hold whole proteins, which have nothing to remember
+of each other, so `memories` is off by default: our choice. With rows that go on in the
+next batch (`data.permutation_lm`, lanes) all of a row is remembered, unless the model's
+`reuse_length` says less.
 """
 
 from collections.abc import Mapping
@@ -33,13 +35,11 @@ class PermutationLM:
         metric `targets_left_out`. None: as many as a row has positions.
       memories: Whether rows remember those of the batch before. Needs a model with
         `mem_length`, and rows that go on from batch to batch.
-      special_tokens: Of each protein, which are no residues: <sep> <cls>.
     """
 
     model: xlnet.XLNet
     max_targets: int | None = None
     memories: bool = False
-    special_tokens: int = 2
 
     def __post_init__(self):
         if self.memories and not self.model.config.mem_length:
@@ -55,6 +55,7 @@ class PermutationLM:
             "target_tokens",
             "loss_weights",
             "segment_ids",
+            "positions",
             "token_types",
             "factorization_ranks",
         )
@@ -147,11 +148,7 @@ class PermutationLM:
                 num_left_out,
                 num_left_out + total(weights > 0),
             )
-        num_tokens = total(segments > 0)
-        metrics["real_token_fraction"] = num_tokens, jnp.float32(segments.size)
-        num_special = self.special_tokens * total(jnp.max(segments, axis=1))
-        # A count, not a mean.
-        metrics["residues"] = num_tokens - num_special, jnp.float32(0.0)
+        metrics |= causal_lm.row_metrics(batch, special_tokens=2)  # <sep> <cls>
         remembered = segments[:, : self.model.config.reuse_length or None]
         return loss, (metrics, causal_lm.advance(carry, out.memories, remembered))
 

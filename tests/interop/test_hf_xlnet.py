@@ -140,18 +140,141 @@ def test_permutation_loss_and_gradients(shared, name, scan_layers):
         states, _, _ = run(config, params, case["in_input_ids"], inputs)
         length = case["in_input_ids"].shape[1]
         assert_close(states[-1, :, length:], case["out_g_last"])
-    check_grads(
-        hf_xlnet.params_to_hf(grads, config), np.load(folder / f"grads_{name}.npz")
-    )
+    theirs = dict(np.load(folder / f"grads_{name}.npz"))
+    check_grads(hf_xlnet.params_to_hf(grads, config), theirs)
 
 
 def check_grads(ours, theirs):
-    # Theirs has none for what a call without token types does not use.
-    unused = {name for name in ours if "r_s_bias" in name or "seg_embed" in name}
-    assert set(ours) - unused == set(theirs) - unused
-    for name, expected in ours.items():
-        expected = theirs[name] if name in theirs else np.zeros_like(expected)
+    assert set(theirs) <= set(ours)
+    unused = ("r_s_bias", "seg_embed", "mask_emb")
+    for name, gradient in ours.items():
+        # None for token types or the mask, where a call has no use for them.
+        assert name in theirs or name.endswith(unused)
+        expected = theirs.get(name, np.zeros_like(gradient))
         limit = RELATIVE * np.abs(expected).max()
-        np.testing.assert_allclose(
-            ours[name], expected, rtol=0, atol=limit, err_msg=name
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=limit, err_msg=name)
+
+
+# Below: configurations of our own, against the library.
+
+LENGTH = 13
+SIZES = dict(
+    vocab_size=29, n_layer=2, n_head=5, d_head=6, d_model=30, d_inner=22, mem_len=None
+)
+# Attributes, then what the call gets: padding (left), types, mems, perm, targets.
+COMBINATIONS = [
+    ({}, ""),
+    ({"clamp_len": 4, "ff_activation": "relu"}, "padding types"),
+    ({"n_head": 3, "d_head": 10, "mem_len": 9, "layer_norm_eps": 1e-5}, "mems types"),
+    ({"mem_len": 7, "reuse_len": 5}, "padding mems perm targets types"),
+    ({"bi_data": True, "ff_activation": "gelu_new"}, "perm targets"),
+    ({"bi_data": True, "clamp_len": 6, "mem_len": 8}, "mems types"),
+    # Theirs cannot add padding or an order to the causal mask.
+    ({"attn_type": "uni", "ff_activation": "silu"}, "types"),
+    ({"attn_type": "uni", "mem_len": 4, "same_length": True}, "mems"),
+    ({"attn_type": "uni", "clamp_len": 5, "mem_len": 6}, "mems targets"),
+    ({"n_layer": 3, "n_head": 1, "d_head": 30}, "perm types"),
+    # transformers checks d_head * n_head == d_model, but computes with any d_head.
+    ({"d_head": 7}, "padding perm targets"),
+]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inputs"), COMBINATIONS, ids=[f"{a} {b}" for a, b in COMBINATIONS]
+)
+def test_own_configurations_against_transformers(attributes, inputs):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    attributes = SIZES | attributes
+    rng = np.random.default_rng(len(inputs) + attributes["d_head"])
+    theirs = transformers.XLNetConfig(
+        **{**attributes, "d_head": attributes["d_model"] // attributes["n_head"]}
+    )
+    object.__setattr__(theirs, "d_head", attributes["d_head"])
+    theirs = transformers.XLNetLMHeadModel(theirs).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            # Attention far from uniform.
+            noise = rng.normal(0.0, 0.25, parameter.shape)
+            parameter.copy_(torch.tensor(noise) + (parameter == 1))
+    tokens, first = rng.integers(0, 29, (2, 4, LENGTH))
+    their_inputs, labels = {}, np.array(tokens)
+    real = np.ones((4, LENGTH), np.int32)
+    if "padding" in inputs:
+        real = (np.arange(LENGTH) >= np.array([0, 3, 6, 1])[:, None]).astype(np.int32)
+        their_inputs["attention_mask"] = real.astype(np.float32)
+    if "types" in inputs:
+        their_inputs["token_type_ids"] = rng.integers(0, 2, (4, LENGTH))
+    if "perm" in inputs:
+        perm = rng.random((4, LENGTH, LENGTH)) < 0.4
+        their_inputs["perm_mask"] = perm.astype(np.float32)
+    if "targets" in inputs:
+        positions = np.array([[11, 7, 12], [5, 12, 9], [7, 6, 11], [8, 3, 2]])
+        mapping = np.eye(LENGTH, dtype=np.float32)[positions]
+        mapping[1, 2] = 0.0
+        their_inputs["target_mapping"] = mapping
+        labels = np.where(mapping.any(-1), rng.integers(0, 29, (4, 3)), -100)
+    else:
+        labels[real == 0] = -100
+    if "mems" in inputs:
+        with torch.no_grad():
+            mems = theirs(torch.tensor(first), use_mems=True).mems
+        their_inputs["mems"] = mems
+    out = theirs(
+        torch.tensor(tokens),
+        labels=torch.tensor(labels),
+        use_mems=bool(theirs.config.mem_len),
+        output_hidden_states=True,
+        **{
+            name: x if name == "mems" else torch.tensor(x)
+            for name, x in their_inputs.items()
+        },
+    )
+    out.loss.backward()
+
+    config = hf_xlnet.config_from_hf(
+        {**theirs.config.to_dict(), "d_head": attributes["d_head"]}
+    )
+    checkpoint = {name: x.numpy() for name, x in theirs.state_dict().items()}
+    params = hf_xlnet.params_from_hf(checkpoint, config)
+    our_inputs = {
+        ours: their_inputs[name]
+        for name, ours in (
+            ("token_type_ids", "token_types"),
+            ("perm_mask", "perm_mask"),
+            ("target_mapping", "target_mapping"),
         )
+        if name in their_inputs
+    }
+    our_inputs["segment_ids"] = real
+    if "mems" in inputs:
+        _, _, our_inputs["memories"] = run(config, params, first, {})
+    used = labels != -100
+
+    @jax.jit
+    def loss(params):
+        states, logits, memories = run.__wrapped__(config, params, tokens, our_inputs)
+        nll = losses.softmax_cross_entropy(logits, labels).nll
+        return jnp.sum(nll * used) / jnp.sum(used), (states, logits, memories)
+
+    (value, outputs), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    states, logits, memories = outputs
+    np.testing.assert_allclose(value, out.loss.item(), rtol=RELATIVE)
+    assert_close(logits[used], out.logits.detach()[used])
+    content = out.hidden_states
+    if "targets" in inputs:
+        content, queries = content[0::2], content[1::2]
+        for ours, expected in zip(states[:, :, LENGTH:], queries, strict=True):
+            assert_close(ours[used], expected.detach()[used])
+    for ours, expected in zip(states[:, :, :LENGTH], content, strict=True):
+        assert_close(ours[real == 1], expected.detach()[real == 1])
+    if theirs.config.mem_len:
+        for ours, expected in zip(memories, out.mems, strict=True):
+            # The first row: memories of padding differ, as the states do.
+            assert_close(ours[0], expected[:, 0].detach())
+    expected = {
+        name: x.grad.numpy()
+        for name, x in theirs.named_parameters()
+        if x.grad is not None
+    }
+    check_grads(hf_xlnet.params_to_hf(grads, config), expected)

@@ -49,6 +49,7 @@ def make_batch(number=0):
         "target_tokens": rng.integers(0, VOCAB, shape),
         "loss_weights": (predicted * rng.uniform(0.5, 1.5, shape)).astype(np.float32),
         "segment_ids": segments,
+        "positions": np.tile(np.arange(LENGTH), (ROWS, 1)) + LENGTH * number,
         "token_types": rng.integers(0, 2, shape),
         "factorization_ranks": ranks,
     }
