@@ -17,15 +17,9 @@ from prottrans_jax import gin_utils
 # TensorFlow only reads records here; its start-up notes are of no use to anybody.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-_MODEL_DIR = flags.DEFINE_string(
-    "model_dir", None, "Directory of the run; the same as binding MODEL_DIR."
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder of prepared records; the same as binding DATA_DIR."
-)
 _STEP = flags.DEFINE_string("step", "latest", "A step, 'latest' or 'all'.")
 _MAX_BATCHES = flags.DEFINE_integer("max_batches", None, "Batches; default: all.")
-gin_utils.define_flags()
+gin_utils.define_run_flags()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,19 +28,12 @@ def main(argv: Sequence[str]) -> int:
         raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    bindings = []
-    if _MODEL_DIR.value:
-        bindings.append(f"MODEL_DIR = {_MODEL_DIR.value!r}")
-    if _DATA_DIR.value:
-        bindings.append(f"DATA_DIR = {_DATA_DIR.value!r}")
-    gin_utils.parse_flags(bindings)
+    gin_utils.parse_flags()
 
     from prottrans_jax import evaluation, trainer
 
     directory = pathlib.Path(gin_utils.build("%MODEL_DIR"))
-    config = gin_utils.current()
-    name = next(n for n, m in config.imports.items() if m == trainer.__name__)
-    bound = config.parameters(gin_utils.Reference("", f"{name}.train", call=True))
+    bound = gin_utils.bound(trainer.train)
     arguments = {
         name: gin_utils.build(bound[name])
         for name in ("objective", "optimizer", "partitioner", "eval_data")

@@ -79,6 +79,14 @@ def configured(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
 
+def bound(function: Callable[..., Any]) -> dict[str, Any]:
+    """What the parsed configuration binds of `function`, for `build`, by parameter."""
+    config, module = current(), function.__module__
+    name = next(n for n, m in config.imports.items() if m == module)
+    selector = f"{name}.{function.__name__}"
+    return config.parameters(Reference("", selector, call=True))
+
+
 def build(value: Any, **overrides: Any) -> Any:
     """Evaluates a value of the parsed configuration, e.g. calls `@t5.T5()`.
 
@@ -126,9 +134,30 @@ def define_flags() -> None:
     )
 
 
+def define_run_flags() -> None:
+    """Defines `define_flags` and those that say where a run lives."""
+    define_flags()
+    for name, meaning in (
+        ("model_dir", "Directory of the run, its checkpoints and logs"),
+        ("data_dir", "Folder of prepared records"),
+    ):
+        flags.DEFINE_string(
+            name, None, f"{meaning}; the same as binding {name.upper()}."
+        )
+
+
 def parse_flags(bindings: Sequence[str] = ()) -> Config:
     """`parse` with what the flags say, then `bindings`, which win."""
     values = flags.FLAGS
+    given = values.flag_values_dict()
+    bindings = [
+        *(
+            f"{n.upper()} = {given[n]!r}"
+            for n in ("model_dir", "data_dir")
+            if given.get(n)
+        ),
+        *bindings,
+    ]
     if not values.gin_file:
         raise UsageError(
             f"Give a --gin_file, e.g. one of: {', '.join(gin_config.leaves())}."

@@ -115,23 +115,27 @@ def _parts(topology: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
     from prottrans_jax import trainer
 
-    config = gin_utils.current()
-    name = next(n for n, m in config.imports.items() if m == trainer.__name__)
-    train = config.parameters(gin_utils.Reference("", f"{name}.train", call=True))
-    data = config.parameters(train["train_data"])
+    train = gin_utils.bound(trainer.train)
+    data = gin_utils.current().parameters(train["train_data"])
     objective = gin_utils.build(train["objective"])
     partitioner = gin_utils.build(train["partitioner"], devices=topology.devices)
     rows, lengths = data["batch_size"], data["feature_lengths"]
+    slices = partitioner.mesh.shape["data"]
+    if rows % slices:
+        raise gin_utils.UsageError(
+            f"A batch of {rows} rows does not divide over the {slices} slices of the "
+            f"mesh axis 'data' on {topology.name}. Set --gin.BATCH_SIZE to a multiple, "
+            "or name a smaller topology."
+        )
     shapes = {
         feature: jax.ShapeDtypeStruct(
-            (rows, lengths["inputs" if feature.startswith("encoder") else "targets"]),
+            (rows, lengths["targets" if feature.startswith("decoder") else "inputs"]),
             "float32" if feature.endswith("weights") else "int32",
         )
         for feature in objective.features
     }
     microbatches = train.get("num_microbatches", 1)
     if _MAX_ROWS.value:
-        slices = partitioner.mesh.shape["data"]
         microbatches = max(microbatches, rows // (slices * _MAX_ROWS.value))
     settings = {
         "scheme": partitioner.scheme,

@@ -26,12 +26,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _STARTED = time.perf_counter()
 
-_MODEL_DIR = flags.DEFINE_string(
-    "model_dir", None, "Where checkpoints and logs go; the same as binding MODEL_DIR."
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder of prepared records; the same as binding DATA_DIR."
-)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address",
     None,
@@ -44,7 +38,7 @@ _INIT_TIMEOUT = flags.DEFINE_integer(
     "initialization_timeout", 300, "Seconds to wait for all processes at the start."
 )
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write TensorBoard files.")
-gin_utils.define_flags()
+gin_utils.define_run_flags()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,12 +47,7 @@ def main(argv: Sequence[str]) -> int:
         raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    bindings = []
-    if _MODEL_DIR.value:
-        bindings.append(f"MODEL_DIR = {_MODEL_DIR.value!r}")
-    if _DATA_DIR.value:
-        bindings.append(f"DATA_DIR = {_DATA_DIR.value!r}")
-    gin_utils.parse_flags(bindings)
+    gin_utils.parse_flags()
 
     from prottrans_jax import checkpoints, logbook, multihost, trainer
 
