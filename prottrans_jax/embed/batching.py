@@ -93,6 +93,7 @@ def plan(
     buckets: Int[np.ndarray, " buckets"],
     max_tokens: int,
     max_rows: int | None = None,
+    max_length: int | None = None,
 ) -> Iterator[Batch]:
     """Batches of sequences sorted by length, the longest first.
 
@@ -103,6 +104,7 @@ def plan(
       buckets: Lengths to pad to, rising; a longer sequence gets its own, rounded up.
       max_tokens: Padded tokens of a batch; a longer sequence goes alone.
       max_rows: Limit of the rows of a batch.
+      max_length: Tokens that the model has positions for.
     """
     lengths = np.asarray(lengths, np.int64)
     # Ties by number: the same input always gives the same batches.
@@ -112,6 +114,8 @@ def plan(
         longest = int(lengths[order[start]])
         at = int(np.searchsorted(buckets, longest))
         length = int(buckets[at] if at < len(buckets) else round_up(longest))
+        if max_length is not None:
+            length = min(length, max_length)
         rows = max(1, max_tokens // max(length, 1))
         if max_rows is not None:
             rows = min(rows, max_rows)

@@ -142,7 +142,13 @@ class Embedder:
         lengths = [len(x) + self.tokens.num_special for x in sequences]
         return [
             Work(batch, [sequences[i] for i in batch.members], tag)
-            for batch in batching.plan(lengths, buckets, self.max_tokens, self.max_rows)
+            for batch in batching.plan(
+                lengths,
+                buckets,
+                self.max_tokens,
+                self.max_rows,
+                getattr(self.module.config, "max_length", None),
+            )
         ]
 
     def run(
@@ -210,7 +216,7 @@ class Embedder:
         return _Call(work, module, result)
 
     def _call(self, module, params, tokens, lengths):
-        return forward.jitted_run(
+        return forward.run(
             module,
             params,
             tokens,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -9,9 +10,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.embed import pooling
+from prottrans_jax.embed import layerwise, pooling
 
 # Scores of all heads of a batch beyond which attention goes block by block.
 PLAIN_SCORES_BYTES = 512 << 20
@@ -103,8 +105,8 @@ def hidden_states(intermediates: Mapping[str, Any], last: jax.Array) -> list[jax
     found: list[jax.Array] = []
 
     def visit(tree):
-        if "input" in tree:
-            (array,) = tree["input"]
+        # Several where one layer is called again and again (ALBERT).
+        for array in tree.get("input", ()):
             # A scanned stack has its layers on the first axis.
             found.extend(array if array.ndim == last.ndim + 1 else [array])
         for name in sorted(tree, key=_natural):
@@ -121,11 +123,14 @@ def _natural(name: str) -> list[Any]:
 
 def choose(states: list[jax.Array], layers: Layers) -> jax.Array:
     """The wanted states: [batch, length, d_model], with "stack" [layers, ...]."""
-    picked = [states[i] for i in layers.indices]
-    if layers.combine == "one":
+    return _combine([states[i] for i in layers.indices], layers.combine)
+
+
+def _combine(picked, combine):
+    if combine == "one":
         return picked[0]
     stacked = jnp.stack(picked)
-    if layers.combine == "stack":
+    if combine == "stack":
         return stacked
     return stacked.astype(jnp.float32).mean(axis=0).astype(stacked.dtype)
 
@@ -202,26 +207,37 @@ def run(
       [*layers, batch, length, d_model] in the model's type or None, and [*layers,
       batch, d_model] in float32 or None.
     """
-    positions = jnp.arange(tokens.shape[1])
-    mask = positions < lengths[:, None]
-    hidden = encode(module, params, tokens, mask, layers)
+    mask = np.arange(tokens.shape[1]) < np.asarray(lengths)[:, None]
+    stack = layerwise.find_stack(module)
+    if stack is None:
+        hidden = _jitted_encode(module, params, tokens, mask, layers)
+    else:
+        numbers = [i % (len(stack.paths) + 1) for i in layers.indices]
+        keep = frozenset(numbers) - {len(stack.paths)}
+        last, kept = layerwise.encode(stack, params, tokens, mask, keep=keep)
+        states = kept | {len(stack.paths): last}
+        hidden = last
+        if not layers.is_last:
+            picked = [states[number] for number in numbers]
+            hidden = _jitted_combine(picked, layers.combine)
     pooled = None
     if pool is not None:
-        start, stop = num_prefix, lengths - num_special + num_prefix
-        residues = (positions >= start) & (positions < stop[:, None])
-        cls = jnp.broadcast_to(positions == 0, residues.shape)
-        pooled = pooling.pool(hidden, residues, cls, pool)
+        pooled = _jitted_pool(hidden, lengths, num_prefix, num_special, pool)
     return (hidden if keep_residues else None), pooled
 
 
-jitted_run = jax.jit(
-    run,
-    static_argnames=(
-        "module",
-        "num_prefix",
-        "num_special",
-        "layers",
-        "pool",
-        "keep_residues",
-    ),
-)
+_jitted_encode = jax.jit(encode, static_argnums=(0, 4))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _jitted_combine(picked, combine):
+    return _combine(picked, combine)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _jitted_pool(hidden, lengths, num_prefix, num_special, name):
+    positions = jnp.arange(hidden.shape[-2])
+    stop = lengths - num_special + num_prefix
+    residues = (positions >= num_prefix) & (positions < stop[:, None])
+    cls = jnp.broadcast_to(positions == 0, residues.shape)
+    return pooling.pool(hidden, residues, cls, name)

@@ -1,0 +1,169 @@
+"""A model run layer by layer: one compiled layer, called once per layer.
+
+A stack written out compiles 24 times as long as one layer, for each shape, and XLA:CPU
+runs it slower (ProtBert's 30 layers three to five times, 8 layers of ProtT5 by a
+tenth); a scan copies each layer's weights. So the model is taken apart where
+`layers.stack` calls its layers:
+
+  before   everything up to the first layer: embeddings, masks, biases
+  layer    one program for all layers, with each layer's parameters in turn
+  after    everything behind the last one
+
+Nothing about a family is known here: Flax's interceptors see the calls.
+"""
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from prottrans_jax import types
+
+_LAYER = re.compile(r"layer(s_\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Where a model's layers are, and what goes into them.
+
+    Attributes:
+      module: The whole model.
+      layer: The layer, free of its place in the model.
+      paths: Path of each call's parameters.
+      pattern: For each call, which of the different arrays are its arguments besides
+        the one that goes from layer to layer.
+      structure: How these arrays make up the arguments.
+    """
+
+    module: nn.Module
+    layer: nn.Module
+    paths: tuple[tuple[str, ...], ...]
+    pattern: tuple[tuple[int, ...], ...]
+    structure: Any
+
+
+class _Reached(Exception):
+    """Thrown at the last layer: what stands behind it is not traced."""
+
+
+@functools.lru_cache(maxsize=64)
+def find_stack(module: nn.Module) -> Stack | None:
+    """The stack of a model whose layers differ in nothing but parameters, or None."""
+    if getattr(module.config, "scan_layers", True):
+        return None
+    calls: list[tuple[Any, tuple, Any]] = []
+
+    def note(context, args, keywords):
+        layer = context.module.clone(parent=None, name=None)
+        calls.append((layer, context.module.path, (args[1:], keywords)))
+        return args[0]
+
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    params = jax.eval_shape(
+        lambda t: nn.unbox(
+            module.init(jax.random.key(0), t, t, deterministic=True, method="encode")[
+                "params"
+            ]
+        ),
+        tokens,
+    )
+    jax.eval_shape(lambda p, t: _with_layers(module, p, t, t, note), params, tokens)
+    if not calls or any(layer != calls[0][0] for layer, _, _ in calls):
+        return None
+    flat = [jax.tree.flatten(arguments) for _, _, arguments in calls]
+    if any(structure != flat[0][1] for _, structure in flat):
+        return None
+    numbers: dict[int, int] = {}
+    pattern = tuple(
+        tuple(numbers.setdefault(id(leaf), len(numbers)) for leaf in leaves)
+        for leaves, _ in flat
+    )
+    paths = tuple(path for _, path, _ in calls)
+    return Stack(module, calls[0][0], paths, pattern, flat[0][1])
+
+
+def encode(
+    stack: Stack,
+    params: types.Params,
+    tokens: jax.Array,
+    mask: jax.Array,
+    *,
+    keep: frozenset[int] = frozenset(),
+) -> tuple[jax.Array, dict[int, jax.Array]]:
+    """What the model's `encode` gives, and the inputs of the layers in `keep`."""
+    outside = _without(params, frozenset(stack.paths), ())
+    x, arrays = _before(stack, outside, tokens, mask)
+    kept = {}
+    for number, (path, pattern) in enumerate(
+        zip(stack.paths, stack.pattern, strict=True)
+    ):
+        if number in keep:
+            kept[number] = x
+        layer_params = functools.reduce(lambda tree, name: tree[name], path, params)
+        x = _one_layer(
+            stack.layer, stack.structure, layer_params, x, [arrays[i] for i in pattern]
+        )
+    return _after(stack, outside, tokens, mask, x), kept
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _before(stack, params, tokens, mask):
+    """What goes into the first layer, and the arrays that layers share."""
+    first: list[Any] = []
+    arrays: dict[int, Any] = {}
+    patterns = iter(stack.pattern)
+
+    def note(context, args, keywords):
+        pattern = next(patterns)
+        arrays.update(zip(pattern, jax.tree.leaves((args[1:], keywords)), strict=True))
+        first.append(args[0])
+        if len(first) == len(stack.paths):
+            raise _Reached
+        return args[0]
+
+    try:
+        _with_layers(stack.module, params, tokens, mask, note)
+    except _Reached:
+        pass
+    return first[0], [arrays[i] for i in range(len(arrays))]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _one_layer(layer, structure, params, x, arrays):
+    args, keywords = jax.tree.unflatten(structure, arrays)
+    return layer.apply({"params": params}, x, *args, **keywords)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _after(stack, params, tokens, mask, x):
+    return _with_layers(stack.module, params, tokens, mask, lambda *_: x)
+
+
+def _with_layers(module, params, tokens, mask, layer):
+    """`encode` with `layer(context, args, keywords)` in the place of each layer."""
+
+    def intercept(next_function, args, keywords, context):
+        name = context.module.name
+        if context.method_name == "__call__" and _LAYER.fullmatch(name or ""):
+            return layer(context, args, keywords), None
+        return next_function(*args, **keywords)
+
+    with nn.intercept_methods(intercept):
+        return module.apply(
+            {"params": params}, tokens, mask, deterministic=True, method="encode"
+        )
+
+
+def _without(params, paths, here):
+    """Parameters without those of the layers, which need not be passed again."""
+    if not isinstance(params, dict):
+        return params
+    return {
+        name: _without(value, paths, (*here, name))
+        for name, value in params.items()
+        if (*here, name) not in paths
+    }
