@@ -345,7 +345,7 @@ def load_params(
       CheckpointError: no sound step there.
       MismatchError: the parameters differ; lists both sides.
     """
-    directory, step = _locate(_absolute(path), step)
+    directory, step = locate(path, step)
     choice = multihost.from_process_zero(
         "checkpoints/load", lambda: manifests.choose(directory, step), 1200.0
     )
@@ -396,6 +396,37 @@ def read_numpy(
     return dict(zip(stored, arrays, strict=True)), _read_metadata(source)
 
 
+def read_params(
+    path: str | os.PathLike[str], step: int | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any], epath.Path]:
+    """Parameters of a run by name, in host memory; its metadata; the step's directory.
+
+    Args:
+      path: a model_dir, its `checkpoints` directory, or one step of it.
+      step: which step; None takes the newest sound one.
+
+    Raises:
+      CheckpointError: no sound step there.
+    """
+    directory, step = locate(path, step)
+    choice = manifests.choose(directory, step)
+    if choice["step"] is None:
+        raise CheckpointError(f"{path}: no checkpoint there.")
+    source = directory / str(choice["step"])
+    prefix = "params/"
+    stored = {
+        name: array
+        for name, array in stored_arrays.on_disk(source).items()
+        if name.startswith(prefix)
+    }
+    arrays = stored_arrays.read(source, stored, as_numpy=True)
+    named = {
+        name.removeprefix(prefix): array
+        for name, array in zip(stored, arrays, strict=True)
+    }
+    return named, _read_metadata(source), source
+
+
 def _drop_orbax_chatter(record: std_logging.LogRecord) -> bool:
     """A save makes Orbax log dozens of lines; its warnings and errors stay."""
     return record.levelno >= std_logging.WARNING or "/orbax/" not in record.pathname
@@ -419,11 +450,18 @@ class _StepArgs(ocp.args.PyTreeSave):
     """Arguments of `_StepHandler`; Orbax looks handlers up by their class."""
 
 
-def _locate(path: epath.Path, step: int | None) -> tuple[epath.Path, int | None]:
-    """Directory of steps and step meant by a model_dir, `checkpoints` or a step."""
-    if path.name.isdigit() and (path / "_METADATA").exists():
-        return path.parent, int(path.name)
-    for directory in (path / "checkpoints", path):
+def locate(
+    path: str | os.PathLike[str], step: int | None = None
+) -> tuple[epath.Path, int | None]:
+    """Directory of steps and step meant by a model_dir, `checkpoints` or a step.
+
+    Raises:
+      CheckpointError: it is none of them.
+    """
+    place = _absolute(path)
+    if place.name.isdigit() and (place / "_METADATA").exists():
+        return place.parent, int(place.name)
+    for directory in (place / "checkpoints", place):
         if manifests.step_numbers(directory):
             return directory, step
     raise CheckpointError(

@@ -21,6 +21,7 @@ from prottrans_jax import (
     metrics,
     multihost,
     run_identity,
+    sources,
     train_state,
     train_step,
 )
@@ -100,8 +101,9 @@ def train(
         with the step and the ids of its records; or "skip" the update.
       max_skipped_steps: "skip" gives up after so many steps in a row.
       profile_steps: [first, last) steps whose profile goes to `model_dir/profile`.
-      init_from: checkpoint of another run whose parameters start this one; ignored
-        when `model_dir` already holds a checkpoint.
+      init_from: checkpoint whose parameters start this run: of another run, or
+        "hf:", "t5x:" or "mtf:" and a folder; see `sources`. Ignored when `model_dir`
+        already holds a checkpoint.
       accept_config_changes: go on although the configuration differs.
       startup_timeout_s: end with stack traces if the first step takes longer.
       step_timeout_s: the same for each later step, evaluation or save.
@@ -337,7 +339,10 @@ class _Run:
         """The state of step 0, from random parameters or those of another run."""
         params = None
         if init_from is not None:
-            params = checkpoints.load_params(init_from, self.plan.abstract.params)
+            model = getattr(self.plan.objective, "model", None)
+            params = sources.load_params(
+                init_from, self.plan.abstract.params, getattr(model, "config", None)
+            )
             logging.info("Parameters start from %s.", init_from)
         return train_state.initialize(
             self.plan, self.partitioner, self.batch_shapes, seed, params

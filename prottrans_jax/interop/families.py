@@ -202,10 +202,7 @@ def family_of(attributes: Mapping[str, Any]) -> Family:
 def family_of_config(config: Any) -> Family:
     """Family whose configuration `config` is."""
     for family in FAMILIES.values():
-        if (
-            type(config).__name__ == family.config_name
-            and type(config).__module__ == family.model_module
-        ):
+        if type(config) is family.config_class:
             return family
     raise ValueError(
         f"{type(config).__name__} is no family's configuration. Known: "

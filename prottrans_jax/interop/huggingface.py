@@ -18,12 +18,28 @@ from typing import Any
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.interop import families, layer_stacks, safetensors, torch_files
+from prottrans_jax.interop import (
+    casting,
+    families,
+    layer_stacks,
+    safetensors,
+    torch_files,
+)
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # transformers' own default is 50 GB; a file of 5 GB still copies over bad networks.
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _ORGANISATION = "Rostlab"
+# What tokenizers and generation read, besides the configuration and the weights.
+COMPANIONS = (
+    "added_tokens.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
 
 
 Checkpoint = families.Checkpoint
@@ -202,6 +218,7 @@ def write(
     arrays = family.table.params_to_hf(
         layers, dataclasses.replace(config, scan_layers=False)
     )
+    arrays = dict(sorted(arrays.items()))
     stored = families.widest_dtype(arrays.values()) if dtype is None else dtype
     attributes = family.table.config_to_hf(config)
     attributes["dtype"] = attributes["torch_dtype"] = np.dtype(stored).name
@@ -246,7 +263,7 @@ def _shards(
 
 
 def _num_bytes(array: np.ndarray, dtype: Any) -> int:
-    return array.size * safetensors.stored_dtype(array, dtype).itemsize
+    return array.size * casting.stored_dtype(array, dtype).itemsize
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:

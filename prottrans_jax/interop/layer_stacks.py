@@ -10,11 +10,10 @@ import re
 from typing import Any
 
 from flax import traverse_util
-import jax.numpy as jnp
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.interop import memory_map
+from prottrans_jax.interop import casting, memory_map
 
 _LAYER = re.compile(r"layers_(\d+)")
 
@@ -34,23 +33,15 @@ def convert(
     flat = traverse_util.flatten_dict(params, sep="/")
     flat = _stack(flat, dtype) if stack else _unstack(flat)
     return traverse_util.unflatten_dict(
-        {name: _cast(array, dtype) for name, array in flat.items()}, sep="/"
+        {name: _cast(name, array, dtype) for name, array in flat.items()}, sep="/"
     )
 
 
-def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
-    wanted = _dtype(array, dtype)
-    if array.dtype == wanted:
-        return array
-    cast = array.astype(wanted)
-    memory_map.release(array)
+def _cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
+    cast = casting.cast(name, array, dtype)
+    if cast is not array:
+        memory_map.release(array)
     return cast
-
-
-def _dtype(array: np.ndarray, dtype: Any) -> np.dtype:
-    if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating):
-        return array.dtype
-    return np.dtype(dtype)
 
 
 def _stack(flat: dict[str, np.ndarray], dtype: Any) -> dict[str, np.ndarray]:
@@ -64,9 +55,10 @@ def _stack(flat: dict[str, np.ndarray], dtype: Any) -> dict[str, np.ndarray]:
         layers[name.replace(found[0], "layers", 1)][int(found[1])] = array
     for name, arrays in layers.items():
         first = arrays[0]
-        together = np.empty((len(arrays), *first.shape), _dtype(first, dtype))
+        stored = casting.stored_dtype(first, dtype)
+        together = np.empty((len(arrays), *first.shape), stored)
         for layer, array in arrays.items():
-            together[layer] = array
+            together[layer] = casting.cast(name, array, dtype)
             memory_map.release(array)
         stacked[name] = together
     return stacked

@@ -12,7 +12,7 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
-from prottrans_jax.interop import memory_map
+from prottrans_jax.interop import casting, memory_map
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -78,8 +78,13 @@ def save(
       path: The file; it appears when it is complete.
       arrays: Arrays by name, views of mapped files included.
       dtype: Type of all floating-point arrays in the file; None keeps theirs.
+
+    Raises:
+      ValueError: A value is too large for `dtype`.
     """
-    stored = {name: stored_dtype(array, dtype) for name, array in arrays.items()}
+    stored = {
+        name: casting.stored_dtype(array, dtype) for name, array in arrays.items()
+    }
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, array in arrays.items():
@@ -94,19 +99,15 @@ def save(
     text += b" " * (-len(text) % 8)  # arrays start at a multiple of 8
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, array in arrays.items():
-            in_order = np.ascontiguousarray(array, dtype=stored[name])
-            file.write(in_order.reshape(-1).view(np.uint8).data)
-            memory_map.release(array)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def stored_dtype(array: np.ndarray, dtype: np.typing.DTypeLike | None) -> np.dtype:
-    """Type in which `save` stores an array."""
-    # bfloat16 is no subtype of np.floating.
-    floating = np.issubdtype(array.dtype, np.floating) or array.dtype == _DTYPES["BF16"]
-    return np.dtype(dtype) if dtype is not None and floating else array.dtype
+    try:
+        with open(temporary, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name, array in arrays.items():
+                in_order = np.ascontiguousarray(casting.cast(name, array, dtype))
+                file.write(in_order.reshape(-1).view(np.uint8).data)
+                memory_map.release(array)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

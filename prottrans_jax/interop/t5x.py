@@ -24,6 +24,7 @@ import numpy as np
 
 from prottrans_jax import types
 from prottrans_jax.interop import (
+    casting,
     families,
     flax_msgpack,
     layer_stacks,
@@ -375,8 +376,7 @@ def _cast(
     arrays: Iterator[tuple[str, np.ndarray]], dtype: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
     for name, array in arrays:
-        array = np.asarray(array)
-        yield name, array if dtype is None else array.astype(dtype, copy=False)
+        yield name, casting.cast(name, np.asarray(array), dtype)
 
 
 def _write_zarr(folder: pathlib.Path, name: str, array: np.ndarray) -> dict[str, Any]:

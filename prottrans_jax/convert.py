@@ -1,0 +1,182 @@
+r"""Converts checkpoints between this library and others.
+
+  python -m prottrans_jax.convert --input=hf:prot_t5_xl_uniref50 --output=OUT --to=t5x
+  python -m prottrans_jax.convert --input=MODEL_DIR --output=OUT --to=hf --dtype=float16
+  python -m prottrans_jax.convert --input=mtf:FOLDER --output=OUT --to=prottrans
+
+Input: hf:, t5x: or mtf: and a folder (or a repository of the hub after hf:), or the
+model_dir of an own run; without a prefix the folder tells what it is. Output: a new
+folder, `hf` for transformers, `t5x` and `mtf` for T5, `prottrans` to train from.
+
+Exit status: 0 done; 1 not done, the reason is printed; 2 wrong flags.
+"""
+
+from collections.abc import Sequence
+import os
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+
+_INPUT = flags.DEFINE_string("input", None, "What to convert; see above.")
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
+_TO = flags.DEFINE_enum(
+    "to", None, ["hf", "t5x", "mtf", "prottrans"], "Form of the output."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "bfloat16", "float16"],
+    "Type of the parameters in the output; default: as they are stored.",
+)
+_DOWNLOAD = flags.DEFINE_bool(
+    "download", False, "Whether a repository of the hub may be fetched."
+)
+_MAX_SHARD_GB = flags.DEFINE_float(
+    "max_shard_gb", 5.0, "Largest file of --to=hf, in units of 10^9 bytes."
+)
+_SCANNED = flags.DEFINE_bool(
+    "scanned", False, "With --to=t5x: layers stacked, as in T5X's scalable_t5."
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit status."""
+    if len(argv) > 1:
+        return _fail(2, f"unexpected {argv[1]!r}; see --help.")
+    missing = [flag.name for flag in (_INPUT, _OUTPUT, _TO) if not flag.value]
+    if missing:
+        return _fail(2, f"--{' and --'.join(missing)} must be given; see --help.")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Nothing is computed: no accelerator is taken from a run.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    logging.set_verbosity(logging.WARNING)
+    output = pathlib.Path(_OUTPUT.value or "").expanduser()
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        return _fail(1, f"{output} exists and is not empty. Choose another folder.")
+
+    from prottrans_jax import checkpoints
+
+    try:
+        _convert(output)
+        return 0
+    except KeyboardInterrupt:
+        status = _fail(130, "stopped; nothing was left behind.")
+    except (ValueError, OSError, checkpoints.CheckpointError) as error:
+        status = _fail(1, str(error))
+    shutil.rmtree(output, ignore_errors=True)  # It was empty before.
+    return status
+
+
+def _convert(output: pathlib.Path) -> None:
+    import jax
+    import numpy as np
+
+    from prottrans_jax import sources
+
+    # Only our own form wants layers stacked; all others are read and written as views.
+    found = sources.read(
+        _INPUT.value or "",
+        download=_DOWNLOAD.value,
+        scan_layers=_TO.value == "prottrans",
+    )
+    leaves = jax.tree.leaves(found.params)
+    print(
+        f"Found {found.form} in {found.source}\n"
+        f"  {type(found.config).__name__}: {_sizes(found.config)}\n"
+        f"  {sum(x.size for x in leaves):,} parameters, {found.stored_dtype.name}"
+    )
+    written = _write(found, output)
+    stored = _DTYPE.value or found.stored_dtype.name
+    size = sum(x.size * np.dtype(x.dtype).itemsize for x in leaves)
+    if _DTYPE.value:
+        import jax.numpy as jnp
+
+        size = sum(x.size for x in leaves) * jnp.dtype(_DTYPE.value).itemsize
+    print(f"Wrote {stored}, {size / 1e9:.3f} GB of parameters:")
+    for path in written:
+        print(f"  {path}")
+
+
+def _sizes(config: Any) -> str:
+    names = ("num_layers", "num_decoder_layers", "num_heads", "d_model", "d_ff")
+    return ", ".join(
+        f"{name}={getattr(config, name)}"
+        for name in (*names, "vocab_size")
+        if hasattr(config, name)
+    )
+
+
+def _write(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
+    if _TO.value == "prottrans":
+        return [_write_own(found, output)]
+    if _TO.value == "hf":
+        return _write_huggingface(found, output)
+    if found.family.name != "t5":
+        raise ValueError(
+            f"--to={_TO.value} is for T5 only; this is {found.family.name}. Choose "
+            "--to=hf or --to=prottrans."
+        )
+    from prottrans_jax.interop import mesh_tf, t5x
+
+    if _TO.value == "mtf":
+        print("Note: without slots of the optimizer; start from it, do not go on.")
+        return [mesh_tf.write(output, found.config, found.params, dtype=_DTYPE.value)]
+    return [
+        t5x.write(
+            output,
+            found.config,
+            found.params,
+            dtype=_DTYPE.value,
+            scanned=_SCANNED.value,
+        )
+    ]
+
+
+def _write_huggingface(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
+    from prottrans_jax.interop import huggingface
+    from prottrans_jax.models import electra
+
+    options: dict[str, Any] = {
+        "dtype": _DTYPE.value,
+        "max_shard_bytes": int(_MAX_SHARD_GB.value * 1e9),
+    }
+    if isinstance(found.config, electra.ElectraConfig):
+        names = ("generator", "discriminator")
+        configs = found.config.generator, found.config.discriminator
+        parts = zip(names, configs, electra.split_params(found.params), strict=True)
+        return [
+            path
+            for name, config, params in parts
+            for path in huggingface.write(output / name, config, params, **options)
+        ]
+    written = huggingface.write(output, found.config, found.params, **options)
+    for name in huggingface.COMPANIONS:
+        # Of the tokenizer; unless they came from a checkpoint with it, users add them.
+        if found.source.is_dir() and (found.source / name).is_file():
+            shutil.copyfile(found.source / name, output / name)
+            written.append(output / name)
+    return written
+
+
+def _write_own(found: Any, output: pathlib.Path) -> pathlib.Path:
+    from prottrans_jax import checkpoints, run_identity
+
+    with checkpoints.Checkpointer(output / "checkpoints", save_dtype=_DTYPE.value) as c:
+        metadata = {
+            "identity": run_identity.identity(model=found.config),
+            "converted_from": found.form,
+        }
+        c.save(0, {"params": found.params}, metadata)
+    return output / "checkpoints" / "0"
+
+
+def _fail(status: int, why: str) -> int:
+    print(f"convert: {why}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,276 @@
+"""Mesh-TensorFlow's checkpoints of T5, the form in which ProtT5 was trained.
+
+A folder holds `model.ckpt-STEP.index` and `.data-*`, TensorFlow's format for tensors by
+name. TensorFlow 2 reads and writes it without a graph; nothing here needs TensorFlow 1.
+
+Kernels are as ours, not transposed. The relative bias of a stack lies in its first
+layer. Norms are called layer_norm or rms_norm, by the version of the code. Slots of the
+optimizer are not read, and not written: Mesh-TensorFlow can start from what is written
+here (`init_checkpoint`), but not go on as the same run.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import os
+import pathlib
+import re
+from typing import Any
+
+from flax import traverse_util
+import jax.numpy as jnp
+import numpy as np
+
+from prottrans_jax import types
+from prottrans_jax.interop import casting, families, layer_stacks, rules, t5_names
+from prottrans_jax.models import t5
+
+_SLOT = re.compile(r".*_slot_(v|vr|vc|m)$")
+_STEP = "global_step"
+_CHECKPOINT = re.compile(r"(model\.ckpt-(\d+))\.index")
+# So many bytes of parameters are handed to TensorFlow at once.
+_BLOCK_BYTES = 1 << 28
+
+_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "out"}
+# Theirs, ours, our norm before it; by the number of the layer in a block.
+_BLOCKS = {
+    "encoder": (
+        ("SelfAttention", "attention", "pre_attention_layer_norm"),
+        ("DenseReluDense", "mlp", "pre_mlp_layer_norm"),
+    ),
+    "decoder": (
+        ("SelfAttention", "self_attention", "pre_self_attention_layer_norm"),
+        (
+            "EncDecAttention",
+            "encoder_decoder_attention",
+            "pre_cross_attention_layer_norm",
+        ),
+        ("DenseReluDense", "mlp", "pre_mlp_layer_norm"),
+    ),
+}
+
+
+def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
+    """The model of a checkpoint.
+
+    Sizes come from the shapes; what no shape tells is T5's default unless overridden.
+
+    Args:
+      source: A folder, whose newest step is taken, or FOLDER/model.ckpt-STEP.
+      **overrides: Fields of `T5Config`.
+
+    Raises:
+      FileNotFoundError, ValueError: There is no checkpoint, or it is not a T5's.
+    """
+    path = find(source)
+    reader = _tensorflow().train.load_checkpoint(str(path))
+    shapes = reader.get_variable_to_shape_map()
+    names = [n for n in shapes if not _SLOT.fullmatch(n) and n != _STEP]
+    dtypes = reader.get_variable_to_dtype_map()
+    stored = np.dtype(jnp.result_type(*{dtypes[n].as_numpy_dtype for n in names}))
+    as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}
+    try:
+        table = {rule.theirs: rule for rule in _table(names)}
+        unknown = sorted(set(names) - set(table))
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} variables are not those of a T5: "
+                f"{', '.join(unknown[:5])}{' ...' * (len(unknown) > 5)}."
+            )
+        flat = {
+            table[name].ours: table[name].take(reader.get_tensor(name))
+            for name in sorted(names)
+        }
+        flat = t5_names.share_equal_biases(flat)
+        config = t5_names.config_of(flat, **as_stored)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    config = dataclasses.replace(
+        config,
+        scan_layers=overrides.get("scan_layers", False),
+        param_dtype=overrides.get("param_dtype", stored),
+    )
+    slots = "with" if any(map(_SLOT.fullmatch, shapes)) else "without"
+    return families.Checkpoint(
+        family=families.FAMILIES["t5"],
+        config=config,
+        params=layer_stacks.convert(
+            traverse_util.unflatten_dict(flat, sep="/"),
+            dtype=config.param_dtype,
+            stack=config.scan_layers,
+        ),
+        stored_dtype=stored,
+        source=path,
+        form=f"Mesh-TensorFlow ({path.name}, {slots} slots of the optimizer)",
+    )
+
+
+def find(source: str | os.PathLike) -> pathlib.Path:
+    """Prefix of a checkpoint's files: itself, or the newest in a folder."""
+    path = pathlib.Path(source).expanduser()
+    if path.with_name(f"{path.name}.index").is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder, and no {path.name}.index.")
+    steps = [
+        (int(match[2]), match[1])
+        for child in path.iterdir()
+        if (match := _CHECKPOINT.fullmatch(child.name))
+    ]
+    if not steps:
+        raise FileNotFoundError(
+            f"{path} has no model.ckpt-STEP.index: not a checkpoint of TensorFlow."
+        )
+    return path / max(steps)[1]
+
+
+def write(
+    folder: str | os.PathLike,
+    config: t5.T5Config,
+    params: types.Params,
+    *,
+    dtype: np.typing.DTypeLike | None = None,
+    step: int = 0,
+) -> pathlib.Path:
+    """Writes `folder/model.ckpt-STEP`: the parameters and the step, no slots.
+
+    Args:
+      folder: Where; like Mesh-TensorFlow's model_dir.
+      config: Configuration of the model.
+      params: Its parameters.
+      dtype: Type of the parameters in the file; None keeps theirs.
+      step: Number of the step.
+
+    Returns:
+      Prefix of the files.
+
+    Raises:
+      FileExistsError: The step is there already.
+      ValueError: Each layer has a relative bias of its own.
+    """
+    target = pathlib.Path(folder) / f"model.ckpt-{step}"
+    if target.with_name(f"{target.name}.index").exists():
+        raise FileExistsError(f"{target}.index exists. Choose another folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tf = _tensorflow()
+    flat = traverse_util.flatten_dict(
+        layer_stacks.convert(params, stack=False), sep="/"
+    )
+    theirs = rules.to_theirs(flat, _table(_names(config)))
+    parts: list[str] = []
+    for block in _blocks({**theirs, _STEP: np.asarray(step, np.int64)}):
+        values = [casting.cast(name, x, dtype) for name, x in block.items()]
+        parts.append(f"{target}.part-{len(parts)}")
+        tf.raw_ops.SaveV2(
+            prefix=parts[-1],
+            tensor_names=list(block),
+            shape_and_slices=[""] * len(block),
+            tensors=[tf.constant(np.asarray(x, order="C")) for x in values],
+        )
+    tf.raw_ops.MergeV2Checkpoints(
+        checkpoint_prefixes=parts, destination_prefix=str(target)
+    )
+    (target.parent / "checkpoint").write_text(
+        f'model_checkpoint_path: "{target.name}"\n'
+        f'all_model_checkpoint_paths: "{target.name}"\n'
+    )
+    return target
+
+
+def _blocks(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    block: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        block[name] = array
+        if sum(x.nbytes for x in block.values()) >= _BLOCK_BYTES:
+            yield block
+            block = {}
+    if block:
+        yield block
+
+
+def _names(config: t5.T5Config) -> list[str]:
+    """Names in a checkpoint of the model, as ProtT5's have them."""
+    if not config.share_relative_bias:
+        raise ValueError(
+            "share_relative_bias=False: in Mesh-TensorFlow's T5 the layers of a stack "
+            "share one."
+        )
+    mlp = ("wi", "wo") if len(config.mlp_activations) == 1 else ("wi_0", "wi_1", "wo")
+    names = ["shared/embedding"]
+    if config.num_decoder_layers and not config.tie_embeddings:
+        names.append("decoder/logits/kernel")
+    depth = {"encoder": config.num_layers, "decoder": config.num_decoder_layers}
+    for side, blocks in _BLOCKS.items():
+        for block in range(depth[side]):
+            for layer, (theirs, _, _) in enumerate(blocks):
+                prefix = f"{side}/block_{block:03}/layer_{layer:03}"
+                names.append(f"{prefix}/layer_norm/scale")
+                if theirs == "DenseReluDense":
+                    names += [f"{prefix}/{theirs}/{name}/kernel" for name in mlp]
+                else:
+                    names += [f"{prefix}/{theirs}/{name}" for name in _ATTENTION]
+        if depth[side]:
+            attention = f"{side}/block_000/layer_000/SelfAttention"
+            names.append(f"{attention}/relative_attention_bias")
+            names.append(f"{side}/final_layer_norm/scale")
+    return names
+
+
+def _table(names: list[str]) -> list[rules.Rule]:
+    """Rules of the names given; what is not in the table is left out.
+
+    Of a bias there is one line for the stack if only the first layer has one.
+    """
+    bias = "SelfAttention/relative_attention_bias"
+    found = []
+    for name in names:
+        parts = name.split("/")
+        if name == "shared/embedding":
+            found.append(rules.Rule(name, "token_embedder/embedding"))
+        elif name == "decoder/logits/kernel":
+            found.append(rules.Rule(name, "decoder/logits_dense/kernel"))
+        elif parts[0] not in _BLOCKS:
+            continue
+        elif parts[1:] in (["final_layer_norm", "scale"], ["rms_norm", "scale"]):
+            found.append(rules.Rule(name, f"{parts[0]}/{parts[0]}_norm/scale"))
+        elif (
+            name.endswith(bias)
+            and sum(n.startswith(parts[0]) and n.endswith(bias) for n in names) == 1
+        ):
+            ours = f"{parts[0]}/relpos_bias/rel_embedding"
+            found.append(rules.Rule(name, ours))
+        else:
+            of_layer = _layer_name(parts)
+            if of_layer is not None:
+                found.append(rules.Rule(name, of_layer))
+    return found
+
+
+def _layer_name(parts: list[str]) -> str | None:
+    """Ours for SIDE/block_BBB/layer_LLL/..., None if there is no such parameter."""
+    match = re.fullmatch(r"block_(\d+)/layer_(\d+)/(.*)", "/".join(parts[1:]))
+    blocks = _BLOCKS[parts[0]]
+    if match is None or int(match[2]) >= len(blocks):
+        return None
+    theirs, ours, norm = blocks[int(match[2])]
+    prefix = f"{parts[0]}/layers_{int(match[1])}"
+    names = {f"{x}_norm/scale": f"{norm}/scale" for x in ("layer", "rms")}
+    if ours == "mlp":
+        names |= {
+            f"{theirs}/{x}/kernel": f"mlp/{x}/kernel"
+            for x in ("wi", "wi_0", "wi_1", "wo")
+        }
+    else:
+        names |= {f"{theirs}/{x}": f"{ours}/{y}/kernel" for x, y in _ATTENTION.items()}
+        names[f"{theirs}/relative_attention_bias"] = "relpos_bias/rel_embedding"
+    return f"{prefix}/{names[match[3]]}" if match[3] in names else None
+
+
+def _tensorflow() -> Any:
+    try:
+        import tensorflow
+    except ImportError as error:
+        raise ValueError(
+            "Mesh-TensorFlow's checkpoints are read with TensorFlow, which is not "
+            f"installed: `pip install tensorflow` ({error})."
+        ) from error
+    return tensorflow
