@@ -126,8 +126,10 @@ def package_folder() -> pathlib.Path:
 
 
 def leaves() -> list[str]:
-    """File names of the package's leaves, sorted."""
-    return sorted(path.name for path in package_folder().glob("*.gin"))
+    """Names of the package's leaves, sorted; those of `smoke/` come last."""
+    root = package_folder()
+    found = [*sorted(root.glob("*.gin")), *sorted(root.glob("smoke/*.gin"))]
+    return [path.relative_to(root).as_posix() for path in found]
 
 
 def find_file(

@@ -6,11 +6,14 @@ import re
 from flax import linen as nn
 import jax
 import pytest
+import seqio
 
 from prottrans_jax import gin_config, gin_utils, train_state
 
 ROOT = gin_config.package_folder()
 LEAVES = gin_config.leaves()
+# Tiny, of our own choosing.
+TRAINED_HERE = tuple(n for n in LEAVES if n.startswith(("sample", "smoke/")))
 MESHES = sorted(path.name for path in (ROOT / "meshes").glob("*.gin"))
 # What a leaf leaves to the user.
 GIVEN = ["MODEL_DIR = 'run'", "INITIAL_CHECKPOINT_PATH = 'start'"]
@@ -42,7 +45,7 @@ def build(leaf, *more, num_devices=1):
         name: jax.ShapeDtypeStruct(
             (
                 data["batch_size"],
-                lengths["inputs" if name.startswith("encoder") else "targets"],
+                lengths["targets" if name.startswith("decoder") else "inputs"],
             ),
             "float32" if name.endswith("weights") else "int32",
         )
@@ -96,9 +99,99 @@ def test_model_has_the_parameters_that_its_files_state(size):
     assert f"{count:,} parameters" in (ROOT / f"models/prot_t5_{size}.gin").read_text()
 
 
+def encoder_parameters(vocab, layers, d_model, d_ff, d_embed, positions, unshared):
+    """BERT's kinship by hand, with a head for masked tokens and no pooler."""
+    attention = 4 * (d_model * d_model + d_model) + 2 * d_model
+    mlp = 2 * d_model * d_ff + d_ff + d_model + 2 * d_model
+    tables = (vocab + positions + 2) * d_embed + 2 * d_embed
+    projection = d_embed * d_model + d_model if d_embed != d_model else 0
+    head = d_model * d_embed + d_embed + 2 * d_embed + vocab
+    stack = (attention + mlp) * (layers if unshared else 1)
+    return tables + projection + stack + head
+
+
+def electra_parameters():
+    """Discriminator and generator; tables and their norm are shared."""
+    generator = encoder_parameters(30, 30, 256, 1024, 1024, 40_000, True)
+    tables = (30 + 40_000 + 2) * 1024 + 2 * 1024
+    head = 1024 * 1024 + 1024 + 1024 + 1
+    both = encoder_parameters(30, 30, 1024, 4096, 1024, 40_000, True)
+    masked_head = 1024 * 1024 + 1024 + 2 * 1024 + 30
+    return both - masked_head + head + generator - tables
+
+
+# Family -> parameters as its file states them, and counted another way.
+FAMILIES = {
+    "bert": (
+        419_933_214,
+        encoder_parameters(30, 30, 1024, 4096, 1024, 40_000, True),
+    ),
+    "albert": (
+        207_557_794,
+        encoder_parameters(34, 12, 4096, 16384, 128, 40_000, False),
+    ),
+    "electra": (444_152_607, electra_parameters()),
+    # The bytes of the released file: 1,637,654,676.
+    "xlnet": (409_413_669, 1_637_654_676 // 4),
+    "transformer_xl": (
+        570_875_928,
+        32 * (5 * 1024 * 1024 + 2 * 1024 + 2 * 1024 * 6144 + 6144 + 1024 + 4 * 1024)
+        + 24 * 1024
+        + 24,
+    ),
+}
+
+
+def family_leaves(family):
+    prefix = f"prot_{family}"
+    return [n for n in LEAVES if n.startswith(prefix)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_has_the_parameters_that_its_file_states(family):
+    stated, counted = FAMILIES[family]
+    assert stated == counted
+    text = (ROOT / f"models/prot_{family}.gin").read_text()
+    assert f"{stated:,} parameters" in text
+    leaves = family_leaves(family)
+    assert leaves
+    for leaf in leaves:
+        assert num_parameters(leaf) == stated, leaf
+
+
+def test_released_files_hold_what_masked_lm_does_not_train():
+    # Poolers: the published counts are 420.98 M and 224.3 M.
+    assert FAMILIES["bert"][0] + 1024 * 1024 + 1024 == 420_982_814
+    assert FAMILIES["albert"][0] + 4096 * 4096 + 4096 == 224_339_106
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_divide_on_every_mesh(family, mesh):
+    leaf = family_leaves(family)[0]
+    _, partitioner, shapes = plan(leaf, mesh)
+    rows = next(iter(shapes.values())).shape[0]
+    # Published batches are multiples of the hardware that they ran on.
+    if partitioner.mesh.size <= 512:
+        assert rows % partitioner.mesh.shape["data"] == 0
+
+
+def test_every_family_has_all_kinds_of_leaves():
+    for family in FAMILIES:
+        assert f"sample_{family}.gin" in LEAVES
+        assert f"smoke/prot_{family}.gin" in LEAVES
+    assert "sample.gin" in LEAVES and "smoke/prot_t5.gin" in LEAVES
+    # Both stages where the original had two.
+    for leaf in ("bert_bfd", "bert_uniref100", "albert", "electra"):
+        stages = [n for n in LEAVES if n.startswith(f"prot_{leaf}")]
+        assert {f"prot_{leaf}.gin", f"prot_{leaf}_2048.gin"} <= set(stages)
+
+
 def test_every_size_is_tested():
     named = {
-        leaf.split("_")[2].removesuffix(".gin") for leaf in LEAVES if "_t5_" in leaf
+        leaf.split("_")[2].removesuffix(".gin")
+        for leaf in LEAVES
+        if leaf.startswith("prot_t5_")
     }
     assert named == set(SIZES)
 
@@ -145,11 +238,42 @@ def test_leaf_builds(leaf):
     assert partitioner.mesh.size == 16
 
 
+NUMBERS = (
+    r"(BATCH_SIZE|TRAIN_STEPS|DROPOUT|TASK_FEATURE|MODEL_PAR|WARMUP|LEARNING|WEIGHT)"
+)
+
+
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_every_number_of_a_released_model_has_its_source(leaf):
     for line in (ROOT / leaf).read_text().splitlines():
-        if re.match(r"(BATCH_SIZE|TRAIN_STEPS|DROPOUT|TASK_FEATURE|MODEL_PAR)", line):
-            assert leaf == "sample.gin" or "#" in line, line
+        if re.match(NUMBERS, line):
+            assert leaf in TRAINED_HERE or "#" in line, line
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_task_gives_the_features_and_ids_that_the_model_reads(leaf):
+    objective, *_, shapes = build(leaf, num_devices=16)
+    name = gin_utils.build("%MIXTURE_OR_TASK_NAME")
+    made = seqio.get_mixture_or_task(name).preprocessors[-1].objective
+    lengths = gin_utils.build("%TASK_FEATURE_LENGTHS")
+    assert set(lengths) == {layout.length for layout in made.layouts}
+    features = {n for layout in made.layouts for n in layout.features}
+    assert set(objective.features) <= features
+    assert made.vocabulary.size == objective.model.config.vocab_size
+    # A row has no more positions than the model has a table for.
+    length = shapes[objective.features[0]].shape[1]
+    assert length <= getattr(objective.model.config, "max_length", length)
+
+
+@pytest.mark.parametrize("leaf", TRAINED_HERE)
+def test_leaf_that_trains_here_finds_its_data(leaf):
+    config = gin_utils.parse([leaf], GIVEN)
+    train = config.parameters(gin_utils.Reference("", "trainer.train", call=True))
+    objective = gin_utils.build(train["objective"])
+    batch = gin_utils.build(train["train_data"]).batch(0, slice(1, 2))
+    assert set(objective.features) <= set(batch)
+    held_out = gin_utils.build(train["eval_data"])["validation"]
+    assert held_out.num_batches > 0
 
 
 def test_leaf_can_be_overridden_as_t5x_users_do():
