@@ -7,7 +7,7 @@
 Needs neither TensorFlow, seqio nor torch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import difflib
 import functools
@@ -25,8 +25,8 @@ import numpy as np
 
 from prottrans_jax import types
 from prottrans_jax import vocabulary as vocabularies
-from prottrans_jax.embed import embedder, forward, pooling
-from prottrans_jax.interop import families, huggingface
+from prottrans_jax.embed import embedder, forward, layerwise, pooling
+from prottrans_jax.interop import huggingface
 
 # Short names of the released models: repository of the Hugging Face hub.
 NAMES = {
@@ -278,16 +278,7 @@ def load_encoder(
     """
     found, dtype = _read(source, dtype, download, overrides)
     module = found.family.model_class(found.config)
-    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    wanted = jax.eval_shape(
-        lambda t: nn.unbox(
-            module.init(
-                jax.random.key(0), t, t > 0, deterministic=True, method="encode"
-            )["params"]
-        ),
-        tokens,
-    )
-    stored = _subtree(found.params, wanted)
+    stored = subtree(found.params, layerwise.encoder_shapes(module))
     return Encoder(
         module=module,
         params=_cast(stored, jnp.dtype(dtype)),
@@ -398,13 +389,14 @@ def _fingerprint(params) -> str:
     return digest.hexdigest()
 
 
-def _subtree(params, wanted):
+def subtree(params: Any, wanted: Any) -> Any:
     """The part of `params` that has a counterpart in `wanted`."""
-    if not isinstance(wanted, dict):
+    if not isinstance(wanted, Mapping):
         return params
     missing = sorted(wanted.keys() - params.keys())
-    assert not missing, missing
-    return {name: _subtree(params[name], wanted[name]) for name in wanted}
+    if missing:
+        raise ValueError(f"The checkpoint lacks parameters: {', '.join(missing)}.")
+    return {name: subtree(params[name], wanted[name]) for name in wanted}
 
 
 def _cast(params, dtype):
@@ -419,6 +411,3 @@ def _cast(params, dtype):
         return jnp.asarray(np.asarray(x).astype(target, order="C", copy=False))
 
     return jax.tree.map(place, params)
-
-
-__all__ = ["NAMES", "Encoder", "Model", "families", "load_encoder", "load_model"]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-MAINS = ("train", "evaluate", "precompile", "prepare", "convert")
+MAINS = ("train", "evaluate", "precompile", "prepare", "convert", "export")
 GIN = (*MAINS, "gin_utils", "gin_check", "gin_config")
 SEQIO = ("data", "tasks")
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from prottrans_jax import types
 
+_ROW = jax.ShapeDtypeStruct((1, 8), jnp.int32)
 _LAYER = re.compile(r"layer(s_\d+)?")
 
 
@@ -62,16 +63,9 @@ def find_stack(module: nn.Module) -> Stack | None:
         calls.append((layer, context.module.path, (args[1:], keywords)))
         return args[0]
 
-    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    params = jax.eval_shape(
-        lambda t: nn.unbox(
-            module.init(jax.random.key(0), t, t, deterministic=True, method="encode")[
-                "params"
-            ]
-        ),
-        tokens,
+    jax.eval_shape(
+        lambda p, t: _with_layers(module, p, t, t, note), encoder_shapes(module), _ROW
     )
-    jax.eval_shape(lambda p, t: _with_layers(module, p, t, t, note), params, tokens)
     if not calls or any(layer != calls[0][0] for layer, _, _ in calls):
         return None
     flat = [jax.tree.flatten(arguments) for _, _, arguments in calls]
@@ -84,6 +78,18 @@ def find_stack(module: nn.Module) -> Stack | None:
     )
     paths = tuple(path for _, path, _ in calls)
     return Stack(module, calls[0][0], paths, pattern, flat[0][1])
+
+
+def encoder_shapes(module: nn.Module) -> types.Params:
+    """Shapes of the parameters that `encode` needs, without decoder and heads."""
+
+    def init(tokens):
+        variables = module.init(
+            jax.random.key(0), tokens, tokens, deterministic=True, method="encode"
+        )
+        return nn.unbox(variables["params"])
+
+    return jax.eval_shape(init, _ROW)
 
 
 def encode(

@@ -69,6 +69,11 @@ class DistanceBias:
         kv_size: int,
     ) -> Float[Array, "heads q_size kv_size"]:
         """Bias of `q_size` queries from `q_start` on `kv_size` keys from `kv_start`."""
+        if not (isinstance(q_size, int) and isinstance(kv_size, int)):
+            # Lengths that jax.export leaves open: it cannot compare products of them.
+            distance = jnp.arange(kv_size) - jnp.arange(q_size)[:, None]
+            index = distance + (kv_start - q_start + self.q_length - 1)
+            return jnp.take(self.values, index, axis=1)
         heads = self.values.shape[0]
         first = self.q_length - q_size + kv_start - q_start
         width = q_size + kv_size - 1
@@ -116,12 +121,7 @@ class RelativePositionBias(nn.Module):
             (self.num_heads, self.num_buckets),
             jnp.dtype(self.param_dtype),
         )
-        buckets = bucket(
-            np.arange(1 - q_length, kv_length),
-            bidirectional=self.bidirectional,
-            num_buckets=self.num_buckets,
-            max_distance=self.max_distance,
-        )
+        buckets = self._buckets(q_length, kv_length)
         one_hot = jax.nn.one_hot(buckets, self.num_buckets, dtype=jnp.float32)
         # Highest precision: a TPU would otherwise round the table to bfloat16.
         values = jnp.einsum(
@@ -131,3 +131,19 @@ class RelativePositionBias(nn.Module):
             precision=jax.lax.Precision.HIGHEST,
         )
         return DistanceBias(values, q_length)
+
+    def _buckets(self, q_length, kv_length):
+        """Bucket of every distance, in the order of `DistanceBias.values`."""
+        settings = {
+            "bidirectional": self.bidirectional,
+            "num_buckets": self.num_buckets,
+            "max_distance": self.max_distance,
+        }
+        if isinstance(q_length, int) and isinstance(kv_length, int):
+            return bucket(np.arange(1 - q_length, kv_length), **settings)
+        # Lengths that jax.export leaves open: looked up in a table of the distances
+        # below max_distance, all others being in the buckets of its ends.
+        limit = self.max_distance
+        table = bucket(np.arange(-limit, limit + 1), **settings)
+        distances = jnp.arange(q_length + kv_length - 1) - (q_length - 1)
+        return jnp.take(jnp.asarray(table), jnp.clip(distances, -limit, limit) + limit)

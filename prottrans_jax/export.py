@@ -1,0 +1,96 @@
+r"""Exports a trained model: a folder to embed with, or to hand on.
+
+  python -m prottrans_jax.export --checkpoint=MODEL_DIR --output=FOLDER
+  python -m prottrans_jax.export --checkpoint=MODEL_DIR --output=FOLDER \
+      --dtype=bfloat16 --part=all --stablehlo
+
+The folder holds safetensors weights and config.json, which `load_encoder`, `prottrans
+embed` and transformers' `from_pretrained` read, the vocabulary, provenance.json (how it
+was trained, step, SHA-256 of every file) and a note on the licence. No optimizer state.
+
+Exit status: 0 done; 1 not done, the reason is printed; 2 wrong flags.
+"""
+
+from collections.abc import Sequence
+import os
+import pathlib
+import shutil
+import sys
+
+from absl import app, flags, logging
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "A model_dir, one step of it, or anything that `convert --input` takes.",
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
+_PART = flags.DEFINE_enum(
+    "part",
+    "encoder",
+    ["encoder", "all"],
+    "The encoder alone, or with decoder and heads.",
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "bfloat16", "float16"],
+    "Type of the weights; default: as they are stored.",
+)
+_STABLEHLO = flags.DEFINE_bool(
+    "stablehlo",
+    False,
+    "Also write encoder.stablehlo: the encoder with its weights as one program for "
+    "cpu, cuda and tpu that needs jax alone; batch and length are free.",
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit status."""
+    if len(argv) > 1:
+        return _fail(2, f"unexpected {argv[1]!r}; see --help.")
+    missing = [flag.name for flag in (_CHECKPOINT, _OUTPUT) if not flag.value]
+    if missing:
+        return _fail(2, f"--{' and --'.join(missing)} must be given; see --help.")
+    # Nothing is computed: no accelerator is taken from a run.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    logging.set_verbosity(logging.WARNING)
+    output = pathlib.Path(_OUTPUT.value or "").expanduser()
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        return _fail(1, f"{output} exists and is not empty. Choose another folder.")
+
+    from prottrans_jax import checkpoints, exporting
+
+    temporary = output.with_name(output.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        files = exporting.export(
+            _CHECKPOINT.value or "",
+            temporary,
+            encoder_only=_PART.value == "encoder",
+            dtype=_DTYPE.value,
+            stablehlo=_STABLEHLO.value,
+        )
+        if output.is_dir():
+            output.rmdir()
+        os.replace(temporary, output)
+    except (ValueError, OSError, checkpoints.CheckpointError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        return _fail(1, str(error))
+    except KeyboardInterrupt:
+        shutil.rmtree(temporary, ignore_errors=True)
+        return _fail(130, "stopped; nothing was left behind.")
+    print(f"Exported to {output}:")
+    for name, size in files.items():
+        print(f"  {name}  {size:,} bytes")
+    print(f"Next: prottrans embed -i proteins.fasta -o proteins.h5 -m {output}")
+    return 0
+
+
+def _fail(status: int, why: str) -> int:
+    print(f"export: {why}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,158 @@
+"""Exported folders: what was trained comes out, and others can open it."""
+
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import prottrans_jax
+from prottrans_jax import checkpoints, run_identity
+from prottrans_jax.models import t5
+
+SEQUENCES = ["MKTAYIAKQR", "ACD", "WWYLLKM"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run's directory with one step, its configuration and parameters."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = t5.T5Config(
+        vocab_size=128,
+        num_layers=2,
+        num_decoder_layers=3,
+        num_heads=2,
+        head_dim=5,
+        d_model=12,
+        d_ff=17,
+    )
+    params = t5.init_params(config, jax.random.key(4))
+    with checkpoints.Checkpointer(folder / "checkpoints") as checkpointer:
+        state = {"params": params, "step": np.int32(7)}
+        metadata = {
+            "identity": run_identity.identity(model=config),
+            "config": "TRAIN_STEPS = 7",
+            "seed": 5,
+        }
+        checkpointer.save(7, state, metadata)
+    return folder, config, params
+
+
+def export(source, output, *flags):
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "prottrans_jax.export"),
+            *(f"--checkpoint={source}", f"--output={output}", *flags),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    output = tmp_path_factory.mktemp("exports") / "mine"
+    done = export(trained[0], output, "--stablehlo")
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def test_exported_encoder_is_the_trained_one(trained, exported):
+    _, config, params = trained
+    encoder = prottrans_jax.load_encoder(exported, dtype="float32")
+    tokens, mask = encoder.tokenize(SEQUENCES)
+    expected = t5.T5(config).apply(
+        {"params": params}, tokens, mask, deterministic=True, method="encode"
+    )
+    np.testing.assert_allclose(encoder(tokens, mask), expected, rtol=0, atol=1e-5)
+    assert encoder.config.num_decoder_layers == 0
+
+
+def test_provenance_tells_step_training_and_every_hash(exported):
+    about = json.loads((exported / "provenance.json").read_text())
+    assert about["step"] == 7
+    assert about["training"]["seed"] == 5
+    assert about["training"]["config"] == "TRAIN_STEPS = 7"
+    names = {path.name for path in exported.iterdir()} - {"provenance.json"}
+    assert about["sha256"].keys() == names
+    for name, digest in about["sha256"].items():
+        assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == digest
+    pieces = json.loads((exported / "vocabulary.json").read_text())["pieces"]
+    assert pieces["A"] == 3 and pieces["</s>"] == 1
+    assert "Licence" in (exported / "README.md").read_text()
+
+
+def test_transformers_opens_the_folder(exported):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    encoder = prottrans_jax.load_encoder(exported, dtype="float32")
+    tokens, mask = encoder.tokenize(SEQUENCES)
+    model = transformers.T5EncoderModel.from_pretrained(exported).eval()
+    with torch.no_grad():
+        theirs = model(
+            torch.tensor(tokens).long(), attention_mask=torch.tensor(mask).long()
+        ).last_hidden_state.numpy()
+    ours = np.asarray(encoder(tokens, mask))
+    np.testing.assert_allclose(ours[mask], theirs[mask], rtol=0, atol=2e-5)
+
+
+def test_program_needs_jax_alone_and_takes_any_batch_and_length(exported, tmp_path):
+    encoder = prottrans_jax.load_encoder(exported, dtype="float32")
+    code = """
+import sys, pathlib, numpy as np
+from jax import export
+program = export.deserialize(bytearray(pathlib.Path(sys.argv[1]).read_bytes()))
+assert set(program.platforms) == {"cpu", "cuda", "tpu"}, program.platforms
+given = np.load(sys.argv[2])
+found = {k: program.call(given[f"tokens{k}"], given[f"mask{k}"]) for k in "12"}
+np.savez(sys.argv[3], **found)
+assert not [name for name in sys.modules if name.startswith(("flax", "prottrans"))]
+"""
+    first = encoder.tokenize(SEQUENCES)
+    second = encoder.tokenize(["MKTAYIAKQR" * 20])  # Beyond the largest distance.
+    np.savez(
+        tmp_path / "in.npz",
+        tokens1=first[0],
+        mask1=first[1],
+        tokens2=second[0],
+        mask2=second[1],
+    )
+    program = pathlib.Path(exported / "encoder.stablehlo")
+    done = subprocess.run(
+        [sys.executable, "-c", code, program, tmp_path / "in.npz", tmp_path / "o.npz"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "o.npz")
+    for key, (tokens, mask) in (("1", first), ("2", second)):
+        np.testing.assert_allclose(found[key], encoder(tokens, mask), atol=1e-5)
+
+
+def test_whole_model_in_bfloat16(trained, tmp_path):
+    output = tmp_path / "whole"
+    done = export(trained[0], output, "--part=all", "--dtype=bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert (output / "model.safetensors").stat().st_size < 60_000
+    model = prottrans_jax.load_model(output, dtype="float32")
+    tokens = np.array([[3, 4, 5, 1]])
+    logits = model(tokens, np.array([[0, 3, 4, 5]]))
+    expected = t5.T5(trained[1]).apply(
+        {"params": trained[2]}, tokens, np.array([[0, 3, 4, 5]]), deterministic=True
+    )
+    assert np.corrcoef(np.ravel(logits), np.ravel(expected))[0, 1] > 0.999
+
+
+def test_mistakes_are_one_line(trained, exported, tmp_path):
+    taken = export(trained[0], exported)
+    assert taken.returncode == 1 and "not empty" in taken.stderr
+    absent = export(tmp_path / "nowhere" / "run", tmp_path / "out")
+    assert absent.returncode == 1 and "Traceback" not in absent.stderr
+    assert not (tmp_path / "out").exists()
