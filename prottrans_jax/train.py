@@ -85,20 +85,31 @@ def _tensorboard():
     return (metric_writers.SummaryWriter(str(pathlib.Path(directory) / "tensorboard")),)
 
 
+# Metrics of an evaluation in the order they are printed in; each family has some.
+_MEANINGS = {
+    "loss": "loss over all targets (T5: most of it copying; ELECTRA: weighted sum)",
+    "corrupted_loss": "loss at corrupted, masked or predicted positions",
+    "masked_loss": "  of these, hidden",
+    "substituted_loss": "  of these, another amino acid put in",
+    "kept_loss": "  of these, left as they were: can be copied",
+    "unigram_entropy": "unigram entropy: frequencies alone reach this",
+    "order_loss": "loss of the order of pairs; 0.6931 for a guess",
+    "discriminator_loss": "discriminator: was this token replaced?",
+    "discriminator_accuracy": "discriminator's share of right answers",
+    "always_original_accuracy": "  the same of always saying no",
+    "discriminator_replaced_accuracy": "  share that it finds of replaced tokens",
+    "targets_left_out": "share of targets beyond the queries of a row",
+}
+
+
 def _say(summary) -> None:
     total = time.perf_counter() - _STARTED
     print(f"\nStep {summary.step}. {total:.0f} s in all:", end=" ")
     parts = sorted(summary.seconds.items(), key=lambda part: -part[1])
     print(", ".join(f"{cause} {seconds:.1f} s" for cause, seconds in parts))
     for name, scalars in summary.evaluation.items():
-        print(f"\n{name}, nats per residue:")
-        for key, meaning in (
-            ("loss", "loss over all targets (most of it copying)"),
-            ("corrupted_loss", "loss at corrupted positions"),
-            ("masked_loss", "  of these, masked by a sentinel"),
-            ("substituted_loss", "  of these, another amino acid put in"),
-            ("unigram_entropy", "unigram entropy: frequencies alone reach this"),
-        ):
+        print(f"\n{name}, nats per residue, or shares:")
+        for key, meaning in _MEANINGS.items():
             if key in scalars:
                 print(f"  {scalars[key]:8.4f}  {meaning}")
     run_dir = summary.checkpoint.parent.parent
@@ -114,6 +125,12 @@ def _say(summary) -> None:
             'train with --data_dir=DIR and --gin_bindings="MIXTURE_OR_TASK_NAME = '
             "'fasta_iid_denoise'\"."
         )
+
+
+def _task_of_own() -> str:
+    """The task on the user's own proteins with the objective of this run."""
+    objective = str(gin_utils.build("%MIXTURE_OR_TASK_NAME")).partition("_")[2]
+    return f"fasta_{objective}"
 
 
 if __name__ == "__main__":

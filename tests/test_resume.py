@@ -10,8 +10,19 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "drills"))
 import resume
 
 
-def check(tmp_path, topology, steps, kills, checkpoint_period, eval_period, how="kill"):
-    drill = resume.Drill(tmp_path, topology, steps, checkpoint_period, eval_period)
+def check(
+    tmp_path,
+    topology,
+    steps,
+    kills,
+    checkpoint_period,
+    eval_period,
+    how="kill",
+    family=None,
+):
+    drill = resume.Drill(
+        tmp_path, topology, steps, checkpoint_period, eval_period, family
+    )
     done, differences = resume.run(drill, kills, seed=1, how=how)
     assert differences == []
     assert all(kill.equal for kill in done), done
@@ -25,6 +36,13 @@ def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(tmp_path):
         tmp_path, "1", steps=24, kills=1, checkpoint_period=2, eval_period=7
     )
     assert 0 < kill.logged < 24
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("family", resume.FAMILIES)
+def test_every_family_resumes_with_the_same_bits(tmp_path, family):
+    check(tmp_path, "1", 24, 1, checkpoint_period=2, eval_period=7, family=family)
 
 
 @pytest.mark.slow

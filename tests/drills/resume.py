@@ -3,10 +3,11 @@ r"""Kills a training run at random moments and compares it with an unbroken one.
     python tests/drills/resume.py --topology=2x2 --steps=200 --kills=10
 
 Runs `python -m prottrans_jax.train` as a user would: dropout, shuffling and packing
-on, Adafactor. After every kill -9, the checkpoint that the next start will use is
-compared with the unbroken run's of the same step; at the end, every step of the metric
-log and the final parameters, optimizer and loader state. All bit for bit. Prints one
-line for each kill; exit status 1 if anything differs.
+on, Adafactor; `--family=bert` and so on take that family's smoke leaf. After every
+kill -9, the checkpoint that the next start will use is compared with the unbroken
+run's of the same step; at the end, every step of the metric log and the final
+parameters, optimizer and loader state. All bit for bit. Prints one line for each kill;
+exit status 1 if anything differs.
 
 `--how=signal` sends SIGTERM and SIGINT in turn instead, to one process, and wants the
 exit statuses 143 and 130 within 30 s, with a checkpoint of the step then reached.
@@ -61,6 +62,26 @@ t5.T5Config.d_ff = 192
 t5.T5Config.num_heads = 4
 t5.T5Config.head_dim = 6
 """
+# The smoke leaf of a family, on the drill's records, with dropout.
+FAMILY_LEAF = """
+from __gin__ import dynamic_registration
+
+include "smoke/prot_{family}.gin"
+
+MIXTURE_OR_TASK_NAME = "fasta_{objective}"
+TASK_FEATURE_LENGTHS = {{"inputs": 48}}
+BATCH_SIZE = 8
+EVAL_BATCHES = 2
+LOG_PERIOD = 1
+DROPOUT_RATE = 0.1
+"""
+FAMILIES = {
+    "bert": "masked_lm_pairs",
+    "albert": "ngram_masked_lm",
+    "electra": "masked_lm_kept",
+    "xlnet": "permutation_lm",
+    "transformer_xl": "causal_lm",
+}
 PROCESSES = {"1": (1, 1), "4": (1, 4), "2x2": (2, 2)}
 HOW = {"kill": ("step", "save", "start"), "signal": ("SIGTERM", "SIGINT")}
 LIMIT_S = 600.0
@@ -94,6 +115,7 @@ class Drill:
       steps: of the whole run.
       checkpoint_period: in steps.
       eval_period: in steps.
+      family: key of `FAMILIES`; T5 otherwise.
     """
 
     work: pathlib.Path
@@ -101,6 +123,14 @@ class Drill:
     steps: int
     checkpoint_period: int
     eval_period: int
+    family: str | None = None
+
+    @property
+    def leaf(self) -> str:
+        """Text of its gin leaf."""
+        if self.family is None:
+            return LEAF
+        return FAMILY_LEAF.format(family=self.family, objective=FAMILIES[self.family])
 
     def start(
         self, model_dir: pathlib.Path, keep: int, checkpoint_period: int | None = None
@@ -172,7 +202,7 @@ def run(
       The kills, and what differs between the two runs in the end (nothing).
     """
     rng = random.Random(seed)
-    _prepare(drill.work)
+    _prepare(drill.work, drill.leaf)
     unbroken, broken = drill.work / "unbroken", drill.work / "broken"
     # A signal saves the step it comes at, so all are needed to compare with.
     first = drill.start(unbroken, 10**6, 1 if how == "signal" else None)
@@ -326,9 +356,9 @@ def _wait_for(model_dir, processes, kind: str, step: int, rng: random.Random) ->
     return f"{1000 * pause_s:.0f} ms into the save after step {step}"
 
 
-def _prepare(work: pathlib.Path) -> None:
+def _prepare(work: pathlib.Path, leaf: str) -> None:
     """Writes the leaf and the records of made-up proteins."""
-    (work / "leaf.gin").write_text(LEAF)
+    (work / "leaf.gin").write_text(leaf)
     rng = random.Random(0)
 
     def proteins(name: str, count: int) -> Iterator[tuple[str, str]]:
@@ -373,13 +403,17 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--how", choices=HOW, default="kill")
+    parser.add_argument("--family", choices=FAMILIES, help="default: T5")
+    parser.add_argument("--checkpoint_period", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=pathlib.Path, help="kept; default: removed")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or pathlib.Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        drill = Drill(work, args.topology, args.steps, 10, 50)
+        drill = Drill(
+            work, args.topology, args.steps, args.checkpoint_period, 50, args.family
+        )
         print(f"topology {args.topology}, {args.steps} steps, seed {args.seed}")
         print(
             "kill  moment                                logged step  resumes at  equal"
