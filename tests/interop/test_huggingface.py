@@ -1,6 +1,7 @@
 """Folders in Hugging Face's layout. Oracle: transformers and files it wrote."""
 
 import json
+import re
 import shutil
 
 import ml_dtypes
@@ -45,28 +46,62 @@ def assert_same(ours, theirs):
     jax.tree_util.tree_map_with_path(check, ours, theirs)
 
 
-# Folders with every array bit-equal after reading and writing.
 PARITY = [
     "parity/dev/t5/v10",
     "parity/dev/t5/encoder_fp16",
+    "parity/dev/bert/mlm",
+    "parity/dev/bert/pretraining",
+    "parity/dev/albert/mlm",
+    "parity/dev/albert/pretraining",
+    "parity/dev/electra/generator",
+    "parity/dev/electra/discriminator",
+    "parity/dev/xlnet/lm",
+    "parity/dev/transfo_xl/lm",
     "data/interop/hf_tiny/prot_t5",
     "data/interop/hf_tiny/prot_t5_half_enc",
+    "data/interop/hf_tiny/prot_bert",
+    "data/interop/hf_tiny/prot_bert_ss3",
+    "data/interop/hf_tiny/prot_albert",
+    "data/interop/hf_tiny/prot_electra_generator",
+    "data/interop/hf_tiny/prot_electra_discriminator",
+    "data/interop/hf_tiny/prot_xlnet",
 ]
+# Left out knowingly: counters, and the head of a downstream task.
+NOT_READ = re.compile(r".*\.position_ids|classifier\..*|.*\.pos_emb\.inv_freq")
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("scan_layers", [False, True], ids=["views", "stacked"])
 @pytest.mark.parametrize("name", PARITY)
 def test_there_and_back_is_bit_equal(shared, tmp_path, name, scan_layers):
     checkpoint = huggingface.read(shared / name, scan_layers=scan_layers)
     huggingface.write(tmp_path, checkpoint.config, checkpoint.params)
     theirs = huggingface.read_arrays(shared / name)
     ours = huggingface.read_arrays(tmp_path)
-    # transformers does not write the tied copies either.
-    assert theirs.keys() - ours.keys() <= {"encoder.embed_tokens.weight"}
     assert ours.keys() <= theirs.keys()
     for array, values in ours.items():
         assert values.dtype == theirs[array].dtype
+        assert values.shape == theirs[array].shape
         assert values.tobytes() == theirs[array].tobytes(), array
+    kept = {values.tobytes() for values in ours.values()}
+    for array in theirs.keys() - ours.keys():
+        # Second names of tied tables, which transformers does not write either.
+        assert NOT_READ.fullmatch(array) or theirs[array].tobytes() in kept, array
+    again = huggingface.read(tmp_path, scan_layers=scan_layers)
+    assert again.config == checkpoint.config
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_what_is_written_says_what_was_read(shared, tmp_path, name):
+    """An attribute of theirs that is written has the value that it had."""
+    checkpoint = huggingface.read(shared / name)
+    written = checkpoint.family.table.config_to_hf(checkpoint.config)
+    original = checkpoint.attributes
+    # The bare encoder is written of what had the head of a downstream task.
+    free = {"architectures", "use_mems_eval"}
+    if checkpoint.config.__class__.__name__ == "T5Config":
+        free |= {"num_decoder_layers"}
+    for key in written.keys() & original.keys() - free:
+        assert written[key] == original[key], key
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -128,6 +163,15 @@ def test_unstacked_parameters_are_views_of_the_file(tmp_path):
 T5_ATTRIBUTES = dict(
     vocab_size=31, num_layers=2, num_heads=3, d_kv=4, d_model=10, d_ff=14
 )
+BERT_ATTRIBUTES = dict(
+    vocab_size=31,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    hidden_size=12,
+    intermediate_size=14,
+    max_position_embeddings=17,
+)
+XLNET_ATTRIBUTES = dict(vocab_size=31, n_layer=2, n_head=3, d_model=12, d_inner=14)
 TRANSFORMERS = {
     "t5": ("T5ForConditionalGeneration", T5_ATTRIBUTES),
     "t5 encoder": ("T5EncoderModel", T5_ATTRIBUTES),
@@ -140,6 +184,22 @@ TRANSFORMERS = {
             "tie_word_embeddings": False,
         },
     ),
+    "bert": ("BertForMaskedLM", BERT_ATTRIBUTES),
+    "bert encoder": ("BertModel", {**BERT_ATTRIBUTES, "hidden_act": "relu"}),
+    "bert two heads": ("BertForPreTraining", BERT_ATTRIBUTES),
+    "albert": ("AlbertForMaskedLM", {**BERT_ATTRIBUTES, "embedding_size": 5}),
+    "albert two heads": (
+        "AlbertForPreTraining",
+        {**BERT_ATTRIBUTES, "embedding_size": 5, "hidden_act": "gelu"},
+    ),
+    "generator": ("ElectraForMaskedLM", {**BERT_ATTRIBUTES, "embedding_size": 7}),
+    "discriminator": (
+        "ElectraForPreTraining",
+        {**BERT_ATTRIBUTES, "embedding_size": 12},
+    ),
+    "electra encoder": ("ElectraModel", {**BERT_ATTRIBUTES, "embedding_size": 7}),
+    "xlnet": ("XLNetLMHeadModel", XLNET_ATTRIBUTES),
+    "xlnet encoder": ("XLNetModel", {**XLNET_ATTRIBUTES, "ff_activation": "relu"}),
 }
 SAVED = ["safetensors", "shards", "bin", "bin shards", "bin before 1.6"]
 
@@ -201,8 +261,15 @@ def outputs(model):
         return model(**inputs)[0].numpy()
 
 
-@pytest.mark.parametrize("form", SAVED)
-@pytest.mark.parametrize("name", TRANSFORMERS)
+# Every form with T5; the forms do not know families.
+CASES = [(name, SAVED[0]) for name in TRANSFORMERS]
+CASES += [(name, "bin") for name in TRANSFORMERS if not name.startswith("t5")]
+CASES += [
+    (name, form) for form in SAVED[1:] for name in TRANSFORMERS if name[:2] == "t5"
+]
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
 def test_transformers_to_ours_to_transformers(tmp_path, name, form):
     model = transformers_model(name)
     (tmp_path / "theirs").mkdir()
@@ -220,7 +287,10 @@ def test_transformers_to_ours_to_transformers(tmp_path, name, form):
     assert set(ours) == set(theirs)
     for parameter, value in theirs.items():
         assert ours[parameter].numpy().tobytes() == value.numpy().tobytes(), parameter
-    assert np.array_equal(outputs(again.eval()), outputs(model))
+    # Equal but for where the arrays lie in memory, which torch's products depend on.
+    np.testing.assert_allclose(
+        outputs(again.eval()), outputs(model), rtol=1e-6, atol=1e-6
+    )
 
 
 def fake_cache(root, repository, folder, *, revision="a1b2"):

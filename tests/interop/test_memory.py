@@ -1,0 +1,92 @@
+"""Memory that converting takes: an encoder of 1.2 billion parameters, 2.4 GB."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from prottrans_jax.interop import hf_t5, safetensors
+from prottrans_jax.models import t5
+
+LIMIT = 1.3  # times the size of the checkpoint
+# ProtT5-XL's encoder: 1,208,141,824 parameters.
+XL = t5.T5Config(
+    vocab_size=128,
+    num_layers=24,
+    num_decoder_layers=0,
+    num_heads=32,
+    head_dim=128,
+    d_model=1024,
+    d_ff=16384,
+    scan_layers=False,
+)
+# Peak of the resident set; `ru_maxrss` would begin with that of the parent.
+MEASURED = """
+import sys
+from prottrans_jax import convert
+from absl import flags
+flags.FLAGS(sys.argv)
+status = convert.main(sys.argv[:1])
+lines = open("/proc/self/status").read().splitlines()
+print(next(line for line in lines if line.startswith("VmHWM")), file=sys.stderr)
+sys.exit(status)
+"""
+
+
+class _Lazy(dict):
+    """Arrays that are made when asked for, so that the test itself stays small."""
+
+    def __init__(self, shapes):
+        super().__init__({name: np.empty(0, np.float16) for name in shapes})
+        self._shapes = shapes
+
+    def items(self):
+        rng = np.random.default_rng(0)
+        noise = rng.normal(size=1 << 20).astype(np.float16)
+        for name, shape in self._shapes.items():
+            yield name, np.resize(noise, shape)
+
+
+def _write_random(folder: pathlib.Path, as_pickle: bool) -> int:
+    names = {rule.theirs: rule for rule in hf_t5._table(XL)}
+    shapes = {name: x.shape for name, x in hf_t5._flat_shapes(XL).items()}
+    theirs = {
+        name: shapes[rule.ours][::-1] if rule.transpose else shapes[rule.ours]
+        for name, rule in names.items()
+        if rule.ours in shapes
+    }
+    assert sum(map(np.prod, theirs.values())) == 1_208_141_824
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(hf_t5.config_to_hf(XL)))
+    if not as_pickle:
+        path = folder / "model.safetensors"
+        safetensors.save(path, _Lazy(theirs))
+        return path.stat().st_size
+    torch = pytest.importorskip("torch")
+    path = folder / "pytorch_model.bin"
+    torch.save({n: torch.from_numpy(x) for n, x in _Lazy(theirs).items()}, path)
+    return path.stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["safetensors", "bin"])
+@pytest.mark.parametrize("form", ["hf", "t5x", "prottrans"])
+def test_converting_holds_little_more_than_the_checkpoint(tmp_path, source, form):
+    size = _write_random(tmp_path / "in", source == "bin")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", MEASURED),
+            *(f"--input={tmp_path}/in", f"--output={tmp_path}/out", f"--to={form}"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1,208,141,824 parameters, float16" in done.stdout
+    peak = next(x for x in done.stderr.splitlines() if x.startswith("VmHWM"))
+    peak_bytes = int(peak.split()[1]) * 1024
+    print(f"{source} to {form}: {size:,} bytes, peak {peak_bytes:,}")
+    assert peak_bytes <= LIMIT * size
