@@ -18,7 +18,13 @@ from typing import Any
 
 from absl import app, flags
 
-import gin
+try:
+    import gin
+except ModuleNotFoundError:  # Only mains get here, which tell their user.
+    sys.exit(
+        "error: gin-config is not installed. Pre-training needs the extra `train`: "
+        "pip install 'prottrans_jax[train]'"
+    )
 from prottrans_jax import gin_check, gin_config
 
 Config = gin_config.Config

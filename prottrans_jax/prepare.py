@@ -17,8 +17,15 @@ import sys
 from absl import app, flags
 
 from prottrans_jax import fasta
-from prottrans_jax.data import prepare as prepare_lib
-from prottrans_jax.data import records
+
+try:
+    from prottrans_jax.data import prepare as prepare_lib
+    from prottrans_jax.data import records
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"error: {missing.name} is not installed. Preparing and pre-training need the "
+        "extra `train`: pip install 'prottrans_jax[train]'"
+    )
 
 _INPUT = flags.DEFINE_list(
     "input", [], "FASTA files (plain, gz, bz2, xz), comma separated; - is stdin."

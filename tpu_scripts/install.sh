@@ -23,11 +23,11 @@ option() {
   esac
 }
 parse "$@"
-package="prottrans_jax[tpu]"
+package="prottrans_jax[train,tpu]"
 if [[ -n "$WHEEL" ]]; then
   [[ -f "$WHEEL" ]] || die "no file $WHEEL; python -m build --wheel makes one in dist/"
   tpu scp "$WHEEL" "$NAME:" --worker=all
-  package="./$(basename "$WHEEL")[tpu]"
+  package="./$(basename "$WHEEL")[train,tpu]"
 fi
 on_all_workers "set -e; mkdir -p $REMOTE_DIR; python3 -m pip install -q --user uv; \
 ~/.local/bin/uv venv -q --clear --python $PYTHON $REMOTE_DIR/venv; \
