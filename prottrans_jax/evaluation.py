@@ -23,6 +23,7 @@ class Evaluator:
     def __init__(
         self, plan: train_state.StatePlan, partitioner: Any, loaders: Mapping[str, Any]
     ):
+        self._plan = plan
         self._partitioner = partitioner
         self._loaders = dict(loaders)
         self._step = train_step.make_eval_step(plan, partitioner)
@@ -32,8 +33,10 @@ class Evaluator:
     ) -> dict[str, dict[str, float]]:
         """Returns, by name of the data set, the mean of each metric.
 
-        `unigram_entropy` (nats) stands beside the losses: what a model reaches that
-        has learnt nothing but how frequent each residue is.
+        Each data set begins without memories; where an objective has them, they go from
+        batch to batch as in training. `unigram_entropy` (nats) stands beside the
+        losses: what a model reaches that has learnt nothing but how frequent each
+        residue is.
         """
         results = {}
         for name, loader in self._loaders.items():
@@ -44,9 +47,11 @@ class Evaluator:
                 local = loader.batch(index, rows=rows)
                 return self._partitioner.put_batch(local, loader.batch_size)
 
+            carry = train_step.initial_carry(self._plan, loader.batch_size)
             with infeed.Infeed(make, 0, loader.num_batches) as feed:
                 for _, batch in itertools.islice(feed, max_batches):
-                    sums.add(self._step(params, batch))
+                    batch_sums, carry = self._step(params, batch, carry)
+                    sums.add(batch_sums)
             scalars = metrics.with_perplexity(sums.means())
             scalars["unigram_entropy"] = loader.unigram_entropy
             results[name] = scalars

@@ -10,7 +10,7 @@ import jax
 from jax import numpy as jnp
 import optax
 
-from prottrans_jax import train_state
+from prottrans_jax import train_state, types
 
 
 def make_train_step(
@@ -124,16 +124,15 @@ def make_train_step(
 
 
 def make_eval_step(plan: train_state.StatePlan, partitioner: Any) -> jax.stages.Wrapped:
-    """Builds the jitted `(params, batch) -> sums`, without dropout or memories.
+    """Builds the jitted `(params, batch, carry) -> (sums, carry)`, without dropout.
 
-    Sums are additive over batches: name -> (total, weight).
+    Sums are additive over batches: name -> (total, weight). The first carry is that of
+    `initial_carry`.
     """
     objective = plan.objective
 
-    def eval_step(params, batch):
-        batch_size = next(iter(batch.values())).shape[0]
-        carry = objective.initial_carry(batch_size)
-        _, (sums, _) = objective(
+    def eval_step(params, batch, carry):
+        _, outputs = objective(
             params,
             batch,
             objective.normalizers(batch),
@@ -141,11 +140,25 @@ def make_eval_step(plan: train_state.StatePlan, partitioner: Any) -> jax.stages.
             jax.random.key(0),
             train=False,
         )
-        return sums
+        return outputs
 
     return jax.jit(
         eval_step,
-        in_shardings=(plan.shardings.params, partitioner.batch_sharding),
-        out_shardings=plan.shardings.step,  # Replicated.
+        in_shardings=(
+            plan.shardings.params,
+            partitioner.batch_sharding,
+            plan.shardings.carry,
+        ),
+        # Sums: replicated.
+        out_shardings=(plan.shardings.step, plan.shardings.carry),
         compiler_options=partitioner.compiler_options,
     )
+
+
+def initial_carry(plan: train_state.StatePlan, batch_size: int) -> types.Carry:
+    """The objective's carry before its first batch, laid out as the plan says."""
+    create = jax.jit(
+        lambda: plan.objective.initial_carry(batch_size),
+        out_shardings=plan.shardings.carry,
+    )
+    return create()

@@ -2,8 +2,6 @@
 
 Row b of a batch goes on where row b of the batch before it ended (`data.lanes`). What
 each layer remembers of a row is carried from step to step; no gradient passes through.
-Evaluation begins every batch without memories: the first residues of a row that goes on
-are then harder to predict than in training.
 """
 
 from collections.abc import Mapping
