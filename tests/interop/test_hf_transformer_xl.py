@@ -60,6 +60,11 @@ def assert_close(ours, theirs):
 def test_hidden_states_log_probabilities_and_memories(shared, scan_layers):
     folder = shared / "parity" / "dev" / "transfo_xl"
     config, params = load(folder / "lm", scan_layers=scan_layers)
+    checkpoint = safetensors.load(folder / "lm" / "model.safetensors")
+    del checkpoint["transformer.pos_emb.inv_freq"]  # a buffer
+    again = hf_transformer_xl.params_to_hf(params, config)
+    assert set(again) == set(checkpoint)
+    assert all(np.array_equal(x, checkpoint[name]) for name, x in again.items())
     case = np.load(folder / "case_mems.npz")
     memories = no_memories(config, 3)
     for call in "123":
@@ -104,3 +109,75 @@ def test_loss_and_gradients(shared, name, scan_layers):
         np.testing.assert_allclose(
             ours[parameter], theirs[parameter], rtol=0, atol=limit, err_msg=parameter
         )
+
+
+# Below: without ../shared.
+
+SIZES = dict(
+    vocab_size=23,
+    n_layer=2,
+    n_head=3,
+    d_head=5,
+    d_model=12,
+    d_embed=12,
+    d_inner=17,
+    mem_len=6,
+    cutoffs=[],
+    div_val=1,
+)
+COMBINATIONS = [
+    {},
+    {"untie_r": False, "pre_lnorm": True},
+    {"same_length": False, "clamp_len": -1, "dropatt": 0.2},
+]
+
+
+@pytest.mark.parametrize("attributes", COMBINATIONS, ids=str)
+@pytest.mark.parametrize("options", [{}, {"lm_head": False, "scan_layers": False}])
+def test_there_and_back_is_the_identity(attributes, options):
+    config = hf_transformer_xl.config_from_hf(SIZES | attributes, **options)
+    shapes = jax.eval_shape(
+        lambda: transformer_xl.init_params(config, jax.random.key(0))
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+    theirs = hf_transformer_xl.params_to_hf(params, config)
+    prefix = "transformer." if config.lm_head else ""
+    name = f"{prefix}layers.1.dec_attn.qkv_net.weight"
+    assert theirs[name].shape == (3 * 15, 12)
+    assert (f"{prefix}r_w_bias" in theirs) == config.shared_biases
+    assert hf_transformer_xl.fit_config(config, frozenset(theirs)) == config
+    # What theirs holds besides: a buffer, and the shared biases once for every layer.
+    theirs[f"{prefix}pos_emb.inv_freq"] = np.ones(6)
+    if config.shared_biases:
+        theirs[f"{prefix}layers.0.dec_attn.r_w_bias"] = theirs[f"{prefix}r_w_bias"]
+    again = hf_transformer_xl.params_from_hf(theirs, config)
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
+    config = hf_transformer_xl.config_from_hf(SIZES | attributes)
+    attributes = hf_transformer_xl.config_to_hf(config)
+    assert hf_transformer_xl.config_from_hf(attributes) == config
+
+
+def test_missing_fields_get_their_defaults():
+    given = {"cutoffs": [], "div_val": 1, "vocab_size": 23}
+    config = hf_transformer_xl.config_from_hf(given)
+    assert (config.num_layers, config.d_model, config.mem_length) == (18, 1024, 1600)
+    assert config.same_length and config.clamp_length == 1000
+
+
+def test_attributes_that_are_not_honoured_are_refused_by_name():
+    for attributes, message in (
+        ({"rope_theta": 10000}, "rope_theta=10000"),
+        ({"cutoffs": [5]}, r"cutoffs=\[5\].*adaptive"),
+        ({"div_val": 2}, "div_val=2"),
+        ({"d_embed": 6}, "d_embed=6"),
+        ({"attn_type": 2}, "attn_type=2"),
+        ({"sample_softmax": 10}, "sample_softmax=10"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
+        ({"model_type": "xlnet"}, "'xlnet'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hf_transformer_xl.config_from_hf(SIZES | attributes)
+    with pytest.raises(ValueError, match=r"cutoffs=\[20000, 40000, 200000\]"):
+        hf_transformer_xl.config_from_hf({"div_val": 1})

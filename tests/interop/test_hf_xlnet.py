@@ -237,6 +237,9 @@ def test_own_configurations_against_transformers(attributes, inputs):
     )
     checkpoint = {name: x.numpy() for name, x in theirs.state_dict().items()}
     params = hf_xlnet.params_from_hf(checkpoint, config)
+    again = hf_xlnet.params_to_hf(params, config)
+    assert set(checkpoint) - set(again) == {"lm_loss.weight"}  # tied
+    assert all(np.array_equal(x, checkpoint[name]) for name, x in again.items())
     our_inputs = {
         ours: their_inputs[name]
         for name, ours in (
@@ -278,3 +281,71 @@ def test_own_configurations_against_transformers(attributes, inputs):
         if x.grad is not None
     }
     check_grads(hf_xlnet.params_to_hf(grads, config), expected)
+
+
+# Below: without ../shared and without the library.
+
+
+def numpy_params(config, seed=0):
+    shapes = jax.eval_shape(lambda: xlnet.init_params(config, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+
+
+@pytest.mark.parametrize("lm_head", [True, False])
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_there_and_back_is_the_identity(lm_head, scan_layers):
+    config = hf_xlnet.config_from_hf(SIZES, scan_layers=scan_layers, lm_head=lm_head)
+    params = numpy_params(config)
+    theirs = hf_xlnet.params_to_hf(params, config)
+    prefix = "transformer." if lm_head else ""
+    assert theirs[f"{prefix}layer.1.rel_attn.o"].shape == (30, 5, 6)
+    assert theirs[f"{prefix}mask_emb"].shape == (1, 1, 30)
+    assert hf_xlnet.fit_config(config, frozenset(theirs)) == config
+    again = hf_xlnet.params_from_hf(theirs, config)
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
+
+
+@pytest.mark.parametrize("attributes", [x for x, _ in COMBINATIONS[:-1]], ids=str)
+def test_configurations_there_and_back(attributes):
+    config = hf_xlnet.config_from_hf(SIZES | attributes)
+    assert hf_xlnet.config_from_hf(hf_xlnet.config_to_hf(config)) == config
+
+
+def test_missing_fields_get_defaults_and_no_memories():
+    config = hf_xlnet.config_from_hf({"d_model": 32, "n_head": 4, "mem_len": None})
+    assert (config.head_dim, config.num_layers, config.vocab_size) == (8, 24, 32000)
+    assert (config.mem_length, config.activation) == (0, "gelu_exact")
+    assert config.attn_type == "bi" and not config.bi_data
+    old = hf_xlnet.config_from_hf({"n_token": 37, "hidden_size": 32, "n_head": 4})
+    assert (old.vocab_size, old.d_model) == (37, 32)
+
+
+def test_attributes_that_are_not_honoured_are_refused_by_name():
+    for attributes, message in (
+        ({"rope_theta": 10000}, "rope_theta=10000"),
+        ({"untie_r": False}, "untie_r=False"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
+        ({"ff_activation": "mish"}, "'mish'.*gelu_new"),
+        ({"attn_type": "both"}, "'both'.*bi, uni"),
+        ({"model_type": "bert"}, "'bert'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hf_xlnet.config_from_hf(SIZES | attributes)
+    config = hf_xlnet.config_from_hf(SIZES | {"d_head": 7})
+    with pytest.raises(ValueError, match="head_dim=7"):
+        hf_xlnet.config_to_hf(config)
+
+
+def test_another_shape_or_table_is_refused():
+    config = hf_xlnet.config_from_hf(SIZES)
+    theirs = hf_xlnet.params_to_hf(numpy_params(config), config)
+    wrong = theirs | {"transformer.layer.0.rel_attn.q": np.zeros((30, 5, 7))}
+    with pytest.raises(ValueError, match=r"! encoder/layers_0/attention/query/kernel"):
+        hf_xlnet.params_from_hf(wrong, config)
+    wrong = theirs | {"lm_loss.weight": np.zeros((29, 30))}
+    with pytest.raises(ValueError, match=r"lm_loss\.weight is another table"):
+        hf_xlnet.params_from_hf(wrong, config)
+    tied = theirs | {"lm_loss.weight": theirs["transformer.word_embedding.weight"]}
+    hf_xlnet.params_from_hf(tied, config)
