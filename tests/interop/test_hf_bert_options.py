@@ -153,7 +153,11 @@ def run_ours(checkpoint, inputs):
     return loss, outputs, np.stack([*hidden, outputs.encoded]), grads
 
 
-@pytest.mark.parametrize(("name", "attributes", "storage"), CASES)
+@pytest.mark.parametrize(
+    ("name", "attributes", "storage"),
+    # Every other one in the quick run: tracing takes a second each.
+    [pytest.param(*x, marks=[pytest.mark.slow] * (i % 2)) for i, x in enumerate(CASES)],
+)
 def test_numbers_and_files_are_those_of_transformers(
     tmp_path, name, attributes, storage
 ):
