@@ -72,30 +72,27 @@ def main(argv: Sequence[str]) -> int:
 
 def _convert(output: pathlib.Path) -> None:
     import jax
-    import numpy as np
+    from jax import numpy as jnp
 
     from prottrans_jax import sources
 
-    # Only our own form wants layers stacked; all others are read and written as views.
-    found = sources.read(
-        _INPUT.value or "",
-        download=_DOWNLOAD.value,
-        scan_layers=_TO.value == "prottrans",
-    )
-    leaves = jax.tree.leaves(found.params)
+    options: dict[str, Any] = {"download": _DOWNLOAD.value}
+    if _TO.value == "prottrans":
+        # All other forms are written from views, and cast an array at a time.
+        options["scan_layers"] = True
+        if _DTYPE.value:
+            options["param_dtype"] = _DTYPE.value
+    found = sources.read(_INPUT.value or "", **options)
+    count = sum(x.size for x in jax.tree.leaves(found.params))
     print(
         f"Found {found.form} in {found.source}\n"
         f"  {type(found.config).__name__}: {_sizes(found.config)}\n"
-        f"  {sum(x.size for x in leaves):,} parameters, {found.stored_dtype.name}"
+        f"  {count:,} parameters, {found.stored_dtype.name}"
     )
     written = _write(found, output)
     stored = _DTYPE.value or found.stored_dtype.name
-    size = sum(x.size * np.dtype(x.dtype).itemsize for x in leaves)
-    if _DTYPE.value:
-        import jax.numpy as jnp
-
-        size = sum(x.size for x in leaves) * jnp.dtype(_DTYPE.value).itemsize
-    print(f"Wrote {stored}, {size / 1e9:.3f} GB of parameters:")
+    size = count * jnp.dtype(stored).itemsize
+    print(f"Wrote {stored}, {size / 1e6:,.1f} MB of parameters:")
     for path in written:
         print(f"  {path}")
 
@@ -111,7 +108,9 @@ def _sizes(config: Any) -> str:
 
 def _write(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
     if _TO.value == "prottrans":
-        return [_write_own(found, output)]
+        from prottrans_jax import sources
+
+        return [sources.save(output, found)]
     if _TO.value == "hf":
         return _write_huggingface(found, output)
     if found.family.name != "t5":
@@ -154,23 +153,10 @@ def _write_huggingface(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
         ]
     written = huggingface.write(output, found.config, found.params, **options)
     for name in huggingface.COMPANIONS:
-        # Of the tokenizer; unless they came from a checkpoint with it, users add them.
         if found.source.is_dir() and (found.source / name).is_file():
             shutil.copyfile(found.source / name, output / name)
             written.append(output / name)
     return written
-
-
-def _write_own(found: Any, output: pathlib.Path) -> pathlib.Path:
-    from prottrans_jax import checkpoints, run_identity
-
-    with checkpoints.Checkpointer(output / "checkpoints", save_dtype=_DTYPE.value) as c:
-        metadata = {
-            "identity": run_identity.identity(model=found.config),
-            "converted_from": found.form,
-        }
-        c.save(0, {"params": found.params}, metadata)
-    return output / "checkpoints" / "0"
 
 
 def _fail(status: int, why: str) -> int:

@@ -25,7 +25,7 @@ import jax
 from jaxtyping import PyTree
 import numpy as np
 
-from prottrans_jax import checkpoints, stored_arrays
+from prottrans_jax import checkpoints, run_identity, stored_arrays
 from prottrans_jax.interop import (
     families,
     huggingface,
@@ -299,3 +299,35 @@ def _parse(text: str) -> Any:
     if match := re.fullmatch(r"dtype\('?(\w+)'?\)", text):
         return match[1]
     return ast.literal_eval(text)
+
+
+def save(directory: str | os.PathLike, checkpoint: families.Checkpoint) -> pathlib.Path:
+    """Writes a model in the form of an own run, to start others from.
+
+    Args:
+      directory: The new model_dir; the parameters become its step 0.
+      checkpoint: The model, numpy; nobody may change it any more.
+
+    Returns:
+      The directory of the step.
+    """
+    target = pathlib.Path(directory) / "checkpoints"
+    metadata = {
+        "identity": run_identity.identity(model=checkpoint.config),
+        "converted_from": checkpoint.form,
+    }
+    with checkpoints.Checkpointer(target) as saver:
+        params = jax.tree.map(lambda x: x.view(_Final), checkpoint.params)
+        saver.save(0, {"params": params}, metadata)
+    return target / "0"
+
+
+class _Final(np.ndarray):
+    """An array that nobody changes any more: a copy of it is itself.
+
+    Orbax copies arrays on the host before it writes them in the background, which would
+    double the memory of a conversion.
+    """
+
+    def __deepcopy__(self, memo: Any) -> "_Final":
+        return self

@@ -7,9 +7,13 @@ import re
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from prottrans_jax.data import records
+from prottrans_jax.interop import huggingface
+from prottrans_jax.models import t5
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -25,22 +29,51 @@ def test_pretraining_guide(tmp_path):
     with gzip.open(tmp_path / "proteins.fasta.gz", "wt") as file:
         for name, residues in zip(split.ids(some), split.read(some), strict=True):
             file.write(f">{name}\n{residues.decode()}\n")
-    # The guide's reader has one CPU device.
-    environment = os.environ | {"XLA_FLAGS": ""}
     commands = _commands("pretraining.md")
     assert len(commands) == 5
+    output = _run(commands, tmp_path)
+    assert (tmp_path / "run" / "checkpoints" / "9").is_dir()
+    assert "unigram_entropy" in output
+
+
+def _run(commands: list[str], folder: pathlib.Path) -> str:
+    """Runs commands in a folder; returns what the last one prints."""
+    # The guide's reader has one CPU device.
+    environment = os.environ | {"XLA_FLAGS": ""}
     for command in commands:
         done = subprocess.run(
             command.replace("python -m", f"{sys.executable} -m"),
             shell=True,
-            cwd=tmp_path,
+            cwd=folder,
             env=environment,
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr[-3000:]}"
-    assert (tmp_path / "run" / "checkpoints" / "9").is_dir()
-    assert "unigram_entropy" in done.stdout
+    return done.stdout
+
+
+def test_interop_guide(tmp_path):
+    # The model of sample.gin.
+    config = t5.T5Config(
+        vocab_size=128,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        head_dim=32,
+        d_model=128,
+        d_ff=512,
+        dropout_rate=0.0,
+    )
+    params = t5.init_params(config, jax.random.key(1))
+    huggingface.write(tmp_path / "theirs", config, jax.tree.map(np.asarray, params))
+    commands = _commands("interop.md")
+    assert len(commands) == 3
+    _run(commands, tmp_path)
+    half = huggingface.read(tmp_path / "half")
+    assert half.stored_dtype == np.float16
+    trained = huggingface.read(tmp_path / "trained")
+    assert trained.config == huggingface.read(tmp_path / "theirs").config
 
 
 @pytest.mark.parametrize("name", ["sample", "test"])

@@ -99,7 +99,7 @@ def test_nobody_imports_a_main():
         ("interop", {"interop", "models", "layers", "types", "vocabulary"}),
         (
             "sources",
-            {"checkpoints", "interop", "models", "stored_arrays"},
+            {"checkpoints", "interop", "models", "run_identity", "stored_arrays"},
         ),
         (
             "trainer",

@@ -163,7 +163,9 @@ def params_from_hf(
     if config.tie_embeddings:
         head = checkpoint.pop("lm_head.weight", None)
         table = checkpoint.get("shared.weight")
-        if head is not None and not np.array_equal(head, table):
+        if head is None or table is None:
+            pass  # If the table is missing, the rules say so.
+        elif not np.array_equal(head, table):
             raise ValueError(
                 "lm_head.weight is another table than shared.weight, although the "
                 "configuration ties them. Is tie_word_embeddings right?"
