@@ -249,8 +249,10 @@ class XLNet(nn.Module):
         x = self.token_embedder(tokens)
         if target_positions is not None:
             queries = jnp.asarray(self.mask_embedding, x.dtype)
-            shape = (*target_positions.shape, config.d_model)
-            x = jnp.concatenate([x, jnp.broadcast_to(queries, shape)], axis=1)
+            queries = jnp.broadcast_to(
+                queries, (*target_positions.shape, config.d_model)
+            )
+            x = jnp.concatenate([x, queries], axis=1)
         x, memories = self.encoder(
             x,
             mask,

@@ -131,7 +131,7 @@ def empty_memories(config: Any, batch_size: int) -> types.Carry:
     }
 
 
-def memory_inputs(carry: types.Carry) -> dict[str, jax.Array]:
+def memory_inputs(carry: types.Carry) -> dict[str, Any]:
     """Arguments of a model that has memories, from the carry."""
     if not carry:
         return {}
