@@ -16,7 +16,7 @@ from prottrans_jax import types
 from prottrans_jax.embed import layerwise, pooling
 
 # Scores of all heads of a batch beyond which attention goes block by block.
-PLAIN_SCORES_BYTES = 512 << 20
+PLAIN_SCORES_BYTES = 256 << 20
 _BLOCK = 512
 
 

@@ -310,6 +310,11 @@ class _Job:
             on_duplicate=self.options.on_duplicate,
         )
         self._apply_limits(found)
+        if self._is_done(found):
+            self.report.skipped = found.skipped
+            self.report.reused = len(found.chosen)
+            parts.remove()
+            return self.report
         entries = found.stored_entries()
         known = self._known(found, entries)
         self._say_plan(found, known.where, parts.find(entries))
@@ -359,6 +364,21 @@ class _Job:
                     f"--max-length {most} --long chunk embeds it in pieces"
                 ),
             )
+
+    def _is_done(self, found: inputs.Inputs) -> bool:
+        """Whether the outputs are of this very input and these settings."""
+        for path in self.paths.values():
+            beside = path.with_name(path.name + ".json")
+            if self.options.overwrite or not (path.exists() and beside.is_file()):
+                return False
+            about = json.loads(beside.read_text(encoding="utf-8"))
+            if about.get("run") != json.loads(json.dumps(self.identity)):
+                return False
+            if about.get("input", {}).get("sha256") != found.sha256 or about.get(
+                "skipped"
+            ) != len(found.skipped):
+                return False
+        return True
 
     def _known(self, found: inputs.Inputs, entries: np.ndarray) -> reuse.Known:
         """Vectors that need not be computed: of the output as it is, of other files."""
@@ -559,8 +579,7 @@ class _Job:
         metadata = self._metadata(found)
         for kind, path in self.paths.items():
             temporary = parts.folder / f"merged.{kind}{path.suffix}"
-            if temporary.is_dir():
-                shutil.rmtree(temporary)
+            writers.remove(temporary)
             writer = writers.create(temporary, metadata[kind])
             try:
                 for protein in found.proteins():
@@ -578,6 +597,9 @@ class _Job:
                     writer.add(entry)
             finally:
                 writer.close()
+            if path.is_dir():
+                # A folder cannot be replaced at once; the shards are still there.
+                os.replace(path, parts.folder / f"before.{kind}")
             os.replace(temporary, path)
         shards.sync_folder(self.output.parent)
         provenance = self._provenance(found)

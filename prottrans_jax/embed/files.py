@@ -1,0 +1,234 @@
+"""Embedding files of every format, ours and others': read, described, converted."""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from prottrans_jax.embed import shards, writers
+
+MAX_BYTES = 64 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What is in an embedding file.
+
+    Attributes:
+      proteins: Number of them.
+      kind: "per residue" or "per protein", "mixed" or "empty".
+      d_model: Sizes of a vector that occur.
+      dtypes: Types that occur.
+      residues: Rows in all, of vectors per residue.
+      examples: Some keys.
+      metadata: What the file says about itself.
+    """
+
+    proteins: int
+    kind: str
+    d_model: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    residues: int
+    examples: tuple[str, ...]
+    metadata: Mapping[str, Any]
+
+
+def entries(path: str | os.PathLike) -> Iterator[writers.Entry]:
+    """Proteins of an HDF5, npz, Parquet or Zarr file, one in memory at a time.
+
+    Links to other files, virtual and foreign data are not followed.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      ValueError: It is damaged, or of a kind that is not read here.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file.")
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
+        raise ValueError(
+            f"{path}: the ending says the format; choose one of {', '.join(_READERS)}."
+        )
+    try:
+        yield from _READERS[suffix](path)
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """What the file, or that beside it, says about how it was made."""
+    path = pathlib.Path(path)
+    about: dict[str, Any] = {}
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            about.update({key: _plain(value) for key, value in file.attrs.items()})
+    beside = path.with_name(path.name + ".json")
+    if beside.is_file():
+        about.update(json.loads(beside.read_text(encoding="utf-8")))
+    return about
+
+
+def describe(path: str | os.PathLike) -> Description:
+    """Looks at every protein of a file; reads all of it, checksums included."""
+    number = residues = 0
+    ndims, sizes, dtypes = set(), set(), set()
+    examples: list[str] = []
+    for entry in entries(path):
+        number += 1
+        ndims.add(entry.array.ndim)
+        sizes.add(int(entry.array.shape[-1]))
+        dtypes.add(entry.array.dtype.name)
+        if entry.array.ndim > 1:
+            residues += entry.array.shape[-2]
+        if len(examples) < 5:
+            examples.append(entry.key)
+    kinds = {1: "per protein", 2: "per residue", 3: "per residue, several layers"}
+    kind = kinds.get(next(iter(ndims)), "other") if len(ndims) == 1 else "mixed"
+    return Description(
+        number,
+        kind if number else "empty",
+        tuple(sorted(sizes)),
+        tuple(sorted(dtypes)),
+        residues,
+        tuple(examples),
+        metadata(path),
+    )
+
+
+def convert(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    transform: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> int:
+    """Writes the proteins of one file into another format; returns their number.
+
+    Args:
+      source: What `entries` reads.
+      output: New file; its ending says the format.
+      transform: Applied to each protein's array, for instance a pooling.
+
+    Raises:
+      FileExistsError: The output exists.
+      ValueError: The output's format cannot hold them.
+    """
+    output = writers.check_path(output, per_residue=False)
+    if output.exists():
+        raise FileExistsError(f"{output} exists. Choose another name.")
+    temporary = output.with_name(f"{output.stem}.partial{output.suffix}")
+    about = {
+        key: value
+        for key, value in metadata(source).items()
+        if isinstance(value, str | int | float)
+    }
+    number = 0
+    writer = writers.create(temporary, about)
+    try:
+        try:
+            for entry in entries(source):
+                if transform is not None:
+                    entry = entry._replace(array=transform(entry.array))
+                writer.add(entry)
+                number += 1
+        finally:
+            writer.close()
+        os.replace(temporary, output)
+    except BaseException:
+        writers.remove(temporary)
+        raise
+    shards.sync_folder(output.parent)
+    return number
+
+
+def _hdf5(path: pathlib.Path) -> Iterator[writers.Entry]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        for key in file:
+            if not isinstance(file.get(key, getlink=True), h5py.HardLink):
+                raise ValueError(f"{path}: {key} is a link, which is not followed.")
+            dataset = file[key]
+            if not isinstance(dataset, h5py.Dataset):
+                raise ValueError(f"{path}: {key} is a group, not a protein's vectors.")
+            if dataset.is_virtual or dataset.external or dataset.dtype.kind != "f":
+                raise ValueError(f"{path}: {key} holds no plain floating-point data.")
+            if dataset.nbytes > MAX_BYTES:
+                raise ValueError(f"{path}: {key} claims {dataset.nbytes:,} bytes.")
+            attributes = dataset.attrs
+            array = dataset[()]
+            yield writers.Entry(
+                key,
+                str(attributes.get("original_id", key)),
+                str(attributes.get("description", "")),
+                int(attributes.get("length", array.shape[0] if array.ndim > 1 else 0)),
+                str(attributes.get("sequence_sha256", "")),
+                array,
+            )
+
+
+def _npz(path: pathlib.Path) -> Iterator[writers.Entry]:
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                array = file[key]
+                length = array.shape[-2] if array.ndim > 1 else 0
+                yield writers.Entry(key, key, "", length, "", array)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _parquet(path: pathlib.Path) -> Iterator[writers.Entry]:
+    pq = writers.import_parquet()
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for batch in file.iter_batches(batch_size=64):
+            columns = {name: batch.column(name) for name in batch.schema.names}
+            for row in range(batch.num_rows):
+                shape = columns["shape"][row].as_py()
+                array = columns["embedding"][row].values.to_numpy().reshape(shape)
+                yield writers.Entry(
+                    columns["id"][row].as_py(),
+                    columns["original_id"][row].as_py(),
+                    columns["description"][row].as_py(),
+                    columns["length"][row].as_py(),
+                    columns["sequence_sha256"][row].as_py(),
+                    array,
+                )
+
+
+def _zarr(path: pathlib.Path) -> Iterator[writers.Entry]:
+    arrays = writers.open_zarr(path)
+    ids, stops = arrays["ids"], arrays["id_stops"].read().result()
+    shapes = arrays["shapes"].read().result()
+    text = ids.read().result().tobytes()
+    values = arrays["embeddings"]
+    start = at = 0
+    for stop, shape in zip(stops, shapes, strict=True):
+        key, original_id, description, length, digest = json.loads(text[start:stop])
+        start = int(stop)
+        shape = tuple(int(n) for n in shape if n >= 0)
+        rows = int(np.prod(shape[:-1], dtype=np.int64))
+        array = values[at : at + rows].read().result().reshape(shape)
+        at += rows
+        yield writers.Entry(key, original_id, description, length, digest, array)
+
+
+_READERS: dict[str, Callable[[pathlib.Path], Iterator[writers.Entry]]] = {
+    ".h5": _hdf5,
+    ".hdf5": _hdf5,
+    ".npz": _npz,
+    ".parquet": _parquet,
+    ".zarr": _zarr,
+}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

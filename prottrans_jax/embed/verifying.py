@@ -1,0 +1,120 @@
+"""Whether files are whole and models give what they should."""
+
+from collections.abc import Mapping
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prottrans_jax.embed import files, inputs, keys
+
+# bio_embeddings' own limits for its reference vectors, which are float32.
+RTOL, ATOL = 1e-3, 1e-5
+# For vectors that were computed or kept in half precision.
+_MIN_COSINE_HALF = 0.999
+
+
+class Result(NamedTuple):
+    """A protein's vectors against those known to be right.
+
+    Attributes:
+      name: Its id.
+      largest: Largest absolute difference.
+      cosine: Least cosine of two rows.
+      passed: Whether that is within the limits.
+    """
+
+    name: str
+    largest: float
+    cosine: float
+    passed: bool
+
+
+def expected(source: str | os.PathLike, key_scheme: str) -> Mapping[str, tuple]:
+    """(sha256, residues) of every protein of a FASTA file, by key."""
+    found = inputs.look(
+        source, key_scheme=key_scheme, on_bad="skip", on_duplicate="suffix"
+    )
+    return {
+        protein.key: (keys.digest(protein.residues), len(protein.residues))
+        for protein in found.proteins()
+    }
+
+
+def check_file(
+    path: str | os.PathLike, wanted: Mapping[str, tuple] | None = None
+) -> list[str]:
+    """What is wrong with an embedding file: a line each; reads all of it.
+
+    Args:
+      path: The file.
+      wanted: What should be in it, from `expected`.
+    """
+    faults = []
+    seen = set()
+    try:
+        for entry in files.entries(path):
+            seen.add(entry.key)
+            if not np.isfinite(entry.array).all():
+                faults.append(f"{entry.key}: values that are not finite")
+            if wanted is None:
+                continue
+            if entry.key not in wanted:
+                faults.append(f"{entry.key}: not in the input")
+                continue
+            digest, length = wanted[entry.key]
+            if entry.sequence_sha256 and entry.sequence_sha256 != digest:
+                faults.append(f"{entry.key}: made from another sequence")
+            elif entry.array.ndim > 1 and entry.array.shape[-2] != length:
+                faults.append(
+                    f"{entry.key}: {entry.array.shape[-2]} rows for {length} residues"
+                )
+    except ValueError as error:
+        return [*faults, str(error)]
+    faults += [f"{key}: missing" for key in (wanted or {}) if key not in seen]
+    return faults
+
+
+def compare(
+    encoder: Any, golden: str | os.PathLike, source: str | os.PathLike
+) -> list[Result]:
+    """A model's vectors against a file of vectors known to be right.
+
+    Args:
+      encoder: `encoders.Encoder`.
+      golden: HDF5 or npz with a dataset per protein; keys are headers, first words or
+        MD5 of the residues.
+      source: FASTA with the proteins.
+
+    Raises:
+      ValueError: No protein of the FASTA is in the file.
+    """
+    right = {entry.key: entry.array for entry in files.entries(golden)}
+    results = []
+    for protein in inputs.look(source).proteins():
+        header = f"{protein.name} {protein.description}".strip()
+        md5 = keys.make("md5", "", "", protein.residues, 0)
+        found = next((k for k in (header, protein.name, md5) if k in right), None)
+        if found is None:
+            continue
+        theirs = np.asarray(right[found], np.float32)
+        if theirs.ndim == 1:
+            ours = encoder.embed([protein.residues.decode()], pool="mean")[0]
+        else:
+            ours = encoder.embed([protein.residues.decode()])[0]
+        if ours.shape != theirs.shape:
+            results.append(Result(header, float("inf"), 0.0, False))
+            continue
+        half = right[found].dtype == np.float16
+        norms = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
+        cosine = float((np.sum(ours * theirs, axis=-1) / norms).min())
+        passed = (
+            cosine >= _MIN_COSINE_HALF
+            if half
+            else np.allclose(ours, theirs, rtol=RTOL, atol=ATOL)
+        )
+        largest = float(np.abs(ours - theirs).max())
+        results.append(Result(header, largest, cosine, bool(passed)))
+    if not results:
+        raise ValueError(f"No protein of {source} is in {golden}.")
+    return results

@@ -1,0 +1,144 @@
+"""Output files: opened by others' rules, converted, checked; bytes that do not lie."""
+
+import hashlib
+
+from embed_cases import random_proteins, write_fasta
+import h5py
+import numpy as np
+import pytest
+
+from prottrans_jax import cli
+from prottrans_jax.embed import files, job
+
+
+def embed(encoder, source, output, **options):
+    job.embed_fasta(encoder, source, output, job.Options(**options))
+    return output
+
+
+def test_protspace_reads_vectors_per_protein(encoder, fasta_file, proteins, tmp_path):
+    path = embed(encoder, fasta_file, tmp_path / "out.h5", per_protein=True)
+    # ProtSpace's `load_h5`: every dataset at the root or in a group of the root is a
+    # protein; with two axes it must have one row; the name stands at the root.
+    rows = {}
+    with h5py.File(path) as file:
+        assert file.attrs["model_name"] == encoder.name
+        for key, item in file.items():
+            datasets = item.items() if isinstance(item, h5py.Group) else [(key, item)]
+            for name, dataset in datasets:
+                assert dataset.ndim == 1 or dataset.shape[0] == 1
+                rows[name] = dataset[()].astype(np.float32)
+    assert rows.keys() == proteins.keys()
+    assert not any(np.isnan(row).any() for row in rows.values())
+
+
+def test_bio_embeddings_reads_keys_by_md5(encoder, fasta_file, proteins, tmp_path):
+    path = embed(encoder, fasta_file, tmp_path / "out.h5", key="md5")
+    with h5py.File(path) as file:
+        for name, residues in proteins.items():
+            dataset = file[hashlib.md5(residues.encode()).hexdigest()]
+            assert dataset.attrs["original_id"] == name
+            assert dataset.shape == (len(residues), 12)
+
+
+def test_biotrainer_reads_its_keys(encoder, fasta_file, proteins, tmp_path):
+    path = embed(encoder, fasta_file, tmp_path / "out.h5", key="biotrainer")
+    wanted = {
+        hashlib.sha256(f"{residues}_{len(residues)}".encode()).hexdigest(): name
+        for name, residues in proteins.items()
+    }
+    with h5py.File(path) as file:
+        # `read_id2emb` and `filter_h5_with_fasta` go by this attribute.
+        found = {key: value.attrs["original_id"] for key, value in file.items()}
+    assert found == wanted
+
+
+def test_uniprot_headers_give_accessions(encoder, tmp_path):
+    names = ["sp|P12345|AATM_RABIT Aspartate OS=x", "tr|A0A1|A0A1_X y", "UniRef50_Q6 z"]
+    source = write_fasta(tmp_path / "x.fasta", dict.fromkeys(names, "MKTAY"))
+    path = embed(encoder, source, tmp_path / "out.h5")
+    with h5py.File(path) as file:
+        assert sorted(file) == ["A0A1", "P12345", "UniRef50_Q6"]
+        attributes = file["P12345"].attrs
+        assert attributes["original_id"] == "sp|P12345|AATM_RABIT"
+        assert attributes["description"] == "Aspartate OS=x"
+        assert attributes["length"] == 5
+        assert attributes["sequence_sha256"] == hashlib.sha256(b"MKTAY").hexdigest()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".zarr"])
+@pytest.mark.parametrize("kind", ["per_residue", "per_protein"])
+def test_formats_hold_the_same(encoder, fasta_file, tmp_path, suffix, kind):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    options = {kind: True}
+    first = embed(encoder, fasta_file, tmp_path / "out.h5", **options)
+    other = embed(encoder, fasta_file, tmp_path / f"out{suffix}", **options)
+    wanted = {entry.key: entry for entry in files.entries(first)}
+    found = {entry.key: entry for entry in files.entries(other)}
+    assert found.keys() == wanted.keys()
+    for key, entry in found.items():
+        assert entry.array.dtype == wanted[key].array.dtype
+        np.testing.assert_array_equal(entry.array, wanted[key].array)
+        if suffix != ".npz":
+            assert entry[:5] == wanted[key][:5]
+    # Nothing to do the second time.
+    again = job.embed_fasta(encoder, fasta_file, other, job.Options(**options))
+    assert (again.embedded, again.reused) == (0, 40)
+
+
+def test_csv_holds_vectors_per_protein_that_read_back(
+    encoder, fasta_file, proteins, tmp_path
+):
+    path = embed(encoder, fasta_file, tmp_path / "out.csv", per_protein=True)
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    assert rows[0] == ["id", *map(str, range(12))] and len(rows) == 41
+    vectors = encoder.embed(list(proteins.values()), pool="mean")
+    pooled = dict(zip(proteins, vectors, strict=True))
+    for name, *numbers in rows[1:]:
+        np.testing.assert_allclose(
+            np.array(numbers, np.float32), pooled[name], atol=1e-5
+        )
+    with pytest.raises(ValueError, match="one vector per protein"):
+        embed(encoder, fasta_file, tmp_path / "residues.csv")
+
+
+def test_every_flipped_bit_of_vectors_is_noticed(encoder, tmp_path):
+    source = write_fasta(tmp_path / "x.fasta", random_proteins(6, seed=2))
+    for suffix in (".h5", ".npz", ".parquet"):
+        path = embed(encoder, source, tmp_path / f"out{suffix}")
+        before = {e.key: e.array.tobytes() for e in files.entries(path)}
+        data = path.read_bytes()
+        at = data.find(next(iter(before.values()))[:24])
+        assert at > 0
+        path.write_bytes(data[: at + 9] + bytes([data[at + 9] ^ 1]) + data[at + 10 :])
+        assert cli.main(["verify", str(path)]) == 3
+
+
+def test_links_groups_and_odd_types_are_not_followed(tmp_path):
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["x"] = np.ones(3)
+    for name, make in {
+        "external": lambda f: f.__setitem__("P1", h5py.ExternalLink(secret, "x")),
+        "soft": lambda f: f.__setitem__("P1", h5py.SoftLink("/other")),
+        "group": lambda f: f.create_group("P1"),
+        "text": lambda f: f.__setitem__("P1", "not numbers"),
+    }.items():
+        path = tmp_path / f"{name}.h5"
+        with h5py.File(path, "w") as file:
+            make(file)
+        with pytest.raises(ValueError, match="P1"):
+            list(files.entries(path))
+
+
+def test_layers_stack_in_front(encoder, fasta_file, proteins, tmp_path):
+    path = embed(encoder, fasta_file, tmp_path / "out.h5", layers="0,-1")
+    for entry in files.entries(path):
+        assert entry.array.shape == (2, len(proteins[entry.key]), 12)
+    mean = embed(
+        encoder, fasta_file, tmp_path / "m.h5", layers="last4", residue_dtype="float32"
+    )
+    found = {entry.key: entry.array for entry in files.entries(mean)}
+    every = encoder.embed([proteins["P1"]], layers="all")[0]
+    np.testing.assert_allclose(found["P1"], every.mean(axis=0), atol=1e-5)
