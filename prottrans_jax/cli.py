@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def stop(*_):
         raise _Stopped
 
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _explain(error, arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _explain(error: Exception, arguments: argparse.Namespace) -> int:
@@ -66,7 +68,7 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
         return _fail(2, str(error))
     if isinstance(error, job.DiskFullError):
         return _fail(4, error.strerror or str(error))
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError | FileExistsError):
         return _fail(2, str(error) if error.errno is None else _of_os(error))
     if isinstance(error, ValueError):
         return _fail(2, str(error))
@@ -190,6 +192,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     job.output_paths(arguments.output, options)
     from prottrans_jax import encoders
 
+    _keep_programs()
     std_logging.getLogger("absl").setLevel(
         std_logging.ERROR if arguments.quiet else std_logging.WARNING
     )
@@ -206,6 +209,19 @@ def _embed(arguments: argparse.Namespace) -> int:
         on_progress=say.progress,
     )
     return say.summary(report)
+
+
+def _keep_programs() -> None:
+    """Compiled programs are kept on disk: the next start need not compile."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(home, "prottrans_jax", "programs")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 class _Say:

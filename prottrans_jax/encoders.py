@@ -26,7 +26,7 @@ import numpy as np
 from prottrans_jax import types
 from prottrans_jax import vocabulary as vocabularies
 from prottrans_jax.embed import embedder, forward, layerwise, pooling
-from prottrans_jax.interop import huggingface
+from prottrans_jax.interop import huggingface, memory_map
 
 # Short names of the released models: repository of the Hugging Face hub.
 NAMES = {
@@ -408,6 +408,9 @@ def _cast(params, dtype):
 
     def place(x):
         target = dtype if x.ndim >= 2 and x.size > 1 << 14 else jnp.float32
-        return jnp.asarray(np.asarray(x).astype(target, order="C", copy=False))
+        placed = jnp.array(np.asarray(x).astype(target, order="C", copy=False))
+        # One array at a time, not the whole file besides the copy.
+        memory_map.release(x)
+        return placed
 
     return jax.tree.map(place, params)

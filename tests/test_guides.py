@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from prottrans_jax import checkpoints, run_identity
 from prottrans_jax.data import records
 from prottrans_jax.interop import huggingface
 from prottrans_jax.models import t5
@@ -42,7 +43,12 @@ def _run(commands: list[str], folder: pathlib.Path) -> str:
     environment = os.environ | {"XLA_FLAGS": ""}
     for command in commands:
         done = subprocess.run(
-            command.replace("python -m", f"{sys.executable} -m"),
+            re.sub(
+                "^prottrans ",
+                f"{sys.executable} -m prottrans_jax.cli ",
+                command.replace("python -m", f"{sys.executable} -m"),
+                flags=re.M,
+            ),
             shell=True,
             cwd=folder,
             env=environment,
@@ -80,3 +86,38 @@ def test_interop_guide(tmp_path):
 def test_readme_names_its_commands_for_ci(name):
     text = (ROOT / "README.md").read_text()
     assert re.search(rf"<!-- command: {name} -->\n```bash\n.+\n```\n", text)
+
+
+def test_embedding_guide(tmp_path):
+    config = t5.T5Config(
+        vocab_size=128,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=2,
+        head_dim=8,
+        d_model=24,
+        d_ff=40,
+    )
+    with checkpoints.Checkpointer(tmp_path / "run" / "checkpoints") as checkpointer:
+        state = {"params": t5.init_params(config, jax.random.key(0))}
+        metadata = {"identity": run_identity.identity(model=config)}
+        checkpointer.save(3, state, metadata)
+    (tmp_path / "proteins.fasta").write_text(
+        ">sp|P12345|AATM_RABIT Aspartate\nMKTAYIAKQR\n>second one\nACDWUY\n"
+    )
+    commands = _commands("embedding.md")
+    assert len(commands) == 4
+    _run(commands, tmp_path)
+    assert (tmp_path / "proteins.parquet").is_file()
+    text = (ROOT / "docs" / "embedding.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
+    checks = """
+assert [x.shape for x in vectors] == [(7, 24), (8, 24)] and pooled.shape == (2, 24)
+assert every[0].shape == (3, 7, 24) and hidden.shape == (2, 9, 24)
+"""
+    code = "\n".join([*blocks, checks])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("P12345 (10, 24) sp|P12345|AATM_RABIT")

@@ -1,0 +1,247 @@
+"""The console script: what it prints, writes and returns."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "embed"))
+import embed_cases
+
+from prottrans_jax import cli
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return embed_cases.make_model(tmp_path_factory.mktemp("cli") / "tiny", seed=0)
+
+
+@pytest.fixture
+def source(tmp_path):
+    proteins = embed_cases.random_proteins(12, seed=5)
+    return embed_cases.write_fasta(tmp_path / "x.fasta", proteins)
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "prottrans_jax.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+        **options,
+    )
+
+
+def test_embed_says_what_it_does(model, source, tmp_path):
+    output = tmp_path / "out.h5"
+    done = run("embed", "-i", source, "-o", output, "-m", model)
+    assert done.returncode == 0, done.stderr
+    for words in ("12 proteins", "longest", "free", "12 embedded", "peak memory"):
+        assert words in done.stderr, done.stderr
+    with h5py.File(output) as file:
+        assert len(file) == 12
+
+
+def test_module_and_old_flags_and_standard_input(model, source, tmp_path):
+    output = tmp_path / "out.h5"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "prottrans_jax.embed", "--input", "-"),
+            *("--output", output, "--model", model, "--per_protein", "1", "-q"),
+        ],
+        input=source.read_bytes(),
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    with h5py.File(output) as file:
+        assert all(value.shape == (12,) for value in file.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["-o", "out.xyz"], 2, "format"),
+        (["-m", "prot_brt"], 2, "prot_bert"),
+        (["-m", "nowhere/at/all"], 2, "no such folder"),
+        (["--long", "maybe"], 2, "maybe"),
+        (["--layer", "77"], 2, "layer 77"),
+        (["--pool", "cls", "--per-protein"], 2, "CLS"),
+        (["-i", "absent.fasta"], 2, "absent.fasta"),
+        (["--max-length", "30"], 2, "--long skip"),
+        (["--reuse", "absent.h5"], 2, "absent.h5"),
+    ],
+)
+def test_mistakes_are_one_line(
+    model, source, tmp_path, arguments, status, words, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    given = ["embed", "-i", str(source), "-o", "out.h5", "-m", str(model)]
+    assert cli.main([*given, *arguments]) == status
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_what_is_left_out_is_named_and_the_status_says_so(model, source, tmp_path):
+    with open(source, "a") as file:
+        file.write(">BAD\nMK1\n")
+    output = tmp_path / "out.h5"
+    given = ("embed", "-i", source, "-o", output, "-m", model)
+    stopped = run(*given)
+    assert stopped.returncode == 3
+    assert f"{source}:26: " in stopped.stderr and "--on-bad skip" in stopped.stderr
+    assert not output.exists()
+    done = run(*given, "--on-bad", "skip")
+    assert done.returncode == 3
+    assert "Left out 1" in done.stderr and "BAD" in done.stderr
+    assert "BAD\t26" in (tmp_path / "out.h5.skipped.tsv").read_text()
+    assert output.exists()
+
+
+def test_info_convert_and_verify(model, source, tmp_path, capsys):
+    output = str(tmp_path / "out.h5")
+    cli.main(["embed", "-i", str(source), "-o", output, "-m", str(model), "-q"])
+    capsys.readouterr()
+    assert cli.main(["info", output, "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert (about["proteins"], about["vectors"]) == (12, "per residue")
+    assert about["d_model"] == [12] and about["model_name"] == "tiny"
+    assert cli.main(["info", str(model)]) == 0
+    assert "t5" in capsys.readouterr().out
+    assert cli.main(["verify", output, "-i", str(source)]) == 0
+    pooled = str(tmp_path / "out.csv")
+    assert cli.main(["convert", output, pooled, "--pool", "mean"]) == 0
+    assert len(pathlib.Path(pooled).read_text().splitlines()) == 13
+    with open(source, "a") as file:
+        file.write(">NEW\nMKT\n")
+    assert cli.main(["verify", output, "-i", str(source)]) == 3
+    assert "NEW: missing" in capsys.readouterr().out
+    assert cli.main(["convert", output, output]) == 2  # Exists.
+
+
+def test_verify_tells_a_right_model_from_a_wrong_one(model, source, tmp_path, capsys):
+    encoder_of = embed_cases.make_model(tmp_path / "wrong", seed=3)
+    golden = str(tmp_path / "golden.npz")
+    given = ["embed", "-i", str(source), "-m", str(model), "-q", "-o", golden]
+    assert cli.main([*given, "--output-dtype", "float32"]) == 0
+    check = ["verify", "--golden", golden, "-i", str(source), "-m"]
+    assert cli.main([*check, str(model)]) == 0
+    assert capsys.readouterr().out.count("ok  ") == 12
+    assert cli.main([*check, str(encoder_of)]) == 3
+
+
+def test_models_are_listed(capsys):
+    assert cli.main(["models", "--json"]) == 0
+    names = {row["name"] for row in json.loads(capsys.readouterr().out)}
+    assert {"prot_t5", "prot_bert", "prot_xlnet"} <= names
+
+
+# What becomes of each damaged file with bad records left out and the first of two
+# proteins of one id kept: embedded, repeated, left out. Titin (68,700 residues in one
+# record) is in the slow set.
+MESSY = {
+    "duplicate_ids.fasta": (3, 1, 1),
+    "empty.fasta": (0, 0, 1),
+    "header_only.fasta": (0, 0, 5),
+    "illegal_amino_acids.fasta": (3, 0, 0),
+    "latin1_header.fasta": (0, 0, 1),
+    "mixed_problems.fasta": (8, 0, 4),
+    "no_header_first.fasta": (5, 0, 1),
+    "odd_ids.fasta": (4, 0, 1),
+    "openfold_6KWC_head.a3m": (60, 0, 0),
+    "truncated.fasta.gz": (4, 0, 1),
+    "unparsable.fasta": (2, 0, 1),
+    "utf8_header.fasta": (2, 0, 0),
+}
+
+
+@pytest.mark.parametrize("name", MESSY)
+def test_damaged_files_have_a_stated_outcome(shared, model, tmp_path, name, capsys):
+    embedded, _, left_out = MESSY[name]
+    source = str(shared / "data/messy" / name)
+    given = ["embed", "-i", source, "-m", str(model), "--per-protein"]
+    strict = cli.main([*given, "-o", str(tmp_path / "strict.h5")])
+    said = capsys.readouterr().err
+    if left_out:
+        assert strict in (2, 3) and name in said
+    else:
+        assert strict == 0
+    lenient = ["--on-bad", "skip", "--on-duplicate", "first"]
+    output = tmp_path / "out.h5"
+    status = cli.main([*given, "-o", str(output), *lenient])
+    assert status == (3 if left_out else 0)
+    with h5py.File(output) as file:
+        assert len(file) == embedded
+    if left_out:
+        listed = pathlib.Path(f"{output}.skipped.tsv").read_text().splitlines()
+        assert len(listed) == left_out + 1
+
+
+def kill_drill(model, folder, count, kills, seed):
+    """Kills a job at random moments until it is done; returns the number of kills."""
+    proteins = embed_cases.random_proteins(count, seed=1)
+    source = embed_cases.write_fasta(folder / "x.fasta", proteins)
+    code = (
+        "import sys\n"
+        "from prottrans_jax import cli\n"
+        "from prottrans_jax.embed import job\n"
+        "job._COMMIT_BYTES = 20000; sys.exit(cli.main(sys.argv[1:]))"
+    )
+
+    def start(output):
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-c", code, "embed", "-i", source, "-o", output),
+                *("-m", model, "-q"),
+            ],
+            env=os.environ | {"XLA_FLAGS": ""},
+        )
+
+    whole, broken = folder / "whole.h5", folder / "broken.h5"
+    assert start(whole).wait() == 0
+    generator = np.random.default_rng(seed)
+    journal = folder / "broken.h5.parts" / "journal.jsonl"
+    killed = 0
+    while killed < kills:
+        begun = journal.stat().st_size if journal.exists() else 0
+        process = start(broken)
+        # Somewhere between start-up and end: after it has begun to commit, or before.
+        while process.poll() is None and generator.random() < 0.9:
+            size = journal.stat().st_size if journal.exists() else 0
+            if size > begun:
+                break
+            try:
+                process.wait(0.3)
+            except subprocess.TimeoutExpired:
+                pass
+        try:
+            process.wait(float(generator.uniform(0, 0.05)))
+        except subprocess.TimeoutExpired:
+            pass
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+    assert start(broken).wait() == 0
+    assert broken.read_bytes() == whole.read_bytes()
+    with h5py.File(broken) as file:
+        assert set(file) == set(proteins)
+    assert not (folder / "broken.h5.parts").exists()
+    return killed
+
+
+def test_killed_job_goes_on_and_writes_the_same_bytes(model, tmp_path):
+    assert kill_drill(model, tmp_path, count=600, kills=2, seed=0) >= 1
+
+
+@pytest.mark.slow
+def test_twenty_kills(model, tmp_path):
+    assert kill_drill(model, tmp_path, count=20_000, kills=20, seed=1) >= 15
