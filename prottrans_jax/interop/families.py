@@ -143,6 +143,7 @@ FAMILIES: Mapping[str, Family] = {
             "TransformerXLConfig",
             "TransformerXL",
             vocabulary_name="PROT_TXL",
+            prefix=("eos",),
         ),
     )
 }

@@ -154,27 +154,25 @@ def params_from_hf(
 ) -> types.Params:
     """Our parameters, stacked as `config.scan_layers` says, from a state dict."""
     checkpoint = dict(checkpoint)
-    ignored = set(_IGNORED_KEYS)
     # Tied tables are stored under any or all of their names.
-    for alias in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
-        if alias in checkpoint:
-            checkpoint.setdefault("shared.weight", checkpoint[alias])
-            ignored.add(alias)
+    aliases = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
     if config.tie_embeddings:
-        head = checkpoint.pop("lm_head.weight", None)
-        table = checkpoint.get("shared.weight")
-        if head is None or table is None:
-            pass  # If the table is missing, the rules say so.
-        elif not np.array_equal(head, table):
+        aliases.append("lm_head.weight")
+    for alias in aliases:
+        table = checkpoint.pop(alias, None)
+        if table is None:
+            continue
+        if not np.array_equal(checkpoint.setdefault("shared.weight", table), table):
             raise ValueError(
-                "lm_head.weight is another table than shared.weight, although the "
+                f"{alias} is another table than shared.weight, although the "
                 "configuration ties them. Is tie_word_embeddings right?"
             )
-    elif config.num_decoder_layers and "shared.weight" in checkpoint:
+    untied = config.num_decoder_layers and not config.tie_embeddings
+    if untied and "shared.weight" in checkpoint:
         # transformers 5 ties the tables of T5 1.1 too unless a file has both.
         checkpoint.setdefault("lm_head.weight", checkpoint["shared.weight"])
     shapes = {name: x.shape for name, x in _flat_shapes(config).items()}
-    params = rules.to_ours(checkpoint, _table(config), shapes, ignored=ignored)
+    params = rules.to_ours(checkpoint, _table(config), shapes, ignored=_IGNORED_KEYS)
     params = {
         name: array.astype(config.param_dtype, copy=False)
         for name, array in params.items()

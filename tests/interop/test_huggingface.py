@@ -395,3 +395,23 @@ def test_special_ids_come_from_the_vocabulary():
     assert families.FAMILIES["t5"].suffix_ids == (1,)
     assert families.FAMILIES["bert"].prefix_ids == (2,)
     assert families.FAMILIES["bert"].suffix_ids == (3,)
+    assert families.FAMILIES["xlnet"].suffix_ids == (4, 3)  # <sep> <cls>, padded left
+
+
+@pytest.mark.parametrize("family", families.FAMILIES.values(), ids=lambda x: x.name)
+def test_every_family_is_complete(family):
+    assert family.config_class is not None and hasattr(family.model_class, "encode")
+    for name in ("config_from_hf", "config_to_hf", "params_from_hf", "params_to_hf"):
+        assert callable(getattr(family.table, name))
+    for index in (*family.prefix_ids, *family.suffix_ids):
+        assert 0 <= index < family.vocabulary.size
+
+
+def test_another_table_under_a_tied_name_is_refused(tmp_path):
+    huggingface.write(tmp_path, T5, random_params(T5))
+    path = tmp_path / "model.safetensors"
+    arrays = {name: np.array(x) for name, x in safetensors.load(path).items()}
+    arrays["lm_head.weight"] = arrays["shared.weight"] + 1
+    safetensors.save(path, arrays)
+    with pytest.raises(ValueError, match=r"lm_head\.weight is another table"):
+        huggingface.read(tmp_path)
