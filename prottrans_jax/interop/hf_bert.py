@@ -247,7 +247,7 @@ def fields_to_hf(
             f"d_model={config.d_model}; Hugging Face's {model_type} has no attribute "
             "for that."
         )
-    names = {}
+    names: dict[str, str] = {}
     for theirs, ours in _ACTIVATIONS.items():
         names.setdefault(ours, theirs)
     if config.activation not in names:

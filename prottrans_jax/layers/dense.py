@@ -144,7 +144,7 @@ class Dense(nn.Module):
     """
 
     features: int
-    kernel_axes: tuple[str, str]
+    kernel_axes: tuple[str | None, str]
     kernel_init: Initializer
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32

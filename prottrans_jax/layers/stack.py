@@ -124,10 +124,12 @@ def apply_layers_with_memories(
             x, output = module(x, shared, *memory)
             outputs.append(output)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+    axes: dict[Any, Any] = {"intermediates": 0}
+    if not share_parameters:
+        axes["params"] = 0
     scanned = nn.scan(
         layer,
-        variable_axes={"intermediates": 0}
-        | ({} if share_parameters else {"params": 0}),
+        variable_axes=axes,
         variable_broadcast="params" if share_parameters else False,
         split_rngs={"params": not share_parameters, "dropout": True},
         in_axes=(nn.broadcast, *(0 for _ in own)),

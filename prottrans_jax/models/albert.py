@@ -46,7 +46,7 @@ class Albert(bert.EncoderModel):
     def setup(self):
         """Creates the blocks."""
         config = self.config
-        self.embeddings = bert.Embeddings(config, config.d_embed)
+        self.embeddings = bert.make_embeddings(config, config.d_embed)
         self.encoder = bert.Encoder(config, project=True, share_layers=True)
         if config.lm_head:
             self.lm_head = bert.MaskedLMHead(config, config.d_embed)

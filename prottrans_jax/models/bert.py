@@ -221,7 +221,7 @@ class Bert(EncoderModel):
     def setup(self):
         """Creates the blocks."""
         config = self.config
-        self.embeddings = Embeddings(config, config.d_model)
+        self.embeddings = make_embeddings(config, config.d_model)
         self.encoder = Encoder(config)
         if config.lm_head:
             self.lm_head = MaskedLMHead(config, config.d_model)
@@ -265,84 +265,6 @@ def head_flops(config: EncoderConfig, length: int, d_embed: int) -> float:
     if getattr(config, "order_head", False):
         weights += 2 * config.d_model
     return 2.0 * length * weights
-
-
-class Embeddings(nn.Module):
-    """norm(token + position + token type)."""
-
-    config: EncoderConfig
-    d_embed: int
-
-    def setup(self):
-        """Creates the tables."""
-        config = self.config
-        table = functools.partial(
-            embeddings.TokenEmbedding,
-            d_model=self.d_embed,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
-            embedding_init=kernel_init(config),
-        )
-        self.token = table(config.vocab_size, axes=("small_vocab", "embed"))
-        self.token_type = table(config.num_token_types, axes=("token_types", "embed"))
-        self.position = self.param(
-            "position",
-            nn.with_logical_partitioning(kernel_init(config), ("position", "embed")),
-            (config.max_length, self.d_embed),
-            config.param_dtype,
-        )
-        self.norm = make_norm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
-
-    def __call__(
-        self,
-        tokens: Int[Array, "batch length"],
-        segments: Int[Array, "batch length"],
-        positions: Int[Array, "batch length"] | None,
-        token_types: Int[Array, "batch length"] | None,
-        *,
-        deterministic: bool,
-    ) -> Float[Array, "batch length d_embed"]:
-        """Embeds tokens; arguments as in `EncoderModel`."""
-        config = self.config
-        if positions is None:
-            if tokens.shape[1] > config.max_length:
-                raise ValueError(
-                    f"A row has {tokens.shape[1]} positions, more than max_length="
-                    f"{config.max_length}. Cut it, or if its pieces are shorter pass "
-                    "their positions."
-                )
-            positions = positions_in_segments(segments)
-        if token_types is None:
-            token_types = jnp.zeros_like(tokens)
-        # A position beyond the table gives NaN, not another position's row.
-        position = jnp.take(jnp.asarray(self.position), positions, axis=0)
-        x = position.astype(jnp.float32)
-        x = x + self.token(tokens).astype(jnp.float32)
-        x = x + self.token_type(token_types).astype(jnp.float32)
-        x = self.dropout(self.norm(x), deterministic=deterministic)
-        return nn.with_logical_constraint(x, _ACTIVATION_AXES)
-
-    def attend(
-        self, x: Float[Array, "batch length d_embed"]
-    ) -> Float[Array, "batch length vocab"]:
-        """Products with every token's embedding, float32."""
-        return self.token.attend(x)
-
-
-def positions_in_segments(
-    segments: Int[Array, "batch length"],
-) -> Int[Array, "batch length"]:
-    """Distance of each position from the first of its segment; 0 at padding.
-
-    Segments are numbered upwards along a row. Where padding comes first, counting
-    starts behind it: Hugging Face's positions would count the padding too.
-    """
-    highest = jax.lax.cummax(segments, axis=1)
-    before = jnp.pad(highest[:, :-1], ((0, 0), (1, 0)))
-    index = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
-    start = jax.lax.cummax(jnp.where(highest > before, index, 0), axis=1)
-    return jnp.where(segments > 0, index - start, 0)
 
 
 class Encoder(nn.Module):
@@ -508,6 +430,23 @@ def kernel_init(config: EncoderConfig) -> dense.Initializer:
     # As TensorFlow's, which does not widen the normal to make up for the cut.
     return nn.initializers.truncated_normal(
         config.initializer_range, lower=-2.0, upper=2.0
+    )
+
+
+def make_embeddings(
+    config: EncoderConfig, d_embed: int
+) -> embeddings.LearnedEmbeddings:
+    """Tables of tokens, positions and token types, and the norm on their sum."""
+    return embeddings.LearnedEmbeddings(
+        vocab_size=config.vocab_size,
+        max_length=config.max_length,
+        num_token_types=config.num_token_types,
+        d_embed=d_embed,
+        dropout_rate=config.dropout_rate,
+        norm_epsilon=config.norm_epsilon,
+        embedding_init=kernel_init(config),
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
     )
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.layers import mlp
+from prottrans_jax.layers import embeddings, mlp
 from prottrans_jax.models import bert
 
 
@@ -114,13 +114,13 @@ class ElectraEncoder(bert.EncoderModel):
     """
 
     config: ElectraEncoderConfig
-    shared_embeddings: bert.Embeddings | None = None
+    shared_embeddings: embeddings.LearnedEmbeddings | None = None
 
     def setup(self):
         """Creates the blocks."""
         config = self.config
         if self.shared_embeddings is None:
-            self.embeddings = bert.Embeddings(config, config.d_embed)
+            self.embeddings = bert.make_embeddings(config, config.d_embed)
         else:
             self.embeddings = self.shared_embeddings
         project = config.d_embed != config.d_model
@@ -137,7 +137,7 @@ class ElectraEncoder(bert.EncoderModel):
         outputs = super().predict(encoded)
         if not self.config.replaced_head:
             return outputs
-        return outputs.replace(replaced_logits=self.replaced_head(encoded))
+        return dataclasses.replace(outputs, replaced_logits=self.replaced_head(encoded))
 
 
 class Electra(nn.Module):
@@ -148,7 +148,7 @@ class Electra(nn.Module):
     def setup(self):
         """Creates the embeddings that both use, and the encoders."""
         config = self.config
-        self.embeddings = bert.Embeddings(config.discriminator, config.d_embed)
+        self.embeddings = bert.make_embeddings(config.discriminator, config.d_embed)
         self.generator = ElectraEncoder(config.generator, self.embeddings)
         self.discriminator = ElectraEncoder(config.discriminator, self.embeddings)
 
@@ -199,8 +199,9 @@ def init_params(
     config: ElectraConfig | ElectraEncoderConfig, rng: jax.Array
 ) -> types.Params:
     """Random parameters without boxes, of both encoders or of one."""
-    joint = isinstance(config, ElectraConfig)
-    return bert.init_model((Electra if joint else ElectraEncoder)(config), rng)
+    if isinstance(config, ElectraConfig):
+        return bert.init_model(Electra(config), rng)
+    return bert.init_model(ElectraEncoder(config), rng)
 
 
 def forward_flops(config: ElectraConfig | ElectraEncoderConfig, length: int) -> float:

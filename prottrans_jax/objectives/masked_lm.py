@@ -3,7 +3,7 @@
 What is hidden, and how, is decided by the preprocessor of the task.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -18,7 +18,7 @@ MASKED, SUBSTITUTED, KEPT = 1, 2, 3  # `corrupted`; 0 is a token that is not pre
 
 # What every encoder of this kinship reads, beside its tokens, under its own names.
 MODEL_FEATURES = ("segment_ids", "positions", "token_types")
-_FORWARD_FLOPS = {
+_FORWARD_FLOPS: Mapping[type, Callable[..., float]] = {
     bert.BertConfig: bert.forward_flops,
     albert.AlbertConfig: albert.forward_flops,
     electra.ElectraEncoderConfig: electra.forward_flops,
@@ -110,7 +110,7 @@ class MaskedLM:
         outputs: Any = self.model.apply(
             {"params": params},
             batch["input_tokens"],
-            **{name: batch[name] for name in MODEL_FEATURES},
+            **context_of(batch),
             deterministic=not train,
             rngs={"dropout": rng} if train else None,
         )
@@ -148,6 +148,11 @@ def init_params(
     """Parameters of a model that takes tokens, boxed; see `MaskedLM.init`."""
     tokens = jnp.zeros(shape_of(batch_shapes["input_tokens"]), jnp.int32)
     return model.init(rng, tokens)["params"]
+
+
+def context_of(batch: types.Batch) -> dict[str, Any]:
+    """What the model reads beside the tokens."""
+    return {name: batch[name] for name in MODEL_FEATURES}
 
 
 def token_loss(

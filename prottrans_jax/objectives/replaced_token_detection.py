@@ -88,7 +88,7 @@ class ReplacedTokenDetection:
           `always_original_accuracy`.
         """
         draw_rng, generator_rng, discriminator_rng = jax.random.split(rng, 3)
-        context = {name: batch[name] for name in masked_lm.MODEL_FEATURES}
+        context = masked_lm.context_of(batch)
 
         def outputs(method, tokens, rng) -> Any:
             return self.model.apply(

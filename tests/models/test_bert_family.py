@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax.layers import stack
+from prottrans_jax.layers import embeddings, stack
 from prottrans_jax.models import albert, bert, electra
 
 SIZES = dict(
@@ -259,7 +259,7 @@ def test_a_packed_protein_is_treated_as_if_alone(family, attention):
 def test_positions_count_from_the_start_of_each_segment():
     segments = jnp.array([[1, 1, 1, 2, 2, 0], [0, 0, 1, 1, 1, 1], [1, 1, 0, 1, 4, 4]])
     expected = [[0, 1, 2, 0, 1, 0], [0, 0, 0, 1, 2, 3], [0, 1, 0, 3, 0, 1]]
-    assert bert.positions_in_segments(segments).tolist() == expected
+    assert embeddings.positions_in_segments(segments).tolist() == expected
 
 
 def test_rows_longer_than_the_table_are_refused():
