@@ -1,0 +1,86 @@
+"""Every family through the one encoder, against Hugging Face's numbers."""
+
+import numpy as np
+import pytest
+
+import prottrans_jax
+from prottrans_jax.embed import forward, layerwise
+
+FAMILIES = [
+    "prot_bert",
+    "prot_albert",
+    "prot_electra_discriminator",
+    "prot_electra_generator",
+    "prot_xlnet",
+    "prot_t5",
+]
+
+
+def load(shared, name):
+    folder = shared / "data/interop/hf_tiny" / name
+    expected = dict(np.load(folder / "expected.npz"))
+    if "encoder_hidden_0" in expected:
+        expected |= {f"hidden_{i}": expected[f"encoder_hidden_{i}"] for i in range(4)}
+    return prottrans_jax.load_encoder(folder, dtype="float32"), expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layer_by_layer_gives_every_hidden_state(shared, name):
+    encoder, expected = load(shared, name)
+    tokens = expected["input_ids"].astype(np.int32)
+    mask = expected["attention_mask"].astype(bool)
+    stack = layerwise.find_stack(encoder.module)
+    assert stack is not None and len(stack.paths) == encoder.num_layers
+    numbers = range(encoder.num_layers)
+    last, kept = layerwise.encode(
+        stack, encoder.params, tokens, mask, keep=frozenset(numbers)
+    )
+    every = forward.encode(
+        encoder.module,
+        encoder.params,
+        tokens,
+        mask,
+        forward.parse_layers("all", encoder.num_layers),
+    )
+    for number, state in enumerate([*(kept[i] for i in numbers), last]):
+        wanted = expected[f"hidden_{number}"][mask]
+        limit = max(2e-5, 4e-6 * np.abs(wanted).max())
+        np.testing.assert_allclose(np.asarray(state)[mask], wanted, rtol=0, atol=limit)
+        np.testing.assert_allclose(
+            np.asarray(every[number])[mask], wanted, rtol=0, atol=limit
+        )
+
+
+@pytest.mark.parametrize("name", ["prot_bert", "prot_albert"])
+def test_special_tokens_are_set_and_never_counted(shared, name):
+    encoder, expected = load(shared, name)
+    mask = expected["attention_mask"].astype(bool)
+    tokens, ours = encoder.tokenize(
+        [encoder.vocabulary.decode(row) for row in expected["input_ids"]]
+    )
+    np.testing.assert_array_equal(tokens, expected["input_ids"])
+    np.testing.assert_array_equal(ours, mask)
+    sequences = [encoder.vocabulary.decode(row) for row in tokens]
+    hidden = expected[f"hidden_{encoder.num_layers}"]
+    vectors = encoder.embed(sequences)
+    pooled = encoder.embed(sequences, pool="mean")
+    first = encoder.embed(sequences, pool="cls")
+    for row, sequence in enumerate(sequences):
+        residues = hidden[row, 1 : 1 + len(sequence)]  # Between [CLS] and [SEP].
+        np.testing.assert_allclose(vectors[row], residues, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(pooled[row], residues.mean(axis=0), atol=2e-5)
+        np.testing.assert_allclose(first[row], hidden[row, 0], atol=2e-5)
+
+
+def test_proteins_beyond_the_position_table_are_named(shared, tmp_path):
+    encoder, _ = load(shared, "prot_bert")
+    assert encoder.max_residues == 126
+    source = tmp_path / "x.fasta"
+    source.write_text(f">A\n{'MK' * 63}\n>B\n{'MK' * 64}\n")
+    report = encoder.embed_fasta(source, tmp_path / "out.h5")
+    assert [s.name for s in report.skipped] == ["B"] and report.embedded == 1
+    assert "126" in report.skipped[0].detail
+    report = encoder.embed_fasta(
+        source, tmp_path / "cut.h5", max_length=100, long="chunk"
+    )
+    assert report.embedded == 2 and not report.skipped
