@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from prottrans_jax import types
+from prottrans_jax import attention_maps, types
 from prottrans_jax import vocabulary as vocabularies
 from prottrans_jax.embed import embedder, forward, layerwise, pooling
 from prottrans_jax.interop import huggingface, memory_map
@@ -162,6 +162,20 @@ class Encoder:
         chosen = runner.layers
         lead = (len(chosen.indices),) if chosen.combine == "stack" else ()
         return np.stack(found) if found else np.zeros((0, *lead, self.d_model))
+
+    def attention_maps(
+        self, sequence: str
+    ) -> Float[np.ndarray, "layers heads length length"]:
+        """Attention weights of one protein, special tokens included.
+
+        Raises:
+          ValueError: The family's attention has no such maps here; see
+            `attention_maps`.
+        """
+        tokens, _ = self.tokenize([sequence])
+        return np.asarray(
+            attention_maps.attention_maps(self.module, self.params, tokens[0])
+        )
 
     def stream(
         self,

@@ -95,7 +95,8 @@ def test_nobody_imports_a_main():
         ("fasta", {"vocabulary"}),
         ("tasks", {"tasks", "data", "vocabulary"}),
         ("embed", {"embed", "fasta", "interop", "types"}),
-        ("encoders", {"embed", "interop", "types", "vocabulary"}),
+        ("encoders", {"attention_maps", "embed", "interop", "types", "vocabulary"}),
+        ("attention_maps", {"layers", "types"}),
         ("interop", {"interop", "models", "layers", "types", "vocabulary"}),
         (
             "sources",

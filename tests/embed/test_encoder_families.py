@@ -84,3 +84,34 @@ def test_proteins_beyond_the_position_table_are_named(shared, tmp_path):
         source, tmp_path / "cut.h5", max_length=100, long="chunk"
     )
     assert report.embedded == 2 and not report.skipped
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("prot_t5", "T5EncoderModel"),
+        ("prot_bert", "BertModel"),
+        ("prot_albert", "AlbertModel"),
+    ],
+)
+def test_attention_maps_are_those_of_hugging_face(shared, name, model):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    encoder, _ = load(shared, name)
+    sequence = "MKTAYIAKQRLLKWWPG"
+    tokens, _ = encoder.tokenize([sequence])
+    theirs = getattr(transformers, model).from_pretrained(
+        encoder.source, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        out = theirs.eval()(torch.tensor(tokens).long(), output_attentions=True)
+    wanted = torch.cat(out.attentions).numpy()
+    ours = encoder.attention_maps(sequence)
+    assert ours.shape == wanted.shape
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5)
+
+
+def test_attention_maps_of_other_kinds_are_refused(shared):
+    encoder, _ = load(shared, "prot_xlnet")
+    with pytest.raises(ValueError, match="XLNetConfig"):
+        encoder.attention_maps("MKTAY")

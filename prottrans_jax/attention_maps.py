@@ -1,0 +1,78 @@
+"""Attention weights of an encoder, for looking at; T5, BERT, ALBERT and ELECTRA.
+
+The models never keep them. They are computed anew from the queries and keys that
+Flax captures, one protein at a time: [layers, heads, length, length] is large.
+"""
+
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from prottrans_jax import types
+from prottrans_jax.layers import relative_bias
+
+
+def attention_maps(
+    module: nn.Module, params: types.Params, tokens: Int[Array, " length"]
+) -> Float[Array, "layers heads length length"]:
+    """Weights of every head on every pair of tokens of one protein; rows sum to 1.
+
+    Args:
+      module: The encoder's module, with layers written out.
+      params: Its parameters.
+      tokens: Token ids of one protein, special ones included, without padding.
+
+    Raises:
+      ValueError: The family's attention is of another kind (XLNet, Transformer-XL).
+    """
+    config = module.config
+    captured: dict[str, list[jax.Array]] = {"query": [], "key": []}
+    biases: list[relative_bias.DistanceBias] = []
+
+    def note(next_function, args, keywords, context):
+        out = next_function(*args, **keywords)
+        if context.method_name == "__call__":
+            if context.module.name in captured:
+                captured[context.module.name].append(out)
+            elif isinstance(context.module, relative_bias.RelativePositionBias):
+                biases.append(out)
+        return out
+
+    row = jnp.asarray(tokens)[None]
+    with nn.intercept_methods(note):
+        module.apply(
+            {"params": params},
+            row,
+            jnp.ones_like(row),
+            deterministic=True,
+            method="encode",
+        )
+    length = row.shape[1]
+    shape = (1, length, config.num_heads * config.head_dim)
+    queries, keys = captured["query"], captured["key"]
+    known = hasattr(config, "relative_num_buckets") or hasattr(
+        config, "num_token_types"
+    )
+    if not known or not queries or any(x.shape != shape for x in (*queries, *keys)):
+        raise ValueError(
+            f"{type(config).__name__}: maps are there for T5, BERT, ALBERT and ELECTRA "
+            "whose layers are written out (scan_layers=False)."
+        )
+    bias: Any = 0.0
+    if biases:
+        bias = biases[0].block(0, 0, length, length)
+    # T5 folds the scale into its weights.
+    scale = 1.0 if biases else 1.0 / math.sqrt(config.head_dim)
+
+    def weights(query, key):
+        heads = (length, config.num_heads, config.head_dim)
+        q = query.reshape(heads).astype(jnp.float32)
+        k = key.reshape(heads).astype(jnp.float32)
+        scores = scale * jnp.einsum("qhd,khd->hqk", q, k) + bias
+        return jax.nn.softmax(scores, axis=-1)
+
+    return jnp.stack([weights(q, k) for q, k in zip(queries, keys, strict=True)])
