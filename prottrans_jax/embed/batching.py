@@ -7,7 +7,7 @@ from jaxtyping import Int
 import numpy as np
 
 _GRAIN = 8
-_MAX_BUCKETS = 32
+_MAX_BUCKETS = 64
 
 
 def round_up(lengths: np.typing.ArrayLike) -> np.ndarray:
