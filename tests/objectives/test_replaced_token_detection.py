@@ -54,7 +54,7 @@ def objective():
 @pytest.fixture(scope="module")
 def params():
     params = jax.jit(electra.init_params, static_argnums=0)(CONFIG, jax.random.key(0))
-    return jax.tree.map(lambda x: 10 * x, params)
+    return jax.tree.map(lambda x: 3 * x, params)
 
 
 @pytest.fixture(scope="module")
