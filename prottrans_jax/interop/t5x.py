@@ -213,8 +213,11 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _folder_of(spec: Mapping[str, Any]) -> str:
-    """Name of the zarr folder beside the msgpack; the oldest keep it one level up."""
-    return (spec.get("path") or spec["kvstore"]["path"]).strip("/")
+    """Name of the zarr folder beside the msgpack; the oldest keep it one level up.
+
+    Without the folders above it: they are those of where it was written.
+    """
+    return pathlib.PurePosixPath(spec.get("path") or spec["kvstore"]["path"]).name
 
 
 def _as_bfloat16(array: np.ndarray, version: int | None) -> np.ndarray:
@@ -231,6 +234,8 @@ def _zarr(
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing: was the save, or a copy, cut short?")
     described = (folder / ".zarray").exists()
+    if not described and "metadata" not in spec:
+        raise ValueError(f"{folder} has no .zarray, which describes its array.")
     store: dict[str, Any] = {
         "driver": "zarr",
         "kvstore": {"driver": "file", "path": f"{folder}/"},

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from prottrans_jax.interop import hf_t5, safetensors
+from prottrans_jax.interop import hf_t5, memory_map, safetensors
 from prottrans_jax.models import t5
 
 LIMIT = 1.3  # times the size of the checkpoint
@@ -69,6 +69,33 @@ def _write_random(folder: pathlib.Path, as_pickle: bool) -> int:
     path = folder / "pytorch_model.bin"
     torch.save({n: torch.from_numpy(x) for n, x in _Lazy(theirs).items()}, path)
     return path.stat().st_size
+
+
+def resident_file_bytes() -> int:
+    """Pages of mapped files that count as this process's memory."""
+    path = pathlib.Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [int(x.split()[1]) * 1024 for x in lines if x.startswith("RssFile")]
+    if not found:
+        pytest.skip("the system does not say how many pages of files are resident")
+    return found[0]
+
+
+def test_released_pages_are_no_longer_resident_and_read_again(tmp_path):
+    size = 1 << 25
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=size // 8).reshape(2, -1) for name in "abc"}
+    safetensors.save(tmp_path / "x", arrays)
+    before = resident_file_bytes()
+    loaded = safetensors.load(tmp_path / "x")
+    assert resident_file_bytes() < before + size // 8
+    sums = {name: x.sum() for name, x in loaded.items()}
+    assert resident_file_bytes() > before + 2.9 * size
+    memory_map.release(loaded["b"].T)  # a view of a view
+    assert resident_file_bytes() < before + 2.1 * size
+    memory_map.release(np.ones(5))  # no view of a file: nothing happens
+    for name, array in loaded.items():
+        assert array.sum() == sums[name] == arrays[name].sum()
 
 
 @pytest.mark.slow
