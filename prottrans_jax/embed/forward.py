@@ -207,7 +207,7 @@ def run(
       [*layers, batch, length, d_model] in the model's type or None, and [*layers,
       batch, d_model] in float32 or None.
     """
-    mask = np.arange(tokens.shape[1]) < np.asarray(lengths)[:, None]
+    mask: Any = np.arange(tokens.shape[1]) < np.asarray(lengths)[:, None]
     stack = layerwise.find_stack(module)
     if stack is None:
         hidden = _jitted_encode(module, params, tokens, mask, layers)

@@ -467,7 +467,7 @@ class _Job:
 
         def too_large(work, error):
             where = np.zeros(len(missing), bool)
-            where[work.tag[work.batch.members[0]].number] = True
+            where[[p.number for p in work.tag[work.batch.members[0]]]] = True
             logging.error("%s", error)
             found.leave_out(where, "does not fit into memory", lambda p: str(error))
 
@@ -514,18 +514,26 @@ class _Job:
         def work():
             nonlocal computed, real
             for window in _windows(found.proteins(todo)):
-                sequences = [protein.residues for protein in window]
-                for item in runner.work(sequences, buckets, tag=window):
+                # The same sequence under several ids is computed once.
+                alike: dict[bytes, list[inputs.Protein]] = {}
+                for protein in window:
+                    alike.setdefault(protein.residues, []).append(protein)
+                groups = list(alike.values())
+                for item in runner.work(list(alike), buckets, tag=groups):
                     # Planned with all of the window, computed only where missing.
-                    if any(missing[window[i].number] for i in item.batch.members):
+                    if any(
+                        missing[protein.number]
+                        for i in item.batch.members
+                        for protein in groups[i]
+                    ):
                         computed += item.batch.rows * item.batch.length
                         real += sum(map(len, item.sequences))
                         yield item
 
         for item, member, embedding in runner.run(work(), too_large):
-            protein = item.tag[member]
-            if missing[protein.number]:
-                yield protein, embedding
+            for protein in item.tag[member]:
+                if missing[protein.number]:
+                    yield protein, embedding
         self.report.padding = 1.0 - real / computed if computed else 0.0
 
     def _in_pieces(self, found, todo, missing) -> Iterator[tuple]:

@@ -68,7 +68,9 @@ def find_stack(module: nn.Module) -> Stack | None:
     )
     if not calls or any(layer != calls[0][0] for layer, _, _ in calls):
         return None
-    flat = [jax.tree.flatten(arguments) for _, _, arguments in calls]
+    flat: list[tuple[list[Any], Any]] = [
+        jax.tree.flatten(arguments) for _, _, arguments in calls
+    ]
     if any(structure != flat[0][1] for _, structure in flat):
         return None
     numbers: dict[int, int] = {}

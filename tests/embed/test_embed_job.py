@@ -65,6 +65,27 @@ def test_both_kinds_in_one_pass(encoder, fasta_file, proteins, tmp_path):
         np.testing.assert_allclose(pooled[key], vectors.mean(axis=0), atol=1e-5)
 
 
+def test_same_sequence_under_two_ids_is_computed_once(encoder, tmp_path, monkeypatch):
+    from prottrans_jax.embed import embedder
+
+    source = write_fasta(
+        tmp_path / "x.fasta", {"A": "MKTAY", "B": "ACDEFG", "C": "MKTAY", "D": "mktay"}
+    )
+    rows = []
+    call = embedder.Embedder._call
+
+    def count(self, module, params, tokens, lengths):
+        rows.append(int((lengths > 0).sum()))
+        return call(self, module, params, tokens, lengths)
+
+    monkeypatch.setattr(embedder.Embedder, "_call", count)
+    report = embed(encoder, source, tmp_path / "out.h5")
+    assert sum(rows) == 2 and report.embedded == 4
+    found = read(tmp_path / "out.h5")
+    assert sorted(found) == ["A", "B", "C", "D"]
+    np.testing.assert_array_equal(found["A"], found["D"])
+
+
 def stop_after(number):
     """A progress callback that stops the run in the midst of it."""
 
