@@ -55,6 +55,11 @@ class CausalLM:
         """As `streams.Objective.in_lanes`."""
         return True
 
+    @property
+    def predicted_specials(self) -> tuple[int, ...]:
+        """As `streams.Objective.predicted_specials`: `<eos>`."""
+        return (self.vocabulary.eos_id,) if self.vocabulary.eos_id is not None else ()
+
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces 1"]:

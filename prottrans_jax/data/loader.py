@@ -330,14 +330,17 @@ class RowLoader:
     def unigram_entropy(self) -> float:
         """Entropy of the residues of the split as the model sees them, in nats.
 
-        Over the 20 amino acids and X: the loss of a model that knows frequencies only.
+        Over the 20 amino acids and X, and `<eos>` where it is predicted: the loss of a
+        model that knows frequencies only.
         """
         counts: np.ndarray = np.zeros(256)
         for component in self._components:
-            table = component.corrupt.objective.vocabulary.byte_table
+            objective = component.corrupt.objective
+            table = objective.vocabulary.byte_table
             own = np.zeros(256)
             for letter, count in component.split.alphabet.items():
                 own[table[ord(letter)]] += count
+            own[list(objective.predicted_specials)] += component.split.num_records
             # A mixture: shares of records, each with its mean number of residues.
             counts += own * float(component.rate) / component.split.num_records
         share = counts[counts > 0] / counts.sum()

@@ -7,6 +7,7 @@ places until exactly that share is.
 """
 
 import fractions
+import itertools
 
 import jaxtyping
 import numpy as np
@@ -15,10 +16,10 @@ from prottrans_jax.data import random_bits
 
 
 def length_limits(max_length: int) -> np.ndarray:
-    """[max_length - 1] uint64: bits below the i-th but not before mean length i + 1."""
-    weights = [fractions.Fraction(1, n) for n in range(1, max_length + 1)]
-    sums = np.cumsum(weights) / sum(weights)
-    return np.array([int(s * 2**64) for s in sums[:-1]], np.uint64)
+    """[max_length - 1] uint64: bits below the i-th, not below the one before: i + 1."""
+    weights = (fractions.Fraction(1, n) for n in range(1, max_length + 1))
+    sums = list(itertools.accumulate(weights))
+    return np.array([int(s / sums[-1] * 2**64) for s in sums[:-1]], np.uint64)
 
 
 def mean_length(max_length: int) -> float:

@@ -97,6 +97,11 @@ class PermutationLM:
         """As `streams.Objective.in_lanes`."""
         return self.lanes
 
+    @property
+    def predicted_specials(self) -> tuple[int, ...]:
+        """As `streams.Objective.predicted_specials`: none."""
+        return ()
+
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces 1"]:

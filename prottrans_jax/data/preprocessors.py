@@ -35,6 +35,9 @@ from prottrans_jax.data import (
 from prottrans_jax.data import (
     permutation_lm as permutation_lm_lib,
 )
+from prottrans_jax.data import (
+    span_corruption as span_corruption_lib,
+)
 
 _CROP = 0  # stream of an example's key
 _CORRUPT = 1
@@ -46,8 +49,8 @@ def iid_denoise(**options: Any) -> "Corrupt":
 
 
 def span_corruption(**options: Any) -> "Corrupt":
-    """T5's span corruption; see `corruption.SpanCorruption`."""
-    return Corrupt(corruption.SpanCorruption(**options))
+    """T5's span corruption; see `span_corruption.SpanCorruption`."""
+    return Corrupt(span_corruption_lib.SpanCorruption(**options))
 
 
 def masked_reconstruction(**options: Any) -> "Corrupt":

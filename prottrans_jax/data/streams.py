@@ -26,12 +26,12 @@ class Field:
     Attributes:
       dtype: in a batch.
       fill: value where there is no token.
-      task_feature: what it is called in examples of SeqIO; None: it is not among them.
+      task_feature: what it is called in examples of SeqIO; "": it is not among them.
     """
 
     dtype: Any
     fill: int = 0
-    task_feature: str | None = None
+    task_feature: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +115,13 @@ class Objective(Protocol):
     @property
     def in_lanes(self) -> bool:
         """Whether row b of a batch goes on where row b of the last one ended."""
+
+    @property
+    def predicted_specials(self) -> tuple[int, ...]:
+        """Ids that stand once among what is predicted of each piece, besides residues.
+
+        They count in the unigram entropy that the losses are compared with.
+        """
 
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]

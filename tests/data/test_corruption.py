@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prottrans_jax import vocabulary
-from prottrans_jax.data import corruption, random_bits
+from prottrans_jax.data import corruption, random_bits, span_corruption
 
 RESIDUES = vocabulary.PROT_T5.residue_ids
 SENTINEL = 127  # <extra_id_0>
@@ -32,9 +32,10 @@ def _assert_share(count, total, probability):
 
 
 def test_worked_examples_in_docstrings():
-    result = doctest.testmod(corruption)
-    assert result.attempted > 15
-    assert result.failed == 0
+    for module in (corruption, span_corruption):
+        result = doctest.testmod(module)
+        assert result.attempted > 5
+        assert result.failed == 0
 
 
 def test_iid_denoise_hides_15_percent_and_targets_are_the_original():
@@ -129,7 +130,7 @@ def test_noise_is_independent_of_neighbours_and_position():
     ],
 )
 def test_span_corruption_lengths_are_t5s(mean, length, inputs, targets):
-    objective = corruption.SpanCorruption(mean_span_length=mean)
+    objective = span_corruption.SpanCorruption(mean_span_length=mean)
     np.testing.assert_array_equal(
         objective.num_tokens(np.array([length])), [[inputs, targets]]
     )
@@ -142,7 +143,9 @@ def test_span_corruption_lengths_are_t5s(mean, length, inputs, targets):
 @pytest.mark.parametrize("mean", [1.0, 3.0])
 def test_spans_put_back_at_their_sentinels_give_the_original(mean):
     ids, lengths, keys = _pieces([2, 40, 511, 3, 99])
-    out = corruption.SpanCorruption(mean_span_length=mean).corrupt(ids, lengths, keys)
+    out = span_corruption.SpanCorruption(mean_span_length=mean).corrupt(
+        ids, lengths, keys
+    )
     for original, inputs, targets, corrupted in zip(
         _split(ids, lengths),
         _split(out.inputs, out.input_lengths),
@@ -174,7 +177,9 @@ def test_all_ways_to_cut_into_spans_are_equally_likely():
     # non-empty parts, the first one 1 .. 16.
     count = 8000
     ids, lengths, keys = _pieces([20] * count)
-    out = corruption.SpanCorruption(mean_span_length=1.5).corrupt(ids, lengths, keys)
+    out = span_corruption.SpanCorruption(mean_span_length=1.5).corrupt(
+        ids, lengths, keys
+    )
     inputs = out.inputs.reshape(count, -1)
     first = (inputs == 127).argmax(1)
     counts = np.bincount(first, minlength=17)[1:17]
@@ -186,7 +191,7 @@ def test_all_ways_to_cut_into_spans_are_equally_likely():
 
 def test_pieces_too_short_for_noise_are_shown_as_they_are():
     ids, lengths, keys = _pieces([0, 1])
-    out = corruption.SpanCorruption().corrupt(ids, lengths, keys)
+    out = span_corruption.SpanCorruption().corrupt(ids, lengths, keys)
     np.testing.assert_array_equal(out.inputs, [1, ids[0], 1])
     np.testing.assert_array_equal(out.targets, [1, 127, 1])
     for objective in (corruption.IidDenoise(), corruption.MaskedReconstruction()):
@@ -197,9 +202,9 @@ def test_pieces_too_short_for_noise_are_shown_as_they_are():
 def test_longest_piece_that_fits_leaves_no_room_and_no_lack_of_sentinels():
     assert corruption.IidDenoise().max_residues(512, 512) == 511
     assert corruption.IidDenoise().max_residues(512, 300) == 299
-    spans = corruption.SpanCorruption()
+    spans = span_corruption.SpanCorruption()
     assert spans.max_residues(512, 114) == 568  # T5's random_spans_helper
-    single = corruption.SpanCorruption(mean_span_length=1.0)
+    single = span_corruption.SpanCorruption(mean_span_length=1.0)
     longest = single.max_residues(2000, 2000)
     assert single.counts(np.array([longest]))[1] == 100
     assert single.counts(np.array([longest + 1]))[1] > 100
@@ -212,7 +217,7 @@ def test_longest_piece_that_fits_leaves_no_room_and_no_lack_of_sentinels():
 def test_a_piece_is_corrupted_alike_in_any_company():
     ids, lengths, keys = _pieces([31, 58, 12, 77])
     parts = _split(ids, lengths)
-    for objective in (corruption.IidDenoise(), corruption.SpanCorruption()):
+    for objective in (corruption.IidDenoise(), span_corruption.SpanCorruption()):
         together = objective.corrupt(ids, lengths, keys)
         alone = objective.corrupt(parts[2], lengths[2:3], keys[2:3])
         np.testing.assert_array_equal(

@@ -165,3 +165,14 @@ def test_host_beyond_the_end_of_its_lanes_gets_empty_rows(toy_corpus):
     loader = _loader(toy_corpus, split="validation", batch_size=30, num_epochs=1)
     batch = loader.batch(loader.num_batches - 1, slice(23, 30))
     assert (batch["segment_ids"] == 0).all() and batch["segment_ids"].shape == (7, 32)
+
+
+def test_floor_of_the_loss_counts_the_end_of_each_protein(toy_corpus):
+    loader = _loader(toy_corpus, num_epochs=1)
+    batches = [loader.batch(i) for i in range(loader.num_batches)]
+    targets = np.concatenate(
+        [b["target_tokens"][b["loss_weights"] > 0] for b in batches]
+    )
+    share = np.bincount(targets) / len(targets)
+    share = share[share > 0]
+    assert loader.unigram_entropy == pytest.approx(-(share * np.log(share)).sum())
