@@ -2,7 +2,8 @@
 
   v2, v3      checkpoint_N/checkpoint, msgpack: {version, optimizer: {target, state}}. A
               leaf is an array, or where a zarr folder beside it keeps one.
-  Orbax zarr  checkpoint_N/state/checkpoint, msgpack of the names of zarr folders beside
+  Orbax zarr  checkpoint_N/state/checkpoint, msgpack of names of zarr folders beside;
+              later `_METADATA` in its place
   Orbax OCDBT checkpoint_N/state/{_METADATA, manifest.ocdbt, ...}
 
 Names and shapes of parameters are ours (`t5_names` for those of scanned layers). A
@@ -126,7 +127,7 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
 def open_(source: str | os.PathLike) -> Contents:
     """Finds a checkpoint and what is in it; reads no array yet."""
     path = _find(pathlib.Path(source).expanduser())
-    if (path / "_METADATA").exists() and (path / "manifest.ocdbt").exists():
+    if (path / "_METADATA").exists():
         return _open_metadata(path)
     if path.is_dir():
         tree = flax_msgpack.load(path / "checkpoint")
@@ -166,8 +167,7 @@ def _find(path: pathlib.Path) -> pathlib.Path:
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder.")
     for folder in (path / "state", path):
-        whole = (folder / "_METADATA").exists() and (folder / "manifest.ocdbt").exists()
-        if whole or (folder / "checkpoint").is_file():
+        if any((folder / name).is_file() for name in ("_METADATA", "checkpoint")):
             return folder
     steps = [
         (int(match[1]), child)
@@ -280,10 +280,16 @@ def _tensorstore(
 
 
 def _open_metadata(path: pathlib.Path) -> Contents:
-    """Orbax's form of today: names in `_METADATA`, arrays in one key-value store."""
+    """Orbax's form of today: names in `_METADATA`.
+
+    Arrays are in one key-value store, or, by an option, each in a zarr folder.
+    """
     import tensorstore
 
     metadata = json.loads((path / "_METADATA").read_text(encoding="utf-8"))
+    if "tree_metadata" not in metadata:
+        raise ValueError(f"{path / '_METADATA'} does not describe a tree of arrays.")
+    one_store = (path / "manifest.ocdbt").exists()
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
     tree = {}
     for entry in metadata["tree_metadata"].values():
@@ -293,11 +299,11 @@ def _open_metadata(path: pathlib.Path) -> Contents:
         tree["/".join(names)] = ".".join(names)
 
     def stored(name: str, key: str) -> StoredArray:
-        kvstore = {
-            "driver": "ocdbt",
-            "base": {"driver": "file", "path": f"{path}/"},
-            "path": f"{key}/",
-        }
+        files = {"driver": "file", "path": f"{path}/"}
+        if one_store:
+            kvstore = {"driver": "ocdbt", "base": files, "path": f"{key}/"}
+        else:
+            kvstore = {"driver": "file", "path": f"{path / key}/"}
         store = {
             "driver": driver,
             "kvstore": kvstore,
@@ -308,7 +314,8 @@ def _open_metadata(path: pathlib.Path) -> Contents:
         except ValueError as error:
             raise ValueError(f"{path}: {name} cannot be opened: {error}") from error
 
-    return _contents("Orbax OCDBT", path, tree, stored)
+    generation = "Orbax OCDBT" if one_store else "Orbax zarr"
+    return _contents(generation, path, tree, stored)
 
 
 def write(

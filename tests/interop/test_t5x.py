@@ -278,6 +278,24 @@ def test_orbax_zarr_with_placeholders(tmp_path):
     assert_same(checkpoint.params, params)
 
 
+@pytest.mark.parametrize("use_ocdbt", [True, False])
+@pytest.mark.parametrize("use_zarr3", [True, False])
+def test_what_orbax_writes_today(tmp_path, use_ocdbt, use_zarr3):
+    from orbax import checkpoint as ocp
+
+    params = random_params(TINY)
+    tree = {"target": params, "state": {"step": np.asarray(9, np.int32)}}
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
+    with ocp.Checkpointer(handler) as saver:
+        saver.save(tmp_path / "checkpoint_9" / "state", tree)
+    contents = t5x.open_(tmp_path)
+    assert contents.generation == ("Orbax OCDBT" if use_ocdbt else "Orbax zarr")
+    assert contents.step == 9
+    checkpoint = t5x.read(tmp_path)
+    assert "without optimizer state" in checkpoint.form
+    assert_same(checkpoint.params, params)
+
+
 def test_one_bias_a_layer_is_kept_unless_all_are_equal():
     config = dataclasses.replace(TINY, share_relative_bias=False)
     params = flat(random_params(config))
