@@ -20,6 +20,9 @@ import numpy as np
 
 from prottrans_jax.layers import attention, dense
 
+# Queries whose scores by distance are computed together, the largest that divides.
+_BLOCK_SIZES = (128, 64, 32)
+
 
 def distances(
     q_length: int, kv_length: int, *, causal: bool
@@ -27,9 +30,10 @@ def distances(
     """Distances from farthest before the query to farthest after it.
 
     The last query is at the last key: with memories there are more keys than queries.
-    If `causal`, down to 0 only.
+    If `causal`, down to 0 only. The first distance, kv_length, is one too many: with
+    it `shift` need not pad.
     """
-    return np.arange(kv_length - 1, -1 if causal else -q_length, -1)
+    return np.arange(kv_length, -1 if causal else -q_length, -1)
 
 
 def position_encoding(
@@ -64,17 +68,13 @@ def shift(
 ) -> Float[Array, "*rows q_length kv_length"]:
     """From scores by distance, as `distances` lists them, to scores by key.
 
-    Row i begins q_length - 1 - i distances in. Repeating rows and cutting the flat
-    array in rows one shorter does that without a gather (Dai et al. 2019, appendix B).
-    Keys at distances that are not there get numbers that mean nothing.
+    Row i begins q_length - i distances in. Cutting the flat array in rows one shorter
+    does that without a gather (Dai et al. 2019, appendix B). Keys at distances that are
+    not there get numbers that mean nothing.
     """
     *rows, q_length, width = scores.shape
-    flat = jnp.pad(scores, [(0, 0)] * (len(rows) + 1) + [(0, 1)])
-    flat = flat.reshape(*rows, q_length * (width + 1))
-    flat = jax.lax.slice_in_dim(
-        flat, q_length - 1, q_length - 1 + q_length * width, axis=-1
-    )
-    return flat.reshape(*rows, q_length, width)[..., :kv_length]
+    flat = scores.reshape(*rows, q_length * width)[..., q_length:]
+    return flat.reshape(*rows, q_length, width - 1)[..., :kv_length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -302,22 +302,46 @@ def _position_scores(query, position, surroundings):
 
 
 def _scores_of_rows(query, position, kv_length, positions):
-    # Heads first: then the product has one batch axis and its result needs no transpose
-    # before the shift.
-    by_distance = dense.einsum(
-        "bqhd,khd->hbqk", query, position, query.dtype, jnp.float32
-    )
     if positions is None:
-        return jnp.swapaxes(shift(by_distance, kv_length), 0, 1)
+        return _scores_in_order(query, position, kv_length)
     length = query.shape[1] - positions.shape[1]
-    first = jnp.swapaxes(shift(by_distance[:, :, :length], kv_length), 0, 1)
-    further = jnp.swapaxes(by_distance[:, :, length:], 0, 1)
+    first = _scores_in_order(query[:, :length], position, kv_length)
+    further = dense.einsum(
+        "bqhd,khd->hbqk", query[:, length:], position, query.dtype, jnp.float32
+    )
+    further = jnp.swapaxes(further, 0, 1)
     # A causal encoding ends at distance 0; keys beyond it are masked.
-    missing = max(0, length - 1 + kv_length - further.shape[-1])
+    missing = max(0, length + kv_length - further.shape[-1])
     further = jnp.pad(further, ((0, 0),) * 3 + ((0, missing),))
-    starts = length - 1 - jnp.maximum(positions, 0)
+    starts = length - jnp.maximum(positions, 0)
     further = shift_rows(further, starts, kv_length)
     return jnp.concatenate([first, further], axis=2)
+
+
+def _scores_in_order(query, position, kv_length):
+    batch, length, heads, _ = query.shape
+    # Of all distances a block of queries needs those around it only: for rows of 512
+    # that is 640 of 1,024, to be multiplied and to be shifted.
+    sizes = [x for x in _BLOCK_SIZES if length % x == 0]
+    causal = len(position) <= kv_length + 1
+    size = length if causal or not sizes else sizes[0]
+    windows = jnp.stack(
+        [
+            position[start : start + size + kv_length]
+            for start in range(length - size, -1, -size)
+        ]
+    )
+    query = query.reshape(batch, len(windows), size, *query.shape[2:])
+    # Blocks and heads first: then the product has one batch axis and its result needs
+    # no transpose before the shift.
+    scores = dense.einsum("bnqhd,nkhd->nhbqk", query, windows, query.dtype, jnp.float32)
+    scores = shift(scores, kv_length)
+    # [blocks, heads, batch, size, kv_length] -> [batch, heads, length, kv_length]
+    return (
+        jnp.moveaxis(scores, 0, 2)
+        .swapaxes(0, 1)
+        .reshape(batch, heads, length, kv_length)
+    )
 
 
 def _type_scores(query, type_embedding, other_type):

@@ -298,7 +298,7 @@ def test_shifts_agree_with_reading_off_distances_and_so_do_their_derivatives():
     index = np.broadcast_to(expect(positions), weights.shape)
 
     def shift_rows(scores):
-        starts = jnp.asarray(length - 1 - positions)
+        starts = jnp.asarray(length - positions)
         return relative_attention.shift_rows(scores, starts, kv_length)
 
     value, pull = jax.vjp(shift_rows, jnp.asarray(scores))
@@ -307,6 +307,29 @@ def test_shifts_agree_with_reading_off_distances_and_so_do_their_derivatives():
     expected = np.zeros_like(scores)
     np.put_along_axis(expected, index, weights, -1)  # no distance occurs twice
     np.testing.assert_allclose(grad, expected, rtol=1e-6)
+
+
+def test_scores_of_blocks_of_queries_are_those_of_all(monkeypatch):
+    config = make_config(mem_length=3, scan_layers=False)
+    params, tokens = random_params(config), make_tokens(12)
+    memories = np.random.default_rng(7).normal(size=(2, BATCH, 3, 12))
+
+    def loss(params):
+        out = xlnet.XLNet(config).apply(
+            {"params": params},
+            tokens,
+            memories=memories,
+            target_positions=POSITIONS,
+            deterministic=True,
+        )
+        return jnp.sum(jnp.sin(out.values))
+
+    results = []
+    for sizes in ((), (4,)):
+        monkeypatch.setattr(relative_attention, "_BLOCK_SIZES", sizes)
+        results.append(jax.jit(jax.value_and_grad(loss))(params))
+    for ours, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5)
 
 
 def test_impossible_settings_are_refused():
