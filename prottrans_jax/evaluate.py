@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import json
 import os
 import pathlib
+import sys
 
 from absl import flags, logging
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.INFO)
     gin_utils.parse_flags()
 
-    from prottrans_jax import evaluation, trainer
+    from prottrans_jax import checkpoints, evaluation, trainer
 
     directory = pathlib.Path(gin_utils.build("%MODEL_DIR"))
     bound = gin_utils.bound(trainer.train)
@@ -51,6 +52,9 @@ def main(argv: Sequence[str]) -> int:
                 print(f"step {step}  {name}")
                 for key, value in scalars.items():
                     print(f"  {key:24} {value:10.4f}")
+    except checkpoints.CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except ValueError as error:
         raise gin_utils.UsageError(str(error)) from error
     return 0

@@ -1,6 +1,6 @@
 """Means over a held-out split: the same sums as in training, without dropout."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import itertools
 import os
 import pathlib
@@ -29,9 +29,14 @@ class Evaluator:
         self._step = train_step.make_eval_step(plan, partitioner)
 
     def __call__(
-        self, params: PyTree, max_batches: int | None = None
+        self,
+        params: PyTree,
+        max_batches: int | None = None,
+        after_batch: Callable[[], None] = lambda: None,
     ) -> dict[str, dict[str, float]]:
         """Returns, by name of the data set, the mean of each metric.
+
+        Calls `after_batch` after each batch, to show that it goes on.
 
         Each data set begins without memories; where an objective has them, they go from
         batch to batch as in training. `unigram_entropy` (nats) stands beside the
@@ -52,6 +57,7 @@ class Evaluator:
                 for _, batch in itertools.islice(feed, max_batches):
                     batch_sums, carry = self._step(params, batch, carry)
                     sums.add(batch_sums)
+                    after_batch()
             scalars = metrics.with_perplexity(sums.means())
             scalars["unigram_entropy"] = loader.unigram_entropy
             results[name] = scalars

@@ -11,9 +11,16 @@ import dataclasses
 import difflib
 import importlib
 import pathlib
+import sys
 from typing import Any
 
-from gin import config_parser
+try:
+    from gin import config_parser
+except ModuleNotFoundError:  # Only mains get here, which tell their user.
+    sys.exit(
+        "error: gin-config is not installed. Pre-training needs the extra `train`: "
+        "pip install 'prottrans_jax[train]'"
+    )
 
 PACKAGE = "prottrans_jax"
 # A file that could call these could parse another file as trusted, or start a main.

@@ -18,13 +18,7 @@ from typing import Any
 
 from absl import app, flags
 
-try:
-    import gin
-except ModuleNotFoundError:  # Only mains get here, which tell their user.
-    sys.exit(
-        "error: gin-config is not installed. Pre-training needs the extra `train`: "
-        "pip install 'prottrans_jax[train]'"
-    )
+import gin
 from prottrans_jax import gin_check, gin_config
 
 Config = gin_config.Config
@@ -228,7 +222,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         try:
             return main(argv)
         except UsageError as error:
-            print(f"error: {error}", file=sys.stderr)
+            lines = str(error).splitlines()
+            # gin adds where in the file the call stood, with a function's address.
+            kept = [x for x in lines if not x.startswith("  In call to configurable")]
+            print("error: " + "\n".join(kept), file=sys.stderr)
             return 2
         except KeyboardInterrupt:  # Before the run handles signals by itself.
             return 130

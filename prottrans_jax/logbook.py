@@ -34,6 +34,10 @@ class NonFinitePolicy:
             raise ValueError(f"on_nonfinite={self.action!r}: choose 'stop' or 'skip'.")
 
 
+# Causes of the stopwatch during which no step runs.
+_NOT_STEPS = ("evaluate", "checkpoint", "compile")
+
+
 class Rates:
     """Rates since the last log line, and the split of the time between them."""
 
@@ -53,7 +57,11 @@ class Rates:
         self._split = self._watch.split()
 
     def scalars(self, step: int, residues: float) -> dict[str, float]:
-        """Closes the window at `step`, in which so many residues were read."""
+        """Closes the window at `step`, in which so many residues were read.
+
+        MFU counts the time in which steps ran: all of it but evaluations, saves and
+        compilation. Waiting for data is in it, since it overlaps the step before.
+        """
         wall, split = self._watch.wall(), self._watch.split()
         seconds = max(wall - self._wall, 1e-9)
         steps = max(step - self._step, 1)
@@ -65,7 +73,8 @@ class Rates:
         scalars |= {f"timing/seconds/{cause}": v for cause, v in split.items()}
         scalars |= {f"timing/share/{cause}": v / seconds for cause, v in parts.items()}
         if self._peak is not None:
-            computing = max(parts["compute"], 1e-9) / steps
+            other = sum(parts.get(cause, 0.0) for cause in _NOT_STEPS)
+            computing = max(seconds - other, 1e-9) / steps
             peak = self._peak * self._num_devices
             scalars["timing/mfu"] = self._flops / (computing * peak)
         self.start(step)
@@ -118,6 +127,8 @@ class Journal:
         self._resume_at = resume_at
         self._pending: tuple[int, PyTree] | None = None
         self._skipped_in_a_row = 0
+        # Of this process: the window may have begun before a restart.
+        self._residues = 0.0
 
     def start(self) -> None:
         """Starts the clock of the first line."""
@@ -142,6 +153,7 @@ class Journal:
         if pending is None:
             return
         step, outputs = pending[0], jax.device_get(pending[1])
+        self._residues += float(outputs["sums"].get("residues", (0,))[0])
         if outputs["finite"]:
             self._skipped_in_a_row = 0
             self._window.add(outputs["sums"])
@@ -158,7 +170,8 @@ class Journal:
         for name in ("learning_rate", "grad_norm", "param_norm", "update_norm"):
             scalars[f"train/{name}"] = float(outputs[name])
         scalars["train/skipped_steps"] = self._window.total("skipped_steps")
-        timing = self._rates.scalars(step, self._window.total("residues"))
+        timing = self._rates.scalars(step, self._residues)
+        self._residues = 0.0
         for writer in self._writers:
             writer.write_scalars(step, scalars | timing)
         self._line.report(step, _progress_text(scalars | timing))

@@ -60,8 +60,8 @@ def initialize(
     if coordinator is None:
         if (num_processes or 1) != 1 or process_id:
             raise ValueError(
-                f"num_processes={num_processes}, process_id={process_id} without a "
-                'coordinator. Give HOST:PORT of process 0, or "auto" on a TPU pod.'
+                f"process_count={num_processes}, process_index={process_id} without a "
+                'coordinator_address: HOST:PORT of process 0, or "auto" on a TPU pod.'
             )
         return
     # Its C++ handler would take SIGTERM from `StopSignal`, which does the same for
@@ -81,16 +81,16 @@ def initialize(
         return
     if num_processes is None or process_id is None:
         raise ValueError(
-            f"coordinator={coordinator} also needs num_processes and process_id; "
+            f"coordinator_address={coordinator} needs process_count and process_index; "
             f"got {num_processes} and {process_id}."
         )
     if not 0 <= process_id < num_processes:
         raise ValueError(
-            f"process_id={process_id} is not below num_processes={num_processes}."
+            f"process_index={process_id} is not below process_count={num_processes}."
         )
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError(f"coordinator={coordinator!r} is not HOST:PORT.")
+        raise ValueError(f"coordinator_address={coordinator!r} is not HOST:PORT.")
     roll = roll_call.RollCall(host, int(port) + 1, num_processes, process_id)
     with roll, roll_call.deadline(timeout_s, roll.describe):
         jax.distributed.initialize(coordinator, num_processes, process_id, **limits)

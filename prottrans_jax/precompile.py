@@ -2,9 +2,9 @@ r"""Compiles a leaf's training step for a pod that is not here, and says what it
 
   python -m prottrans_jax.precompile --gin_file=prot_t5_xl.gin --topology=v3:16x32
 
-Needs libtpu (pip install "prottrans_jax[tpu]") but no TPU, and no data set. Prints, of
-each device: memory against what it has, FLOPs, collectives, and from the chip's
-published peaks the least time of a step, the highest MFU and what binds. Several
+Needs libtpu (pip install "prottrans_jax[train,tpu]") but no TPU, and no data set.
+Prints, of each device: memory against what it has, FLOPs, collectives, and from the
+chip's published peaks the least time of a step, the highest MFU and what binds. Several
 topologies may be named; --table adds a line for each to a Markdown file.
 
 Exit status: 0 it fits, 2 a mistake in what was asked, 3 out of memory.

@@ -2,7 +2,7 @@
 
   python -m prottrans_jax.prepare --input=uniref50.fasta.gz --output=data/uniref50
   zcat *.fasta.gz | python -m prottrans_jax.prepare --input=- --output=data/mine
-  python -m prottrans_jax.prepare --task=uniref50_iid_denoise --output=data/uniref50
+  python -m prottrans_jax.prepare --task=mine --task_module=my_tasks --output=data/mine
   python -m prottrans_jax.prepare --verify=data/uniref50
 
 Exit status: 0 done; 1 not done, the reason is printed; 2 wrong flags; 3 done, but bad
@@ -169,6 +169,12 @@ def _summary(report: prepare_lib.Report, folder: pathlib.Path) -> list[str]:
         lines.append(
             "Warning: over 90 % of the letters are A, C, G, T, U or N. Is this DNA?"
         )
+    for name in ("train", "validation"):
+        if name not in report.manifest.splits:
+            lines.append(
+                f"Warning: there is no split {name!r}. Training wants both: set "
+                "--validation_fraction (more records in it) or --validation_input."
+            )
     lines.append(f"Prepared {folder}")
     return lines
 

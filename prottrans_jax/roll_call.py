@@ -43,7 +43,7 @@ class RollCall:
             if not self._heard:
                 return (
                     f"process 0 is not to be reached at {self._address[0]} "
-                    "(not started, another --coordinator, or a firewall)"
+                    "(not started, another --coordinator_address, or a firewall)"
                 )
             return "process 0 is up, another process is missing: see its message"
         missing = sorted(set(range(self._num_processes)) - set(self._here))

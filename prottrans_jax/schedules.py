@@ -22,7 +22,9 @@ def constant(learning_rate: float) -> Schedule:
     return lambda step: jnp.float32(learning_rate)
 
 
-def inverse_sqrt(peak: float, warmup_steps: int, warmup: str = "hold") -> Schedule:
+def inverse_sqrt(
+    peak: float, warmup_steps: int, warmup: str = "hold", first_step: int = 0
+) -> Schedule:
     """Falls as 1/sqrt(step) from step `warmup_steps` on.
 
     T5's pre-training is peak 0.01, warmup_steps 10,000, "hold": 1/sqrt(max(step, 1e4))
@@ -32,6 +34,7 @@ def inverse_sqrt(peak: float, warmup_steps: int, warmup: str = "hold") -> Schedu
       peak: Learning rate at step `warmup_steps`, the highest.
       warmup_steps: End of the warm-up, at least 1.
       warmup: What comes before: "hold" keeps `peak`, "linear" rises from 0.
+      first_step: Steps done before step 0, of a run that this one goes on from.
 
     Raises:
       ValueError: Unknown `warmup`, or fewer than 1 warm-up steps.
@@ -41,7 +44,7 @@ def inverse_sqrt(peak: float, warmup_steps: int, warmup: str = "hold") -> Schedu
     _check_positive(warmup_steps=warmup_steps)
 
     def schedule(step: Step) -> Array:
-        step = jnp.asarray(step, jnp.float32)
+        step = jnp.asarray(step, jnp.float32) + first_step
         rate = peak * jnp.sqrt(warmup_steps / jnp.maximum(step, warmup_steps))
         if warmup == "linear":
             rate = rate * jnp.minimum(1.0, step / warmup_steps)

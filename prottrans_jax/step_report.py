@@ -68,7 +68,7 @@ def describe(name: str) -> Topology:
     except Exception as error:  # jaxlib's own type, or RuntimeError without libtpu.
         raise ValueError(
             f"topology {name!r} cannot be described: {error}\nIs libtpu installed "
-            '(pip install "prottrans_jax[tpu]"), and does such a slice exist? '
+            '(pip install "prottrans_jax[train,tpu]"), and does such a slice exist? '
             "Examples: v3:16x32, v4:4x8x8, v5e:16x16."
         ) from error
     devices: Sequence[Any] = found.devices

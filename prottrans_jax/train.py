@@ -6,9 +6,9 @@ every host:
   python -m prottrans_jax.train --gin_file=prot_t5_xl.gin \
       --coordinator_address=auto --data_dir=/mnt/records --model_dir=/mnt/xl
 
-Exit status: 0 done, 1 a checkpoint could not be saved or believed, 2 a mistake in what
-was asked, 3 loss or gradient not finite, 143 and 130 stopped by SIGTERM and SIGINT with
-a checkpoint saved.
+Exit status: 0 done, 1 a checkpoint or record is damaged or could not be saved, 2 a
+mistake in what was asked, 3 loss or gradient not finite, 143 and 130 stopped by SIGTERM
+and SIGINT with a checkpoint saved.
 """
 
 from collections.abc import Sequence
@@ -50,23 +50,24 @@ def main(argv: Sequence[str]) -> int:
     gin_utils.parse_flags()
 
     from prottrans_jax import checkpoints, logbook, multihost, trainer
+    from prottrans_jax.data import records
 
-    multihost.initialize(
-        _COORDINATOR.value,
-        _PROCESS_COUNT.value,
-        _PROCESS_INDEX.value,
-        timeout_s=_INIT_TIMEOUT.value,
-    )
     train = gin_utils.configured(trainer.train)
     try:
+        multihost.initialize(
+            _COORDINATOR.value,
+            _PROCESS_COUNT.value,
+            _PROCESS_INDEX.value,
+            timeout_s=_INIT_TIMEOUT.value,
+        )
         summary = train(
             config_text=gin_utils.resolved_config(),
-            writers=_tensorboard() if _TENSORBOARD.value else (),
+            writers=_tensorboard if _TENSORBOARD.value else tuple,
         )
     except logbook.NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    except checkpoints.CheckpointError as error:
+    except (checkpoints.CheckpointError, records.DamageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ValueError as error:
@@ -77,10 +78,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _tensorboard():
     from clu import metric_writers
-    import jax
 
-    if jax.process_index() != 0:
-        return ()
     directory = gin_utils.build("%MODEL_DIR")
     return (metric_writers.SummaryWriter(str(pathlib.Path(directory) / "tensorboard")),)
 
@@ -105,7 +103,8 @@ _MEANINGS = {
 def _say(summary) -> None:
     total = time.perf_counter() - _STARTED
     print(f"\nStep {summary.step}. {total:.0f} s in all:", end=" ")
-    parts = sorted(summary.seconds.items(), key=lambda part: -part[1])
+    seconds = {**summary.seconds, "start": total - sum(summary.seconds.values())}
+    parts = sorted(seconds.items(), key=lambda part: -part[1])
     print(", ".join(f"{cause} {seconds:.1f} s" for cause, seconds in parts))
     for name, scalars in summary.evaluation.items():
         print(f"\n{name}, nats per residue, or shares:")

@@ -107,7 +107,9 @@ def make_train_step(
         outputs = {
             "sums": sums,
             "finite": finite,
-            "learning_rate": optimizer.learning_rate_at(state.step),
+            "learning_rate": optimizer.learning_rate_at(
+                _updates_done(state.opt_state, state.step)
+            ),
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
@@ -121,6 +123,12 @@ def make_train_step(
         donate_argnums=0,
         compiler_options=partitioner.compiler_options,
     )
+
+
+def _updates_done(opt_state: Any, step: Any) -> Any:
+    """The optimizer's own count, which skipped steps leave as it is."""
+    counts = optax.tree.get_all_with_path(opt_state, "count")
+    return counts[0][1] if counts else step
 
 
 def make_eval_step(plan: train_state.StatePlan, partitioner: Any) -> jax.stages.Wrapped:

@@ -4,7 +4,7 @@ Reads top to bottom: build, restore or initialise, compile, loop. Nothing
 here knows gin, flags or TensorFlow: objects come in, a model directory comes out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -71,7 +71,7 @@ def train(
     accept_config_changes: bool = False,
     startup_timeout_s: float = 3_600.0,
     step_timeout_s: float = 1_800.0,
-    writers: Sequence[metrics.Writer] = (),
+    writers: Callable[[], Sequence[metrics.Writer]] = tuple,
     config_text: str = "",
 ) -> Summary:
     """Trains until `total_steps`, going on from whatever `model_dir` holds.
@@ -105,16 +105,25 @@ def train(
         "hf:", "t5x:" or "mtf:" and a folder; see `sources`. Ignored when `model_dir`
         already holds a checkpoint.
       accept_config_changes: go on although the configuration differs.
-      startup_timeout_s: end with stack traces if the first step takes longer.
+      startup_timeout_s: end with stack traces if compilation takes longer.
       step_timeout_s: the same for each later step, evaluation or save.
-      writers: further places for scalars, e.g. `clu.metric_writers`.
+      writers: makes further places for scalars, e.g. `clu.metric_writers`, once the
+        run may write to `model_dir`.
       config_text: resolved gin configuration, kept in every checkpoint.
 
     Raises:
       logbook.NonFiniteError: see `on_nonfinite`.
       ValueError: the model directory holds another run; differences are listed.
     """
-    _check_arguments(train_data.batch_size, num_microbatches, total_steps, log_period)
+    _check_arguments(
+        train_data.batch_size,
+        num_microbatches,
+        total_steps=total_steps,
+        eval_period=eval_period,
+        eval_batches=eval_batches or 1,
+        checkpoint_period=checkpoint_period,
+        log_period=log_period,
+    )
     nonfinite = logbook.NonFinitePolicy(on_nonfinite, max_skipped_steps)
     if "://" in str(model_dir):
         raise ValueError(
@@ -122,18 +131,23 @@ def train(
             "shared file system on every host and give the path."
         )
     directory = pathlib.Path(model_dir)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"model_dir={model_dir!r} cannot be used: {error}") from error
     watch = metrics.Stopwatch()
-    run = _Run(
-        objective, optimizer, partitioner, train_data, seed, num_microbatches, watch
-    )
-    evaluator = evaluation.Evaluator(run.plan, partitioner, eval_data or {})
+    with watch.cause("initialize"):
+        run = _Run(
+            objective, optimizer, partitioner, train_data, seed, num_microbatches, watch
+        )
+        evaluator = evaluation.Evaluator(run.plan, partitioner, eval_data or {})
     evaluations: dict[str, dict[str, float]] = {}
     identity = run_identity.identity(
         objective=objective,
         optimizer=optimizer,
         seed=seed,
         batch_size=train_data.batch_size,
+        init_from=init_from,
     )
 
     with contextlib.ExitStack() as stack:
@@ -151,7 +165,8 @@ def train(
         with watch.cause("checkpoint"):
             start = _restore(saver, run, identity, accept_config_changes)
         if start is None:
-            state = run.initialize(seed, init_from)
+            with watch.cause("initialize"):
+                state = run.initialize(seed, init_from)
             step, next_batch, window, evaluated = 0, 0, {}, False
         else:
             state, step = start.state, start.step
@@ -173,7 +188,7 @@ def train(
         )
         journal = logbook.Journal(
             directory,
-            writers=writers,
+            writers=writers() if jax.process_index() == 0 else (),
             resume_at=step,
             window=window,
             total_steps=total_steps,
@@ -186,11 +201,18 @@ def train(
         stack.enter_context(partitioner.scope())
         stop = stack.enter_context(multihost.StopSignal())
 
-        def evaluate(step: int) -> None:
-            watchdog.beat(f"evaluation at step {step}")
+        def evaluate(step: int, log: bool = True) -> None:
+            watchdog.beat(f"evaluation at step {step}", startup_timeout_s)  # compiles
             with watch.cause("evaluate"):
-                evaluations.update(evaluator(state.params, eval_batches))
-            journal.evaluated(step, evaluations)
+                evaluations.update(
+                    evaluator(
+                        state.params,
+                        eval_batches,
+                        after_batch=lambda: watchdog.beat(f"evaluation at step {step}"),
+                    )
+                )
+            if log:
+                journal.evaluated(step, evaluations)
 
         def save(step: int, evaluated: bool) -> None:
             watchdog.beat(f"checkpoint of step {step}")
@@ -212,6 +234,7 @@ def train(
         elif evaluation_is_due(step) and not evaluated:
             evaluate(step)
         if step < total_steps:
+            watchdog.beat("compilation and the first step", startup_timeout_s)
             with watch.cause("compile"):
                 compiled = run.step.lower(state, run.abstract_batch).compile()
         feed = stack.enter_context(
@@ -245,8 +268,8 @@ def train(
             logging.warning("Stopped by a signal; step %d is being saved.", step)
         with watch.cause("checkpoint"):
             saver.wait()
-        if step == total_steps and not evaluations:
-            evaluate(step)
+        if step == total_steps and not evaluations:  # It is in the log already.
+            evaluate(step, log=False)
     return Summary(
         step=step,
         evaluation=evaluations,
@@ -262,7 +285,7 @@ def _restore(saver, run, identity, accept_changes) -> checkpoints.Restored | Non
         restored = saver.restore(run.plan.abstract)
     except checkpoints.MismatchError as error:
         # Say which setting is another rather than which arrays are.
-        _check_identity(error.metadata["identity"], identity, accept=False)
+        _check_identity(error.metadata["identity"], identity, None)
         raise
     if restored is None:
         return None
@@ -354,27 +377,36 @@ class _Run:
         return self.partitioner.put_batch(rows, self.data.batch_size)
 
 
-def _check_arguments(batch_size, num_microbatches, total_steps, log_period):
+def _check_arguments(batch_size: int, num_microbatches: int, **counts: int) -> None:
+    for name, value in {**counts, "num_microbatches": num_microbatches}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1.")
     if batch_size % num_microbatches:
         raise ValueError(
             f"num_microbatches={num_microbatches} does not divide the batch of "
             f"{batch_size} rows. Choose a divisor."
         )
-    for name, value in (("total_steps", total_steps), ("log_period", log_period)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1.")
 
 
-def _check_identity(found, identity, accept) -> None:
+def _check_identity(
+    found: Mapping[str, str], identity: Mapping[str, str], accept: bool | None
+) -> None:
+    """Raises if these are two runs and `accept` is not True; None: cannot be one."""
     lines = run_identity.differences(found, identity)
     if not lines:
         return
     listing = "\n".join(lines)
+    if found.get("seed") != identity["seed"]:
+        accept = None  # Other rows.
     if not accept:
+        way_out = (
+            "."
+            if accept is None
+            else ", or set trainer.train.accept_config_changes=True to go on with the "
+            "new values."
+        )
         raise ValueError(
             "The model directory holds a run of another configuration "
-            f"(there -> asked for):\n{listing}\n"
-            "Choose another model_dir, or set trainer.train.accept_config_changes=True "
-            "to go on with the new values."
+            f"(there -> asked for):\n{listing}\nChoose another model_dir{way_out}"
         )
     logging.warning("Going on with changed values:\n%s", listing)

@@ -123,9 +123,9 @@ def test_a_start_with_a_process_missing_ends_in_time_and_says_which():
 def test_a_half_given_cluster_is_refused():
     with pytest.raises(ValueError, match="without a coordinator"):
         multihost.initialize(None, 2, 0)
-    with pytest.raises(ValueError, match="also needs num_processes"):
+    with pytest.raises(ValueError, match="needs process_count"):
         multihost.initialize("localhost:1")
-    with pytest.raises(ValueError, match="not below num_processes=2"):
+    with pytest.raises(ValueError, match="not below process_count=2"):
         multihost.initialize("localhost:1", 2, 2)
     with pytest.raises(ValueError, match="not HOST:PORT"):
         multihost.initialize("localhost", 2, 0)

@@ -12,7 +12,7 @@ from prottrans_jax import hardware
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason='the TPU compiler is not installed: pip install "prottrans_jax[tpu]"',
+    reason='the TPU compiler is not installed: pip install "prottrans_jax[train,tpu]"',
 )
 
 TINY = """

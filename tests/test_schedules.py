@@ -22,6 +22,11 @@ def test_inverse_sqrt_can_rise_linearly_first():
     np.testing.assert_allclose(got, [0.0, 0.05, 0.2, 0.1], rtol=1e-6)
 
 
+def test_inverse_sqrt_counts_on_from_another_run():
+    got = _rates(schedules.inverse_sqrt(0.01, 10_000, first_step=40_000), 0, 120_000)
+    np.testing.assert_allclose(got, [0.005, 0.0025], rtol=1e-6)
+
+
 def test_linear_warmup_and_decay_meet_at_the_peak():
     schedule = schedules.linear_warmup_linear_decay(0.6, warmup_steps=3, total_steps=9)
     np.testing.assert_allclose(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from prottrans_jax import logbook, optimizers, partitioning, trainer
+from prottrans_jax import logbook, multihost, optimizers, partitioning, trainer
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
 
@@ -109,21 +109,115 @@ def _assert_same_bits(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path):
+def test_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path, monkeypatch):
     whole = _arguments(tmp_path / "whole")
     trainer.train(**whole)
     parts = _arguments(tmp_path / "parts")
-    # Ends in the middle of a log window (3) and of an evaluation period (4).
-    trainer.train(**(parts | {"total_steps": 5}))
-    lines = [json.loads(line)["step"] for line in open(_path(parts))]
-    assert 5 in lines
+    # In the middle of a log window (3) and of an evaluation period (4).
+    with monkeypatch.context() as patch:
+        patch.setattr(multihost.StopSignal, "should_stop", lambda _, step: step == 5)
+        assert trainer.train(**parts).step == 5
+    assert [line["step"] for line in _log(parts)] == [3, 4]
     trainer.train(**parts)
     assert _final_state(whole)[0] == 6
     _assert_same_bits(_final_state(whole), _final_state(parts))
-    wanted = [line for line in _log(whole) if line["step"] != 5]
-    assert [line for line in _log(parts) if line["step"] not in (5, 6)] == [
-        line for line in wanted if line["step"] != 6
-    ]
+    assert _log(parts) == _log(whole)
+
+
+def test_rates_count_what_this_process_did(tmp_path, monkeypatch):
+    arguments = _arguments(tmp_path) | {"eval_data": {}}
+    with monkeypatch.context() as patch:
+        patch.setattr(multihost.StopSignal, "should_stop", lambda _, step: step == 5)
+        trainer.train(**arguments)
+    asked = []
+    scalars = logbook.Rates.scalars
+    monkeypatch.setattr(
+        logbook.Rates,
+        "scalars",
+        lambda self, step, residues: (
+            asked.append((self._step, step, residues)) or scalars(self, step, residues)
+        ),
+    )
+    trainer.train(**arguments)
+    batch = arguments["train_data"].batch(5)
+    segments = batch["encoder_segment_ids"]
+    residues = (segments > 0).sum() - segments.max(axis=1).sum()
+    assert asked == [(5, 6, residues)]  # Step 4 and 5 were another process's.
+
+
+def test_mfu_counts_the_waiting_for_data_but_no_evaluation(monkeypatch):
+    class Watch:
+        seconds, causes = 0.0, {"compute": 0.0}
+
+        def wall(self):
+            return self.seconds
+
+        def split(self):
+            return dict(self.causes)
+
+    watch = Watch()
+    monkeypatch.setattr(logbook.hardware, "peak_flops", lambda device: 100.0)
+    mesh = partitioning.Partitioner(num_devices=2).mesh
+    rates = logbook.Rates(watch, 30.0, mesh)
+    watch.seconds = 9.0
+    watch.causes = {"compute": 2.0, "data": 4.0, "evaluate": 2.5, "checkpoint": 0.5}
+    scalars = rates.scalars(step=3, residues=18.0)
+    # 3 steps of 30 FLOP in 9 - 2.5 - 0.5 s, of 2 devices' 100 FLOP/s.
+    assert scalars["timing/mfu"] == pytest.approx(3 * 30 / (6 * 200))
+    assert scalars["timing/residues_per_second"] == 2.0
+
+
+def test_logged_learning_rate_is_the_one_used_after_skipped_steps(tmp_path):
+    rates = {}
+    arguments = _arguments(
+        tmp_path,
+        train_data=Batches(poison={1}),
+        optimizer=optimizers.AdamW(learning_rate=lambda step: step * 0.25),
+    )
+    trainer.train(
+        **arguments
+        | {"on_nonfinite": "skip", "log_period": 1, "eval_data": {}, "total_steps": 4}
+    )
+    for line in _log(arguments):
+        rates[line["step"]] = line["train/learning_rate"]
+    # The second step is not finite, so the optimizer counts 0, 1, 1, 2.
+    assert rates == {1: 0.0, 2: 0.25, 3: 0.25, 4: 0.5}
+
+
+@pytest.mark.parametrize(
+    "name", ["num_microbatches", "eval_period", "checkpoint_period", "log_period"]
+)
+def test_period_of_0_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}=0: must be at least 1"):
+        trainer.train(**(_arguments(tmp_path) | {name: 0}))
+
+
+def test_another_start_is_another_run(tmp_path):
+    arguments = _arguments(tmp_path)
+    trainer.train(**arguments)
+    with pytest.raises(ValueError, match="init_from: None -> '/some/where'"):
+        trainer.train(**arguments, init_from="/some/where")
+
+
+def test_another_seed_cannot_be_accepted(tmp_path):
+    arguments = _arguments(tmp_path)
+    trainer.train(**arguments)
+    with pytest.raises(ValueError, match=r"Choose another model_dir\.$"):
+        trainer.train(**arguments | {"seed": 6, "accept_config_changes": True})
+
+
+def test_long_evaluation_is_progress(tmp_path, monkeypatch):
+    beats = []
+    beat = multihost.Watchdog.beat
+    monkeypatch.setattr(
+        multihost.Watchdog,
+        "beat",
+        lambda self, doing, limit=None: beats.append(doing) or beat(self, doing, limit),
+    )
+    trainer.train(**_arguments(tmp_path))
+    # One as it begins and one for each of its two batches, at steps 4 and 6.
+    assert sum(doing.startswith("evaluation at step 4") for doing in beats) == 3
+    assert sum(doing.startswith("evaluation at step 6") for doing in beats) == 3
 
 
 def _path(arguments):
@@ -138,6 +232,7 @@ def test_finished_run_is_evaluated_and_not_trained_again(tmp_path):
     assert summary.step == 6
     assert set(summary.evaluation) == {"validation"}
     _assert_same_bits(before, _final_state(arguments))
+    assert [line["step"] for line in _log(arguments)] == [3, 4, 6, 6]  # As before.
 
 
 def test_another_configuration_in_the_same_directory_is_refused(tmp_path):

@@ -367,7 +367,7 @@ class _Run:
             )
         # A set whose source has no split "train" does not get an empty one.
         if not counts[0]:
-            self.writer.written.pop("train", None)
+            self.writer.drop("train")
         for split, count in enumerate(counts):
             if not count or (split == 0 and plan.shuffle):
                 continue

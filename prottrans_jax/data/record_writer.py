@@ -223,6 +223,12 @@ class Writer:
         self._discard()
         self._lock.close()
 
+    def drop(self, split: str) -> None:
+        """Removes what was written of a split; it may not exist."""
+        for shard in self.written.pop(split, ()):
+            shard.path.unlink()
+            shard.lengths_path.unlink()
+
     def _finish_split(self, split: str) -> manifest_lib.SplitInfo:
         written = self.written[split]
         shards = []

@@ -32,6 +32,11 @@ import numpy as np
 from prottrans_jax.data import manifest as manifest_lib
 from prottrans_jax.data import record_writer
 
+
+class DamageError(ValueError):
+    """A file of a prepared folder is missing or not what the manifest says."""
+
+
 # The whole of the format under one name.
 Manifest = manifest_lib.Manifest
 Writer = record_writer.Writer
@@ -63,13 +68,16 @@ class RecordFolder:
         """The split `name`, e.g. "train".
 
         Raises:
-          ValueError: there is no such split, or a file of it is missing or has another
-            size than the manifest says.
+          ValueError: there is no such split.
+          DamageError: a file of it is missing or has another size than the manifest
+            says.
         """
         if name not in self.manifest.splits:
             raise ValueError(
                 f"{self.path} has no split {name!r}, it has "
-                f"{', '.join(self.manifest.splits)}."
+                f"{', '.join(self.manifest.splits)}. `prepare` makes one with "
+                "--validation_fraction or --validation_input; the gin macros "
+                "EVAL_SPLIT and EVAL_MIXTURE_OR_TASK_NAME choose what is evaluated."
             )
         return RecordSplit(self.path, name, self.manifest.splits[name])
 
@@ -89,9 +97,9 @@ class RecordSplit:
                 lengths_file, mmap_mode="r" if info.num_records else None
             )
         except (OSError, ValueError) as e:
-            raise ValueError(f"{lengths_file} is missing or damaged: {e}") from e
+            raise DamageError(f"{lengths_file} is missing or damaged: {e}") from e
         if self.lengths.shape != (info.num_records,):
-            raise ValueError(
+            raise DamageError(
                 f"{lengths_file} has {self.lengths.size} entries for "
                 f"{info.num_records} records. Prepare the data again."
             )
@@ -132,8 +140,8 @@ class RecordSplit:
         """Residues (upper-case letters) of the records `indices`, in that order.
 
         Raises:
-          ValueError: an index is outside the split, or a record is corrupt: which file
-            and record.
+          ValueError: an index is outside the split.
+          DamageError: a record is corrupt: which file and record.
         """
         return [residues for _, residues in self._read(indices)]
 
@@ -185,8 +193,8 @@ class RecordSplit:
                 raise self._corrupt(shard, where, str(e)) from e
         return reader.read(local)
 
-    def _corrupt(self, shard: int, where: int, why: str) -> ValueError:
-        return ValueError(
+    def _corrupt(self, shard: int, where: int, why: str) -> DamageError:
+        return DamageError(
             f"{self.folder / self.info.shards[shard].file}: record {where} (record "
             f"{self._starts[shard] + where} of {self.name}) is corrupt: {why}. Copy or "
             "prepare the folder again; `python -m prottrans_jax.prepare --verify="
@@ -204,9 +212,9 @@ class RecordSplit:
                     reader = array_record_module.ArrayRecordReader(str(path))
                     found = reader.num_records()
                 except RuntimeError as e:
-                    raise ValueError(f"{path} cannot be read: {e}") from e
+                    raise DamageError(f"{path} cannot be read: {e}") from e
                 if found != info.num_records:
-                    raise ValueError(
+                    raise DamageError(
                         f"{path} has {found} readable records, the manifest says "
                         f"{info.num_records}: it is damaged."
                     )
@@ -226,11 +234,11 @@ def _check_size(path: pathlib.Path, num_bytes: int) -> None:
     try:
         found = path.stat().st_size
     except FileNotFoundError:
-        raise ValueError(
+        raise DamageError(
             f"{path} is missing. Copy or prepare the data again."
         ) from None
     if found != num_bytes:
-        raise ValueError(
+        raise DamageError(
             f"{path} has {found} bytes, the manifest says {num_bytes}. Copy or prepare "
             "the data again."
         )

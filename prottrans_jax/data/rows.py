@@ -158,7 +158,8 @@ class RowPlan:
         if num_epochs is not None:
             if order.blocks_per_epoch is None:
                 raise ValueError(
-                    "a mixture has no epochs; go through its tasks one by one."
+                    "a mixture has no epochs; go through its tasks one by one. To "
+                    "evaluate, bind the gin macro EVAL_MIXTURE_OR_TASK_NAME to one."
                 )
             self._num_blocks = num_epochs * order.blocks_per_epoch
         self._lock = threading.RLock()
