@@ -1,0 +1,195 @@
+"""Configurations and names of BERT's kinship as they come in files; no torch."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from prottrans_jax.interop import hf_albert, hf_bert, hf_electra
+from prottrans_jax.models import albert, bert, electra
+
+TABLES = {"bert": hf_bert, "albert": hf_albert, "electra": hf_electra}
+tables = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+# All that ProtBert's 361 bytes say: no model_type, pad_token_id or layer_norm_eps.
+PROT_BERT = {
+    "architectures": ["BertForMaskedLM"],
+    "attention_probs_dropout_prob": 0.0,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.0,
+    "hidden_size": 1024,
+    "initializer_range": 0.02,
+    "intermediate_size": 4096,
+    "max_position_embeddings": 40000,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 30,
+    "type_vocab_size": 2,
+    "vocab_size": 30,
+}
+TINY = dict(
+    vocab_size=11,
+    hidden_size=6,
+    num_attention_heads=2,
+    intermediate_size=7,
+    num_hidden_layers=2,
+    max_position_embeddings=5,
+)
+
+
+def make_params(table, config):
+    module = {hf_bert: bert, hf_albert: albert, hf_electra: electra}[table]
+    shapes = jax.eval_shape(lambda: module.init_params(config, jax.random.key(0)))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: rng.random(x.shape, np.float32), shapes)
+
+
+def test_prot_bert_with_the_fields_that_its_file_lacks():
+    assert hf_bert.config_from_hf(PROT_BERT) == bert.BertConfig(
+        vocab_size=30,
+        num_layers=30,
+        num_heads=16,
+        head_dim=64,
+        d_model=1024,
+        d_ff=4096,
+        max_length=40_000,
+        activation="gelu_exact",
+        norm_epsilon=1e-12,
+        dropout_rate=0.0,
+        attention_dropout_rate=0.0,
+    )
+
+
+def test_an_empty_file_has_the_defaults_of_each_family():
+    sizes = ("d_model", "d_ff", "num_layers", "num_heads", "activation")
+    for table, expected in (
+        (hf_bert, (768, 3072, 12, 12, "gelu_exact")),
+        (hf_albert, (4096, 16384, 12, 64, "gelu")),
+        (hf_electra, (256, 1024, 12, 4, "gelu_exact")),
+    ):
+        config = table.config_from_hf({})
+        assert tuple(getattr(config, name) for name in sizes) == expected
+    assert hf_albert.config_from_hf({}).d_embed == 128
+
+
+@tables
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("position_embedding_type", "relative_key"),
+        ("is_decoder", True),
+        ("add_cross_attention", True),
+        ("pad_token_id", 1),
+        ("pruned_heads", {"0": [1]}),
+        ("rope_theta", 10000),
+        ("hidden_act", "gelu_10"),
+        ("model_type", "roberta"),
+    ],
+)
+def test_what_is_not_honoured_is_refused_by_name(table, attribute, value):
+    with pytest.raises(ValueError, match=attribute) as error:
+        table.config_from_hf({attribute: value})
+    assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [("num_hidden_groups", 2), ("inner_group_num", 2), ("net_structure_type", 1)],
+)
+def test_albert_with_several_sets_of_layers_is_refused(attribute, value):
+    with pytest.raises(ValueError, match=f"{attribute}={value}.*only"):
+        hf_albert.config_from_hf({attribute: value})
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match=r"hidden_size=768 .*num_attention_heads=7"):
+        hf_bert.config_from_hf({"num_attention_heads": 7})
+    config = dataclasses.replace(hf_bert.config_from_hf({}), head_dim=5)
+    with pytest.raises(ValueError, match="head_dim=5"):
+        hf_bert.config_to_hf(config)
+
+
+HEADS = {
+    "bert": ("BertModel", "BertForMaskedLM", "BertForPreTraining"),
+    "albert": ("AlbertModel", "AlbertForMaskedLM", "AlbertForPreTraining"),
+    "electra": ("ElectraModel", "ElectraForMaskedLM", "ElectraForPreTraining"),
+}
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_configurations_survive_there_and_back(family):
+    table = TABLES[family]
+    for architecture in HEADS[family]:
+        attributes = {**TINY, "hidden_act": "relu", "layer_norm_eps": 1e-5}
+        config = table.config_from_hf({**attributes, "architectures": [architecture]})
+        written = table.config_to_hf(config)
+        assert written["architectures"] == [architecture]
+        assert table.config_from_hf(written) == config
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_files_as_old_as_the_released_ones(family):
+    """Names of TensorFlow's norms, buffers, tied arrays twice, no prefix."""
+    table = TABLES[family]
+    config = table.config_from_hf({**TINY, "architectures": [HEADS[family][1]]})
+    params = make_params(table, config)
+    modern = table.params_to_hf(params, config)
+    old = {}
+    for name, array in modern.items():
+        if name.endswith("LayerNorm.weight"):
+            name = name.replace("weight", "gamma")
+        if name.endswith("LayerNorm.bias"):
+            name = name.replace("bias", "beta")
+        # The encoder as saved by itself, not as a part of the model.
+        old[name.removeprefix(f"{family}.")] = array
+    assert set(old).isdisjoint(x for x in modern if "LayerNorm" in x)
+    words = old["embeddings.word_embeddings.weight"]
+    old["embeddings.position_ids"] = np.arange(5)[None]
+    if family == "electra":
+        old["generator_lm_head.weight"] = words
+    else:
+        head = "cls.predictions" if family == "bert" else "predictions"
+        old[f"{head}.decoder.weight"] = words
+        old[f"{head}.decoder.bias"] = old[f"{head}.bias"]
+    again = table.params_from_hf(old, config)
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
+
+
+def test_the_head_of_a_downstream_task_is_left_out_and_named(caplog):
+    config = hf_bert.config_from_hf(
+        {**TINY, "architectures": ["BertForTokenClassification"]}
+    )
+    assert not config.lm_head and not config.pooler
+    params = make_params(hf_bert, config)
+    arrays = hf_bert.params_to_hf(params, config)
+    arrays["classifier.weight"] = np.ones((3, 6))
+    with caplog.at_level("WARNING", logger="absl"):
+        again = hf_bert.params_from_hf(arrays, config)
+    assert set(again) == {"embeddings", "encoder"}
+    assert "classifier.weight" in caplog.text
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_what_a_file_has_decides_about_heads(family):
+    """The released ProtBert names a class without the pooler that it has."""
+    table = TABLES[family]
+    named = {
+        x: table.config_from_hf({**TINY, "architectures": [x]}) for x in HEADS[family]
+    }
+    for config in named.values():
+        names = set(table.params_to_hf(make_params(table, config), config))
+        assert table.fit_config(named[HEADS[family][1]], names) == config
+
+
+def test_mismatches_list_both_sides():
+    config = hf_electra.config_from_hf(
+        {**TINY, "architectures": ["ElectraForPreTraining"]}
+    )
+    arrays = hf_electra.params_to_hf(make_params(hf_electra, config), config)
+    del arrays["electra.embeddings.LayerNorm.weight"]
+    arrays["electra.encoder.layer.7.output.dense.bias"] = np.ones(6)
+    with pytest.raises(ValueError) as error:
+        hf_electra.params_from_hf(arrays, config)
+    lines = str(error.value).splitlines()
+    assert any(x.startswith("  - embeddings/norm/scale (128,)") for x in lines)
+    assert "  + electra.encoder.layer.7.output.dense.bias (6,)" in lines
