@@ -114,6 +114,7 @@ def test_embedding_guide(tmp_path):
     checks = """
 assert [x.shape for x in vectors] == [(7, 24), (8, 24)] and pooled.shape == (2, 24)
 assert every[0].shape == (3, 7, 24) and hidden.shape == (2, 9, 24)
+assert maps.shape == (2, 2, 8, 8)
 """
     code = "\n".join([*blocks, checks])
     done = subprocess.run(

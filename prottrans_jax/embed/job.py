@@ -372,6 +372,8 @@ class _Job:
             if self.options.overwrite or not (path.exists() and beside.is_file()):
                 return False
             about = json.loads(beside.read_text(encoding="utf-8"))
+            if not about.get("complete"):
+                return False
             if about.get("run") != json.loads(json.dumps(self.identity)):
                 return False
             if about.get("input", {}).get("sha256") != found.sha256 or about.get(
@@ -585,6 +587,8 @@ class _Job:
     def _merge(self, found, entries, known: reuse.Known, parts: shards.Parts) -> None:
         places = parts.find(entries)
         metadata = self._metadata(found)
+        # Before the outputs: killed in between, they are known for what they are.
+        self._write_provenance(found, complete=False)
         for kind, path in self.paths.items():
             temporary = parts.folder / f"merged.{kind}{path.suffix}"
             writers.remove(temporary)
@@ -610,10 +614,13 @@ class _Job:
                 os.replace(path, parts.folder / f"before.{kind}")
             os.replace(temporary, path)
         shards.sync_folder(self.output.parent)
-        provenance = self._provenance(found)
+        self._write_provenance(found, complete=True)
+
+    def _write_provenance(self, found: inputs.Inputs, *, complete: bool) -> None:
+        content = dict(self._provenance(found)) | {"complete": complete}
         for path in self.paths.values():
             shards.write_synced(
-                path.with_name(path.name + ".json"), writers.to_json(provenance)
+                path.with_name(path.name + ".json"), writers.to_json(content)
             )
 
     def _metadata(self, found) -> dict[str, dict[str, Any]]:

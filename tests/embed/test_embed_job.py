@@ -440,3 +440,43 @@ def test_input_that_changes_meanwhile_is_an_error(encoder, fasta_file, tmp_path)
 
     with pytest.raises(ValueError, match="changed while"):
         job.embed_fasta(encoder, fasta_file, tmp_path / "out.h5", on_plan=change)
+
+
+def test_devices_share_the_work_and_change_nothing(encoder, fasta_file, tmp_path):
+    import jax
+
+    one, three = tmp_path / "one.h5", tmp_path / "three.h5"
+    embed(encoder, fasta_file, one, max_tokens=200)
+    embed(encoder, fasta_file, three, max_tokens=200, devices=jax.devices()[:3])
+    assert one.read_bytes() == three.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+@pytest.mark.parametrize("at", [1, 2])
+def test_stopped_while_merging_goes_on(
+    encoder, fasta_file, tmp_path, monkeypatch, suffix, at
+):
+    options = {"per_residue": True, "per_protein": True}
+    whole, broken = tmp_path / f"whole{suffix}", tmp_path / f"broken{suffix}"
+    embed(encoder, fasta_file, whole, **options)
+    replace, calls = job.os.replace, []
+
+    def stop(source, target):
+        if "merged" in str(source):
+            calls.append(target)
+            if len(calls) == at:
+                replace(source, target)
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            embed(encoder, fasta_file, broken, **options)
+    report = embed(encoder, fasta_file, broken, **options)
+    assert report.embedded == 0
+    for kind in ("per_residue", "per_protein"):
+        first = whole.with_name(f"whole.{kind}{suffix}")
+        second = broken.with_name(f"broken.{kind}{suffix}")
+        assert first.read_bytes() == second.read_bytes()
+    assert not parts_of(broken).exists()
