@@ -194,14 +194,7 @@ def fields_from_hf(
                 f"{supported!r}."
             )
     known = {*_IGNORED, *_FIXED, *(fixed or {}), *defaults}
-    unknown = sorted(set(attributes) - known)
-    if unknown:
-        raise ValueError(
-            "config.json has attributes that are not known here and could change what "
-            "the model computes: "
-            + ", ".join(f"{name}={attributes[name]!r}" for name in unknown)
-            + ". Remove them if they do not."
-        )
+    rules.refuse_unknown(attributes, known)
     values = {name: attributes.get(name, value) for name, value in defaults.items()}
     if values["hidden_act"] not in _ACTIVATIONS:
         raise ValueError(

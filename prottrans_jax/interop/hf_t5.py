@@ -87,14 +87,7 @@ def config_from_hf(attributes: Mapping[str, Any], **overrides: Any) -> t5.T5Conf
         "norm_epsilon": take("layer_norm_epsilon", 1e-6),
         "tie_embeddings": tied,
     }
-    unknown = sorted(set(attributes) - _IGNORED)
-    if unknown:
-        raise ValueError(
-            "config.json has attributes that are not known here and could change what "
-            "the model computes: "
-            + ", ".join(f"{name}={attributes[name]!r}" for name in unknown)
-            + ". Remove them if they do not."
-        )
+    rules.refuse_unknown(attributes, _IGNORED)
     return t5.T5Config(**{**fields, **overrides})
 
 

@@ -9,6 +9,20 @@ import numpy as np
 FlatParams = dict[str, np.ndarray]
 
 
+# Attributes that any `config.json` may have: bookkeeping of its training, and defaults
+# of text generation, which older releases wrote beside the model's.
+_BOOKKEEPING = frozenset(
+    """
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size
+    num_beam_groups num_beams num_return_sequences output_scores prefix
+    remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens
+    temperature tf_legacy_loss top_k top_p total_flos typical_p
+    """.split()
+)
+
+
 class Rule(NamedTuple):
     """One line of a table; a layer's number stands as `{}` in both names.
 
@@ -112,7 +126,7 @@ def refuse_unknown(attributes: Mapping[str, Any], ignored: Collection[str]) -> N
       attributes: Those that have not been honoured.
       ignored: Names of those that change nothing that the model computes.
     """
-    unknown = sorted(set(attributes) - set(ignored))
+    unknown = sorted(set(attributes) - set(ignored) - _BOOKKEEPING)
     if unknown:
         raise ValueError(
             "config.json has attributes that are not known here and could change what "

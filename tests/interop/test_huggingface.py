@@ -408,6 +408,26 @@ def test_every_family_is_complete(family):
         assert 0 <= index < family.vocabulary.size
 
 
+@pytest.mark.parametrize("name", ["prot_bert_bfd", "prot_bert_bfd_ss3"])
+def test_released_configurations_are_read(shared, name):
+    folder = shared / "data" / "interop" / "tokenizers" / name
+    attributes = huggingface.read_attributes(folder)
+    family = families.family_of(attributes)
+    config = family.table.config_from_hf(attributes)
+    assert (family.name, config.num_layers, config.d_model) == ("bert", 30, 1024)
+    assert config.max_length == 40_000 and config.norm_epsilon == 1e-12
+
+
+@pytest.mark.parametrize("family", families.FAMILIES.values(), ids=lambda x: x.name)
+def test_bookkeeping_is_no_setting_but_what_is_unknown_is(family):
+    small = {"d_embed": 8, "d_model": 8, "cutoffs": [], "div_val": 1}
+    attributes = small if family.name == "transformer_xl" else {}
+    kept = {**attributes, "total_flos": 7, "num_beams": 4, "max_length": 20}
+    assert family.table.config_from_hf(kept) == family.table.config_from_hf(attributes)
+    with pytest.raises(ValueError, match="rope_theta=3"):
+        family.table.config_from_hf({**attributes, "rope_theta": 3})
+
+
 def test_another_table_under_a_tied_name_is_refused(tmp_path):
     huggingface.write(tmp_path, T5, random_params(T5))
     path = tmp_path / "model.safetensors"
