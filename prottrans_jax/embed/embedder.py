@@ -13,8 +13,9 @@ import numpy as np
 from prottrans_jax import types
 from prottrans_jax.embed import batching, forward
 
-# Tokens of a call. A CPU multiplies fastest at some 512 rows; accelerators want many.
-DEFAULT_TOKENS = {"cpu": 512}
+# Tokens of a call. A CPU multiplies fastest at some 512 rows, but a call of a small
+# model costs more than its products; accelerators want many rows.
+_CPU_TOKENS, _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 512, 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384
 _LAST = forward.Layers()
 # Calls handed to each device before the first result is waited for.
@@ -105,8 +106,12 @@ class Embedder:
         if devices is None:
             local = jax.local_devices()
             devices = local[:1] if local[0].platform == "cpu" else local
+        self._size = sum(x.size for x in jax.tree.leaves(params))
         if max_tokens is None:
-            max_tokens = DEFAULT_TOKENS.get(devices[0].platform, _ACCELERATOR_TOKENS)
+            max_tokens = _ACCELERATOR_TOKENS
+            if devices[0].platform == "cpu":
+                small = self._size < _SMALL_PARAMETERS
+                max_tokens = _CPU_TOKENS_SMALL if small else _CPU_TOKENS
         self.module = module
         self.tokens = tokens
         self.layers = layers
@@ -123,12 +128,11 @@ class Embedder:
 
     def compile_cost_tokens(self) -> float:
         """Tokens that could be computed while one program is compiled; a guess."""
-        size = sum(x.size for x in jax.tree.leaves(self._params[0]))
         # Some 3 seconds at some 200 GFLOP/s on a CPU; a large job pays it anyway.
         seconds, flops = (
             (3.0, 2e11) if self.devices[0].platform == "cpu" else (10, 1e14)
         )
-        return seconds * flops / (2.0 * max(size, 1))
+        return seconds * flops / (2.0 * max(self._size, 1))
 
     def buckets(self, lengths: Sequence[int]) -> np.ndarray:
         """Padded lengths for sequences of so many residues."""
