@@ -122,7 +122,7 @@ def _say(summary) -> None:
             "on from here.\n            Your own proteins: python -m "
             "prottrans_jax.prepare --input your.fasta --output DIR,\n            then "
             'train with --data_dir=DIR and --gin_bindings="MIXTURE_OR_TASK_NAME = '
-            "'fasta_iid_denoise'\"."
+            f"'{_task_of_own()}'\"."
         )
 
 
