@@ -17,6 +17,7 @@ from prottrans_jax.embed import batching, forward
 # model costs more than its products; accelerators want many rows.
 _CPU_TOKENS, _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 512, 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384
+_MAX_COMPILE_COST_TOKENS = 20_000.0
 _LAST = forward.Layers()
 # Calls handed to each device before the first result is waited for.
 _IN_FLIGHT = 2
@@ -132,7 +133,9 @@ class Embedder:
         seconds, flops = (
             (3.0, 2e11) if self.devices[0].platform == "cpu" else (10, 1e14)
         )
-        return seconds * flops / (2.0 * max(self._size, 1))
+        tokens = seconds * flops / (2.0 * max(self._size, 1))
+        # A small model is slowed by all but its products, attention for one.
+        return min(tokens, _MAX_COMPILE_COST_TOKENS)
 
     def buckets(self, lengths: Sequence[int]) -> np.ndarray:
         """Padded lengths for sequences of so many residues."""
