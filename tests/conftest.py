@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8"
     # Or virtual devices may run their collectives in different orders and hang.
     + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    # Most of a test's time is compilation.
+    + " --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests compile the same tiny programs again and again, subprocesses included.
