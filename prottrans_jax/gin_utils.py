@@ -9,6 +9,7 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import copy
+import logging as std_logging
 import os
 import pathlib
 import re
@@ -217,6 +218,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """`absl.app.run` for mains that use gin: a `UsageError` exits with 2, untraced."""
     # TensorFlow, which reads records, would report on GPUs that it will not use.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # At INFO it lists the kinds of devices that this machine does not have.
+    std_logging.getLogger("jax._src.xla_bridge").setLevel(std_logging.WARNING)
 
     def guarded(argv: Sequence[str]) -> int | None:
         try:

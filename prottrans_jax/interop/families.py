@@ -128,7 +128,12 @@ FAMILIES: Mapping[str, Family] = {
     for family in (
         _family("t5", "T5Config", "T5", vocabulary_name="PROT_T5", suffix=("eos",)),
         _family("bert", "BertConfig", "Bert", **_BERT),
-        _family("albert", "AlbertConfig", "Albert", **_BERT),
+        _family(
+            "albert",
+            "AlbertConfig",
+            "Albert",
+            **{**_BERT, "vocabulary_name": "PROT_ALBERT"},
+        ),
         _family("electra", "ElectraEncoderConfig", "ElectraEncoder", **_BERT),
         _family(
             "xlnet",
