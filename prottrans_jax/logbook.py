@@ -59,24 +59,24 @@ class Rates:
     def scalars(self, step: int, residues: float) -> dict[str, float]:
         """Closes the window at `step`, in which so many residues were read.
 
-        MFU counts the time in which steps ran: all of it but evaluations, saves and
-        compilation. Waiting for data is in it, since it overlaps the step before.
+        Rates and MFU count the time in which steps ran: all of it but evaluations,
+        saves and compilation. Waiting for data is in it: it overlaps the step before.
         """
         wall, split = self._watch.wall(), self._watch.split()
         seconds = max(wall - self._wall, 1e-9)
         steps = max(step - self._step, 1)
         parts = {k: v - self._split.get(k, 0.0) for k, v in split.items()}
+        training = seconds - sum(parts.get(cause, 0.0) for cause in _NOT_STEPS)
+        training = max(training, 1e-9)
         scalars = {
-            "timing/step_seconds": seconds / steps,
-            "timing/residues_per_second": residues / seconds,
+            "timing/step_seconds": training / steps,
+            "timing/residues_per_second": residues / training,
         }
         scalars |= {f"timing/seconds/{cause}": v for cause, v in split.items()}
         scalars |= {f"timing/share/{cause}": v / seconds for cause, v in parts.items()}
         if self._peak is not None:
-            other = sum(parts.get(cause, 0.0) for cause in _NOT_STEPS)
-            computing = max(seconds - other, 1e-9) / steps
             peak = self._peak * self._num_devices
-            scalars["timing/mfu"] = self._flops / (computing * peak)
+            scalars["timing/mfu"] = self._flops * steps / (training * peak)
         self.start(step)
         return scalars
 
