@@ -141,13 +141,15 @@ def losses_by_protein(run_dir: pathlib.Path, data_dir: str) -> dict[str, np.ndar
     import jax
     import jax.numpy as jnp
 
-    from prottrans_jax import checkpoints, losses, train_state
+    from prottrans_jax import checkpoints, losses, train_state, trainer, vocabulary
     from prottrans_jax.data import loader, records
     from prottrans_jax.objectives import denoising
 
-    objective = gin_utils.build("@denoising.Denoising()")
-    optimizer = gin_utils.build("%OPTIMIZER")
-    partitioner = gin_utils.build("@partitioning.Partitioner()")
+    bound = gin_utils.bound(trainer.train)
+    objective, optimizer, partitioner = (
+        gin_utils.build(bound[name])
+        for name in ("objective", "optimizer", "partitioner")
+    )
     data = loader.RowLoader(
         task=gin_utils.build("%MIXTURE_OR_TASK_NAME"),
         split="validation",
@@ -162,8 +164,6 @@ def losses_by_protein(run_dir: pathlib.Path, data_dir: str) -> dict[str, np.ndar
         objective, optimizer, partitioner, train_state.batch_shapes(data)
     )
     params = checkpoints.load_params(run_dir, plan.abstract.params)
-
-    from prottrans_jax import vocabulary
 
     counts = np.zeros(128)
     for letter, count in records.open(data_dir).split("train").alphabet.items():
