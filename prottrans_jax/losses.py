@@ -72,3 +72,13 @@ def sigmoid_cross_entropy(
     """Cross entropy of sigmoid(logits) with labels, in nats, float32."""
     logits = logits.astype(jnp.float32)
     return jax.nn.softplus(jnp.where(labels, -logits, logits))
+
+
+def total(values: jax.Array) -> Float[Array, ""]:
+    """Sum, float32."""
+    return jnp.sum(values.astype(jnp.float32))
+
+
+def divide(summed: Float[Array, ""], normalizer: Float[Array, ""]) -> Float[Array, ""]:
+    """A mean; 0, not NaN, for a batch without targets."""
+    return summed / jnp.maximum(normalizer, 1e-9)

@@ -14,3 +14,8 @@ Batch = Mapping[str, jax.Array]
 Carry = Any
 # (total, weight) per metric: both add up over microbatches, batches and hosts.
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+
+
+def shape_of(entry: Any) -> tuple[int, ...]:
+    """The shape itself, or of anything that has one."""
+    return tuple(getattr(entry, "shape", entry))

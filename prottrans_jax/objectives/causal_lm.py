@@ -47,7 +47,7 @@ class CausalLM:
           rng: Key of the random draws.
           batch_shapes: Shape, or anything with a `shape`, of each feature.
         """
-        tokens = jnp.zeros(shape_of(batch_shapes["input_tokens"]), jnp.int32)
+        tokens = jnp.zeros(types.shape_of(batch_shapes["input_tokens"]), jnp.int32)
         return self.model.init(rng, tokens, deterministic=True)["params"]
 
     def initial_carry(self, batch_size: int) -> types.Carry:
@@ -56,7 +56,7 @@ class CausalLM:
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
         """Sum of the loss weights, which `__call__` divides by; adds over batches."""
-        return {"targets": total(batch["loss_weights"])}
+        return {"targets": losses.total(batch["loss_weights"])}
 
     def __call__(
         self,
@@ -97,7 +97,7 @@ class CausalLM:
         entropy = losses.softmax_cross_entropy(out.values, batch["target_tokens"])
         weights = batch["loss_weights"].astype(jnp.float32)
         metrics = token_metrics(entropy, weights)
-        loss = metrics["loss"][0] / jnp.maximum(normalizers["targets"], 1e-9)
+        loss = losses.divide(metrics["loss"][0], normalizers["targets"])
         metrics |= row_metrics(batch, special_tokens=1)  # <eos>
         return loss, (metrics, advance(carry, out.memories, segments))
 
@@ -107,7 +107,7 @@ class CausalLM:
         Multiply-adds of matrix products count 2, backward passes twice the forward;
         attention scores count in full (causal halves included), recomputation not.
         """
-        rows, length = shape_of(batch_shapes["input_tokens"])
+        rows, length = types.shape_of(batch_shapes["input_tokens"])
         return 3.0 * rows * transformer_xl.forward_flops(self.model.config, length)
 
 
@@ -167,8 +167,8 @@ def token_metrics(
     entropy: losses.CrossEntropy, weights: Float[Array, "*positions"]
 ) -> types.Metrics:
     """Loss and accuracy; `corrupted_loss`, that of what was hidden, is all of it."""
-    loss = total(entropy.nll * weights), total(weights)
-    accuracy = total(entropy.correct * weights), total(weights)
+    loss = losses.total(entropy.nll * weights), losses.total(weights)
+    accuracy = losses.total(entropy.correct * weights), losses.total(weights)
     return {"loss": loss, "accuracy": accuracy, "corrupted_loss": loss}
 
 
@@ -181,20 +181,10 @@ def row_metrics(batch: types.Batch, special_tokens: int) -> types.Metrics:
         where the protein begins.
     """
     real = batch["segment_ids"] > 0
-    num_proteins = total(real & (batch["positions"] == 0))
-    residues = total(real) - special_tokens * num_proteins
+    num_proteins = losses.total(real & (batch["positions"] == 0))
+    residues = losses.total(real) - special_tokens * num_proteins
     return {
-        "real_token_fraction": (total(real), jnp.float32(real.size)),
+        "real_token_fraction": (losses.total(real), jnp.float32(real.size)),
         # A count, not a mean.
         "residues": (residues, jnp.float32(0.0)),
     }
-
-
-def total(values: jax.Array) -> Float[Array, ""]:
-    """Sum, float32."""
-    return jnp.sum(values.astype(jnp.float32))
-
-
-def shape_of(entry: Any) -> tuple[int, ...]:
-    """The shape itself, or of anything that has one."""
-    return tuple(getattr(entry, "shape", entry))

@@ -51,8 +51,12 @@ class Denoising:
           rng: Key of the random draws.
           batch_shapes: Shape, or anything with a `shape`, of each feature.
         """
-        inputs = jnp.zeros(_shape(batch_shapes["encoder_input_tokens"]), jnp.int32)
-        targets = jnp.zeros(_shape(batch_shapes["decoder_input_tokens"]), jnp.int32)
+        inputs = jnp.zeros(
+            types.shape_of(batch_shapes["encoder_input_tokens"]), jnp.int32
+        )
+        targets = jnp.zeros(
+            types.shape_of(batch_shapes["decoder_input_tokens"]), jnp.int32
+        )
         return self.model.init(rng, inputs, targets, deterministic=True)["params"]
 
     def initial_carry(self, batch_size: int) -> types.Carry:
@@ -62,7 +66,7 @@ class Denoising:
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
         """Sum of the loss weights, which `__call__` divides by; adds over batches."""
-        return {"targets": _sum(batch["decoder_loss_weights"])}
+        return {"targets": losses.total(batch["decoder_loss_weights"])}
 
     def __call__(
         self,
@@ -106,7 +110,9 @@ class Denoising:
         )
         weights = batch["decoder_loss_weights"].astype(jnp.float32)
         # A batch without targets has loss 0, not NaN.
-        loss = _sum(entropy.loss * weights) / jnp.maximum(normalizers["targets"], 1e-9)
+        loss = losses.divide(
+            losses.total(entropy.loss * weights), normalizers["targets"]
+        )
 
         corrupted = batch["decoder_corrupted"]
         masked = weights * (corrupted == MASKED)
@@ -123,17 +129,20 @@ class Denoising:
         if self.z_loss:
             pairs["z_loss"] = (entropy.z_loss, weights)
         metrics = {
-            name: (_sum(value * weight), _sum(weight))
+            name: (losses.total(value * weight), losses.total(weight))
             for name, (value, weight) in pairs.items()
         }
         encoder, decoder = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
         metrics["real_token_fraction"] = (
-            _sum(encoder > 0) + _sum(decoder > 0),
+            losses.total(encoder > 0) + losses.total(decoder > 0),
             jnp.float32(encoder.size + decoder.size),
         )
         # Inputs but their </s>, of which each segment has one. A count, not a mean.
-        num_segments = _sum(jnp.max(encoder, axis=1))
-        metrics["residues"] = (_sum(encoder > 0) - num_segments, jnp.float32(0.0))
+        num_segments = losses.total(jnp.max(encoder, axis=1))
+        metrics["residues"] = (
+            losses.total(encoder > 0) - num_segments,
+            jnp.float32(0.0),
+        )
         return loss, (metrics, carry)
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
@@ -142,14 +151,6 @@ class Denoising:
         Multiply-adds of matrix products count 2, backward passes twice the forward;
         attention scores count in full (causal halves included), recomputation not.
         """
-        rows, length = _shape(batch_shapes["encoder_input_tokens"])
-        _, target_length = _shape(batch_shapes["decoder_input_tokens"])
+        rows, length = types.shape_of(batch_shapes["encoder_input_tokens"])
+        _, target_length = types.shape_of(batch_shapes["decoder_input_tokens"])
         return 3.0 * rows * t5.forward_flops(self.model.config, length, target_length)
-
-
-def _shape(entry: Any) -> tuple[int, ...]:
-    return tuple(getattr(entry, "shape", entry))
-
-
-def _sum(values: jax.Array) -> Float[Array, ""]:
-    return jnp.sum(values.astype(jnp.float32))

@@ -77,9 +77,9 @@ class MaskedLM:
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
         """Sums of weights, which `__call__` divides by; they add over batches."""
-        sums = {"targets": total(batch["loss_weights"])}
+        sums = {"targets": losses.total(batch["loss_weights"])}
         if self.sentence_order_weight:
-            sums["pairs"] = total(batch["order_weights"])
+            sums["pairs"] = losses.total(batch["order_weights"])
         return sums
 
     def __call__(
@@ -115,15 +115,21 @@ class MaskedLM:
             rngs={"dropout": rng} if train else None,
         )
         summed, metrics = token_loss(outputs.logits, batch)
-        loss = divide(summed, normalizers["targets"])
+        loss = losses.divide(summed, normalizers["targets"])
         if self.sentence_order_weight:
             weights = batch["order_weights"].astype(jnp.float32)
             order = losses.softmax_cross_entropy(
                 outputs.order_logits, batch["order_targets"]
             )
-            metrics["order_loss"] = (total(order.nll * weights), total(weights))
-            metrics["order_accuracy"] = (total(order.correct * weights), total(weights))
-            loss += self.sentence_order_weight * divide(
+            metrics["order_loss"] = (
+                losses.total(order.nll * weights),
+                losses.total(weights),
+            )
+            metrics["order_accuracy"] = (
+                losses.total(order.correct * weights),
+                losses.total(weights),
+            )
+            loss += self.sentence_order_weight * losses.divide(
                 metrics["order_loss"][0], normalizers["pairs"]
             )
         return loss, (metrics | row_metrics(batch), carry)
@@ -134,7 +140,7 @@ class MaskedLM:
         Multiply-adds of matrix products count 2, backward passes twice the forward;
         attention scores and heads count at every position, recomputation not.
         """
-        rows, length = shape_of(batch_shapes["input_tokens"])
+        rows, length = types.shape_of(batch_shapes["input_tokens"])
         config = self.model.config
         return 3.0 * rows * _FORWARD_FLOPS[type(config)](config, length)
 
@@ -146,7 +152,7 @@ def init_params(
     model: Any, rng: jax.Array, batch_shapes: Mapping[str, Any]
 ) -> types.Params:
     """Parameters of a model that takes tokens, boxed; see `MaskedLM.init`."""
-    tokens = jnp.zeros(shape_of(batch_shapes["input_tokens"]), jnp.int32)
+    tokens = jnp.zeros(types.shape_of(batch_shapes["input_tokens"]), jnp.int32)
     return model.init(rng, tokens)["params"]
 
 
@@ -171,7 +177,7 @@ def token_loss(
         "corrupted_loss": (entropy.nll, weights * (corrupted > 0)),
     }
     metrics = {
-        name: (total(value * weight), total(weight))
+        name: (losses.total(value * weight), losses.total(weight))
         for name, (value, weight) in pairs.items()
     }
     return metrics["loss"][0], metrics
@@ -180,28 +186,15 @@ def token_loss(
 def row_metrics(batch: types.Batch) -> types.Metrics:
     """How full the rows are, and the number of residues."""
     segments, token_types = batch["segment_ids"], batch["token_types"]
-    num_tokens = total(segments > 0)
+    num_tokens = losses.total(segments > 0)
     # [CLS] A [SEP], or [CLS] A [SEP] B [SEP], whose second half has token type 1.
     second = token_types == 1
     second_starts = second & ~jnp.pad(second[:, :-1], ((0, 0), (1, 0)))
-    num_special = 2 * total(jnp.max(segments, axis=1)) + total(second_starts)
+    num_special = 2 * losses.total(jnp.max(segments, axis=1)) + losses.total(
+        second_starts
+    )
     return {
         "real_token_fraction": (num_tokens, jnp.float32(segments.size)),
         # A count, not a mean.
         "residues": (num_tokens - num_special, jnp.float32(0.0)),
     }
-
-
-def divide(summed: Float[Array, ""], normalizer: Float[Array, ""]) -> Float[Array, ""]:
-    """A mean; 0, not NaN, for a batch without targets."""
-    return summed / jnp.maximum(normalizer, 1e-9)
-
-
-def total(values: jax.Array) -> Float[Array, ""]:
-    """Sum, float32."""
-    return jnp.sum(values.astype(jnp.float32))
-
-
-def shape_of(entry: Any) -> tuple[int, ...]:
-    """The shape itself, or of anything that has one."""
-    return tuple(getattr(entry, "shape", entry))

@@ -67,7 +67,7 @@ class PermutationLM:
           rng: Key of the random draws.
           batch_shapes: Shape, or anything with a `shape`, of each feature.
         """
-        shape = causal_lm.shape_of(batch_shapes["input_tokens"])
+        shape = types.shape_of(batch_shapes["input_tokens"])
         tokens = jnp.zeros(shape, jnp.int32)
         return self.model.init(rng, tokens, deterministic=True)["params"]
 
@@ -80,7 +80,7 @@ class PermutationLM:
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
         """Sum of the weights of predicted tokens; adds over batches."""
         weights, _ = self._split_weights(batch)
-        return {"targets": causal_lm.total(weights)}
+        return {"targets": losses.total(weights)}
 
     def _split_weights(self, batch):
         """Loss weights of the first `max_targets` predicted tokens, and of the rest."""
@@ -140,13 +140,12 @@ class PermutationLM:
         targets = at_targets(batch["target_tokens"])
         entropy = losses.softmax_cross_entropy(out.values, targets)
         metrics = causal_lm.token_metrics(entropy, weights)
-        loss = metrics["loss"][0] / jnp.maximum(normalizers["targets"], 1e-9)
-        total = causal_lm.total
+        loss = losses.divide(metrics["loss"][0], normalizers["targets"])
         if self.max_targets is not None:
-            num_left_out = total(left_out > 0)
+            num_left_out = losses.total(left_out > 0)
             metrics["targets_left_out"] = (
                 num_left_out,
-                num_left_out + total(weights > 0),
+                num_left_out + losses.total(weights > 0),
             )
         metrics |= causal_lm.row_metrics(batch, special_tokens=2)  # <sep> <cls>
         remembered = segments[:, : self.model.config.reuse_length or None]
@@ -158,7 +157,7 @@ class PermutationLM:
         Multiply-adds of matrix products count 2, backward passes twice the forward;
         attention scores count in full, recomputation not.
         """
-        rows, length = causal_lm.shape_of(batch_shapes["input_tokens"])
+        rows, length = types.shape_of(batch_shapes["input_tokens"])
         targets = length if self.max_targets is None else min(self.max_targets, length)
         config = self.model.config
         if not self.memories:

@@ -57,8 +57,8 @@ class ReplacedTokenDetection:
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
         """Sums of weights, which `__call__` divides by; they add over batches."""
         return {
-            "targets": masked_lm.total(batch["loss_weights"]),
-            "tokens": masked_lm.total(batch["segment_ids"] > 0),
+            "targets": losses.total(batch["loss_weights"]),
+            "tokens": losses.total(batch["segment_ids"] > 0),
         }
 
     def __call__(
@@ -114,26 +114,26 @@ class ReplacedTokenDetection:
         ).replaced_logits
         real = batch["segment_ids"] > 0
         entropy = losses.sigmoid_cross_entropy(replaced_logits, replaced)
-        discriminator_sum = masked_lm.total(entropy * real)
+        discriminator_sum = losses.total(entropy * real)
 
-        generator_loss = masked_lm.divide(generator_sum, normalizers["targets"])
-        loss = generator_loss + self.discriminator_weight * masked_lm.divide(
+        generator_loss = losses.divide(generator_sum, normalizers["targets"])
+        loss = generator_loss + self.discriminator_weight * losses.divide(
             discriminator_sum, normalizers["tokens"]
         )
         correct = (replaced_logits > 0) == replaced
-        num_tokens = masked_lm.total(real)
+        num_tokens = losses.total(real)
         metrics |= {
             # So that a batch's microbatches add up to its loss.
             "loss": (loss * normalizers["targets"], metrics["loss"][1]),
             "generator_loss": metrics["loss"],
             "discriminator_loss": (discriminator_sum, num_tokens),
-            "discriminator_accuracy": (masked_lm.total(correct & real), num_tokens),
+            "discriminator_accuracy": (losses.total(correct & real), num_tokens),
             "discriminator_replaced_accuracy": (
-                masked_lm.total(correct & real & replaced),
-                masked_lm.total(real & replaced),
+                losses.total(correct & real & replaced),
+                losses.total(real & replaced),
             ),
             "always_original_accuracy": (
-                masked_lm.total(real & ~replaced),
+                losses.total(real & ~replaced),
                 num_tokens,
             ),
         }
@@ -141,7 +141,7 @@ class ReplacedTokenDetection:
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
         """Model FLOPs of one training step on such a batch; see `MaskedLM.flops`."""
-        rows, length = masked_lm.shape_of(batch_shapes["input_tokens"])
+        rows, length = types.shape_of(batch_shapes["input_tokens"])
         return 3.0 * rows * electra.forward_flops(self.model.config, length)
 
 
