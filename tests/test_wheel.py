@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -14,10 +15,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def installed(tmp_path_factory):
     """A folder with nothing but what the wheel installs."""
     folder = tmp_path_factory.mktemp("wheel")
+    # A copy: the build writes into its source tree, where another worker builds too.
+    source = folder / "source"
+    left_behind = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=left_behind)
     subprocess.run(
         [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"),
-            *("--no-build-isolation", "--target", str(folder / "site"), str(ROOT)),
+            *("--no-build-isolation", "--target", str(folder / "site"), str(source)),
         ],
         check=True,
         cwd=folder,
