@@ -167,9 +167,9 @@ def _embed(arguments: argparse.Namespace) -> int:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(
             arguments.device, arguments.device
         )
-    from prottrans_jax.embed import job
+    from prottrans_jax.embed import job, settings
 
-    options = job.Options(
+    options = settings.Options(
         per_residue=arguments.per_residue,
         per_protein=bool(arguments.per_protein),
         pool=arguments.pool,
@@ -189,7 +189,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         reuse=tuple(arguments.reuse),
     )
     # A wrong ending shows before the model is loaded.
-    job.output_paths(arguments.output, options)
+    settings.output_paths(arguments.output, options)
     from prottrans_jax import encoders
 
     _keep_programs()

@@ -218,15 +218,15 @@ class Encoder:
 
         Args:
           source: FASTA, plain or compressed; "-" is standard input.
-          output: File to write; see `embed.job.Options` for what it may hold.
-          **options: Fields of `embed.job.Options`.
+          output: File to write; see `embed.settings.Options` for what it may hold.
+          **options: Fields of `embed.settings.Options`.
 
         Returns:
-          `embed.job.Report`.
+          `embed.reports.Report`.
         """
-        from prottrans_jax.embed import job
+        from prottrans_jax.embed import job, settings
 
-        return job.embed_fasta(self, source, output, job.Options(**options))
+        return job.embed_fasta(self, source, output, settings.Options(**options))
 
     def make_embedder(
         self,

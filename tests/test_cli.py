@@ -191,8 +191,8 @@ def kill_drill(model, folder, count, kills, seed):
     code = (
         "import sys\n"
         "from prottrans_jax import cli\n"
-        "from prottrans_jax.embed import job\n"
-        "job._COMMIT_BYTES = 20000; sys.exit(cli.main(sys.argv[1:]))"
+        "from prottrans_jax.embed import computing\n"
+        "computing._COMMIT_BYTES = 20000; sys.exit(cli.main(sys.argv[1:]))"
     )
 
     def start(output):

@@ -15,7 +15,7 @@ from prottrans_jax.embed import batching
 SCRIPT = """
 import json, sys, psutil
 import prottrans_jax
-from prottrans_jax.embed import job
+from prottrans_jax.embed import job, settings
 process, held, tenth = psutil.Process(), [], 0
 def note(progress):
     global tenth
@@ -23,8 +23,9 @@ def note(progress):
         tenth += 1
         held.append(process.memory_info().rss)
 encoder = prottrans_jax.load_encoder(sys.argv[1], dtype="float32")
+options = settings.Options(per_protein=True)
 report = job.embed_fasta(
-    encoder, sys.argv[2], sys.argv[3], job.Options(per_protein=True), on_progress=note
+    encoder, sys.argv[2], sys.argv[3], options, on_progress=note
 )
 peak = report.peak_memory_bytes
 print(json.dumps({"held": held, "peak": peak, "padding": report.padding}))

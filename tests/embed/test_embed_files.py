@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from prottrans_jax import cli
-from prottrans_jax.embed import files, job
+from prottrans_jax.embed import files, job, settings
 
 
 def embed(encoder, source, output, **options):
-    job.embed_fasta(encoder, source, output, job.Options(**options))
+    job.embed_fasta(encoder, source, output, settings.Options(**options))
     return output
 
 
@@ -83,7 +83,7 @@ def test_formats_hold_the_same(encoder, fasta_file, tmp_path, suffix, kind):
         if suffix != ".npz":
             assert entry[:5] == wanted[key][:5]
     # Nothing to do the second time.
-    again = job.embed_fasta(encoder, fasta_file, other, job.Options(**options))
+    again = job.embed_fasta(encoder, fasta_file, other, settings.Options(**options))
     assert (again.embedded, again.reused) == (0, 40)
 
 

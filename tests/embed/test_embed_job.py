@@ -13,11 +13,11 @@ import pytest
 
 import prottrans_jax
 from prottrans_jax import fasta
-from prottrans_jax.embed import job, shards
+from prottrans_jax.embed import computing, job, merging, settings, shards
 
 
 def embed(encoder, source, output, **options):
-    return job.embed_fasta(encoder, source, output, job.Options(**options))
+    return job.embed_fasta(encoder, source, output, settings.Options(**options))
 
 
 def read(path):
@@ -99,7 +99,7 @@ def stop_after(number):
 def test_stopped_run_goes_on_and_writes_the_same_bytes(
     encoder, fasta_file, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(job, "_COMMIT_BYTES", 3000)
+    monkeypatch.setattr(computing, "_COMMIT_BYTES", 3000)
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
     embed(encoder, fasta_file, whole)
     for number in (5, 9):
@@ -112,7 +112,7 @@ def test_stopped_run_goes_on_and_writes_the_same_bytes(
 
 
 def test_damaged_shard_is_computed_again(encoder, fasta_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "_COMMIT_BYTES", 1)
+    monkeypatch.setattr(computing, "_COMMIT_BYTES", 1)
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
     embed(encoder, fasta_file, whole)
     with pytest.raises(KeyboardInterrupt):
@@ -155,7 +155,7 @@ def test_finished_output_takes_new_and_changed_proteins(
 def test_changed_sequence_is_computed_again_after_a_stop(
     encoder, fasta_file, proteins, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(job, "_COMMIT_BYTES", 1)
+    monkeypatch.setattr(computing, "_COMMIT_BYTES", 1)
     output = tmp_path / "out.h5"
     done = []
     with pytest.raises(KeyboardInterrupt):
@@ -225,7 +225,7 @@ def test_second_writer_is_told_who_holds_the_output(encoder, fasta_file, tmp_pat
 
 
 def test_full_disk_keeps_what_was_committed(encoder, fasta_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "_COMMIT_BYTES", 2000)
+    monkeypatch.setattr(computing, "_COMMIT_BYTES", 2000)
     whole, output = tmp_path / "whole.h5", tmp_path / "out.h5"
     embed(encoder, fasta_file, whole)
     sync, calls = shards.os.fsync, []
@@ -459,7 +459,7 @@ def test_stopped_while_merging_goes_on(
     options = {"per_residue": True, "per_protein": True}
     whole, broken = tmp_path / f"whole{suffix}", tmp_path / f"broken{suffix}"
     embed(encoder, fasta_file, whole, **options)
-    replace, calls = job.os.replace, []
+    replace, calls = merging.os.replace, []
 
     def stop(source, target):
         if "merged" in str(source):
@@ -470,7 +470,7 @@ def test_stopped_while_merging_goes_on(
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job.os, "replace", stop)
+        patch.setattr(merging.os, "replace", stop)
         with pytest.raises(KeyboardInterrupt):
             embed(encoder, fasta_file, broken, **options)
     report = embed(encoder, fasta_file, broken, **options)

@@ -1,0 +1,78 @@
+"""Shards and vectors that existed before, in the input's order, into the output."""
+
+import os
+
+from jaxtyping import UInt8
+import numpy as np
+
+from prottrans_jax.embed import (
+    inputs,
+    keys,
+    provenance,
+    reports,
+    reuse,
+    settings,
+    shards,
+    writers,
+)
+
+
+def merge(
+    asked: settings.Settings,
+    found: inputs.Inputs,
+    entries: UInt8[np.ndarray, "records 32"],
+    known: reuse.Known,
+    parts: shards.Parts,
+    report: reports.Report,
+) -> None:
+    """Writes the outputs; killed at any moment, the next run does it again.
+
+    Args:
+      asked: What was computed.
+      found: The input.
+      entries: Hashes under which the records are kept.
+      known: Vectors that need not be in the shards.
+      parts: The shards.
+      report: Gets the number of proteins kept of the output as it was.
+    """
+    places = parts.find(entries)
+    metadata = provenance.attributes(asked, len(found.chosen))
+    # Before the outputs: killed in between, they are known for what they are.
+    provenance.write(asked, found, complete=False)
+    for kind, path in asked.paths.items():
+        temporary = parts.folder / f"merged.{kind}{path.suffix}"
+        writers.remove(temporary)
+        writer = writers.create(temporary, metadata[kind])
+        try:
+            for protein in found.proteins():
+                place = places[protein.number]
+                if place[0] >= 0:
+                    array = parts.arrays(place, kind)
+                    array = array.reshape((*asked.shape[:-1], -1, asked.shape[-1]))
+                    if kind == "protein":
+                        array = array[..., 0, :]
+                else:
+                    array = known.array(protein, kind).astype(asked.dtypes[kind])
+                writer.add(_entry(protein, array))
+            for entry in known.others(kind, entries):
+                report.kept += kind == next(iter(asked.paths))
+                writer.add(entry)
+        finally:
+            writer.close()
+        if path.is_dir():
+            # A folder cannot be replaced at once; the shards are still there.
+            os.replace(path, parts.folder / f"before.{kind}")
+        os.replace(temporary, path)
+    shards.sync_folder(asked.output.parent)
+    provenance.write(asked, found, complete=True)
+
+
+def _entry(protein: inputs.Protein, array: np.ndarray) -> writers.Entry:
+    return writers.Entry(
+        protein.key,
+        protein.name,
+        protein.description,
+        len(protein.residues),
+        keys.digest(protein.residues),
+        array,
+    )

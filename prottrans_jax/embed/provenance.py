@@ -1,0 +1,101 @@
+"""How an output was made: in it, beside it, and whether it is complete.
+
+attributes         in the file: the same for the same embeddings, wherever they ran
+OUTPUT.json        run, options, input, machine; "complete" once the output is whole
+OUTPUT.skipped.tsv what was left out, and why
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+import prottrans_jax
+from prottrans_jax.embed import inputs, reuse, settings, shards, writers
+
+
+def attributes(
+    asked: settings.Settings, num_proteins: int
+) -> dict[str, dict[str, Any]]:
+    """Root attributes by kind: nothing in them depends on when or where it ran."""
+    common = {
+        "model_name": asked.encoder.name,
+        "model_revision": asked.encoder.revision,
+        "weights_fingerprint": asked.encoder.fingerprint,
+        "layer": str(asked.layers),
+        "dtype_compute": np.dtype(asked.encoder.config.dtype).name,
+        "prottrans_version": prottrans_jax.__version__,
+        reuse.IDENTITY: json.dumps(asked.identity, sort_keys=True),
+    }
+    return {
+        kind: common
+        | {
+            "pooling": asked.pool if kind == "protein" else "none",
+            "n_proteins": num_proteins,
+        }
+        for kind in asked.paths
+    }
+
+
+def write(asked: settings.Settings, found: inputs.Inputs, *, complete: bool) -> None:
+    """Writes OUTPUT.json beside every output."""
+    options = dataclasses.asdict(dataclasses.replace(asked.options, devices=None))
+    content = {
+        "run": asked.identity,
+        "options": {
+            name: value if isinstance(value, int | None) else str(value)
+            for name, value in options.items()
+        },
+        "model_source": str(asked.encoder.source),
+        "model_revision": asked.encoder.revision,
+        "input": {"path": found.path, "sha256": found.sha256},
+        "proteins": len(found.chosen),
+        "skipped": len(found.skipped),
+        "residues_cleaned": {"gaps": found.num_gaps, "stops": found.num_stops},
+        "device": jax.devices()[0].device_kind,
+        "versions": {
+            "prottrans_jax": prottrans_jax.__version__,
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+        },
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "complete": complete,
+    }
+    for path in asked.paths.values():
+        shards.write_synced(
+            path.with_name(path.name + ".json"), writers.to_json(content)
+        )
+
+
+def is_complete(asked: settings.Settings, found: inputs.Inputs) -> bool:
+    """Whether the outputs are of this very input and these settings, and whole."""
+    for path in asked.paths.values():
+        beside = path.with_name(path.name + ".json")
+        if not (path.exists() and beside.is_file()):
+            return False
+        about = json.loads(beside.read_text(encoding="utf-8"))
+        if not about.get("complete"):
+            return False
+        if about.get("run") != json.loads(json.dumps(asked.identity)):
+            return False
+        if about.get("input", {}).get("sha256") != found.sha256 or about.get(
+            "skipped"
+        ) != len(found.skipped):
+            return False
+    return True
+
+
+def write_skipped(asked: settings.Settings, skipped: Sequence[inputs.Skipped]) -> None:
+    """Writes OUTPUT.skipped.tsv, or takes away that of an earlier run."""
+    path = asked.output.with_name(asked.output.name + ".skipped.tsv")
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    rows = [("id", "line", "reason", "detail")]
+    rows += [(s.name, str(s.line), s.reason, s.detail) for s in skipped]
+    text = "".join("\t".join(row) + "\n" for row in rows)
+    shards.write_synced(path, text.encode())

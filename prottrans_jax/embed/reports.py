@@ -1,0 +1,80 @@
+"""What a job says of itself: before it computes, meanwhile, and at the end."""
+
+import dataclasses
+import pathlib
+
+from prottrans_jax.embed import inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The pre-flight line's figures.
+
+    Attributes:
+      proteins: To be in the output.
+      residues: Of these.
+      longest: Residues of the longest.
+      longest_id: Its id.
+      to_compute: Proteins not known yet.
+      to_compute_residues: Of these.
+      output_bytes: Size of the output, about.
+      needed_bytes: Space needed, shards included.
+      free_bytes: Space free at the output.
+    """
+
+    proteins: int
+    residues: int
+    longest: int
+    longest_id: str
+    to_compute: int
+    to_compute_residues: int
+    output_bytes: int
+    needed_bytes: int
+    free_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run is: proteins and residues done of those to be computed."""
+
+    proteins: int
+    residues: int
+    of_proteins: int
+    of_residues: int
+    seconds: float
+
+
+@dataclasses.dataclass
+class Report:
+    """What a run did.
+
+    Attributes:
+      outputs: Files written.
+      embedded: Proteins computed by this run.
+      resumed: Proteins that an earlier run of the same job had computed.
+      reused: Proteins taken from other files, or from the output as it was.
+      repeated: Records whose key and sequence came before.
+      kept: Proteins of the output as it was that are not in this input.
+      skipped: Records left out, with reasons.
+      residues: Residues computed by this run.
+      seconds: Of computing, without start and merging.
+      peak_memory_bytes: Of the process.
+      padding: Share of the computed tokens that was padding.
+    """
+
+    outputs: list[pathlib.Path]
+    embedded: int = 0
+    resumed: int = 0
+    reused: int = 0
+    repeated: int = 0
+    kept: int = 0
+    skipped: list[inputs.Skipped] = dataclasses.field(default_factory=list)
+    residues: int = 0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    padding: float = 0.0
+
+    @property
+    def residues_per_second(self) -> float:
+        """Real residues computed per second."""
+        return self.residues / self.seconds if self.seconds else 0.0

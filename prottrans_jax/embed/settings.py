@@ -1,0 +1,207 @@
+"""What a job is asked for: its options, and what they mean for one encoder."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from jaxtyping import Int
+import numpy as np
+
+from prottrans_jax.embed import (
+    chunks,
+    embedder,
+    forward,
+    inputs,
+    keys,
+    pooling,
+    writers,
+)
+
+_FORMAT = 1
+_CUTS = ("chunk", "truncate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to compute and how to treat what is odd.
+
+    Attributes:
+      per_residue: Whether to write a vector per residue.
+      per_protein: Whether to write one per protein. With both, two files are written:
+        OUTPUT.per_residue.h5 and OUTPUT.per_protein.h5. With neither, per residue.
+      pool: How the vector of a protein is made: "mean", "max" or "cls".
+      layers: Which hidden states; see `embed.forward.parse_layers`.
+      key: Under which name a protein is stored; see `embed.keys`.
+      residue_dtype: Stored type of vectors per residue. None: float16, as UniProt.
+      protein_dtype: Stored type of vectors per protein. None: float32.
+      max_length: Residues above which `long` says what is done; None: no limit.
+      long: "error", "skip", "chunk" or "truncate".
+      chunk_overlap: Residues that neighbouring pieces share; None: a quarter of
+        `max_length`.
+      on_bad: What to do about a record that cannot be used: "error" or "skip".
+      on_duplicate: About a key that comes again with another sequence: "error",
+        "suffix" or "first".
+      max_tokens: Padded tokens that go through the model at once; None: by device.
+      max_rows: Limit of the proteins among these.
+      resume: Whether to go on from what an earlier run left.
+      overwrite: Whether to replace what another model or other settings made.
+      reuse: HDF5 files with vectors of the same model, by accession, that need not be
+        computed again.
+      devices: Devices to use in turn; None: all accelerators, or one CPU.
+    """
+
+    per_residue: bool = False
+    per_protein: bool = False
+    pool: str = "mean"
+    layers: "int | str | Sequence[int]" = -1
+    key: str = "auto"
+    residue_dtype: str | None = None
+    protein_dtype: str | None = None
+    max_length: int | None = None
+    long: str = "error"
+    chunk_overlap: int | None = None
+    on_bad: str = "error"
+    on_duplicate: str = "error"
+    max_tokens: int | None = None
+    max_rows: int | None = None
+    resume: bool = True
+    overwrite: bool = False
+    reuse: tuple[str, ...] = ()
+    devices: Any = None
+
+    def __post_init__(self):
+        if isinstance(self.reuse, str | os.PathLike):
+            object.__setattr__(self, "reuse", (str(self.reuse),))
+        for field, value, known in (
+            ("key", self.key, keys.SCHEMES),
+            ("long", self.long, chunks.POLICIES),
+            ("on_bad", self.on_bad, ("error", "skip")),
+            ("on_duplicate", self.on_duplicate, inputs.ON_DUPLICATE),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"{field}={value!r} is not known. Choose one of {', '.join(known)}."
+                )
+        for field in ("residue_dtype", "protein_dtype"):
+            if getattr(self, field) not in (None, "float16", "float32"):
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r}: files hold float16 or float32."
+                )
+
+
+def output_paths(
+    output: str | os.PathLike, options: Options
+) -> dict[str, pathlib.Path]:
+    """File of each kind, "residues" and "protein", that the options ask for."""
+    both = options.per_residue and options.per_protein
+    per_residue = options.per_residue or not options.per_protein
+    path = writers.check_path(output, per_residue=per_residue)
+    if both:
+        return {
+            "residues": path.with_name(f"{path.stem}.per_residue{path.suffix}"),
+            "protein": path.with_name(f"{path.stem}.per_protein{path.suffix}"),
+        }
+    return {"residues" if per_residue else "protein": path}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Options resolved for one encoder; made by `resolve`.
+
+    Attributes:
+      encoder: `encoders.Encoder`.
+      options: As given.
+      output: As given: what other files stand beside.
+      paths: File of each kind, "residues" and "protein", that is written.
+      layers: Which hidden states.
+      pool: How the vector of a protein is made.
+      dtypes: Stored type of each kind.
+    """
+
+    encoder: Any
+    options: Options
+    output: pathlib.Path
+    paths: Mapping[str, pathlib.Path]
+    layers: forward.Layers
+    pool: str | None
+    dtypes: Mapping[str, np.dtype]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two runs must share for one to go on with the other's work."""
+        options = self.options
+        limited = options.max_length is not None and options.long != "error"
+        return {
+            "format": _FORMAT,
+            "model_name": self.encoder.name,
+            "weights_fingerprint": self.encoder.fingerprint,
+            "dtype_compute": np.dtype(self.encoder.config.dtype).name,
+            "layer": str(self.layers),
+            "outputs": sorted(self.paths),
+            "pooling": self.pool if "protein" in self.paths else None,
+            "dtype": {kind: self.dtypes[kind].name for kind in sorted(self.paths)},
+            "key": options.key,
+            "long": (
+                [options.long, options.max_length, options.chunk_overlap]
+                if limited
+                else None
+            ),
+        }
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[*layers, d_model] of a stored vector."""
+        stacked = self.layers.combine == "stack"
+        return (*([len(self.layers.indices)] * stacked), self.encoder.d_model)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether proteins over the limit are embedded in pieces."""
+        return self.options.max_length is not None and self.options.long in _CUTS
+
+    def stored_lengths(
+        self, lengths: Int[np.ndarray, " records"]
+    ) -> Int[np.ndarray, " records"]:
+        """Rows that proteins of so many residues have in the output."""
+        if self.options.max_length is not None and self.options.long == "truncate":
+            return np.minimum(lengths, self.options.max_length)
+        return lengths
+
+    def make_embedder(self, *, pool: bool, residues: bool) -> embedder.Embedder:
+        """What runs batches, giving vectors per protein, per residue or both."""
+        return self.encoder.make_embedder(
+            pool=self.pool if pool else None,
+            layers=self.layers,
+            keep_residues=residues,
+            max_tokens=self.options.max_tokens,
+            max_rows=self.options.max_rows,
+            devices=self.options.devices,
+        )
+
+
+def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settings:
+    """What the options mean for an encoder.
+
+    Raises:
+      ValueError: There is no such format, layer or pooling.
+    """
+    paths = output_paths(output, options)
+    has_cls = encoder.prefix[:1] == (encoder.vocabulary.cls_id,)
+    layers = forward.parse_layers(options.layers, encoder.num_layers)
+    pool = pooling.check(options.pool, has_cls=has_cls)
+    if "protein" in paths and pool is None:
+        raise ValueError("per_protein needs a pooling: mean, max or cls.")
+    return Settings(
+        encoder=encoder,
+        options=options,
+        output=pathlib.Path(output),
+        paths=paths,
+        layers=layers,
+        pool=pool,
+        dtypes={
+            "residues": np.dtype(options.residue_dtype or "float16"),
+            "protein": np.dtype(options.protein_dtype or "float32"),
+        },
+    )
