@@ -94,6 +94,7 @@ def test_nobody_imports_a_main():
         ("data", {"data", "fasta", "vocabulary"}),
         ("fasta", {"vocabulary"}),
         ("tasks", {"tasks", "data", "vocabulary"}),
+        ("commands", {"commands", "embed", "encoders", "interop"}),
         ("embed", {"embed", "fasta", "interop", "types"}),
         ("encoders", {"attention_maps", "embed", "interop", "types", "vocabulary"}),
         ("attention_maps", {"layers", "types"}),

@@ -1,0 +1,1 @@
+"""The subcommands of `prottrans`; see `prottrans_jax.cli`."""

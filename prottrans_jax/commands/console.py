@@ -1,0 +1,50 @@
+"""What all commands share: flags, lines on stderr, exit statuses."""
+
+import argparse
+from collections.abc import Callable
+import sys
+
+
+def add_command(
+    commands, name: str, run: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    """Adds a subcommand with the flags that all have.
+
+    Args:
+      commands: What `ArgumentParser.add_subparsers` gave.
+      name: As it is typed.
+      run: Called with the arguments; returns the exit status.
+      summary: One line of help.
+    """
+    parser = commands.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(run=run)
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more")
+    parser.add_argument("-q", "--quiet", action="store_true", help="errors only")
+    return parser
+
+
+def fail(status: int, why: str) -> int:
+    """Prints why, in the manner of a shell command, and returns the status."""
+    say(f"prottrans: {why}")
+    return status
+
+
+def say(line: str) -> None:
+    """Prints a line for people."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def gib(size: int) -> str:
+    """A number of bytes as people read it."""
+    if size < 1 << 30:
+        return f"{size / (1 << 20):.1f} MiB"
+    return f"{size / (1 << 30):.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """A time span as people read it."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, _ = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

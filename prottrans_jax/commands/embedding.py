@@ -1,0 +1,190 @@
+"""`prottrans embed`: a FASTA file into a file of vectors."""
+
+import argparse
+import logging as std_logging
+import os
+import sys
+import time
+
+from prottrans_jax.commands import console
+
+
+def add_embed(commands) -> None:
+    """Adds `prottrans embed`."""
+    parser = console.add_command(
+        commands, "embed", _embed, "embed the proteins of a FASTA file"
+    )
+    add = parser.add_argument
+    add("-i", "--input", required=True, help="FASTA, plain or compressed; - is stdin")
+    add("-o", "--output", required=True, help=".h5 .npz .parquet .zarr .csv or .tsv")
+    add("-m", "--model", default="prot_t5", help="folder, hub id or name")
+    add("--per-residue", action="store_true", help="a vector per residue (default)")
+    # prott5_embedder's --per_protein takes 0 or 1.
+    add(
+        *("--per-protein", "--per_protein"),
+        nargs="?",
+        const=1,
+        default=0,
+        type=int,
+        choices=(0, 1),
+        help="one vector per protein",
+    )
+    add("--pool", default="mean", help="mean, max or cls, for --per-protein")
+    add(
+        "--layer",
+        "--layers",
+        dest="layers",
+        default="-1",
+        help="-1, 0,5,-1, last4, all",
+    )
+    add("--dtype", help="float32 or bfloat16, of the model; default: by device")
+    add("--output-dtype", choices=("float16", "float32"), help="of the file")
+    add("--batch-tokens", type=int, help="padded tokens that are computed at once")
+    add("--max-batch", type=int, help="proteins that are computed at once")
+    add("--max-length", type=int, help="residues above which --long decides")
+    add("--long", default="error", help="error, skip, chunk or truncate")
+    add("--chunk-overlap", type=int, help="residues that pieces share")
+    add("--key", default="auto", help="auto, token, header, md5, biotrainer or index")
+    add("--on-bad", "--on_bad", default="error", help="error or skip")
+    add("--on-duplicate", default="error", help="error, suffix or first")
+    add("--reuse", action="append", default=[], help="HDF5 file to take vectors from")
+    add("--resume", action=argparse.BooleanOptionalAction, default=True)
+    add("--overwrite", action="store_true", help="replace another run's output")
+    add("--device", default="auto", choices=("auto", "cpu", "gpu", "tpu"))
+    add("--download", action="store_true", help="fetch a model that is not here")
+    add("--no-progress", action="store_true")
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    if arguments.device != "auto":
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(
+            arguments.device, arguments.device
+        )
+    from prottrans_jax.embed import job, settings
+
+    options = settings.Options(
+        per_residue=arguments.per_residue,
+        per_protein=bool(arguments.per_protein),
+        pool=arguments.pool,
+        layers=arguments.layers,
+        key=arguments.key,
+        residue_dtype=arguments.output_dtype,
+        protein_dtype=arguments.output_dtype,
+        max_length=arguments.max_length,
+        long=arguments.long,
+        chunk_overlap=arguments.chunk_overlap,
+        on_bad=arguments.on_bad,
+        on_duplicate=arguments.on_duplicate,
+        max_tokens=arguments.batch_tokens,
+        max_rows=arguments.max_batch,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        reuse=tuple(arguments.reuse),
+    )
+    # A wrong ending shows before the model is loaded.
+    settings.output_paths(arguments.output, options)
+    from prottrans_jax import encoders
+
+    _keep_programs()
+    std_logging.getLogger("absl").setLevel(
+        std_logging.ERROR if arguments.quiet else std_logging.WARNING
+    )
+    encoder = encoders.load_encoder(
+        arguments.model, dtype=arguments.dtype, download=arguments.download
+    )
+    say = _Say(arguments)
+    report = job.embed_fasta(
+        encoder,
+        arguments.input,
+        arguments.output,
+        options,
+        on_plan=say.plan,
+        on_progress=say.progress,
+    )
+    return say.summary(report)
+
+
+def _keep_programs() -> None:
+    """Compiled programs are kept on disk: the next start need not compile."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(home, "prottrans_jax", "programs")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+class _Say:
+    """Lines for people, on stderr."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self._quiet = arguments.quiet
+        self._progress = not (arguments.no_progress or arguments.quiet)
+        self._live = sys.stderr.isatty()
+        self._next = 0.0
+
+    def plan(self, plan) -> None:
+        if self._quiet:
+            return
+        console.say(
+            f"{plan.proteins:,} proteins, {plan.residues:,} residues, longest "
+            f"{plan.longest:,} ({plan.longest_id}); {plan.to_compute:,} to compute. "
+            f"About {console.gib(plan.output_bytes)} to write, "
+            f"{console.gib(plan.needed_bytes)} while merging; "
+            f"{console.gib(plan.free_bytes)} free."
+        )
+        if plan.needed_bytes > plan.free_bytes:
+            console.say("Warning: that may not fit on this disk.")
+
+    def progress(self, progress) -> None:
+        now = time.monotonic()
+        done = progress.residues >= progress.of_residues
+        if not self._progress or (now < self._next and not (done and self._live)):
+            return
+        self._next = now + (0.2 if self._live else 30.0)
+        rate = progress.residues / max(progress.seconds, 1e-9)
+        left = (progress.of_residues - progress.residues) / max(rate, 1e-9)
+        line = (
+            f"{progress.proteins:,}/{progress.of_proteins:,} proteins, "
+            f"{100 * progress.residues / max(progress.of_residues, 1):.1f} % of "
+            f"residues, {rate:,.0f} residues/s, {console.duration(left)} left"
+        )
+        if self._live:
+            print(
+                f"\r\033[K{line}", end="\n" if done else "", file=sys.stderr, flush=True
+            )
+        else:
+            console.say(line)
+
+    def summary(self, report) -> int:
+        if not self._quiet:
+            counts = [f"{report.embedded:,} embedded"]
+            for number, what in (
+                (report.resumed, "from the run before"),
+                (report.reused, "reused"),
+                (report.kept, "of the file as it was kept"),
+                (report.repeated, "repeated records written once"),
+            ):
+                if number:
+                    counts.append(f"{number:,} {what}")
+            console.say(", ".join(counts) + ".")
+            if report.embedded:
+                console.say(
+                    f"{report.residues_per_second:,.0f} residues/s over "
+                    f"{console.duration(report.seconds)}, {100 * report.padding:.1f} % "
+                    f"padding, peak memory {console.gib(report.peak_memory_bytes)}."
+                )
+            for path in report.outputs:
+                console.say(f"Wrote {path}")
+        if not report.skipped:
+            return 0
+        reasons: dict[str, list[str]] = {}
+        for skipped in report.skipped:
+            reasons.setdefault(skipped.reason, []).append(skipped.name)
+        for reason, names in sorted(reasons.items()):
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            console.say(f"Left out {len(names):,}: {reason} ({shown})")
+        return 3

@@ -1,0 +1,140 @@
+"""`prottrans info`, `convert` and `verify`: what is in a file, and is it sound."""
+
+import argparse
+import json
+import pathlib
+
+from prottrans_jax.commands import console
+
+
+def add_info(commands) -> None:
+    """Adds `prottrans info`."""
+    parser = console.add_command(
+        commands, "info", _info, "say what is in an embedding file or a model folder"
+    )
+    parser.add_argument("path", help="embedding file, or folder of a model")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    path = pathlib.Path(arguments.path)
+    if (path / "config.json").is_file():
+        about = _info_of_model(path)
+    else:
+        from prottrans_jax.embed import files
+
+        found = files.describe(path)
+        about = {
+            "file": str(path),
+            "proteins": found.proteins,
+            "vectors": found.kind,
+            "d_model": list(found.d_model),
+            "dtype": list(found.dtypes),
+            "residues": found.residues,
+            "examples": list(found.examples),
+        } | {key: value for key, value in found.metadata.items() if key != "options"}
+    if arguments.json:
+        print(json.dumps(about, indent=1, default=str))
+        return 0
+    for key, value in about.items():
+        print(f"{key:20} {value}")
+    return 0
+
+
+def _info_of_model(path: pathlib.Path) -> dict[str, object]:
+    import jax
+
+    from prottrans_jax.interop import huggingface
+
+    found = huggingface.read(path)
+    provenance = path / "provenance.json"
+    about = {
+        "folder": str(path),
+        "family": found.family.name,
+        "parameters": sum(x.size for x in jax.tree.leaves(found.params)),
+        "stored": found.stored_dtype.name,
+        "config": found.config,
+    }
+    if provenance.is_file():
+        content = json.loads(provenance.read_text(encoding="utf-8"))
+        about |= {key: content.get(key) for key in ("exported_from", "step", "created")}
+    return about
+
+
+def add_convert(commands) -> None:
+    """Adds `prottrans convert`."""
+    parser = console.add_command(
+        commands, "convert", _convert, "write an embedding file in another format"
+    )
+    parser.add_argument("input", help=".h5 .npz .parquet or .zarr")
+    parser.add_argument("output", help=".h5 .npz .parquet .zarr, or .csv per protein")
+    parser.add_argument("--pool", help="mean or max: one vector per protein")
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from prottrans_jax.embed import files, pooling
+
+    pool = pooling.check(arguments.pool, has_cls=False)
+
+    def transform(array):
+        return array if array.ndim == 1 else pooling.pool_protein(array, pool)
+
+    number = files.convert(
+        arguments.input, arguments.output, transform=transform if pool else None
+    )
+    console.say(f"Wrote {number:,} proteins to {arguments.output}")
+    return 0
+
+
+def add_verify(commands) -> None:
+    """Adds `prottrans verify`."""
+    parser = console.add_command(
+        commands,
+        "verify",
+        _verify,
+        "check an embedding file, or a model against vectors known to be right",
+    )
+    add = parser.add_argument
+    add("file", nargs="?", help="embedding file to read in full")
+    add("-i", "--input", help="FASTA: the file must hold all of it; or, with --golden")
+    add("-m", "--model", help="model to check")
+    add("--golden", help=".npz or .h5 with the vectors that the model should give")
+    add("--dtype", default="float32", help="float32 or bfloat16, of the model")
+    add("--key", default="auto", help="how keys were made, as for embed")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    if arguments.model and arguments.golden and arguments.input:
+        return _verify_model(arguments)
+    if not arguments.file or arguments.model or arguments.golden:
+        return console.fail(2, "give a FILE, or -m MODEL, --golden FILE and -i FASTA.")
+    from prottrans_jax.embed import files, verifying
+
+    wanted = None
+    if arguments.input:
+        wanted = verifying.expected(arguments.input, arguments.key)
+    faults = verifying.check_file(arguments.file, wanted)
+    for fault in faults[:20]:
+        print(fault)
+    if faults:
+        return console.fail(3, f"{arguments.file}: {len(faults)} faults.")
+    found = files.describe(arguments.file)
+    print(f"{arguments.file}: {found.proteins:,} proteins, {found.kind}, sound.")
+    return 0
+
+
+def _verify_model(arguments: argparse.Namespace) -> int:
+    from prottrans_jax import encoders
+    from prottrans_jax.embed import verifying
+
+    encoder = encoders.load_encoder(arguments.model, dtype=arguments.dtype)
+    results = verifying.compare(encoder, arguments.golden, arguments.input)
+    for result in results:
+        print(
+            f"{'ok  ' if result.passed else 'FAIL'}  {result.name}: largest difference "
+            f"{result.largest:.2e}, least cosine {result.cosine:.6f}"
+        )
+    failed = sum(not result.passed for result in results)
+    if failed or not results:
+        return console.fail(3, f"{failed} of {len(results)} proteins differ.")
+    return 0

@@ -1,0 +1,62 @@
+"""`prottrans models` and `export`: which models there are, and how one is made."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+from prottrans_jax.commands import console
+
+
+def add_models(commands) -> None:
+    """Adds `prottrans models`."""
+    parser = console.add_command(
+        commands, "models", _models, "list the models known by name"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from prottrans_jax import encoders
+    from prottrans_jax.interop import huggingface
+
+    rows = []
+    for name, repository in encoders.NAMES.items():
+        try:
+            here = str(huggingface.find(repository))
+        except FileNotFoundError:
+            here = ""
+        rows.append({"name": name, "repository": repository, "folder": here})
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        state = row["folder"] or "not here; --download fetches it"
+        print(f"{row['name']:{width}}  {row['repository']:42}  {state}")
+    print("Folders of prottrans_jax.export and of Hugging Face work as well.")
+    return 0
+
+
+def add_export(commands) -> None:
+    """Adds `prottrans export`."""
+    parser = console.add_command(
+        commands, "export", _export, "as `python -m prottrans_jax.export`; see there"
+    )
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--part", choices=("encoder", "all"), default="encoder")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--stablehlo", action="store_true")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    command = [sys.executable, "-m", "prottrans_jax.export"]
+    command += [
+        f"--checkpoint={arguments.checkpoint}",
+        f"--output={arguments.output}",
+        f"--part={arguments.part}",
+    ]
+    command += [f"--dtype={arguments.dtype}"] * bool(arguments.dtype)
+    command += ["--stablehlo"] * arguments.stablehlo
+    return subprocess.run(command, check=False).returncode
