@@ -1,0 +1,271 @@
+"""Embedding of real proteins: ours against torch, on the CPU at hand.
+
+  python benchmarks/embed_bench.py --fasta=PROTEOME.fasta.gz --models=DIR --write
+
+Each peer is a process of its own with the same random weights, loaded and warmed up;
+ours and one peer at a time take turns A B A B over the same proteins. A round's
+proteins are neighbours in the proteome sorted by length: one batch of
+`prott5_embedder`'s, at evenly spaced quantiles of the residues. Each peer cuts them
+into batches as it does best, and hands out arrays per protein. Counted are residues.
+
+Peers: eager, sdpa (transformers in batches of 1,000 padded residues), compiled
+(torch.compile with TORCHINDUCTOR_FREEZING=1), int8 (torch's dynamic quantisation), and
+prott5_embedder: ProtTrans's script as its users run it on a CPU, in float32.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import duel
+import embed_peers
+import numpy as np
+
+PEERS = {
+    "bf16": "eager-bf16,sdpa-bf16,compiled-bf16,int8,prott5_embedder",
+    "f32": "eager-f32,sdpa-f32,prott5_embedder",
+}
+_COLD_RESIDUES = 300
+
+
+def choose_rounds(sequences: list[str], rounds: int) -> list[list[str]]:
+    """One batch of `prott5_embedder`'s per round, at even quantiles of the residues."""
+    batches = list(embed_peers.prott5_embedder_batches(sequences))
+    residues = np.cumsum([sum(map(len, batch)) for batch in batches])
+    at = np.searchsorted(residues, (np.arange(rounds) + 0.5) / rounds * residues[-1])
+    return [batches[i] for i in at]
+
+
+def serve(options: argparse.Namespace) -> None:
+    """A worker: loads its model and waits for rounds."""
+    folder = model_folder(options)
+    shape = embed_peers.shape_of(options.shape, options.layers)
+    peer = embed_peers.make(options.worker, folder, shape, options.batch_tokens)
+    sequences = embed_peers.read_fasta(options.fasta)
+    peer.prepare(sequences)
+    embed = [
+        {
+            "features": embed_peers.Task("embed", chosen),
+            "residues": sum(map(len, chosen)),
+            "tokens": peer.tokens(chosen),
+        }
+        for chosen in choose_rounds(sequences, options.rounds)
+    ]
+    product = embed_peers.Task("product", [])
+    duel.serve(
+        peer,
+        {
+            "embed": embed,
+            "product": [{"features": product, "residues": 0, "tokens": 0}],
+        },
+    )
+
+
+def start_cold(options: argparse.Namespace) -> None:
+    """A process that embeds one protein and ends."""
+    folder = model_folder(options)
+    shape = embed_peers.shape_of(options.shape, options.layers)
+    peer = embed_peers.make(options.cold, folder, shape, options.batch_tokens)
+    sequence = ("MKTAYIAKQRLLKMACDWWY" * 99)[:_COLD_RESIDUES]
+    peer.prepare([sequence])
+    vectors = peer.embed(embed_peers.Task("embed", [sequence]))
+    assert vectors[0].shape == (_COLD_RESIDUES, shape.d_model)
+
+
+def model_folder(options: argparse.Namespace) -> pathlib.Path:
+    """Where the weights of a shape are."""
+    shape = embed_peers.shape_of(options.shape, options.layers)
+    return pathlib.Path(options.models) / f"{options.shape}_{shape.layers}_layers"
+
+
+def arguments_of(options: argparse.Namespace) -> list[str]:
+    """Command line of a worker, without what it is told to be."""
+    names = ("fasta", "models", "shape", "rounds", "batch_tokens")
+    arguments = [f"--{name}={getattr(options, name)}" for name in names]
+    if options.layers:
+        arguments.append(f"--layers={options.layers}")
+    return [__file__, *arguments]
+
+
+def compare(options: argparse.Namespace) -> dict[str, dict[str, list[dict]]]:
+    """Duels of ours with each peer; peer -> {"ours", "peer", their products}."""
+    ours = duel.Worker([*arguments_of(options), f"--worker=ours-{options.precision}"])
+    found = {}
+    warm_up(ours, options)
+    for name in options.peers.split(","):
+        peer = duel.Worker([*arguments_of(options), f"--worker={name}"])
+        warm_up(peer, options)
+        lanes = {"ours": ours, "peer": peer}
+        figures: dict[str, list[dict]] = {
+            f"{lane}{what}": [] for lane in lanes for what in ("", " product")
+        }
+        for round_ in range(options.rounds):
+            for lane, worker in lanes.items():
+                figure = worker.step("embed", round_, options.patience)
+                figures[lane].append(figure)
+                title = name if lane == "peer" else f"ours-{options.precision}"
+                product = worker.step("product", 0)
+                figures[f"{lane} product"].append(product)
+                print(
+                    f"round {round_} {title:16s} {figure['seconds']:7.2f} s "
+                    f"{figure['residues'] / figure['seconds']:7.1f} residues/s "
+                    f"fill {figure['residues'] / figure['tokens']:.3f} size "
+                    f"{figure['loss']:.4f} peak {figure['peak_gib']:.2f} GiB products "
+                    f"{product['loss']:.0f} GFLOP/s others {figure['others']:.0%}",
+                    flush=True,
+                )
+        peer.close()
+        found[name] = figures
+    ours.close()
+    return found
+
+
+def warm_up(worker: duel.Worker, options: argparse.Namespace) -> None:
+    """Every round once: programs are compiled for the lengths at hand."""
+    for round_ in range(options.rounds):
+        worker.step("embed", round_)
+
+
+def cold_starts(options: argparse.Namespace) -> dict[str, float]:
+    """Seconds from the start of a process to the vectors of one protein."""
+    found = {}
+    for name in (f"ours-{options.precision}", *options.peers.split(",")):
+        best = np.inf
+        for _ in range(2):  # The first fills the page cache.
+            start = time.perf_counter()
+            command = [sys.executable, *arguments_of(options), f"--cold={name}"]
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+            best = min(best, time.perf_counter() - start)
+        found[name] = best
+        print(f"cold start {name}: {best:.1f} s", flush=True)
+    return found
+
+
+def table(
+    duels: dict[str, dict[str, list[dict]]],
+    cold: dict[str, float],
+    shape: embed_peers.Shape,
+    rounds: list[list[str]],
+    precision: str,
+) -> str:
+    """A line per embedder, and ours over each peer round by round."""
+    flops = [sum(shape.flops(len(x)) for x in chosen) for chosen in rounds]
+    own = f"ours-{precision}"
+    lines = [
+        "| | residues/s | GFLOP/s | of products alone | padding | peak GiB | "
+        "first vector, s | ours over it (range of rounds) | per CPU second |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def alone(figures):
+        # Whichever library multiplies faster: what the machine reaches.
+        return max(
+            statistics.median(x["loss"] for x in figures[f"{lane} product"])
+            for lane in ("ours", "peer")
+            if lane == "ours" or precision in name or name == "prott5_embedder"
+        )
+
+    def line(name, figures, peak, ratios):
+        seconds = sum(x["seconds"] for x in figures)
+        rate = sum(x["residues"] for x in figures) / seconds
+        tokens = sum(x["tokens"] for x in figures)
+        specials = shape.specials * sum(map(len, rounds))
+        real = sum(x["residues"] for x in figures) + specials
+        achieved = sum(flops) / seconds / 1e9
+        start = f"{cold[name]:.1f}" if name in cold else ""
+        return (
+            f"| {name} | {rate:.1f} | {achieved:.0f} | {achieved / peak:.0%} | "
+            f"{1 - real / tokens:.1%} | {figures[-1]['peak_gib']:.2f} | {start} | "
+            f"{ratios} |"
+        )
+
+    def ratio(figures, value):
+        pairs = zip(figures["ours"], figures["peer"], strict=True)
+        ratios = [value(b) / value(a) for a, b in pairs]
+        middle = statistics.geometric_mean(ratios)
+        return f"**{middle:.2f}** ({min(ratios):.2f} to {max(ratios):.2f})"
+
+    for name, figures in duels.items():
+        peak = alone(figures)
+        lines.append(line(f"{own} beside {name}", figures["ours"], peak, " | "))
+        by_clock = ratio(figures, lambda x: x["seconds"])
+        by_cpu = ratio(figures, lambda x: x["cpu_seconds"])
+        lines.append(line(name, figures["peer"], peak, f"{by_clock} | {by_cpu}"))
+    if own in cold:
+        lines.append(f"\n{own} from start to the first vector: {cold[own]:.1f} s.")
+    others = [x["others"] for figures in duels.values() for x in figures["ours"]]
+    lines.append(f"\nOther processes took {statistics.median(others):.0%} meanwhile.")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Runs the duels and, if asked, records them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--fasta", required=True, help="proteins, such as E. coli's")
+    parser.add_argument("--models", required=True, help="folder for random weights")
+    parser.add_argument("--shape", choices=tuple(embed_peers.SHAPES), required=True)
+    parser.add_argument("--layers", type=int, help="fewer, for a quick look")
+    parser.add_argument("--precision", choices=tuple(PEERS), default="bf16")
+    parser.add_argument("--peers", help="e.g. sdpa-bf16,int8; default: all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch_tokens", type=int, default=1000, help="of torch")
+    parser.add_argument(
+        "--patience", type=float, default=0.0, help="seconds to wait for a quiet moment"
+    )
+    parser.add_argument("--skip_cold", action="store_true", help="no cold starts")
+    parser.add_argument("--write", action="store_true", help="into RESULTS.md")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--cold", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        serve(options)
+        return
+    if options.cold:
+        start_cold(options)
+        return
+    options.peers = options.peers or PEERS[options.precision]
+    folder = model_folder(options)
+    if not folder.exists():
+        embed_peers.make_weights(folder, options.shape, options.layers)
+    cold = {} if options.skip_cold else cold_starts(options)
+    duels = compare(options)
+    shape = embed_peers.shape_of(options.shape, options.layers)
+    sequences = embed_peers.read_fasta(options.fasta)
+    rounds = choose_rounds(sequences, options.rounds)
+    body = table(duels, cold, shape, rounds, options.precision)
+    print(body)
+    if options.write:
+        import report
+
+        about = ", ".join(
+            sorted(
+                {
+                    x["about"]
+                    for figures in duels.values()
+                    for f in figures.values()
+                    for x in f
+                }
+            )
+        )
+        command = (
+            f"python benchmarks/embed_bench.py --fasta=PROTEOME --models=DIR "
+            f"--shape={options.shape} --precision={options.precision}"
+        )
+        if options.layers:
+            command += f" --layers={options.layers}"
+        report.replace_section(
+            f"Embedding, {options.shape}, {shape.layers} layers, {options.precision}",
+            f"{body}\n{sum(map(len, sequences)):,} residues in "
+            f"{len(sequences):,} proteins in the FASTA, "
+            f"{sum(len(x) for r in rounds for x in r):,} of them embedded, in "
+            f"{options.rounds} rounds in turns; {len(os.sched_getaffinity(0))} of the "
+            f"cores used. {about}; {report.machine()}.\n\n`{command} --write`",
+        )
+
+
+if __name__ == "__main__":
+    main()

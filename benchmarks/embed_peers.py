@@ -1,0 +1,330 @@
+"""Embedders of proteins with the same weights: ours, and torch's as they are used.
+
+A peer embeds the proteins that it is given, in batches of its own choice, and says how
+many tokens it computed for them. `product` is what the machine's products alone reach.
+"""
+
+from collections.abc import Iterator, Sequence
+import os
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Shape: class of transformers' configuration and its sizes.
+# ProtT5-XL and ProtBert: Elnaggar et al. 2021, table 2.
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "prot_t5_xl": (
+        "T5",
+        {
+            "vocab_size": 128,
+            "num_layers": 24,
+            "d_model": 1024,
+            "d_ff": 16384,
+            "num_heads": 32,
+            "d_kv": 128,
+        },
+    ),
+    "prot_bert": (
+        "Bert",
+        {
+            "vocab_size": 30,
+            "num_hidden_layers": 30,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_attention_heads": 16,
+            "max_position_embeddings": 40000,
+        },
+    ),
+}
+
+
+class Shape(NamedTuple):
+    """Sizes that FLOPs are counted from."""
+
+    family: str
+    layers: int
+    d_model: int
+    d_ff: int
+    inner: int
+    specials: int
+
+    def flops(self, residues: int) -> float:
+        """Of the products for one protein: a multiply-add is 2. No padding."""
+        length = residues + self.specials
+        weights = 4 * self.d_model * self.inner + 2 * self.d_model * self.d_ff
+        return 2.0 * self.layers * length * (weights + 2 * length * self.inner)
+
+
+def shape_of(name: str, layers: int | None) -> Shape:
+    """Sizes by name; with fewer layers if asked."""
+    kind, sizes = SHAPES[name]
+    if kind == "T5":
+        inner = sizes["num_heads"] * sizes["d_kv"]
+        layers = layers or sizes["num_layers"]
+        return Shape(kind, layers, sizes["d_model"], sizes["d_ff"], inner, 1)
+    layers = layers or sizes["num_hidden_layers"]
+    width = sizes["hidden_size"]
+    return Shape(kind, layers, width, sizes["intermediate_size"], width, 2)
+
+
+def make_weights(folder: pathlib.Path, name: str, layers: int | None) -> None:
+    """Random weights in float16, as the released encoders are stored."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    kind, sizes = SHAPES[name]
+    field = "num_layers" if kind == "T5" else "num_hidden_layers"
+    sizes = sizes | {field: shape_of(name, layers).layers}
+    if kind == "T5":
+        config = transformers.T5Config(**sizes, feed_forward_proj="relu")
+        model: Any = transformers.T5EncoderModel(config)
+    else:
+        model = transformers.BertModel(
+            transformers.BertConfig(**sizes), add_pooling_layer=False
+        )
+    model.to(torch.float16).save_pretrained(folder)
+
+
+def read_fasta(path: str) -> list[str]:
+    """Sequences of a FASTA file in its order, U, Z, O, B and J as X."""
+    from prottrans_jax import fasta
+
+    table = str.maketrans("UZOBJ", "XXXXX")
+    return [str(x.residues, "ascii").translate(table) for x in fasta.read([path])]
+
+
+def prott5_embedder_batches(sequences: Sequence[str]) -> Iterator[list[str]]:
+    """Batches of ProtTrans's `prott5_embedder.py` with its default limits.
+
+    The longest first; a batch ends at 100 proteins, at 4,000 residues with the last
+    protein counted twice, or with a protein of more than 1,000 residues.
+    """
+    batch: list[str] = []
+    for sequence in sorted(sequences, key=len, reverse=True):
+        batch.append(sequence)
+        residues = sum(map(len, batch)) + len(sequence)
+        if len(batch) >= 100 or residues >= 4000 or len(sequence) > 1000:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def sorted_batches(sequences: Sequence[str], tokens: int) -> Iterator[list[str]]:
+    """Proteins sorted by length, at most so many padded residues a batch."""
+    batch: list[str] = []
+    for sequence in sorted(sequences, key=len, reverse=True):
+        if batch and len(batch[0]) * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(sequence)
+    if batch:
+        yield batch
+
+
+class Task(NamedTuple):
+    """What a worker is told to do: "embed" or "product"."""
+
+    kind: str
+    sequences: list[str]
+
+
+class Peer:
+    """What `duel.serve` drives."""
+
+    about = ""
+    shape: Shape
+
+    def step(self, task: Task) -> float:
+        """Embeds; gives the mean size of an element. Or GFLOP/s of products alone."""
+        if task.kind == "product":
+            return self.product()
+        size = [np.abs(x[:, ::64].astype(np.float32)).mean() for x in self.embed(task)]
+        return float(np.mean(size))
+
+    def embed(self, task: Task) -> list[np.ndarray]:
+        """[residues, d_model] of every protein."""
+        raise NotImplementedError
+
+    def batches(self, sequences: list[str]) -> Iterator[list[str]]:
+        """How proteins go through the model together."""
+        raise NotImplementedError
+
+    def tokens(self, sequences: list[str]) -> int:
+        """Tokens computed for these proteins, padding included."""
+        return sum(
+            (max(map(len, batch)) + self.shape.specials) * len(batch)
+            for batch in self.batches(sequences)
+        )
+
+    def product(self) -> float:
+        """GFLOP/s of 512 rows through a feed-forward block's two products."""
+        raise NotImplementedError
+
+
+class Ours(Peer):
+    """The encoder as `prottrans embed` runs it."""
+
+    def __init__(self, folder: pathlib.Path, shape: Shape, precision: str):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        import jax
+
+        import prottrans_jax
+
+        dtype = {"bf16": "bfloat16", "f32": "float32"}[precision]
+        self.jax = jax
+        self.shape = shape
+        self.dtype = dtype
+        self.encoder = prottrans_jax.load_encoder(folder, dtype=dtype)
+        self.embedder = self.encoder.make_embedder()
+        self.buckets: Any = None
+        self.about = f"jax {jax.__version__}"
+
+    def prepare(self, population: list[str]) -> None:
+        """Chooses padded lengths for the whole job, as `prottrans embed` does."""
+        self.buckets = self.embedder.buckets([len(x) for x in population])
+
+    def _work(self, sequences):
+        return self.embedder.work([x.encode() for x in sequences], self.buckets)
+
+    def embed(self, task: Task) -> list[np.ndarray]:
+        """[residues, d_model] of every protein."""
+        return [
+            found.residues
+            for *_, found in self.embedder.run(self._work(task.sequences))
+        ]
+
+    def tokens(self, sequences: list[str]) -> int:
+        """Tokens computed for these proteins, padding included."""
+        work = self._work(sequences)
+        return sum(item.batch.rows * item.batch.length for item in work)
+
+    def product(self) -> float:
+        """GFLOP/s of 512 rows through a feed-forward block's two products."""
+        import jax.numpy as jnp
+
+        def run(x, first, second):
+            hidden = jnp.matmul(x, first, preferred_element_type=jnp.float32)
+            hidden = hidden.astype(x.dtype)
+            return jnp.matmul(hidden, second, preferred_element_type=jnp.float32)
+
+        d_model, d_ff = self.shape.d_model, self.shape.d_ff
+        x = jnp.ones((512, d_model), self.dtype)
+        first = jnp.full((d_model, d_ff), 1e-3, self.dtype)
+        second = jnp.full((d_ff, d_model), 1e-3, self.dtype)
+        jitted = self.jax.jit(run)
+        return _rate(lambda: jitted(x, first, second).block_until_ready(), self.shape)
+
+
+class Torch(Peer):
+    """transformers' model; `way` is eager, sdpa, compiled, int8 or prott5_embedder."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        shape: Shape,
+        precision: str,
+        way: str,
+        batch_tokens: int,
+    ):
+        if way == "compiled":
+            os.environ["TORCHINDUCTOR_FREEZING"] = "1"
+        import torch
+        import transformers
+
+        from prottrans_jax import vocabulary
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        self.torch = torch
+        self.shape = shape
+        self.way = way
+        self.batch_tokens = batch_tokens
+        is_t5 = shape.family == "T5"
+        self.vocabulary = vocabulary.PROT_T5 if is_t5 else vocabulary.PROT_BERT
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        kind = transformers.T5EncoderModel if is_t5 else transformers.BertModel
+        keywords: dict[str, Any] = {} if is_t5 else {"add_pooling_layer": False}
+        if way in ("eager", "sdpa"):
+            keywords["attn_implementation"] = way
+        model = kind.from_pretrained(folder, dtype=self.dtype, **keywords).eval()
+        if way == "int8":
+            model = torch.ao.quantization.quantize_dynamic(
+                model, {torch.nn.Linear}, dtype=torch.qint8
+            )
+        if way == "compiled":
+            model = torch.compile(model)
+        self.model = model
+        self.about = (
+            f"torch {torch.__version__}, transformers {transformers.__version__}"
+        )
+
+    def prepare(self, population: list[str]) -> None:
+        """Nothing: its batches depend on the proteins at hand alone."""
+
+    def batches(self, sequences: list[str]) -> Iterator[list[str]]:
+        """How proteins go through the model together."""
+        if self.way == "prott5_embedder":
+            return prott5_embedder_batches(sequences)
+        return sorted_batches(sequences, self.batch_tokens)
+
+    def embed(self, task: Task) -> list[np.ndarray]:
+        """[residues, d_model] of every protein."""
+        torch, found = self.torch, []
+        table = np.asarray(self.vocabulary.byte_table)
+        is_t5 = self.shape.family == "T5"
+        for batch in self.batches(task.sequences):
+            longest = max(map(len, batch)) + self.shape.specials
+            tokens = np.full((len(batch), longest), self.vocabulary.pad_id, np.int64)
+            mask = np.zeros_like(tokens)
+            first = 0 if is_t5 else 1
+            for row, sequence in enumerate(batch):
+                last = first + len(sequence)
+                ids = table[np.frombuffer(sequence.encode(), np.uint8)]
+                tokens[row, first:last] = ids
+                if is_t5:
+                    tokens[row, last] = self.vocabulary.eos_id
+                else:
+                    tokens[row, 0] = self.vocabulary.cls_id
+                    tokens[row, last] = self.vocabulary.sep_id
+                mask[row, : last + 1] = 1
+            with torch.inference_mode(self.way != "compiled"), torch.no_grad():
+                hidden = self.model(
+                    input_ids=torch.from_numpy(tokens),
+                    attention_mask=torch.from_numpy(mask),
+                ).last_hidden_state
+            for row, sequence in enumerate(batch):
+                vectors = hidden[row, first : first + len(sequence)]
+                found.append(vectors.float().numpy())
+        return found
+
+    def product(self) -> float:
+        """GFLOP/s of 512 rows through a feed-forward block's two products."""
+        torch = self.torch
+        linear = torch.nn.functional.linear
+        d_model, d_ff = self.shape.d_model, self.shape.d_ff
+        x = torch.ones(512, d_model, dtype=self.dtype)
+        first = torch.full((d_ff, d_model), 1e-3, dtype=self.dtype)
+        second = torch.full((d_model, d_ff), 1e-3, dtype=self.dtype)
+        with torch.inference_mode():
+            return _rate(lambda: linear(linear(x, first), second), self.shape)
+
+
+def _rate(run: Any, shape: Shape, seconds: float = 1.0) -> float:
+    """GFLOP/s of `run`, repeated for about a second."""
+    run()
+    count, start = 0, time.perf_counter()
+    while (now := time.perf_counter() - start) < seconds:
+        run()
+        count += 1
+    return count * 4.0 * 512 * shape.d_model * shape.d_ff / now / 1e9
+
+
+def make(name: str, folder: pathlib.Path, shape: Shape, batch_tokens: int) -> Peer:
+    """A peer by a lane's name: "ours-bf16", "sdpa-f32", "prott5_embedder" ..."""
+    way, _, precision = name.partition("-")
+    if way == "ours":
+        return Ours(folder, shape, precision)
+    return Torch(folder, shape, precision or "f32", way, batch_tokens)
