@@ -16,7 +16,7 @@ import signal
 import sys
 
 from prottrans_jax import __version__
-from prottrans_jax.commands import console, embedding, files, models
+from prottrans_jax.commands import configuration, console, embedding, files, models
 
 _KEPT = "What was computed is kept: the same command goes on from there."
 
@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
+        if getattr(arguments, "config", None):
+            configuration.set_defaults(arguments.parser, arguments.config)
+            arguments = parser.parse_args(argv)
+        console.set_log_level(arguments)
         return arguments.run(arguments)
     except KeyboardInterrupt:
         return console.fail(130, f"stopped. {_KEPT}")

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable
 import sys
 
+_LEVELS = ("debug", "info", "warning", "error")
+
 
 def add_command(
     commands, name: str, run: Callable[[argparse.Namespace], int], summary: str
@@ -17,10 +19,25 @@ def add_command(
       summary: One line of help.
     """
     parser = commands.add_parser(name, help=summary, description=summary)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="say more")
     parser.add_argument("-q", "--quiet", action="store_true", help="errors only")
+    parser.add_argument(
+        "--log-level",
+        type=str.lower,
+        choices=_LEVELS,
+        help="of the log; by default warning, with -v info, with -q error",
+    )
     return parser
+
+
+def set_log_level(arguments: argparse.Namespace) -> None:
+    """Makes the log say as much as was asked for."""
+    from absl import logging
+
+    quieter_or_not = "error" if arguments.quiet else "warning"
+    default = "info" if arguments.verbose else quieter_or_not
+    logging.set_verbosity(arguments.log_level or default)
 
 
 def fail(status: int, why: str) -> int:

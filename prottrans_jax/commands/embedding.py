@@ -1,7 +1,6 @@
 """`prottrans embed`: a FASTA file into a file of vectors."""
 
 import argparse
-import logging as std_logging
 import os
 import sys
 import time
@@ -53,6 +52,7 @@ def add_embed(commands) -> None:
     add("--device", default="auto", choices=("auto", "cpu", "gpu", "tpu"))
     add("--download", action="store_true", help="fetch a model that is not here")
     add("--no-progress", action="store_true")
+    add("--config", help="YAML or JSON with values for these flags")
 
 
 def _embed(arguments: argparse.Namespace) -> int:
@@ -86,9 +86,6 @@ def _embed(arguments: argparse.Namespace) -> int:
     from prottrans_jax import encoders
 
     _keep_programs()
-    std_logging.getLogger("absl").setLevel(
-        std_logging.ERROR if arguments.quiet else std_logging.WARNING
-    )
     encoder = encoders.load_encoder(
         arguments.model, dtype=arguments.dtype, download=arguments.download
     )
