@@ -106,7 +106,7 @@ def test_embedding_guide(tmp_path):
         ">sp|P12345|AATM_RABIT Aspartate\nMKTAYIAKQR\n>second one\nACDWUY\n"
     )
     commands = _commands("embedding.md")
-    assert len(commands) == 4
+    assert len(commands) == 5
     _run(commands, tmp_path)
     assert (tmp_path / "proteins.parquet").is_file()
     text = (ROOT / "docs" / "embedding.md").read_text()
