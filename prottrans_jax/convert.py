@@ -135,7 +135,7 @@ def _write(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _write_huggingface(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
-    from prottrans_jax.interop import huggingface
+    from prottrans_jax.interop import huggingface, vocabularies
     from prottrans_jax.models import electra
 
     options: dict[str, Any] = {
@@ -156,6 +156,12 @@ def _write_huggingface(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
         if found.source.is_dir() and (found.source / name).is_file():
             shutil.copyfile(found.source / name, output / name)
             written.append(output / name)
+    if not any((output / name).exists() for name in vocabularies.FILES):
+        written.append(
+            vocabularies.write(
+                output, found.vocabulary, found.prefix_ids, found.suffix_ids
+            )
+        )
     return written
 
 

@@ -58,7 +58,7 @@ class Encoder:
       name: What it was loaded as.
       source: The folder it came from.
       fingerprint: Hash of the parameters as stored: of all names and shapes, and of
-        parts of the values.
+        parts of the values. Of ids too that are not the family's.
       revision: Commit of the hub's repository it came from; "" if that is not known.
     """
 
@@ -297,12 +297,12 @@ def load_encoder(
         module=module,
         params=_cast(stored, jnp.dtype(dtype)),
         config=found.config,
-        vocabulary=found.family.vocabulary,
-        prefix=found.family.prefix_ids,
-        suffix=found.family.suffix_ids,
+        vocabulary=found.vocabulary,
+        prefix=found.prefix_ids,
+        suffix=found.suffix_ids,
         name=_plain_name(source),
         source=found.source,
-        fingerprint=_fingerprint(stored),
+        fingerprint=_fingerprint(stored, found.own_vocabulary),
         revision=_revision(found.source),
     )
 
@@ -349,7 +349,7 @@ def load_model(
         module=found.family.model_class(found.config),
         params=_cast(found.params, jnp.dtype(dtype)),
         config=found.config,
-        vocabulary=found.family.vocabulary,
+        vocabulary=found.vocabulary,
         name=_plain_name(source),
         source=found.source,
     )
@@ -387,8 +387,8 @@ def _revision(folder: pathlib.Path) -> str:
     return folder.name if folder.parent.name == "snapshots" else ""
 
 
-def _fingerprint(params) -> str:
-    """SHA-256 of names, types, shapes and evenly spaced values.
+def _fingerprint(params, vocabulary=None) -> str:
+    """SHA-256 of names, types, shapes, evenly spaced values, and pieces if any.
 
     Not of all bytes: that would read 11 GB before the first protein.
     """
@@ -400,6 +400,8 @@ def _fingerprint(params) -> str:
         places = zip(*np.unravel_index(at, array.shape), strict=True)
         values = np.array([array[place] for place in places])
         digest.update(values.astype(np.float32).tobytes())
+    if vocabulary is not None:
+        digest.update("\n".join(vocabulary.pieces).encode())
     return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import prottrans_jax
 from prottrans_jax import encoders, sources, types
 from prottrans_jax.embed import layerwise
-from prottrans_jax.interop import huggingface
+from prottrans_jax.interop import huggingface, vocabularies
 
 PROVENANCE = "provenance.json"
 STABLEHLO = "encoder.stablehlo"
@@ -79,16 +79,8 @@ def export(
         module, params = encoder_alone(module, params)
     output.mkdir(parents=True)
     huggingface.write(output, module.config, params, dtype=dtype)
-    vocabulary = found.family.vocabulary
-    _write_json(
-        output / "vocabulary.json",
-        {
-            "name": vocabulary.name,
-            "pieces": {piece: i for i, piece in enumerate(vocabulary.pieces)},
-            "before_residues": list(found.family.prefix_ids),
-            "after_residues": list(found.family.suffix_ids),
-        },
-    )
+    vocabulary = found.vocabulary
+    vocabularies.write(output, vocabulary, found.prefix_ids, found.suffix_ids)
     if vocabulary.cls is not None and found.family.name != "xlnet":
         # What BERT's tokenizers read.
         text = "".join(f"{piece}\n" for piece in vocabulary.pieces)

@@ -33,6 +33,7 @@ from prottrans_jax.interop import (
     memory_map,
     mesh_tf,
     t5x,
+    vocabularies,
 )
 from prottrans_jax.models import electra
 
@@ -126,7 +127,7 @@ def load_params(
     else:
         found = read(source)
         _check_settings(source, found, model_config, kind)
-        flat = traverse_util.flatten_dict(found.params, sep="/")
+        flat = traverse_util.flatten_dict(_family_ids(found), sep="/")
     wanted = stored_arrays.by_name(abstract_params)
     stored = _stacked_shapes(flat, wanted)
     needed = {name: leaf for name, leaf in stored.items() if name in wanted}
@@ -151,8 +152,15 @@ def _read_both_parts(kind: str, place: str, config: Any) -> dict[str, np.ndarray
     ):
         found = read(f"{kind}:{where}")
         _check_settings(where, found, wanted, kind)
-        parts.append(found.params)
+        parts.append(_family_ids(found))
     return traverse_util.flatten_dict(electra.join_params(*parts), sep="/")
+
+
+def _family_ids(found: families.Checkpoint) -> PyTree:
+    """Parameters for the ids that a run of ours has, whatever ids they came with."""
+    return vocabularies.renumber(
+        found.params, found.vocabulary, found.family.vocabulary
+    )
 
 
 def _check_settings(source, found: families.Checkpoint, wanted: Any, kind: str) -> None:
@@ -304,6 +312,9 @@ def _parse(text: str) -> Any:
 def save(directory: str | os.PathLike, checkpoint: families.Checkpoint) -> pathlib.Path:
     """Writes a model in the form of an own run, to start others from.
 
+    A run has the ids of `prottrans_jax.vocabulary`: of a checkpoint with others, the
+    rows of the embedding table are put in that order.
+
     Args:
       directory: The new model_dir; the parameters become its step 0.
       checkpoint: The model, numpy; nobody may change it any more.
@@ -317,7 +328,7 @@ def save(directory: str | os.PathLike, checkpoint: families.Checkpoint) -> pathl
         "converted_from": checkpoint.form,
     }
     with checkpoints.Checkpointer(target) as saver:
-        params = jax.tree.map(lambda x: x.view(_Final), checkpoint.params)
+        params = jax.tree.map(lambda x: x.view(_Final), _family_ids(checkpoint))
         saver.save(0, {"params": params}, metadata)
     return target / "0"
 

@@ -216,7 +216,7 @@ PROT_BERT = Vocabulary(
 
 # The ids of ProtAlbert, ProtXLNet and ProtTXL are in SentencePiece and vocabulary files
 # that could not be had. What is known of them stands below; the rest is our choice. A
-# checkpoint of Rostlab's needs its own file: residues would be mixed up otherwise.
+# checkpoint of Rostlab's needs its own file, which `interop.vocabularies` reads.
 _BY_FREQUENCY = "LAGVESIKRDTPNQFYMHCW"  # in UniRef100: the order of ProtBert's ids
 # Characters that the scripts of ALBERT and XLNet made pieces of their own.
 _PUNCTUATION = ("(", ")", '"', "-", ".", "–", "£", "€")  # noqa: RUF001

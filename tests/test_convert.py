@@ -115,7 +115,7 @@ def convert(*arguments):
 def test_a_round_of_all_forms_ends_where_it_began(tmp_path):
     params = random_params(t5, T5)
     huggingface.write(tmp_path / "hf", T5, params)
-    (tmp_path / "hf" / "spiece.model").write_bytes(b"pieces")
+    (tmp_path / "hf" / "special_tokens_map.json").write_bytes(b"{}")
     places = ["hf"]
     for form in ("t5x", "prottrans", "mtf", "hf"):
         source, target = tmp_path / places[-1], tmp_path / f"{form}{len(places)}"
@@ -130,7 +130,7 @@ def test_a_round_of_all_forms_ends_where_it_began(tmp_path):
 
 def test_types_companions_and_shards(tmp_path):
     huggingface.write(tmp_path / "in", T5, random_params(t5, T5))
-    (tmp_path / "in" / "spiece.model").write_bytes(b"pieces")
+    (tmp_path / "in" / "special_tokens_map.json").write_bytes(b"{}")
     done = convert(
         f"--input=hf:{tmp_path}/in",
         f"--output={tmp_path}/out",
@@ -141,7 +141,7 @@ def test_types_companions_and_shards(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Found Hugging Face (model.safetensors)" in done.stdout
     assert "parameters, float32" in done.stdout and "Wrote bfloat16" in done.stdout
-    assert (tmp_path / "out" / "spiece.model").read_bytes() == b"pieces"
+    assert (tmp_path / "out" / "special_tokens_map.json").read_bytes() == b"{}"
     checkpoint = huggingface.read(tmp_path / "out")
     assert checkpoint.stored_dtype == ml_dtypes.bfloat16
     assert "shards" in checkpoint.form

@@ -72,15 +72,18 @@ class Family:
     @property
     def prefix_ids(self) -> tuple[int, ...]:
         """Ids before the residues."""
-        return self._ids(self.prefix)
+        return _ids(self.vocabulary, self.prefix)
 
     @property
     def suffix_ids(self) -> tuple[int, ...]:
         """Ids after the residues."""
-        return self._ids(self.suffix)
+        return _ids(self.vocabulary, self.suffix)
 
-    def _ids(self, roles: tuple[str, ...]) -> tuple[int, ...]:
-        return tuple(getattr(self.vocabulary, f"{role}_id") for role in roles)
+
+def _ids(
+    vocabulary: vocabularies.Vocabulary, roles: tuple[str, ...]
+) -> tuple[int, ...]:
+    return tuple(getattr(vocabulary, f"{role}_id") for role in roles)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Checkpoint:
       source: Folder or file it came from.
       form: What was found there, in words.
       attributes: Contents of `config.json`; empty where there is none.
+      own_vocabulary: Ids that came with it; None where the family's are taken.
     """
 
     family: Family
@@ -104,6 +108,22 @@ class Checkpoint:
     source: pathlib.Path
     form: str
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    own_vocabulary: vocabularies.Vocabulary | None = None
+
+    @property
+    def vocabulary(self) -> vocabularies.Vocabulary:
+        """Letters and special pieces by id."""
+        return self.own_vocabulary or self.family.vocabulary
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """Ids before the residues."""
+        return _ids(self.vocabulary, self.family.prefix)
+
+    @property
+    def suffix_ids(self) -> tuple[int, ...]:
+        """Ids after the residues."""
+        return _ids(self.vocabulary, self.family.suffix)
 
 
 def _family(name: str, config: str, model: str, **fields: Any) -> Family:

@@ -15,6 +15,7 @@ import os
 import pathlib
 from typing import Any
 
+from absl import logging
 import numpy as np
 
 from prottrans_jax import types
@@ -24,6 +25,7 @@ from prottrans_jax.interop import (
     layer_stacks,
     safetensors,
     torch_files,
+    vocabularies,
 )
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -39,7 +41,10 @@ COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
+    vocabularies.JSON,
 )
+# Families whose ids in the released models are known from their files alone.
+_NEED_FILE = ("albert", "xlnet")
 
 
 Checkpoint = families.Checkpoint
@@ -62,8 +67,8 @@ def read(
 
     Raises:
       FileNotFoundError: There is no such folder, and it is not in the cache.
-      ValueError: The configuration or the parameters do not fit; everything that does
-        not is listed.
+      ValueError: The configuration or the parameters do not fit, and everything that
+        does not is listed; or the folder's vocabulary is none of residues.
     """
     folder = find(source, download=download)
     attributes = read_attributes(folder)
@@ -85,6 +90,15 @@ def read(
     params = layer_stacks.convert(
         params, dtype=config.param_dtype, stack=config.scan_layers
     )
+    vocabulary = vocabularies.read(folder, family.vocabulary, config.vocab_size)
+    if vocabulary is None and family.name in _NEED_FILE:
+        logging.warning(
+            "%s has no vocabulary (%s): residues get this library's ids for %s, which "
+            "are not those of the released model.",
+            folder,
+            ", ".join(vocabularies.FILES),
+            family.vocabulary.name,
+        )
     return Checkpoint(
         family=family,
         config=config,
@@ -93,6 +107,7 @@ def read(
         source=folder,
         form=f"Hugging Face ({describe(folder)})",
         attributes=attributes,
+        own_vocabulary=None if vocabulary == family.vocabulary else vocabulary,
     )
 
 
@@ -350,6 +365,7 @@ def _download(repository: str) -> pathlib.Path:
         stem = "model" if suffix == ".safetensors" else "pytorch_model"
         patterns = ["config.json", f"{stem}{suffix}", f"{stem}{suffix}.index.json"]
         patterns.append(f"{stem}-*-of-*{suffix}")
+        patterns += vocabularies.FILES
         return pathlib.Path(
             huggingface_hub.snapshot_download(repository, allow_patterns=patterns)
         )
