@@ -1,11 +1,12 @@
 """The console script: what it prints, writes and returns."""
 
+import functools
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
+import time
 
 import h5py
 import numpy as np
@@ -185,7 +186,7 @@ def test_damaged_files_have_a_stated_outcome(shared, model, tmp_path, name, caps
 
 
 def kill_drill(model, folder, count, kills, seed):
-    """Kills a job at random moments until it is done; returns the number of kills."""
+    """Kills a job at random moments, then once while it merges; returns the kills."""
     proteins = embed_cases.random_proteins(count, seed=1)
     source = embed_cases.write_fasta(folder / "x.fasta", proteins)
     code = (
@@ -207,35 +208,51 @@ def kill_drill(model, folder, count, kills, seed):
     whole, broken = folder / "whole.h5", folder / "broken.h5"
     assert start(whole).wait() == 0
     generator = np.random.default_rng(seed)
-    journal = folder / "broken.h5.parts" / "journal.jsonl"
+    parts = folder / "broken.h5.parts"
+    merged = parts / "merged.residues.h5"
     killed = 0
-    while killed < kills:
-        begun = journal.stat().st_size if journal.exists() else 0
+
+    def kill_when(happened, delay):
+        nonlocal killed
         process = start(broken)
-        # Somewhere between start-up and end: after it has begun to commit, or before.
-        while process.poll() is None and generator.random() < 0.9:
-            size = journal.stat().st_size if journal.exists() else 0
-            if size > begun:
-                break
-            try:
-                process.wait(0.3)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
-            process.wait(float(generator.uniform(0, 0.05)))
-        except subprocess.TimeoutExpired:
-            pass
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
+        while process.poll() is None and not happened():
+            time.sleep(0.002)
+        time.sleep(delay)
+        if process.poll() is None:
+            process.kill()
+            killed += 1
         process.wait()
-        killed += 1
+
+    for _ in range(kills):
+        # Somewhere between start-up and end: mostly after it has committed something.
+        before = journal_size(parts)
+        if generator.random() < 0.2:
+            kill_when(lambda: True, generator.uniform(0, 2.0))
+        else:
+            committed = functools.partial(has_grown, parts, before)
+            kill_when(committed, generator.uniform(0, 0.05))
+    # Half of this file is written when the kill comes.
+    kill_when(
+        lambda: merged.exists() and 2 * merged.stat().st_size > whole.stat().st_size, 0
+    )
     assert start(broken).wait() == 0
     assert broken.read_bytes() == whole.read_bytes()
     with h5py.File(broken) as file:
         assert set(file) == set(proteins)
-    assert not (folder / "broken.h5.parts").exists()
+    assert not parts.exists()
     return killed
+
+
+def journal_size(parts):
+    """Bytes of the list of committed shards."""
+    try:
+        return (parts / "journal.jsonl").stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def has_grown(parts, before):
+    return journal_size(parts) > before
 
 
 def test_killed_job_goes_on_and_writes_the_same_bytes(model, tmp_path):
@@ -244,4 +261,4 @@ def test_killed_job_goes_on_and_writes_the_same_bytes(model, tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills(model, tmp_path):
-    assert kill_drill(model, tmp_path, count=20_000, kills=20, seed=1) >= 15
+    assert kill_drill(model, tmp_path, count=20_000, kills=20, seed=1) == 21

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import prottrans_jax
-from prottrans_jax import checkpoints, run_identity
-from prottrans_jax.models import t5
+from prottrans_jax import checkpoints, exporting, run_identity
+from prottrans_jax.models import t5, transformer_xl
 
 SEQUENCES = ["MKTAYIAKQR", "ACD", "WWYLLKM"]
 
@@ -32,6 +32,12 @@ def trained(tmp_path_factory):
         d_ff=17,
     )
     params = t5.init_params(config, jax.random.key(4))
+    save_run(folder, config, params)
+    return folder, config, params
+
+
+def save_run(folder, config, params):
+    """What training leaves in its directory, as far as export looks at it."""
     with checkpoints.Checkpointer(folder / "checkpoints") as checkpointer:
         state = {"params": params, "step": np.int32(7)}
         metadata = {
@@ -40,7 +46,6 @@ def trained(tmp_path_factory):
             "seed": 5,
         }
         checkpointer.save(7, state, metadata)
-    return folder, config, params
 
 
 def export(source, output, *flags):
@@ -148,6 +153,51 @@ def test_whole_model_in_bfloat16(trained, tmp_path):
         {"params": trained[2]}, tokens, np.array([[0, 3, 4, 5]]), deterministic=True
     )
     assert np.corrcoef(np.ravel(logits), np.ravel(expected))[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(
+    "memory", [{"mem_length": 40}, {"mem_length": 7, "same_length": True}]
+)
+def test_transformer_xl_embeds_as_it_was_trained_with_memories(memory, tmp_path):
+    config = transformer_xl.TransformerXLConfig(
+        vocab_size=29,
+        num_layers=3,
+        num_heads=2,
+        head_dim=5,
+        d_model=12,
+        d_ff=17,
+        **memory,
+    )
+    params = transformer_xl.init_params(config, jax.random.key(6))
+    save_run(tmp_path / "run", config, params)
+    exporting.export(tmp_path / "run", tmp_path / "mine")
+    encoder = prottrans_jax.load_encoder(tmp_path / "mine", dtype="float32")
+    protein = "MKTAYIAKQRLLKWWPGACDEFGHIKLMNPQRSTVWY"
+    vectors = encoder.embed(["WWYLLKM", protein])
+    # The protein in segments of 5 tokens, each with the memories of those before it.
+    tokens, _ = encoder.tokenize([protein])
+    assert tokens[0, 0] == encoder.vocabulary.eos_id  # The start, as in training.
+    memories, states = None, []
+    for start in range(0, tokens.shape[1], 5):
+        out = transformer_xl.TransformerXL(config).apply(
+            {"params": params},
+            tokens[:, start : start + 5],
+            memories=memories,
+            deterministic=True,
+            method="hidden",
+        )
+        memories = out.memories
+        states.append(out.values[0])
+    wanted = np.concatenate(states)[1:]
+    np.testing.assert_allclose(vectors[1], wanted, rtol=0, atol=1e-5)
+    (prefix,) = encoder.embed([protein[:9]])
+    np.testing.assert_allclose(vectors[1][:9], prefix, rtol=0, atol=1e-5)
+    source = tmp_path / "x.fasta"
+    source.write_text(f">A\n{protein}\n>B\nWWYLLKM\n")
+    report = encoder.embed_fasta(source, tmp_path / "out.npz", per_protein=True)
+    assert report.embedded == 2
+    pooled = np.load(tmp_path / "out.npz")["A"]
+    np.testing.assert_allclose(pooled, wanted.mean(axis=0), rtol=0, atol=1e-5)
 
 
 def test_mistakes_are_one_line(trained, exported, tmp_path):
