@@ -287,13 +287,15 @@ def main() -> None:
             + " |"
         )
     packed, padded = curves["packed"], curves["padded"]
-    goal = padded["masked_loss"][padded["minutes"] <= shared_end][-1]
+    last = np.flatnonzero(padded["minutes"] <= shared_end)[-1]
+    goal = padded["masked_loss"][last]
     there = np.flatnonzero(packed["masked_loss"] <= goal)
     if len(there):
         lines += [
             "",
             f"Packed rows reached the padded run's last masked loss, {goal:.4f}, after "
-            f"{packed['minutes'][there[0]]:.0f} minutes instead of {shared_end:.0f}.",
+            f"{packed['minutes'][there[0]]:.0f} minutes instead of "
+            f"{padded['minutes'][last]:.0f}.",
         ]
     figures = losses_by_protein(run_dir / "packed", options.data_dir)
     lines += [
