@@ -23,10 +23,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from prottrans_jax import attention_maps, types
+from prottrans_jax import attention_maps, sources, types
 from prottrans_jax import vocabulary as vocabularies
 from prottrans_jax.embed import embedder, forward, layerwise, pooling
-from prottrans_jax.interop import huggingface, memory_map
+from prottrans_jax.interop import memory_map
 
 # Short names of the released models: repository of the Hugging Face hub.
 NAMES = {
@@ -280,7 +280,9 @@ def load_encoder(
 
     Args:
       source: A folder made by `prottrans_jax.export` or in Hugging Face's layout, a
-        repository of its hub, or a short name of `NAMES`.
+        repository of its hub, or a short name of `NAMES`; or whatever else
+        `prottrans_jax.sources` reads: an own run, T5X, Mesh-TensorFlow. Of an ELECTRA
+        that trains two models the encoder is the discriminator.
       dtype: Type of weights and products. None: bfloat16 on GPU and TPU, float32 on a
         CPU.
       download: Whether a repository that is not in the local cache may be fetched.
@@ -289,9 +291,11 @@ def load_encoder(
     Raises:
       FileNotFoundError: It is nowhere; names that are spelled alike are suggested.
       ValueError: Configuration and weights do not fit.
+      checkpoints.CheckpointError: An own run has no sound checkpoint.
     """
     found, dtype = _read(source, dtype, download, overrides)
-    module = found.family.model_class(found.config)
+    found = sources.encoder_of(found)
+    module = sources.model_of(found)
     stored = subtree(found.params, layerwise.encoder_shapes(module))
     return Encoder(
         module=module,
@@ -346,7 +350,7 @@ def load_model(
     """
     found, dtype = _read(source, dtype, download, overrides)
     return Model(
-        module=found.family.model_class(found.config),
+        module=sources.model_of(found),
         params=_cast(found.params, jnp.dtype(dtype)),
         config=found.config,
         vocabulary=found.vocabulary,
@@ -362,10 +366,12 @@ def default_dtype() -> str:
 
 def _read(source, dtype, download, overrides):
     dtype = default_dtype() if dtype is None else dtype
-    repository = NAMES.get(str(source), source)
     try:
-        found = huggingface.read(
-            repository, download=download, dtype=jnp.dtype(dtype), **overrides
+        found = sources.read(
+            NAMES.get(str(source), source),
+            download=download,
+            dtype=jnp.dtype(dtype),
+            **overrides,
         )
     except FileNotFoundError as error:
         close = difflib.get_close_matches(str(source), NAMES, n=3)
@@ -379,7 +385,8 @@ def _read(source, dtype, download, overrides):
 def _plain_name(source: str | os.PathLike) -> str:
     if str(source) in NAMES:
         return str(source)
-    return pathlib.PurePath(os.path.abspath(source)).name
+    _, place = sources.split(source)
+    return pathlib.PurePath(os.path.abspath(place)).name
 
 
 def _revision(folder: pathlib.Path) -> str:

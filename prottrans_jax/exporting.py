@@ -73,8 +73,8 @@ def export(
       FileNotFoundError: There is no such checkpoint.
       ValueError: It is not a model of ours.
     """
-    found = sources.read(checkpoint, scan_layers=False)
-    module, params = _one_model(found)
+    found = sources.encoder_of(sources.read(checkpoint, scan_layers=False))
+    module, params = sources.model_of(found), found.params
     if encoder_only:
         module, params = encoder_alone(module, params)
     output.mkdir(parents=True)
@@ -145,16 +145,6 @@ def to_stablehlo(
     return jax_export.export(jax.jit(encode), platforms=PLATFORMS)(
         jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
     )
-
-
-def _one_model(found: Any) -> tuple[nn.Module, types.Params]:
-    from prottrans_jax.models import electra
-
-    config, params = found.config, found.params
-    if isinstance(config, electra.ElectraConfig):
-        # What is embedded with is the discriminator.
-        config, params = config.discriminator, electra.split_params(params)[1]
-    return found.family.model_class(config), params
 
 
 def _provenance(found, files, encoder_only, dtype) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Where parameters come from: own runs and checkpoints of other libraries.
 
-One name for all of them, in `trainer.train.init_from`, gin's INITIAL_CHECKPOINT_PATH
-and `python -m prottrans_jax.convert --input`:
+One name for all of them, in `load_encoder`, `trainer.train.init_from`, gin's
+INITIAL_CHECKPOINT_PATH and `python -m prottrans_jax.convert --input`:
 
     hf:FOLDER or hf:OWNER/NAME   Hugging Face; short names as hf:prot_bert
     t5x:FOLDER                   T5X, any generation
@@ -20,6 +20,7 @@ import re
 from typing import Any
 
 from absl import logging
+from flax import linen as nn
 from flax import traverse_util
 import jax
 from jaxtyping import PyTree
@@ -82,6 +83,24 @@ def split(source: str | os.PathLike) -> tuple[str, str]:
     kind, colon, place = str(source).partition(":")
     known = ("hf", "t5x", "mtf")
     return (kind, place) if colon and kind in known else ("", str(source))
+
+
+def model_of(found: families.Checkpoint) -> nn.Module:
+    """The Linen model whose parameters were read."""
+    if isinstance(found.config, electra.ElectraConfig):
+        return electra.Electra(found.config)
+    return found.family.model_class(found.config)
+
+
+def encoder_of(found: families.Checkpoint) -> families.Checkpoint:
+    """What proteins are embedded with: of an ELECTRA's two parts the discriminator."""
+    if not isinstance(found.config, electra.ElectraConfig):
+        return found
+    return dataclasses.replace(
+        found,
+        config=found.config.discriminator,
+        params=electra.split_params(found.params)[1],
+    )
 
 
 def _kind_of(path: pathlib.Path) -> str:

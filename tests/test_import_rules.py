@@ -96,7 +96,10 @@ def test_nobody_imports_a_main():
         ("tasks", {"tasks", "data", "vocabulary"}),
         ("commands", {"commands", "embed", "encoders", "interop"}),
         ("embed", {"embed", "fasta", "interop", "types"}),
-        ("encoders", {"attention_maps", "embed", "interop", "types", "vocabulary"}),
+        (
+            "encoders",
+            {"attention_maps", "embed", "interop", "sources", "types", "vocabulary"},
+        ),
         ("attention_maps", {"layers", "types"}),
         ("interop", {"interop", "models", "layers", "types", "vocabulary"}),
         (
