@@ -32,6 +32,7 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # transformers' own default is 50 GB; a file of 5 GB still copies over bad networks.
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _ORGANISATION = "Rostlab"
+_SHORTEST_COMMIT = 7
 # What tokenizers and generation read, besides the configuration and the weights.
 COMPANIONS = (
     "added_tokens.json",
@@ -286,18 +287,28 @@ def _write_json(path: pathlib.Path, content: Any) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def find(source: str | os.PathLike, *, download: bool = False) -> pathlib.Path:
+def find(
+    source: str | os.PathLike, *, download: bool = False, revision: str | None = None
+) -> pathlib.Path:
     """Folder of a checkpoint: itself, or where the hub's cache keeps a repository.
 
     Args:
       source: A folder, "owner/name", or a name of the ProtTrans authors' repositories.
       download: Whether it may be fetched if it is not in the cache.
+      revision: Branch, tag or commit of the repository, also the first 7 or more digits
+        of a commit; None: "main", or whatever the cache has.
 
     Raises:
       FileNotFoundError: It is nowhere; says where was looked and what to do.
+      ValueError: A folder has no revisions.
     """
     folder = pathlib.Path(source).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"{source} is a folder; only a repository of the hub has revisions "
+                f"such as {revision!r}."
+            )
         return folder
     repository = str(source)
     if "/" not in repository:
@@ -307,16 +318,20 @@ def find(source: str | os.PathLike, *, download: bool = False) -> pathlib.Path:
     )
     if looks_like_path:
         raise FileNotFoundError(f"{source}: no such folder.")
-    cached = _cached(repository)
+    cached = _cached(repository, revision)
     if cached is not None:
         return cached
     if not download:
+        which, flag = repository, ""
+        if revision is not None:
+            which = f"revision {revision!r} of {repository}"
+            flag = f" --revision {revision}"
         raise FileNotFoundError(
-            f"{source}: no such folder, and {repository} is not in {cache_dir()}. To "
-            f"fetch it run `hf download {repository}`, or ask for it here with "
+            f"{source}: no such folder, and {which} is not in {cache_dir()}. To fetch "
+            f"it run `hf download {repository}{flag}`, or ask for it here with "
             "download=True (--download on the command line)."
         )
-    return _download(repository)
+    return _download(repository, revision)
 
 
 def cache_dir() -> pathlib.Path:
@@ -330,14 +345,22 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(home).expanduser() / "hub"
 
 
-def _cached(repository: str) -> pathlib.Path | None:
-    """The newest snapshot of a repository that is complete enough to read."""
+def _cached(repository: str, revision: str | None) -> pathlib.Path | None:
+    """A snapshot of a repository that is complete enough to read."""
     root = cache_dir() / f"models--{repository.replace('/', '--')}"
-    main = root / "refs" / "main"
-    names = [main.read_text().strip()] if main.exists() else []
+    ref = root / "refs" / (revision or "main")
+    names = [ref.read_text().strip()] if ref.is_file() else []
     snapshots = root / "snapshots"
     if snapshots.is_dir():
-        names += sorted(path.name for path in snapshots.iterdir())
+        commits = sorted(path.name for path in snapshots.iterdir())
+        if revision is not None:
+            short = len(revision) >= _SHORTEST_COMMIT
+            commits = [
+                name
+                for name in commits
+                if name == revision or (short and name.startswith(revision))
+            ]
+        names += commits
     for name in names:
         folder = snapshots / name
         weights = [folder / name for name in _WEIGHT_FILES]
@@ -347,7 +370,7 @@ def _cached(repository: str) -> pathlib.Path | None:
     return None
 
 
-def _download(repository: str) -> pathlib.Path:
+def _download(repository: str, revision: str | None) -> pathlib.Path:
     try:
         import huggingface_hub
     except ImportError:
@@ -357,7 +380,7 @@ def _download(repository: str) -> pathlib.Path:
             "that."
         ) from None
     try:
-        files = huggingface_hub.list_repo_files(repository)
+        files = huggingface_hub.list_repo_files(repository, revision=revision)
         suffix = ".safetensors"
         if not any(name.endswith(suffix) for name in files):
             suffix = ".bin"
@@ -367,7 +390,9 @@ def _download(repository: str) -> pathlib.Path:
         patterns.append(f"{stem}-*-of-*{suffix}")
         patterns += vocabularies.FILES
         return pathlib.Path(
-            huggingface_hub.snapshot_download(repository, allow_patterns=patterns)
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=patterns
+            )
         )
     except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

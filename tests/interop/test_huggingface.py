@@ -293,16 +293,16 @@ def test_transformers_to_ours_to_transformers(tmp_path, name, form):
     )
 
 
-def fake_cache(root, repository, folder, *, revision="a1b2"):
+def fake_cache(root, repository, folder, revision="a1b2"):
     """The hub's cache: snapshots of links to blobs, and a name for one of them."""
     repository = root / f"models--{repository.replace('/', '--')}"
     snapshot = repository / "snapshots" / revision
-    (repository / "blobs").mkdir(parents=True)
+    (repository / "blobs").mkdir(parents=True, exist_ok=True)
     snapshot.mkdir(parents=True)
     for path in folder.iterdir():
         shutil.copy(path, repository / "blobs" / path.name)
         (snapshot / path.name).symlink_to(repository / "blobs" / path.name)
-    (repository / "refs").mkdir()
+    (repository / "refs").mkdir(exist_ok=True)
     (repository / "refs" / "main").write_text(revision)
 
 
@@ -323,6 +323,30 @@ def test_a_name_that_is_nowhere_says_what_to_do(tmp_path, monkeypatch):
         huggingface.read("./prot_bert")
 
 
+def test_revisions_are_branches_tags_and_commits(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    huggingface.write(tmp_path / "made", T5, random_params(T5))
+    commits = ["973be27c52ee6474", "97fe02c8de32aed5"]
+    for commit in commits:
+        fake_cache(tmp_path / "cache", "Rostlab/prot_t5", tmp_path / "made", commit)
+    refs = tmp_path / "cache" / "models--Rostlab--prot_t5" / "refs"
+    (refs / "pr").mkdir()
+    (refs / "pr" / "1").write_text(commits[0])
+    for revision, commit in (
+        (None, commits[1]),
+        ("main", commits[1]),
+        ("pr/1", commits[0]),
+        (commits[0], commits[0]),
+        (commits[1][:7], commits[1]),
+    ):
+        assert huggingface.find("prot_t5", revision=revision).name == commit
+    for revision in ("97", "v3", "x" * 40):
+        with pytest.raises(FileNotFoundError, match=f"--revision {revision}`"):
+            huggingface.find("prot_t5", revision=revision)
+    with pytest.raises(ValueError, match="is a folder; only a repository"):
+        huggingface.find(tmp_path / "made", revision="main")
+
+
 def test_download_fetches_only_what_is_read(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     huggingface.write(tmp_path / "made", T5, random_params(T5))
@@ -330,15 +354,20 @@ def test_download_fetches_only_what_is_read(tmp_path, monkeypatch):
     listed += ["pytorch_model.bin", "pytorch_model_600k.bin"]
     asked = {}
 
-    def snapshot_download(repository, allow_patterns):
+    def snapshot_download(repository, revision, allow_patterns):
         asked[repository] = allow_patterns
+        assert revision == "v2"
         return str(tmp_path / "made")
 
+    def list_repo_files(repository, revision):
+        assert revision == "v2"
+        return listed
+
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "list_repo_files", lambda repository: listed)
+    monkeypatch.setattr(hub, "list_repo_files", list_repo_files)
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    checkpoint = huggingface.read("prot_t5_xl_bfd", download=True)
-    assert_same(checkpoint.params, random_params(T5))
+    folder = huggingface.find("prot_t5_xl_bfd", download=True, revision="v2")
+    assert_same(huggingface.read(folder).params, random_params(T5))
     patterns = asked["Rostlab/prot_t5_xl_bfd"]
     import fnmatch
 
