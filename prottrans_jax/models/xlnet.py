@@ -248,11 +248,13 @@ class XLNet(nn.Module):
 
         x = self.token_embedder(tokens)
         if target_positions is not None:
-            queries = jnp.asarray(self.mask_embedding, x.dtype)
             queries = jnp.broadcast_to(
-                queries, (*target_positions.shape, config.d_model)
+                jnp.asarray(self.mask_embedding),
+                (*target_positions.shape, config.d_model),
             )
-            x = jnp.concatenate([x, queries], axis=1)
+            # Cast last: the gradient is a sum over all targets, and in bfloat16 it
+            # would be off by some percent.
+            x = jnp.concatenate([x, queries.astype(x.dtype)], axis=1)
         x, memories = self.encoder(
             x,
             mask,
