@@ -75,6 +75,7 @@ class Worker:
         wait_for_quiet(patience)
         before = busy_seconds()
         print(kind, index, file=self.process.stdin, flush=True)
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"worker died with {self.process.wait()}")
@@ -86,6 +87,7 @@ class Worker:
 
     def close(self) -> None:
         """Ends it."""
+        assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 

@@ -145,6 +145,9 @@ class Peer:
         size = [np.abs(x[:, ::64].astype(np.float32)).mean() for x in self.embed(task)]
         return float(np.mean(size))
 
+    def prepare(self, population: list[str]) -> None:
+        """Told of all proteins of the job before the first."""
+
     def embed(self, task: Task) -> list[np.ndarray]:
         """[residues, d_model] of every protein."""
         raise NotImplementedError
@@ -261,9 +264,6 @@ class Torch(Peer):
             f"torch {torch.__version__}, transformers {transformers.__version__}"
         )
 
-    def prepare(self, population: list[str]) -> None:
-        """Nothing: its batches depend on the proteins at hand alone."""
-
     def batches(self, sequences: list[str]) -> Iterator[list[str]]:
         """How proteins go through the model together."""
         if self.way == "prott5_embedder":
@@ -273,22 +273,25 @@ class Torch(Peer):
     def embed(self, task: Task) -> list[np.ndarray]:
         """[residues, d_model] of every protein."""
         torch, found = self.torch, []
-        table = np.asarray(self.vocabulary.byte_table)
+        vocabulary = self.vocabulary
+        table = np.asarray(vocabulary.byte_table)
         is_t5 = self.shape.family == "T5"
+        pad: Any = vocabulary.pad_id
+        start: Any = None if is_t5 else vocabulary.cls_id
+        end: Any = vocabulary.eos_id if is_t5 else vocabulary.sep_id
         for batch in self.batches(task.sequences):
             longest = max(map(len, batch)) + self.shape.specials
-            tokens = np.full((len(batch), longest), self.vocabulary.pad_id, np.int64)
+            tokens = np.full((len(batch), longest), pad, np.int64)
             mask = np.zeros_like(tokens)
             first = 0 if is_t5 else 1
             for row, sequence in enumerate(batch):
                 last = first + len(sequence)
-                ids = table[np.frombuffer(sequence.encode(), np.uint8)]
-                tokens[row, first:last] = ids
-                if is_t5:
-                    tokens[row, last] = self.vocabulary.eos_id
-                else:
-                    tokens[row, 0] = self.vocabulary.cls_id
-                    tokens[row, last] = self.vocabulary.sep_id
+                if not is_t5:
+                    tokens[row, 0] = start
+                tokens[row, first:last] = table[
+                    np.frombuffer(sequence.encode(), np.uint8)
+                ]
+                tokens[row, last] = end
                 mask[row, : last + 1] = 1
             with torch.inference_mode(self.way != "compiled"), torch.no_grad():
                 hidden = self.model(
