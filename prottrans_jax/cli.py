@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception, arguments: argparse.Namespace) -> int:
     """Prints what went wrong in one line, if it is of a kind that was foreseen."""
-    from prottrans_jax import fasta
+    from prottrans_jax import fasta, manifests
     from prottrans_jax.embed import job, shards
 
     if isinstance(error, fasta.FastaError):
@@ -65,7 +65,8 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
             "" if error.problem.fatal else " (--on-bad skip leaves such records out.)"
         )
         return console.fail(3, f"{error}{hint}")
-    if isinstance(error, shards.LockedError | shards.OtherRunError):
+    refusals = shards.LockedError | shards.OtherRunError | manifests.CheckpointError
+    if isinstance(error, refusals):
         return console.fail(2, str(error))
     if isinstance(error, job.DiskFullError):
         return console.fail(4, error.strerror or str(error))

@@ -26,7 +26,7 @@ import numpy as np
 from prottrans_jax import attention_maps, sources, types
 from prottrans_jax import vocabulary as vocabularies
 from prottrans_jax.embed import embedder, forward, layerwise, pooling
-from prottrans_jax.interop import memory_map
+from prottrans_jax.interop import huggingface, memory_map
 
 # Short names of the released models: repository of the Hugging Face hub.
 NAMES = {
@@ -274,6 +274,7 @@ def load_encoder(
     *,
     dtype: DTypeLike | None = None,
     download: bool = False,
+    revision: str | None = None,
     **overrides: Any,
 ) -> Encoder:
     """Loads the encoder of a model; see `Encoder`.
@@ -286,6 +287,7 @@ def load_encoder(
       dtype: Type of weights and products. None: bfloat16 on GPU and TPU, float32 on a
         CPU.
       download: Whether a repository that is not in the local cache may be fetched.
+      revision: Branch, tag or commit of the repository; None: "main".
       **overrides: Further fields of the model's configuration.
 
     Raises:
@@ -293,7 +295,7 @@ def load_encoder(
       ValueError: Configuration and weights do not fit.
       checkpoints.CheckpointError: An own run has no sound checkpoint.
     """
-    found, dtype = _read(source, dtype, download, overrides)
+    found, dtype = _read(source, dtype, download, revision, overrides)
     found = sources.encoder_of(found)
     module = sources.model_of(found)
     stored = subtree(found.params, layerwise.encoder_shapes(module))
@@ -342,13 +344,14 @@ def load_model(
     *,
     dtype: DTypeLike | None = None,
     download: bool = False,
+    revision: str | None = None,
     **overrides: Any,
 ) -> Model:
     """Loads a whole model with whatever heads its checkpoint has.
 
     Arguments and errors are those of `load_encoder`.
     """
-    found, dtype = _read(source, dtype, download, overrides)
+    found, dtype = _read(source, dtype, download, revision, overrides)
     return Model(
         module=sources.model_of(found),
         params=_cast(found.params, jnp.dtype(dtype)),
@@ -364,11 +367,15 @@ def default_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def _read(source, dtype, download, overrides):
+def _read(source, dtype, download, revision, overrides):
     dtype = default_dtype() if dtype is None else dtype
     try:
+        place = NAMES.get(str(source), source)
+        if revision is not None:
+            _, place = sources.split(place)
+            place = huggingface.find(place, download=download, revision=revision)
         found = sources.read(
-            NAMES.get(str(source), source),
+            place,
             download=download,
             dtype=jnp.dtype(dtype),
             **overrides,

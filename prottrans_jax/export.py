@@ -31,6 +31,12 @@ _PART = flags.DEFINE_enum(
     ["encoder", "all"],
     "The encoder alone, or with decoder and heads.",
 )
+_NETWORK = flags.DEFINE_enum(
+    "network",
+    None,
+    ["generator", "discriminator"],
+    "Which network of an ELECTRA in training; default: the discriminator.",
+)
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
@@ -68,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
             _CHECKPOINT.value or "",
             temporary,
             encoder_only=_PART.value == "encoder",
+            network=_NETWORK.value,
             dtype=_DTYPE.value,
             stablehlo=_STABLEHLO.value,
         )

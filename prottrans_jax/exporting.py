@@ -54,6 +54,7 @@ def export(
     output: pathlib.Path,
     *,
     encoder_only: bool = True,
+    network: str | None = None,
     dtype: str | None = None,
     stablehlo: bool = False,
 ) -> dict[str, int]:
@@ -63,6 +64,8 @@ def export(
       checkpoint: What `sources.read` takes: an own run, or a foreign checkpoint.
       output: Folder to make.
       encoder_only: Whether to leave decoder and heads out.
+      network: "generator" or "discriminator" of an ELECTRA in training; None: the
+        discriminator.
       dtype: Type of the weights; None keeps the stored one.
       stablehlo: Whether to write the encoder as a program too.
 
@@ -73,7 +76,8 @@ def export(
       FileNotFoundError: There is no such checkpoint.
       ValueError: It is not a model of ours.
     """
-    found = sources.encoder_of(sources.read(checkpoint, scan_layers=False))
+    found = sources.read(checkpoint, scan_layers=False)
+    found = sources.encoder_of(found, network)
     module, params = sources.model_of(found), found.params
     if encoder_only:
         module, params = encoder_alone(module, params)

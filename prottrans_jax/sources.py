@@ -92,15 +92,35 @@ def model_of(found: families.Checkpoint) -> nn.Module:
     return found.family.model_class(found.config)
 
 
-def encoder_of(found: families.Checkpoint) -> families.Checkpoint:
-    """What proteins are embedded with: of an ELECTRA's two parts the discriminator."""
+def encoder_of(
+    found: families.Checkpoint, network: str | None = None
+) -> families.Checkpoint:
+    """What proteins are embedded with: of an ELECTRA in training one of its networks.
+
+    Args:
+      found: What was read.
+      network: "generator" or "discriminator"; None: the discriminator, if there are
+        two.
+
+    Raises:
+      ValueError: A network is asked for, but there is one alone, or none of that name.
+    """
     if not isinstance(found.config, electra.ElectraConfig):
+        if network is not None:
+            raise ValueError(
+                f"{found.source} is one network ({type(found.config).__name__}); only "
+                f"an ELECTRA in training has a {network} to choose."
+            )
         return found
-    return dataclasses.replace(
-        found,
-        config=found.config.discriminator,
-        params=electra.split_params(found.params)[1],
-    )
+    generator, discriminator = electra.split_params(found.params)
+    networks = {
+        "generator": (found.config.generator, generator),
+        "discriminator": (found.config.discriminator, discriminator),
+    }
+    if (network or "discriminator") not in networks:
+        raise ValueError(f"network={network!r}: choose generator or discriminator.")
+    config, params = networks[network or "discriminator"]
+    return dataclasses.replace(found, config=config, params=params)
 
 
 def _kind_of(path: pathlib.Path) -> str:

@@ -90,6 +90,36 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "out.h5").exists()
 
 
+def test_revision_of_a_repository_and_the_cache_of_prott5_embedder(
+    source, tmp_path, monkeypatch
+):
+    cache = tmp_path / "cache"
+    repository = cache / "models--Rostlab--prot_t5_xl_half_uniref50-enc"
+    commits = ["6a1b3c5d7e9f", "0f9e8d7c6b5a"]
+    for seed, commit in enumerate(commits):
+        embed_cases.make_model(repository / "snapshots" / commit, seed=seed)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commits[0])
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    given = ["embed", "-i", str(source), "--per_protein", "1", "-q"]
+
+    def embed(name, *flags):
+        output = tmp_path / name
+        assert cli.main([*given, "-o", str(output), *flags]) == 0
+        with h5py.File(output) as file:
+            assert file.attrs["model_name"] == "prot_t5"
+            return file.attrs["model_revision"], file["P0"][()]
+
+    # As its scripts call it: the folder that transformers downloaded into.
+    first, vectors = embed("main.h5", "--model", str(cache))
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    second, others = embed("other.h5", "--revision", commits[1][:8])
+    assert [first, second] == commits
+    assert not np.allclose(vectors, others)
+    lost = [*given, "-o", str(tmp_path / "lost.h5"), "--revision", "v9"]
+    assert cli.main(lost) == 2
+
+
 def test_what_is_left_out_is_named_and_the_status_says_so(model, source, tmp_path):
     with open(source, "a") as file:
         file.write(">BAD\nMK1\n")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 
 import prottrans_jax
-from prottrans_jax import checkpoints, exporting, run_identity
-from prottrans_jax.models import t5, transformer_xl
+from prottrans_jax import checkpoints, cli, exporting, run_identity
+from prottrans_jax.models import electra, t5, transformer_xl
 
 SEQUENCES = ["MKTAYIAKQR", "ACD", "WWYLLKM"]
 
@@ -155,6 +156,54 @@ def test_whole_model_in_bfloat16(trained, tmp_path):
     assert np.corrcoef(np.ravel(logits), np.ravel(expected))[0, 1] > 0.999
 
 
+@pytest.mark.parametrize("part", ["encoder", "all"])
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_either_network_of_an_electra_is_exported(network, part, tmp_path):
+    config = electra.ElectraConfig(
+        vocab_size=30,
+        num_layers=3,
+        num_heads=2,
+        head_dim=6,
+        d_model=12,
+        d_ff=17,
+        generator_num_layers=2,
+        generator_num_heads=1,
+        generator_head_dim=8,
+        generator_d_model=8,
+        generator_d_ff=9,
+        max_length=40,
+    )
+    params = electra.init_params(config, jax.random.key(8))
+    save_run(tmp_path / "run", config, params)
+    output = tmp_path / "mine"
+    exporting.export(
+        tmp_path / "run", output, encoder_only=part == "encoder", network=network
+    )
+    encoder = prottrans_jax.load_encoder(output, dtype="float32")
+    assert encoder.d_model == {"generator": 8, "discriminator": 12}[network]
+    tokens, mask = encoder.tokenize(SEQUENCES)
+    both = electra.Electra(config).apply(
+        {"params": params}, tokens, segment_ids=mask.astype(int), deterministic=True
+    )
+    wanted = both[["generator", "discriminator"].index(network)]
+    np.testing.assert_allclose(
+        np.asarray(encoder(tokens, mask))[mask], wanted.encoded[mask], atol=1e-5
+    )
+    if part == "all":
+        found = prottrans_jax.load_model(output, dtype="float32")(
+            tokens, segment_ids=mask.astype(int)
+        )
+        head = {"generator": "logits", "discriminator": "replaced_logits"}[network]
+        np.testing.assert_allclose(
+            getattr(found, head)[mask], getattr(wanted, head)[mask], atol=1e-5
+        )
+
+
+def test_network_of_what_has_one_alone_is_refused(trained, tmp_path):
+    with pytest.raises(ValueError, match=r"one network \(T5Config\).*generator"):
+        exporting.export(trained[0], tmp_path / "out", network="generator")
+
+
 @pytest.mark.parametrize(
     "memory", [{"mem_length": 40}, {"mem_length": 7, "same_length": True}]
 )
@@ -206,3 +255,16 @@ def test_mistakes_are_one_line(trained, exported, tmp_path):
     absent = export(tmp_path / "nowhere" / "run", tmp_path / "out")
     assert absent.returncode == 1 and "Traceback" not in absent.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_embedding_with_a_damaged_run_is_one_line(trained, tmp_path, capsys):
+    shutil.copytree(trained[0], tmp_path / "run")
+    largest = max((tmp_path / "run").rglob("d/*"), key=lambda x: x.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[::-1])
+    source = tmp_path / "x.fasta"
+    source.write_text(">A\nMKTAY\n")
+    given = ["embed", "-i", str(source), "-o", str(tmp_path / "out.h5"), "-m"]
+    assert cli.main([*given, str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert largest.name in said and "Traceback" not in said
+    assert cli.main([*given, str(trained[0])]) == 0

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import pathlib
 import sys
 import time
 
@@ -51,6 +52,7 @@ def add_embed(commands) -> None:
     add("--overwrite", action="store_true", help="replace another run's output")
     add("--device", default="auto", choices=("auto", "cpu", "gpu", "tpu"))
     add("--download", action="store_true", help="fetch a model that is not here")
+    add("--revision", help="branch, tag or commit of the model's repository")
     add("--no-progress", action="store_true")
     add("--config", help="YAML or JSON with values for these flags")
 
@@ -87,7 +89,10 @@ def _embed(arguments: argparse.Namespace) -> int:
 
     _keep_programs()
     encoder = encoders.load_encoder(
-        arguments.model, dtype=arguments.dtype, download=arguments.download
+        _model(arguments.model),
+        dtype=arguments.dtype,
+        download=arguments.download,
+        revision=arguments.revision,
     )
     say = _Say(arguments)
     report = job.embed_fasta(
@@ -99,6 +104,16 @@ def _embed(arguments: argparse.Namespace) -> int:
         on_progress=say.progress,
     )
     return say.summary(report)
+
+
+def _model(name: str) -> str:
+    """The model that was meant."""
+    folder = pathlib.Path(name)
+    # prott5_embedder's --model is where transformers kept its download of one model.
+    if (folder / "models--Rostlab--prot_t5_xl_half_uniref50-enc").is_dir():
+        os.environ["HF_HUB_CACHE"] = str(folder)
+        return "prot_t5"
+    return name
 
 
 def _keep_programs() -> None:

@@ -99,6 +99,7 @@ def add_verify(commands) -> None:
     add("-i", "--input", help="FASTA: the file must hold all of it; or, with --golden")
     add("-m", "--model", help="model to check")
     add("--golden", help=".npz or .h5 with the vectors that the model should give")
+    add("--revision", help="branch, tag or commit of the model's repository")
     add("--dtype", default="float32", help="float32 or bfloat16, of the model")
     add("--key", default="auto", help="how keys were made, as for embed")
 
@@ -127,7 +128,9 @@ def _verify_model(arguments: argparse.Namespace) -> int:
     from prottrans_jax import encoders
     from prottrans_jax.embed import verifying
 
-    encoder = encoders.load_encoder(arguments.model, dtype=arguments.dtype)
+    encoder = encoders.load_encoder(
+        arguments.model, dtype=arguments.dtype, revision=arguments.revision
+    )
     results = verifying.compare(encoder, arguments.golden, arguments.input)
     for result in results:
         print(

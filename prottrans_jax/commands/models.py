@@ -46,6 +46,7 @@ def add_export(commands) -> None:
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--output", required=True)
     parser.add_argument("--part", choices=("encoder", "all"), default="encoder")
+    parser.add_argument("--network", choices=("generator", "discriminator"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--stablehlo", action="store_true")
 
@@ -57,6 +58,7 @@ def _export(arguments: argparse.Namespace) -> int:
         f"--output={arguments.output}",
         f"--part={arguments.part}",
     ]
+    command += [f"--network={arguments.network}"] * bool(arguments.network)
     command += [f"--dtype={arguments.dtype}"] * bool(arguments.dtype)
     command += ["--stablehlo"] * arguments.stablehlo
     return subprocess.run(command, check=False).returncode
