@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prottrans_jax import types
 from prottrans_jax.layers import attention, dense, embeddings, mlp, norms, stack
+from prottrans_jax.models import settings
 
 _ACTIVATION_AXES = ("batch", "length", "embed")
 
@@ -80,19 +81,12 @@ class EncoderConfig:
     attention_block_size: int = 512
 
     def __post_init__(self):
-        # gin binds strings; a frozen config must hash and compare.
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
-        object.__setattr__(self, "param_dtype", jnp.dtype(self.param_dtype))
-        for field, choices in (
-            ("attention", ("plain", "blockwise")),
-            ("remat_policy", stack.REMAT_POLICIES),
-            ("activation", tuple(mlp.ACTIVATIONS)),
-        ):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"{type(self).__name__}.{field}={getattr(self, field)!r} is not "
-                    f"known. Choose one of {', '.join(choices)}."
-                )
+        settings.settle(
+            self,
+            attention=settings.ATTENTION,
+            remat_policy=stack.REMAT_POLICIES,
+            activation=tuple(mlp.ACTIVATIONS),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from prottrans_jax.layers import (
     relative_bias,
     stack,
 )
+from prottrans_jax.models import settings
 
 _ACTIVATION_AXES = ("batch", "length", "embed")
 
@@ -85,14 +86,14 @@ class T5Config:
     attention_block_size: int = 512
 
     def __post_init__(self):
-        # gin binds lists and strings; a frozen config must hash and compare.
+        # gin binds lists.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
-        object.__setattr__(self, "param_dtype", jnp.dtype(self.param_dtype))
-        _check_choice("attention", self.attention, ("plain", "blockwise"))
-        _check_choice("remat_policy", self.remat_policy, stack.REMAT_POLICIES)
-        for name in self.mlp_activations:
-            _check_choice("mlp_activations", name, tuple(mlp.ACTIVATIONS))
+        settings.settle(
+            self,
+            attention=settings.ATTENTION,
+            remat_policy=stack.REMAT_POLICIES,
+            mlp_activations=tuple(mlp.ACTIVATIONS),
+        )
 
 
 def forward_flops(config: T5Config, length: int, target_length: int) -> float:
@@ -116,14 +117,6 @@ def forward_flops(config: T5Config, length: int, target_length: int) -> float:
     return 2.0 * (
         config.num_layers * encoder + config.num_decoder_layers * decoder + logits
     )
-
-
-def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"T5Config.{field}={value!r} is not known. Choose one of "
-            f"{', '.join(choices)}."
-        )
 
 
 def init_params(config: T5Config, rng: jax.Array) -> types.Params:

@@ -10,7 +10,6 @@ Dropout stands where the original has it; one mask serves all positions of a row
 elsewhere in this library.
 """
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -23,7 +22,15 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.layers import embeddings, mlp, norms, relative_attention, stack
+from prottrans_jax.layers import (
+    dropout,
+    embeddings,
+    mlp,
+    norms,
+    relative_attention,
+    stack,
+)
+from prottrans_jax.models import settings
 
 _ACTIVATION_AXES = ("batch", "length", "embed")
 _KERNEL_INIT = nn.initializers.normal(stddev=0.02)
@@ -77,18 +84,11 @@ class TransformerXLConfig:
     remat_policy: str = "none"
 
     def __post_init__(self):
-        # gin binds strings; a frozen config must hash and compare.
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
-        object.__setattr__(self, "param_dtype", jnp.dtype(self.param_dtype))
+        settings.settle(self, remat_policy=stack.REMAT_POLICIES)
         if self.same_length and not self.mem_length:
             raise ValueError(
                 "TransformerXLConfig.same_length=True with mem_length=0: a query could "
                 "attend to nothing. Give mem_length, or same_length=False."
-            )
-        if self.remat_policy not in stack.REMAT_POLICIES:
-            raise ValueError(
-                f"TransformerXLConfig.remat_policy={self.remat_policy!r} is not known. "
-                f"Choose one of {', '.join(stack.REMAT_POLICIES)}."
             )
 
 
@@ -263,7 +263,8 @@ class Decoder(nn.Module):
         deterministic: bool,
     ) -> Output:
         """Runs embedded tokens through all layers."""
-        config, drop = self.config, _dropout(self.config, deterministic)
+        config = self.config
+        drop = dropout.by_row(config.dropout_rate, deterministic)
         x = nn.with_logical_constraint(drop(x), _ACTIVATION_AXES)
         biases = None
         if config.shared_biases:
@@ -325,7 +326,8 @@ class Layer(nn.Module):
         memory: Float[Array, "batch mem_length d_model"],
     ):
         """One layer, in the form that `layers.stack` asks for."""
-        config, drop = self.config, _dropout(self.config, self.deterministic)
+        config = self.config
+        drop = dropout.by_row(config.dropout_rate, self.deterministic)
         self.sow("intermediates", "input", x)
         new_memory = relative_attention.remember(memory, x, config.mem_length)
 
@@ -370,13 +372,3 @@ class Layer(nn.Module):
         x = x + drop(y)
         x = x if config.pre_norm else mlp_norm(x)
         return nn.with_logical_constraint(x, _ACTIVATION_AXES), new_memory
-
-
-def _dropout(
-    config: TransformerXLConfig, deterministic: bool
-) -> Callable[[jax.Array], jax.Array]:
-    def drop(x):
-        dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
-        return dropout(x, deterministic=deterministic)
-
-    return drop

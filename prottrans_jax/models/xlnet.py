@@ -11,7 +11,6 @@ Dropout stands where the original has it; one mask serves all positions of a row
 elsewhere in this library.
 """
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -23,7 +22,15 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.layers import embeddings, mlp, norms, relative_attention, stack
+from prottrans_jax.layers import (
+    dropout,
+    embeddings,
+    mlp,
+    norms,
+    relative_attention,
+    stack,
+)
+from prottrans_jax.models import settings
 
 _ACTIVATION_AXES = ("batch", "length", "embed")
 _INIT = nn.initializers.normal(stddev=0.02)
@@ -81,19 +88,12 @@ class XLNetConfig:
     remat_policy: str = "none"
 
     def __post_init__(self):
-        # gin binds strings; a frozen config must hash and compare.
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
-        object.__setattr__(self, "param_dtype", jnp.dtype(self.param_dtype))
-        for field, choices in (
-            ("attn_type", ("bi", "uni")),
-            ("activation", tuple(mlp.ACTIVATIONS)),
-            ("remat_policy", stack.REMAT_POLICIES),
-        ):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"XLNetConfig.{field}={getattr(self, field)!r} is not known. "
-                    f"Choose one of {', '.join(choices)}."
-                )
+        settings.settle(
+            self,
+            attn_type=("bi", "uni"),
+            activation=tuple(mlp.ACTIVATIONS),
+            remat_policy=stack.REMAT_POLICIES,
+        )
 
 
 def forward_flops(config: XLNetConfig, length: int, num_targets: int) -> float:
@@ -347,7 +347,8 @@ class Encoder(nn.Module):
         deterministic: bool,
     ) -> Output:
         """Runs embedded tokens and queries through all layers."""
-        config, drop = self.config, _dropout(self.config, deterministic)
+        config = self.config
+        drop = dropout.by_row(config.dropout_rate, deterministic)
         x = nn.with_logical_constraint(drop(x), _ACTIVATION_AXES)
         mem_length = memories.shape[2]
         length = mask.shape[-1] - mem_length
@@ -396,7 +397,8 @@ class Layer(nn.Module):
         memory: Float[Array, "batch mem_length d_model"],
     ):
         """One layer, in the form that `layers.stack` asks for."""
-        config, drop = self.config, _dropout(self.config, self.deterministic)
+        config = self.config
+        drop = dropout.by_row(config.dropout_rate, self.deterministic)
         self.sow("intermediates", "input", x)
         length = surroundings.mask.shape[-1] - memory.shape[1]
         content = x[:, :length]
@@ -442,13 +444,3 @@ class Layer(nn.Module):
         )(x)
         x = norm("mlp_layer_norm")(x + drop(y))
         return nn.with_logical_constraint(x, _ACTIVATION_AXES), new_memory
-
-
-def _dropout(
-    config: XLNetConfig, deterministic: bool
-) -> Callable[[jax.Array], jax.Array]:
-    def drop(x):
-        dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
-        return dropout(x, deterministic=deterministic)
-
-    return drop

@@ -1,0 +1,20 @@
+"""Dropout with one mask for all positions of a row, as T5X and this library have it."""
+
+from collections.abc import Callable
+
+from flax import linen as nn
+import jax
+
+
+def by_row(rate: float, deterministic: bool) -> Callable[[jax.Array], jax.Array]:
+    """Drops features of [batch, length, d_model], the same at all positions of a row.
+
+    To be called inside a module's compact method, with an rng named "dropout" unless
+    `deterministic`.
+    """
+
+    def drop(x: jax.Array) -> jax.Array:
+        dropout = nn.Dropout(rate, broadcast_dims=(-2,))
+        return dropout(x, deterministic=deterministic)
+
+    return drop
