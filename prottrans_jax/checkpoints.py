@@ -267,10 +267,6 @@ class Checkpointer:
         self._sound.add(chosen)
         return Restored(chosen, state, _read_metadata(path))
 
-    def read_metadata(self, step: int) -> dict[str, Any]:
-        """The JSON saved with a step; does not verify the step's arrays."""
-        return _read_metadata(self._directory / str(step))
-
     def _stored_dtype(self, name: str, leaf: Any) -> Any:
         if (
             self._save_dtype is not None

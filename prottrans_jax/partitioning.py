@@ -7,12 +7,11 @@ shards the parameters of a fully sharded run without touching activations, whose
 already took "data". This is the only module that names mesh axes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import difflib
 import functools
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -163,18 +162,6 @@ def logical_axes(boxed: PyTree) -> PyTree:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """One array of a tree and the part of it that each device holds."""
-
-    name: str  # "encoder/layers/mlp/wi/kernel"
-    shape: tuple[int, ...]
-    axes: LogicalAxes
-    spec: PartitionSpec
-    shard_shape: tuple[int, ...]
-    shard_bytes: int
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Partitioner:
     """A mesh and a scheme; says where every array goes.
@@ -287,27 +274,12 @@ class Partitioner:
         Raises:
           ValueError: Names the array, dimension, size and mesh axis that do not divide.
         """
-        return self._map_named(
-            lambda name, a, x: NamedSharding(
-                self.mesh, self._checked(name, a, x.shape)
-            ),
-            axes,
-            shapes,
-        )
 
-    def placements(self, axes: PyTree, shapes: PyTree) -> list[Placement]:
-        """What every device holds of every array, in tree order; as `shardings`."""
-        result: list[Placement] = []
+        def place(path: Any, axes: LogicalAxes | None, array: Any) -> NamedSharding:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return NamedSharding(self.mesh, self._checked(name, axes, array.shape))
 
-        def place(name: str, axes: LogicalAxes | None, array: Any) -> None:
-            shape = tuple(array.shape)
-            spec = self._checked(name, axes, shape)
-            shard = NamedSharding(self.mesh, spec).shard_shape(shape)
-            size = math.prod(shard) * np.dtype(array.dtype).itemsize
-            result.append(Placement(name, shape, axes or (), spec, shard, size))
-
-        self._map_named(place, axes, shapes)
-        return result
+        return jax.tree_util.tree_map_with_path(place, axes, shapes, is_leaf=is_axes)
 
     def _checked(
         self, name: str, axes: LogicalAxes | None, shape: tuple[int, ...]
@@ -326,18 +298,6 @@ class Partitioner:
                     f"extra_rules=(({axes[dim]!r}, None),)."
                 )
         return spec
-
-    def _map_named(
-        self, function: Callable[..., Any], axes: PyTree, shapes: PyTree
-    ) -> PyTree:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, a, x: function(
-                jax.tree_util.keystr(path, simple=True, separator="/"), a, x
-            ),
-            axes,
-            shapes,
-            is_leaf=is_axes,
-        )
 
     @property
     def batch_sharding(self) -> NamedSharding:

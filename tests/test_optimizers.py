@@ -1,6 +1,7 @@
 """Optimizers against their papers, and a stack against its layers one by one."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -310,9 +311,11 @@ def test_moments_are_sharded_like_their_parameter(name):
     shapes = {"wi": {"kernel": jax.ShapeDtypeStruct((3, 8, 12), jnp.float32)}}
     state = jax.eval_shape(optimizer.build(axes).init, shapes)
     partitioner = partitioning.Partitioner(scheme="2d", model=2)
-    placements = partitioner.placements(optimizer.state_axes(shapes, axes), state)
-    held = sum(p.shard_bytes for p in placements if p.shape)
-    whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(state) if leaf.shape)
+    shardings = partitioner.shardings(optimizer.state_axes(shapes, axes), state)
+    placed = zip(jax.tree.leaves(shardings), jax.tree.leaves(state), strict=True)
+    sizes = [(s.shard_shape(x.shape), x.size) for s, x in placed if x.shape]
+    held = sum(4 * math.prod(shard) for shard, _ in sizes)
+    whole = sum(4 * size for _, size in sizes)
     factors = {"v_row": (4, 3 * 8 * 4), "v_col": (2, 3 * 12 * 4)}
     if name.startswith("adafactor") and name != "adafactor_plain":
         # v_row lies over "data" (4 devices) only, v_col over "model" (2) only.
