@@ -67,24 +67,6 @@ def params():
     return jax.tree.map(lambda x: 10 * x, params)
 
 
-@pytest.fixture(scope="module")
-def step(objective):
-    @functools.partial(
-        jax.jit,
-        static_argnames="train",
-        # Compilation is most of the time.
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
-    def step(params, batch, normalizers, train=False):
-        def loss(params):
-            rng = jax.random.key(3)
-            return objective(params, batch, normalizers, (), rng, train=train)
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    return step
-
-
 def add(*trees):
     return jax.tree.map(lambda *xs: sum(xs), *trees)
 
