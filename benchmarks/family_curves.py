@@ -49,8 +49,6 @@ FAMILIES = (
         "Transformer-XL", "sample_transformer_xl.gin", "loss", "the next token, or eos"
     ),
 )
-# Of ELECTRA's discriminator beside a rival that calls every residue original.
-ELECTRA = ("discriminator_accuracy", "always_original_accuracy")
 
 
 def train(family: Family, directory: pathlib.Path) -> None:
@@ -89,6 +87,11 @@ def read_curve(directory: pathlib.Path) -> dict[str, np.ndarray]:
     return {key: np.array(values) for key, values in curve.items()}
 
 
+def entropy_of_share(share: np.ndarray) -> np.ndarray:
+    """Nats of a yes or no that is yes with that probability."""
+    return -(share * np.log(share) + (1 - share) * np.log(1 - share))
+
+
 def draw(curves: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
     """The picture: what each family's loss lies above or below its floor."""
     import matplotlib
@@ -107,15 +110,23 @@ def draw(curves: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
         xlabel="step",
         ylabel="loss - unigram entropy, nats",
     )
-    axes[0].legend()
-    for key in ELECTRA:
-        axes[1].plot(
-            curves["ELECTRA"]["step"],
-            curves["ELECTRA"][key],
-            label=key.replace("_", " "),
-            marker=".",
-        )
-    axes[1].set(title="ELECTRA's discriminator", xlabel="step", ylabel="accuracy")
+    axes[0].set_ylim(top=0.04)  # Room for the legend.
+    axes[0].legend(loc="upper right", ncols=3, fontsize="small")
+    electra = curves["ELECTRA"]
+    axes[1].plot(
+        electra["step"],
+        electra["discriminator_loss"],
+        label="discriminator",
+        marker=".",
+    )
+    axes[1].plot(
+        electra["step"],
+        entropy_of_share(electra["always_original_accuracy"]),
+        color="0.4",
+        linestyle="--",
+        label='always "original", with its probability',
+    )
+    axes[1].set(title="ELECTRA's discriminator", xlabel="step", ylabel="nats a token")
     axes[1].legend()
     for axis in axes:
         axis.grid(alpha=0.3)
@@ -151,14 +162,14 @@ def main() -> None:
             f"| {loss - floor:+.4f} |"
         )
     electra = curves["ELECTRA"]
-    accuracy, share = (electra[key][-1] for key in ELECTRA)
-    entropy = -(share * np.log(share) + (1 - share) * np.log(1 - share))
+    accuracy = electra["discriminator_accuracy"][-1]
+    share = electra["always_original_accuracy"][-1]
     lines += [
         "",
         f"ELECTRA's discriminator is right about {accuracy:.2%} of the tokens; always "
         f'saying "original" is right about {share:.2%}. Its loss is '
         f"{electra['discriminator_loss'][-1]:.4f}; knowing that share alone gives "
-        f"{entropy:.4f}.",
+        f"{entropy_of_share(share):.4f}.",
     ]
     body = "\n".join(lines)
     print(body)
