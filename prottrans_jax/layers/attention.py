@@ -14,6 +14,11 @@ from prottrans_jax.layers import dense, relative_bias
 # Finite, so that a query with nothing to attend to gives no NaN.
 MASKED = -1e30
 
+# Float32 scores of a batch up to which all heads go together on a CPU, and of the heads
+# that go together beyond that.
+_FEW_SCORES_BYTES = 12 << 20
+_CACHED_SCORES_BYTES = 2 << 20
+
 Bias = relative_bias.DistanceBias | jax.Array
 
 
@@ -118,9 +123,55 @@ def _softmax_attention(causal, query, key, value, bias, q_segments, kv_segments)
     appendix B): the arrays of size length^2 are read and written as few times as can
     be, and the one that is kept for the derivative has the type of `query`.
     """
-    return _softmax_attention_fwd(
-        causal, query, key, value, bias, q_segments, kv_segments
-    )[0]
+    arrays = (query, key, value, bias, q_segments, kv_segments)
+
+    def at_once(*arrays):
+        return _softmax_attention_fwd(causal, *arrays)[0]
+
+    heads = query.shape[2]
+    group = _heads_at_once(query.shape, key.shape)
+    if group == heads or jax.sharding.get_abstract_mesh().size > 1:
+        return at_once(*arrays)
+    by_group = functools.partial(_some_heads_at_a_time, group, at_once)
+    return jax.lax.platform_dependent(*arrays, cpu=by_group, default=at_once)
+
+
+def _heads_at_once(query_shape, key_shape):
+    """All heads if their scores are few, else as many as stay in a CPU's cache."""
+    batch, q_length, heads, _ = query_shape
+    if not (isinstance(batch, int) and isinstance(q_length, int)):
+        return heads  # Left open by jax.export.
+    head_bytes = 4 * batch * q_length * key_shape[1]
+    if heads * head_bytes <= _FEW_SCORES_BYTES:
+        return heads
+    fitting = max(1, _CACHED_SCORES_BYTES // head_bytes)
+    return max(n for n in range(1, heads + 1) if heads % n == 0 and n <= fitting)
+
+
+def _some_heads_at_a_time(group, attend, query, key, value, bias, *segments):
+    """`attend` for `group` heads after the other; only where nothing is derived.
+
+    The scores of ProtT5's 32 heads are 32 MiB for 512 residues, which every pass over
+    them fetches from memory anew.
+    """
+
+    def split(x, axis):
+        # [..., heads, ...] -> [groups, ..., group, ...]
+        shape = (*x.shape[:axis], -1, group, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+    parts = [split(x, 2) for x in (query, key, value)]
+    if bias is not None and bias.ndim >= 3 and bias.shape[-3] == query.shape[2]:
+        parts.append(split(bias, bias.ndim - 3))
+
+    def some(part):
+        q, k, v, *own = part
+        return attend(q, k, v, own[0] if own else bias, *segments)
+
+    # A loop, not written out: one body to compile, one buffer for its scores.
+    out = jax.lax.map(some, parts)
+    # [groups, batch, q_length, group, head_dim] -> [batch, q_length, heads, head_dim]
+    return jnp.moveaxis(out, 0, 2).reshape(query.shape[:3] + value.shape[3:])
 
 
 def _softmax_attention_fwd(causal, query, key, value, bias, q_segments, kv_segments):
