@@ -71,7 +71,8 @@ def linear_warmup_linear_decay(
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f"warmup_steps={warmup_steps} must be at least 0 and less than "
-            f"total_steps={total_steps}."
+            f"total_steps={total_steps}. Lower the one (in gin WARMUP_STEPS) or raise "
+            "the other (TRAIN_STEPS)."
         )
 
     def schedule(step: Step) -> Array:

@@ -42,9 +42,9 @@ _LAYERS = "layers"
 # Settings that change how or when something is computed, or that a file need not know.
 _FREE = frozenset(
     """
-    attention attention_block_size attention_dropout_rate attn_type bi_data clamp_length
-    dropout_rate dtype initializer_range lm_head max_length mem_length order_head
-    param_dtype pooler remat_policy replaced_head reuse_length same_length scan_layers
+    attention attention_block_size attention_dropout_rate bi_data dropout_rate dtype
+    initializer_range lm_head max_length mem_length order_head param_dtype pooler
+    remat_policy replaced_head reuse_length scan_layers
     """.split()
 )
 # No shape tells them, so they are guesses where a checkpoint has no configuration.
@@ -135,9 +135,18 @@ def _kind_of(path: pathlib.Path) -> str:
         return "mtf"
     try:
         checkpoints.locate(path)
+        return "run"
     except checkpoints.CheckpointError:
+        pass
+    try:
+        t5x.find(path)
         return "t5x"
-    return "run"
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} holds no checkpoint: neither config.json (Hugging Face), nor "
+            "model.ckpt-STEP.index (Mesh-TensorFlow), nor checkpoint, state or "
+            "checkpoint_STEP (T5X), nor checkpoints/STEP (a run of this library)."
+        ) from None
 
 
 def load_params(
@@ -156,10 +165,21 @@ def load_params(
       model_config: Configuration of the model, to compare with that of the checkpoint.
 
     Raises:
+      checkpoints.CheckpointError: It is not there, or not whole.
       stored_arrays.MismatchError: Parameters or settings differ; lists both sides.
     """
+    try:
+        return _load_params(source, abstract_params, model_config)
+    except FileNotFoundError as error:
+        raise checkpoints.CheckpointError(str(error)) from error
+
+
+def _load_params(source, abstract_params: PyTree, model_config: Any) -> PyTree:
     kind, place = split(source)
-    if not kind:
+    path = pathlib.Path(place).expanduser()
+    if not kind and path.exists():
+        kind = _kind_of(path)
+    if kind in ("", "run"):
         return checkpoints.load_params(place, abstract_params)
     if isinstance(model_config, electra.ElectraConfig):
         flat = _read_both_parts(kind, place, model_config)

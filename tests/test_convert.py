@@ -154,7 +154,7 @@ def test_mistakes_are_said_in_a_line(tmp_path):
         (["--to=hf"], 2, "--input and --output must be given"),
         ([f"--input={tmp_path}/absent", "--to=hf"], 1, "no such folder"),
         ([f"--input={tmp_path}/bert", "--to=t5x"], 1, "is for T5 only; this is bert"),
-        ([f"--input={tmp_path}", "--to=hf"], 1, "not a checkpoint of T5X"),
+        ([f"--input={tmp_path}", "--to=hf"], 1, "holds no checkpoint: neither"),
     ):
         given = arguments + [f"--output={output}"] * (len(arguments) > 1)
         done = convert(*given)
@@ -249,7 +249,7 @@ def test_training_goes_on_from_a_folder_of_hugging_face(tmp_path, family):
         init_from = f"hf:{tmp_path}/generator,{tmp_path}/discriminator"
     else:
         huggingface.write(tmp_path / "theirs", config, params)
-        init_from = f"hf:{tmp_path}/theirs"
+        init_from = f"{tmp_path}/theirs"  # The folder tells what it is.
     objective = OBJECTIVES[family](model_class(config))
     directory = train_one_step(tmp_path, objective, init_from)
     saved, metadata, _ = checkpoints.read_params(directory)
@@ -298,6 +298,25 @@ def test_another_model_is_refused_by_its_settings(tmp_path, change, message):
     huggingface.write(tmp_path / "theirs", T5, random_params(t5, T5))
     objective = denoising.Denoising(t5.T5(dataclasses.replace(T5, **change)))
     with pytest.raises(stored_arrays.MismatchError, match=message):
+        train_one_step(tmp_path, objective, f"hf:{tmp_path}/theirs")
+
+
+@pytest.mark.parametrize("source", ["hf:{}/absent", "{}/absent", "{}", "mtf:{}"])
+def test_nothing_to_start_from_is_an_error_of_checkpoints(tmp_path, source):
+    objective = denoising.Denoising(t5.T5(T5))
+    (tmp_path / "theirs").mkdir()
+    with pytest.raises(checkpoints.CheckpointError, match="theirs"):
+        train_one_step(tmp_path, objective, source.format(tmp_path / "theirs"))
+
+
+def test_what_no_shape_tells_of_attention_is_compared(tmp_path):
+    import dataclasses
+
+    module, model_class, config = TRAINED["xlnet"]
+    theirs = dataclasses.replace(config, clamp_length=3)
+    huggingface.write(tmp_path / "theirs", theirs, random_params(module, theirs))
+    objective = OBJECTIVES["xlnet"](model_class(config))
+    with pytest.raises(stored_arrays.MismatchError, match="clamp_length: 3 -> "):
         train_one_step(tmp_path, objective, f"hf:{tmp_path}/theirs")
 
 

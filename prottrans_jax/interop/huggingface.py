@@ -83,6 +83,11 @@ def read(
         params = family.table.params_from_hf(arrays, config)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+    except (TypeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'}: a number there is none, or impossible "
+            f"({error})."
+        ) from error
     config = dataclasses.replace(
         config,
         scan_layers=overrides.get("scan_layers", False),
@@ -163,13 +168,27 @@ def describe(folder: pathlib.Path) -> str:
             return name
         index = folder / f"{name}.index.json"
         if index.exists():
-            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = _read_index(index)
             return f"{name} in {len(set(files.values()))} shards"
     return "no weights"
 
 
+def _read_index(index: pathlib.Path) -> dict[str, str]:
+    """Name of the file of each array."""
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        outside = [name for name in files.values() if pathlib.Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f'{index}: not {{"weight_map": {{ARRAY: FILE}}}} in JSON ({error!r}).'
+        ) from error
+    if outside:
+        raise ValueError(f"{index}: {outside[0]} is no file of this folder.")
+    return files
+
+
 def _read_shards(index: pathlib.Path, load) -> dict[str, np.ndarray]:
-    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    files = _read_index(index)
     names = sorted(set(files.values()))
     lost = [name for name in names if not (index.parent / name).exists()]
     if lost:

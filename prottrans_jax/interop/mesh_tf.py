@@ -62,6 +62,7 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
       FileNotFoundError, ValueError: There is no checkpoint, or it is not a T5's.
     """
     path = find(source)
+    _check_complete(path)
     reader = _tensorflow().train.load_checkpoint(str(path))
     shapes = reader.get_variable_to_shape_map()
     names = [n for n in shapes if not _SLOT.fullmatch(n) and n != _STEP]
@@ -102,6 +103,17 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
         source=path,
         form=f"Mesh-TensorFlow ({path.name}, {slots} slots of the optimizer)",
     )
+
+
+def _check_complete(path: pathlib.Path) -> None:
+    """Refuses a checkpoint without one of its PREFIX.data-0000I-of-0000N."""
+    present = sorted(p.name for p in path.parent.glob(f"{path.name}.data-*-of-*"))
+    number = int(present[0].rpartition("-")[2]) if present else 1
+    if len(present) < number or not present:
+        raise FileNotFoundError(
+            f"{path}: {len(present)} of its data files (.data-00000-of-{number:05d} "
+            "...) are there and others are missing. Is the download complete?"
+        )
 
 
 def find(source: str | os.PathLike) -> pathlib.Path:

@@ -126,7 +126,7 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
 
 def open_(source: str | os.PathLike) -> Contents:
     """Finds a checkpoint and what is in it; reads no array yet."""
-    path = _find(pathlib.Path(source).expanduser())
+    path = find(pathlib.Path(source).expanduser())
     if (path / "_METADATA").exists():
         return _open_metadata(path)
     if path.is_dir():
@@ -160,7 +160,7 @@ def open_(source: str | os.PathLike) -> Contents:
     return _contents(generation, path, _flat(tree), stored)
 
 
-def _find(path: pathlib.Path) -> pathlib.Path:
+def find(path: pathlib.Path) -> pathlib.Path:
     """The msgpack file of a step, or the folder that Orbax wrote for it."""
     if path.is_file():
         return path
@@ -175,7 +175,7 @@ def _find(path: pathlib.Path) -> pathlib.Path:
         if (match := _STEP.fullmatch(child.name))
     ]
     for _, step in sorted(steps, reverse=True):
-        return _find(step)
+        return find(step)
     raise FileNotFoundError(
         f"{path} has neither `checkpoint` nor `state`, nor folders checkpoint_N: not a "
         "checkpoint of T5X, or one whose save was cut short."

@@ -389,6 +389,31 @@ def test_what_is_missing_is_named(tmp_path):
         huggingface.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("[x", "not .*weight_map"),
+        ("{}", "not .*weight_map"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', "no file of this folder"),
+    ],
+)
+def test_an_index_that_is_none_is_named(tmp_path, index, message):
+    files = huggingface.write(tmp_path, T5, random_params(T5), max_shard_bytes=4000)
+    path = files[0].with_name("model.safetensors.index.json")
+    path.write_text(index)
+    with pytest.raises(ValueError, match=f"{path.name}: .*{message}"):
+        huggingface.read(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"num_heads": 0}, {"d_model": "12"}])
+def test_sizes_that_are_none_are_an_error_of_the_file(tmp_path, change):
+    huggingface.write(tmp_path, T5, random_params(T5))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        huggingface.read(tmp_path)
+
+
 def test_weights_are_not_overwritten(tmp_path):
     huggingface.write(tmp_path, T5, random_params(T5))
     with pytest.raises(FileExistsError, match=r"model\.safetensors exists"):
