@@ -97,6 +97,8 @@ def encoder_of(
 ) -> families.Checkpoint:
     """What proteins are embedded with: of an ELECTRA in training one of its networks.
 
+    An XLNet that was trained on rows in both directions reads all of them forward.
+
     Args:
       found: What was read.
       network: "generator" or "discriminator"; None: the discriminator, if there are
@@ -105,6 +107,10 @@ def encoder_of(
     Raises:
       ValueError: A network is asked for, but there is one alone, or none of that name.
     """
+    if getattr(found.config, "bi_data", False):
+        # Trained on rows half of which ran backward; proteins are all read forward.
+        config = dataclasses.replace(found.config, bi_data=False)
+        found = dataclasses.replace(found, config=config)
     if not isinstance(found.config, electra.ElectraConfig):
         if network is not None:
             raise ValueError(

@@ -7,7 +7,7 @@ import pytest
 import prottrans_jax
 from prottrans_jax import checkpoints, run_identity, sources
 from prottrans_jax.interop import families, huggingface, mesh_tf, t5x
-from prottrans_jax.models import bert, electra, t5
+from prottrans_jax.models import bert, electra, t5, xlnet
 
 T5 = t5.T5Config(
     vocab_size=128,
@@ -125,6 +125,28 @@ def test_real_forms_give_the_published_outputs(shared):
         rtol=0,
         atol=2e-5,
     )
+
+
+def test_xlnet_trained_in_both_directions_reads_proteins_forward(tmp_path):
+    vectors = []
+    for bi_data in (False, True):
+        config = xlnet.XLNetConfig(
+            vocab_size=37,
+            num_layers=2,
+            num_heads=3,
+            head_dim=4,
+            d_model=12,
+            d_ff=14,
+            attn_type="uni",
+            bi_data=bi_data,
+            scan_layers=False,
+        )
+        folder = tmp_path / str(bi_data)
+        huggingface.write(folder, config, random_params(xlnet, config))
+        encoder = prottrans_jax.load_encoder(folder)
+        vectors.append(encoder.embed(["MKTAYI", "W", "GG"]))
+    for forward, both in zip(*vectors, strict=True):
+        np.testing.assert_array_equal(forward, both)
 
 
 def test_errors_are_those_of_the_reader(tmp_path):
