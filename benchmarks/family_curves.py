@@ -10,12 +10,12 @@ of the residues, which a model reaches that has learnt their frequencies alone.
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import subprocess
 import sys
 
 import numpy as np
+import run_logs
 
 PICTURE = pathlib.Path(__file__).parents[1] / "docs" / "images" / "family_curves.png"
 
@@ -73,17 +73,14 @@ def read_curve(directory: pathlib.Path) -> dict[str, np.ndarray]:
     curve: dict[str, list[float]] = {}
     seconds = 0.0
     step = 0
-    for line in (directory / "metrics.jsonl").read_text().splitlines():
-        entry = json.loads(line)
+    for entry in run_logs.lines(directory):
         if "timing/step_seconds" in entry:
             seconds += entry["timing/step_seconds"] * (entry["step"] - step)
             step = entry["step"]
-        if "validation/loss" in entry:
-            curve.setdefault("step", []).append(entry["step"])
-            curve.setdefault("minutes", []).append(seconds / 60)
-            for key, value in entry.items():
-                if key.startswith("validation/"):
-                    curve.setdefault(key.removeprefix("validation/"), []).append(value)
+        if found := run_logs.evaluation(entry):
+            found |= {"step": entry["step"], "minutes": seconds / 60}
+            for key, value in found.items():
+                curve.setdefault(key, []).append(value)
     return {key: np.array(values) for key, values in curve.items()}
 
 

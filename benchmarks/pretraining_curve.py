@@ -25,6 +25,7 @@ import sys
 import time
 
 import numpy as np
+import run_logs
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "pretraining_curve.gin"
@@ -110,18 +111,14 @@ def read_curve(directory: pathlib.Path) -> dict[str, np.ndarray]:
         entry = json.loads(line)
         first.setdefault(entry["step"], entry["cpu_seconds"] / 60)
     curve: dict[str, list[float]] = {}
-    for line in (directory / "metrics.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        if "validation/loss" not in entry:
-            continue
+    for entry in run_logs.lines(directory):
+        found = run_logs.evaluation(entry)
         later = [minutes for step, minutes in first.items() if step >= entry["step"]]
-        if not later:
+        if not found or not later:
             continue
-        curve.setdefault("minutes", []).append(min(later))
-        curve.setdefault("step", []).append(entry["step"])
-        for key, value in entry.items():
-            if key.startswith("validation/"):
-                curve.setdefault(key.removeprefix("validation/"), []).append(value)
+        found |= {"step": entry["step"], "minutes": min(later)}
+        for key, value in found.items():
+            curve.setdefault(key, []).append(value)
     return {key: np.array(values) for key, values in curve.items()}
 
 

@@ -18,32 +18,20 @@ and keeps NULs and inner white space; and blocks that end at record borders let
 several processes share one compressed file. Its speed is kept (benchmarks/).
 """
 
-import bz2
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
-import importlib
 import itertools
-import lzma
 import os
 import pathlib
 import sys
 from typing import IO, Any, NamedTuple, Self
-import zlib
 
 import numpy as np
 
-from prottrans_jax import vocabulary
-
-try:
-    # Two to three times as fast as zlib, with the same interface.
-    inflate: Any = importlib.import_module("isal.isal_zlib")
-except ImportError:
-    inflate = zlib
+from prottrans_jax import unpacking, vocabulary
 
 BLOCK_BYTES = 2 << 20
 MAX_RECORD_BYTES = 64 << 20
-# Of stored bytes; gz can unpack to a thousand times as much.
-_READ_BYTES = 256 << 10
 _PARSE_BYTES = 256 << 10
 _BOM = b"\xef\xbb\xbf"
 _WHITE = b" \t\n\v\f"
@@ -362,7 +350,7 @@ def blocks(
             )
             yield Block(shown, line, kept, tuple(problems))
             return
-        except (inflate.error, zlib.error, lzma.LZMAError, OSError) as e:
+        except (*unpacking.ERRORS, OSError) as e:
             raise FastaError(
                 Problem(
                     shown,
@@ -449,7 +437,7 @@ def _lines_of(stream: IO[bytes], digest: Any, size: int) -> Iterator[bytes]:
     held = 0
     after_cr = False
     damage: EOFError | None = None
-    texts = _unpacked(stream, digest)
+    texts = unpacking.unpacked(stream, digest)
     while True:
         try:
             text = next(texts)
@@ -474,44 +462,3 @@ def _lines_of(stream: IO[bytes], digest: Any, size: int) -> Iterator[bytes]:
         yield b"".join(pieces)
     if damage:
         raise damage
-
-
-def _unpacked(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
-    """Contents of a plain, gz, bz2 or xz stream. EOFError where it is cut short."""
-    make: Callable[[], Any] | None = None
-    unpacker: Any = None
-    begun = False
-    with stream:
-        while data := stream.read(_READ_BYTES):
-            if digest is not None:
-                digest.update(data)
-            if not begun:
-                begun = True
-                make = _unpacker(data)
-                unpacker = make and make()
-            if make is None:
-                yield data
-                continue
-            while data:
-                if unpacker.eof:
-                    # Another member, as bgzip and `cat *.gz` make; or padding.
-                    if not data.strip(b"\0"):
-                        break
-                    if _unpacker(data) is None:
-                        raise EOFError
-                    unpacker = make()
-                yield unpacker.decompress(data)
-                data = unpacker.unused_data
-        if unpacker is not None and not unpacker.eof:
-            raise EOFError
-
-
-def _unpacker(start: bytes) -> Callable[[], Any] | None:
-    """What unpacks a file with this beginning; None if it is plain."""
-    if start.startswith(b"\x1f\x8b"):
-        return lambda: inflate.decompressobj(16 + zlib.MAX_WBITS)
-    if start.startswith(b"BZh"):
-        return bz2.BZ2Decompressor
-    if start.startswith(b"\xfd7zXZ\0"):
-        return lzma.LZMADecompressor
-    return None

@@ -12,7 +12,7 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
-from prottrans_jax import fasta
+from prottrans_jax import fasta, unpacking
 
 # What becomes of each of the damaged files: records read, then for each problem its
 # line and reason. "" where every record is fine.
@@ -185,7 +185,7 @@ def test_standard_input(monkeypatch):
 
 def test_a_genome_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(fasta, "MAX_RECORD_BYTES", 1000)
-    monkeypatch.setattr(fasta, "_READ_BYTES", 100)
+    monkeypatch.setattr(unpacking, "_READ_BYTES", 100)
     path = tmp_path / "x.fasta"
     path.write_bytes(b">ok\nMK\n>chr1 human\n" + b"ACGT" * 1000)
     with pytest.raises(fasta.FastaError, match=r":3: record 'chr1 human' has over"):
@@ -195,7 +195,7 @@ def test_a_genome_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
 def test_reads_may_end_between_cr_and_lf(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(fasta, "_READ_BYTES", size)
+    monkeypatch.setattr(unpacking, "_READ_BYTES", size)
     records, problems = parse(tmp_path, b">a\r\nMK\r\n\r\nV\r\n>b\r\nAC\r\n>c\rD")
     assert records == [(b"a", b"MKV", 1), (b"b", b"AC", 5), (b"c", b"D", 7)]
     assert not problems
@@ -258,7 +258,10 @@ def test_any_bytes_give_records_or_problems_and_blocks_do_not_matter(
     outcomes = []
     for block_bytes in (size, 1 << 20):
         records, problems = [], []
-        with mock.patch.multiple(fasta, _READ_BYTES=block_bytes, _PARSE_BYTES=size):
+        with (
+            mock.patch.object(unpacking, "_READ_BYTES", block_bytes),
+            mock.patch.object(fasta, "_PARSE_BYTES", size),
+        ):
             for block in fasta.blocks(path, block_bytes=block_bytes):
                 parsed = fasta.parse(block)
                 records += zip(parsed.names, parsed.residues, parsed.lines, strict=True)

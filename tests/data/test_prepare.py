@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from prottrans_jax import fasta
+from prottrans_jax import fasta, unpacking
 from prottrans_jax.data import prepare, records
 
 LETTERS = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
@@ -106,7 +106,7 @@ def test_without_shuffle_the_order_is_that_of_the_input(toy, tmp_path):
 def test_blocks_and_processes_do_not_change_a_byte(toy, tmp_path, monkeypatch, shuffle):
     options = dict(num_shards=3, shuffle=shuffle, validation_fraction=0.05)
     run([toy], tmp_path / "a", **options)
-    monkeypatch.setattr(fasta, "_READ_BYTES", 1000)
+    monkeypatch.setattr(unpacking, "_READ_BYTES", 1000)
     monkeypatch.setattr(prepare, "_MIN_BLOCK_BYTES", 5000)
     run([toy], tmp_path / "b", **options)
     monkeypatch.setattr(prepare, "_SHARD_BYTES", 10)  # Not too small for processes.

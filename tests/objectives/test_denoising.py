@@ -5,6 +5,7 @@ import functools
 import jax
 from jax.extend import core
 import jax.numpy as jnp
+import microbatch_cases
 import numpy as np
 import pytest
 
@@ -53,45 +54,18 @@ def params():
     return jax.jit(t5.init_params, static_argnums=0)(CONFIG, jax.random.key(0))
 
 
-@pytest.fixture(scope="module")
-def step(objective):
-    @functools.partial(jax.jit, static_argnames="train")
-    def step(params, batch, normalizers, train=False):
-        def loss(params):
-            rng = jax.random.key(3)
-            return objective(params, batch, normalizers, (), rng, train=train)
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    return step
-
-
-def add(*trees):
-    return jax.tree.map(lambda *xs: sum(xs), *trees)
-
-
 def test_microbatches_add_up_to_the_batch(objective, params, step):
-    batch = make_batch()
-    normalizers = objective.normalizers(batch)
-    (loss, (metrics, _)), grads = step(params, batch, normalizers)
     # The rows differ in their number of targets; the last has none.
-    parts = [
-        {name: x[rows] for name, x in batch.items()}
-        for rows in (slice(0, 2), slice(2, 4))
-    ]
-    summed = add(*(objective.normalizers(part) for part in parts))
-    np.testing.assert_allclose(summed["targets"], normalizers["targets"], rtol=1e-6)
-    results = [step(params, part, normalizers) for part in parts]
-    np.testing.assert_allclose(add(*(r[0][0] for r in results)), loss, rtol=1e-6)
-    summed = add(*(r[0][1][0] for r in results))
-    for name in metrics:
-        np.testing.assert_allclose(summed[name], metrics[name], rtol=1e-5)
-    for ours, expected in zip(
-        jax.tree.leaves(add(*(r[1] for r in results))),
-        jax.tree.leaves(grads),
-        strict=True,
-    ):
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
+    whole, summed = microbatch_cases.whole_and_summed(
+        objective, params, step, make_batch()
+    )
+    np.testing.assert_allclose(
+        summed.normalizers["targets"], whole.normalizers["targets"], rtol=1e-6
+    )
+    np.testing.assert_allclose(summed.loss, whole.loss, rtol=1e-6)
+    for name, metric in whole.metrics.items():
+        np.testing.assert_allclose(summed.metrics[name], metric, rtol=1e-5)
+    microbatch_cases.assert_close(summed.grads, whole.grads, 1e-6)
 
 
 def test_metrics_split_the_cross_entropy_by_corruption(objective, params, step):

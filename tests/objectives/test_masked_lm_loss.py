@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import microbatch_cases
 import numpy as np
 import pytest
 
@@ -67,35 +68,19 @@ def params():
     return jax.tree.map(lambda x: 10 * x, params)
 
 
-def add(*trees):
-    return jax.tree.map(lambda *xs: sum(xs), *trees)
-
-
 def test_microbatches_add_up_to_the_batch(objective, params, step):
-    batch = make_batch()
-    normalizers = objective.normalizers(batch)
-    (loss, (metrics, carry)), grads = step(params, batch, normalizers)
-    assert carry == ()
     # The rows differ in their numbers of targets and of pairs.
-    parts = [
-        {name: x[rows] for name, x in batch.items()}
-        for rows in (slice(0, 2), slice(2, 4))
-    ]
-    summed = add(*(objective.normalizers(part) for part in parts))
-    assert summed == normalizers
-    results = [step(params, part, normalizers) for part in parts]
-    np.testing.assert_allclose(add(*(r[0][0] for r in results)), loss, rtol=1e-6)
-    summed = add(*(r[0][1][0] for r in results))
-    assert set(summed) == set(metrics)
-    for name in metrics:
-        np.testing.assert_allclose(summed[name], metrics[name], rtol=1e-5)
-    for ours, expected in zip(
-        jax.tree.leaves(add(*(r[1] for r in results))),
-        jax.tree.leaves(grads),
-        strict=True,
-    ):
-        limit = 1e-5 * max(1, np.abs(expected).max())
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=limit)
+    whole, summed = microbatch_cases.whole_and_summed(
+        objective, params, step, make_batch()
+    )
+    assert whole.carry == ()
+    assert summed.normalizers == whole.normalizers
+    np.testing.assert_allclose(summed.loss, whole.loss, rtol=1e-6)
+    assert set(summed.metrics) == set(whole.metrics)
+    for name, metric in whole.metrics.items():
+        np.testing.assert_allclose(summed.metrics[name], metric, rtol=1e-5)
+    limit = microbatch_cases.of_the_largest
+    microbatch_cases.assert_close(summed.grads, whole.grads, limit)
 
 
 def test_loss_and_metrics_by_hand(objective, params, step):
