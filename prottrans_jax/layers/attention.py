@@ -14,9 +14,7 @@ from prottrans_jax.layers import dense, relative_bias
 # Finite, so that a query with nothing to attend to gives no NaN.
 MASKED = -1e30
 
-# Float32 scores of a batch up to which all heads go together on a CPU, and of the heads
-# that go together beyond that.
-_FEW_SCORES_BYTES = 12 << 20
+# Float32 scores that go together on a CPU where nothing is derived: they stay in cache.
 _CACHED_SCORES_BYTES = 2 << 20
 
 Bias = relative_bias.DistanceBias | jax.Array
@@ -128,50 +126,64 @@ def _softmax_attention(causal, query, key, value, bias, q_segments, kv_segments)
     def at_once(*arrays):
         return _softmax_attention_fwd(causal, *arrays)[0]
 
-    heads = query.shape[2]
-    group = _heads_at_once(query.shape, key.shape)
-    if group == heads or jax.sharding.get_abstract_mesh().size > 1:
+    whole = query.shape[0], query.shape[2]
+    part = _part_in_cache(query.shape, key.shape)
+    if part == whole or jax.sharding.get_abstract_mesh().size > 1:
         return at_once(*arrays)
-    by_group = functools.partial(_some_heads_at_a_time, group, at_once)
-    return jax.lax.platform_dependent(*arrays, cpu=by_group, default=at_once)
+    by_parts = functools.partial(_part_by_part, part, at_once)
+    return jax.lax.platform_dependent(*arrays, cpu=by_parts, default=at_once)
 
 
-def _heads_at_once(query_shape, key_shape):
-    """All heads if their scores are few, else as many as stay in a CPU's cache."""
+def _part_in_cache(query_shape, key_shape):
+    """(rows, heads) that go together: some heads of one row, or all heads of rows."""
     batch, q_length, heads, _ = query_shape
     if not (isinstance(batch, int) and isinstance(q_length, int)):
-        return heads  # Left open by jax.export.
-    head_bytes = 4 * batch * q_length * key_shape[1]
-    if heads * head_bytes <= _FEW_SCORES_BYTES:
-        return heads
-    fitting = max(1, _CACHED_SCORES_BYTES // head_bytes)
-    return max(n for n in range(1, heads + 1) if heads % n == 0 and n <= fitting)
+        return batch, heads  # Left open by jax.export.
+    fitting = max(1, _CACHED_SCORES_BYTES // (4 * q_length * key_shape[1]))
+    if fitting < heads:
+        return 1, _even_part(heads, fitting)
+    return _even_part(batch, fitting // heads), heads
 
 
-def _some_heads_at_a_time(group, attend, query, key, value, bias, *segments):
-    """`attend` for `group` heads after the other; only where nothing is derived.
+def _even_part(number, limit):
+    """Size of the parts, not more than `limit`, in the fewest of about one size."""
+    return -(-number // -(-number // limit))
 
-    The scores of ProtT5's 32 heads are 32 MiB for 512 residues, which every pass over
-    them fetches from memory anew.
+
+def _part_by_part(part, attend, query, key, value, bias, q_segments, kv_segments):
+    """`attend` for some rows or heads after the others; only where nothing is derived.
+
+    The scores of ProtT5's 32 heads are 32 MiB for 512 residues: every pass over them
+    would fetch them from memory, and so would transposing queries, keys and values.
     """
+    batch, _, heads, _ = query.shape
+    rows, some_heads = part
+    head_parts = -(-heads // some_heads)
+    parts = -(-batch // rows) * head_parts
+    if bias is not None:
+        bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
 
-    def split(x, axis):
-        # [..., heads, ...] -> [groups, ..., group, ...]
-        shape = (*x.shape[:axis], -1, group, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x.reshape(shape), axis, 0)
+    def cut(x, head_axis, row, head):
+        # A start too late is moved to the last possible one, here and in the result.
+        if x is not None and x.shape[0] > 1:
+            x = jax.lax.dynamic_slice_in_dim(x, row, rows, 0)
+        if head_axis is not None and x is not None and x.shape[head_axis] > 1:
+            x = jax.lax.dynamic_slice_in_dim(x, head, some_heads, head_axis)
+        return x
 
-    parts = [split(x, 2) for x in (query, key, value)]
-    if bias is not None and bias.ndim >= 3 and bias.shape[-3] == query.shape[2]:
-        parts.append(split(bias, bias.ndim - 3))
-
-    def some(part):
-        q, k, v, *own = part
-        return attend(q, k, v, own[0] if own else bias, *segments)
+    def some(index, out):
+        row = index // head_parts * rows
+        head = index % head_parts * some_heads
+        own = attend(
+            *(cut(x, 2, row, head) for x in (query, key, value)),
+            cut(bias, 1, row, head),
+            *(cut(x, None, row, head) for x in (q_segments, kv_segments)),
+        )
+        return jax.lax.dynamic_update_slice(out, own, (row, 0, head, 0))
 
     # A loop, not written out: one body to compile, one buffer for its scores.
-    out = jax.lax.map(some, parts)
-    # [groups, batch, q_length, group, head_dim] -> [batch, q_length, heads, head_dim]
-    return jnp.moveaxis(out, 0, 2).reshape(query.shape[:3] + value.shape[3:])
+    out = jnp.zeros(query.shape[:3] + value.shape[3:], query.dtype)
+    return jax.lax.fori_loop(0, parts, some, out)
 
 
 def _softmax_attention_fwd(causal, query, key, value, bias, q_segments, kv_segments):
