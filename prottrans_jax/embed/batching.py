@@ -7,7 +7,7 @@ from jaxtyping import Int
 import numpy as np
 
 _GRAIN = 8
-_MAX_BUCKETS = 64
+_MAX_BUCKETS = 256
 
 
 def round_up(lengths: np.typing.ArrayLike) -> np.ndarray:
@@ -94,6 +94,7 @@ def plan(
     max_tokens: int,
     max_rows: int | None = None,
     max_length: int | None = None,
+    compile_cost_tokens: float = 0.0,
 ) -> Iterator[Batch]:
     """Batches of sequences sorted by length, the longest first.
 
@@ -105,11 +106,14 @@ def plan(
       max_tokens: Padded tokens of a batch; a longer sequence goes alone.
       max_rows: Limit of the rows of a batch.
       max_length: Tokens that the model has positions for.
+      compile_cost_tokens: As in `choose_buckets`. The last batch keeps empty rows if
+        they cost less than another program.
     """
     lengths = np.asarray(lengths, np.int64)
     # Ties by number: the same input always gives the same batches.
     order = np.lexsort((np.arange(lengths.size), -lengths))
     start = 0
+    seen = set()
     while start < order.size:
         longest = int(lengths[order[start]])
         at = int(np.searchsorted(buckets, longest))
@@ -120,9 +124,10 @@ def plan(
         if max_rows is not None:
             rows = min(rows, max_rows)
         members = tuple(int(i) for i in order[start : start + rows])
-        if len(members) < rows:
-            # The last of all: few rows, but of few different numbers.
-            rows = min(rows, 1 << (len(members) - 1).bit_length())
+        empty_tokens = (rows - len(members)) * length
+        if (rows, length) not in seen or empty_tokens > compile_cost_tokens:
+            rows = len(members)
+        seen.add((rows, length))
         yield Batch(members, rows, length)
         start += len(members)
 

@@ -13,9 +13,9 @@ import numpy as np
 from prottrans_jax import types
 from prottrans_jax.embed import batching, forward
 
-# Tokens of a call. A CPU multiplies fastest at some 512 rows, but a call of a small
-# model costs more than its products; accelerators want many rows.
-_CPU_TOKENS, _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 512, 4096, 10_000_000
+# Tokens of a call. A CPU multiplies fastest at some 500 to 1,000 rows, but a call of a
+# small model costs more than its products; accelerators want many rows.
+_CPU_TOKENS, _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 1024, 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384
 _MAX_COMPILE_COST_TOKENS = 20_000.0
 _LAST = forward.Layers()
@@ -129,9 +129,9 @@ class Embedder:
 
     def compile_cost_tokens(self) -> float:
         """Tokens that could be computed while one program is compiled; a guess."""
-        # Some 3 seconds at some 200 GFLOP/s on a CPU; a large job pays it anyway.
+        # Half a second at some 200 GFLOP/s on two cores: a program is one layer.
         seconds, flops = (
-            (3.0, 2e11) if self.devices[0].platform == "cpu" else (10, 1e14)
+            (0.5, 2e11) if self.devices[0].platform == "cpu" else (10, 1e14)
         )
         tokens = seconds * flops / (2.0 * max(self._size, 1))
         # A small model is slowed by all but its products, attention for one.
@@ -155,6 +155,7 @@ class Embedder:
                 self.max_tokens,
                 self.max_rows,
                 getattr(self.module.config, "max_length", None),
+                self.compile_cost_tokens(),
             )
         ]
 

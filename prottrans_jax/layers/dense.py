@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import functools
 import math
+import re
 from typing import Any
 
 from flax import linen as nn
@@ -76,13 +77,16 @@ def _contract_on_cpu(spec, a, b, *, out_dtype):
     with one batch axis, rows contiguous in memory, float32 results. Others jax 0.10.2
     upcasts from bfloat16 to float32 (x^T g, every weight's gradient, then takes two to
     four times as long), loops over in a slower kernel, or refuses with "Unsupported
-    element type for DotThunk".
+    element type for DotThunk". On a CPU that does not multiply bfloat16 the operands
+    are made float32 beforehand: XLA's own way there takes half as long again.
     """
     if a.dtype.itemsize > 4 or jax.sharding.get_abstract_mesh().size > 1:
         # Virtual devices, in tests: an axis merged out of batch and heads could not be
         # sharded by both.
         wide = jnp.promote_types(a.dtype, jnp.float32)
         return jnp.einsum(spec, a.astype(wide), b.astype(wide)).astype(out_dtype)
+    if a.dtype == jnp.bfloat16 and not _cpu_multiplies_bfloat16():
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     operands, out = spec.split("->")
     first, second = operands.split(",")
     batch = [x for x in out if x in first and x in second]
@@ -129,6 +133,18 @@ def _contract_on_cpu(spec, a, b, *, out_dtype):
     product = jax.lax.optimization_barrier(product)
     product = product.reshape([sizes[name] for name in names])
     return product.transpose([names.index(name) for name in out])
+
+
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU has such instructions; True where Linux is not."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = re.search(r"^(flags|Features)\s*:(.*)$", file.read(), re.MULTILINE)
+    except OSError:
+        return True
+    wanted = {"avx512_bf16", "amx_bf16", "bf16"}
+    return flags is None or not wanted.isdisjoint(flags[2].split())
 
 
 class Dense(nn.Module):

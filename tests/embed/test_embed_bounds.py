@@ -100,7 +100,7 @@ def test_padding_is_at_most_three_percent_in_few_shapes():
     lengths = lengths_like_proteins(4000)
     # Compiling costs as much as 500 tokens: a large model on a CPU.
     buckets = batching.choose_buckets(lengths, 500.0)
-    batches = list(batching.plan(lengths, buckets, 512))
+    batches = list(batching.plan(lengths, buckets, 1024, compile_cost_tokens=500.0))
     assert sorted(i for batch in batches for i in batch.members) == list(range(4000))
     assert batching.padding_share(batches, lengths) <= 0.03
     assert len({(batch.rows, batch.length) for batch in batches}) <= 66
@@ -144,6 +144,20 @@ def test_plan_depends_on_nothing_but_lengths():
     assert all(batch.rows <= 7 for batch in first)
     assert all(batch.rows * batch.length <= 2048 or batch.rows == 1 for batch in first)
     assert all(lengths[i] <= batch.length for batch in first for i in batch.members)
+
+
+def test_rows_without_a_sequence_are_computed_only_where_a_program_costs_more():
+    buckets = np.array([10])
+
+    def rows(number, cost):
+        batches = batching.plan([10] * number, buckets, 40, compile_cost_tokens=cost)
+        return [batch.rows for batch in batches]
+
+    # Seven of four a batch: one row of ten tokens stays empty.
+    assert rows(7, 9) == [4, 3]
+    assert rows(7, 10) == [4, 4]
+    # No batch of four was there before: nothing is saved.
+    assert rows(3, 1e9) == [3]
 
 
 def test_no_sequences_are_no_batches():

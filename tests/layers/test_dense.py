@@ -16,9 +16,11 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("spec", CASES)
-def test_bfloat16_products_round_operands_only(spec):
+def test_bfloat16_products_round_operands_only(spec, native, monkeypatch):
     """Equal to float64 products of the rounded operands, to float32 rounding."""
+    monkeypatch.setattr(dense, "_cpu_multiplies_bfloat16", lambda: native)
     shape_a, shape_b = CASES[spec]
     keys = jax.random.split(jax.random.key(0), 3)
     # Float32 operands, as parameters are: their gradients stay float32.
