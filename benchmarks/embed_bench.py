@@ -5,8 +5,9 @@
 Each peer is a process of its own with the same random weights, loaded and warmed up;
 ours and one peer at a time take turns A B A B over the same proteins. A round's
 proteins are neighbours in the proteome sorted by length: one batch of
-`prott5_embedder`'s, at evenly spaced quantiles of the residues. Each peer cuts them
-into batches as it does best, and hands out arrays per protein. Counted are residues.
+`prott5_embedder`'s (or its first proteins, --residues), at evenly spaced quantiles of
+the residues. Each peer cuts them into batches as it does best, and hands out arrays per
+protein. Counted are residues. Cosines are those of each residue's vector with ours.
 
 Peers: eager, sdpa (transformers in batches of 1,000 padded residues), compiled
 (torch.compile with TORCHINDUCTOR_FREEZING=1), int8 (torch's dynamic quantisation), and
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import duel
 import embed_peers
@@ -27,17 +29,25 @@ import numpy as np
 
 PEERS = {
     "bf16": "eager-bf16,sdpa-bf16,compiled-bf16,int8,prott5_embedder",
-    "f32": "eager-f32,sdpa-f32,prott5_embedder",
+    "f32": "eager-f32,sdpa-f32,compiled-f32,int8,prott5_embedder",
 }
 _COLD_RESIDUES = 300
 
 
-def choose_rounds(sequences: list[str], rounds: int) -> list[list[str]]:
+def choose_rounds(
+    sequences: list[str], options: argparse.Namespace
+) -> list[list[str]]:
     """One batch of `prott5_embedder`'s per round, at even quantiles of the residues."""
     batches = list(embed_peers.prott5_embedder_batches(sequences))
     residues = np.cumsum([sum(map(len, batch)) for batch in batches])
-    at = np.searchsorted(residues, (np.arange(rounds) + 0.5) / rounds * residues[-1])
-    return [batches[i] for i in at]
+    quantiles = (np.arange(options.rounds) + 0.5) / options.rounds
+    at = np.searchsorted(residues, quantiles * residues[-1])
+
+    def first(batch):
+        ends = np.cumsum([len(x) for x in batch])
+        return batch[: max(1, int(np.searchsorted(ends, options.residues, "right")))]
+
+    return [first(batches[i]) for i in at]
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -53,16 +63,14 @@ def serve(options: argparse.Namespace) -> None:
             "residues": sum(map(len, chosen)),
             "tokens": peer.tokens(chosen),
         }
-        for chosen in choose_rounds(sequences, options.rounds)
+        for chosen in choose_rounds(sequences, options)
     ]
-    product = embed_peers.Task("product", [])
-    duel.serve(
-        peer,
-        {
-            "embed": embed,
-            "product": [{"features": product, "residues": 0, "tokens": 0}],
-        },
-    )
+    kinds = {"embed": embed}
+    for name in ("product", "save"):
+        chosen = embed[0]["features"].sequences
+        task = embed_peers.Task(name, chosen, vectors_file(options, options.worker))
+        kinds[name] = [{"features": task, "residues": 0, "tokens": 0}]
+    duel.serve(peer, kinds)
 
 
 def start_cold(options: argparse.Namespace) -> None:
@@ -82,27 +90,43 @@ def model_folder(options: argparse.Namespace) -> pathlib.Path:
     return pathlib.Path(options.models) / f"{options.shape}_{shape.layers}_layers"
 
 
+def vectors_file(options: argparse.Namespace, worker: str) -> pathlib.Path:
+    """Where a worker leaves its vectors of the first round."""
+    return pathlib.Path(options.models) / f"vectors_{worker}.npy"
+
+
 def arguments_of(options: argparse.Namespace) -> list[str]:
     """Command line of a worker, without what it is told to be."""
-    names = ("fasta", "models", "shape", "rounds", "batch_tokens")
+    names = ("fasta", "models", "shape", "rounds", "residues", "batch_tokens")
     arguments = [f"--{name}={getattr(options, name)}" for name in names]
     if options.layers:
         arguments.append(f"--layers={options.layers}")
     return [__file__, *arguments]
 
 
-def compare(options: argparse.Namespace) -> dict[str, dict[str, list[dict]]]:
-    """Duels of ours with each peer; peer -> {"ours", "peer", their products}."""
-    ours = duel.Worker([*arguments_of(options), f"--worker=ours-{options.precision}"])
+def compare(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Duels of ours with each peer.
+
+    Returns:
+      By peer: figures of "ours", "peer" and their products, and lowest and mean
+      "cosines".
+    """
+    own = f"ours-{options.precision}"
+    ours = duel.Worker([*arguments_of(options), f"--worker={own}"])
     found = {}
     warm_up(ours, options)
+    ours.step("save", 0)
     for name in options.peers.split(","):
         peer = duel.Worker([*arguments_of(options), f"--worker={name}"])
         warm_up(peer, options)
         lanes = {"ours": ours, "peer": peer}
-        figures: dict[str, list[dict]] = {
+        figures: dict[str, Any] = {
             f"{lane}{what}": [] for lane in lanes for what in ("", " product")
         }
+        peer.step("save", 0)
+        figures["cosines"] = cosines(
+            *(np.load(vectors_file(options, worker)) for worker in (own, name))
+        )
         for round_ in range(options.rounds):
             for lane, worker in lanes.items():
                 figure = worker.step("embed", round_, options.patience)
@@ -122,6 +146,13 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, list[dict]]]:
         found[name] = figures
     ours.close()
     return found
+
+
+def cosines(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """Lowest and mean cosine of the rows of two arrays."""
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    all_of_them = np.sum(ours * theirs, axis=1) / norms
+    return float(all_of_them.min()), float(all_of_them.mean())
 
 
 def warm_up(worker: duel.Worker, options: argparse.Namespace) -> None:
@@ -146,7 +177,7 @@ def cold_starts(options: argparse.Namespace) -> dict[str, float]:
 
 
 def table(
-    duels: dict[str, dict[str, list[dict]]],
+    duels: dict[str, dict[str, Any]],
     cold: dict[str, float],
     shape: embed_peers.Shape,
     rounds: list[list[str]],
@@ -157,8 +188,9 @@ def table(
     own = f"ours-{precision}"
     lines = [
         "| | residues/s | GFLOP/s | of products alone | padding | peak GiB | "
-        "first vector, s | ours over it (range of rounds) | per CPU second |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "first vector, s | cosine, lowest and mean | ours over it (range of rounds) | "
+        "per CPU second |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
 
     def alone(figures):
@@ -191,10 +223,12 @@ def table(
 
     for name, figures in duels.items():
         peak = alone(figures)
-        lines.append(line(f"{own} beside {name}", figures["ours"], peak, " | "))
+        lines.append(line(f"{own} beside {name}", figures["ours"], peak, " | | "))
+        lowest, mean = figures["cosines"]
         by_clock = ratio(figures, lambda x: x["seconds"])
         by_cpu = ratio(figures, lambda x: x["cpu_seconds"])
-        lines.append(line(name, figures["peer"], peak, f"{by_clock} | {by_cpu}"))
+        others = f"{lowest:.6f}, {mean:.6f} | {by_clock} | {by_cpu}"
+        lines.append(line(name, figures["peer"], peak, others))
     if own in cold:
         lines.append(f"\n{own} from start to the first vector: {cold[own]:.1f} s.")
     others = [x["others"] for figures in duels.values() for x in figures["ours"]]
@@ -212,6 +246,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=tuple(PEERS), default="bf16")
     parser.add_argument("--peers", help="e.g. sdpa-bf16,int8; default: all")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--residues", type=int, default=10**6, help="of a round, at most"
+    )
     parser.add_argument("--batch_tokens", type=int, default=1000, help="of torch")
     parser.add_argument(
         "--patience", type=float, default=0.0, help="seconds to wait for a quiet moment"
@@ -235,7 +272,7 @@ def main() -> None:
     duels = compare(options)
     shape = embed_peers.shape_of(options.shape, options.layers)
     sequences = embed_peers.read_fasta(options.fasta)
-    rounds = choose_rounds(sequences, options.rounds)
+    rounds = choose_rounds(sequences, options)
     body = table(duels, cold, shape, rounds, options.precision)
     print(body)
     if options.write:
@@ -246,8 +283,8 @@ def main() -> None:
                 {
                     x["about"]
                     for figures in duels.values()
-                    for f in figures.values()
-                    for x in f
+                    for lane in ("ours", "peer")
+                    for x in figures[lane]
                 }
             )
         )
@@ -255,6 +292,9 @@ def main() -> None:
             f"python benchmarks/embed_bench.py --fasta=PROTEOME --models=DIR "
             f"--shape={options.shape} --precision={options.precision}"
         )
+        command += f" --rounds={options.rounds}"
+        if options.residues < 10**6:
+            command += f" --residues={options.residues}"
         if options.layers:
             command += f" --layers={options.layers}"
         report.replace_section(

@@ -126,10 +126,11 @@ def sorted_batches(sequences: Sequence[str], tokens: int) -> Iterator[list[str]]
 
 
 class Task(NamedTuple):
-    """What a worker is told to do: "embed" or "product"."""
+    """What a worker is told to do: "embed", "product", or "save" its vectors."""
 
     kind: str
     sequences: list[str]
+    path: pathlib.Path | None = None
 
 
 class Peer:
@@ -142,6 +143,9 @@ class Peer:
         """Embeds; gives the mean size of an element. Or GFLOP/s of products alone."""
         if task.kind == "product":
             return self.product()
+        if task.kind == "save":
+            np.save(task.path, np.concatenate(self.embed(task)))
+            return 0.0
         size = [np.abs(x[:, ::64].astype(np.float32)).mean() for x in self.embed(task)]
         return float(np.mean(size))
 
@@ -176,7 +180,9 @@ class Ours(Peer):
         import jax
 
         import prottrans_jax
+        from prottrans_jax.embed import process
 
+        process.prepare()
         dtype = {"bf16": "bfloat16", "f32": "float32"}[precision]
         self.jax = jax
         self.shape = shape

@@ -62,7 +62,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(
             arguments.device, arguments.device
         )
-    from prottrans_jax.embed import job, settings
+    from prottrans_jax.embed import job, process, settings
 
     options = settings.Options(
         per_residue=arguments.per_residue,
@@ -87,7 +87,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     settings.output_paths(arguments.output, options)
     from prottrans_jax import encoders
 
-    _keep_programs()
+    process.prepare()
     encoder = encoders.load_encoder(
         _model(arguments.model),
         dtype=arguments.dtype,
@@ -114,19 +114,6 @@ def _model(name: str) -> str:
         os.environ["HF_HUB_CACHE"] = str(folder)
         return "prot_t5"
     return name
-
-
-def _keep_programs() -> None:
-    """Compiled programs are kept on disk: the next start need not compile."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = os.path.join(home, "prottrans_jax", "programs")
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 class _Say:

@@ -1,0 +1,69 @@
+"""What a process that is there to embed keeps: compiled programs, and memory."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from prottrans_jax.embed import process
+
+
+def run(script, **environment):
+    unset = {"JAX_COMPILATION_CACHE_DIR", "MALLOC_MMAP_THRESHOLD_"}
+    kept = {k: v for k, v in os.environ.items() if k not in unset}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=kept | environment,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_memory_of_a_large_array_is_used_again():
+    script = """
+import resource, sys
+import numpy as np
+from prottrans_jax.embed import process
+
+if sys.argv[1:] == []:
+    process._keep_memory()
+for _ in range(3):
+    np.ones(48 << 18, np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(48 << 18, np.float32)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    assert int(run(script)) < 10
+    # As it is otherwise: pages of 4 KiB, or of 2 MiB.
+    assert int(run(script.replace("== []", "== [0]"))) >= 24
+
+
+def test_programs_are_found_by_the_next_process(tmp_path):
+    script = """
+import jax, jax.numpy as jnp
+from prottrans_jax.embed import process
+
+process.prepare()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+print(jax.jit(lambda x: jnp.tanh(x) + 1)(jnp.arange(5.0)).sum())
+"""
+    first = run(script, XDG_CACHE_HOME=str(tmp_path))
+    folder = tmp_path / "prottrans_jax" / "programs"
+    files = set(os.listdir(folder))
+    assert files
+    assert run(script, XDG_CACHE_HOME=str(tmp_path)) == first
+    assert {name for name in os.listdir(folder) if name.endswith("cache")} <= files
+
+
+def test_a_folder_for_programs_that_the_user_chose_stays(monkeypatch):
+    import jax
+
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    before = jax.config.jax_compilation_cache_dir
+    process._keep_programs()
+    assert jax.config.jax_compilation_cache_dir == before
