@@ -34,9 +34,7 @@ PEERS = {
 _COLD_RESIDUES = 300
 
 
-def choose_rounds(
-    sequences: list[str], options: argparse.Namespace
-) -> list[list[str]]:
+def choose_rounds(sequences: list[str], options: argparse.Namespace) -> list[list[str]]:
     """One batch of `prott5_embedder`'s per round, at even quantiles of the residues."""
     batches = list(embed_peers.prott5_embedder_batches(sequences))
     residues = np.cumsum([sum(map(len, batch)) for batch in batches])

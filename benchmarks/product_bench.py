@@ -1,0 +1,173 @@
+"""What products alone reach on the CPU at hand, by library and precision.
+
+  python benchmarks/product_bench.py --write
+
+The two products of a feed-forward block of ProtT5-XL, 512 rows. A process for each
+library; they take turns. "ours" is what the models' own `layers.dense` makes of the
+types, int8 what XLA makes of int8 operands: quantising them is not counted, as it is
+for torch's dynamic quantisation.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from typing import Any
+
+import duel
+import numpy as np
+
+ROWS, D_MODEL, D_FF = 512, 1024, 16384
+LANES = {
+    "ours": ("float32", "bfloat16", "int8"),
+    "torch": ("float32", "bfloat16", "int8"),
+    "numpy": ("float32",),
+}
+
+
+def operands() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Float32 input and two kernels."""
+    generator = np.random.default_rng(0)
+    shapes = (ROWS, D_MODEL), (D_MODEL, D_FF), (D_FF, D_MODEL)
+    x, wi, wo = (generator.standard_normal(shape, np.float32) for shape in shapes)
+    return x, wi, wo
+
+
+class Ours:
+    """XLA."""
+
+    def __init__(self):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        from prottrans_jax.embed import process
+
+        process.prepare()
+        import jax
+        import jax.numpy as jnp
+
+        from prottrans_jax.layers import dense
+
+        def floats(x, wi, wo):
+            hidden = dense.einsum("bld,df->blf", x, wi, x.dtype, x.dtype)
+            return dense.einsum("bld,df->blf", hidden, wo, x.dtype, jnp.float32)
+
+        def integers(x, wi, wo):
+            hidden = jnp.matmul(x, wi, preferred_element_type=jnp.int32)
+            hidden = (hidden >> 8).astype(jnp.int8)
+            return jnp.matmul(hidden, wo, preferred_element_type=jnp.int32)
+
+        self.about = f"jax {jax.__version__}"
+        self.runs = {}
+        for name in LANES["ours"]:
+            scale = 20 if name == "int8" else 1
+            arrays = [jnp.asarray(scale * array, name) for array in operands()]
+            arrays[0] = arrays[0][None]
+            jitted = jax.jit(integers if name == "int8" else floats)
+            self.runs[name] = lambda f=jitted, a=arrays: f(*a).block_until_ready()
+
+
+class Torch:
+    """oneDNN, MKL and FBGEMM."""
+
+    def __init__(self):
+        import torch
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        self.about = f"torch {torch.__version__}"
+        x, wi, wo = (torch.from_numpy(array) for array in operands())
+        layers = torch.nn.Sequential(
+            torch.nn.Linear(D_MODEL, D_FF, bias=False),
+            torch.nn.Linear(D_FF, D_MODEL, bias=False),
+        )
+        layers[0].weight.data, layers[1].weight.data = (
+            wi.T.contiguous(),
+            wo.T.contiguous(),
+        )
+        kinds: dict[str, Any] = {"float32": layers}
+        kinds["int8"] = torch.ao.quantization.quantize_dynamic(
+            layers, {torch.nn.Linear}, dtype=torch.qint8
+        )
+        import copy
+
+        kinds["bfloat16"] = copy.deepcopy(layers).to(torch.bfloat16)
+
+        def run(name):
+            with torch.inference_mode():
+                kinds[name](x.bfloat16() if name == "bfloat16" else x)
+
+        self.runs = {name: lambda name=name: run(name) for name in LANES["torch"]}
+
+
+class Numpy:
+    """OpenBLAS."""
+
+    def __init__(self):
+        x, wi, wo = operands()
+        self.about = f"numpy {np.__version__}"
+        self.runs = {"float32": lambda: (x @ wi) @ wo}
+
+
+def serve(peer: Any, seconds: float) -> None:
+    """A worker: GFLOP/s of a precision, as often as it is asked."""
+
+    def step(name: str) -> float:
+        run = peer.runs[name]
+        run()
+        count, start = 0, time.perf_counter()
+        while (passed := time.perf_counter() - start) < seconds:
+            run()
+            count += 1
+        return count * 4.0 * ROWS * D_MODEL * D_FF / passed / 1e9
+
+    peer.step = step
+    batch = {"residues": 0, "tokens": 0}
+    duel.serve(peer, {name: [{"features": name, **batch}] for name in peer.runs})
+
+
+def main() -> None:
+    """Takes turns and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
+    parser.add_argument("--write", action="store_true", help="into RESULTS.md")
+    parser.add_argument("--worker", choices=tuple(LANES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        peer = {"ours": Ours, "torch": Torch, "numpy": Numpy}[options.worker]()
+        serve(peer, options.seconds)
+        return
+    workers = {
+        name: duel.Worker(
+            [__file__, f"--worker={name}", f"--seconds={options.seconds}"]
+        )
+        for name in LANES
+    }
+    lanes = [(name, kind) for name, kinds in LANES.items() for kind in kinds]
+    rates: dict[tuple[str, str], list[float]] = {lane: [] for lane in lanes}
+    about = set()
+    for _ in range(options.rounds):
+        for lane in lanes:
+            figure = workers[lane[0]].step(lane[1], 0)
+            rates[lane].append(figure["loss"])
+            about.add(figure["about"])
+    lines = ["| | GFLOP/s, median (range) |", "|---|---|"]
+    for (name, kind), found in rates.items():
+        middle = statistics.median(found)
+        lines.append(
+            f"| {name}, {kind} | {middle:.0f} ({min(found):.0f} to {max(found):.0f}) |"
+        )
+    body = "\n".join(lines)
+    print(body)
+    if options.write:
+        import report
+
+        report.replace_section(
+            "Products alone",
+            f"{body}\n\n{ROWS} rows through a feed-forward block's two products "
+            f"({D_MODEL} and {D_FF} columns), {options.rounds} rounds in turns; "
+            f"{', '.join(sorted(about))}; {report.machine()}.\n\n"
+            "`python benchmarks/product_bench.py --write`",
+        )
+
+
+if __name__ == "__main__":
+    main()
