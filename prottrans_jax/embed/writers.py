@@ -1,12 +1,14 @@
 """Output files: HDF5 as UniProt's, and npz, Parquet, Zarr and CSV."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import csv
 import io
 import json
 import os
 import pathlib
 import shutil
+import struct
+import tempfile
 from typing import Any, NamedTuple, Protocol
 import zipfile
 
@@ -96,6 +98,9 @@ class _Npz:
         self._path = path
         del metadata
         self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
+        # Or a million entries of it stay in memory until the end.
+        self._directory = _ZipDirectory(path.parent)
+        self._zip.filelist = self._directory  # type: ignore[assignment]
 
     def add(self, entry: Entry) -> None:
         buffer = io.BytesIO()
@@ -103,10 +108,44 @@ class _Npz:
         # A fixed date: the same embeddings give the same bytes.
         info = zipfile.ZipInfo(f"{entry.key}.npy")
         self._zip.writestr(info, buffer.getbuffer())
+        self._zip.NameToInfo.clear()
 
     def close(self) -> None:
         self._zip.close()
+        self._directory.close()
         _sync(self._path)
+
+
+class _ZipDirectory:
+    """What `zipfile` keeps of each entry until it writes its directory, in a file."""
+
+    _FIXED = struct.Struct("<QQLH")
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)
+        self._number = 0
+
+    def append(self, info: zipfile.ZipInfo) -> None:
+        name = info.filename.encode()
+        fixed = info.header_offset, info.file_size, info.CRC, len(name)
+        self._file.write(self._FIXED.pack(*fixed) + name)
+        self._number += 1
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[zipfile.ZipInfo]:
+        self._file.seek(0)
+        while fixed := self._file.read(self._FIXED.size):
+            offset, size, crc, name_bytes = self._FIXED.unpack(fixed)
+            info = zipfile.ZipInfo(self._file.read(name_bytes).decode())
+            info.header_offset, info.CRC = offset, crc
+            info.file_size = info.compress_size = size
+            info.external_attr = 0o600 << 16  # As `zipfile` gives it to its own.
+            yield info
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _Parquet:

@@ -1,6 +1,8 @@
 """Output files: opened by others' rules, converted, checked; bytes that do not lie."""
 
 import hashlib
+import io
+import zipfile
 
 from embed_cases import random_proteins, write_fasta
 import h5py
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from prottrans_jax import cli
-from prottrans_jax.embed import files, job, settings
+from prottrans_jax.embed import files, job, settings, writers
 
 
 def embed(encoder, source, output, **options):
@@ -142,3 +144,18 @@ def test_layers_stack_in_front(encoder, fasta_file, proteins, tmp_path):
     found = {entry.key: entry.array for entry in files.entries(mean)}
     every = encoder.embed([proteins["P1"]], layers="all")[0]
     np.testing.assert_allclose(found["P1"], every.mean(axis=0), atol=1e-5)
+
+
+def test_npz_is_what_zipfile_writes(tmp_path):
+    """Its directory is kept in a file until the end: nothing of it may get lost."""
+    arrays = {f"é{number}": np.full((number, 2), number) for number in range(5)}
+    writer = writers.create(tmp_path / "out.npz", {})
+    with zipfile.ZipFile(tmp_path / "right.npz", "w") as right:
+        for key, array in arrays.items():
+            writer.add(writers.Entry(key, "", "", len(array), "", array))
+            npy = io.BytesIO()
+            np.save(npy, array)
+            right.writestr(zipfile.ZipInfo(f"{key}.npy"), npy.getvalue())
+    writer.close()
+    assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "right.npz").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2

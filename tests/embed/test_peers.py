@@ -1,0 +1,42 @@
+"""Our files opened by the packages that others read embeddings with.
+
+They need another Python or other versions than the tests' environment has, so these
+tests are skipped there; `test_embed_files.py` holds the same by the readers' rules.
+"""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from prottrans_jax.embed import job, settings
+
+
+def embed(encoder, source, output, **options):
+    job.embed_fasta(encoder, source, output, settings.Options(**options))
+    return output
+
+
+def test_protspace_loads_vectors_per_protein(encoder, fasta_file, proteins, tmp_path):
+    h5 = pytest.importorskip("protspace.data.loaders.h5", exc_type=ImportError)
+    path = embed(encoder, fasta_file, tmp_path / "out.h5", per_protein=True)
+    found = h5.load_h5([path])
+    assert found.name == encoder.name
+    right = encoder.embed(list(proteins.values()), pool="mean")
+    order = [found.headers.index(name) for name in proteins]
+    np.testing.assert_allclose(found.data[order], right, rtol=0, atol=1e-6)
+
+
+def test_biotrainer_loads_and_filters(encoder, fasta_file, proteins, tmp_path):
+    h5_files = pytest.importorskip("biotrainer_core.h5_files", exc_type=ImportError)
+    path = embed(encoder, fasta_file, tmp_path / "out.h5", key="biotrainer")
+    found = h5_files.read_id2emb(path)
+    for residues in proteins.values():
+        key = hashlib.sha256(f"{residues}_{len(residues)}".encode()).hexdigest()
+        assert found[key].shape == (len(residues), encoder.d_model)
+    some = tmp_path / "some.fasta"
+    name, residues = next(iter(proteins.items()))
+    some.write_text(f">{name}\n{residues}\n")
+    kept = tmp_path / "kept.h5"
+    assert h5_files.filter_h5_with_fasta(path, some, kept) == 1
+    assert len(h5_files.read_id2emb(kept)) == 1
