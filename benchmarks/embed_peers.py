@@ -144,7 +144,8 @@ class Peer:
         if task.kind == "product":
             return self.product()
         if task.kind == "save":
-            np.save(task.path, np.concatenate(self.embed(task)))
+            vectors = np.concatenate(self.embed(task))
+            np.save(task.path, vectors.astype(np.float32))
             return 0.0
         size = [np.abs(x[:, ::64].astype(np.float32)).mean() for x in self.embed(task)]
         return float(np.mean(size))

@@ -14,8 +14,9 @@ from prottrans_jax.layers import dense, relative_bias
 # Finite, so that a query with nothing to attend to gives no NaN.
 MASKED = -1e30
 
-# Float32 scores that go together on a CPU where nothing is derived: they stay in cache.
-_CACHED_SCORES_BYTES = 2 << 20
+# Where nothing is derived on a CPU: float32 scores of a batch up to which all heads go
+# together, and of the parts that go together beyond that, which stay in cache.
+_FEW_SCORES_BYTES, _CACHED_SCORES_BYTES = 12 << 20, 4 << 20
 
 Bias = relative_bias.DistanceBias | jax.Array
 
@@ -126,23 +127,69 @@ def _softmax_attention(causal, query, key, value, bias, q_segments, kv_segments)
     def at_once(*arrays):
         return _softmax_attention_fwd(causal, *arrays)[0]
 
-    whole = query.shape[0], query.shape[2]
-    part = _part_in_cache(query.shape, key.shape)
-    if part == whole or jax.sharding.get_abstract_mesh().size > 1:
+    sizes = (*query.shape, *key.shape)
+    if not all(isinstance(size, int) for size in sizes):
+        return at_once(*arrays)  # Left open by jax.export.
+    if jax.sharding.get_abstract_mesh().size > 1:
         return at_once(*arrays)
-    by_parts = functools.partial(_part_by_part, part, at_once)
+    by_parts = functools.partial(_part_by_part, causal)
     return jax.lax.platform_dependent(*arrays, cpu=by_parts, default=at_once)
+
+
+def _part_by_part(causal, query, key, value, bias, q_segments, kv_segments):
+    """Some rows or heads after the others, on a CPU; only where nothing is derived.
+
+    The scores of ProtT5's 32 heads are 32 MiB for 512 residues: every pass over them
+    would fetch them from memory.
+    """
+    batch, q_length, heads, _ = query.shape
+    rows, some_heads = _part_in_cache(query.shape, key.shape)
+    head_parts = -(-heads // some_heads)
+    parts = -(-batch // rows) * head_parts
+    # Heads first, once: each part is then one piece of memory.
+    arrays = [jnp.swapaxes(x, 1, 2) for x in (query, key, value)]
+    if bias is not None:
+        arrays.append(bias.reshape((1,) * (4 - bias.ndim) + bias.shape))
+    if q_segments is not None:
+        mask = make_mask(q_segments, kv_segments, causal=causal)
+        arrays.append(jnp.where(mask, 0.0, MASKED))
+    # Or XLA computes the mask anew for every head, and folds the transposes into the
+    # products: both cost more.
+    arrays = jax.lax.optimization_barrier(arrays)
+    if parts == 1:
+        return jnp.swapaxes(_attend(*arrays), 1, 2)
+
+    def cut(x, row, head):
+        # A start too late is moved to the last possible one, here and in the result.
+        if x.shape[0] > 1:
+            x = jax.lax.dynamic_slice_in_dim(x, row, rows, 0)
+        if x.shape[1] > 1:
+            x = jax.lax.dynamic_slice_in_dim(x, head, some_heads, 1)
+        return x
+
+    def some(index, out):
+        row = index // head_parts * rows
+        head = index % head_parts * some_heads
+        own = _attend(*(cut(x, row, head) for x in arrays))
+        return jax.lax.dynamic_update_slice(out, own, (row, head, 0, 0))
+
+    # A loop, not written out: one body to compile, one buffer for its scores.
+    out = jnp.zeros((batch, heads, q_length, value.shape[-1]), query.dtype)
+    out = jax.lax.fori_loop(0, parts, some, out)
+    return jnp.swapaxes(out, 1, 2)
 
 
 def _part_in_cache(query_shape, key_shape):
     """(rows, heads) that go together: some heads of one row, or all heads of rows."""
     batch, q_length, heads, _ = query_shape
-    if not (isinstance(batch, int) and isinstance(q_length, int)):
-        return batch, heads  # Left open by jax.export.
-    fitting = max(1, _CACHED_SCORES_BYTES // (4 * q_length * key_shape[1]))
-    if fitting < heads:
+    row_bytes = 4 * heads * q_length * key_shape[1]
+    if batch * row_bytes <= _FEW_SCORES_BYTES:
+        return batch, heads
+    if row_bytes > _CACHED_SCORES_BYTES:
+        # Two at least: a single product is shared by the cores less well.
+        fitting = max(2, _CACHED_SCORES_BYTES * heads // row_bytes)
         return 1, _even_part(heads, fitting)
-    return _even_part(batch, fitting // heads), heads
+    return _even_part(batch, _CACHED_SCORES_BYTES // row_bytes), heads
 
 
 def _even_part(number, limit):
@@ -150,40 +197,15 @@ def _even_part(number, limit):
     return -(-number // -(-number // limit))
 
 
-def _part_by_part(part, attend, query, key, value, bias, q_segments, kv_segments):
-    """`attend` for some rows or heads after the others; only where nothing is derived.
-
-    The scores of ProtT5's 32 heads are 32 MiB for 512 residues: every pass over them
-    would fetch them from memory, and so would transposing queries, keys and values.
-    """
-    batch, _, heads, _ = query.shape
-    rows, some_heads = part
-    head_parts = -(-heads // some_heads)
-    parts = -(-batch // rows) * head_parts
-    if bias is not None:
-        bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
-
-    def cut(x, head_axis, row, head):
-        # A start too late is moved to the last possible one, here and in the result.
-        if x is not None and x.shape[0] > 1:
-            x = jax.lax.dynamic_slice_in_dim(x, row, rows, 0)
-        if head_axis is not None and x is not None and x.shape[head_axis] > 1:
-            x = jax.lax.dynamic_slice_in_dim(x, head, some_heads, head_axis)
-        return x
-
-    def some(index, out):
-        row = index // head_parts * rows
-        head = index % head_parts * some_heads
-        own = attend(
-            *(cut(x, 2, row, head) for x in (query, key, value)),
-            cut(bias, 1, row, head),
-            *(cut(x, None, row, head) for x in (q_segments, kv_segments)),
-        )
-        return jax.lax.dynamic_update_slice(out, own, (row, 0, head, 0))
-
-    # A loop, not written out: one body to compile, one buffer for its scores.
-    out = jnp.zeros(query.shape[:3] + value.shape[3:], query.dtype)
-    return jax.lax.fori_loop(0, parts, some, out)
+def _attend(query, key, value, *added):
+    """Attention of arrays [batch, heads, length, head_dim]."""
+    dtype = query.dtype
+    scores = dense.einsum("bhqd,bhkd->bhqk", query, key, dtype, jnp.float32)
+    weights, total = _weigh(sum(added, start=scores))
+    out = dense.einsum(
+        "bhqk,bhkd->bhqd", weights.astype(dtype), value, dtype, jnp.float32
+    )
+    return (out / total).astype(dtype)
 
 
 def _softmax_attention_fwd(causal, query, key, value, bias, q_segments, kv_segments):
@@ -191,24 +213,30 @@ def _softmax_attention_fwd(causal, query, key, value, bias, q_segments, kv_segme
     scores = dense.einsum("bqhd,bkhd->bhqk", query, key, dtype, jnp.float32)
     if bias is not None:
         scores = scores + bias
-    # float32: bfloat16 softmax over 512 keys loses the small weights of distant
-    # contacts.
     if q_segments is not None:
         mask = make_mask(q_segments, kv_segments, causal=causal)
         scores = jnp.where(mask, scores, MASKED)
     scores = nn.with_logical_constraint(
         scores, ("batch", "heads", "length", "kv_length")
     )
-    # Above MASKED: the weights of a query that has no key are then 0, not 1.
-    peak = jnp.maximum(scores.max(axis=-1, keepdims=True), 0.5 * MASKED)
-    weights = jnp.exp(scores - peak)
-    total = weights.sum(axis=-1, keepdims=True)
-    total = jnp.where(total == 0.0, 1.0, total)
+    weights, total = _weigh(scores)
     weights = weights.astype(dtype)
     out = dense.einsum("bhqk,bkhd->bqhd", weights, value, dtype, jnp.float32)
     out = (out / jnp.swapaxes(total, 1, 2)).astype(dtype)
     out = _name_context(out)
     return out, (query, key, value, bias, weights, total, out)
+
+
+def _weigh(scores):
+    """Softmax's numerators and their sums; 0 and 1 where all is masked.
+
+    float32: bfloat16 softmax over 512 keys loses the small weights of distant contacts.
+    """
+    # Above MASKED: the weights of a query that has no key are then 0, not 1.
+    peak = jnp.maximum(scores.max(axis=-1, keepdims=True), 0.5 * MASKED)
+    weights = jnp.exp(scores - peak)
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights, jnp.where(total == 0.0, 1.0, total)
 
 
 def _softmax_attention_bwd(causal, residuals, grad):

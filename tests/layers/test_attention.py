@@ -154,6 +154,7 @@ def test_parts_of_the_scores_are_all_at_once(bias_shape, together, monkeypatch):
 
     loops, whole = attend_anew()
     assert not loops
+    monkeypatch.setattr(attention, "_FEW_SCORES_BYTES", 0)
     monkeypatch.setattr(attention, "_CACHED_SCORES_BYTES", together * (4 * 7 * 9))
     loops, in_parts = attend_anew()
     assert loops
