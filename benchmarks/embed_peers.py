@@ -184,7 +184,8 @@ class Ours(Peer):
         from prottrans_jax.embed import process
 
         process.prepare()
-        dtype = {"bf16": "bfloat16", "f32": "float32"}[precision]
+        names = {"bf16": "bfloat16", "f32": "float32", "int8": "int8"}
+        dtype = names[precision]
         self.jax = jax
         self.shape = shape
         self.dtype = dtype
@@ -216,15 +217,17 @@ class Ours(Peer):
         """GFLOP/s of 512 rows through a feed-forward block's two products."""
         import jax.numpy as jnp
 
+        wide = jnp.int32 if self.dtype == "int8" else jnp.float32
+
         def run(x, first, second):
-            hidden = jnp.matmul(x, first, preferred_element_type=jnp.float32)
+            hidden = jnp.matmul(x, first, preferred_element_type=wide)
             hidden = hidden.astype(x.dtype)
-            return jnp.matmul(hidden, second, preferred_element_type=jnp.float32)
+            return jnp.matmul(hidden, second, preferred_element_type=wide)
 
         d_model, d_ff = self.shape.d_model, self.shape.d_ff
         x = jnp.ones((512, d_model), self.dtype)
-        first = jnp.full((d_model, d_ff), 1e-3, self.dtype)
-        second = jnp.full((d_ff, d_model), 1e-3, self.dtype)
+        first = jnp.ones((d_model, d_ff), self.dtype)
+        second = jnp.ones((d_ff, d_model), self.dtype)
         jitted = self.jax.jit(run)
         return _rate(lambda: jitted(x, first, second).block_until_ready(), self.shape)
 

@@ -161,7 +161,7 @@ def main() -> None:
         import report
 
         report.replace_section(
-            "Products alone",
+            f"Products alone, {report.cpu()}",
             f"{body}\n\n{ROWS} rows through a feed-forward block's two products "
             f"({D_MODEL} and {D_FF} columns), {options.rounds} rounds in turns; "
             f"{', '.join(sorted(about))}; {report.machine()}.\n\n"

@@ -25,9 +25,19 @@ def replace_section(title: str, body: str) -> None:
 
 def machine() -> str:
     """The machine, in words."""
+    return f"{os.cpu_count()} CPU cores ({cpu()}), Python {platform.python_version()}"
+
+
+def cpu() -> str:
+    """The CPU's name and the widest instructions for products it has."""
     model = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"model name\s*: (.*)", cpuinfo.read_text())
-        model = found.group(1) if found else model
-    return f"{os.cpu_count()} CPU cores ({model}), Python {platform.python_version()}"
+    if not cpuinfo.exists():
+        return model
+    text = cpuinfo.read_text()
+    found = re.search(r"model name\s*: (.*)", text)
+    model = re.sub(r"\([RrTtMm]+\)", "", found.group(1) if found else model)
+    flags = set(text.split())
+    widest = {"amx_tile": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512"}
+    known = [name for flag, name in widest.items() if flag in flags]
+    return " ".join([*model.split(), *(known or ["AVX2"])[:1]])

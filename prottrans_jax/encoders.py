@@ -27,6 +27,7 @@ from prottrans_jax import attention_maps, sources, types
 from prottrans_jax import vocabulary as vocabularies
 from prottrans_jax.embed import embedder, forward, layerwise, pooling
 from prottrans_jax.interop import huggingface, memory_map
+from prottrans_jax.layers import quantized
 
 # Short names of the released models: repository of the Hugging Face hub.
 NAMES = {
@@ -105,6 +106,13 @@ class Encoder:
     def d_model(self) -> int:
         """Size of an embedding."""
         return self.config.d_model
+
+    @property
+    def dtype(self) -> str:
+        """Type of the products with the weights: "int8", or that of the model."""
+        if quantized.is_quantized(self.params):
+            return "int8"
+        return jnp.dtype(self.config.dtype).name
 
     @property
     def max_residues(self) -> int | None:
@@ -285,7 +293,8 @@ def load_encoder(
         `prottrans_jax.sources` reads: an own run, T5X, Mesh-TensorFlow. Of an ELECTRA
         that trains two models the encoder is the discriminator.
       dtype: Type of weights and products. None: bfloat16 on GPU and TPU, float32 on a
-        CPU.
+        CPU. int8: of the products with the layers' weights, see `layers.quantized`; the
+        rest is bfloat16.
       download: Whether a repository that is not in the local cache may be fetched.
       revision: Branch, tag or commit of the repository; None: "main".
       **overrides: Further fields of the model's configuration.
@@ -301,7 +310,7 @@ def load_encoder(
     stored = subtree(found.params, layerwise.encoder_shapes(module))
     return Encoder(
         module=module,
-        params=_cast(stored, jnp.dtype(dtype)),
+        params=_place(stored, jnp.dtype(dtype)),
         config=found.config,
         vocabulary=found.vocabulary,
         prefix=found.prefix_ids,
@@ -354,7 +363,7 @@ def load_model(
     found, dtype = _read(source, dtype, download, revision, overrides)
     return Model(
         module=sources.model_of(found),
-        params=_cast(found.params, jnp.dtype(dtype)),
+        params=_place(found.params, jnp.dtype(dtype)),
         config=found.config,
         vocabulary=found.vocabulary,
         name=_plain_name(source),
@@ -367,6 +376,19 @@ def default_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+def _float_dtype(dtype) -> np.dtype:
+    """Type of whatever is not a product with an int8 kernel."""
+    dtype = jnp.dtype(dtype)
+    if dtype == jnp.int8:
+        return jnp.dtype(jnp.bfloat16)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"dtype={dtype.name}: models are computed in float32, bfloat16, float16 or "
+            "with int8 weights."
+        )
+    return dtype
+
+
 def _read(source, dtype, download, revision, overrides):
     dtype = default_dtype() if dtype is None else dtype
     try:
@@ -377,7 +399,7 @@ def _read(source, dtype, download, revision, overrides):
         found = sources.read(
             place,
             download=download,
-            dtype=jnp.dtype(dtype),
+            dtype=_float_dtype(dtype),
             **overrides,
         )
     except FileNotFoundError as error:
@@ -429,18 +451,26 @@ def subtree(params: Any, wanted: Any) -> Any:
     return {name: subtree(params[name], wanted[name]) for name in wanted}
 
 
-def _cast(params, dtype):
+def _place(params, dtype):
     """On the device, matrices in the type of the products, the rest in float32.
 
     Small parameters cost nothing and are used in float32 anyhow: norms, relative
     position biases.
     """
 
-    def place(x):
-        target = dtype if x.ndim >= 2 and x.size > 1 << 14 else jnp.float32
+    def place(x, target=None):
+        if target is None:
+            target = dtype if x.ndim >= 2 and x.size > 1 << 14 else jnp.float32
         placed = jnp.array(np.asarray(x).astype(target, order="C", copy=False))
         # One array at a time, not the whole file besides the copy.
         memory_map.release(x)
         return placed
 
-    return jax.tree.map(place, params)
+    if dtype != jnp.int8:
+        return jax.tree.map(place, params)
+    dtype = _float_dtype(dtype)
+
+    def quantize(kernel):
+        return quantized.quantize(place(kernel, jnp.float32))
+
+    return quantized.map_kernels(params, quantize, place)

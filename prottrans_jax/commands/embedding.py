@@ -37,7 +37,11 @@ def add_embed(commands) -> None:
         default="-1",
         help="-1, 0,5,-1, last4, all",
     )
-    add("--dtype", help="float32 or bfloat16, of the model; default: by device")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        help="of the model's products; default: by device",
+    )
     add("--output-dtype", choices=("float16", "float32"), help="of the file")
     add("--batch-tokens", type=int, help="padded tokens that are computed at once")
     add("--max-batch", type=int, help="proteins that are computed at once")

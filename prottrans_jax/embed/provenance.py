@@ -27,7 +27,7 @@ def attributes(
         "model_revision": asked.encoder.revision,
         "weights_fingerprint": asked.encoder.fingerprint,
         "layer": str(asked.layers),
-        "dtype_compute": np.dtype(asked.encoder.config.dtype).name,
+        "dtype_compute": asked.encoder.dtype,
         "prottrans_version": prottrans_jax.__version__,
         reuse.IDENTITY: json.dumps(asked.identity, sort_keys=True),
     }

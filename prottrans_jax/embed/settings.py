@@ -137,7 +137,7 @@ class Settings:
             "format": _FORMAT,
             "model_name": self.encoder.name,
             "weights_fingerprint": self.encoder.fingerprint,
-            "dtype_compute": np.dtype(self.encoder.config.dtype).name,
+            "dtype_compute": self.encoder.dtype,
             "layer": str(self.layers),
             "outputs": sorted(self.paths),
             "pooling": self.pool if "protein" in self.paths else None,

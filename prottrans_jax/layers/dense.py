@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from prottrans_jax.layers import quantized
+
 Initializer = Callable[..., Any]
 
 
@@ -150,6 +152,9 @@ def _cpu_multiplies_bfloat16() -> bool:
 class Dense(nn.Module):
     """Projection of the last axis.
 
+    Where the parameters hold an int8 kernel with its "kernel_scale", the product is
+    `quantized.product`.
+
     Attributes:
       features: Size of the new last axis.
       kernel_axes: Logical names of the kernel's two axes.
@@ -178,9 +183,13 @@ class Dense(nn.Module):
             jnp.dtype(self.param_dtype),
         )
         out_dtype = self.dtype if out_dtype is None else out_dtype
-        out = einsum(
-            "bld,df->blf", x, kernel, jnp.dtype(self.dtype), jnp.dtype(out_dtype)
-        )
+        if self.has_variable("params", "kernel_scale"):
+            scale: Any = self.get_variable("params", "kernel_scale")
+            out = quantized.product(x, jnp.asarray(kernel), scale, out_dtype)
+        else:
+            out = einsum(
+                "bld,df->blf", x, kernel, jnp.dtype(self.dtype), jnp.dtype(out_dtype)
+            )
         if self.use_bias:
             bias = self.param(
                 "bias",

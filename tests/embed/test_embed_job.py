@@ -205,6 +205,14 @@ def test_other_weights_under_the_same_name_are_refused(
         embed(other, fasta_file, output)
 
 
+def test_other_products_are_refused(encoder, model_folder, fasta_file, tmp_path):
+    output = tmp_path / "out.h5"
+    embed(encoder, fasta_file, output)
+    other = prottrans_jax.load_encoder(model_folder, dtype="int8")
+    with pytest.raises(shards.OtherRunError, match=r'dtype_compute: .*int8'):
+        embed(other, fasta_file, output)
+
+
 def test_second_writer_is_told_who_holds_the_output(encoder, fasta_file, tmp_path):
     output = tmp_path / "out.h5"
     code = (
