@@ -274,6 +274,12 @@ class Encoder:
             raise ValueError(f"sequence {index}: {error}") from None
         if not sequence:
             raise ValueError(f"sequence {index} is empty.")
+        if self.max_residues is not None and len(sequence) > self.max_residues:
+            raise ValueError(
+                f"sequence {index} has {len(sequence):,} residues; the model has "
+                f"positions for {self.max_residues:,}. Cut it, or use embed_fasta("
+                f"..., max_length={self.max_residues}, long='chunk')."
+            )
         return sequence.encode("ascii").upper()
 
 

@@ -82,11 +82,11 @@ def main(argv: Sequence[str]) -> int:
             output.rmdir()
         os.replace(temporary, output)
     except (ValueError, OSError, checkpoints.CheckpointError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         return _fail(1, str(error))
     except KeyboardInterrupt:
-        shutil.rmtree(temporary, ignore_errors=True)
         return _fail(130, "stopped; nothing was left behind.")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     print(f"Exported to {output}:")
     for name, size in files.items():
         print(f"  {name}  {size:,} bytes")

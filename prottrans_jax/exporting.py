@@ -23,6 +23,8 @@ from prottrans_jax.interop import huggingface, vocabularies
 PROVENANCE = "provenance.json"
 STABLEHLO = "encoder.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
+# Families whose attention needs lengths that are numbers.
+_FIXED_LENGTHS = ("xlnet", "transformer_xl")
 # Fields of configurations that stand for what an encoder alone has not.
 _WITHOUT_HEADS = {
     "num_decoder_layers": 0,
@@ -78,6 +80,12 @@ def export(
     """
     found = sources.read(checkpoint, scan_layers=False)
     found = sources.encoder_of(found, network)
+    if stablehlo and found.family.name in _FIXED_LENGTHS:
+        raise ValueError(
+            f"{checkpoint}: a {found.family.name} cannot be exported as a program of "
+            "any length: its distances are counted out when it is traced. Leave "
+            "--stablehlo away."
+        )
     module, params = sources.model_of(found), found.params
     if encoder_only:
         module, params = encoder_alone(module, params)
@@ -145,7 +153,9 @@ def to_stablehlo(
             {"params": weights}, tokens, mask, deterministic=True, method="encode"
         )
 
-    shape = jax_export.symbolic_shape("batch, length")
+    limit = getattr(config, "max_length", None)
+    constraints = () if limit is None else (f"length <= {limit}",)
+    shape = jax_export.symbolic_shape("batch, length", constraints=constraints)
     return jax_export.export(jax.jit(encode), platforms=PLATFORMS)(
         jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
     )

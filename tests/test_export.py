@@ -142,6 +142,29 @@ assert not [name for name in sys.modules if name.startswith(("flax", "prottrans"
         np.testing.assert_allclose(found[key], encoder(tokens, mask), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["prot_bert", "prot_albert", "prot_electra_generator"])
+def test_programs_of_families_with_position_tables(shared, name):
+    encoder = prottrans_jax.load_encoder(
+        shared / "data/interop/hf_tiny" / name, dtype="float32"
+    )
+    program = exporting.to_stablehlo(encoder.module, encoder.params)
+    program = jax.export.deserialize(program.serialize())
+    tokens, mask = encoder.tokenize(["MKTAYIAK", "MKT"])
+    np.testing.assert_allclose(
+        program.call(tokens, mask)[mask], encoder(tokens, mask)[mask], atol=1e-5
+    )
+    longer = np.ones((1, encoder.config.max_length + 1), np.int32)
+    with pytest.raises(ValueError, match="length"):
+        program.call(longer, longer.astype(bool))
+
+
+def test_program_of_an_xlnet_is_refused_and_leaves_nothing(shared, tmp_path):
+    folder = shared / "data/interop/hf_tiny/prot_xlnet"
+    done = export(folder, tmp_path / "out", "--stablehlo")
+    assert done.returncode == 1 and "--stablehlo" in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
 def test_whole_model_in_bfloat16(trained, tmp_path):
     output = tmp_path / "whole"
     done = export(trained[0], output, "--part=all", "--dtype=bfloat16")

@@ -75,13 +75,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     from prottrans_jax.embed import files, pooling
 
     pool = pooling.check(arguments.pool, has_cls=False)
-
-    def transform(array):
-        return array if array.ndim == 1 else pooling.pool_protein(array, pool)
-
-    number = files.convert(
-        arguments.input, arguments.output, transform=transform if pool else None
-    )
+    number = files.convert(arguments.input, arguments.output, pool=pool)
     console.say(f"Wrote {number:,} proteins to {arguments.output}")
     return 0
 
@@ -100,7 +94,12 @@ def add_verify(commands) -> None:
     add("-m", "--model", help="model to check")
     add("--golden", help=".npz or .h5 with the vectors that the model should give")
     add("--revision", help="branch, tag or commit of the model's repository")
-    add("--dtype", default="float32", help="float32 or bfloat16, of the model")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        default="float32",
+        help="of the model's products",
+    )
     add("--key", default="auto", help="how keys were made, as for embed")
 
 
@@ -131,12 +130,15 @@ def _verify_model(arguments: argparse.Namespace) -> int:
     encoder = encoders.load_encoder(
         arguments.model, dtype=arguments.dtype, revision=arguments.revision
     )
-    results = verifying.compare(encoder, arguments.golden, arguments.input)
+    results, others = verifying.compare(encoder, arguments.golden, arguments.input)
     for result in results:
         print(
             f"{'ok  ' if result.passed else 'FAIL'}  {result.name}: largest difference "
             f"{result.largest:.2e}, least cosine {result.cosine:.6f}"
         )
+    if others:
+        some = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+        print(f"{len(others)} of {arguments.input} not in {arguments.golden}: {some}")
     failed = sum(not result.passed for result in results)
     if failed or not results:
         return console.fail(3, f"{failed} of {len(results)} proteins differ.")

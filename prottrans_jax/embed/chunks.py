@@ -8,6 +8,20 @@ import numpy as np
 POLICIES = ("error", "skip", "chunk", "truncate")
 
 
+def overlap(size: int, asked: int | None) -> int:
+    """Residues that neighbours share: what is asked for, or a quarter of a piece."""
+    return size // 4 if asked is None else asked
+
+
+def check(size: int, overlap: int) -> None:
+    """Raises ValueError if pieces of `size` cannot share so many residues."""
+    if not 0 <= overlap < size:
+        raise ValueError(
+            f"chunk_overlap={overlap} must be at least 0 and less than the pieces' "
+            f"{size} residues."
+        )
+
+
 def cut(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
     """Pieces [start, stop) of at most `size` that cover a protein.
 
@@ -16,11 +30,7 @@ def cut(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
     """
     if length <= size:
         return [(0, length)]
-    if not 0 <= overlap < size:
-        raise ValueError(
-            f"chunk_overlap={overlap} must be at least 0 and less than the pieces' "
-            f"{size} residues."
-        )
+    check(size, overlap)
     starts = list(range(0, length - size, size - overlap))
     return [(start, start + size) for start in [*starts, length - size]]
 

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from absl import logging
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from prottrans_jax.embed import (
@@ -132,8 +132,8 @@ def _whole(asked, found, todo, missing, too_large, report) -> Iterator[tuple]:
 
 def _in_pieces(asked, found, todo) -> Iterator[tuple]:
     """(protein, embedding) of those that are cut, one protein at a time."""
-    limit, overlap = asked.options.max_length, asked.options.chunk_overlap
-    overlap = limit // 4 if overlap is None else overlap
+    limit = asked.options.max_length
+    overlap = chunks.overlap(limit, asked.options.chunk_overlap)
     runner = asked.make_embedder(pool=False, residues=True)
     for protein in found.proteins(todo):
         pieces = chunks.cut(len(protein.residues), limit, overlap)
@@ -145,7 +145,9 @@ def _in_pieces(asked, found, todo) -> Iterator[tuple]:
         for _, member, embedding in runner.run(work):
             hidden[member] = np.array(embedding.residues, np.float32)
         whole = chunks.stitch(pieces, hidden)
-        pooled = pooling.pool_protein(whole, asked.pool) if asked.pool else None
+        pooled = None
+        if "protein" in asked.paths:
+            pooled = pooling.pool_protein(whole, asked.pool)
         yield protein, embedder.Embedding(whole, pooled)
 
 
@@ -165,21 +167,32 @@ def _stored(asked, protein, embedding) -> dict[str, np.ndarray]:
     arrays = {}
     for kind in asked.paths:
         wide = embedding.residues if kind == "residues" else embedding.protein
-        with np.errstate(over="ignore"):
-            array = np.asarray(wide).astype(asked.dtypes[kind])
-        if not np.isfinite(array).all():
-            wide = np.asarray(wide, np.float32)
-            if not np.isfinite(wide).all():
-                raise ValueError(
-                    f"The model gave values that are not finite for "
-                    f"{protein.name!r}. Are its weights sound?"
-                )
-            raise ValueError(
-                f"{protein.name!r}: a value of {np.abs(wide).max():.4g} does not "
-                f"fit {asked.dtypes[kind]}. Use --output-dtype float32."
-            )
-        arrays[kind] = array
+        arrays[kind] = to_stored(wide, asked.dtypes[kind], protein.name)
     return arrays
+
+
+def to_stored(
+    array: Float[np.ndarray, "*shape"], dtype: np.dtype, name: str
+) -> Float[np.ndarray, "*shape"]:
+    """Vectors of protein `name` in the type that a file holds.
+
+    Raises:
+      ValueError: A value is not finite, or too large for the type.
+    """
+    with np.errstate(over="ignore"):
+        stored = np.asarray(array).astype(dtype)
+    if not np.isfinite(stored).all():
+        wide = np.asarray(array, np.float32)
+        if not np.isfinite(wide).all():
+            raise ValueError(
+                f"Values that are not finite for {name!r}. Are the model's weights, or "
+                "the vectors to reuse, sound?"
+            )
+        raise ValueError(
+            f"{name!r}: a value of {np.abs(wide).max():.4g} does not fit {dtype}. Use "
+            "--output-dtype float32."
+        )
+    return stored
 
 
 class _Committer:

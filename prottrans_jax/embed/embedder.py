@@ -213,7 +213,11 @@ class Embedder:
         tokens, lengths = self.tokens.rows(work.sequences, batch.rows, batch.length)
         device = self._turn % len(self.devices)
         self._turn += 1
-        module = forward.for_shape(self.module, batch.rows, batch.length)
+        # By what a full batch would hold, not this one: the same length always goes the
+        # same way.
+        rows = max(1, self.max_tokens // batch.length)
+        platform = self.devices[device].platform
+        module = forward.for_shape(self.module, rows, batch.length, platform)
         if self._blockwise_from is not None and batch.length >= self._blockwise_from:
             module = forward.blockwise(self.module)
         try:

@@ -1,6 +1,7 @@
 """Embedding files of every format, ours and others': read, described, converted."""
 
 from collections.abc import Callable, Iterator, Mapping
+import csv
 import dataclasses
 import json
 import os
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prottrans_jax.embed import shards, writers
+from prottrans_jax.embed import pooling, shards, writers
 
 MAX_BYTES = 64 << 30
 
@@ -37,16 +38,46 @@ class Description:
     metadata: Mapping[str, Any]
 
 
-def entries(path: str | os.PathLike) -> Iterator[writers.Entry]:
-    """Proteins of an HDF5, npz, Parquet or Zarr file, one in memory at a time.
+def entries(
+    path: str | os.PathLike, *, wanted: Callable[[str], bool] = lambda key: True
+) -> Iterator[writers.Entry]:
+    """Proteins of an embedding file, one in memory at a time.
 
     Links to other files, virtual and foreign data are not followed.
+
+    Args:
+      path: HDF5, npz, Parquet, Zarr, CSV or TSV.
+      wanted: Which keys to read.
 
     Raises:
       FileNotFoundError: There is no such file.
       ValueError: It is damaged, or of a kind that is not read here.
     """
     path = pathlib.Path(path)
+    reader = _READERS[_suffix(path)]
+    try:
+        yield from reader(path, wanted)
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def keys(path: str | os.PathLike) -> Iterator[str]:
+    """Keys of an embedding file; of HDF5 and npz without the vectors."""
+    path = pathlib.Path(path)
+    suffix = _suffix(path)
+    if suffix in (".h5", ".hdf5"):
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            yield from file
+    elif suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            yield from file.files
+    else:
+        yield from (entry.key for entry in entries(path))
+
+
+def _suffix(path: pathlib.Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file.")
     suffix = path.suffix.lower()
@@ -54,10 +85,7 @@ def entries(path: str | os.PathLike) -> Iterator[writers.Entry]:
         raise ValueError(
             f"{path}: the ending says the format; choose one of {', '.join(_READERS)}."
         )
-    try:
-        yield from _READERS[suffix](path)
-    except (OSError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    return suffix
 
 
 def metadata(path: str | os.PathLike) -> dict[str, Any]:
@@ -75,9 +103,19 @@ def metadata(path: str | os.PathLike) -> dict[str, Any]:
     return about
 
 
+def is_per_protein(about: Mapping[str, Any]) -> bool | None:
+    """What `metadata` says of the vectors: one per protein; None: nothing."""
+    if "pooling" in about:
+        return about["pooling"] not in (None, "none")
+    outputs = about.get("run", {}).get("outputs", ())
+    return outputs[0] == "protein" if len(outputs) == 1 else None
+
+
 def describe(path: str | os.PathLike) -> Description:
     """Looks at every protein of a file; reads all of it, checksums included."""
     number = residues = 0
+    about = metadata(path)
+    per_protein = is_per_protein(about)
     ndims, sizes, dtypes = set(), set(), set()
     examples: list[str] = []
     for entry in entries(path):
@@ -85,11 +123,13 @@ def describe(path: str | os.PathLike) -> Description:
         ndims.add(entry.array.ndim)
         sizes.add(int(entry.array.shape[-1]))
         dtypes.add(entry.array.dtype.name)
-        if entry.array.ndim > 1:
+        if entry.array.ndim > 1 and not per_protein:
             residues += entry.array.shape[-2]
         if len(examples) < 5:
             examples.append(entry.key)
     kinds = {1: "per protein", 2: "per residue", 3: "per residue, several layers"}
+    if per_protein:
+        kinds[2] = "per protein, several layers"
     kind = kinds.get(next(iter(ndims)), "other") if len(ndims) == 1 else "mixed"
     return Description(
         number,
@@ -98,7 +138,7 @@ def describe(path: str | os.PathLike) -> Description:
         tuple(sorted(dtypes)),
         residues,
         tuple(examples),
-        metadata(path),
+        about,
     )
 
 
@@ -106,14 +146,14 @@ def convert(
     source: str | os.PathLike,
     output: str | os.PathLike,
     *,
-    transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    pool: str | None = None,
 ) -> int:
     """Writes the proteins of one file into another format; returns their number.
 
     Args:
       source: What `entries` reads.
-      output: New file; its ending says the format.
-      transform: Applied to each protein's array, for instance a pooling.
+      output: New file; its ending says the format. OUTPUT.json is written beside it.
+      pool: "mean" or "max", to make vectors per protein of those per residue.
 
     Raises:
       FileExistsError: The output exists.
@@ -123,18 +163,25 @@ def convert(
     if output.exists():
         raise FileExistsError(f"{output} exists. Choose another name.")
     temporary = output.with_name(f"{output.stem}.partial{output.suffix}")
-    about = {
+    about = metadata(source)
+    pools = pool is not None and not is_per_protein(about)
+    if pools:
+        # No longer what a run made: none may go on with it.
+        about = {key: about[key] for key in about.keys() - {"prottrans_run", "run"}}
+        about["pooling"] = pool
+    attributes = {
         key: value
-        for key, value in metadata(source).items()
+        for key, value in about.items()
         if isinstance(value, str | int | float)
     }
     number = 0
-    writer = writers.create(temporary, about)
+    writer = writers.create(temporary, attributes)
     try:
         try:
             for entry in entries(source):
-                if transform is not None:
-                    entry = entry._replace(array=transform(entry.array))
+                if pools and entry.array.ndim > 1:
+                    pooled = pooling.pool_protein(entry.array, pool)
+                    entry = entry._replace(array=pooled)
                 writer.add(entry)
                 number += 1
         finally:
@@ -143,15 +190,19 @@ def convert(
     except BaseException:
         writers.remove(temporary)
         raise
-    shards.sync_folder(output.parent)
+    plain = str | int | float | list | dict | None
+    about = {key: value for key, value in about.items() if isinstance(value, plain)}
+    about["converted_from"] = os.fspath(source)
+    beside = output.with_name(output.name + ".json")
+    shards.write_synced(beside, writers.to_json(about))
     return number
 
 
-def _hdf5(path: pathlib.Path) -> Iterator[writers.Entry]:
+def _hdf5(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
     import h5py
 
     with h5py.File(path, "r") as file:
-        for key in file:
+        for key in filter(wanted, file):
             if not isinstance(file.get(key, getlink=True), h5py.HardLink):
                 raise ValueError(f"{path}: {key} is a link, which is not followed.")
             dataset = file[key]
@@ -173,12 +224,12 @@ def _hdf5(path: pathlib.Path) -> Iterator[writers.Entry]:
             )
 
 
-def _npz(path: pathlib.Path) -> Iterator[writers.Entry]:
+def _npz(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
     import zipfile
 
     try:
         with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
+            for key in filter(wanted, file.files):
                 array = file[key]
                 length = array.shape[-2] if array.ndim > 1 else 0
                 yield writers.Entry(key, key, "", length, "", array)
@@ -186,12 +237,14 @@ def _npz(path: pathlib.Path) -> Iterator[writers.Entry]:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _parquet(path: pathlib.Path) -> Iterator[writers.Entry]:
+def _parquet(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
     pq = writers.import_parquet()
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         for batch in file.iter_batches(batch_size=64):
             columns = {name: batch.column(name) for name in batch.schema.names}
             for row in range(batch.num_rows):
+                if not wanted(columns["id"][row].as_py()):
+                    continue
                 shape = columns["shape"][row].as_py()
                 array = columns["embedding"][row].values.to_numpy().reshape(shape)
                 yield writers.Entry(
@@ -204,7 +257,7 @@ def _parquet(path: pathlib.Path) -> Iterator[writers.Entry]:
                 )
 
 
-def _zarr(path: pathlib.Path) -> Iterator[writers.Entry]:
+def _zarr(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
     arrays = writers.open_zarr(path)
     ids, stops = arrays["ids"], arrays["id_stops"].read().result()
     shapes = arrays["shapes"].read().result()
@@ -216,17 +269,31 @@ def _zarr(path: pathlib.Path) -> Iterator[writers.Entry]:
         start = int(stop)
         shape = tuple(int(n) for n in shape if n >= 0)
         rows = int(np.prod(shape[:-1], dtype=np.int64))
-        array = values[at : at + rows].read().result().reshape(shape)
+        if wanted(key):
+            array = values[at : at + rows].read().result().reshape(shape)
+            yield writers.Entry(key, original_id, description, length, digest, array)
         at += rows
-        yield writers.Entry(key, original_id, description, length, digest, array)
 
 
-_READERS: dict[str, Callable[[pathlib.Path], Iterator[writers.Entry]]] = {
+def _csv(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.reader(file, delimiter=delimiter)
+        next(rows, None)
+        for key, *values in rows:
+            if wanted(key):
+                array = np.array(values, np.float32)
+                yield writers.Entry(key, key, "", 0, "", array)
+
+
+_READERS: dict[str, Callable[..., Iterator[writers.Entry]]] = {
     ".h5": _hdf5,
     ".hdf5": _hdf5,
     ".npz": _npz,
     ".parquet": _parquet,
     ".zarr": _zarr,
+    ".csv": _csv,
+    ".tsv": _csv,
 }
 
 

@@ -16,7 +16,7 @@ from prottrans_jax import types
 from prottrans_jax.embed import layerwise, pooling
 
 # Scores of all heads of a batch beyond which attention goes block by block.
-PLAIN_SCORES_BYTES = 256 << 20
+PLAIN_SCORES_BYTES = {"cpu": 256 << 20, "accelerator": 2 << 30}
 _BLOCK = 512
 
 
@@ -64,7 +64,7 @@ def parse_layers(
             layers = -1
         elif text == "all":
             layers = list(range(num_layers + 1))
-        elif match := re.fullmatch(r"last(\d+)", text):
+        elif match := re.fullmatch(r"last([1-9]\d*)", text):
             count = int(match[1])
             _check_layers(range(-count, 0), num_layers)
             return Layers(tuple(range(-count, 0)), "mean")
@@ -160,12 +160,15 @@ def encode(
     return choose(hidden_states(variables["intermediates"], output), layers)
 
 
-def for_shape(module: nn.Module, rows: int, length: int) -> nn.Module:
+def for_shape(
+    module: nn.Module, rows: int, length: int, platform: str = "cpu"
+) -> nn.Module:
     """The model, with blockwise attention where all scores at once are too much."""
+    limit = PLAIN_SCORES_BYTES["cpu" if platform == "cpu" else "accelerator"]
     config = module.config
     fields = {field.name for field in dataclasses.fields(config)}
     scores = 4 * rows * config.num_heads * length * length
-    if "attention" not in fields or scores <= PLAIN_SCORES_BYTES:
+    if "attention" not in fields or scores <= limit:
         return module
     return blockwise(module)
 

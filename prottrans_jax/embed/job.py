@@ -68,7 +68,8 @@ def embed_fasta(
     parts = shards.Parts(
         asked.output,
         asked.identity,
-        fresh=asked.options.overwrite or not asked.options.resume,
+        fresh=not asked.options.resume,
+        overwrite=asked.options.overwrite,
     )
     try:
         return _run(
@@ -168,6 +169,7 @@ def _known(asked: settings.Settings, found: inputs.Inputs) -> reuse.Known:
         found,
         before if len(before) == len(asked.paths) else {},
         asked.options.reuse,
+        identity=asked.identity,
         kinds=list(asked.paths),
         pool=asked.pool,
         shape=asked.shape,

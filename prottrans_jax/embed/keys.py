@@ -41,6 +41,13 @@ def make(scheme: str, name: str, header: str, residues: bytes, index: int) -> st
     )
 
 
+def candidates(key: str, name: str, header: str, residues: bytes) -> list[str]:
+    """Names under which another file may hold a protein, the likeliest first."""
+    found = [key, make("auto", name, header, residues, 0), header.strip(), name]
+    found += [make(s, name, header, residues, 0) for s in ("header", "token", "md5")]
+    return list(dict.fromkeys(found))
+
+
 def escape(name: str) -> str:
     """Percent-encodes what HDF5 or a file system would take for more than a name.
 

@@ -6,6 +6,7 @@ from jaxtyping import UInt8
 import numpy as np
 
 from prottrans_jax.embed import (
+    computing,
     inputs,
     keys,
     provenance,
@@ -36,9 +37,11 @@ def merge(
       report: Gets the number of proteins kept of the output as it was.
     """
     places = parts.find(entries)
-    metadata = provenance.attributes(asked, len(found.chosen))
+    report.kept = known.count_others(next(iter(asked.paths)), entries)
+    number = len(found.chosen) + report.kept
+    metadata = provenance.attributes(asked, number)
     # Before the outputs: killed in between, they are known for what they are.
-    provenance.write(asked, found, complete=False)
+    provenance.write(asked, found, number, complete=False)
     for kind, path in asked.paths.items():
         temporary = parts.folder / f"merged.{kind}{path.suffix}"
         writers.remove(temporary)
@@ -52,10 +55,11 @@ def merge(
                     if kind == "protein":
                         array = array[..., 0, :]
                 else:
-                    array = known.array(protein, kind).astype(asked.dtypes[kind])
+                    array = computing.to_stored(
+                        known.array(protein, kind), asked.dtypes[kind], protein.name
+                    )
                 writer.add(_entry(protein, array))
             for entry in known.others(kind, entries):
-                report.kept += kind == next(iter(asked.paths))
                 writer.add(entry)
         finally:
             writer.close()
@@ -64,7 +68,7 @@ def merge(
             os.replace(path, parts.folder / f"before.{kind}")
         os.replace(temporary, path)
     shards.sync_folder(asked.output.parent)
-    provenance.write(asked, found, complete=True)
+    provenance.write(asked, found, number, complete=True)
 
 
 def _entry(protein: inputs.Protein, array: np.ndarray) -> writers.Entry:

@@ -7,6 +7,9 @@ from jaxtyping import Array, Bool, Float
 import numpy as np
 
 POOLINGS = ("mean", "max", "cls")
+CLS_OF_PIECES = (
+    "pool='cls' of a protein cut in pieces would be that of one piece. Use mean or max."
+)
 
 
 def check(name: str | None, *, has_cls: bool) -> str | None:
@@ -48,10 +51,7 @@ def pool_protein(
 ) -> Float[np.ndarray, "*layers d_model"]:
     """`pool` of one protein on the host, for those that went through in pieces."""
     if name == "cls":
-        raise ValueError(
-            "pool='cls' of a protein cut in pieces would be that of one piece. Use "
-            "mean or max."
-        )
+        raise ValueError(CLS_OF_PIECES)
     hidden = np.asarray(hidden, np.float32)
     return hidden.mean(axis=-2) if name == "mean" else hidden.max(axis=-2)
 

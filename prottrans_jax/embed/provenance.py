@@ -41,7 +41,13 @@ def attributes(
     }
 
 
-def write(asked: settings.Settings, found: inputs.Inputs, *, complete: bool) -> None:
+def write(
+    asked: settings.Settings,
+    found: inputs.Inputs,
+    num_proteins: int,
+    *,
+    complete: bool,
+) -> None:
     """Writes OUTPUT.json beside every output."""
     options = dataclasses.asdict(dataclasses.replace(asked.options, devices=None))
     content = {
@@ -53,7 +59,7 @@ def write(asked: settings.Settings, found: inputs.Inputs, *, complete: bool) -> 
         "model_source": str(asked.encoder.source),
         "model_revision": asked.encoder.revision,
         "input": {"path": found.path, "sha256": found.sha256},
-        "proteins": len(found.chosen),
+        "proteins": num_proteins,
         "skipped": len(found.skipped),
         "residues_cleaned": {"gaps": found.num_gaps, "stops": found.num_stops},
         "device": jax.devices()[0].device_kind,

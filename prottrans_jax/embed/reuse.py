@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prottrans_jax.embed import inputs, keys, pooling, shards, writers
+from prottrans_jax.embed import files, inputs, keys, pooling, shards, writers
 
 IDENTITY = "prottrans_run"
 _HDF5 = (".h5", ".hdf5")
@@ -20,13 +20,14 @@ class Known:
     Attributes:
       where: [records] True at those.
       in_output: [records] True at those that the output holds already.
-      has_output: Whether there is an output already.
+      has_output: Whether there is an output already, in HDF5.
     """
 
-    def __init__(self, number: int, outputs, others, pool, protein_ndim):
+    def __init__(self, number: int, paths, outputs, others, pool, protein_ndim):
         self.where = np.zeros(number, bool)
         self.in_output = np.zeros(number, bool)
         self.has_output = bool(outputs)
+        self._paths: Mapping[str, pathlib.Path] = paths
         self._outputs: Mapping[str, Any] = outputs
         self._others: Sequence[Any] = others
         self._pool = pool
@@ -45,21 +46,22 @@ class Known:
 
     def others(self, kind: str, entries: np.ndarray) -> Iterator[writers.Entry]:
         """Proteins of the output as it is that are not in the input."""
-        if kind not in self._outputs:
+        if kind not in self._paths:
             return
         present = {row.tobytes() for row in entries[:, :16]}
-        for key, dataset in self._outputs[kind].items():
-            if inputs.key_hash(key) in present:
-                continue
-            attributes = dataset.attrs
-            yield writers.Entry(
-                key,
-                str(attributes.get("original_id", key)),
-                str(attributes.get("description", "")),
-                int(attributes.get("length", 0)),
-                str(attributes.get("sequence_sha256", "")),
-                dataset[()],
-            )
+
+        def is_other(key):
+            return inputs.key_hash(key) not in present
+
+        yield from files.entries(self._paths[kind], wanted=is_other)
+
+    def count_others(self, kind: str, entries: np.ndarray) -> int:
+        """Number of `others`."""
+        if kind not in self._paths:
+            return 0
+        present = {row.tobytes() for row in entries[:, :16]}
+        names = files.keys(self._paths[kind])
+        return sum(inputs.key_hash(name) not in present for name in names)
 
     def close(self) -> None:
         """Closes the files."""
@@ -93,6 +95,7 @@ def find(
     outputs: Mapping[str, pathlib.Path],
     others: Sequence[str | os.PathLike],
     *,
+    identity: Mapping[str, Any],
     kinds: Sequence[str],
     pool: str | None,
     shape: tuple[int, ...],
@@ -105,8 +108,10 @@ def find(
 
     Args:
       found: The records.
-      outputs: The output as it is, by kind; empty if there is none.
+      outputs: The output as it is, by kind; empty if there is none. Records are looked
+        up in HDF5 alone.
       others: HDF5 files with one dataset per protein at the root.
+      identity: Of this run: what `others` say of themselves must not differ from it.
       kinds: What is wanted: "residues", "protein".
       pool: Pooling, for vectors per protein from a file of those per residue.
       shape: [*layers, d_model].
@@ -119,9 +124,9 @@ def find(
         for kind, path in outputs.items()
         if path.suffix.lower() in _HDF5
     }
-    files = [_open(path) for path in others]
-    known = Known(len(found.lengths), opened, files, pool, len(shape))
-    if not opened and not files:
+    reused = [_open(path, identity) for path in others]
+    known = Known(len(found.lengths), outputs, opened, reused, pool, len(shape))
+    if not opened and not reused:
         return known
     for protein in found.proteins():
         index = protein.number
@@ -133,7 +138,7 @@ def find(
         ):
             known.where[index] = known.in_output[index] = True
             continue
-        for number, file in enumerate(files):
+        for number, file in enumerate(reused):
             dataset = _lookup(file, protein)
             if dataset is not None and all(
                 _matches(dataset, digest, rows, kind, shape)
@@ -150,22 +155,39 @@ def find(
     return known
 
 
-def _open(path: str | os.PathLike):
+def _open(path: str | os.PathLike, identity: Mapping[str, Any]):
     import h5py
 
     try:
-        return h5py.File(path)
+        file = h5py.File(path)
     except OSError as error:
         raise ValueError(f"--reuse {path}: not a readable HDF5 file: {error}") from None
+    if IDENTITY not in file.attrs:
+        return file  # UniProt's, for one: believed.
+    before = json.loads(file.attrs[IDENTITY])
+    names = ["weights_fingerprint", "dtype_compute", "layer"]
+    if file.attrs.get("pooling", "none") != "none":
+        names.append("pooling")
+    if (before.get("long") or [""])[0] in ("chunk", "truncate"):
+        names.append("long")
+    shards.refuse_other_run(
+        pathlib.Path(path),
+        {name: before.get(name) for name in names},
+        {name: identity.get(name) for name in names},
+        advice="Reuse vectors of the same model and settings.",
+    )
+    return file
 
 
 def _lookup(file, protein: inputs.Protein):
     """The dataset of a protein: plain ones only, never a link into another file."""
     import h5py
 
-    accession = keys.make("auto", protein.name, "", protein.residues, 0)
-    md5 = keys.make("md5", protein.name, "", protein.residues, 0)
-    for key in (protein.key, accession, md5):
+    header = f"{protein.name} {protein.description}"
+    names = keys.candidates(protein.key, protein.name, header, protein.residues)
+    for key in names:
+        if "/" in key or "\0" in key or key in ("", ".", ".."):
+            continue
         link = file.get(key, getlink=True) if key in file else None
         if isinstance(link, h5py.HardLink):
             dataset = file[key]

@@ -84,6 +84,15 @@ class Options:
                 raise ValueError(
                     f"{field}={value!r} is not known. Choose one of {', '.join(known)}."
                 )
+        for field, least in (
+            ("max_length", 1),
+            ("chunk_overlap", 0),
+            ("max_tokens", 1),
+            ("max_rows", 1),
+        ):
+            value = getattr(self, field)
+            if value is not None and value < least:
+                raise ValueError(f"{field}={value}: it must be at least {least}.")
         for field in ("residue_dtype", "protein_dtype"):
             if getattr(self, field) not in (None, "float16", "float32"):
                 raise ValueError(
@@ -193,6 +202,14 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
     pool = pooling.check(options.pool, has_cls=has_cls)
     if "protein" in paths and pool is None:
         raise ValueError("per_protein needs a pooling: mean, max or cls.")
+    if "protein" in paths and layers.combine == "stack":
+        writers.check_path(output, per_residue=False, several_layers=True)
+    if options.max_length is not None and options.long in _CUTS:
+        if "protein" in paths and pool == "cls":
+            raise ValueError(pooling.CLS_OF_PIECES)
+        if options.long == "chunk":
+            overlap = chunks.overlap(options.max_length, options.chunk_overlap)
+            chunks.check(options.max_length, overlap)
     return Settings(
         encoder=encoder,
         options=options,

@@ -57,8 +57,9 @@ class Parts:
 
     Args:
       output: The output file.
-      identity: What is computed; JSON-able. A folder of another identity is refused.
+      identity: What is computed; JSON-able. Shards of another identity are refused.
       fresh: Whether to throw away what is there.
+      overwrite: Whether to throw it away if it is of another identity.
 
     Raises:
       LockedError: Another process writes there; says which.
@@ -71,14 +72,15 @@ class Parts:
         identity: Mapping[str, Any],
         *,
         fresh: bool = False,
+        overwrite: bool = False,
     ):
         self.folder = output.with_name(output.name + ".parts")
         self._lock: int | None = _take_lock(self.folder / "lock", output)
         try:
             if fresh:
                 self._clear()
-            self._check_identity(output, identity)
             self._shards = self._read_journal()
+            self._check_identity(identity, overwrite)
         except BaseException:
             self.close()
             raise
@@ -189,12 +191,19 @@ class Parts:
             if path.name != "lock":
                 path.unlink() if path.is_file() else shutil.rmtree(path)
 
-    def _check_identity(self, output, identity) -> None:
+    def _check_identity(self, identity, overwrite) -> None:
         path = self.folder / _RUN
-        if path.exists():
+        # Without a shard nothing is lost: a run that only saw its input be refused.
+        if path.exists() and self._shards:
             before = json.loads(path.read_text(encoding="utf-8"))
-            refuse_other_run(self.folder, before, identity)
-            return
+            try:
+                refuse_other_run(self.folder, before, identity)
+                return
+            except OtherRunError:
+                if not overwrite:
+                    raise
+            self._clear()
+            self._shards = {}
         write_synced(path, json.dumps(identity, indent=1, sort_keys=True).encode())
 
     def _read_journal(self) -> dict[int, dict[str, Any]]:
@@ -244,7 +253,10 @@ def as_scalars(entries: np.ndarray) -> np.ndarray:
 
 
 def refuse_other_run(
-    where: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]
+    where: pathlib.Path,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    advice: str = "Choose another output, the same settings, or --overwrite.",
 ) -> None:
     """Raises `OtherRunError` if two identities differ."""
     lines = [
@@ -254,8 +266,7 @@ def refuse_other_run(
     ]
     if lines:
         raise OtherRunError(
-            f"{where} was made in another way:\n" + "\n".join(lines) + "\nChoose "
-            "another output, the same settings, or --overwrite."
+            f"{where} was made in another way:\n" + "\n".join(lines) + f"\n{advice}"
         )
 
 
@@ -285,7 +296,7 @@ def _take_lock(path: pathlib.Path, output: pathlib.Path) -> int:
     try:
         # The kernel lets go of it when the holder dies, however that is.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         try:
             holder = json.loads(os.read(descriptor, 4096))
             who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
@@ -295,6 +306,14 @@ def _take_lock(path: pathlib.Path, output: pathlib.Path) -> int:
         raise LockedError(
             f"{output} is being written by {who}. Wait for it, or choose another "
             "output."
+        ) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise OSError(
+            error.errno,
+            f"the file system of {path.parent} does not lock files "
+            f"({os.strerror(error.errno or 0)}), so two writers could not be told "
+            "apart. Write to another one, and copy the output there.",
         ) from None
     if not path.exists() or path.stat().st_ino != os.fstat(descriptor).st_ino:
         # The holder finished and deleted the file between our two calls.

@@ -50,6 +50,9 @@ def check_file(
       path: The file.
       wanted: What should be in it, from `expected`.
     """
+    about = files.metadata(path)
+    per_protein = files.is_per_protein(about)
+    policy, limit, *_ = about.get("run", {}).get("long") or ("", None)
     faults = []
     seen = set()
     try:
@@ -63,9 +66,13 @@ def check_file(
                 faults.append(f"{entry.key}: not in the input")
                 continue
             digest, length = wanted[entry.key]
+            if policy == "truncate":
+                length = min(length, limit)
             if entry.sequence_sha256 and entry.sequence_sha256 != digest:
                 faults.append(f"{entry.key}: made from another sequence")
-            elif entry.array.ndim > 1 and entry.array.shape[-2] != length:
+            elif per_protein or entry.array.ndim == 1:
+                continue
+            elif entry.array.shape[-2] != length:
                 faults.append(
                     f"{entry.key}: {entry.array.shape[-2]} rows for {length} residues"
                 )
@@ -77,27 +84,37 @@ def check_file(
 
 def compare(
     encoder: Any, golden: str | os.PathLike, source: str | os.PathLike
-) -> list[Result]:
+) -> tuple[list[Result], list[str]]:
     """A model's vectors against a file of vectors known to be right.
+
+    Where either was computed or kept in less than float32, only cosines are compared.
 
     Args:
       encoder: `encoders.Encoder`.
-      golden: HDF5 or npz with a dataset per protein; keys are headers, first words or
-        MD5 of the residues.
+      golden: HDF5 or npz with a dataset per protein; keys are headers, first words,
+        accessions or MD5 of the residues.
       source: FASTA with the proteins.
+
+    Returns:
+      A result per protein of the file that is in the FASTA, and the names of those of
+      the FASTA that are not in the file.
 
     Raises:
       ValueError: No protein of the FASTA is in the file.
     """
-    right = {entry.key: entry.array for entry in files.entries(golden)}
+    proteins = list(inputs.look(source).proteins())
+    by_key: dict[str, inputs.Protein] = {}
+    for protein in proteins:
+        header = f"{protein.name} {protein.description}"
+        for key in keys.candidates(protein.key, protein.name, header, protein.residues):
+            by_key.setdefault(key, protein)
     results = []
-    for protein in inputs.look(source).proteins():
+    compared = set()
+    for entry in files.entries(golden, wanted=by_key.__contains__):
+        protein = by_key[entry.key]
+        compared.add(protein.number)
         header = f"{protein.name} {protein.description}".strip()
-        md5 = keys.make("md5", "", "", protein.residues, 0)
-        found = next((k for k in (header, protein.name, md5) if k in right), None)
-        if found is None:
-            continue
-        theirs = np.asarray(right[found], np.float32)
+        theirs = np.asarray(entry.array, np.float32)
         if theirs.ndim == 1:
             ours = encoder.embed([protein.residues.decode()], pool="mean")[0]
         else:
@@ -105,7 +122,7 @@ def compare(
         if ours.shape != theirs.shape:
             results.append(Result(header, float("inf"), 0.0, False))
             continue
-        half = right[found].dtype == np.float16
+        half = entry.array.dtype == np.float16 or encoder.dtype != "float32"
         norms = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
         cosine = float((np.sum(ours * theirs, axis=-1) / norms).min())
         passed = (
@@ -117,4 +134,4 @@ def compare(
         results.append(Result(header, largest, cosine, bool(passed)))
     if not results:
         raise ValueError(f"No protein of {source} is in {golden}.")
-    return results
+    return results, [p.name for p in proteins if p.number not in compared]

@@ -207,7 +207,7 @@ class _Parquet:
 
 
 class _Csv:
-    """A line per protein: its id, then the vector. For one vector per protein only."""
+    """A line per protein: its key, then the vector. For one per protein only."""
 
     def __init__(self, path: pathlib.Path, metadata: Mapping[str, Any]):
         del metadata  # In the file beside it.
@@ -228,7 +228,7 @@ class _Csv:
             self._csv.writerow(["id", *range(entry.array.size)])
             self._begun = True
         # The shortest text that reads back as the same number.
-        self._csv.writerow([entry.original_id, *map(str, entry.array)])
+        self._csv.writerow([entry.key, *map(str, entry.array)])
 
     def close(self) -> None:
         self._file.close()
@@ -382,11 +382,14 @@ FORMATS: dict[str, type] = {
 }
 
 
-def check_path(path: str | os.PathLike, *, per_residue: bool) -> pathlib.Path:
+def check_path(
+    path: str | os.PathLike, *, per_residue: bool, several_layers: bool = False
+) -> pathlib.Path:
     """The path of an output.
 
     Raises:
-      ValueError: No such format, or one that cannot hold vectors per residue.
+      ValueError: No such format, one whose library is not installed, or one that cannot
+        hold vectors per residue or of several layers.
     """
     path = pathlib.Path(path)
     if path.suffix.lower() not in FORMATS:
@@ -394,19 +397,21 @@ def check_path(path: str | os.PathLike, *, per_residue: bool) -> pathlib.Path:
             f"{path}: the ending says the format; {path.suffix or 'none'!r} is not "
             f"known. Choose one of {', '.join(FORMATS)}."
         )
-    if per_residue and FORMATS[path.suffix.lower()] is _Csv:
+    kind = FORMATS[path.suffix.lower()]
+    if (per_residue or several_layers) and kind is _Csv:
+        hint = "Add --per-protein" if per_residue else "Ask for one layer"
         raise ValueError(
-            f"{path}: CSV holds one vector per protein. Add --per-protein, or choose "
-            ".h5, .npz, .parquet or .zarr."
+            f"{path}: CSV holds one vector per protein. {hint}, or choose .h5, .npz, "
+            ".parquet or .zarr."
         )
+    if kind is _Parquet:
+        import_parquet()
     return path
 
 
-def create(
-    path: pathlib.Path, metadata: Mapping[str, Any], *, suffix: str | None = None
-) -> Writer:
-    """A writer for the format of the path's ending (or of `suffix`)."""
-    return FORMATS[(suffix or path.suffix).lower()](path, metadata)
+def create(path: pathlib.Path, metadata: Mapping[str, Any]) -> Writer:
+    """A writer for the format of the path's ending."""
+    return FORMATS[path.suffix.lower()](path, metadata)
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ that products take int8 and sum exactly in int32. Nothing is derived through the
 """
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ def quantize(
     return integers, scale.squeeze(-2)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def product(
     x: Float[Array, "batch length inputs"],
     kernel: Int8[Array, "inputs outputs"],
@@ -43,6 +45,14 @@ def product(
     )
     sums = sums.reshape(batch, length, -1).astype(jnp.float32)
     return (sums * (row_scale * scale)).astype(out_dtype)
+
+
+@product.defjvp
+def _refuse_to_derive(out_dtype, primals, tangents):
+    raise TypeError(
+        "int8 weights are for inference: rounding has no derivative. Load the model in "
+        "float32 or bfloat16."
+    )
 
 
 def _round(x, axis):

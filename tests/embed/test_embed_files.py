@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
+import prottrans_jax
 from prottrans_jax import cli
-from prottrans_jax.embed import files, job, settings, writers
+from prottrans_jax.embed import files, job, settings, shards, verifying, writers
 
 
 def embed(encoder, source, output, **options):
@@ -159,3 +160,71 @@ def test_npz_is_what_zipfile_writes(tmp_path):
     writer.close()
     assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "right.npz").read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_several_layers_per_protein_are_not_taken_for_residues(
+    encoder, fasta_file, proteins, tmp_path
+):
+    pooled = tmp_path / "pooled.h5"
+    embed(encoder, fasta_file, pooled, per_protein=True, layers="0,-1")
+    assert files.describe(pooled).kind == "per protein, several layers"
+    assert verifying.check_file(pooled, verifying.expected(fasta_file, "auto")) == []
+    again = tmp_path / "again.h5"
+    files.convert(pooled, again, pool="mean")
+    before = {entry.key: entry.array for entry in files.entries(pooled)}
+    for entry in files.entries(again):
+        np.testing.assert_array_equal(entry.array, before[entry.key])
+
+
+def test_truncated_proteins_are_sound(encoder, fasta_file, tmp_path):
+    path = embed(
+        encoder, fasta_file, tmp_path / "out.h5", max_length=20, long="truncate"
+    )
+    wanted = verifying.expected(fasta_file, "auto")
+    assert verifying.check_file(path, wanted) == []
+    with h5py.File(path, "r+") as file:
+        key = max(file, key=lambda name: file[name].shape[0])
+        rows = file[key][:19]
+        attributes = dict(file[key].attrs)
+        del file[key]
+        file[key] = rows
+        file[key].attrs.update(attributes)
+    assert verifying.check_file(path, wanted) != []
+
+
+def test_converted_file_says_what_it_is(encoder, fasta_file, tmp_path):
+    path = embed(encoder, fasta_file, tmp_path / "out.h5")
+    pooled = tmp_path / "pooled.h5"
+    assert files.convert(path, pooled, pool="mean") == 40
+    about = files.metadata(pooled)
+    assert about["pooling"] == "mean" and "prottrans_run" not in about
+    assert about["model_name"] == encoder.name
+    assert files.describe(pooled).kind == "per protein"
+    # Not its own: vectors of the whole input may not be mixed into it.
+    with pytest.raises(shards.OtherRunError, match="not made by this program"):
+        embed(encoder, fasta_file, pooled, per_protein=True)
+    npz = tmp_path / "out.npz"
+    files.convert(path, npz)
+    assert files.metadata(npz)["weights_fingerprint"] == encoder.fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_golden_vectors_are_compared_by_cosine_in_less_than_float32(
+    encoder, model_folder, tmp_path, dtype
+):
+    proteins = random_proteins(5, longest=30)
+    source = tmp_path / "uniprot.fasta"
+    text = "".join(f">sp|Q{i}|N_X some\n{x}\n" for i, x in enumerate(proteins.values()))
+    source.write_text(text + ">sp|Q9|N_X other\nMKTAYW\n")
+    golden = tmp_path / "golden.h5"
+    with h5py.File(golden, "w") as file:
+        for i, residues in enumerate(proteins.values()):
+            file[f"Q{i}"] = encoder.embed([residues])[0]
+    results, others = verifying.compare(encoder, golden, source)
+    assert len(results) == 5 and all(result.passed for result in results)
+    assert others == ["sp|Q9|N_X"]
+    coarse = prottrans_jax.load_encoder(model_folder, dtype=dtype)
+    results, _ = verifying.compare(coarse, golden, source)
+    for result in results:
+        assert result.largest > 1e-3  # Would not pass as float32.
+        assert result.passed == (result.cosine >= 0.999)

@@ -13,7 +13,7 @@ import pytest
 
 import prottrans_jax
 from prottrans_jax import fasta
-from prottrans_jax.embed import computing, job, merging, settings, shards
+from prottrans_jax.embed import computing, files, job, merging, settings, shards
 
 
 def embed(encoder, source, output, **options):
@@ -152,6 +152,101 @@ def test_finished_output_takes_new_and_changed_proteins(
     )
 
 
+@pytest.mark.parametrize("suffix", ["npz", "parquet", "zarr", "csv"])
+def test_proteins_of_an_earlier_run_are_kept_in_every_format(encoder, tmp_path, suffix):
+    output = tmp_path / f"out.{suffix}"
+    first, second = {"A": "MKTAYW", "B": "LLKM"}, {"B": "LLKM", "C": "WYV"}
+    for number, proteins in enumerate((first, second)):
+        source = write_fasta(tmp_path / f"{number}.fasta", proteins)
+        report = embed(encoder, source, output, per_protein=True)
+    assert (report.embedded, report.kept) == (2, 1)
+    found = {entry.key: entry.array for entry in files.entries(output)}
+    assert found.keys() == {"A", "B", "C"}
+    right = encoder.embed(["MKTAYW", "LLKM", "WYV"], pool="mean")
+    for key, vector in zip("ABC", right, strict=True):
+        np.testing.assert_allclose(found[key], vector, rtol=0, atol=1e-5)
+    about = json.loads((tmp_path / f"out.{suffix}.json").read_text())
+    assert about["proteins"] == 3
+
+
+def test_corrected_settings_go_on_where_nothing_was_computed(encoder, tmp_path):
+    source = write_fasta(tmp_path / "x.fasta", {"A": "M" * 9, "B": "MK"})
+    output = tmp_path / "out.h5"
+    with pytest.raises(ValueError, match="--long skip"):
+        embed(encoder, source, output, max_length=5)
+    report = embed(encoder, source, output, max_length=5, long="skip")
+    assert (report.embedded, len(report.skipped)) == (1, 1)
+
+
+def test_overwriting_goes_on_after_a_stop(encoder, fasta_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(computing, "_COMMIT_BYTES", 1)
+    output = tmp_path / "out.h5"
+    embed(encoder, fasta_file, output, layers=1)
+    for _ in range(2):  # Of the other layer nothing is taken, of the stopped run all.
+        with pytest.raises(KeyboardInterrupt):
+            job.embed_fasta(
+                encoder,
+                fasta_file,
+                output,
+                settings.Options(overwrite=True),
+                on_progress=stop_after(10),
+            )
+    report = embed(encoder, fasta_file, output, overwrite=True)
+    assert (report.embedded, report.resumed) == (20, 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_rows": 0}, "max_rows=0"),
+        ({"max_tokens": -1}, "max_tokens=-1"),
+        ({"max_length": -5, "long": "truncate"}, "max_length=-5"),
+        ({"max_length": 5, "long": "chunk", "chunk_overlap": 5}, "chunk_overlap=5"),
+        ({"layers": "last0"}, "last0"),
+    ],
+)
+def test_impossible_settings_show_before_anything_is_computed(
+    encoder, fasta_file, tmp_path, options, message
+):
+    with pytest.raises(ValueError, match=message):
+        embed(encoder, fasta_file, tmp_path / "out.h5", **options)
+    with pytest.raises(ValueError, match="CSV holds one vector"):
+        embed(encoder, fasta_file, tmp_path / "x.csv", per_protein=True, layers="all")
+    assert [path.name for path in tmp_path.iterdir()] == [fasta_file.name]
+
+
+def test_vectors_of_other_models_and_layers_are_not_reused(
+    encoder, other_model_folder, fasta_file, tmp_path
+):
+    made = tmp_path / "made.h5"
+    embed(encoder, fasta_file, made)
+    other = prottrans_jax.load_encoder(other_model_folder, dtype="float32")
+    with pytest.raises(shards.OtherRunError, match="weights_fingerprint"):
+        embed(other, fasta_file, tmp_path / "o.h5", reuse=(made,))
+    with pytest.raises(shards.OtherRunError, match="layer"):
+        embed(encoder, fasta_file, tmp_path / "l.h5", layers=0, reuse=(made,))
+    pooled = tmp_path / "max.h5"
+    embed(encoder, fasta_file, pooled, per_protein=True, pool="max")
+    with pytest.raises(shards.OtherRunError, match="pooling"):
+        embed(encoder, fasta_file, tmp_path / "p.h5", per_protein=True, reuse=(pooled,))
+    # The mean can be made of vectors per residue.
+    report = embed(
+        encoder, fasta_file, tmp_path / "m.h5", per_protein=True, reuse=(made,)
+    )
+    assert (report.embedded, report.reused) == (0, 40)
+
+
+def test_file_systems_without_locks_are_named(
+    encoder, fasta_file, tmp_path, monkeypatch
+):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(shards.fcntl, "flock", flock)
+    with pytest.raises(OSError, match="does not lock files"):
+        embed(encoder, fasta_file, tmp_path / "out.h5")
+
+
 def test_changed_sequence_is_computed_again_after_a_stop(
     encoder, fasta_file, proteins, tmp_path, monkeypatch
 ):
@@ -209,7 +304,7 @@ def test_other_products_are_refused(encoder, model_folder, fasta_file, tmp_path)
     output = tmp_path / "out.h5"
     embed(encoder, fasta_file, output)
     other = prottrans_jax.load_encoder(model_folder, dtype="int8")
-    with pytest.raises(shards.OtherRunError, match=r'dtype_compute: .*int8'):
+    with pytest.raises(shards.OtherRunError, match=r"dtype_compute: .*int8"):
         embed(other, fasta_file, output)
 
 

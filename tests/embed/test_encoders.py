@@ -191,6 +191,36 @@ def test_other_mistakes_are_explained(encoder):
         prottrans_jax.load_encoder("prot_brt")
 
 
+def test_sequences_longer_than_the_position_table_are_named(shared):
+    folder = shared / "data/interop/hf_tiny/prot_bert"
+    encoder = prottrans_jax.load_encoder(folder, dtype="float32")
+    with pytest.raises(ValueError, match=r"sequence 1 has 127 residues.* 126"):
+        encoder.embed(["MK", "M" * 127])
+
+
+def test_attention_is_plain_or_blockwise_by_length_whatever_the_rows(
+    encoder, monkeypatch
+):
+    """Two ways of summing: a protein's vector must not depend on its company."""
+    seen = []
+    monkeypatch.setitem(forward.PLAIN_SCORES_BYTES, "cpu", 4 * 2 * 2 * 24 * 24)
+
+    def note(module, *args, **keywords):
+        seen.append((args[1].shape, module.config.attention))
+        return run(module, *args, **keywords)
+
+    run = forward.run
+    monkeypatch.setattr(forward, "run", note)
+    for number in (1, 4):
+        encoder.embed(["M" * 23] * number, max_tokens=96)
+        encoder.embed(["M" * 7] * number, max_tokens=96)
+    assert {shape[0] for shape, _ in seen} == {1, 4}
+    ways = {
+        length: {way for shape, way in seen if shape[1] == length} for length in (8, 24)
+    }
+    assert ways == {8: {"plain"}, 24: {"blockwise"}}
+
+
 def test_rare_letters_are_x_in_either_case(encoder):
     whole, rare = encoder.embed(["MXXXXXK", "mUZOBJk"])
     np.testing.assert_array_equal(whole, rare)

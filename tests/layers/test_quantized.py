@@ -1,8 +1,10 @@
 """int8 kernels: products by hand, and where everything is zero."""
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from prottrans_jax.layers import dense, quantized
 
@@ -37,3 +39,21 @@ def test_projection_takes_an_int8_kernel_where_there_is_one():
     out = layer.apply({"params": params}, x)
     by_hand = [127 * 127 + 2 * 64 + 1, (127 * 50 + 2 * 127) * 0.01 + 2, 3]
     np.testing.assert_allclose(out[0, 0], by_hand, rtol=1e-5)
+
+
+def test_products_take_integers():
+    kernel, scale = quantized.quantize(KERNEL)
+    x = jnp.ones((2, 5, 2), jnp.bfloat16)
+    program = jax.make_jaxpr(
+        lambda x: quantized.product(x, kernel, scale, jnp.float32)
+    )(x)
+    assert "preferred_element_type=int32" in str(program)
+    assert "i8[10,2]" in str(program)
+
+
+def test_nothing_is_derived_through_rounding():
+    kernel, scale = quantized.quantize(KERNEL)
+    with pytest.raises(TypeError, match="int8 weights are for inference"):
+        jax.grad(lambda x: quantized.product(x, kernel, scale, jnp.float32).sum())(
+            jnp.ones((1, 1, 2))
+        )
