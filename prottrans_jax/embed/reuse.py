@@ -83,7 +83,9 @@ def identity_of(path: pathlib.Path) -> Mapping[str, Any]:
             if IDENTITY in file.attrs:
                 return json.loads(file.attrs[IDENTITY])
     elif beside.exists():
-        return json.loads(beside.read_text(encoding="utf-8"))["run"]
+        about = json.loads(beside.read_text(encoding="utf-8"))
+        if "run" in about:
+            return about["run"]
     raise shards.OtherRunError(
         f"{path} exists and was not made by this program. Choose another output, or "
         "--overwrite."

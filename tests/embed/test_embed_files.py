@@ -201,8 +201,10 @@ def test_converted_file_says_what_it_is(encoder, fasta_file, tmp_path):
     assert about["model_name"] == encoder.name
     assert files.describe(pooled).kind == "per protein"
     # Not its own: vectors of the whole input may not be mixed into it.
-    with pytest.raises(shards.OtherRunError, match="not made by this program"):
-        embed(encoder, fasta_file, pooled, per_protein=True)
+    assert files.convert(path, tmp_path / "pooled.npz", pool="mean") == 40
+    for output in (pooled, tmp_path / "pooled.npz"):
+        with pytest.raises(shards.OtherRunError, match="not made by this program"):
+            embed(encoder, fasta_file, output, per_protein=True)
     npz = tmp_path / "out.npz"
     files.convert(path, npz)
     assert files.metadata(npz)["weights_fingerprint"] == encoder.fingerprint
