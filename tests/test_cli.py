@@ -122,7 +122,7 @@ def test_revision_of_a_repository_and_the_cache_of_prott5_embedder(
 
 def test_what_is_left_out_is_named_and_the_status_says_so(model, source, tmp_path):
     with open(source, "a") as file:
-        file.write(">BAD\nMK1\n")
+        file.write(">BAD\nMK1\n>GAPS\nM--K.*\n")
     output = tmp_path / "out.h5"
     given = ("embed", "-i", source, "-o", output, "-m", model)
     stopped = run(*given)
@@ -131,6 +131,7 @@ def test_what_is_left_out_is_named_and_the_status_says_so(model, source, tmp_pat
     assert not output.exists()
     done = run(*given, "--on-bad", "skip")
     assert done.returncode == 3
+    assert "3 gaps, 1 stops" in done.stderr
     assert "Left out 1" in done.stderr and "BAD" in done.stderr
     assert "BAD\t26" in (tmp_path / "out.h5.skipped.tsv").read_text()
     assert output.exists()

@@ -180,6 +180,11 @@ class _Say:
                     f"{console.duration(report.seconds)}, {100 * report.padding:.1f} % "
                     f"padding, peak memory {console.gib(report.peak_memory_bytes)}."
                 )
+            if report.gaps or report.stops:
+                console.say(
+                    f"Taken out of sequences: {report.gaps:,} gaps, {report.stops:,} "
+                    "stops at the end."
+                )
             for path in report.outputs:
                 console.say(f"Wrote {path}")
         if not report.skipped:

@@ -102,6 +102,7 @@ def _run(asked, source, parts, on_plan, on_progress) -> reports.Report:
         on_bad=options.on_bad,
         on_duplicate=options.on_duplicate,
     )
+    report.gaps, report.stops = found.num_gaps, found.num_stops
     _apply_limits(asked, found)
     if not options.overwrite and provenance.is_complete(asked, found):
         report.skipped = found.skipped

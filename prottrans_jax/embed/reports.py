@@ -56,6 +56,8 @@ class Report:
       repeated: Records whose key and sequence came before.
       kept: Proteins of the output as it was that are not in this input.
       skipped: Records left out, with reasons.
+      gaps: Gap characters taken out of sequences.
+      stops: Stops taken off the ends of sequences.
       residues: Residues computed by this run.
       seconds: Of computing, without start and merging.
       peak_memory_bytes: Of the process.
@@ -69,6 +71,8 @@ class Report:
     repeated: int = 0
     kept: int = 0
     skipped: list[inputs.Skipped] = dataclasses.field(default_factory=list)
+    gaps: int = 0
+    stops: int = 0
     residues: int = 0
     seconds: float = 0.0
     peak_memory_bytes: int = 0
