@@ -87,6 +87,11 @@ def embed_fasta(
             f"no space left at {asked.output.parent}. What was computed is kept in "
             f"{parts.folder}: free some space and run the same command again.",
         ) from error
+    except ValueError:
+        # A mistake in what was asked or given: no empty folder stays behind.
+        if parts.is_empty:
+            parts.remove()
+        raise
     finally:
         parts.close()
 

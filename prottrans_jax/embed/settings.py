@@ -84,15 +84,17 @@ class Options:
                 raise ValueError(
                     f"{field}={value!r} is not known. Choose one of {', '.join(known)}."
                 )
-        for field, least in (
-            ("max_length", 1),
-            ("chunk_overlap", 0),
-            ("max_tokens", 1),
-            ("max_rows", 1),
+        for field, flag, least in (
+            ("max_length", "--max-length", 1),
+            ("chunk_overlap", "--chunk-overlap", 0),
+            ("max_tokens", "--batch-tokens", 1),
+            ("max_rows", "--max-batch", 1),
         ):
             value = getattr(self, field)
             if value is not None and value < least:
-                raise ValueError(f"{field}={value}: it must be at least {least}.")
+                raise ValueError(
+                    f"{field}={value} ({flag}): it must be at least {least}."
+                )
         for field in ("residue_dtype", "protein_dtype"):
             if getattr(self, field) not in (None, "float16", "float32"):
                 raise ValueError(

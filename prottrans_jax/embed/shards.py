@@ -88,6 +88,11 @@ class Parts:
         # Hashes of every kept protein, by shard.
         self._entries = {number: self._read_entries(number) for number in self._shards}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no shard is kept."""
+        return not self._shards
+
     def commit(self, items: Sequence[Item]) -> int:
         """Writes a shard; returns its bytes. When it returns, the shard is kept.
 

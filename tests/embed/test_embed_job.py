@@ -174,6 +174,7 @@ def test_corrected_settings_go_on_where_nothing_was_computed(encoder, tmp_path):
     output = tmp_path / "out.h5"
     with pytest.raises(ValueError, match="--long skip"):
         embed(encoder, source, output, max_length=5)
+    assert not parts_of(output).exists()
     report = embed(encoder, source, output, max_length=5, long="skip")
     assert (report.embedded, len(report.skipped)) == (1, 1)
 
