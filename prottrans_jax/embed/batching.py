@@ -1,5 +1,6 @@
 """Which proteins go through the model together, and padded to which length."""
 
+import bisect
 from collections.abc import Iterator, Sequence
 import dataclasses
 
@@ -95,6 +96,7 @@ def plan(
     max_rows: int | None = None,
     max_length: int | None = None,
     compile_cost_tokens: float = 0.0,
+    seen: set[tuple[int, int]] | None = None,
 ) -> Iterator[Batch]:
     """Batches of sequences sorted by length, the longest first.
 
@@ -108,12 +110,17 @@ def plan(
       max_length: Tokens that the model has positions for.
       compile_cost_tokens: As in `choose_buckets`. The last batch keeps empty rows if
         they cost less than another program.
+      seen: (rows, length) for which there are programs; new ones are added. Of a job
+        in many windows each would else need programs of its own for its last batches.
     """
     lengths = np.asarray(lengths, np.int64)
     # Ties by number: the same input always gives the same batches.
     order = np.lexsort((np.arange(lengths.size), -lengths))
     start = 0
-    seen = set()
+    seen = set() if seen is None else seen
+    rows_of: dict[int, list[int]] = {}
+    for rows, length in sorted(seen):
+        rows_of.setdefault(length, []).append(rows)
     while start < order.size:
         longest = int(lengths[order[start]])
         at = int(np.searchsorted(buckets, longest))
@@ -124,10 +131,14 @@ def plan(
         if max_rows is not None:
             rows = min(rows, max_rows)
         members = tuple(int(i) for i in order[start : start + rows])
-        empty_tokens = (rows - len(members)) * length
-        if (rows, length) not in seen or empty_tokens > compile_cost_tokens:
+        known = rows_of.setdefault(length, [])
+        enough = bisect.bisect_left(known, len(members))
+        rows = known[enough] if enough < len(known) else len(members)
+        if (rows - len(members)) * length > compile_cost_tokens:
             rows = len(members)
-        seen.add((rows, length))
+        if (rows, length) not in seen:
+            seen.add((rows, length))
+            bisect.insort(known, rows)
         yield Batch(members, rows, length)
         start += len(members)
 

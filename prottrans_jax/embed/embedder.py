@@ -123,6 +123,8 @@ class Embedder:
         self.devices = list(devices)
         self._params = _on_devices(params, self.devices)
         self._turn = 0
+        # (rows, length) of all calls: there are programs for them.
+        self._seen: set[tuple[int, int]] = set()
         # What was seen not to fit: no larger call is tried again.
         self._rows_limit: dict[int, int] = {}
         self._blockwise_from: int | None = None
@@ -156,6 +158,7 @@ class Embedder:
                 self.max_rows,
                 getattr(self.module.config, "max_length", None),
                 self.compile_cost_tokens(),
+                self._seen,
             )
         ]
 

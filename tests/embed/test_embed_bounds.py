@@ -96,6 +96,22 @@ def lengths_like_proteins(count):
     return np.clip(lengths, 20, 2000).astype(int)
 
 
+def test_windows_of_a_job_share_their_programs():
+    """A new shape for the last batch of each window would be compiled each time."""
+    lengths = lengths_like_proteins(20_000)
+    buckets = batching.choose_buckets(lengths, 20_000.0)
+    seen: set[tuple[int, int]] = set()
+    number = []
+    for window in np.split(lengths, 20):
+        batches = list(batching.plan(window, buckets, 4096, None, None, 20_000.0, seen))
+        assert sorted(i for batch in batches for i in batch.members) == list(
+            range(1000)
+        )
+        assert seen >= {(batch.rows, batch.length) for batch in batches}
+        number.append(len(seen))
+    assert number[-1] <= number[0] + 2  # Without `seen` shared: 23, then 30.
+
+
 def test_padding_is_at_most_three_percent_in_few_shapes():
     lengths = lengths_like_proteins(4000)
     # Compiling costs as much as 500 tokens: a large model on a CPU.
