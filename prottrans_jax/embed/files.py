@@ -164,8 +164,9 @@ def convert(
         raise FileExistsError(f"{output} exists. Choose another name.")
     temporary = output.with_name(f"{output.stem}.partial{output.suffix}")
     about = metadata(source)
-    pools = pool is not None and not is_per_protein(about)
-    if pools:
+    if is_per_protein(about):
+        pool = None
+    if pool is not None:
         # No longer what a run made: none may go on with it.
         about = {key: about[key] for key in about.keys() - {"prottrans_run", "run"}}
         about["pooling"] = pool
@@ -179,7 +180,7 @@ def convert(
     try:
         try:
             for entry in entries(source):
-                if pools and entry.array.ndim > 1:
+                if pool is not None and entry.array.ndim > 1:
                     pooled = pooling.pool_protein(entry.array, pool)
                     entry = entry._replace(array=pooled)
                 writer.add(entry)
