@@ -99,7 +99,15 @@ def test_nobody_imports_a_main():
         ("embed", {"embed", "fasta", "interop", "types"}),
         (
             "encoders",
-            {"attention_maps", "embed", "interop", "sources", "types", "vocabulary"},
+            {
+                "attention_maps",
+                "embed",
+                "interop",
+                "layers",
+                "sources",
+                "types",
+                "vocabulary",
+            },
         ),
         ("attention_maps", {"layers", "types"}),
         ("interop", {"interop", "models", "layers", "types", "vocabulary"}),
