@@ -40,4 +40,5 @@ def cpu() -> str:
     flags = set(text.split())
     widest = {"amx_tile": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512"}
     known = [name for flag, name in widest.items() if flag in flags]
-    return " ".join([*model.split(), *(known or ["AVX2"])[:1]])
+    known += ["AVX2"] * ("avx2" in flags)
+    return " ".join([*model.split(), *known[:1]])

@@ -9,28 +9,29 @@ POLICIES = ("error", "skip", "chunk", "truncate")
 
 
 def overlap(size: int, asked: int | None) -> int:
-    """Residues that neighbours share: what is asked for, or a quarter of a piece."""
-    return size // 4 if asked is None else asked
+    """Residues that neighbours share: what is asked for, or a quarter of a piece.
 
-
-def check(size: int, overlap: int) -> None:
-    """Raises ValueError if pieces of `size` cannot share so many residues."""
-    if not 0 <= overlap < size:
+    Raises:
+      ValueError: Pieces of `size` cannot share so many.
+    """
+    if asked is None:
+        return size // 4
+    if not 0 <= asked < size:
         raise ValueError(
-            f"chunk_overlap={overlap} must be at least 0 and less than the pieces' "
+            f"chunk_overlap={asked} must be at least 0 and less than the pieces' "
             f"{size} residues."
         )
+    return asked
 
 
 def cut(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
     """Pieces [start, stop) of at most `size` that cover a protein.
 
-    Neighbours share at least `overlap` residues; all pieces have the same size, so the
-    last one may share more.
+    Neighbours share at least `overlap` residues, fewer than `size`; all pieces have the
+    same size, so the last one may share more.
     """
     if length <= size:
         return [(0, length)]
-    check(size, overlap)
     starts = list(range(0, length - size, size - overlap))
     return [(start, start + size) for start in [*starts, length - size]]
 

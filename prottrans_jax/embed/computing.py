@@ -133,12 +133,12 @@ def _whole(asked, found, todo, missing, too_large, report) -> Iterator[tuple]:
 def _in_pieces(asked, found, todo) -> Iterator[tuple]:
     """(protein, embedding) of those that are cut, one protein at a time."""
     limit = asked.options.max_length
-    overlap = chunks.overlap(limit, asked.options.chunk_overlap)
     runner = asked.make_embedder(pool=False, residues=True)
     for protein in found.proteins(todo):
-        pieces = chunks.cut(len(protein.residues), limit, overlap)
-        if asked.options.long == "truncate":
-            pieces = [(0, limit)]
+        pieces = [(0, limit)]
+        if asked.options.long == "chunk":
+            overlap = chunks.overlap(limit, asked.options.chunk_overlap)
+            pieces = chunks.cut(len(protein.residues), limit, overlap)
         sequences = [protein.residues[start:stop] for start, stop in pieces]
         work = runner.work(sequences, runner.buckets([limit]))
         hidden: list[Any] = [None] * len(pieces)

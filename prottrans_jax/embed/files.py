@@ -13,6 +13,9 @@ import numpy as np
 from prottrans_jax.embed import pooling, shards, writers
 
 MAX_BYTES = 64 << 30
+# Attribute of an HDF5 file's root with the run that made it, as JSON.
+IDENTITY = "prottrans_run"
+_HDF5 = (".h5", ".hdf5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,7 @@ def keys(path: str | os.PathLike) -> Iterator[str]:
     """Keys of an embedding file; of HDF5 and npz without the vectors."""
     path = pathlib.Path(path)
     suffix = _suffix(path)
-    if suffix in (".h5", ".hdf5"):
+    if suffix in _HDF5:
         import h5py
 
         with h5py.File(path, "r") as file:
@@ -92,7 +95,7 @@ def metadata(path: str | os.PathLike) -> dict[str, Any]:
     """What the file, or that beside it, says about how it was made."""
     path = pathlib.Path(path)
     about: dict[str, Any] = {}
-    if path.suffix.lower() in (".h5", ".hdf5"):
+    if path.suffix.lower() in _HDF5:
         import h5py
 
         with h5py.File(path, "r") as file:
@@ -101,6 +104,18 @@ def metadata(path: str | os.PathLike) -> dict[str, Any]:
     if beside.is_file():
         about.update(json.loads(beside.read_text(encoding="utf-8")))
     return about
+
+
+def run_of(path: str | os.PathLike) -> Mapping[str, Any] | None:
+    """The run that made the file, as far as that is written; see `Settings.identity`.
+
+    In HDF5 in the file, where it cannot be parted from it; else in that beside.
+    """
+    path = pathlib.Path(path)
+    about = metadata(path)
+    if path.suffix.lower() not in _HDF5:
+        return about.get("run")
+    return json.loads(about[IDENTITY]) if IDENTITY in about else None
 
 
 def is_per_protein(about: Mapping[str, Any]) -> bool | None:
@@ -168,7 +183,7 @@ def convert(
         pool = None
     if pool is not None:
         # No longer what a run made: none may go on with it.
-        about = {key: about[key] for key in about.keys() - {"prottrans_run", "run"}}
+        about = {key: about[key] for key in about.keys() - {IDENTITY, "run"}}
         about["pooling"] = pool
     attributes = {
         key: value

@@ -160,9 +160,7 @@ def encode(
     return choose(hidden_states(variables["intermediates"], output), layers)
 
 
-def for_shape(
-    module: nn.Module, rows: int, length: int, platform: str = "cpu"
-) -> nn.Module:
+def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Module:
     """The model, with blockwise attention where all scores at once are too much."""
     limit = PLAIN_SCORES_BYTES["cpu" if platform == "cpu" else "accelerator"]
     config = module.config

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 import prottrans_jax
-from prottrans_jax.embed import inputs, reuse, settings, shards, writers
+from prottrans_jax.embed import files, inputs, settings, shards, writers
 
 
 def attributes(
@@ -29,7 +29,7 @@ def attributes(
         "layer": str(asked.layers),
         "dtype_compute": asked.encoder.dtype,
         "prottrans_version": prottrans_jax.__version__,
-        reuse.IDENTITY: json.dumps(asked.identity, sort_keys=True),
+        files.IDENTITY: json.dumps(asked.identity, sort_keys=True),
     }
     return {
         kind: common

@@ -10,7 +10,6 @@ import numpy as np
 
 from prottrans_jax.embed import files, inputs, keys, pooling, shards, writers
 
-IDENTITY = "prottrans_run"
 _HDF5 = (".h5", ".hdf5")
 
 
@@ -46,27 +45,25 @@ class Known:
 
     def others(self, kind: str, entries: np.ndarray) -> Iterator[writers.Entry]:
         """Proteins of the output as it is that are not in the input."""
-        if kind not in self._paths:
-            return
-        present = {row.tobytes() for row in entries[:, :16]}
-
-        def is_other(key):
-            return inputs.key_hash(key) not in present
-
-        yield from files.entries(self._paths[kind], wanted=is_other)
+        if kind in self._paths:
+            yield from files.entries(self._paths[kind], wanted=_is_none_of(entries))
 
     def count_others(self, kind: str, entries: np.ndarray) -> int:
         """Number of `others`."""
         if kind not in self._paths:
             return 0
-        present = {row.tobytes() for row in entries[:, :16]}
-        names = files.keys(self._paths[kind])
-        return sum(inputs.key_hash(name) not in present for name in names)
+        return sum(map(_is_none_of(entries), files.keys(self._paths[kind])))
 
     def close(self) -> None:
         """Closes the files."""
         for file in (*self._outputs.values(), *self._others):
             file.close()
+
+
+def _is_none_of(entries):
+    """Whether a key is none of the input's."""
+    present = {row.tobytes() for row in entries[:, :16]}
+    return lambda key: inputs.key_hash(key) not in present
 
 
 def identity_of(path: pathlib.Path) -> Mapping[str, Any]:
@@ -75,17 +72,8 @@ def identity_of(path: pathlib.Path) -> Mapping[str, Any]:
     Raises:
       shards.OtherRunError: It does not say: not made here.
     """
-    beside = path.with_name(path.name + ".json")
-    if path.suffix.lower() in _HDF5:
-        import h5py
-
-        with h5py.File(path) as file:
-            if IDENTITY in file.attrs:
-                return json.loads(file.attrs[IDENTITY])
-    elif beside.exists():
-        about = json.loads(beside.read_text(encoding="utf-8"))
-        if "run" in about:
-            return about["run"]
+    if run := files.run_of(path):
+        return run
     raise shards.OtherRunError(
         f"{path} exists and was not made by this program. Choose another output, or "
         "--overwrite."
@@ -164,9 +152,9 @@ def _open(path: str | os.PathLike, identity: Mapping[str, Any]):
         file = h5py.File(path)
     except OSError as error:
         raise ValueError(f"--reuse {path}: not a readable HDF5 file: {error}") from None
-    if IDENTITY not in file.attrs:
+    if files.IDENTITY not in file.attrs:
         return file  # UniProt's, for one: believed.
-    before = json.loads(file.attrs[IDENTITY])
+    before = json.loads(file.attrs[files.IDENTITY])
     names = ["weights_fingerprint", "dtype_compute", "layer"]
     if file.attrs.get("pooling", "none") != "none":
         names.append("pooling")

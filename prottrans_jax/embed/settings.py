@@ -210,8 +210,7 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
         if "protein" in paths and pool == "cls":
             raise ValueError(pooling.CLS_OF_PIECES)
         if options.long == "chunk":
-            overlap = chunks.overlap(options.max_length, options.chunk_overlap)
-            chunks.check(options.max_length, overlap)
+            chunks.overlap(options.max_length, options.chunk_overlap)
     return Settings(
         encoder=encoder,
         options=options,

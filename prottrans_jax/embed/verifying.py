@@ -50,9 +50,8 @@ def check_file(
       path: The file.
       wanted: What should be in it, from `expected`.
     """
-    about = files.metadata(path)
-    per_protein = files.is_per_protein(about)
-    policy, limit, *_ = about.get("run", {}).get("long") or ("", None)
+    per_protein = files.is_per_protein(files.metadata(path))
+    policy, limit, *_ = (files.run_of(path) or {}).get("long") or ("", None)
     faults = []
     seen = set()
     try:

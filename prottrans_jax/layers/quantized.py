@@ -6,7 +6,7 @@ value (the vector-wise quantisation of Dettmers et al. 2022, without its outlier
 that products take int8 and sum exactly in int32. Nothing is derived through them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
@@ -67,7 +67,11 @@ def is_quantized(params: Any) -> bool:
     return any(x.dtype == jnp.int8 for x in jax.tree.leaves(params))
 
 
-def map_kernels(params: Any, quantized: Any, others: Any) -> Any:
+def map_kernels(
+    params: Mapping[str, Any],
+    quantized: Callable[[Any], tuple[Any, Any]],
+    others: Callable[[Any], Any],
+) -> dict[str, Any]:
     """A tree with int8 kernels.
 
     Args:

@@ -6,24 +6,13 @@ import json
 import subprocess
 import sys
 
-from embed_cases import random_proteins, write_fasta
+from embed_cases import embed, random_proteins, read, stop_after, write_fasta
 import h5py
 import numpy as np
 import pytest
 
-import prottrans_jax
 from prottrans_jax import fasta
-from prottrans_jax.embed import computing, files, job, merging, settings, shards
-
-
-def embed(encoder, source, output, **options):
-    return job.embed_fasta(encoder, source, output, settings.Options(**options))
-
-
-def read(path):
-    """The loop that UniProt's users know."""
-    with h5py.File(path, "r") as file:
-        return {key: value[()] for key, value in file.items()}
+from prottrans_jax.embed import computing, job, merging, settings, shards
 
 
 def parts_of(path):
@@ -86,16 +75,6 @@ def test_same_sequence_under_two_ids_is_computed_once(encoder, tmp_path, monkeyp
     np.testing.assert_array_equal(found["A"], found["D"])
 
 
-def stop_after(number):
-    """A progress callback that stops the run in the midst of it."""
-
-    def on_progress(progress):
-        if progress.proteins == number:
-            raise KeyboardInterrupt
-
-    return on_progress
-
-
 def test_stopped_run_goes_on_and_writes_the_same_bytes(
     encoder, fasta_file, tmp_path, monkeypatch
 ):
@@ -128,45 +107,6 @@ def test_damaged_shard_is_computed_again(encoder, fasta_file, tmp_path, monkeypa
     report = embed(encoder, fasta_file, broken)
     assert report.resumed == len(committed) - 1
     assert broken.read_bytes() == whole.read_bytes()
-
-
-def test_finished_output_takes_new_and_changed_proteins(
-    encoder, fasta_file, proteins, tmp_path
-):
-    output = tmp_path / "out.h5"
-    embed(encoder, fasta_file, output)
-    before = read(output)
-    unchanged = embed(encoder, fasta_file, output)
-    assert (unchanged.embedded, unchanged.reused) == (0, 40)
-    changed = dict(proteins) | {"P3": "MKTAYW", "Q1": "LLKM"}
-    del changed["P7"]
-    write_fasta(fasta_file, changed)
-    report = embed(encoder, fasta_file, output)
-    assert (report.embedded, report.reused, report.kept) == (2, 38, 1)
-    after = read(output)
-    assert after.keys() == changed.keys() | {"P7"}
-    for key in after.keys() - {"P3", "Q1"}:
-        np.testing.assert_array_equal(after[key], before[key])
-    np.testing.assert_allclose(
-        after["P3"], encoder.embed(["MKTAYW"])[0], rtol=1e-3, atol=1e-3
-    )
-
-
-@pytest.mark.parametrize("suffix", ["npz", "parquet", "zarr", "csv"])
-def test_proteins_of_an_earlier_run_are_kept_in_every_format(encoder, tmp_path, suffix):
-    output = tmp_path / f"out.{suffix}"
-    first, second = {"A": "MKTAYW", "B": "LLKM"}, {"B": "LLKM", "C": "WYV"}
-    for number, proteins in enumerate((first, second)):
-        source = write_fasta(tmp_path / f"{number}.fasta", proteins)
-        report = embed(encoder, source, output, per_protein=True)
-    assert (report.embedded, report.kept) == (2, 1)
-    found = {entry.key: entry.array for entry in files.entries(output)}
-    assert found.keys() == {"A", "B", "C"}
-    right = encoder.embed(["MKTAYW", "LLKM", "WYV"], pool="mean")
-    for key, vector in zip("ABC", right, strict=True):
-        np.testing.assert_allclose(found[key], vector, rtol=0, atol=1e-5)
-    about = json.loads((tmp_path / f"out.{suffix}.json").read_text())
-    assert about["proteins"] == 3
 
 
 def test_corrected_settings_go_on_where_nothing_was_computed(encoder, tmp_path):
@@ -216,27 +156,6 @@ def test_impossible_settings_show_before_anything_is_computed(
     assert [path.name for path in tmp_path.iterdir()] == [fasta_file.name]
 
 
-def test_vectors_of_other_models_and_layers_are_not_reused(
-    encoder, other_model_folder, fasta_file, tmp_path
-):
-    made = tmp_path / "made.h5"
-    embed(encoder, fasta_file, made)
-    other = prottrans_jax.load_encoder(other_model_folder, dtype="float32")
-    with pytest.raises(shards.OtherRunError, match="weights_fingerprint"):
-        embed(other, fasta_file, tmp_path / "o.h5", reuse=(made,))
-    with pytest.raises(shards.OtherRunError, match="layer"):
-        embed(encoder, fasta_file, tmp_path / "l.h5", layers=0, reuse=(made,))
-    pooled = tmp_path / "max.h5"
-    embed(encoder, fasta_file, pooled, per_protein=True, pool="max")
-    with pytest.raises(shards.OtherRunError, match="pooling"):
-        embed(encoder, fasta_file, tmp_path / "p.h5", per_protein=True, reuse=(pooled,))
-    # The mean can be made of vectors per residue.
-    report = embed(
-        encoder, fasta_file, tmp_path / "m.h5", per_protein=True, reuse=(made,)
-    )
-    assert (report.embedded, report.reused) == (0, 40)
-
-
 def test_file_systems_without_locks_are_named(
     encoder, fasta_file, tmp_path, monkeypatch
 ):
@@ -262,51 +181,6 @@ def test_changed_sequence_is_computed_again_after_a_stop(
     report = embed(encoder, fasta_file, output)
     assert report.embedded == 11 and not done
     assert read(output)[longest].shape == (6, 12)
-
-
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"per_protein": True}, "outputs"),
-        ({"layers": 2}, "layer"),
-        ({"residue_dtype": "float32"}, "dtype"),
-        ({"key": "token"}, "key"),
-        ({"max_length": 50, "long": "chunk"}, "long"),
-    ],
-)
-@pytest.mark.parametrize("finished", [True, False])
-def test_other_settings_are_refused_by_name(
-    encoder, fasta_file, tmp_path, change, name, finished
-):
-    output = tmp_path / "out.h5"
-    on_progress = None if finished else stop_after(3)
-    try:
-        job.embed_fasta(encoder, fasta_file, output, on_progress=on_progress)
-    except KeyboardInterrupt:
-        pass
-    with pytest.raises(shards.OtherRunError, match=f"\n  {name}: "):
-        embed(encoder, fasta_file, output, **change)
-    report = embed(encoder, fasta_file, output, overwrite=True, **change)
-    assert report.embedded == 40
-
-
-def test_other_weights_under_the_same_name_are_refused(
-    encoder, other_model_folder, fasta_file, tmp_path
-):
-    output = tmp_path / "out.h5"
-    embed(encoder, fasta_file, output)
-    other = prottrans_jax.load_encoder(other_model_folder, dtype="float32")
-    assert other.name == encoder.name
-    with pytest.raises(shards.OtherRunError, match="weights_fingerprint"):
-        embed(other, fasta_file, output)
-
-
-def test_other_products_are_refused(encoder, model_folder, fasta_file, tmp_path):
-    output = tmp_path / "out.h5"
-    embed(encoder, fasta_file, output)
-    other = prottrans_jax.load_encoder(model_folder, dtype="int8")
-    with pytest.raises(shards.OtherRunError, match=r"dtype_compute: .*int8"):
-        embed(other, fasta_file, output)
 
 
 def test_second_writer_is_told_who_holds_the_output(encoder, fasta_file, tmp_path):
@@ -388,29 +262,6 @@ def test_chunks_are_pooled_over_the_whole_protein(encoder, tmp_path):
     residues = read(tmp_path / "a.per_residue.h5")["LONG"]
     pooled = read(tmp_path / "a.per_protein.h5")["LONG"]
     np.testing.assert_allclose(pooled, residues.mean(axis=0), atol=1e-6)
-
-
-def test_reused_vectors_are_taken_if_they_fit(encoder, fasta_file, proteins, tmp_path):
-    uniprot = tmp_path / "uniprot.h5"
-    rows = {key: len(value) for key, value in proteins.items()}
-    with h5py.File(uniprot, "w") as file:
-        for key in ("P1", "P2", "P3"):  # As UniProt's: no attributes.
-            file[key] = np.full((rows[key], 12), 0.5, np.float16)
-        file["P4"] = np.zeros((rows["P4"] + 1, 12), np.float16)  # Another length.
-        file["P5"] = np.zeros((rows["P5"], 12), np.float16)
-        file["P5"].attrs["sequence_sha256"] = "of another sequence"
-        file["P6"] = h5py.ExternalLink("elsewhere.h5", "P6")
-        file["unasked"] = np.zeros((3, 12), np.float16)
-    output = tmp_path / "out.h5"
-    report = embed(encoder, fasta_file, output, reuse=str(uniprot))
-    assert (report.reused, report.embedded) == (3, 37)
-    found = read(output)
-    assert found.keys() == proteins.keys()
-    assert (found["P2"] == 0.5).all() and not (found["P4"] == 0).all()
-    pooled = tmp_path / "pooled.h5"
-    report = embed(encoder, fasta_file, pooled, reuse=str(uniprot), per_protein=True)
-    assert report.reused == 3
-    np.testing.assert_array_equal(read(pooled)["P1"], np.full(12, 0.5))
 
 
 def test_values_beyond_float16_are_an_error_not_infinity(

@@ -6,20 +6,14 @@ tests are skipped there; `test_embed_files.py` holds the same by the readers' ru
 
 import hashlib
 
+from embed_cases import embed_into
 import numpy as np
 import pytest
-
-from prottrans_jax.embed import job, settings
-
-
-def embed(encoder, source, output, **options):
-    job.embed_fasta(encoder, source, output, settings.Options(**options))
-    return output
 
 
 def test_protspace_loads_vectors_per_protein(encoder, fasta_file, proteins, tmp_path):
     h5 = pytest.importorskip("protspace.data.loaders.h5", exc_type=ImportError)
-    path = embed(encoder, fasta_file, tmp_path / "out.h5", per_protein=True)
+    path = embed_into(encoder, fasta_file, tmp_path / "out.h5", per_protein=True)
     found = h5.load_h5([path])
     assert found.name == encoder.name
     right = encoder.embed(list(proteins.values()), pool="mean")
@@ -29,7 +23,7 @@ def test_protspace_loads_vectors_per_protein(encoder, fasta_file, proteins, tmp_
 
 def test_biotrainer_loads_and_filters(encoder, fasta_file, proteins, tmp_path):
     h5_files = pytest.importorskip("biotrainer_core.h5_files", exc_type=ImportError)
-    path = embed(encoder, fasta_file, tmp_path / "out.h5", key="biotrainer")
+    path = embed_into(encoder, fasta_file, tmp_path / "out.h5", key="biotrainer")
     found = h5_files.read_id2emb(path)
     for residues in proteins.values():
         key = hashlib.sha256(f"{residues}_{len(residues)}".encode()).hexdigest()
