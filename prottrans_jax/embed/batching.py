@@ -8,7 +8,8 @@ from jaxtyping import Int
 import numpy as np
 
 _GRAIN = 8
-_MAX_BUCKETS = 256
+# Each is a program of some 8 MB; of a whole proteome's tokens 1.5 % are then padding.
+_MAX_BUCKETS = 96
 
 
 def round_up(lengths: np.typing.ArrayLike) -> np.ndarray:
@@ -97,6 +98,7 @@ def plan(
     max_length: int | None = None,
     compile_cost_tokens: float = 0.0,
     seen: set[tuple[int, int]] | None = None,
+    more_to_come: bool = False,
 ) -> Iterator[Batch]:
     """Batches of sequences sorted by length, the longest first.
 
@@ -112,6 +114,8 @@ def plan(
         they cost less than another program.
       seen: (rows, length) for which there are programs; new ones are added. Of a job
         in many windows each would else need programs of its own for its last batches.
+      more_to_come: Whether these are a part of the job only. Full batches of every
+        bucket will then be met, so that one with fewer rows is a program too many.
     """
     lengths = np.asarray(lengths, np.int64)
     # Ties by number: the same input always gives the same batches.
@@ -127,13 +131,15 @@ def plan(
         length = int(buckets[at] if at < len(buckets) else round_up(longest))
         if max_length is not None:
             length = min(length, max_length)
-        rows = max(1, max_tokens // max(length, 1))
+        full = max(1, max_tokens // max(length, 1))
         if max_rows is not None:
-            rows = min(rows, max_rows)
-        members = tuple(int(i) for i in order[start : start + rows])
+            full = min(full, max_rows)
+        members = tuple(int(i) for i in order[start : start + full])
         known = rows_of.setdefault(length, [])
         enough = bisect.bisect_left(known, len(members))
-        rows = known[enough] if enough < len(known) else len(members)
+        rows = full if more_to_come else len(members)
+        if enough < len(known):
+            rows = known[enough]
         if (rows - len(members)) * length > compile_cost_tokens:
             rows = len(members)
         if (rows, length) not in seen:

@@ -102,6 +102,7 @@ def _whole(asked, found, todo, missing, too_large, report) -> Iterator[tuple]:
         pool="protein" in asked.paths, residues="residues" in asked.paths
     )
     buckets = runner.buckets(found.lengths[todo])
+    in_windows = int(todo.sum()) > _WINDOW
     computed = real = 0
 
     def work():
@@ -112,7 +113,10 @@ def _whole(asked, found, todo, missing, too_large, report) -> Iterator[tuple]:
             for protein in window:
                 alike.setdefault(protein.residues, []).append(protein)
             groups = list(alike.values())
-            for item in runner.work(list(alike), buckets, tag=groups):
+            batches = runner.work(
+                list(alike), buckets, tag=groups, more_to_come=in_windows
+            )
+            for item in batches:
                 # Planned with all of the window, computed only where missing.
                 if any(
                     missing[protein.number]

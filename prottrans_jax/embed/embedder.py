@@ -17,7 +17,7 @@ from prottrans_jax.embed import batching, forward
 # small model costs more than its products; accelerators want many rows.
 _CPU_TOKENS, _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 1024, 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384
-_MAX_COMPILE_COST_TOKENS = 20_000.0
+_MAX_COMPILE_COST_TOKENS = 50_000.0
 _LAST = forward.Layers()
 # Calls handed to each device before the first result is waited for.
 _IN_FLIGHT = 2
@@ -145,9 +145,14 @@ class Embedder:
         return batching.choose_buckets(tokens, self.compile_cost_tokens())
 
     def work(
-        self, sequences: Sequence[bytes], buckets: np.ndarray, tag: Any = None
+        self,
+        sequences: Sequence[bytes],
+        buckets: np.ndarray,
+        tag: Any = None,
+        *,
+        more_to_come: bool = False,
     ) -> list["Work"]:
-        """Batches of sequences, the longest first."""
+        """Batches of sequences, the longest first; see `batching.plan`."""
         lengths = [len(x) + self.tokens.num_special for x in sequences]
         return [
             Work(batch, [sequences[i] for i in batch.members], tag)
@@ -159,6 +164,7 @@ class Embedder:
                 getattr(self.module.config, "max_length", None),
                 self.compile_cost_tokens(),
                 self._seen,
+                more_to_come,
             )
         ]
 
@@ -231,17 +237,14 @@ class Embedder:
         return _Call(work, module, result)
 
     def _call(self, module, params, tokens, lengths):
-        return forward.run(
-            module,
-            params,
-            tokens,
-            lengths,
-            num_prefix=len(self.tokens.prefix),
-            num_special=self.tokens.num_special,
+        wanted = forward.Wanted(
             layers=self.layers,
             pool=self.pool,
             keep_residues=self.keep_residues,
+            num_prefix=len(self.tokens.prefix),
+            num_special=self.tokens.num_special,
         )
+        return forward.run(module, params, tokens, lengths, wanted)
 
     def _smaller(self, call: "_Call", error: Exception) -> list["Work"]:
         batch = call.work.batch

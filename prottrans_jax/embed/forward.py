@@ -121,16 +121,15 @@ def _natural(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def choose(states: list[jax.Array], layers: Layers) -> jax.Array:
-    """The wanted states: [batch, length, d_model], with "stack" [layers, ...]."""
-    return _combine([states[i] for i in layers.indices], layers.combine)
-
-
-def _combine(picked, combine):
-    if combine == "one":
+def choose(
+    states: Sequence[Float[Array, "batch length d_model"] | None], layers: Layers
+) -> Float[Array, "*layers batch length d_model"]:
+    """The wanted ones of all hidden states; those that are not may be None."""
+    picked: list[Any] = [states[i] for i in layers.indices]
+    if layers.combine == "one":
         return picked[0]
     stacked = jnp.stack(picked)
-    if combine == "stack":
+    if layers.combine == "stack":
         return stacked
     return stacked.astype(jnp.float32).mean(axis=0).astype(stacked.dtype)
 
@@ -179,18 +178,35 @@ def blockwise(module: nn.Module) -> nn.Module:
     return module.clone(config=config)
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is made of a batch.
+
+    Attributes:
+      layers: Which hidden states.
+      pool: Pooling by name, or None.
+      keep_residues: Whether the hidden states themselves are given.
+      num_prefix: Special tokens before the residues.
+      num_special: Special tokens of a row in all.
+    """
+
+    layers: Layers
+    pool: str | None
+    keep_residues: bool
+    num_prefix: int
+    num_special: int
+
+
 def run(
     module: nn.Module,
     params: types.Params,
     tokens: Int[Array, "batch length"],
     lengths: Int[Array, " batch"],
-    *,
-    num_prefix: int,
-    num_special: int,
-    layers: Layers,
-    pool: str | None,
-    keep_residues: bool,
-) -> tuple[jax.Array | None, jax.Array | None]:
+    wanted: Wanted,
+) -> tuple[
+    Float[Array, "*layers batch length d_model"] | None,
+    Float[Array, "*layers batch d_model"] | None,
+]:
     """Hidden states and pooled vectors of a batch, whichever are wanted.
 
     Args:
@@ -198,47 +214,48 @@ def run(
       params: Its parameters.
       tokens: Token ids, padded on the right.
       lengths: Tokens of each row, special ones included; 0 for an empty row.
-      num_prefix: Special tokens before the residues.
-      num_special: Special tokens of a row in all.
-      layers: Which hidden states.
-      pool: Pooling by name, or None.
-      keep_residues: Whether the hidden states themselves are wanted.
+      wanted: What to make of it.
 
     Returns:
-      [*layers, batch, length, d_model] in the model's type or None, and [*layers,
-      batch, d_model] in float32 or None.
+      Hidden states in the model's type or None, and pooled ones in float32 or None.
     """
-    mask: Any = np.arange(tokens.shape[1]) < np.asarray(lengths)[:, None]
     stack = layerwise.find_stack(module)
     if stack is None:
-        hidden = _jitted_encode(module, params, tokens, mask, layers)
-    else:
-        numbers = [i % (len(stack.paths) + 1) for i in layers.indices]
-        keep = frozenset(numbers) - {len(stack.paths)}
-        last, kept = layerwise.encode(stack, params, tokens, mask, keep=keep)
-        states = kept | {len(stack.paths): last}
-        hidden = last
-        if not layers.is_last:
-            picked = [states[number] for number in numbers]
-            hidden = _jitted_combine(picked, layers.combine)
+        return _whole(module, params, tokens, lengths, wanted)
+    count = len(stack.paths)
+    keep = frozenset(i % (count + 1) for i in wanted.layers.indices) - {count}
+    mask: Any = _mask(np, tokens, lengths)
+    last, kept = layerwise.run_layers(stack, params, tokens, mask, keep=keep)
+    outside = layerwise.outside(stack, params)
+    return _end(stack, outside, tokens, lengths, last, kept, wanted)
+
+
+def _mask(xp: Any, tokens, lengths):
+    return xp.arange(tokens.shape[1]) < lengths[:, None]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _whole(module, params, tokens, lengths, wanted):
+    mask = _mask(jnp, tokens, lengths)
+    hidden = encode(module, params, tokens, mask, wanted.layers)
+    return _finish(hidden, lengths, wanted)
+
+
+# One program, not one for each step: a shape costs less time and memory.
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def _end(stack, outside, tokens, lengths, last, kept, wanted):
+    mask = _mask(jnp, tokens, lengths)
+    last = layerwise.after_layers(stack, outside, tokens, mask, last)
+    states = [*(kept.get(i) for i in range(len(stack.paths))), last]
+    return _finish(choose(states, wanted.layers), lengths, wanted)
+
+
+def _finish(hidden, lengths, wanted):
     pooled = None
-    if pool is not None:
-        pooled = _jitted_pool(hidden, lengths, num_prefix, num_special, pool)
-    return (hidden if keep_residues else None), pooled
-
-
-_jitted_encode = jax.jit(encode, static_argnums=(0, 4))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _jitted_combine(picked, combine):
-    return _combine(picked, combine)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _jitted_pool(hidden, lengths, num_prefix, num_special, name):
-    positions = jnp.arange(hidden.shape[-2])
-    stop = lengths - num_special + num_prefix
-    residues = (positions >= num_prefix) & (positions < stop[:, None])
-    cls = jnp.broadcast_to(positions == 0, residues.shape)
-    return pooling.pool(hidden, residues, cls, name)
+    if wanted.pool is not None:
+        positions = jnp.arange(hidden.shape[-2])
+        stop = lengths - wanted.num_special + wanted.num_prefix
+        residues = (positions >= wanted.num_prefix) & (positions < stop[:, None])
+        cls = jnp.broadcast_to(positions == 0, residues.shape)
+        pooled = pooling.pool(hidden, residues, cls, wanted.pool)
+    return (hidden if wanted.keep_residues else None), pooled

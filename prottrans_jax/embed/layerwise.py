@@ -7,7 +7,7 @@ tenth); a scan copies each layer's weights. So the model is taken apart where
 
   before   everything up to the first layer: embeddings, masks, biases
   layer    one program for all layers, with each layer's parameters in turn
-  after    everything behind the last one
+  after    everything behind the last one, in one program with what is made of it
 
 Nothing about a family is known here: Flax's interceptors see the calls.
 """
@@ -20,6 +20,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from prottrans_jax import types
 
@@ -94,17 +95,16 @@ def encoder_shapes(module: nn.Module) -> types.Params:
     return jax.eval_shape(init, _ROW)
 
 
-def encode(
+def run_layers(
     stack: Stack,
     params: types.Params,
-    tokens: jax.Array,
-    mask: jax.Array,
+    tokens: Int[Array, "batch length"],
+    mask: Bool[Array, "batch length"],
     *,
     keep: frozenset[int] = frozenset(),
-) -> tuple[jax.Array, dict[int, jax.Array]]:
-    """What the model's `encode` gives, and the inputs of the layers in `keep`."""
-    outside = _without(params, frozenset(stack.paths), ())
-    x, arrays = _before(stack, outside, tokens, mask)
+) -> tuple[Float[Array, "batch length d_model"], dict[int, jax.Array]]:
+    """What the last layer gives, and the inputs of the layers in `keep`."""
+    x, arrays = _before(stack, outside(stack, params), tokens, mask)
     kept = {}
     for number, (path, pattern) in enumerate(
         zip(stack.paths, stack.pattern, strict=True)
@@ -115,7 +115,27 @@ def encode(
         x = _one_layer(
             stack.layer, stack.structure, layer_params, x, [arrays[i] for i in pattern]
         )
-    return _after(stack, outside, tokens, mask, x), kept
+    return x, kept
+
+
+def after_layers(
+    stack: Stack,
+    params: types.Params,
+    tokens: Int[Array, "batch length"],
+    mask: Bool[Array, "batch length"],
+    x: Float[Array, "batch length d_model"],
+) -> Float[Array, "batch length d_model"]:
+    """What the model's `encode` gives, from what its last layer gave.
+
+    Not compiled here, for whoever goes on with the result. `params` are needed as
+    `outside` gives them.
+    """
+    return _with_layers(stack.module, params, tokens, mask, lambda *_: x)
+
+
+def outside(stack: Stack, params: types.Params) -> types.Params:
+    """Parameters without those of the layers."""
+    return _without(params, frozenset(stack.paths), ())
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -146,11 +166,6 @@ def _one_layer(layer, structure, params, x, arrays):
     return layer.apply({"params": params}, x, *args, **keywords)[0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _after(stack, params, tokens, mask, x):
-    return _with_layers(stack.module, params, tokens, mask, lambda *_: x)
-
-
 def _with_layers(module, params, tokens, mask, layer):
     """`encode` with `layer(context, args, keywords)` in the place of each layer."""
 
@@ -167,7 +182,6 @@ def _with_layers(module, params, tokens, mask, layer):
 
 
 def _without(params, paths, here):
-    """Parameters without those of the layers, which need not be passed again."""
     if not isinstance(params, dict):
         return params
     return {

@@ -103,13 +103,18 @@ def test_windows_of_a_job_share_their_programs():
     seen: set[tuple[int, int]] = set()
     number = []
     for window in np.split(lengths, 20):
-        batches = list(batching.plan(window, buckets, 4096, None, None, 20_000.0, seen))
+        batches = list(
+            batching.plan(
+                window, buckets, 4096, None, None, 20_000.0, seen, more_to_come=True
+            )
+        )
         assert sorted(i for batch in batches for i in batch.members) == list(
             range(1000)
         )
         assert seen >= {(batch.rows, batch.length) for batch in batches}
         number.append(len(seen))
-    assert number[-1] <= number[0] + 2  # Without `seen` shared: 23, then 30.
+    # One each, all met in the first window. Without `seen` shared: 23, then 30.
+    assert number[-1] == number[0] == len(buckets)
 
 
 def test_padding_is_at_most_three_percent_in_few_shapes():
@@ -165,8 +170,10 @@ def test_plan_depends_on_nothing_but_lengths():
 def test_rows_without_a_sequence_are_computed_only_where_a_program_costs_more():
     buckets = np.array([10])
 
-    def rows(number, cost):
-        batches = batching.plan([10] * number, buckets, 40, compile_cost_tokens=cost)
+    def rows(number, cost, **more):
+        batches = batching.plan(
+            [10] * number, buckets, 40, compile_cost_tokens=cost, **more
+        )
         return [batch.rows for batch in batches]
 
     # Seven of four a batch: one row of ten tokens stays empty.
@@ -174,6 +181,9 @@ def test_rows_without_a_sequence_are_computed_only_where_a_program_costs_more():
     assert rows(7, 10) == [4, 4]
     # No batch of four was there before: nothing is saved.
     assert rows(3, 1e9) == [3]
+    # But there will be.
+    assert rows(3, 10, more_to_come=True) == [4]
+    assert rows(3, 9, more_to_come=True) == [3]
 
 
 def test_no_sequences_are_no_batches():

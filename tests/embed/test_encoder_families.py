@@ -33,8 +33,11 @@ def test_layer_by_layer_gives_every_hidden_state(shared, name):
     stack = layerwise.find_stack(encoder.module)
     assert stack is not None and len(stack.paths) == encoder.num_layers
     numbers = range(encoder.num_layers)
-    last, kept = layerwise.encode(
+    last, kept = layerwise.run_layers(
         stack, encoder.params, tokens, mask, keep=frozenset(numbers)
+    )
+    last = layerwise.after_layers(
+        stack, layerwise.outside(stack, encoder.params), tokens, mask, last
     )
     every = forward.encode(
         encoder.module,
