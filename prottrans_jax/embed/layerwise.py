@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from prottrans_jax import types
+from prottrans_jax.layers import stack as layer_stack
 
 _ROW = jax.ShapeDtypeStruct((1, 8), jnp.int32)
 _LAYER = re.compile(r"layer(s_\d+)?")
@@ -86,13 +87,18 @@ def find_stack(module: nn.Module) -> Stack | None:
 def encoder_shapes(module: nn.Module) -> types.Params:
     """Shapes of the parameters that `encode` needs, without decoder and heads."""
 
-    def init(tokens):
+    def init(module):
+        row = jnp.zeros(_ROW.shape, _ROW.dtype)
         variables = module.init(
-            jax.random.key(0), tokens, tokens, deterministic=True, method="encode"
+            jax.random.key(0), row, row, deterministic=True, method="encode"
         )
         return nn.unbox(variables["params"])
 
-    return jax.eval_shape(init, _ROW)
+    if getattr(module.config, "scan_layers", True):
+        return jax.eval_shape(lambda: init(module))
+    return layer_stack.written_out_shapes(
+        lambda scanned: init(module.clone(config=scanned)), module.config
+    )
 
 
 def run_layers(

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from absl import logging
 from flax import traverse_util
-import jax
 import numpy as np
 
 from prottrans_jax import types
@@ -130,8 +129,9 @@ def params_from_hf(
     Raises:
       ValueError: Parameters are missing, left over, or of another shape.
     """
+    shapes = rules.flat_shapes(bert.init_params, config)
     return import_params(
-        checkpoint, config, _table(config), _shapes(config), "bert", "cls.predictions"
+        checkpoint, config, _table(config), shapes, "bert", "cls.predictions"
     )
 
 
@@ -142,10 +142,6 @@ def params_to_hf(params: types.Params, config: bert.BertConfig) -> rules.FlatPar
         # Theirs only ties the two biases when it ties the tables.
         arrays["cls.predictions.decoder.bias"] = arrays["cls.predictions.bias"]
     return arrays
-
-
-def _shapes(config: bert.BertConfig) -> types.Params:
-    return jax.eval_shape(lambda: bert.init_params(config, jax.random.key(0)))
 
 
 def _table(config: bert.BertConfig) -> list[rules.Rule]:
@@ -272,7 +268,7 @@ def import_params(
     checkpoint: Mapping[str, np.ndarray],
     config: Config,
     table: Sequence[rules.Rule],
-    shapes: types.Params,
+    shapes: Mapping[str, tuple[int, ...]],
     prefix: str,
     head: str,
     decoder: str = ".decoder",
@@ -283,7 +279,7 @@ def import_params(
       checkpoint: Their arrays by name.
       config: Configuration of the model.
       table: Its rules.
-      shapes: Tree of what the model expects.
+      shapes: What the model expects, by name.
       prefix: With which their names of the encoder begin, unless saved by itself.
       head: With which those of the head for masked tokens begin.
       decoder: What follows in the name of the head's own table and second bias. When
@@ -308,14 +304,9 @@ def import_params(
     elif config.lm_head and own_table not in arrays:
         # So does theirs where a file says untied but has one table.
         arrays[own_table] = arrays[f"{prefix}.embeddings.word_embeddings.weight"]
-    if config.scan_layers:
-        shapes = jax.eval_shape(stack.unstack_layers, shapes)
-    flat_shapes = {
-        name: x.shape for name, x in traverse_util.flatten_dict(shapes, sep="/").items()
-    }
     params = {
         name: array.astype(config.param_dtype, copy=False)
-        for name, array in rules.to_ours(arrays, table, flat_shapes).items()
+        for name, array in rules.to_ours(arrays, table, shapes).items()
     }
     tree = traverse_util.unflatten_dict(params, sep="/")
     return stack.stack_layers(tree) if config.scan_layers else tree

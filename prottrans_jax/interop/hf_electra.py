@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
 from prottrans_jax import types
@@ -83,7 +82,7 @@ def params_from_hf(
     checkpoint: Mapping[str, np.ndarray], config: electra.ElectraEncoderConfig
 ) -> types.Params:
     """Our parameters from a state dict; see `hf_bert.params_from_hf`."""
-    shapes = jax.eval_shape(lambda: electra.init_params(config, jax.random.key(0)))
+    shapes = rules.flat_shapes(electra.init_params, config)
     return hf_bert.import_params(
         checkpoint,
         config,

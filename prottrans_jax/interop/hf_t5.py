@@ -5,7 +5,6 @@ import dataclasses
 from typing import Any
 
 from flax import traverse_util
-import jax
 import numpy as np
 
 from prottrans_jax import types
@@ -164,7 +163,7 @@ def params_from_hf(
     if untied and "shared.weight" in checkpoint:
         # transformers 5 ties the tables of T5 1.1 too unless a file has both.
         checkpoint.setdefault("lm_head.weight", checkpoint["shared.weight"])
-    shapes = {name: x.shape for name, x in _flat_shapes(config).items()}
+    shapes = rules.flat_shapes(t5.init_params, config)
     params = rules.to_ours(checkpoint, _table(config), shapes, ignored=_IGNORED_KEYS)
     params = {
         name: array.astype(config.param_dtype, copy=False)
@@ -180,13 +179,6 @@ def params_to_hf(params: types.Params, config: t5.T5Config) -> rules.FlatParams:
         params = t5.unstack_layers(params)
     flat = traverse_util.flatten_dict(params, sep="/")
     return rules.to_theirs(flat, _table(config))
-
-
-def _flat_shapes(config: t5.T5Config) -> dict[str, jax.ShapeDtypeStruct]:
-    tree = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0)))
-    if config.scan_layers:
-        tree = jax.eval_shape(t5.unstack_layers, tree)
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 # In files of transformers 2 and 3; later ones drop it: cross-attention has no bias.

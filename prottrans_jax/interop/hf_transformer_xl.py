@@ -8,7 +8,6 @@ import dataclasses
 from typing import Any
 
 from flax import traverse_util
-import jax
 import numpy as np
 
 from prottrans_jax import types
@@ -152,7 +151,7 @@ def params_from_hf(
             checkpoint |= {
                 f"{name}{part}": x for part, x in zip(_PARTS, parts, strict=True)
             }
-    shapes = {name: x.shape for name, x in _flat_shapes(config).items()}
+    shapes = rules.flat_shapes(transformer_xl.init_params, config)
     params = rules.to_ours(checkpoint, _table(config), shapes, ignored=ignored)
     params = {
         name: array.astype(config.param_dtype, copy=False)
@@ -176,15 +175,6 @@ def params_to_hf(
     if config.lm_head:
         return theirs
     return {name.removeprefix("transformer."): x for name, x in theirs.items()}
-
-
-def _flat_shapes(
-    config: transformer_xl.TransformerXLConfig,
-) -> dict[str, jax.ShapeDtypeStruct]:
-    tree = jax.eval_shape(lambda: transformer_xl.init_params(config, jax.random.key(0)))
-    if config.scan_layers:
-        tree = jax.eval_shape(transformer_xl.unstack_layers, tree)
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 _TABLE = "transformer.word_emb.emb_layers.0.weight"

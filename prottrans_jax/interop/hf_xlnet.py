@@ -5,7 +5,6 @@ import dataclasses
 from typing import Any
 
 from flax import traverse_util
-import jax
 import numpy as np
 
 from prottrans_jax import types
@@ -157,7 +156,7 @@ def params_from_hf(
             f"{tied} is another table than transformer.word_embedding.weight; XLNet "
             "ties them."
         )
-    shapes = {name: x.shape for name, x in _flat_shapes(config).items()}
+    shapes = rules.flat_shapes(xlnet.init_params, config)
     params = rules.to_ours(checkpoint, _table(config), shapes, ignored=ignored)
     params = {
         name: array.astype(config.param_dtype, copy=False)
@@ -176,13 +175,6 @@ def params_to_hf(params: types.Params, config: xlnet.XLNetConfig) -> rules.FlatP
     if config.lm_head:
         return theirs
     return {name.removeprefix("transformer."): x for name, x in theirs.items()}
-
-
-def _flat_shapes(config: xlnet.XLNetConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    tree = jax.eval_shape(lambda: xlnet.init_params(config, jax.random.key(0)))
-    if config.scan_layers:
-        tree = jax.eval_shape(xlnet.unstack_layers, tree)
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def _table(config: xlnet.XLNetConfig) -> list[rules.Rule]:

@@ -1,9 +1,14 @@
 """Tables that rename parameters: theirs, ours, and what is done to the array."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flax import traverse_util
+import jax
 import numpy as np
+
+from prottrans_jax import types
+from prottrans_jax.layers import stack
 
 # Parameters by path, such as "encoder/layers_0/mlp/wi/kernel".
 FlatParams = dict[str, np.ndarray]
@@ -54,6 +59,17 @@ class Rule(NamedTuple):
         """Their array from ours."""
         array = array.T if self.transpose else array
         return array if self.reshape is None else array.reshape(self.reshape[0])
+
+
+def flat_shapes(
+    init_params: Callable[[Any, jax.Array], types.Params], config: Any
+) -> dict[str, tuple[int, ...]]:
+    """Shapes that a model of `config` expects, by our path, layers written out."""
+    tree = stack.written_out_shapes(
+        lambda scanned: init_params(scanned, jax.random.key(0)), config
+    )
+    flat: Mapping[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+    return {name: x.shape for name, x in flat.items()}
 
 
 def to_ours(
