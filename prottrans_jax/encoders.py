@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -124,7 +125,7 @@ class Encoder:
         self, sequences: Sequence[str]
     ) -> tuple[Int[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
         """Token ids with special ones, padded on the right, and their mask."""
-        residues = [self._residues(i, s) for i, s in enumerate(sequences)]
+        residues = [self._residues(f"sequence {i}", s) for i, s in enumerate(sequences)]
         longest = max(map(len, residues), default=0) + self._tokens.num_special
         tokens, lengths = self._tokens.rows(residues, len(residues), longest)
         return tokens, np.arange(longest) < lengths[:, None]
@@ -155,16 +156,9 @@ class Encoder:
         """
         if isinstance(sequences, str):
             raise ValueError("embed takes a list of sequences, not one string.")
-        residues = [self._residues(i, s) for i, s in enumerate(sequences)]
+        residues = [self._residues(f"sequence {i}", s) for i, s in enumerate(sequences)]
         runner = self.make_embedder(pool=pool, layers=layers, max_tokens=max_tokens)
-        lengths = [len(x) for x in residues]
-        work = runner.work(residues, runner.buckets(lengths))
-        found: list[Any] = [None] * len(residues)
-        for _, index, embedding in runner.run(work):
-            if runner.pool is None:
-                found[index] = np.array(embedding.residues, np.float32)
-            else:
-                found[index] = np.array(embedding.protein)
+        found = _vectors(runner, residues, runner.buckets([len(x) for x in residues]))
         if runner.pool is None:
             return found
         chosen = runner.layers
@@ -203,21 +197,17 @@ class Encoder:
           window: Proteins that are sorted by length together.
           max_tokens: As in `embed`.
         """
-        pending: list[tuple[str, str]] = []
-
-        def flush():
-            vectors = self.embed(
-                [s for _, s in pending], pool, layers, max_tokens=max_tokens
+        runner = self.make_embedder(pool=pool, layers=layers, max_tokens=max_tokens)
+        source = iter(proteins)
+        buckets = None
+        while some := list(itertools.islice(source, window)):
+            residues = [self._residues(f"protein {name!r}", s) for name, s in some]
+            if buckets is None:
+                buckets = runner.buckets([len(x) for x in residues])
+            vectors = _vectors(
+                runner, residues, buckets, more_to_come=len(some) == window
             )
-            yield from zip([name for name, _ in pending], vectors, strict=True)
-            pending.clear()
-
-        for name, sequence in proteins:
-            pending.append((name, sequence))
-            if len(pending) == window:
-                yield from flush()
-        if pending:
-            yield from flush()
+            yield from zip([name for name, _ in some], vectors, strict=True)
 
     def embed_fasta(
         self, source: str | os.PathLike, output: str | os.PathLike, **options: Any
@@ -267,20 +257,32 @@ class Encoder:
             self.vocabulary.byte_table, self.prefix, self.suffix, self.vocabulary.pad_id
         )
 
-    def _residues(self, index: int, sequence: str) -> bytes:
+    def _residues(self, what: str, sequence: str) -> bytes:
         try:
             self.vocabulary.encode(sequence)
         except ValueError as error:
-            raise ValueError(f"sequence {index}: {error}") from None
+            raise ValueError(f"{what}: {error}") from None
         if not sequence:
-            raise ValueError(f"sequence {index} is empty.")
+            raise ValueError(f"{what} is empty.")
         if self.max_residues is not None and len(sequence) > self.max_residues:
             raise ValueError(
-                f"sequence {index} has {len(sequence):,} residues; the model has "
+                f"{what} has {len(sequence):,} residues; the model has "
                 f"positions for {self.max_residues:,}. Cut it, or use embed_fasta("
                 f"..., max_length={self.max_residues}, long='chunk')."
             )
         return sequence.encode("ascii").upper()
+
+
+def _vectors(runner, residues, buckets, more_to_come=False) -> list[Any]:
+    """What was asked of the runner, for each of the sequences in their order."""
+    work = runner.work(residues, buckets, more_to_come=more_to_come)
+    found: list[Any] = [None] * len(residues)
+    for _, index, embedding in runner.run(work):
+        if runner.pool is None:
+            found[index] = np.array(embedding.residues, np.float32)
+        else:
+            found[index] = np.array(embedding.protein)
+    return found
 
 
 def load_encoder(

@@ -27,6 +27,7 @@ from prottrans_jax.embed import (
 _WINDOW = 8192
 _COMMIT_BYTES = 64 << 20
 _COMMIT_SECONDS = 30.0
+_COMMIT_PROTEINS = 8192
 
 
 def compute(
@@ -213,8 +214,11 @@ class _Committer:
     def add(self, item: shards.Item) -> None:
         self._items.append(item)
         self._bytes += sum(array.nbytes for array in item.arrays.values())
-        due = time.monotonic() - self._last > _COMMIT_SECONDS
-        if due or self._bytes >= _COMMIT_BYTES:
+        if (
+            time.monotonic() - self._last > _COMMIT_SECONDS
+            or self._bytes >= _COMMIT_BYTES
+            or len(self._items) >= _COMMIT_PROTEINS
+        ):
             self._submit()
 
     def _submit(self) -> None:

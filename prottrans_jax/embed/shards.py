@@ -85,8 +85,6 @@ class Parts:
             self.close()
             raise
         self._open: dict[int, Any] = {}
-        # Hashes of every kept protein, by shard.
-        self._entries = {number: self._read_entries(number) for number in self._shards}
 
     @property
     def is_empty(self) -> bool:
@@ -128,7 +126,6 @@ class Parts:
             temporary.unlink(missing_ok=True)
             raise
         self._shards[number] = line
-        self._entries[number] = self._read_entries(number)
         return size
 
     def arrays(self, place: Sequence[int], kind: str) -> np.ndarray:
@@ -151,13 +148,14 @@ class Parts:
     def find(self, entries: np.ndarray) -> np.ndarray:
         """[entries, 2] (shard, row) of each, -1 for those that are not kept."""
         places = np.full((len(entries), 2), -1, np.int64)
-        if not self._entries or not len(entries):
+        if not self._shards or not len(entries):
             return places
-        kept = as_scalars(np.concatenate(list(self._entries.values())))
+        found = {number: self._read_entries(number) for number in self._shards}
+        kept = as_scalars(np.concatenate(list(found.values())))
         where = np.concatenate(
             [
                 np.stack([np.full(len(rows), number), np.arange(len(rows))], axis=1)
-                for number, rows in self._entries.items()
+                for number, rows in found.items()
             ]
         )
         order = np.argsort(kept, kind="stable")

@@ -123,6 +123,26 @@ def test_stream_keeps_order_and_ids(encoder):
         np.testing.assert_allclose(vectors, encoder.embed([sequence])[0], atol=1e-5)
 
 
+def test_windows_of_a_stream_share_their_programs(encoder, monkeypatch):
+    """Each window's own padded lengths would be compiled anew."""
+    shapes = []
+
+    def note(module, params, tokens, *args):
+        shapes.append(tokens.shape)
+        return run(module, params, tokens, *args)
+
+    run = forward.run
+    monkeypatch.setattr(forward, "run", note)
+    proteins = [(str(i), "M" * (40 - 7 * i)) for i in range(6)]
+    assert len(list(encoder.stream(proteins, window=2, max_tokens=96))) == 6
+    assert shapes == [(2, 48)] * 3
+
+
+def test_stream_names_the_protein_that_is_wrong(encoder):
+    with pytest.raises(ValueError, match="protein 'second'"):
+        list(encoder.stream([("first", "MK"), ("second", "M-1")], window=5))
+
+
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(encoder, monkeypatch):
     sequences = [b"MKTAY", b"ACD", b"WWWW", b"GG", b"LLKM", b"PPPP", b"Y"]
     runner = encoder.make_embedder()
