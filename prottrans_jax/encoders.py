@@ -249,7 +249,12 @@ class Encoder:
             max_tokens=max_tokens,
             max_rows=max_rows,
             devices=devices,
+            copies=self._copies,
         )
+
+    @functools.cached_property
+    def _copies(self) -> dict[jax.Device, types.Params]:
+        return {}
 
     @functools.cached_property
     def _tokens(self) -> embedder.Tokens:

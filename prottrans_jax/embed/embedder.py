@@ -89,6 +89,8 @@ class Embedder:
       max_tokens: Padded tokens of a call; None chooses by device.
       max_rows: Limit of sequences of a call.
       devices: Devices to use in turn; None: all local accelerators, or one CPU.
+      copies: The parameters on each device as far as they are there; others are added
+        when they are first used. Embedders of one model share it.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Embedder:
         max_tokens: int | None = None,
         max_rows: int | None = None,
         devices: Sequence[jax.Device] | None = None,
+        copies: dict[jax.Device, types.Params] | None = None,
     ):
         if devices is None:
             local = jax.local_devices()
@@ -121,7 +124,8 @@ class Embedder:
         self.max_tokens = max_tokens
         self.max_rows = max_rows
         self.devices = list(devices)
-        self._params = _on_devices(params, self.devices)
+        self._params = params
+        self._copies = {} if copies is None else copies
         self._turn = 0
         # (rows, length) of all calls: there are programs for them.
         self._seen: set[tuple[int, int]] = set()
@@ -220,18 +224,19 @@ class Embedder:
     def _start(self, work: "Work") -> "_Call":
         batch = work.batch
         tokens, lengths = self.tokens.rows(work.sequences, batch.rows, batch.length)
-        device = self._turn % len(self.devices)
+        device = self.devices[self._turn % len(self.devices)]
         self._turn += 1
         # By what a full batch would hold, not this one: the same length always goes the
         # same way.
         rows = max(1, self.max_tokens // batch.length)
-        platform = self.devices[device].platform
-        module = forward.for_shape(self.module, rows, batch.length, platform)
+        module = forward.for_shape(self.module, rows, batch.length, device.platform)
         if self._blockwise_from is not None and batch.length >= self._blockwise_from:
             module = forward.blockwise(self.module)
+        if device not in self._copies:
+            self._copies[device] = _on_device(self._params, device)
         try:
-            with jax.default_device(self.devices[device]):
-                result = self._call(module, self._params[device], tokens, lengths)
+            with jax.default_device(device):
+                result = self._call(module, self._copies[device], tokens, lengths)
         except Exception as error:
             result = error
         return _Call(work, module, result)
@@ -325,12 +330,9 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _on_devices(params, devices):
-    placed = []
-    for device in devices:
-        at_home = all(
-            isinstance(x, jax.Array) and x.devices() == {device}
-            for x in jax.tree.leaves(params)
-        )
-        placed.append(params if at_home else jax.device_put(params, device))
-    return placed
+def _on_device(params, device):
+    at_home = all(
+        isinstance(x, jax.Array) and x.devices() == {device}
+        for x in jax.tree.leaves(params)
+    )
+    return params if at_home else jax.device_put(params, device)

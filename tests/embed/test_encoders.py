@@ -1,5 +1,6 @@
 """Encoders against Hugging Face's numbers, and the same vector in any company."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -121,6 +122,26 @@ def test_stream_keeps_order_and_ids(encoder):
     assert [name for name, _ in streamed] == ["b", "a", "c"]
     for (_, vectors), (_, sequence) in zip(streamed, proteins, strict=True):
         np.testing.assert_allclose(vectors, encoder.embed([sequence])[0], atol=1e-5)
+
+
+def test_weights_go_to_a_device_once_and_only_where_they_are_used(
+    encoder, monkeypatch
+):
+    placed = []
+
+    def note(params, device):
+        placed.append(device)
+        return jax.device_put(params, device)
+
+    monkeypatch.setattr(embedder, "_on_device", note)
+    encoder = dataclasses.replace(encoder)  # Nothing placed yet.
+    devices = jax.devices()[:3]
+    for _ in range(2):
+        runner = encoder.make_embedder(devices=devices, max_tokens=16)
+        work = runner.work([b"MKTAYIAKQR", b"ACDWWYLLKM"], np.array([16]))
+        assert len(work) == 2
+        assert len(list(runner.run(work))) == 2
+    assert placed == devices[:2]
 
 
 def test_windows_of_a_stream_share_their_programs(encoder, monkeypatch):
