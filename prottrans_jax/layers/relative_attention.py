@@ -22,6 +22,8 @@ from prottrans_jax.layers import attention, dense
 
 # Queries whose scores by distance are computed together, the largest that divides.
 _BLOCK_SIZES = (128, 64, 32)
+# Queries of a block of blockwise attention, at the least.
+_MIN_BLOCK = 32
 
 
 def distances(
@@ -182,6 +184,9 @@ class RelativeAttention(nn.Module):
       dropout_rate: Share of the attention weights dropped in training.
       deterministic: Whether dropout is off.
       token_types: Whether there is a term for token types.
+      block_size: None computes all scores at once. A number goes through blocks of
+        queries, each against all keys, of some block_size^2 scores, so that memory
+        grows with the length only, besides a byte of mask for each pair.
       kernel_init: Initialiser of all kernels.
       dtype: Type of the products and of the result.
       param_dtype: Type of the parameters.
@@ -192,6 +197,7 @@ class RelativeAttention(nn.Module):
     dropout_rate: float
     deterministic: bool
     token_types: bool = False
+    block_size: int | None = None
     kernel_init: dense.Initializer = nn.initializers.normal(stddev=0.02)
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -211,6 +217,9 @@ class RelativeAttention(nn.Module):
           context: What is attended to.
           surroundings: Mask, positions and token types, the same for all layers.
           biases: u and v if all layers share them; None creates this layer's own.
+
+        Raises:
+          ValueError: Blockwise, but there are further queries.
         """
         project = functools.partial(
             dense.Dense,
@@ -242,7 +251,8 @@ class RelativeAttention(nn.Module):
         def biased(vector):
             return ((query.astype(jnp.float32) + vector) * scale).astype(query.dtype)
 
-        scores = _position_scores(biased(biases.position), position, surroundings)
+        queries = _Queries(biased(biases.content), biased(biases.position))
+        type_embedding = None
         if self.token_types:
             # Created even if a call leaves the term out.
             vectors = [
@@ -253,28 +263,82 @@ class RelativeAttention(nn.Module):
                 )
             ]
             if surroundings.other_type is not None:
-                scores += _type_scores(
-                    biased(vectors[0]), vectors[1], surroundings.other_type
-                )
-        scores = jnp.where(surroundings.mask[:, None], scores, attention.MASKED)
-        scores = nn.with_logical_constraint(
-            scores, ("batch", "heads", "length", "kv_length")
-        )
+                queries = queries.replace(type=biased(vectors[0]))
+                type_embedding = vectors[1]
         value = nn.Dropout(self.dropout_rate, broadcast_dims=(-1,))(
             value, deterministic=self.deterministic
         )
-        out = attention.dot_product_attention(
-            biased(biases.content),
-            key,
-            value,
-            q_segments=None,
-            kv_segments=None,
-            bias=scores,
-        )
+        attend = _attend
+        if self.block_size is not None:
+            attend = functools.partial(_attend_by_blocks, self.block_size)
+        out = attend(queries, key, value, position, type_embedding, surroundings)
         # [batch, length, heads, head_dim] -> [batch, length, heads * head_dim]
         out = out.reshape(*out.shape[:2], -1)
         out = project(x.shape[-1], ("joined_kv", "embed"), name="out")(out)
         return ad_checkpoint.checkpoint_name(out, "attention_out")
+
+
+@struct.dataclass
+class _Queries:
+    """Queries of each term of the score, [batch, q_length, heads, head_dim]."""
+
+    content: jax.Array
+    position: jax.Array
+    type: jax.Array | None = None
+
+
+def _attend(queries, key, value, position, type_embedding, surroundings):
+    scores = _position_scores(queries.position, position, surroundings)
+    if queries.type is not None:
+        scores += _type_scores(queries.type, type_embedding, surroundings.other_type)
+    scores = jnp.where(surroundings.mask[:, None], scores, attention.MASKED)
+    scores = nn.with_logical_constraint(
+        scores, ("batch", "heads", "length", "kv_length")
+    )
+    return attention.dot_product_attention(
+        queries.content, key, value, q_segments=None, kv_segments=None, bias=scores
+    )
+
+
+def _attend_by_blocks(
+    block_size, queries, key, value, position, type_embedding, surroundings
+):
+    if surroundings.positions is not None:
+        raise ValueError(
+            "Blockwise attention takes no queries besides those at the keys: training "
+            "on a permuted order (XLNet's targets) needs attention='plain'."
+        )
+    batch, length = queries.content.shape[:2]
+    kv_length = key.shape[1]
+    size = min(length, max(_MIN_BLOCK, block_size**2 // kv_length))
+    padding = -length % size
+    padded = length + padding
+
+    def pad(x):
+        return jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
+
+    rows = jax.tree.map(pad, (queries, surroundings.mask, surroundings.other_type))
+    # A causal encoding ends at distance 0; keys beyond it are masked.
+    missing = max(0, length + kv_length - position.shape[1])
+    position = jnp.pad(position, ((0, 0), (padding, missing), (0, 0), (0, 0)))
+
+    # Each block's scores are computed anew in the backward pass, not kept.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def block(start):
+        queries, mask, other_type = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), rows
+        )
+        # Row i of all begins padded - i distances in; see `shift`.
+        window = jax.lax.dynamic_slice_in_dim(
+            position, padded - start - size, size + kv_length, 1
+        )
+        seen = surroundings.replace(mask=mask, other_type=other_type)
+        return _attend(queries, key, value, window, type_embedding, seen)
+
+    out = jax.lax.map(block, jnp.arange(0, padded, size))
+    # [blocks, batch, size, heads, head_dim] -> [batch, length, heads, head_dim]
+    out = jnp.moveaxis(out, 0, 1).reshape(batch, padded, *out.shape[3:])
+    return out[:, :length]
 
 
 def _position_scores(query, position, surroundings):

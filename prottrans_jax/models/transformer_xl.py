@@ -61,6 +61,9 @@ class TransformerXLConfig:
       param_dtype: Type of the parameters.
       scan_layers: Whether the stack is one scanned layer (compiles faster).
       remat_policy: What the backward pass computes again; see `layers.stack`.
+      attention: "plain", or "blockwise" whose memory grows with the length only, but
+        for the mask; see `layers.relative_attention`.
+      attention_block_size: Root of the number of scores of a block.
     """
 
     vocab_size: int
@@ -82,9 +85,13 @@ class TransformerXLConfig:
     param_dtype: DTypeLike = jnp.float32
     scan_layers: bool = True
     remat_policy: str = "none"
+    attention: str = "plain"
+    attention_block_size: int = 512
 
     def __post_init__(self):
-        settings.settle(self, remat_policy=stack.REMAT_POLICIES)
+        settings.settle(
+            self, attention=settings.ATTENTION, remat_policy=stack.REMAT_POLICIES
+        )
         if self.same_length and not self.mem_length:
             raise ValueError(
                 "TransformerXLConfig.same_length=True with mem_length=0: a query could "
@@ -343,12 +350,14 @@ class Layer(nn.Module):
         context = jnp.concatenate([memory.astype(x.dtype), x], axis=1)
         if config.pre_norm:
             context = attention_norm(context)
+        blockwise = config.attention == "blockwise"
         y = relative_attention.RelativeAttention(
             num_heads=config.num_heads,
             head_dim=config.head_dim,
             dropout_rate=config.attention_dropout_rate,
             deterministic=self.deterministic,
             kernel_init=_KERNEL_INIT,
+            block_size=config.attention_block_size if blockwise else None,
             dtype=config.dtype,
             param_dtype=config.param_dtype,
             name="attention",

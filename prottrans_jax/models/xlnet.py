@@ -64,6 +64,9 @@ class XLNetConfig:
       param_dtype: Type of the parameters.
       scan_layers: Whether the stack is one scanned layer (compiles faster).
       remat_policy: What the backward pass computes again; see `layers.stack`.
+      attention: "plain", or "blockwise" whose memory grows with the length only, but
+        for the mask; see `layers.relative_attention`.
+      attention_block_size: Root of the number of scores of a block.
     """
 
     vocab_size: int
@@ -86,10 +89,13 @@ class XLNetConfig:
     param_dtype: DTypeLike = jnp.float32
     scan_layers: bool = True
     remat_policy: str = "none"
+    attention: str = "plain"
+    attention_block_size: int = 512
 
     def __post_init__(self):
         settings.settle(
             self,
+            attention=settings.ATTENTION,
             attn_type=("bi", "uni"),
             activation=tuple(mlp.ACTIVATIONS),
             remat_policy=stack.REMAT_POLICIES,
@@ -414,6 +420,7 @@ class Layer(nn.Module):
                 name=name,
             )
 
+        blockwise = config.attention == "blockwise"
         y = relative_attention.RelativeAttention(
             num_heads=config.num_heads,
             head_dim=config.head_dim,
@@ -421,6 +428,7 @@ class Layer(nn.Module):
             deterministic=self.deterministic,
             token_types=True,
             kernel_init=_INIT,
+            block_size=config.attention_block_size if blockwise else None,
             dtype=config.dtype,
             param_dtype=config.param_dtype,
             name="attention",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prottrans_jax import losses
+from prottrans_jax.layers import relative_attention
 from prottrans_jax.models import transformer_xl
 
 BATCH, LENGTH = 3, 7
@@ -139,11 +140,15 @@ COMBINATIONS = [
     {"num_heads": 1, "head_dim": 3, "norm_epsilon": 1e-2, "num_layers": 3},
     {"clamp_length": 2, "shared_biases": True, "pre_norm": True, "d_model": 10},
     {"mem_length": 9, "same_length": True, "clamp_length": 5, "head_dim": 8},
+    {"attention": "blockwise"},
+    {"attention": "blockwise", "same_length": True, "mem_length": 3, "pre_norm": True},
 ]
 
 
 @pytest.mark.parametrize("options", COMBINATIONS, ids=str)
-def test_against_the_equations_in_float64(options):
+def test_against_the_equations_in_float64(options, monkeypatch):
+    monkeypatch.setattr(relative_attention, "_MIN_BLOCK", 3)
+    options = {"attention_block_size": 1, **options}
     config = make_config(**options)
     params = random_params(config)
     rng = np.random.default_rng(1)

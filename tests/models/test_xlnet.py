@@ -332,7 +332,56 @@ def test_scores_of_blocks_of_queries_are_those_of_all(monkeypatch):
         np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("block_size", [1, 6])  # 3 and 4 queries at 9 keys.
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"attn_type": "uni", "mem_length": 3}, {"bi_data": True, "mem_length": 3}],
+    ids=str,
+)
+def test_blockwise_attention_is_the_plain_one(options, block_size, monkeypatch):
+    monkeypatch.setattr(relative_attention, "_MIN_BLOCK", 3)
+    memories = np.random.default_rng(7).normal(size=(2, BATCH, 3, 12))
+    inputs = {"token_types": RANKS, "segment_ids": SEGMENTS}
+    if "mem_length" in options:
+        inputs["memories"] = memories
+    params, tokens = random_params(make_config()), make_tokens()
+
+    def run(**more):
+        model = xlnet.XLNet(make_config(**options, **more))
+
+        @jax.jit
+        def loss(params):
+            out = model.apply({"params": params}, tokens, deterministic=True, **inputs)
+            return jnp.sum(jnp.sin(out.values)), out
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    expected = run()
+    found = run(attention="blockwise", attention_block_size=block_size)
+    for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_blockwise_scores_are_never_all_in_memory():
+    length = 2048
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    def temporary_bytes(**options):
+        config = make_config(attention_block_size=64, **options)
+        params = jax.eval_shape(lambda: xlnet.init_params(config, jax.random.key(0)))
+        lowered = apply.lower(config, params, tokens, method="encode", mask=tokens)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    scores = 4 * SIZES["num_heads"] * length**2
+    assert temporary_bytes() > scores
+    assert temporary_bytes(attention="blockwise") < scores / 2
+
+
 def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match="attention='plain'"):
+        config = make_config(attention="blockwise")
+        params, tokens = random_params(config), make_tokens()
+        apply(config, params, tokens, target_positions=POSITIONS)
     with pytest.raises(ValueError, match=r"attn_type='both'.*bi, uni"):
         make_config(attn_type="both")
     with pytest.raises(ValueError, match="number of rows must be even"):
