@@ -152,8 +152,8 @@ def _cpu_multiplies_bfloat16() -> bool:
 class Dense(nn.Module):
     """Projection of the last axis.
 
-    Where the parameters hold an int8 kernel with its "kernel_scale", the product is
-    `quantized.product`.
+    Where the parameters hold an int8 kernel, with "kernel_scale" and "kernel_sum", the
+    product is `quantized.product`.
 
     Attributes:
       features: Size of the new last axis.
@@ -184,8 +184,12 @@ class Dense(nn.Module):
         )
         out_dtype = self.dtype if out_dtype is None else out_dtype
         if self.has_variable("params", "kernel_scale"):
-            scale: Any = self.get_variable("params", "kernel_scale")
-            out = quantized.product(x, jnp.asarray(kernel), scale, out_dtype)
+            rest = (
+                jnp.asarray(self.get_variable("params", name))
+                for name in ("kernel_scale", "kernel_sum")
+            )
+            integers = quantized.Kernel(jnp.asarray(kernel), *rest)
+            out = quantized.product(x, integers, out_dtype)
         else:
             out = einsum(
                 "bld,df->blf", x, kernel, jnp.dtype(self.dtype), jnp.dtype(out_dtype)

@@ -1,14 +1,16 @@
 """Products with int8 kernels, for frozen models.
 
-A kernel is kept as int8 with a float32 scale per column, "kernel_scale" beside "kernel"
-among the parameters. Activations are rounded on the way, each token by its own largest
-value (the vector-wise quantisation of Dettmers et al. 2022, without its outliers), so
-that products take int8 and sum exactly in int32. Nothing is derived through them.
+A kernel is kept as int8 with a float32 scale per column and the sum of each column,
+"kernel_scale" and "kernel_sum" beside "kernel" among the parameters. Activations are
+rounded on the way, each token between its own least and largest value, so that products
+take int8 and sum exactly in int32 (Dettmers et al. 2022 round vectors as well, about 0:
+behind a ReLU or GELU half of the integers would then stay unused). Nothing is derived
+through them.
 """
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,33 +20,51 @@ from jaxtyping import Array, Float, Int8
 _LARGEST = 127
 
 
+class Kernel(NamedTuple):
+    """A quantised kernel, about integers * scale.
+
+    Attributes:
+      integers: From -127 to 127.
+      scale: Of each column.
+      column_sum: Sums of the columns of integers * scale.
+    """
+
+    integers: Int8[Array, "*batch inputs outputs"]
+    scale: Float[Array, "*batch outputs"]
+    column_sum: Float[Array, "*batch outputs"]
+
+
 @jax.jit
-def quantize(
-    x: Float[Array, "*batch inputs outputs"],
-) -> tuple[Int8[Array, "*batch inputs outputs"], Float[Array, "*batch outputs"]]:
-    """Integers and the float32 scale of each column: x is about integers * scale."""
-    integers, scale = _round(x, axis=-2)
-    return integers, scale.squeeze(-2)
+def quantize(x: Float[Array, "*batch inputs outputs"]) -> Kernel:
+    """Integers with a scale for each column."""
+    wide = x.astype(jnp.float32)
+    scale = _steps(jnp.abs(wide).max(axis=-2, keepdims=True))
+    integers = jnp.round(wide / scale).astype(jnp.int8)
+    scale = scale.squeeze(-2)
+    total = integers.sum(axis=-2, dtype=jnp.int32).astype(jnp.float32)
+    return Kernel(integers, scale, total * scale)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def product(
-    x: Float[Array, "batch length inputs"],
-    kernel: Int8[Array, "inputs outputs"],
-    scale: Float[Array, " outputs"],
-    out_dtype: DTypeLike,
+    x: Float[Array, "batch length inputs"], kernel: Kernel, out_dtype: DTypeLike
 ) -> Float[Array, "batch length outputs"]:
     """x times the kernel that was quantised, in `out_dtype`."""
-    integers, row_scale = _round(x, axis=-1)
+    wide = x.astype(jnp.float32)
+    low, high = wide.min(axis=-1, keepdims=True), wide.max(axis=-1, keepdims=True)
+    # x is about integers * step + middle.
+    middle, step = 0.5 * (high + low), _steps(0.5 * (high - low))
+    integers = jnp.round((wide - middle) / step).astype(jnp.int8)
     batch, length, inputs = x.shape
     sums = jax.lax.dot_general(
         integers.reshape(batch * length, inputs),
-        kernel,
+        kernel.integers,
         (((1,), (0,)), ((), ())),
         preferred_element_type=jnp.int32,
     )
     sums = sums.reshape(batch, length, -1).astype(jnp.float32)
-    return (sums * (row_scale * scale)).astype(out_dtype)
+    products = sums * (step * kernel.scale) + middle * kernel.column_sum
+    return products.astype(out_dtype)
 
 
 @product.defjvp
@@ -55,11 +75,8 @@ def _refuse_to_derive(out_dtype, primals, tangents):
     )
 
 
-def _round(x, axis):
-    wide = x.astype(jnp.float32)
-    largest = jnp.abs(wide).max(axis=axis, keepdims=True)
-    scale = jnp.where(largest == 0.0, 1.0, largest / _LARGEST)
-    return jnp.round(wide / scale).astype(jnp.int8), scale
+def _steps(largest):
+    return jnp.where(largest == 0.0, 1.0, largest / _LARGEST)
 
 
 def is_quantized(params: Any) -> bool:
@@ -69,22 +86,25 @@ def is_quantized(params: Any) -> bool:
 
 def map_kernels(
     params: Mapping[str, Any],
-    quantized: Callable[[Any], tuple[Any, Any]],
+    quantized: Callable[[Any], Kernel],
     others: Callable[[Any], Any],
 ) -> dict[str, Any]:
     """A tree with int8 kernels.
 
     Args:
       params: Parameters, nested by name.
-      quantized: From a kernel to its integers and scale, as `quantize`.
+      quantized: From a kernel, as `quantize`.
       others: From any other parameter to what takes its place.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
             found[name] = map_kernels(value, quantized, others)
         elif name == "kernel":
-            found[name], found["kernel_scale"] = quantized(value)
+            kernel = quantized(value)
+            found[name] = kernel.integers
+            found["kernel_scale"] = kernel.scale
+            found["kernel_sum"] = kernel.column_sum
         else:
             found[name] = others(value)
     return found

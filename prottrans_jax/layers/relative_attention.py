@@ -251,8 +251,7 @@ class RelativeAttention(nn.Module):
         def biased(vector):
             return ((query.astype(jnp.float32) + vector) * scale).astype(query.dtype)
 
-        queries = _Queries(biased(biases.content), biased(biases.position))
-        type_embedding = None
+        by_type = type_embedding = None
         if self.token_types:
             # Created even if a call leaves the term out.
             vectors = [
@@ -263,14 +262,14 @@ class RelativeAttention(nn.Module):
                 )
             ]
             if surroundings.other_type is not None:
-                queries = queries.replace(type=biased(vectors[0]))
-                type_embedding = vectors[1]
+                by_type, type_embedding = biased(vectors[0]), vectors[1]
         value = nn.Dropout(self.dropout_rate, broadcast_dims=(-1,))(
             value, deterministic=self.deterministic
         )
         attend = _attend
         if self.block_size is not None:
             attend = functools.partial(_attend_by_blocks, self.block_size)
+        queries = _Queries(biased(biases.content), biased(biases.position), by_type)
         out = attend(queries, key, value, position, type_embedding, surroundings)
         # [batch, length, heads, head_dim] -> [batch, length, heads * head_dim]
         out = out.reshape(*out.shape[:2], -1)
@@ -284,7 +283,7 @@ class _Queries:
 
     content: jax.Array
     position: jax.Array
-    type: jax.Array | None = None
+    type: jax.Array | None
 
 
 def _attend(queries, key, value, position, type_embedding, surroundings):

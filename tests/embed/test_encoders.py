@@ -124,9 +124,7 @@ def test_stream_keeps_order_and_ids(encoder):
         np.testing.assert_allclose(vectors, encoder.embed([sequence])[0], atol=1e-5)
 
 
-def test_weights_go_to_a_device_once_and_only_where_they_are_used(
-    encoder, monkeypatch
-):
+def test_weights_go_to_a_device_once_and_only_where_they_are_used(encoder, monkeypatch):
     placed = []
 
     def note(params, device):
