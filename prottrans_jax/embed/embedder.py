@@ -17,7 +17,7 @@ from prottrans_jax.embed import batching, forward
 # small model costs more than its products; accelerators want many rows.
 _CPU_TOKENS, _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 1024, 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384
-_MAX_COMPILE_COST_TOKENS = 50_000.0
+_MAX_COMPILE_COST_TOKENS = 20_000.0
 _LAST = forward.Layers()
 # Calls handed to each device before the first result is waited for.
 _IN_FLIGHT = 2
