@@ -7,11 +7,10 @@
 Needs neither TensorFlow, seqio nor torch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import difflib
 import functools
-import hashlib
 import itertools
 import os
 import pathlib
@@ -24,10 +23,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from prottrans_jax import attention_maps, sources, types
+from prottrans_jax import attention_maps, frozen_params, sources, types
 from prottrans_jax import vocabulary as vocabularies
 from prottrans_jax.embed import embedder, forward, layerwise, pooling
-from prottrans_jax.interop import huggingface, memory_map
+from prottrans_jax.interop import huggingface
 from prottrans_jax.layers import quantized
 
 # Short names of the released models: repository of the Hugging Face hub.
@@ -320,17 +319,17 @@ def load_encoder(
     found, dtype = _read(source, dtype, download, revision, overrides)
     found = sources.encoder_of(found)
     module = sources.model_of(found)
-    stored = subtree(found.params, layerwise.encoder_shapes(module))
+    stored = frozen_params.subtree(found.params, layerwise.encoder_shapes(module))
     return Encoder(
         module=module,
-        params=_place(stored, jnp.dtype(dtype)),
+        params=frozen_params.place(stored, jnp.dtype(dtype)),
         config=found.config,
         vocabulary=found.vocabulary,
         prefix=found.prefix_ids,
         suffix=found.suffix_ids,
         name=_plain_name(source),
         source=found.source,
-        fingerprint=_fingerprint(stored, found.own_vocabulary),
+        fingerprint=frozen_params.fingerprint(stored, found.own_vocabulary),
         revision=_revision(found.source),
     )
 
@@ -376,7 +375,7 @@ def load_model(
     found, dtype = _read(source, dtype, download, revision, overrides)
     return Model(
         module=sources.model_of(found),
-        params=_place(found.params, jnp.dtype(dtype)),
+        params=frozen_params.place(found.params, jnp.dtype(dtype)),
         config=found.config,
         vocabulary=found.vocabulary,
         name=_plain_name(source),
@@ -389,19 +388,6 @@ def default_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def _float_dtype(dtype) -> np.dtype:
-    """Type of whatever is not a product with an int8 kernel."""
-    dtype = jnp.dtype(dtype)
-    if dtype == jnp.int8:
-        return jnp.dtype(jnp.bfloat16)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"dtype={dtype.name}: models are computed in float32, bfloat16, float16 or "
-            "with int8 weights."
-        )
-    return dtype
-
-
 def _read(source, dtype, download, revision, overrides):
     dtype = default_dtype() if dtype is None else dtype
     try:
@@ -412,7 +398,7 @@ def _read(source, dtype, download, revision, overrides):
         found = sources.read(
             place,
             download=download,
-            dtype=_float_dtype(dtype),
+            dtype=frozen_params.float_dtype(dtype),
             **overrides,
         )
     except FileNotFoundError as error:
@@ -434,70 +420,3 @@ def _plain_name(source: str | os.PathLike) -> str:
 def _revision(folder: pathlib.Path) -> str:
     # The hub's cache: models--OWNER--NAME/snapshots/COMMIT.
     return folder.name if folder.parent.name == "snapshots" else ""
-
-
-def _fingerprint(params, vocabulary=None) -> str:
-    """SHA-256 of names, types, shapes, evenly spaced values, and pieces if any.
-
-    Not of all bytes: that would read 11 GB before the first protein.
-    """
-    digest = hashlib.sha256()
-    for path, array in jax.tree_util.tree_flatten_with_path(params)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        at = np.linspace(0, array.size - 1, min(array.size, 64)).astype(np.int64)
-        places = zip(*np.unravel_index(at, array.shape), strict=True)
-        values = np.array([array[place] for place in places])
-        digest.update(values.astype(np.float32).tobytes())
-        # 64 values of a mapped file bring in most of its pages.
-        memory_map.release(array)
-    if vocabulary is not None:
-        digest.update("\n".join(vocabulary.pieces).encode())
-    return digest.hexdigest()
-
-
-def subtree(params: Any, wanted: Any) -> Any:
-    """The part of `params` that has a counterpart in `wanted`."""
-    if not isinstance(wanted, Mapping):
-        return params
-    missing = sorted(wanted.keys() - params.keys())
-    if missing:
-        raise ValueError(f"The checkpoint lacks parameters: {', '.join(missing)}.")
-    return {name: subtree(params[name], wanted[name]) for name in wanted}
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _converted(x, dtype, turned):
-    # By all cores, where numpy takes ten times as long for bfloat16. The barrier: never
-    # the array that was given, which may lie in a file.
-    x = jax.lax.optimization_barrier(x.astype(dtype))
-    return x.T if turned else x
-
-
-def _place(params, dtype):
-    """On the device, matrices in the type of the products, the rest in float32.
-
-    Small parameters cost nothing and are used in float32 anyhow: norms, relative
-    position biases.
-    """
-
-    def place(x, target=None):
-        if target is None:
-            target = dtype if x.ndim >= 2 and x.size > 1 << 14 else jnp.float32
-        # Others' kernels are stored the other way round: as they lie in the file.
-        turned = x.ndim == 2 and x.T.flags.c_contiguous
-        stored = np.ascontiguousarray(x.T if turned else x)
-        placed = _converted(stored, jnp.dtype(target), turned)
-        # One array at a time, not the whole file besides the copy.
-        placed.block_until_ready()
-        memory_map.release(x)
-        return placed
-
-    if dtype != jnp.int8:
-        return jax.tree.map(place, params)
-    dtype = _float_dtype(dtype)
-
-    def quantize(kernel):
-        return quantized.quantize(place(kernel, jnp.float32))
-
-    return quantized.map_kernels(params, quantize, place)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prottrans_jax
-from prottrans_jax import encoders, sources, types
+from prottrans_jax import frozen_params, sources, types
 from prottrans_jax.embed import layerwise
 from prottrans_jax.interop import huggingface, vocabularies
 
@@ -121,7 +121,7 @@ def encoder_alone(
     fields = {field.name for field in dataclasses.fields(module.config)}
     changes = {name: x for name, x in _WITHOUT_HEADS.items() if name in fields}
     module = module.clone(config=dataclasses.replace(module.config, **changes))
-    return module, encoders.subtree(params, layerwise.encoder_shapes(module))
+    return module, frozen_params.subtree(params, layerwise.encoder_shapes(module))
 
 
 def to_stablehlo(

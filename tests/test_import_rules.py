@@ -102,6 +102,7 @@ def test_nobody_imports_a_main():
             {
                 "attention_maps",
                 "embed",
+                "frozen_params",
                 "interop",
                 "layers",
                 "sources",
@@ -110,6 +111,7 @@ def test_nobody_imports_a_main():
             },
         ),
         ("attention_maps", {"layers", "types"}),
+        ("frozen_params", {"interop", "layers", "types", "vocabulary"}),
         ("interop", {"interop", "models", "layers", "types", "vocabulary"}),
         (
             "sources",
