@@ -10,6 +10,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ def serve(peer: Any, batches: dict[str, list[dict]]) -> None:
     """The worker's loop: does the steps that it is told to.
 
     Args:
-      peer: with `step(features) -> loss` and `about`, its versions in words.
+      peer: with `step(features) -> loss`, `about`, its versions in words, and where
+        it is not the process's memory that counts, `peak_gib()`.
       batches: by kind; each {"features", "residues", "tokens"}.
     """
     answers = os.fdopen(os.dup(1), "w")
@@ -34,11 +36,15 @@ def serve(peer: Any, batches: dict[str, list[dict]]) -> None:
             "residues": batch["residues"],
             "tokens": batch["tokens"],
             "loss": loss,
-            # kB on Linux.
-            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "peak_gib": getattr(peer, "peak_gib", _resident_peak_gib)(),
             "about": peer.about,
         }
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _resident_peak_gib() -> float:
+    # kB on Linux.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def busy_seconds() -> float:
@@ -62,11 +68,12 @@ class Worker:
     """The parent's end of a worker process."""
 
     def __init__(self, command: list[str]):
+        self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [sys.executable, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors,
             text=True,
         )
 
@@ -78,7 +85,9 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"worker died with {self.process.wait()}")
+            code = self.process.wait()
+            self.errors.seek(0)
+            raise RuntimeError(f"worker died with {code}: {self.errors.read()[-2000:]}")
         figure = json.loads(line)
         others = busy_seconds() - before - figure["cpu_seconds"]
         share = others / figure["seconds"] / (os.cpu_count() or 1)

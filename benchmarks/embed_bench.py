@@ -1,4 +1,4 @@
-"""Embedding of real proteins: ours against torch, on the CPU at hand.
+"""Embedding of real proteins: ours against torch, on the CPU or GPU at hand.
 
   python benchmarks/embed_bench.py --fasta=PROTEOME.fasta.gz --models=DIR --write
 
@@ -6,12 +6,14 @@ Each peer is a process of its own with the same random weights, loaded and warme
 ours and one peer at a time take turns A B A B over the same proteins. A round's
 proteins are neighbours in the proteome sorted by length: one batch of
 `prott5_embedder`'s (or its first proteins, --residues), at evenly spaced quantiles of
-the residues. Each peer cuts them into batches as it does best, and hands out arrays per
-protein. Counted are residues. Cosines are those of each residue's vector with ours.
+the residues; on a GPU, every n-th protein of it, some --residues in all. Each peer cuts
+them into batches as it does best, and hands out float32 arrays per protein. Counted are
+residues. Cosines are those of each residue's vector with ours.
 
-Peers: eager, sdpa (transformers in batches of 1,000 padded residues), compiled
-(torch.compile with TORCHINDUCTOR_FREEZING=1), int8 (torch's dynamic quantisation), and
-prott5_embedder: ProtTrans's script as its users run it on a CPU, in float32.
+Peers: eager, sdpa (transformers in batches of 1,000 padded residues, 16,384 on a GPU),
+compiled (torch.compile with TORCHINDUCTOR_FREEZING=1), int8 (torch's dynamic
+quantisation), and prott5_embedder: ProtTrans's script as its users run it, in float32
+on a CPU and float16 on a GPU.
 """
 
 import argparse
@@ -32,11 +34,23 @@ PEERS = {
     "int8": "int8,compiled-bf16,prott5_embedder",
     "f32": "eager-f32,sdpa-f32,compiled-f32,int8,prott5_embedder",
 }
+GPU_PEERS = {
+    "bf16": "sdpa-bf16,prott5_embedder",
+    "int8": "sdpa-bf16",
+    "f32": "sdpa-f32",
+}
 _COLD_RESIDUES = 300
 
 
 def choose_rounds(sequences: list[str], options: argparse.Namespace) -> list[list[str]]:
-    """One batch of `prott5_embedder`'s per round, at even quantiles of the residues."""
+    """One batch of `prott5_embedder`'s per round, at even quantiles of the residues.
+
+    A GPU would be done with that in no time: there a round is a share of the proteome.
+    """
+    if options.device == "gpu":
+        by_length = sorted(sequences, key=len)
+        every = -(-sum(map(len, sequences)) // options.residues)
+        return [by_length[i::every] for i in range(options.rounds)]
     batches = list(embed_peers.prott5_embedder_batches(sequences))
     residues = np.cumsum([sum(map(len, batch)) for batch in batches])
     quantiles = (np.arange(options.rounds) + 0.5) / options.rounds
@@ -53,7 +67,9 @@ def serve(options: argparse.Namespace) -> None:
     """A worker: loads its model and waits for rounds."""
     folder = model_folder(options)
     shape = embed_peers.shape_of(options.shape, options.layers)
-    peer = embed_peers.make(options.worker, folder, shape, options.batch_tokens)
+    peer = embed_peers.make(
+        options.worker, folder, shape, options.batch_tokens, options.device
+    )
     sequences = embed_peers.read_fasta(options.fasta)
     peer.prepare(sequences)
     embed = [
@@ -76,7 +92,9 @@ def start_cold(options: argparse.Namespace) -> None:
     """A process that embeds one protein and ends."""
     folder = model_folder(options)
     shape = embed_peers.shape_of(options.shape, options.layers)
-    peer = embed_peers.make(options.cold, folder, shape, options.batch_tokens)
+    peer = embed_peers.make(
+        options.cold, folder, shape, options.batch_tokens, options.device
+    )
     sequence = ("MKTAYIAKQRLLKMACDWWY" * 99)[:_COLD_RESIDUES]
     peer.prepare([sequence])
     vectors = peer.embed(embed_peers.Task("embed", [sequence]))
@@ -96,7 +114,7 @@ def vectors_file(options: argparse.Namespace, worker: str) -> pathlib.Path:
 
 def arguments_of(options: argparse.Namespace) -> list[str]:
     """Command line of a worker, without what it is told to be."""
-    names = ("fasta", "models", "shape", "rounds", "residues", "batch_tokens")
+    names = ("fasta", "models", "shape", "rounds", "residues", "batch_tokens", "device")
     arguments = [f"--{name}={getattr(options, name)}" for name in names]
     if options.layers:
         arguments.append(f"--layers={options.layers}")
@@ -237,6 +255,35 @@ def table(
     return "\n".join(lines) + "\n"
 
 
+def gpu_name() -> str:
+    """Name of the first GPU."""
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def utilisation(
+    duels: dict[str, dict[str, Any]],
+    shape: embed_peers.Shape,
+    rounds: list[list[str]],
+    precision: str,
+) -> str:
+    """MFU of everybody: of the rate that the maker of the GPU publishes."""
+    from prottrans_jax import hardware
+
+    chip = next(chip for name, chip in hardware.CHIPS.items() if name in gpu_name())
+    work = sum(shape.flops(len(x)) for chosen in rounds for x in chosen)
+    words = []
+    for name, figures in duels.items():
+        for who, lane in ((f"ours-{precision}", "ours"), (name, "peer")):
+            seconds = sum(x["seconds"] for x in figures[lane])
+            words.append(f"{who} {work / seconds / chip.flops:.1%}")
+    return (
+        f"MFU, of {chip.flops / 1e12:.0f} TFLOP/s (dense bfloat16, published), in "
+        f"turns: {', '.join(words)}."
+    )
+
+
 def main() -> None:
     """Runs the duels and, if asked, records them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -250,7 +297,8 @@ def main() -> None:
     parser.add_argument(
         "--residues", type=int, default=10**6, help="of a round, at most"
     )
-    parser.add_argument("--batch_tokens", type=int, default=1000, help="of torch")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--batch_tokens", type=int, help="of torch; see above")
     parser.add_argument(
         "--patience", type=float, default=0.0, help="seconds to wait for a quiet moment"
     )
@@ -259,13 +307,16 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--cold", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.batch_tokens is None:
+        options.batch_tokens = 16384 if options.device == "gpu" else 1000
     if options.worker:
         serve(options)
         return
     if options.cold:
         start_cold(options)
         return
-    options.peers = options.peers or PEERS[options.precision]
+    on_gpu = options.device == "gpu"
+    options.peers = options.peers or (GPU_PEERS if on_gpu else PEERS)[options.precision]
     folder = model_folder(options)
     if not folder.exists():
         embed_peers.make_weights(folder, options.shape, options.layers)
@@ -275,6 +326,8 @@ def main() -> None:
     sequences = embed_peers.read_fasta(options.fasta)
     rounds = choose_rounds(sequences, options)
     body = table(duels, cold, shape, rounds, options.precision)
+    if on_gpu:
+        body += f"\n{utilisation(duels, shape, rounds, options.precision)}\n"
     print(body)
     if options.write:
         import report
@@ -294,13 +347,15 @@ def main() -> None:
             f"--shape={options.shape} --precision={options.precision}"
         )
         command += f" --rounds={options.rounds}"
+        if on_gpu:
+            command += " --device=gpu"
         if options.residues < 10**6:
             command += f" --residues={options.residues}"
         if options.layers:
             command += f" --layers={options.layers}"
         report.replace_section(
             f"Embedding, {options.shape}, {shape.layers} layers, {options.precision}, "
-            f"{report.cpu()}",
+            f"{gpu_name() if on_gpu else report.cpu()}",
             f"{body}\n{sum(map(len, sequences)):,} residues in "
             f"{len(sequences):,} proteins in the FASTA, "
             f"{sum(len(x) for r in rounds for x in r):,} of them embedded, in "

@@ -75,6 +75,7 @@ def make_weights(folder: pathlib.Path, name: str, layers: int | None) -> None:
     import transformers
 
     torch.manual_seed(0)
+    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
     kind, sizes = SHAPES[name]
     field = "num_layers" if kind == "T5" else "num_hidden_layers"
     sizes = sizes | {field: shape_of(name, layers).layers}
@@ -138,6 +139,7 @@ class Peer:
 
     about = ""
     shape: Shape
+    product_rows = 512
 
     def step(self, task: Task) -> float:
         """Embeds; gives the mean size of an element. Or GFLOP/s of products alone."""
@@ -169,15 +171,17 @@ class Peer:
         )
 
     def product(self) -> float:
-        """GFLOP/s of 512 rows through a feed-forward block's two products."""
+        """GFLOP/s of `product_rows` through a feed-forward block's two products."""
         raise NotImplementedError
 
 
 class Ours(Peer):
     """The encoder as `prottrans embed` runs it."""
 
-    def __init__(self, folder: pathlib.Path, shape: Shape, precision: str):
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    def __init__(self, folder: pathlib.Path, shape: Shape, precision: str, device: str):
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(device, device)
+        # Peers share the GPU.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
         import jax
 
         import prottrans_jax
@@ -193,6 +197,11 @@ class Ours(Peer):
         self.embedder = self.encoder.make_embedder()
         self.buckets: Any = None
         self.about = f"jax {jax.__version__}"
+        if device == "gpu":
+            self.peak_gib = self._device_peak_gib
+
+    def _device_peak_gib(self) -> float:
+        return self.jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30
 
     def prepare(self, population: list[str]) -> None:
         """Chooses padded lengths for the whole job, as `prottrans embed` does."""
@@ -203,10 +212,9 @@ class Ours(Peer):
 
     def embed(self, task: Task) -> list[np.ndarray]:
         """[residues, d_model] of every protein."""
-        return [
-            found.residues
-            for *_, found in self.embedder.run(self._work(task.sequences))
-        ]
+        work = self._work(task.sequences)
+        found = (x.residues for *_, x in self.embedder.run(work))
+        return [np.asarray(x, np.float32) for x in found]
 
     def tokens(self, sequences: list[str]) -> int:
         """Tokens computed for these proteins, padding included."""
@@ -214,7 +222,7 @@ class Ours(Peer):
         return sum(item.batch.rows * item.batch.length for item in work)
 
     def product(self) -> float:
-        """GFLOP/s of 512 rows through a feed-forward block's two products."""
+        """As every peer's."""
         import jax.numpy as jnp
 
         wide = jnp.int32 if self.dtype == "int8" else jnp.float32
@@ -225,11 +233,17 @@ class Ours(Peer):
             return jnp.matmul(hidden, second, preferred_element_type=wide)
 
         d_model, d_ff = self.shape.d_model, self.shape.d_ff
-        x = jnp.ones((512, d_model), self.dtype)
-        first = jnp.ones((d_model, d_ff), self.dtype)
-        second = jnp.ones((d_ff, d_model), self.dtype)
+        rows = self.product_rows
+        first, second, x = (
+            jnp.asarray(array * (100 if wide == jnp.int32 else 1), self.dtype)
+            for array in _operands(rows, d_model, d_ff)
+        )
         jitted = self.jax.jit(run)
-        return _rate(lambda: jitted(x, first, second).block_until_ready(), self.shape)
+
+        def step():
+            jitted(x, first, second).block_until_ready()
+
+        return _rate(step, rows, self.shape)
 
 
 class Torch(Peer):
@@ -242,6 +256,7 @@ class Torch(Peer):
         precision: str,
         way: str,
         batch_tokens: int,
+        device: str,
     ):
         if way == "compiled":
             os.environ["TORCHINDUCTOR_FREEZING"] = "1"
@@ -262,7 +277,13 @@ class Torch(Peer):
         keywords: dict[str, Any] = {} if is_t5 else {"add_pooling_layer": False}
         if way in ("eager", "sdpa"):
             keywords["attn_implementation"] = way
+        self.device = {"gpu": "cuda"}.get(device, device)
+        if device == "gpu":
+            self.peak_gib = self._device_peak_gib
+            if way == "prott5_embedder":
+                self.dtype = torch.float16  # As the script loads it there.
         model = kind.from_pretrained(folder, dtype=self.dtype, **keywords).eval()
+        model = model.to(self.device)
         if way == "int8":
             model = torch.ao.quantization.quantize_dynamic(
                 model, {torch.nn.Linear}, dtype=torch.qint8
@@ -273,6 +294,9 @@ class Torch(Peer):
         self.about = (
             f"torch {torch.__version__}, transformers {transformers.__version__}"
         )
+
+    def _device_peak_gib(self) -> float:
+        return self.torch.cuda.max_memory_allocated() / 2**30
 
     def batches(self, sequences: list[str]) -> Iterator[list[str]]:
         """How proteins go through the model together."""
@@ -304,40 +328,62 @@ class Torch(Peer):
                 tokens[row, last] = end
                 mask[row, : last + 1] = 1
             with torch.inference_mode(self.way != "compiled"), torch.no_grad():
-                hidden = self.model(
-                    input_ids=torch.from_numpy(tokens),
-                    attention_mask=torch.from_numpy(mask),
-                ).last_hidden_state
+                output = self.model(
+                    input_ids=torch.from_numpy(tokens).to(self.device),
+                    attention_mask=torch.from_numpy(mask).to(self.device),
+                )
+                hidden = output.last_hidden_state.cpu()
             for row, sequence in enumerate(batch):
                 vectors = hidden[row, first : first + len(sequence)]
                 found.append(vectors.float().numpy())
         return found
 
     def product(self) -> float:
-        """GFLOP/s of 512 rows through a feed-forward block's two products."""
+        """As every peer's."""
         torch = self.torch
         linear = torch.nn.functional.linear
         d_model, d_ff = self.shape.d_model, self.shape.d_ff
-        x = torch.ones(512, d_model, dtype=self.dtype)
-        first = torch.full((d_ff, d_model), 1e-3, dtype=self.dtype)
-        second = torch.full((d_model, d_ff), 1e-3, dtype=self.dtype)
+        rows = self.product_rows
+        second, first, x = (
+            torch.from_numpy(array).to(self.device, self.dtype)
+            for array in _operands(rows, d_model, d_ff)
+        )
+
+        def step():
+            linear(linear(x, first), second)
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+
         with torch.inference_mode():
-            return _rate(lambda: linear(linear(x, first), second), self.shape)
+            return _rate(step, rows, self.shape)
 
 
-def _rate(run: Any, shape: Shape, seconds: float = 1.0) -> float:
+def _operands(rows: int, d_model: int, d_ff: int) -> list[np.ndarray]:
+    """Two kernels and input, not constant: zeros and ones multiply faster on a GPU."""
+    generator = np.random.default_rng(0)
+    shapes = (d_model, d_ff), (d_ff, d_model), (rows, d_model)
+    return [0.02 * generator.standard_normal(shape, np.float32) for shape in shapes]
+
+
+def _rate(run: Any, rows: int, shape: Shape, seconds: float = 1.0) -> float:
     """GFLOP/s of `run`, repeated for about a second."""
     run()
     count, start = 0, time.perf_counter()
     while (now := time.perf_counter() - start) < seconds:
         run()
         count += 1
-    return count * 4.0 * 512 * shape.d_model * shape.d_ff / now / 1e9
+    return count * 4.0 * rows * shape.d_model * shape.d_ff / now / 1e9
 
 
-def make(name: str, folder: pathlib.Path, shape: Shape, batch_tokens: int) -> Peer:
+def make(
+    name: str, folder: pathlib.Path, shape: Shape, batch_tokens: int, device: str
+) -> Peer:
     """A peer by a lane's name: "ours-bf16", "sdpa-f32", "prott5_embedder" ..."""
     way, _, precision = name.partition("-")
+    peer: Peer
     if way == "ours":
-        return Ours(folder, shape, precision)
-    return Torch(folder, shape, precision or "f32", way, batch_tokens)
+        peer = Ours(folder, shape, precision, device)
+    else:
+        peer = Torch(folder, shape, precision or "f32", way, batch_tokens, device)
+    peer.product_rows = 16384 if device == "gpu" else 512
+    return peer

@@ -8,6 +8,7 @@ Sources, per chip:
           where an interconnect figure is called bidirectional, half of it is each way
   [a100]  NVIDIA A100 80GB data sheet, SXM; NVLink 600 GB/s both ways together
   [h100]  NVIDIA H100 data sheet, SXM, no sparsity; NVLink 900 GB/s both ways together
+  [h200]  NVIDIA H200 data sheet, SXM, likewise
 """
 
 import dataclasses
@@ -63,6 +64,7 @@ CHIPS = {
         Chip("v6e", 1, 918e12, 32 * GIB, 1640e9, 3584e9 / 8, "[cloud]"),
         Chip("A100", 1, 312e12, 80 * GIB, 2039e9, 600e9 / 2, "[a100]"),
         Chip("H100", 1, 989e12, 80 * GIB, 3350e9, 900e9 / 2, "[h100]"),
+        Chip("H200", 1, 989e12, 141 * 10**9, 4800e9, 900e9 / 2, "[h200]"),
     )
 }
 
@@ -79,6 +81,7 @@ _KINDS = (
     ("TPU v2", "v2"),
     ("NVIDIA A100", "A100"),
     ("NVIDIA H100", "H100"),
+    ("NVIDIA H200", "H200"),
 )
 # Where jax shows each TensorCore as a device of its own.
 _TWO_DEVICES_A_CHIP = ("v2", "v3")

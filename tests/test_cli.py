@@ -90,6 +90,16 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "out.h5").exists()
 
 
+def test_a_device_that_is_not_there_is_said(model, source, tmp_path):
+    given = ("embed", "-i", source, "-o", tmp_path / "out.h5", "-m", model)
+    done = run(*given, "--device", "gpu")
+    if done.returncode == 0:
+        pytest.skip("there is a GPU")
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "--device gpu: JAX finds no such device" in done.stderr
+    assert "--device cpu" in done.stderr
+
+
 def test_revision_of_a_repository_and_the_cache_of_prott5_embedder(
     source, tmp_path, monkeypatch
 ):

@@ -91,6 +91,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     settings.output_paths(arguments.output, options)
     from prottrans_jax import encoders
 
+    _check_device(arguments.device)
     process.prepare()
     encoder = encoders.load_encoder(
         _model(arguments.model),
@@ -108,6 +109,19 @@ def _embed(arguments: argparse.Namespace) -> int:
         on_progress=say.progress,
     )
     return say.summary(report)
+
+
+def _check_device(name: str) -> None:
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # Which class it is depends on what is installed.
+        raise ValueError(
+            f"--device {name}: JAX finds no such device ({type(error).__name__}: "
+            f"{error}). Is prottrans_jax[gpu] or [tpu] installed, and the driver? "
+            "--device cpu works everywhere."
+        ) from error
 
 
 def _model(name: str) -> str:

@@ -17,7 +17,9 @@ from prottrans_jax.embed import batching, forward
 # small model costs more than its products; accelerators want many rows.
 _CPU_TOKENS, _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 1024, 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384
-_MAX_COMPILE_COST_TOKENS = 20_000.0
+# Seconds to compile a program, which is one layer; FLOP/s meanwhile; and tokens at
+# most, since a small model is slowed by all but its products. Two cores, and an H200.
+_COMPILE_COSTS = {"cpu": (0.5, 2e11, 2e4), "accelerator": (1.8, 6e14, 4e6)}
 _LAST = forward.Layers()
 # Calls handed to each device before the first result is waited for.
 _IN_FLIGHT = 2
@@ -135,13 +137,9 @@ class Embedder:
 
     def compile_cost_tokens(self) -> float:
         """Tokens that could be computed while one program is compiled; a guess."""
-        # Half a second at some 200 GFLOP/s on two cores: a program is one layer.
-        seconds, flops = (
-            (0.5, 2e11) if self.devices[0].platform == "cpu" else (10, 1e14)
-        )
-        tokens = seconds * flops / (2.0 * max(self._size, 1))
-        # A small model is slowed by all but its products, attention for one.
-        return min(tokens, _MAX_COMPILE_COST_TOKENS)
+        is_cpu = self.devices[0].platform == "cpu"
+        seconds, flops, most = _COMPILE_COSTS["cpu" if is_cpu else "accelerator"]
+        return min(seconds * flops / (2.0 * max(self._size, 1)), most)
 
     def buckets(self, lengths: Sequence[int]) -> np.ndarray:
         """Padded lengths for sequences of so many residues."""
@@ -266,7 +264,7 @@ class Embedder:
                     known = self._rows_limit.get(length, limit)
                     self._rows_limit[length] = min(known, limit)
             return call.work.halves()
-        if getattr(call.module.config, "attention", "blockwise") == "plain":
+        if getattr(call.module.config, "attention", "blockwise") != "blockwise":
             logging.warning(
                 "One row of %d tokens does not fit into memory; going on with "
                 "blockwise attention.",

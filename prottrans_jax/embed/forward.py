@@ -14,6 +14,7 @@ import numpy as np
 
 from prottrans_jax import types
 from prottrans_jax.embed import layerwise, pooling
+from prottrans_jax.layers import attention
 
 # Scores of all heads of a batch beyond which attention goes block by block.
 PLAIN_SCORES_BYTES = {"cpu": 256 << 20, "accelerator": 2 << 30}
@@ -160,14 +161,30 @@ def encode(
 
 
 def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Module:
-    """The model, with blockwise attention where all scores at once are too much."""
+    """The model with the attention that is best for rows of one sequence each.
+
+    That is a GPU's fused kernel as long as a bias for all pairs of one row fits; else
+    plain, and blockwise where all scores at once are too much.
+    """
     limit = PLAIN_SCORES_BYTES["cpu" if platform == "cpu" else "accelerator"]
     config = module.config
-    fields = {field.name for field in dataclasses.fields(config)}
-    scores = 4 * rows * config.num_heads * length * length
-    if "attention" not in fields or scores <= limit:
+    if "attention" not in {field.name for field in dataclasses.fields(config)}:
         return module
-    return blockwise(module)
+    row = 4 * config.num_heads * length * length
+    if platform == "gpu" and row <= limit:
+        fused = _flash(config)
+        if fused is not None:
+            return module.clone(config=fused)
+    return module if rows * row <= limit else blockwise(module)
+
+
+def _flash(config):
+    """The configuration with fused attention, or None where there is none."""
+    try:
+        fused = dataclasses.replace(config, attention="flash")
+    except ValueError:  # Not this family.
+        return None
+    return fused if attention.has_flash(config.dtype, config.head_dim) else None
 
 
 def blockwise(module: nn.Module) -> nn.Module:

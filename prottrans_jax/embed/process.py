@@ -12,9 +12,12 @@ _KEPT_BYTES = 512 << 20
 
 
 def prepare() -> None:
-    """Keeps compiled programs on disk, and memory in the process."""
+    """Keeps compiled programs on disk and, where a CPU computes, memory."""
     _keep_programs()
-    _keep_memory()
+    # A GPU computes in its own memory; the many threads that compile for it would wait
+    # for each other.
+    if jax.default_backend() == "cpu":
+        _keep_memory()
 
 
 def _keep_programs() -> None:

@@ -2,6 +2,7 @@
 
 import functools
 
+from absl import logging
 from flax import linen as nn
 import jax
 from jax import ad_checkpoint
@@ -17,6 +18,9 @@ MASKED = -1e30
 # Where nothing is derived on a CPU: float32 scores of a batch up to which all heads go
 # together, and of the parts that go together beyond that, which stay in cache.
 _FEW_SCORES_BYTES, _CACHED_SCORES_BYTES = 12 << 20, 4 << 20
+
+# Implementation of `jax.nn.dot_product_attention`.
+_FLASH = "cudnn"
 
 Bias = relative_bias.DistanceBias | jax.Array
 
@@ -62,6 +66,7 @@ def dot_product_attention(
     causal: bool = False,
     bias: Bias | None = None,
     block_size: int | None = None,
+    flash: bool = False,
 ) -> Float[Array, "batch q_length heads head_dim"]:
     """Attention without 1/sqrt(head_dim): T5 folds it into the query's initialiser.
 
@@ -82,10 +87,15 @@ def dot_product_attention(
         number goes through blocks of that many queries and keys with a running softmax
         (Rabe and Staats 2021), forward and backward, so that memory grows with the
         length only, for about one and a half times the arithmetic in training.
+      flash: Whether a fused kernel of the GPU's does it; see `has_flash`. A row then
+        holds one segment, from its first position on, and queries of padding get
+        something finite.
 
     Returns:
       Weighted values, in the type of `query`.
     """
+    if flash:
+        return _flash(query, key, value, kv_segments, causal=causal, bias=bias)
     if block_size is None:
         return _all_at_once(
             query, key, value, q_segments, kv_segments, causal=causal, bias=bias
@@ -267,6 +277,47 @@ def _sum_to(x, like):
 _softmax_attention.defvjp(_softmax_attention_fwd, _softmax_attention_bwd)
 
 
+def _flash(query, key, value, kv_segments, *, causal, bias):
+    if isinstance(bias, relative_bias.DistanceBias):
+        bias = bias.block(0, 0, query.shape[1], key.shape[1])
+    if bias is not None:
+        bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
+    # At least one: without any key a row would be NaN.
+    lengths = jnp.maximum(jnp.sum(kv_segments != 0, axis=1, dtype=jnp.int32), 1)
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        bias,
+        scale=1.0,
+        is_causal=causal,
+        key_value_seq_lengths=lengths,
+        implementation=_FLASH,
+    )
+
+
+@functools.cache
+def has_flash(dtype: DTypeLike, head_dim: int) -> bool:
+    """Whether this process's GPU has the fused kernel for such heads.
+
+    cuDNN has it for bfloat16, on GPUs from Ampere on. Found out by trying: which
+    versions of CUDA, cuDNN and JAX go together is written nowhere.
+    """
+    if jax.default_backend() != "gpu" or jnp.dtype(dtype) != jnp.bfloat16:
+        return False
+    heads = jnp.zeros((1, 8, 1, head_dim), dtype)
+    segments, bias = jnp.ones((1, 8), jnp.int32), jnp.zeros((1, 8, 8))
+    run = jax.jit(functools.partial(dot_product_attention, flash=True))
+    try:
+        run(
+            heads, heads, heads, q_segments=segments, kv_segments=segments, bias=bias
+        ).block_until_ready()
+    except Exception as error:  # Of JAX, XLA or cuDNN.
+        logging.info("No fused attention: %s", error)
+        return False
+    return True
+
+
 def _blockwise(query, key, value, q_segments, kv_segments, *, causal, bias, block_size):
     batch, q_length, heads, head_dim = query.shape
     dtype = query.dtype
@@ -353,6 +404,7 @@ class MultiHeadAttention(nn.Module):
     dropout_rate: float
     deterministic: bool
     block_size: int | None = None
+    flash: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -400,6 +452,7 @@ class MultiHeadAttention(nn.Module):
             causal=causal,
             bias=bias,
             block_size=self.block_size,
+            flash=self.flash,
         )
         # [batch, length, heads, head_dim] -> [batch, length, heads * head_dim]
         out = out.reshape(*out.shape[:2], -1)

@@ -54,7 +54,8 @@ class EncoderConfig:
       param_dtype: Type of the parameters.
       scan_layers: Whether the stack is one scanned layer (compiles faster).
       remat_policy: What the backward pass computes again; see `layers.stack`.
-      attention: "plain", or "blockwise" whose memory grows with the length only.
+      attention: "plain"; "blockwise", whose memory grows with the length only; or
+        "flash", a kernel of NVIDIA's for bfloat16 and one sequence per row.
       attention_block_size: Queries and keys per block of blockwise attention.
     """
 
@@ -83,7 +84,7 @@ class EncoderConfig:
     def __post_init__(self):
         settings.settle(
             self,
-            attention=settings.ATTENTION,
+            attention=settings.DOT_PRODUCT_ATTENTION,
             remat_policy=stack.REMAT_POLICIES,
             activation=tuple(mlp.ACTIVATIONS),
         )
@@ -375,6 +376,7 @@ class SelfAttention(nn.Module):
             q_segments=segments,
             kv_segments=segments,
             block_size=config.attention_block_size if blockwise else None,
+            flash=config.attention == "flash",
         )
         # [batch, length, heads, head_dim] -> [batch, length, heads * head_dim]
         out = out.reshape(*out.shape[:2], -1)

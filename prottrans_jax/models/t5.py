@@ -60,7 +60,8 @@ class T5Config:
       param_dtype: Type of the parameters.
       scan_layers: Whether each stack is one scanned layer (compiles faster).
       remat_policy: What the backward pass computes again; see `layers.stack`.
-      attention: "plain", or "blockwise" whose memory grows with the length only.
+      attention: "plain"; "blockwise", whose memory grows with the length only; or
+        "flash", a kernel of NVIDIA's for bfloat16 and one sequence per row.
       attention_block_size: Queries and keys per block of blockwise attention.
     """
 
@@ -90,7 +91,7 @@ class T5Config:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         settings.settle(
             self,
-            attention=settings.ATTENTION,
+            attention=settings.DOT_PRODUCT_ATTENTION,
             remat_policy=stack.REMAT_POLICIES,
             mlp_activations=tuple(mlp.ACTIVATIONS),
         )
@@ -419,6 +420,7 @@ def _attention(
         dropout_rate=config.dropout_rate,
         deterministic=deterministic,
         block_size=config.attention_block_size if blockwise else None,
+        flash=config.attention == "flash",
         dtype=config.dtype,
         param_dtype=config.param_dtype,
         name=name,

@@ -11,6 +11,8 @@ import pytest
 
 import prottrans_jax
 from prottrans_jax.embed import batching, embedder, forward
+from prottrans_jax.layers import attention
+from prottrans_jax.models import bert, xlnet
 
 # float32 against torch's, some 30 roundings.
 MAX_ABS = 2e-5
@@ -200,6 +202,45 @@ def test_one_sequence_that_does_not_fit_goes_blockwise_then_is_named(
     with pytest.raises(embedder.OutOfMemory, match="5 residues"):
         list(runner.run(runner.work([b"MKTAY"], np.array([8]))))
     assert modes == ["plain", "blockwise"]
+
+
+def test_a_gpu_uses_its_fused_attention_where_family_and_length_allow(
+    encoder, monkeypatch
+):
+    xlnet_config = xlnet.XLNetConfig(
+        vocab_size=37, num_layers=1, num_heads=2, head_dim=8, d_model=16, d_ff=24
+    )
+    bert_config = bert.BertConfig(
+        vocab_size=30, num_layers=2, num_heads=2, head_dim=8, d_model=16, d_ff=24,
+        max_length=40, scan_layers=False,
+    )  # fmt: skip
+
+    def choice(module, length, platform="gpu"):
+        return forward.for_shape(module, 2, length, platform).config.attention
+
+    modules = encoder.module, bert.Bert(bert_config), xlnet.XLNet(xlnet_config)
+    monkeypatch.setattr(attention, "has_flash", lambda dtype, head_dim: True)
+    assert [choice(x, 40) for x in modules] == ["flash", "flash", "plain"]
+    assert [choice(x, 40, "cpu") for x in modules] == ["plain"] * 3
+    assert choice(encoder.module, 40_000) == "blockwise"
+    monkeypatch.setattr(attention, "has_flash", lambda dtype, head_dim: False)
+    assert [choice(x, 40) for x in modules] == ["plain"] * 3
+
+
+def test_fused_attention_gives_the_same_vectors(encoder, monkeypatch):
+    """In float32 by JAX's own function, in the place of the GPU's kernel."""
+    monkeypatch.setattr(attention, "_FLASH", "xla")
+    tokens, mask = encoder.tokenize(["MKTAYIAKQR", "ACDWWY"])
+    config = dataclasses.replace(encoder.config, attention="flash")
+    flash = forward.encode(
+        encoder.module.clone(config=config),
+        encoder.params,
+        tokens,
+        mask,
+        forward.Layers(),
+    )
+    plain = encoder(tokens, mask)
+    np.testing.assert_allclose(flash[mask], plain[mask], rtol=0, atol=1e-5)
 
 
 def test_blockwise_is_plain_attention(encoder):

@@ -104,6 +104,41 @@ def test_queries_without_a_key_give_zeros_and_no_nan(block_size):
     assert np.array_equal(grads[0][lonely], np.zeros_like(out[lonely]))
 
 
+@pytest.mark.parametrize("implementation", ["xla", "cudnn"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_is_plain_attention(implementation, biased, causal, monkeypatch):
+    """What surrounds the GPU's kernel on any machine, the kernel where there is one."""
+    dtype, atol = jnp.float32, 1e-5
+    if implementation == "cudnn":
+        if not attention.has_flash(jnp.bfloat16, 8):
+            pytest.skip("no GPU with the kernel")
+        dtype, atol = jnp.bfloat16, 3e-2
+    monkeypatch.setattr(attention, "_FLASH", implementation)
+    lengths = np.array([6, 3, 0])
+    query, key, value = jax.random.normal(jax.random.key(1), (3, 3, 6, 2, 8), dtype)
+    segments = jnp.asarray(np.arange(6) < lengths[:, None], jnp.int32)
+    values = 2 * jax.random.normal(jax.random.key(2), (2, 11))
+    arguments = {
+        "q_segments": segments,
+        "kv_segments": segments,
+        "causal": causal,
+        "bias": relative_bias.DistanceBias(values, 6) if biased else None,
+    }
+    plain = attention.dot_product_attention(query, key, value, **arguments)
+    flash = attention.dot_product_attention(query, key, value, **arguments, flash=True)
+    flash, plain = (np.asarray(x, np.float32) for x in (flash, plain))
+    assert flash.shape == (3, 6, 2, 8) and np.isfinite(flash).all()
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(flash[row, :length], plain[row, :length], atol=atol)
+
+
+def test_there_is_no_flash_on_a_cpu_or_in_float32():
+    assert not attention.has_flash(jnp.float32, 8)
+    if jax.default_backend() == "cpu":
+        assert not attention.has_flash(jnp.bfloat16, 8)
+
+
 def test_blockwise_scores_are_never_all_in_memory():
     length, block = 512, 64
     shape = (1, length, 2, 8)

@@ -359,7 +359,9 @@ def test_blockwise_attention_is_the_plain_one(options, block_size, monkeypatch):
     expected = run()
     found = run(attention="blockwise", attention_block_size=block_size)
     for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+        # Some derivatives are near 100, where float32 has steps of 8e-6.
+        limit = max(2e-5, 5e-7 * np.abs(theirs).max(initial=0.0))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=limit)
 
 
 def test_blockwise_scores_are_never_all_in_memory():
