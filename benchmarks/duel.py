@@ -68,7 +68,7 @@ class Worker:
     """The parent's end of a worker process."""
 
     def __init__(self, command: list[str]):
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")
         self.process = subprocess.Popen(
             [sys.executable, *command],
             stdin=subprocess.PIPE,
@@ -99,6 +99,7 @@ class Worker:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+        self.errors.close()
 
 
 class Lane(NamedTuple):

@@ -6,8 +6,8 @@ Each peer is a process of its own with the same random weights, loaded and warme
 ours and one peer at a time take turns A B A B over the same proteins. A round's
 proteins are neighbours in the proteome sorted by length: one batch of
 `prott5_embedder`'s (or its first proteins, --residues), at evenly spaced quantiles of
-the residues; on a GPU, every n-th protein of it, some --residues in all. Each peer cuts
-them into batches as it does best, and hands out float32 arrays per protein. Counted are
+the residues; on a GPU, every n-th protein of it, about --residues. Each peer cuts them
+into batches as it does best, and hands out float32 arrays per protein. Counted are
 residues. Cosines are those of each residue's vector with ours.
 
 Peers: eager, sdpa (transformers in batches of 1,000 padded residues, 16,384 on a GPU),
@@ -50,6 +50,7 @@ def choose_rounds(sequences: list[str], options: argparse.Namespace) -> list[lis
     if options.device == "gpu":
         by_length = sorted(sequences, key=len)
         every = -(-sum(map(len, sequences)) // options.residues)
+        every = max(every, options.rounds)
         return [by_length[i::every] for i in range(options.rounds)]
     batches = list(embed_peers.prott5_embedder_batches(sequences))
     residues = np.cumsum([sum(map(len, batch)) for batch in batches])
@@ -271,7 +272,9 @@ def utilisation(
     """MFU of everybody: of the rate that the maker of the GPU publishes."""
     from prottrans_jax import hardware
 
-    chip = next(chip for name, chip in hardware.CHIPS.items() if name in gpu_name())
+    chip = hardware.chip_of_kind(gpu_name())
+    if chip is None:
+        return f"No rate of {gpu_name()} is known here, so no MFU."
     work = sum(shape.flops(len(x)) for chosen in rounds for x in chosen)
     words = []
     for name, figures in duels.items():
@@ -298,7 +301,9 @@ def main() -> None:
         "--residues", type=int, default=10**6, help="of a round, at most"
     )
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--batch_tokens", type=int, help="of torch; see above")
+    parser.add_argument(
+        "--batch_tokens", type=int, help="of torch; 1000, on a GPU 16384"
+    )
     parser.add_argument(
         "--patience", type=float, default=0.0, help="seconds to wait for a quiet moment"
     )

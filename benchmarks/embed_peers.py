@@ -5,6 +5,7 @@ many tokens it computed for them. `product` is what the machine's products alone
 """
 
 from collections.abc import Iterator, Sequence
+import functools
 import os
 import pathlib
 import time
@@ -75,7 +76,6 @@ def make_weights(folder: pathlib.Path, name: str, layers: int | None) -> None:
     import transformers
 
     torch.manual_seed(0)
-    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
     kind, sizes = SHAPES[name]
     field = "num_layers" if kind == "T5" else "num_hidden_layers"
     sizes = sizes | {field: shape_of(name, layers).layers}
@@ -228,9 +228,11 @@ class Ours(Peer):
         wide = jnp.int32 if self.dtype == "int8" else jnp.float32
 
         def run(x, first, second):
-            hidden = jnp.matmul(x, first, preferred_element_type=wide)
-            hidden = hidden.astype(x.dtype)
-            return jnp.matmul(hidden, second, preferred_element_type=wide)
+            # Exact where x is float32, as the model's are.
+            multiply = functools.partial(
+                jnp.matmul, preferred_element_type=wide, precision="highest"
+            )
+            return multiply(multiply(x, first).astype(x.dtype), second)
 
         d_model, d_ff = self.shape.d_model, self.shape.d_ff
         rows = self.product_rows

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from prottrans_jax import types
-from prottrans_jax.layers import relative_bias
+from prottrans_jax.layers import dense, relative_bias
 
 
 def attention_maps(
@@ -72,7 +72,8 @@ def attention_maps(
         heads = (length, config.num_heads, config.head_dim)
         q = query.reshape(heads).astype(jnp.float32)
         k = key.reshape(heads).astype(jnp.float32)
-        scores = scale * jnp.einsum("qhd,khd->hqk", q, k) + bias
+        scores = dense.einsum("qhd,khd->hqk", q, k, jnp.float32, jnp.float32)
+        scores = scale * scores + bias
         return jax.nn.softmax(scores, axis=-1)
 
     return jnp.stack([weights(q, k) for q, k in zip(queries, keys, strict=True)])

@@ -64,7 +64,7 @@ CHIPS = {
         Chip("v6e", 1, 918e12, 32 * GIB, 1640e9, 3584e9 / 8, "[cloud]"),
         Chip("A100", 1, 312e12, 80 * GIB, 2039e9, 600e9 / 2, "[a100]"),
         Chip("H100", 1, 989e12, 80 * GIB, 3350e9, 900e9 / 2, "[h100]"),
-        Chip("H200", 1, 989e12, 141 * 10**9, 4800e9, 900e9 / 2, "[h200]"),
+        Chip("H200", 1, 989e12, 141 * GIB, 4800e9, 900e9 / 2, "[h200]"),
     )
 }
 
@@ -89,8 +89,13 @@ _TWO_DEVICES_A_CHIP = ("v2", "v3")
 
 def chip_of(device: jax.Device) -> Chip | None:
     """The chip that a device is or is part of; None if unpublished (a CPU)."""
+    return chip_of_kind(device.device_kind)
+
+
+def chip_of_kind(kind: str) -> Chip | None:
+    """The chip by what JAX or a driver calls it, such as "NVIDIA H100 80GB HBM3"."""
     for prefix, name in _KINDS:
-        if device.device_kind.startswith(prefix):
+        if kind.startswith(prefix):
             return CHIPS[name]
     return None
 

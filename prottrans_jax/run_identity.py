@@ -6,7 +6,9 @@ import functools
 from typing import Any
 
 # Change how a step is computed, never what it computes; a run may go on with others.
-_HOW_NOT_WHAT = frozenset({"remat_policy", "attention", "attention_block_size"})
+_HOW_NOT_WHAT = frozenset(
+    {"remat_policy", "attention", "attention_block_size", "flash"}
+)
 
 
 def identity(**parts: Any) -> dict[str, str]:

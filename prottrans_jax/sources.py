@@ -43,7 +43,7 @@ _LAYERS = "layers"
 _FREE = frozenset(
     """
     attention attention_block_size attention_dropout_rate bi_data dropout_rate dtype
-    initializer_range lm_head max_length mem_length order_head param_dtype pooler
+    flash initializer_range lm_head max_length mem_length order_head param_dtype pooler
     remat_policy replaced_head reuse_length scan_layers
     """.split()
 )

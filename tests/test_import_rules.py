@@ -96,7 +96,7 @@ def test_nobody_imports_a_main():
         ("unpacking", set()),
         ("tasks", {"tasks", "data", "vocabulary"}),
         ("commands", {"commands", "embed", "encoders", "interop"}),
-        ("embed", {"embed", "fasta", "interop", "layers", "types"}),
+        ("embed", {"embed", "fasta", "hardware", "interop", "layers", "types"}),
         (
             "encoders",
             {

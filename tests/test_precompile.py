@@ -114,6 +114,7 @@ def test_lines_of_the_table_are_replaced_not_repeated(tmp_path):
         ("TPU v5", "v5p", 459e12),
         ("TPU v6 lite", "v6e", 918e12),
         ("NVIDIA H100 80GB HBM3", "H100", 989e12),
+        ("NVIDIA H200", "H200", 989e12),
         ("NVIDIA A100-SXM4-80GB", "A100", 312e12),
     ],
 )

@@ -91,8 +91,8 @@ def _embed(arguments: argparse.Namespace) -> int:
     settings.output_paths(arguments.output, options)
     from prottrans_jax import encoders
 
-    _check_device(arguments.device)
     process.prepare()
+    _check_device(arguments.device)
     encoder = encoders.load_encoder(
         _model(arguments.model),
         dtype=arguments.dtype,
@@ -117,10 +117,13 @@ def _check_device(name: str) -> None:
     try:
         jax.devices()
     except Exception as error:  # Which class it is depends on what is installed.
+        asked = f"--device {name}"
+        if name == "auto":
+            asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         raise ValueError(
-            f"--device {name}: JAX finds no such device ({type(error).__name__}: "
-            f"{error}). Is prottrans_jax[gpu] or [tpu] installed, and the driver? "
-            "--device cpu works everywhere."
+            f"{asked}: JAX cannot start that ({str(error) or 'it is not installed'}). "
+            "Is prottrans_jax[gpu] or [tpu] installed, and the driver? --device cpu "
+            "works everywhere."
         ) from error
 
 

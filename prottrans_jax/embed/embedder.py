@@ -10,16 +10,18 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from prottrans_jax import types
+from prottrans_jax import hardware, types
 from prottrans_jax.embed import batching, forward
 
 # Tokens of a call. A CPU multiplies fastest at some 500 to 1,000 rows, but a call of a
 # small model costs more than its products; accelerators want many rows.
 _CPU_TOKENS, _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 1024, 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384
-# Seconds to compile a program, which is one layer; FLOP/s meanwhile; and tokens at
-# most, since a small model is slowed by all but its products. Two cores, and an H200.
-_COMPILE_COSTS = {"cpu": (0.5, 2e11, 2e4), "accelerator": (1.8, 6e14, 4e6)}
+# Seconds to compile a program, which is one layer, on two cores and for an H200; and
+# the tokens they are worth at most: a small model is slowed by all but its products.
+_COMPILE_COSTS = {"cpu": (0.5, 2e4), "accelerator": (1.8, 4e6)}
+# FLOP/s of two cores; the share of its peak that a GPU reaches; and a guess of a peak.
+_CPU_FLOPS, _SHARE_OF_PEAK, _SOME_PEAK = 2e11, 0.6, 5e13
 _LAST = forward.Layers()
 # Calls handed to each device before the first result is waited for.
 _IN_FLIGHT = 2
@@ -137,8 +139,13 @@ class Embedder:
 
     def compile_cost_tokens(self) -> float:
         """Tokens that could be computed while one program is compiled; a guess."""
-        is_cpu = self.devices[0].platform == "cpu"
-        seconds, flops, most = _COMPILE_COSTS["cpu" if is_cpu else "accelerator"]
+        device = self.devices[0]
+        if device.platform == "cpu":
+            seconds, most = _COMPILE_COSTS["cpu"]
+            flops = _CPU_FLOPS
+        else:
+            seconds, most = _COMPILE_COSTS["accelerator"]
+            flops = _SHARE_OF_PEAK * (hardware.peak_flops(device) or _SOME_PEAK)
         return min(seconds * flops / (2.0 * max(self._size, 1)), most)
 
     def buckets(self, lengths: Sequence[int]) -> np.ndarray:
@@ -264,7 +271,7 @@ class Embedder:
                     known = self._rows_limit.get(length, limit)
                     self._rows_limit[length] = min(known, limit)
             return call.work.halves()
-        if getattr(call.module.config, "attention", "blockwise") != "blockwise":
+        if getattr(call.module.config, "attention", "blockwise") == "plain":
             logging.warning(
                 "One row of %d tokens does not fit into memory; going on with "
                 "blockwise attention.",

@@ -1,6 +1,7 @@
 """One call of a model on a batch: which hidden states, pooled or not."""
 
 from collections.abc import Mapping, Sequence
+import copy
 import dataclasses
 import functools
 import re
@@ -163,28 +164,31 @@ def encode(
 def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Module:
     """The model with the attention that is best for rows of one sequence each.
 
-    That is a GPU's fused kernel as long as a bias for all pairs of one row fits; else
-    plain, and blockwise where all scores at once are too much.
+    Where plain attention is configured, that is a GPU's fused kernel, as long as one
+    row's bias for all pairs would not be too much, or blockwise attention where all
+    scores at once are too much.
     """
     limit = PLAIN_SCORES_BYTES["cpu" if platform == "cpu" else "accelerator"]
     config = module.config
-    if "attention" not in {field.name for field in dataclasses.fields(config)}:
+    if getattr(config, "attention", "") != "plain":
         return module
     row = 4 * config.num_heads * length * length
-    if platform == "gpu" and row <= limit:
-        fused = _flash(config)
-        if fused is not None:
-            return module.clone(config=fused)
+    if (
+        platform == "gpu"
+        and hasattr(config, "flash")
+        and row <= limit
+        and attention.has_flash(config.dtype, config.head_dim)
+    ):
+        return flash(module)
     return module if rows * row <= limit else blockwise(module)
 
 
-def _flash(config):
-    """The configuration with fused attention, or None where there is none."""
-    try:
-        fused = dataclasses.replace(config, attention="flash")
-    except ValueError:  # Not this family.
-        return None
-    return fused if attention.has_flash(config.dtype, config.head_dim) else None
+def flash(module: nn.Module) -> nn.Module:
+    """The same model with fused attention, for rows of one sequence each."""
+    config = copy.copy(module.config)
+    # Past the constructor: whoever packs rows must not have it by a setting.
+    object.__setattr__(config, "flash", True)
+    return module.clone(config=config)
 
 
 def blockwise(module: nn.Module) -> nn.Module:

@@ -111,7 +111,6 @@ def run_layers(
 ) -> tuple[Float[Array, "batch length d_model"], dict[int, jax.Array]]:
     """What the last layer gives, and the inputs of the layers in `keep`."""
     x, arrays = _before(stack, outside(stack, params), tokens, mask)
-    one_layer = _program_of_layers(next(iter(x.devices())).platform)
     kept = {}
     for number, (path, pattern) in enumerate(
         zip(stack.paths, stack.pattern, strict=True)
@@ -119,7 +118,7 @@ def run_layers(
         if number in keep:
             kept[number] = x
         layer_params = functools.reduce(lambda tree, name: tree[name], path, params)
-        x = one_layer(
+        x = _one_layer(
             stack.layer, stack.structure, layer_params, x, [arrays[i] for i in pattern]
         )
     return x, kept
@@ -167,17 +166,7 @@ def _before(stack, params, tokens, mask):
     return first[0], [arrays[i] for i in range(len(arrays))]
 
 
-@functools.cache
-def _program_of_layers(platform):
-    options = None
-    if platform == "gpu":
-        # cuBLAS's own choice of a product, not the fastest of a trial: that may differ
-        # from run to run, and so would the vectors. ProtT5's layer takes up to 6 % more
-        # time on an H200 and compiles in half of it, 1.8 s instead of 3.3.
-        options = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
-    return jax.jit(_one_layer, static_argnums=(0, 1), compiler_options=options)
-
-
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _one_layer(layer, structure, params, x, arrays):
     args, keywords = jax.tree.unflatten(structure, arrays)
     return layer.apply({"params": params}, x, *args, **keywords)[0]

@@ -54,9 +54,10 @@ class EncoderConfig:
       param_dtype: Type of the parameters.
       scan_layers: Whether the stack is one scanned layer (compiles faster).
       remat_policy: What the backward pass computes again; see `layers.stack`.
-      attention: "plain"; "blockwise", whose memory grows with the length only; or
-        "flash", a kernel of NVIDIA's for bfloat16 and one sequence per row.
+      attention: "plain", or "blockwise" whose memory grows with the length only.
       attention_block_size: Queries and keys per block of blockwise attention.
+      flash: Whether a GPU's fused kernel does it, for rows of one sequence each. No
+        argument: `embed.forward`, which makes such rows, asks for it.
     """
 
     vocab_size: int
@@ -80,11 +81,12 @@ class EncoderConfig:
     remat_policy: str = "none"
     attention: str = "plain"
     attention_block_size: int = 512
+    flash: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self):
         settings.settle(
             self,
-            attention=settings.DOT_PRODUCT_ATTENTION,
+            attention=settings.ATTENTION,
             remat_policy=stack.REMAT_POLICIES,
             activation=tuple(mlp.ACTIVATIONS),
         )
@@ -376,7 +378,7 @@ class SelfAttention(nn.Module):
             q_segments=segments,
             kv_segments=segments,
             block_size=config.attention_block_size if blockwise else None,
-            flash=config.attention == "flash",
+            flash=config.flash,
         )
         # [batch, length, heads, head_dim] -> [batch, length, heads * head_dim]
         out = out.reshape(*out.shape[:2], -1)

@@ -5,8 +5,6 @@ from typing import Any
 import jax.numpy as jnp
 
 ATTENTION = ("plain", "blockwise")
-# Of families whose scores are queries times keys plus a bias.
-DOT_PRODUCT_ATTENTION = (*ATTENTION, "flash")
 
 
 def settle(config: Any, **choices: tuple[str, ...]) -> None:

@@ -60,9 +60,10 @@ class T5Config:
       param_dtype: Type of the parameters.
       scan_layers: Whether each stack is one scanned layer (compiles faster).
       remat_policy: What the backward pass computes again; see `layers.stack`.
-      attention: "plain"; "blockwise", whose memory grows with the length only; or
-        "flash", a kernel of NVIDIA's for bfloat16 and one sequence per row.
+      attention: "plain", or "blockwise" whose memory grows with the length only.
       attention_block_size: Queries and keys per block of blockwise attention.
+      flash: Whether a GPU's fused kernel does it, for rows of one sequence each. No
+        argument: `embed.forward`, which makes such rows, asks for it.
     """
 
     vocab_size: int
@@ -85,13 +86,14 @@ class T5Config:
     remat_policy: str = "none"
     attention: str = "plain"
     attention_block_size: int = 512
+    flash: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self):
         # gin binds lists.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         settings.settle(
             self,
-            attention=settings.DOT_PRODUCT_ATTENTION,
+            attention=settings.ATTENTION,
             remat_policy=stack.REMAT_POLICIES,
             mlp_activations=tuple(mlp.ACTIVATIONS),
         )
@@ -420,7 +422,7 @@ def _attention(
         dropout_rate=config.dropout_rate,
         deterministic=deterministic,
         block_size=config.attention_block_size if blockwise else None,
-        flash=config.attention == "flash",
+        flash=config.flash,
         dtype=config.dtype,
         param_dtype=config.param_dtype,
         name=name,

@@ -188,20 +188,23 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(encoder, monkeypatch)
         np.testing.assert_allclose(embedding.residues, expected[i], atol=1e-5)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 def test_one_sequence_that_does_not_fit_goes_blockwise_then_is_named(
-    encoder, monkeypatch
+    fused, encoder, monkeypatch
 ):
     runner = encoder.make_embedder()
     modes = []
 
     def never_fits(module, *_):
-        modes.append(module.config.attention)
+        modes.append((module.config.flash, module.config.attention))
         raise RuntimeError("RESOURCE_EXHAUSTED: no")
 
+    if fused:
+        monkeypatch.setattr(forward, "for_shape", lambda x, *_: forward.flash(x))
     monkeypatch.setattr(runner, "_call", never_fits)
     with pytest.raises(embedder.OutOfMemory, match="5 residues"):
         list(runner.run(runner.work([b"MKTAY"], np.array([8]))))
-    assert modes == ["plain", "blockwise"]
+    assert modes == [(fused, "plain"), (False, "blockwise")]
 
 
 def test_a_gpu_uses_its_fused_attention_where_family_and_length_allow(
@@ -211,36 +214,59 @@ def test_a_gpu_uses_its_fused_attention_where_family_and_length_allow(
         vocab_size=37, num_layers=1, num_heads=2, head_dim=8, d_model=16, d_ff=24
     )
     bert_config = bert.BertConfig(
-        vocab_size=30, num_layers=2, num_heads=2, head_dim=8, d_model=16, d_ff=24,
-        max_length=40, scan_layers=False,
-    )  # fmt: skip
-
-    def choice(module, length, platform="gpu"):
-        return forward.for_shape(module, 2, length, platform).config.attention
-
+        vocab_size=30,
+        num_layers=2,
+        num_heads=2,
+        head_dim=8,
+        d_model=16,
+        d_ff=24,
+        max_length=40,
+    )
     modules = encoder.module, bert.Bert(bert_config), xlnet.XLNet(xlnet_config)
+    heads = encoder.config.num_heads
+    limit = forward.PLAIN_SCORES_BYTES["accelerator"]
+    longest = int((limit / 4 / heads) ** 0.5)
+
+    def choice(module, length=40, platform="gpu"):
+        config = forward.for_shape(module, 2, length, platform).config
+        return "flash" if getattr(config, "flash", False) else config.attention
+
     monkeypatch.setattr(attention, "has_flash", lambda dtype, head_dim: True)
-    assert [choice(x, 40) for x in modules] == ["flash", "flash", "plain"]
-    assert [choice(x, 40, "cpu") for x in modules] == ["plain"] * 3
-    assert choice(encoder.module, 40_000) == "blockwise"
+    assert [choice(x) for x in modules] == ["flash", "flash", "plain"]
+    assert [choice(x, platform="cpu") for x in modules] == ["plain"] * 3
+    assert [choice(x, platform="tpu") for x in modules] == ["plain"] * 3
+    # Of one row: two rows' plain scores would already be too many.
+    assert choice(encoder.module, longest) == "flash"
+    assert choice(encoder.module, longest + 1) == "blockwise"
+    assert choice(forward.blockwise(encoder.module)) == "blockwise"  # As was asked.
     monkeypatch.setattr(attention, "has_flash", lambda dtype, head_dim: False)
-    assert [choice(x, 40) for x in modules] == ["plain"] * 3
+    assert [choice(x) for x in modules] == ["plain"] * 3
 
 
 def test_fused_attention_gives_the_same_vectors(encoder, monkeypatch):
     """In float32 by JAX's own function, in the place of the GPU's kernel."""
     monkeypatch.setattr(attention, "_FLASH", "xla")
-    tokens, mask = encoder.tokenize(["MKTAYIAKQR", "ACDWWY"])
-    config = dataclasses.replace(encoder.config, attention="flash")
-    flash = forward.encode(
-        encoder.module.clone(config=config),
-        encoder.params,
-        tokens,
-        mask,
-        forward.Layers(),
+    sequences = [b"MKTAYIAKQR", b"ACDWWY", b"LL"]
+    runner = encoder.make_embedder()
+    fused = encoder.make_embedder()
+    fused.module = forward.flash(encoder.module)
+    plain, flash = (
+        {i: x.residues for _, i, x in r.run(r.work(sequences, np.array([12])))}
+        for r in (runner, fused)
     )
-    plain = encoder(tokens, mask)
-    np.testing.assert_allclose(flash[mask], plain[mask], rtol=0, atol=1e-5)
+    for i in range(3):
+        np.testing.assert_allclose(flash[i], plain[i], rtol=0, atol=1e-5)
+
+
+def test_nobody_can_ask_for_fused_attention_by_a_setting(encoder):
+    """Packed rows would leak into each other."""
+    with pytest.raises((TypeError, ValueError), match="flash"):
+        dataclasses.replace(encoder.config, flash=True)
+    with pytest.raises(ValueError, match="attention='flash' is not known"):
+        dataclasses.replace(encoder.config, attention="flash")
+    fused = forward.flash(encoder.module).config
+    assert fused.flash and not encoder.config.flash and fused != encoder.config
+    assert not dataclasses.replace(fused, attention="blockwise").flash
 
 
 def test_blockwise_is_plain_attention(encoder):

@@ -44,9 +44,34 @@ thread.start()
 thread.join()
 print(faults[-1])
 """
-    assert int(run(script.replace("KEEP", "process._keep_memory()"))) < 10
+    prepared = script.replace("KEEP", "process.prepare()")
+    assert int(run(prepared, JAX_PLATFORMS="cpu")) < 10
     # As it is otherwise: 96 MiB in pages of 4 KiB, or of 2 MiB.
     assert int(run(script.replace("KEEP", ""))) >= 48
+
+
+def test_a_gpu_gets_the_same_products_in_every_run_and_jax_starts_later(monkeypatch):
+    asked = "--xla_cpu_enable_fast_math=false"
+    script = """
+import os
+from jax._src import xla_bridge
+from prottrans_jax.embed import process
+
+process._has_gpu = lambda: GPU
+process.prepare()
+assert not xla_bridge.backends_are_initialized()
+print(os.environ["XLA_FLAGS"])
+import jax
+jax.numpy.zeros(3)  # XLA knows the flags.
+"""
+    flags = run(script.replace("GPU", "True"), XLA_FLAGS=asked)
+    assert "--xla_gpu_autotune_level=0" in flags and flags.split()[-1] == asked
+    assert run(script.replace("GPU", "False"), XLA_FLAGS=asked).split() == [asked]
+    monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/nvidiactl")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not process._has_gpu()
+    monkeypatch.delenv("JAX_PLATFORMS")
+    assert process._has_gpu()
 
 
 def test_programs_are_found_by_the_next_process(tmp_path):

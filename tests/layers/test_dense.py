@@ -47,6 +47,25 @@ def test_bfloat16_products_round_operands_only(spec, native, monkeypatch):
     np.testing.assert_allclose(grad_b, expected_b, atol=1e-5)
 
 
+def test_float32_products_are_exact_on_accelerators_unless_the_user_says_so():
+    """By default they would keep three digits on a GPU, two on a TPU."""
+
+    def program(platform):
+        x = jax.ShapeDtypeStruct((1, 5, 5), jnp.float32)
+        kernel = jax.ShapeDtypeStruct((5, 5), jnp.float32)
+
+        def product(x, kernel):
+            return dense.einsum("bld,df->blf", x, kernel, jnp.float32, jnp.float32)
+
+        exported = jax.export.export(jax.jit(product), platforms=[platform])
+        return exported(x, kernel).mlir_module()
+
+    for platform in ("cuda", "tpu"):
+        assert "HIGHEST" in program(platform)
+        with jax.default_matmul_precision("tensorfloat32"):
+            assert "HIGHEST" not in program(platform)
+
+
 def test_gradient_of_a_bias_is_summed_in_float32():
     grad = jnp.full((4, 600, 3), 0.37, jnp.bfloat16)
     x = jnp.zeros_like(grad)
