@@ -360,6 +360,7 @@ def config_of_run(metadata: Mapping[str, Any], **overrides: Any) -> Any:
             for field in dataclasses.fields(config_class)
             if f"{name}.{field.name}" in identity
         }
+        families.check_fields(config_class, overrides)
         return config_class(**{**fields, **overrides})
     raise ValueError(
         "The checkpoint's metadata names no model's configuration. Was it written by "

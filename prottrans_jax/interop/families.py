@@ -242,3 +242,18 @@ def widest_dtype(arrays: Iterable[Any]) -> np.dtype:
     if not dtypes:
         raise ValueError("There is no floating-point array in this checkpoint.")
     return np.dtype(jnp.result_type(*dtypes))
+
+
+def check_fields(config_class: type, names: Iterable[str]) -> None:
+    """Refuses what a caller wants to replace in a configuration that has no such field.
+
+    Raises:
+      ValueError: Names the first of them.
+    """
+    known = [field.name for field in dataclasses.fields(config_class) if field.init]
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"{name}: {config_class.__name__} has no such field. It has "
+                f"{', '.join(known)}."
+            )

@@ -74,6 +74,7 @@ def read(
     folder = find(source, download=download)
     attributes = read_attributes(folder)
     family = families.family_of(attributes)
+    families.check_fields(family.config_class, overrides)
     arrays = read_arrays(folder)
     stored = families.widest_dtype(arrays.values())
     as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}

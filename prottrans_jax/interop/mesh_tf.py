@@ -61,6 +61,7 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
     Raises:
       FileNotFoundError, ValueError: There is no checkpoint, or it is not a T5's.
     """
+    families.check_fields(t5.T5Config, overrides)
     path = find(source)
     _check_complete(path)
     reader = _tensorflow().train.load_checkpoint(str(path))

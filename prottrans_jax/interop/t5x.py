@@ -90,6 +90,7 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
     Raises:
       FileNotFoundError, ValueError: There is no checkpoint, or it is damaged.
     """
+    families.check_fields(t5.T5Config, overrides)
     contents = open_(source)
     stored = families.widest_dtype(contents.params.values())
     names = t5_names.Scanned.of(contents.params)

@@ -258,8 +258,15 @@ def test_fused_attention_gives_the_same_vectors(encoder, monkeypatch):
         np.testing.assert_allclose(flash[i], plain[i], rtol=0, atol=1e-5)
 
 
-def test_nobody_can_ask_for_fused_attention_by_a_setting(encoder):
+def test_a_setting_that_the_model_has_not_is_named(model_folder):
+    with pytest.raises(ValueError, match=r"^depth: T5Config has no such field. It has"):
+        prottrans_jax.load_encoder(model_folder, depth=3)
+
+
+def test_nobody_can_ask_for_fused_attention_by_a_setting(encoder, model_folder):
     """Packed rows would leak into each other."""
+    with pytest.raises(ValueError, match=r"^flash: T5Config has no such field"):
+        prottrans_jax.load_encoder(model_folder, flash=True)
     with pytest.raises((TypeError, ValueError), match="flash"):
         dataclasses.replace(encoder.config, flash=True)
     with pytest.raises(ValueError, match="attention='flash' is not known"):
