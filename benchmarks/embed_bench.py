@@ -321,7 +321,8 @@ def main() -> None:
         start_cold(options)
         return
     on_gpu = options.device == "gpu"
-    options.peers = options.peers or (GPU_PEERS if on_gpu else PEERS)[options.precision]
+    all_peers = (GPU_PEERS if on_gpu else PEERS)[options.precision]
+    options.peers = options.peers or all_peers
     folder = model_folder(options)
     if not folder.exists():
         embed_peers.make_weights(folder, options.shape, options.layers)
@@ -354,6 +355,8 @@ def main() -> None:
         command += f" --rounds={options.rounds}"
         if on_gpu:
             command += " --device=gpu"
+        if options.peers != all_peers:
+            command += f" --peers={options.peers}"
         if options.residues < 10**6:
             command += f" --residues={options.residues}"
         if options.layers:
