@@ -135,12 +135,6 @@ def test_flash_is_plain_attention(implementation, biased, causal, monkeypatch):
         np.testing.assert_allclose(flash[row, :length], plain[row, :length], atol=atol)
 
 
-def test_there_is_no_flash_on_a_cpu_or_in_float32():
-    assert not attention.has_flash(jnp.float32, 8)
-    if jax.default_backend() == "cpu":
-        assert not attention.has_flash(jnp.bfloat16, 8)
-
-
 def test_blockwise_scores_are_never_all_in_memory():
     length, block = 512, 64
     shape = (1, length, 2, 8)
