@@ -5,7 +5,6 @@ many tokens it computed for them. `product` is what the machine's products alone
 """
 
 from collections.abc import Iterator, Sequence
-import functools
 import os
 import pathlib
 import time
@@ -225,22 +224,33 @@ class Ours(Peer):
         """As every peer's."""
         import jax.numpy as jnp
 
-        wide = jnp.int32 if self.dtype == "int8" else jnp.float32
+        from prottrans_jax.layers import amx
+
+        kind = self.dtype
+        if kind == "int8" and amx.is_usable():
+            kind = "bfloat16"  # Of what is multiplied by int8 kernels.
+        wide = jnp.int32 if kind == "int8" else jnp.float32
+
+        def multiply(x, kernel):
+            # As the model: of float32 all digits, and what the CPU has for the rest.
+            if amx.can_multiply(x, kernel, x.dtype):
+                return amx.product(x, kernel, x.dtype)
+            exact = "highest" if x.dtype == jnp.float32 else None
+            product = jnp.matmul(
+                x, kernel, preferred_element_type=wide, precision=exact
+            )
+            return product.astype(x.dtype)
 
         def run(x, first, second):
-            # Of float32 all digits, as the model's.
-            exact = "highest" if x.dtype == jnp.float32 else None
-            multiply = functools.partial(
-                jnp.matmul, preferred_element_type=wide, precision=exact
-            )
-            return multiply(multiply(x, first).astype(x.dtype), second)
+            with amx.enabled():
+                return multiply(multiply(x, first), second)
 
         d_model, d_ff = self.shape.d_model, self.shape.d_ff
         rows = self.product_rows
-        first, second, x = (
-            jnp.asarray(array * (100 if wide == jnp.int32 else 1), self.dtype)
-            for array in _operands(rows, d_model, d_ff)
-        )
+        first, second, x = _operands(rows, d_model, d_ff)
+        scale = 100 if self.dtype == "int8" else 1
+        first, second = (jnp.asarray(scale * k, self.dtype) for k in (first, second))
+        x = jnp.asarray((100 if kind == "int8" else 1) * x, kind)
         jitted = self.jax.jit(run)
 
         def step():

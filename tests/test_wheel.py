@@ -17,7 +17,9 @@ def installed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     # A copy: the build writes into its source tree, where another worker builds too.
     source = folder / "source"
-    left_behind = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
+    left_behind = shutil.ignore_patterns(
+        ".*", "build", "*.egg-info", "*.so", "__pycache__"
+    )
     shutil.copytree(ROOT, source, ignore=left_behind)
     subprocess.run(
         [

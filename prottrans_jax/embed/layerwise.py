@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from prottrans_jax import types
+from prottrans_jax.layers import amx
 from prottrans_jax.layers import stack as layer_stack
 
 _ROW = jax.ShapeDtypeStruct((1, 8), jnp.int32)
@@ -169,7 +170,8 @@ def _before(stack, params, tokens, mask):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _one_layer(layer, structure, params, x, arrays):
     args, keywords = jax.tree.unflatten(structure, arrays)
-    return layer.apply({"params": params}, x, *args, **keywords)[0]
+    with amx.enabled():
+        return layer.apply({"params": params}, x, *args, **keywords)[0]
 
 
 def _with_layers(module, params, tokens, mask, layer):

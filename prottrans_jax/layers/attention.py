@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from prottrans_jax.layers import dense, relative_bias
+from prottrans_jax.layers import amx, dense, relative_bias
 
 # Finite, so that a query with nothing to attend to gives no NaN.
 MASKED = -1e30
@@ -153,13 +153,21 @@ def _part_by_part(causal, query, key, value, bias, q_segments, kv_segments):
     would fetch them from memory.
     """
     batch, q_length, heads, _ = query.shape
+    if bias is not None:
+        bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
+    if amx.can_attend(query, key, bias, causal=causal):
+        hidden = jnp.zeros(key.shape[:2], bool)
+        if kv_segments is not None:
+            hidden = kv_segments == 0
+        mask = jnp.where(hidden, MASKED, 0.0)
+        return amx.attention(query, key, value, bias, mask)
     rows, some_heads = _part_in_cache(query.shape, key.shape)
     head_parts = -(-heads // some_heads)
     parts = -(-batch // rows) * head_parts
     # Heads first, once: each part is then one piece of memory.
     arrays = [jnp.swapaxes(x, 1, 2) for x in (query, key, value)]
     if bias is not None:
-        arrays.append(bias.reshape((1,) * (4 - bias.ndim) + bias.shape))
+        arrays.append(bias)
     if q_segments is not None:
         mask = make_mask(q_segments, kv_segments, causal=causal)
         arrays.append(jnp.where(mask, 0.0, MASKED))

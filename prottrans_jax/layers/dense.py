@@ -4,7 +4,7 @@ from collections.abc import Callable
 import functools
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from prottrans_jax.layers import quantized
+from prottrans_jax.layers import amx, quantized
 
 Initializer = Callable[..., Any]
 
@@ -159,6 +159,21 @@ def _cpu_multiplies_bfloat16() -> bool:
     return flags is None or not wanted.isdisjoint(flags[2].split())
 
 
+class Activation(NamedTuple):
+    """What follows a projection.
+
+    Attributes:
+      name: As `mlp.ACTIVATIONS` has it: for a product that does it at once.
+      apply: Does it.
+    """
+
+    name: str
+    apply: Callable[[jax.Array], jax.Array]
+
+
+_LINEAR = Activation("linear", lambda x: x)
+
+
 class Dense(nn.Module):
     """Projection of the last axis.
 
@@ -183,7 +198,10 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch length inputs"], out_dtype: DTypeLike | None = None
+        self,
+        x: Float[Array, "batch length inputs"],
+        out_dtype: DTypeLike | None = None,
+        activation: Activation = _LINEAR,
     ) -> Float[Array, "batch length features"]:
         """Projects `x`; the result has `out_dtype`, or `dtype` if that is None."""
         kernel = self.param(
@@ -192,20 +210,9 @@ class Dense(nn.Module):
             (x.shape[-1], self.features),
             jnp.dtype(self.param_dtype),
         )
-        out_dtype = self.dtype if out_dtype is None else out_dtype
-        if self.has_variable("params", "kernel_scale"):
-            rest = (
-                jnp.asarray(self.get_variable("params", name))
-                for name in ("kernel_scale", "kernel_sum")
-            )
-            integers = quantized.Kernel(jnp.asarray(kernel), *rest)
-            out = quantized.product(x, integers, out_dtype)
-        else:
-            out = einsum(
-                "bld,df->blf", x, kernel, jnp.dtype(self.dtype), jnp.dtype(out_dtype)
-            )
+        bias: jax.Array | None = None
         if self.use_bias:
-            bias = self.param(
+            vector = self.param(
                 "bias",
                 nn.with_logical_partitioning(
                     nn.initializers.zeros_init(), self.kernel_axes[1:]
@@ -213,8 +220,47 @@ class Dense(nn.Module):
                 (self.features,),
                 jnp.dtype(self.param_dtype),
             )
-            out = add_bias(out, jnp.asarray(bias))
-        return out
+            bias = jnp.asarray(vector)
+        out_dtype = jnp.dtype(self.dtype if out_dtype is None else out_dtype)
+        weights: jax.Array | quantized.Kernel = jnp.asarray(kernel)
+        if self.has_variable("params", "kernel_scale"):
+            rest = (
+                jnp.asarray(self.get_variable("params", name))
+                for name in ("kernel_scale", "kernel_sum")
+            )
+            weights = quantized.Kernel(jnp.asarray(kernel), *rest)
+        return _project(x, weights, bias, activation, jnp.dtype(self.dtype), out_dtype)
+
+
+def _project(x, kernel, bias, activation, dtype, out_dtype):
+    def in_steps(x, kernel, bias):
+        if isinstance(kernel, quantized.Kernel):
+            out = quantized.product(x, kernel, out_dtype)
+        else:
+            out = einsum("bld,df->blf", x, kernel, dtype, out_dtype)
+        return activation.apply(out if bias is None else add_bias(out, bias))
+
+    def at_once(x, kernel, bias):
+        rows = x.reshape(-1, x.shape[-1]).astype(dtype)
+        if isinstance(kernel, quantized.Kernel):
+            numbers, scale = kernel.integers, kernel.scale
+        else:
+            numbers, scale = kernel.astype(dtype), None
+        if not amx.can_multiply(rows, numbers, out_dtype):
+            return in_steps(x, kernel, bias)
+        out = amx.product(
+            rows,
+            numbers,
+            out_dtype,
+            scale=scale,
+            bias=bias,
+            activation=activation.name,
+        )
+        return out.reshape(*x.shape[:-1], -1)
+
+    if not amx.is_enabled():
+        return in_steps(x, kernel, bias)
+    return jax.lax.platform_dependent(x, kernel, bias, cpu=at_once, default=in_steps)
 
 
 @jax.custom_vjp

@@ -52,6 +52,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "linear": lambda x: x,
 }
+
+
+def _after_name(activation):
+    def apply(x):
+        return ACTIVATIONS[activation](ad_checkpoint.checkpoint_name(x, "mlp_hidden"))
+
+    return apply
+
+
 _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
@@ -87,9 +96,9 @@ class MLP(nn.Module):
         hidden = None
         for index, activation in enumerate(self.activations):
             name = "wi" if len(self.activations) == 1 else f"wi_{index}"
-            branch = project(self.d_ff, ("embed", "mlp"), name=name)(x)
-            branch = ad_checkpoint.checkpoint_name(branch, "mlp_hidden")
-            branch = ACTIVATIONS[activation](branch)
+            branch = project(self.d_ff, ("embed", "mlp"), name=name)(
+                x, activation=dense.Activation(activation, _after_name(activation))
+            )
             hidden = branch if hidden is None else hidden * branch
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
         hidden = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(

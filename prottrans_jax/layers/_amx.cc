@@ -1,0 +1,598 @@
+// Products and attention in bfloat16 on the matrix unit (AMX) of x86-64 CPUs, as
+// handlers of XLA's foreign function interface. `amx.py` says what they compute.
+//
+// A tile is 16 rows of 64 bytes. Blocks are 32 x 32: two tiles of the left operand times
+// two of the right, into four tiles of float32 sums. Four loads for four products is the
+// least that eight tile registers allow. Both operands are laid out beforehand so that a
+// tile is one piece of memory, in parts that stay in the second-level cache:
+//
+//   left    [rows / 32][depth / 32][32 rows][32 of depth]
+//   right   [columns / 32][depth / 32][2 x 16 columns][16 pairs of depth][16 columns][2]
+//
+// Each number is summed over the depth in one order, whatever the other rows and however
+// many threads: a protein's vector does not depend on its batch.
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "xla/ffi/api/ffi.h"
+
+#define AMX                                                                     \
+  __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq," \
+                        "avx512bf16,fma")))
+
+namespace {
+
+namespace ffi = xla::ffi;
+using Bf16 = uint16_t;
+using Matrix = ffi::Buffer<ffi::BF16, 2>;
+using Heads = ffi::Buffer<ffi::BF16, 4>;
+using Vector = ffi::Buffer<ffi::F32, 1>;
+using ScoreBias = ffi::Buffer<ffi::F32, 4>;
+using Mask = ffi::Buffer<ffi::F32, 2>;
+
+constexpr int64_t kBlock = 32;
+constexpr int64_t kStep = kBlock * kBlock;  // Numbers of two tiles of an operand.
+// Of the right operand what goes together, at most: 512 KiB.
+constexpr int64_t kDepth = 1024, kColumns = 256;
+// Below every score, as attention.MASKED / 2: a query without keys then has no weights.
+constexpr float kNoPeak = -5e29f;
+
+enum Activation : int32_t { kLinear, kRelu, kGeluExact, kGeluTanh, kSilu };
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory of a thread, kept for its next call.
+template <int kSlot, typename T>
+T* Scratch(int64_t count) {
+  struct Buffer {
+    void* data = nullptr;
+    size_t size = 0;
+    ~Buffer() { std::free(data); }
+  };
+  static thread_local Buffer buffer;
+  size_t size = CeilDiv(count * sizeof(T), 4096) * 4096;
+  if (size > buffer.size) {
+    std::free(buffer.data);
+    buffer.data = std::aligned_alloc(4096, size);
+    buffer.size = buffer.data == nullptr ? 0 : size;
+  }
+  return static_cast<T*>(buffer.data);
+}
+
+// Tiles are this thread's while it lives.
+class Tiles {
+ public:
+  AMX Tiles() {
+    struct {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = 16;
+    _tile_loadconfig(&config);
+  }
+  AMX ~Tiles() { _tile_release(); }
+};
+
+// What is fetched into the cache meanwhile: rows of `lines` times 64 bytes.
+struct Ahead {
+  const char* rows = nullptr;
+  int64_t stride = 0, lines = 1;  // In bytes.
+
+  AMX inline void Fetch(int64_t step) const {
+    _mm_prefetch(rows + step / lines * stride + step % lines * 64, _MM_HINT_T1);
+  }
+};
+
+// sums [32, 32], rows `stride` apart, = (or += if `add`) left [32, depth] times right.
+template <bool kFetch>
+AMX inline void MultiplyBlock(const Bf16* left, const Bf16* right, int64_t steps,
+                              float* sums, int64_t stride, bool add,
+                              const Ahead& ahead) {
+  const int64_t bytes = stride * sizeof(float);
+  float* const below = sums + 16 * stride;
+  if (add) {
+    _tile_loadd(0, sums, bytes);
+    _tile_loadd(1, sums + 16, bytes);
+    _tile_loadd(2, below, bytes);
+    _tile_loadd(3, below + 16, bytes);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    _tile_loadd(4, left, 64);
+    _tile_loadd(5, left + kStep / 2, 64);
+    _tile_loadd(6, right, 64);
+    _tile_loadd(7, right + kStep / 2, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    left += kStep;
+    right += kStep;
+    if constexpr (kFetch) ahead.Fetch(step);
+  }
+  _tile_stored(0, sums, bytes);
+  _tile_stored(1, sums + 16, bytes);
+  _tile_stored(2, below, bytes);
+  _tile_stored(3, below + 16, bytes);
+}
+
+// Rows [rows, depth], `stride` apart, as a left operand; rows up to 32 are zeros.
+AMX void PackLeft(const Bf16* x, int64_t stride, int64_t rows, int64_t depth,
+                  Bf16* packed) {
+  const int64_t steps = depth / kBlock;
+  for (int64_t row = 0; row < CeilDiv(rows, kBlock) * kBlock; ++row) {
+    Bf16* out = packed + row / kBlock * steps * kStep + row % kBlock * kBlock;
+    for (int64_t step = 0; step < steps; ++step) {
+      const __m512i part =
+          row < rows ? _mm512_loadu_si512(x + row * stride + step * kBlock)
+                     : _mm512_setzero_si512();
+      _mm512_store_si512(out + step * kStep, part);
+    }
+  }
+}
+
+// 32 numbers in bfloat16, which has int8's exactly.
+AMX inline __m512i Load(const Bf16* x) { return _mm512_loadu_si512(x); }
+AMX inline __m512i Load(const int8_t* x) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  const __m512i low = _mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes));
+  const __m512i high = _mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1));
+  return reinterpret_cast<__m512i>(
+      _mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(high), _mm512_cvtepi32_ps(low)));
+}
+
+// [depth, columns], rows `stride` apart, as a right operand; depth up to a multiple of 32
+// is zeros. Neighbours of depth go side by side, as the products want them.
+template <typename T>
+AMX void PackRight(const T* x, int64_t stride, int64_t depth, int64_t columns,
+                   Bf16* packed) {
+  alignas(64) static const uint16_t kLow[32] = {
+      0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(kLow);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i zero = _mm512_setzero_si512();
+  const int64_t steps = CeilDiv(depth, kBlock);
+  for (int64_t d = 0; d < steps * kBlock; d += 2) {
+    Bf16* out = packed + d / kBlock * kStep + d % kBlock * 16;
+    const T* row = x + d * stride;
+    for (int64_t c = 0; c < columns; c += kBlock, out += steps * kStep) {
+      const __m512i a = d < depth ? Load(row + c) : zero;
+      const __m512i b = d + 1 < depth ? Load(row + stride + c) : zero;
+      _mm512_store_si512(out, _mm512_permutex2var_epi16(a, low, b));
+      _mm512_store_si512(out + kStep / 2, _mm512_permutex2var_epi16(a, high, b));
+    }
+  }
+}
+
+// Transpose of rows [columns, depth], `stride` apart, as a right operand; columns up to a
+// multiple of 32 are zeros.
+AMX void PackTransposed(const Bf16* x, int64_t stride, int64_t columns, int64_t depth,
+                        Bf16* packed) {
+  const int64_t steps = depth / kBlock;
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2,
+                                         1, 0);
+  for (int64_t column = 0; column < CeilDiv(columns, kBlock) * kBlock; column += 16) {
+    Bf16* tiles = packed + column / kBlock * steps * kStep + column % kBlock * 32;
+    const int64_t count = std::clamp<int64_t>(columns - column, 0, 16);
+    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+    const __m512i rows = _mm512_mullo_epi32(
+        lanes, _mm512_set1_epi32(static_cast<int>(stride * sizeof(Bf16))));
+    for (int64_t pair = 0; pair < depth / 2; ++pair) {
+      const __m512i part = _mm512_mask_i32gather_epi32(
+          _mm512_setzero_si512(), mask, rows, x + column * stride + 2 * pair, 1);
+      _mm512_store_si512(tiles + pair / 16 * kStep + pair % 16 * 32, part);
+    }
+  }
+}
+
+// exp(x); relative error below 2e-7, 0 below -87.
+AMX inline __m512 Exp(__m512 x) {
+  const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
+  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
+  const __m512 n = _mm512_roundscale_ps(
+      _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  // Taylor's series: |r| <= ln(2) / 2.
+  __m512 sum = _mm512_set1_ps(1.0f / 5040.0f);
+  for (float term : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(term));
+  }
+  return _mm512_maskz_scalef_ps(static_cast<__mmask16>(~tiny), sum, n);
+}
+
+AMX inline __m512 Activate(__m512 x, int32_t activation) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  switch (activation) {
+    case kRelu:
+      return _mm512_max_ps(x, _mm512_setzero_ps());
+    case kGeluExact: {
+      // erf by Abramowitz and Stegun 7.1.26: error below 1.5e-7.
+      const __m512 z = _mm512_mul_ps(x, _mm512_set1_ps(0.70710678f));
+      const __m512 size = _mm512_abs_ps(z);
+      const __m512 t = _mm512_div_ps(
+          one, _mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f), one));
+      __m512 sum = _mm512_set1_ps(1.061405429f);
+      for (float term : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) {
+        sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(term));
+      }
+      sum = _mm512_mul_ps(sum, t);
+      const __m512 square = _mm512_mul_ps(size, size);
+      const __m512 rest =
+          _mm512_mul_ps(sum, Exp(_mm512_sub_ps(_mm512_setzero_ps(), square)));
+      // 1 + erf(z): 2 - rest on the right of 0, rest on its left.
+      const __mmask16 right = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_GE_OQ);
+      const __m512 cdf =
+          _mm512_mask_sub_ps(rest, right, _mm512_set1_ps(2.0f), rest);
+      return _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.5f)), cdf);
+    }
+    case kGeluTanh: {
+      // 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2 u))
+      const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
+      const __m512 u = _mm512_mul_ps(
+          _mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), x),
+          _mm512_set1_ps(-2.0f * 0.79788456f));
+      return _mm512_div_ps(x, _mm512_add_ps(one, Exp(u)));
+    }
+    case kSilu: {
+      const __m512 minus = _mm512_sub_ps(_mm512_setzero_ps(), x);
+      return _mm512_div_ps(x, _mm512_add_ps(one, Exp(minus)));
+    }
+    default:
+      return x;
+  }
+}
+
+// Rows [rows, depth], laid out as a left operand, times `kernel` [depth, columns].
+struct ProductJob {
+  const Bf16* left;
+  const void* kernel;  // bfloat16, or int8 times `scale`.
+  const float* scale;  // [columns], or null.
+  const float* bias;   // [columns], or null.
+  void* out;
+  int64_t rows, depth, columns;
+  int32_t activation;
+  bool wide;  // Whether the result is float32.
+};
+
+// Writes a block past the caches: the result is larger than they are, and what comes next
+// reads it in another order.
+AMX void Finish(const ProductJob& job, const float* sums, int64_t row, int64_t column) {
+  const int64_t count = std::min(kBlock, job.rows - row);
+  __m512 scale[2] = {_mm512_set1_ps(1.0f), _mm512_set1_ps(1.0f)};
+  __m512 bias[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+  for (int i = 0; i < 2; ++i) {
+    if (job.scale != nullptr) scale[i] = _mm512_loadu_ps(job.scale + column + 16 * i);
+    if (job.bias != nullptr) bias[i] = _mm512_loadu_ps(job.bias + column + 16 * i);
+  }
+  for (int64_t r = 0; r < count; ++r, sums += kBlock) {
+    const int64_t place = (row + r) * job.columns + column;
+    const __m512 low = Activate(
+        _mm512_fmadd_ps(_mm512_load_ps(sums), scale[0], bias[0]), job.activation);
+    const __m512 high = Activate(
+        _mm512_fmadd_ps(_mm512_load_ps(sums + 16), scale[1], bias[1]), job.activation);
+    if (job.wide) {
+      float* out = static_cast<float*>(job.out) + place;
+      _mm512_stream_ps(out, low);
+      _mm512_stream_ps(out + 16, high);
+    } else {
+      Bf16* out = static_cast<Bf16*>(job.out) + place;
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(out),
+                          reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+    }
+  }
+}
+
+// Columns from `first` to before `first + columns`. False if there was no memory.
+template <typename T>
+AMX bool ComputeProduct(const ProductJob& job, int64_t first, int64_t columns) {
+  const int64_t rows = CeilDiv(job.rows, kBlock) * kBlock;
+  const int64_t all_steps = job.depth / kBlock;
+  const int64_t part = std::min(kDepth, job.depth);
+  const bool in_parts = job.depth > part;
+  Bf16* right = Scratch<0, Bf16>(columns * part);
+  float* sums = Scratch<1, float>(in_parts ? rows * columns : kStep);
+  if (right == nullptr || sums == nullptr) return false;
+  Tiles tiles;
+  for (int64_t d = 0; d < job.depth; d += part) {
+    const int64_t depth = std::min(part, job.depth - d);
+    const int64_t steps = depth / kBlock;
+    const bool ends = d + depth == job.depth;
+    const T* kernel = static_cast<const T*>(job.kernel) + d * job.columns + first;
+    PackRight(kernel, job.columns, depth, columns, right);
+    // What is laid out next.
+    const T* next = kernel + (ends ? columns : depth * job.columns);
+    Ahead ahead;
+    ahead.rows = reinterpret_cast<const char*>(next);
+    ahead.stride = job.columns * sizeof(T);
+    ahead.lines = CeilDiv(columns * sizeof(T), 64);
+    const int64_t rows_ahead = steps / ahead.lines;
+    for (int64_t r = 0; r < rows; r += kBlock) {
+      for (int64_t c = 0; c < columns; c += kBlock) {
+        const Bf16* left = job.left + (r / kBlock * all_steps + d / kBlock) * kStep;
+        float* block = sums;
+        if (in_parts) block += r * columns + c * kBlock;
+        MultiplyBlock<true>(left, right + c * depth, steps, block, kBlock, d > 0, ahead);
+        ahead.rows += rows_ahead * ahead.stride;
+        if (ends) Finish(job, block, r, first + c);
+      }
+    }
+  }
+  _mm_sfence();
+  return true;
+}
+
+// Attention of rows [batch, length, heads, size]; see `amx.attention`.
+struct AttentionJob {
+  const Bf16 *query, *key, *value;
+  const float* bias;  // [batch or 1, heads, q_length, kv_length], or null.
+  const float* mask;  // [batch, kv_length]: added to the scores.
+  Bf16* out;
+  int64_t q_length, kv_length, heads, size;
+  bool bias_of_rows;  // Whether each row has its own.
+};
+
+// One head of one row. False if there was no memory.
+AMX bool ComputeHead(const AttentionJob& job, int64_t row, int64_t head) {
+  const int64_t keys = CeilDiv(job.kv_length, kBlock) * kBlock;
+  const int64_t stride = job.heads * job.size;
+  const int64_t size_steps = job.size / kBlock, key_steps = keys / kBlock;
+  Bf16* key = Scratch<0, Bf16>(keys * job.size);
+  Bf16* value = Scratch<1, Bf16>(keys * job.size);
+  float* scores = Scratch<2, float>(kBlock * keys);
+  Bf16* query = Scratch<3, Bf16>(kBlock * job.size);
+  Bf16* weights = Scratch<4, Bf16>(kBlock * keys);
+  float* mask = Scratch<5, float>(keys);
+  if (!key || !value || !scores || !query || !weights || !mask) return false;
+  const int64_t kv_start = row * job.kv_length * stride + head * job.size;
+  PackTransposed(job.key + kv_start, stride, job.kv_length, job.size, key);
+  PackRight(job.value + kv_start, stride, job.kv_length, job.size, value);
+  const int64_t bias_start = (job.bias_of_rows ? row * job.heads : 0) + head;
+  std::copy_n(job.mask + row * job.kv_length, job.kv_length, mask);
+  std::fill(mask + job.kv_length, mask + keys, 4 * kNoPeak);
+  Tiles tiles;
+  for (int64_t q = 0; q < job.q_length; q += kBlock) {
+    const int64_t count = std::min(kBlock, job.q_length - q);
+    const int64_t start = (row * job.q_length + q) * stride + head * job.size;
+    PackLeft(job.query + start, stride, count, job.size, query);
+    for (int64_t k = 0; k < keys; k += kBlock) {
+      MultiplyBlock<false>(query, key + k * job.size, size_steps, scores + k, keys, false,
+                           {});
+    }
+    float scales[kBlock];
+    for (int64_t r = 0; r < count; ++r) {
+      float* line = scores + r * keys;
+      const float* bias =
+          job.bias == nullptr
+              ? nullptr
+              : job.bias + (bias_start * job.q_length + q + r) * job.kv_length;
+      __m512 peak = _mm512_set1_ps(kNoPeak);
+      for (int64_t k = 0; k < keys; k += 16) {
+        __m512 x = _mm512_add_ps(_mm512_load_ps(line + k), _mm512_load_ps(mask + k));
+        if (bias != nullptr) {
+          const int64_t left = std::clamp<int64_t>(job.kv_length - k, 0, 16);
+          x = _mm512_add_ps(
+              x, _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << left) - 1),
+                                       bias + k));
+        }
+        _mm512_store_ps(line + k, x);
+        peak = _mm512_max_ps(peak, x);
+      }
+      const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(peak));
+      __m512 total = _mm512_setzero_ps();
+      for (int64_t k = 0; k < keys; k += kBlock) {
+        const __m512 a = Exp(_mm512_sub_ps(_mm512_load_ps(line + k), top));
+        const __m512 b = Exp(_mm512_sub_ps(_mm512_load_ps(line + k + 16), top));
+        total = _mm512_add_ps(total, _mm512_add_ps(a, b));
+        const __m512bh both = _mm512_cvtne2ps_pbh(b, a);
+        std::memcpy(weights + k * kBlock + r * kBlock, &both, sizeof both);
+      }
+      const float sum = _mm512_reduce_add_ps(total);
+      scales[r] = sum == 0.0f ? 1.0f : 1.0f / sum;
+    }
+    for (int64_t d = 0; d < job.size; d += kBlock) {
+      alignas(64) float sums[kStep];
+      MultiplyBlock<false>(weights, value + d * keys, key_steps, sums, kBlock, false, {});
+      for (int64_t r = 0; r < count; ++r) {
+        const __m512 scale = _mm512_set1_ps(scales[r]);
+        const float* from = sums + r * kBlock;
+        const __m512bh both =
+            _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(from + 16), scale),
+                                _mm512_mul_ps(_mm512_load_ps(from), scale));
+        std::memcpy(job.out + start + r * stride + d, &both, sizeof both);
+      }
+    }
+  }
+  return true;
+}
+
+// Runs work(0) to work(count - 1) on the pool's threads and this one; false if any was.
+template <typename Work>
+bool InParallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
+  struct State {
+    explicit State(const Work& work) : work(work) {}
+    const Work work;
+    std::atomic<int64_t> next{0};
+    int64_t done = 0;
+    bool good = true;
+    std::mutex mutex;
+    std::condition_variable all_done;
+  };
+  // A thread that comes late finds nothing to do, after this call has ended.
+  auto state = std::make_shared<State>(work);
+  auto run = [state, count] {
+    for (int64_t i; (i = state->next.fetch_add(1)) < count;) {
+      const bool good = state->work(i);
+      std::lock_guard<std::mutex> lock(state->mutex);
+      state->good = state->good && good;
+      if (++state->done == count) state->all_done.notify_all();
+    }
+  };
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(run)(run));
+  run();
+  std::unique_lock<std::mutex> lock(state->mutex);
+  state->all_done.wait(lock, [&] { return state->done == count; });
+  return state->good;
+}
+
+ffi::Error OutOfMemory() {
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                    "Out of memory: no room for a thread's parts of the operands.");
+}
+
+ffi::Error Product(ffi::ThreadPool pool, Matrix x, ffi::AnyBuffer kernel, Vector scale,
+                   Vector bias, ffi::Result<ffi::AnyBuffer> out,
+                   ffi::Result<Matrix> left, int32_t activation) {
+  ProductJob job;
+  job.left = reinterpret_cast<const Bf16*>(left->typed_data());
+  job.kernel = kernel.untyped_data();
+  job.rows = x.dimensions()[0];
+  job.depth = x.dimensions()[1];
+  job.columns = kernel.dimensions()[1];
+  job.scale = scale.element_count() == 0 ? nullptr : scale.typed_data();
+  job.bias = bias.element_count() == 0 ? nullptr : bias.typed_data();
+  job.out = out->untyped_data();
+  job.activation = activation;
+  job.wide = out->element_type() == ffi::F32;
+  const bool is_int8 = kernel.element_type() == ffi::S8;
+  const int64_t blocks = CeilDiv(job.rows, kBlock);
+  if (kernel.dimensions()[0] != job.depth || job.depth % kBlock != 0 ||
+      job.columns % kBlock != 0 || reinterpret_cast<uintptr_t>(job.out) % 64 != 0 ||
+      reinterpret_cast<uintptr_t>(job.left) % 64 != 0 ||
+      left->dimensions()[0] != blocks * kBlock ||
+      left->dimensions()[1] != job.depth) {
+    return ffi::Error::InvalidArgument("Sizes that are not multiples of 32, or memory that does not start at one of 64.");
+  }
+  if (job.rows == 0 || job.columns == 0) return ffi::Error::Success();
+  const Bf16* rows = reinterpret_cast<const Bf16*>(x.typed_data());
+  Bf16* packed = reinterpret_cast<Bf16*>(left->typed_data());
+  InParallel(pool, blocks, [job, rows, packed](int64_t i) {
+    const int64_t start = i * kBlock * job.depth;
+    PackLeft(rows + start, job.depth, std::min(kBlock, job.rows - i * kBlock), job.depth,
+             packed + start);
+    return true;
+  });
+  // Two parts for each thread at least: one may be slower than another.
+  const int64_t parts = 2 * std::max<int64_t>(pool.num_threads(), 1);
+  const int64_t even = CeilDiv(CeilDiv(job.columns, parts), kBlock) * kBlock;
+  const int64_t width = std::min(kColumns, even);
+  const bool good =
+      InParallel(pool, CeilDiv(job.columns, width), [job, width, is_int8](int64_t i) {
+        const int64_t columns = std::min(width, job.columns - i * width);
+        return is_int8 ? ComputeProduct<int8_t>(job, i * width, columns)
+                       : ComputeProduct<Bf16>(job, i * width, columns);
+      });
+  return good ? ffi::Error::Success() : OutOfMemory();
+}
+
+ffi::Error Attention(ffi::ThreadPool pool, Heads query, Heads key, Heads value,
+                     ScoreBias bias, Mask mask, ffi::Result<Heads> out) {
+  AttentionJob job;
+  job.query = reinterpret_cast<const Bf16*>(query.typed_data());
+  job.key = reinterpret_cast<const Bf16*>(key.typed_data());
+  job.value = reinterpret_cast<const Bf16*>(value.typed_data());
+  job.bias = bias.element_count() == 0 ? nullptr : bias.typed_data();
+  job.mask = mask.typed_data();
+  job.out = reinterpret_cast<Bf16*>(out->typed_data());
+  const int64_t batch = query.dimensions()[0];
+  job.q_length = query.dimensions()[1];
+  job.heads = query.dimensions()[2];
+  job.size = query.dimensions()[3];
+  job.kv_length = key.dimensions()[1];
+  job.bias_of_rows = bias.dimensions()[0] > 1;
+  if (job.size % kBlock != 0) {
+    return ffi::Error::InvalidArgument("Heads whose size is not a multiple of 32.");
+  }
+  const bool good =
+      InParallel(pool, batch * job.heads, [job](int64_t i) {
+        return ComputeHead(job, i / job.heads, i % job.heads);
+      });
+  return good ? ffi::Error::Success() : OutOfMemory();
+}
+
+XLA_FFI_DEFINE_HANDLER(kProduct, Product,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<Matrix>()
+                           .Arg<ffi::AnyBuffer>()
+                           .Arg<Vector>()
+                           .Arg<Vector>()
+                           .Ret<ffi::AnyBuffer>()
+                           .Ret<Matrix>()
+                           .Attr<int32_t>("activation"));
+
+XLA_FFI_DEFINE_HANDLER(kAttention, Attention,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<Heads>()
+                           .Arg<Heads>()
+                           .Arg<Heads>()
+                           .Arg<ScoreBias>()
+                           .Arg<Mask>()
+                           .Ret<Heads>());
+
+// Whether this CPU has the instructions, and Linux gives this process their registers.
+bool IsUsable() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool amx = (d >> 22 & 1) && (d >> 24 & 1);  // amx-bf16, amx-tile
+  const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);
+  if (!amx || !avx512) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+PyObject* Capsule(XLA_FFI_Handler* handler) {
+  return PyCapsule_New(reinterpret_cast<void*>(handler), nullptr, nullptr);
+}
+
+PyObject* Handlers(PyObject*, PyObject*) {
+  if (!IsUsable()) return PyDict_New();
+  return Py_BuildValue("{s:N,s:N}", "product", Capsule(kProduct), "attention",
+                       Capsule(kAttention));
+}
+
+}  // namespace
+
+#else
+
+namespace {
+PyObject* Handlers(PyObject*, PyObject*) { return PyDict_New(); }
+}  // namespace
+
+#endif
+
+static PyMethodDef kMethods[] = {
+    {"handlers", Handlers, METH_NOARGS, "Handlers by name; none where there is no AMX."},
+    {nullptr, nullptr, 0, nullptr}};
+
+static PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "_amx", nullptr, -1, kMethods,
+                              nullptr, nullptr, nullptr, nullptr};
+
+PyMODINIT_FUNC PyInit__amx() { return PyModule_Create(&kModule); }

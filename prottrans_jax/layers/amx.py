@@ -1,0 +1,149 @@
+"""bfloat16 products and attention on the matrix unit (AMX) of x86-64 CPUs.
+
+XLA's own products reach half of what the unit gives to these, and its attention a
+quarter (docs/performance.md). They are compiled with the package (`_amx.cc`) and called
+through XLA's foreign function interface; where that was not possible, or the CPU has no
+such unit, XLA does everything.
+
+They are for frozen models that run on one CPU device, within `enabled`: nothing is
+derived through them, and no programs of other machines or `jax.export` hold them.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import functools
+import importlib
+import threading
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Num
+import numpy as np
+
+# Sizes other than batch and length are multiples of the rows of two tiles.
+_BLOCK = 32
+# In the order of `_amx.cc`.
+_ACTIVATIONS = ("linear", "relu", "gelu_exact", "gelu", "silu")
+_local = threading.local()
+
+
+@functools.cache
+def is_usable() -> bool:
+    """Whether this machine has the unit and this installation what uses it."""
+    try:
+        compiled: Any = importlib.import_module("prottrans_jax.layers._amx")
+    except ImportError as error:
+        logging.info("Without the compiled part of prottrans_jax: %s", error)
+        return False
+    handlers = compiled.handlers()
+    for name, handler in handlers.items():
+        jax.ffi.register_ffi_target(f"prottrans_jax_{name}", handler, platform="cpu")
+    return bool(handlers)
+
+
+@contextlib.contextmanager
+def enabled() -> Iterator[None]:
+    """Within, what is traced for a CPU may use the unit.
+
+    Rows hold one sequence each, from their first position on: a query attends to all
+    keys that are not padding.
+    """
+    before = is_enabled()
+    _local.enabled = is_usable()
+    try:
+        yield
+    finally:
+        _local.enabled = before
+
+
+def is_enabled() -> bool:
+    """Whether the caller is traced within `enabled`, on a machine that has the unit."""
+    return getattr(_local, "enabled", False)
+
+
+def can_multiply(x: jax.Array, kernel: jax.Array, out_dtype: DTypeLike) -> bool:
+    """Whether `product` takes these, here and now."""
+    return (
+        is_enabled()
+        and x.ndim == kernel.ndim == 2
+        and x.dtype == jnp.bfloat16
+        and kernel.dtype in (jnp.bfloat16, jnp.int8)
+        and jnp.dtype(out_dtype) in (jnp.bfloat16, jnp.float32)
+        and all(isinstance(size, int) for size in (*x.shape, *kernel.shape))
+        and not any(size % _BLOCK for size in kernel.shape)
+    )
+
+
+def product(
+    x: Float[Array, "rows inputs"],
+    kernel: Num[Array, "inputs outputs"],
+    out_dtype: DTypeLike,
+    *,
+    scale: Float[Array, " outputs"] | None = None,
+    bias: Float[Array, " outputs"] | None = None,
+    activation: str = "linear",
+) -> Float[Array, "rows outputs"]:
+    """activation(scale x kernel + bias), summed in float32 and rounded once.
+
+    Args:
+      x: bfloat16.
+      kernel: bfloat16 or int8; see `can_multiply`.
+      out_dtype: Of the result, bfloat16 or float32.
+      scale: Of each column of `kernel`, float32.
+      bias: Added in float32.
+      activation: By its name in `mlp.ACTIVATIONS`, applied in float32.
+    """
+    rows, inputs = x.shape
+    outputs = kernel.shape[1]
+    none = jnp.zeros(0)
+    vectors = [none if v is None else v.astype(jnp.float32) for v in (scale, bias)]
+    # The second is where `x` is laid out anew: memory that XLA plans and uses again.
+    shapes = (
+        jax.ShapeDtypeStruct((rows, outputs), out_dtype),
+        jax.ShapeDtypeStruct((-(-rows // _BLOCK) * _BLOCK, inputs), jnp.bfloat16),
+    )
+    call: Any = jax.ffi.ffi_call("prottrans_jax_product", shapes)
+    number = np.int32(_ACTIVATIONS.index(activation))
+    return call(x, kernel, *vectors, activation=number)[0]
+
+
+def can_attend(
+    query: jax.Array, key: jax.Array, bias: jax.Array | None, *, causal: bool
+) -> bool:
+    """Whether `attention` takes these, here and now."""
+    heads, head_dim = query.shape[2:]
+    sizes = heads, query.shape[1], key.shape[1]
+    return (
+        is_enabled()
+        and not causal
+        and query.dtype == jnp.bfloat16
+        and head_dim % _BLOCK == 0
+        and (bias is None or (bias.ndim == 4 and bias.shape[1:] == sizes))
+    )
+
+
+def attention(
+    query: Float[Array, "batch q_length heads head_dim"],
+    key: Float[Array, "batch kv_length heads head_dim"],
+    value: Float[Array, "batch kv_length heads head_dim"],
+    bias: Float[Array, "rows heads q_length kv_length"] | None,
+    mask: Float[Array, "batch kv_length"],
+) -> Float[Array, "batch q_length heads head_dim"]:
+    """softmax(query key^T + bias + mask) value; zeros where all keys are masked.
+
+    The scores of 32 queries are there at a time, in float32.
+
+    Args:
+      query: bfloat16; see `can_attend`.
+      key: bfloat16.
+      value: bfloat16.
+      bias: Of each of the rows, or of all (`rows` is 1).
+      mask: 0, or `attention.MASKED` for a key that is hidden.
+    """
+    wide = jnp.zeros((1, 0, 0, 0)) if bias is None else bias.astype(jnp.float32)
+    shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
+    call: Any = jax.ffi.ffi_call("prottrans_jax_attention", shape)
+    return call(query, key, value, wide, mask)
