@@ -3,17 +3,29 @@
 Where it cannot be (no compiler, another kind of CPU), the package works without it.
 """
 
-import jax
+import platform
+import sys
+
 import setuptools
 
-setuptools.setup(
-    ext_modules=[
+
+def extensions() -> list[setuptools.Extension]:
+    """For Linux on x86-64, if JAX's headers are there."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return []
+    try:
+        import jax
+    except ImportError:
+        return []
+    return [
         setuptools.Extension(
-            "prottrans_jax.layers._amx",
-            ["prottrans_jax/layers/_amx.cc"],
+            "prottrans_jax.layers._xeon",
+            ["prottrans_jax/layers/_xeon.cc"],
             include_dirs=[jax.ffi.include_dir()],
             extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden"],
             optional=True,
         )
     ]
-)
+
+
+setuptools.setup(ext_modules=extensions())

@@ -15,7 +15,7 @@ import numpy as np
 
 from prottrans_jax import types
 from prottrans_jax.embed import layerwise, pooling
-from prottrans_jax.layers import amx, attention
+from prottrans_jax.layers import attention, xeon
 
 # Scores of all heads of a batch beyond which attention goes block by block.
 PLAIN_SCORES_BYTES = {"cpu": 256 << 20, "accelerator": 2 << 30}
@@ -258,7 +258,7 @@ def _mask(xp: Any, tokens, lengths):
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _whole(module, params, tokens, lengths, wanted):
     mask = _mask(jnp, tokens, lengths)
-    with amx.enabled():
+    with xeon.enabled():
         hidden = encode(module, params, tokens, mask, wanted.layers)
     return _finish(hidden, lengths, wanted)
 

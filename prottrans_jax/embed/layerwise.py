@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from prottrans_jax import types
-from prottrans_jax.layers import amx
 from prottrans_jax.layers import stack as layer_stack
+from prottrans_jax.layers import xeon
 
 _ROW = jax.ShapeDtypeStruct((1, 8), jnp.int32)
 _LAYER = re.compile(r"layer(s_\d+)?")
@@ -170,7 +170,7 @@ def _before(stack, params, tokens, mask):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _one_layer(layer, structure, params, x, arrays):
     args, keywords = jax.tree.unflatten(structure, arrays)
-    with amx.enabled():
+    with xeon.enabled():
         return layer.apply({"params": params}, x, *args, **keywords)[0]
 
 

@@ -27,7 +27,7 @@ def attributes(
         "model_revision": asked.encoder.revision,
         "weights_fingerprint": asked.encoder.fingerprint,
         "layer": str(asked.layers),
-        "dtype_compute": asked.encoder.dtype,
+        "dtype_compute": asked.dtype_compute,
         "prottrans_version": prottrans_jax.__version__,
         files.IDENTITY: json.dumps(asked.identity, sort_keys=True),
     }

@@ -6,6 +6,7 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 from jaxtyping import Int
 import numpy as np
 
@@ -18,6 +19,7 @@ from prottrans_jax.embed import (
     pooling,
     writers,
 )
+from prottrans_jax.layers import xeon
 
 _FORMAT = 1
 _CUTS = ("chunk", "truncate")
@@ -148,7 +150,7 @@ class Settings:
             "format": _FORMAT,
             "model_name": self.encoder.name,
             "weights_fingerprint": self.encoder.fingerprint,
-            "dtype_compute": self.encoder.dtype,
+            "dtype_compute": self.dtype_compute,
             "layer": str(self.layers),
             "outputs": sorted(self.paths),
             "pooling": self.pool if "protein" in self.paths else None,
@@ -160,6 +162,13 @@ class Settings:
                 else None
             ),
         }
+
+    @property
+    def dtype_compute(self) -> str:
+        """Type of the products: of kernels, and if it is another, of activations."""
+        name = self.encoder.dtype
+        wide = jax.default_backend() == "cpu" and xeon.is_usable()
+        return "int8 weights, bfloat16" if name == "int8" and wide else name
 
     @property
     def shape(self) -> tuple[int, ...]:

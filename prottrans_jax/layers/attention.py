@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from prottrans_jax.layers import amx, dense, relative_bias
+from prottrans_jax.layers import dense, relative_bias, xeon
 
 # Finite, so that a query with nothing to attend to gives no NaN.
 MASKED = -1e30
@@ -89,7 +89,7 @@ def dot_product_attention(
         length only, for about one and a half times the arithmetic in training.
       flash: Whether a fused kernel of the GPU's does it; see `has_flash`. A row then
         holds one segment, from its first position on, and queries of padding get
-        something finite.
+        something finite. The same goes for a CPU within `xeon.enabled`.
 
     Returns:
       Weighted values, in the type of `query`.
@@ -155,12 +155,12 @@ def _part_by_part(causal, query, key, value, bias, q_segments, kv_segments):
     batch, q_length, heads, _ = query.shape
     if bias is not None:
         bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
-    if amx.can_attend(query, key, bias, causal=causal):
+    if not causal and xeon.can_attend(query, key, value, bias):
         hidden = jnp.zeros(key.shape[:2], bool)
         if kv_segments is not None:
             hidden = kv_segments == 0
         mask = jnp.where(hidden, MASKED, 0.0)
-        return amx.attention(query, key, value, bias, mask)
+        return xeon.attention(query, key, value, bias, mask)
     rows, some_heads = _part_in_cache(query.shape, key.shape)
     head_parts = -(-heads // some_heads)
     parts = -(-batch // rows) * head_parts

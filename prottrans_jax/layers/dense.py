@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from prottrans_jax.layers import amx, quantized
+from prottrans_jax.layers import quantized, xeon
 
 Initializer = Callable[..., Any]
 
@@ -246,9 +246,9 @@ def _project(x, kernel, bias, activation, dtype, out_dtype):
             numbers, scale = kernel.integers, kernel.scale
         else:
             numbers, scale = kernel.astype(dtype), None
-        if not amx.can_multiply(rows, numbers, out_dtype):
+        if not xeon.can_multiply(rows, numbers, out_dtype):
             return in_steps(x, kernel, bias)
-        out = amx.product(
+        out = xeon.product(
             rows,
             numbers,
             out_dtype,
@@ -258,7 +258,7 @@ def _project(x, kernel, bias, activation, dtype, out_dtype):
         )
         return out.reshape(*x.shape[:-1], -1)
 
-    if not amx.is_enabled():
+    if not xeon.is_enabled():
         return in_steps(x, kernel, bias)
     return jax.lax.platform_dependent(x, kernel, bias, cpu=at_once, default=in_steps)
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import prottrans_jax
-from prottrans_jax.embed import batching, embedder, forward
-from prottrans_jax.layers import attention
-from prottrans_jax.models import bert, xlnet
+from prottrans_jax.embed import batching, embedder, forward, layerwise
+from prottrans_jax.layers import attention, xeon
+from prottrans_jax.models import bert, t5, xlnet
 
 # float32 against torch's, some 30 roundings.
 MAX_ABS = 2e-5
@@ -283,6 +283,72 @@ def test_blockwise_is_plain_attention(encoder):
     module = forward.blockwise(encoder.module)
     blocks = forward.encode(module, encoder.params, tokens, mask, forward.Layers())
     np.testing.assert_allclose(blocks, plain, rtol=0, atol=1e-5)
+
+
+def wide_model(family, dtype):
+    """Sizes that a CPU's own products take."""
+    sizes = {
+        "vocab_size": 30,
+        "num_layers": 2,
+        "d_model": 64,
+        "d_ff": 96,
+        "num_heads": 3,
+        "head_dim": 32,
+        "scan_layers": False,
+        "dtype": dtype,
+        "param_dtype": dtype,
+    }
+    if family == "t5":
+        return t5.T5(t5.T5Config(num_decoder_layers=0, **sizes))
+    if family == "bert":
+        return bert.Bert(bert.BertConfig(max_length=20, **sizes))
+    return xlnet.XLNet(xlnet.XLNetConfig(**sizes))
+
+
+@pytest.mark.skipif(not xeon.is_usable(), reason="no AMX, or not compiled for it")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("family", ["t5", "bert", "xlnet"])
+def test_products_and_attention_of_xeons_are_used_and_give_the_same(
+    family, dtype, monkeypatch
+):
+    module, wide = wide_model(family, dtype), dtype == "float32"
+    tokens = np.random.default_rng(0).integers(4, 25, (2, 11)).astype(np.int32)
+    lengths = np.array([11, 7], np.int32)
+    generator = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(generator.normal(0, 0.2, x.shape), dtype),
+        layerwise.encoder_shapes(module),
+    )
+    wanted = forward.Wanted(forward.Layers(), None, True, 0, 0)
+
+    def run():
+        hidden, _ = forward.run(module, params, tokens, lengths, wanted)
+        hidden = np.asarray(hidden, np.float32)
+        return np.concatenate([hidden[0], hidden[1, :7]])
+
+    seen = []
+    for name in ("product", "attention"):
+        function = getattr(xeon, name)
+
+        def note(*args, function=function, name=name, **keywords):
+            seen.append(name)
+            return function(*args, **keywords)
+
+        monkeypatch.setattr(xeon, name, note)
+    jax.clear_caches()
+    ours = run()
+    assert set(seen) == {"product", "attention"} - ({"product"} if wide else set())
+    seen.clear()
+    mask = np.arange(11) < lengths[:, None]
+    forward.encode(module, params, tokens, mask, forward.Layers())
+    assert not seen  # In research code it is XLA's, which can be derived and exported.
+    monkeypatch.setattr(xeon, "is_usable", lambda: False)
+    jax.clear_caches()
+    xla = run()
+    assert not seen
+    size = np.abs(xla).max()
+    limit = size * (1e-5 if wide else 2.0**-5)
+    np.testing.assert_allclose(ours, xla, rtol=0, atol=limit)
 
 
 @pytest.mark.parametrize(

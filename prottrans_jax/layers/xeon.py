@@ -1,9 +1,10 @@
-"""bfloat16 products and attention on the matrix unit (AMX) of x86-64 CPUs.
+"""Products and attention on x86-64 CPUs with a matrix unit (AMX): Xeons from 2023 on.
 
-XLA's own products reach half of what the unit gives to these, and its attention a
-quarter (docs/performance.md). They are compiled with the package (`_amx.cc`) and called
-through XLA's foreign function interface; where that was not possible, or the CPU has no
-such unit, XLA does everything.
+Of bfloat16 and int8 kernels, and attention in bfloat16 and float32. XLA's own products
+in bfloat16 reach a half to four fifths of these, and its attention a quarter to a half;
+its float32 products are as fast as could be. They are compiled with the package
+(`_xeon.cc`) and called through XLA's foreign function interface; where that was not
+possible, or the CPU has no such unit, XLA does everything.
 
 They are for frozen models that run on one CPU device, within `enabled`: nothing is
 derived through them, and no programs of other machines or `jax.export` hold them.
@@ -25,7 +26,7 @@ import numpy as np
 
 # Sizes other than batch and length are multiples of the rows of two tiles.
 _BLOCK = 32
-# In the order of `_amx.cc`.
+# In the order of `_xeon.cc`.
 _ACTIVATIONS = ("linear", "relu", "gelu_exact", "gelu", "silu")
 _local = threading.local()
 
@@ -34,24 +35,36 @@ _local = threading.local()
 def is_usable() -> bool:
     """Whether this machine has the unit and this installation what uses it."""
     try:
-        compiled: Any = importlib.import_module("prottrans_jax.layers._amx")
-    except ImportError as error:
-        logging.info("Without the compiled part of prottrans_jax: %s", error)
+        compiled: Any = importlib.import_module("prottrans_jax.layers._xeon")
+        handlers = compiled.handlers()
+        jax.local_devices(backend="cpu")  # Or a refusal would come at some later time.
+        for name, handler in handlers.items():
+            jax.ffi.register_ffi_target(
+                f"prottrans_jax_{name}", handler, platform="cpu"
+            )
+    except Exception as error:  # Not compiled, or for another JAX.
+        log = logging.warning if _has_unit() else logging.info
+        log("Without our own products for CPUs with AMX, which is slower: %s", error)
         return False
-    handlers = compiled.handlers()
-    for name, handler in handlers.items():
-        jax.ffi.register_ffi_target(f"prottrans_jax_{name}", handler, platform="cpu")
     return bool(handlers)
+
+
+def _has_unit() -> bool:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return "amx_bf16" in file.read()
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
 def enabled() -> Iterator[None]:
-    """Within, what is traced for a CPU may use the unit.
+    """Within, what is traced for a CPU may use these products and this attention.
 
     Rows hold one sequence each, from their first position on: a query attends to all
-    keys that are not padding.
+    keys that are not padding, if it is padding itself too.
     """
-    before = is_enabled()
+    before = getattr(_local, "enabled", False)
     _local.enabled = is_usable()
     try:
         yield
@@ -60,8 +73,9 @@ def enabled() -> Iterator[None]:
 
 
 def is_enabled() -> bool:
-    """Whether the caller is traced within `enabled`, on a machine that has the unit."""
-    return getattr(_local, "enabled", False)
+    """Whether the caller is traced within `enabled`, and for one device."""
+    one_device = jax.sharding.get_abstract_mesh().size <= 1
+    return one_device and getattr(_local, "enabled", False)
 
 
 def can_multiply(x: jax.Array, kernel: jax.Array, out_dtype: DTypeLike) -> bool:
@@ -70,8 +84,8 @@ def can_multiply(x: jax.Array, kernel: jax.Array, out_dtype: DTypeLike) -> bool:
         is_enabled()
         and x.ndim == kernel.ndim == 2
         and x.dtype == jnp.bfloat16
-        and kernel.dtype in (jnp.bfloat16, jnp.int8)
-        and jnp.dtype(out_dtype) in (jnp.bfloat16, jnp.float32)
+        and kernel.dtype.name in ("bfloat16", "int8")
+        and jnp.dtype(out_dtype).name in ("bfloat16", "float32")
         and all(isinstance(size, int) for size in (*x.shape, *kernel.shape))
         and not any(size % _BLOCK for size in kernel.shape)
     )
@@ -92,34 +106,34 @@ def product(
       x: bfloat16.
       kernel: bfloat16 or int8; see `can_multiply`.
       out_dtype: Of the result, bfloat16 or float32.
-      scale: Of each column of `kernel`, float32.
+      scale: Of each column of an int8 `kernel`, float32.
       bias: Added in float32.
       activation: By its name in `mlp.ACTIVATIONS`, applied in float32.
     """
     rows, inputs = x.shape
     outputs = kernel.shape[1]
-    none = jnp.zeros(0)
+    none = jnp.zeros(0, jnp.float32)
     vectors = [none if v is None else v.astype(jnp.float32) for v in (scale, bias)]
-    # The second is where `x` is laid out anew: memory that XLA plans and uses again.
-    shapes = (
-        jax.ShapeDtypeStruct((rows, outputs), out_dtype),
-        jax.ShapeDtypeStruct((-(-rows // _BLOCK) * _BLOCK, inputs), jnp.bfloat16),
-    )
-    call: Any = jax.ffi.ffi_call("prottrans_jax_product", shapes)
     number = np.int32(_ACTIVATIONS.index(activation))
+    shape = jax.ShapeDtypeStruct((rows, outputs), out_dtype)
+    room = (-(-rows // _BLOCK) * _BLOCK, inputs)
+    # The second is where `x` is laid out anew: memory that XLA plans and uses again.
+    shapes = (shape, jax.ShapeDtypeStruct(room, x.dtype))
+    call: Any = jax.ffi.ffi_call("prottrans_jax_product", shapes)
     return call(x, kernel, *vectors, activation=number)[0]
 
 
 def can_attend(
-    query: jax.Array, key: jax.Array, bias: jax.Array | None, *, causal: bool
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None
 ) -> bool:
     """Whether `attention` takes these, here and now."""
     heads, head_dim = query.shape[2:]
     sizes = heads, query.shape[1], key.shape[1]
     return (
         is_enabled()
-        and not causal
-        and query.dtype == jnp.bfloat16
+        and query.dtype.name in ("bfloat16", "float32")
+        and query.dtype == key.dtype == value.dtype
+        and key.shape == value.shape
         and head_dim % _BLOCK == 0
         and (bias is None or (bias.ndim == 4 and bias.shape[1:] == sizes))
     )
@@ -134,16 +148,16 @@ def attention(
 ) -> Float[Array, "batch q_length heads head_dim"]:
     """softmax(query key^T + bias + mask) value; zeros where all keys are masked.
 
-    The scores of 32 queries are there at a time, in float32.
+    The scores of some queries of a head are there at a time, in float32.
 
     Args:
-      query: bfloat16; see `can_attend`.
-      key: bfloat16.
-      value: bfloat16.
+      query: bfloat16 or float32; see `can_attend`.
+      key: As `query`.
+      value: As `query`.
       bias: Of each of the rows, or of all (`rows` is 1).
       mask: 0, or `attention.MASKED` for a key that is hidden.
     """
-    wide = jnp.zeros((1, 0, 0, 0)) if bias is None else bias.astype(jnp.float32)
+    wide = jnp.zeros((1, 0, 0, 0)) if bias is None else bias
     shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
-    call: Any = jax.ffi.ffi_call("prottrans_jax_attention", shape)
-    return call(query, key, value, wide, mask)
+    call: Any = jax.ffi.ffi_call(f"prottrans_jax_attention_{query.dtype}", shape)
+    return call(query, key, value, *(x.astype(jnp.float32) for x in (wide, mask)))

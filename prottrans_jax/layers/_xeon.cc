@@ -1,5 +1,6 @@
-// Products and attention in bfloat16 on the matrix unit (AMX) of x86-64 CPUs, as
-// handlers of XLA's foreign function interface. `amx.py` says what they compute.
+// Products and attention on x86-64 CPUs with a matrix unit (AMX), as handlers of XLA's
+// foreign function interface. `xeon.py` says what they compute. bfloat16 takes the unit,
+// attention in float32 vectors of 16 (AVX-512).
 //
 // A tile is 16 rows of 64 bytes. Blocks are 32 x 32: two tiles of the left operand times
 // two of the right, into four tiles of float32 sums. Four loads for four products is the
@@ -8,6 +9,11 @@
 //
 //   left    [rows / 32][depth / 32][32 rows][32 of depth]
 //   right   [columns / 32][depth / 32][2 x 16 columns][16 pairs of depth][16 columns][2]
+//
+// For float32 the left operand stays as it is; 12 rows times 32 columns are summed in
+// registers.
+//
+//   right   [columns / 32][depth][32 columns]
 //
 // Each number is summed over the depth in one order, whatever the other rows and however
 // many threads: a protein's vector does not depend on its batch.
@@ -21,6 +27,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -43,7 +50,6 @@ namespace {
 namespace ffi = xla::ffi;
 using Bf16 = uint16_t;
 using Matrix = ffi::Buffer<ffi::BF16, 2>;
-using Heads = ffi::Buffer<ffi::BF16, 4>;
 using Vector = ffi::Buffer<ffi::F32, 1>;
 using ScoreBias = ffi::Buffer<ffi::F32, 4>;
 using Mask = ffi::Buffer<ffi::F32, 2>;
@@ -77,6 +83,9 @@ T* Scratch(int64_t count) {
   return static_cast<T*>(buffer.data);
 }
 
+// GCC's headers do not say that tile instructions read memory.
+inline void AllWritten() { asm volatile("" ::: "memory"); }
+
 // Tiles are this thread's while it lives.
 class Tiles {
  public:
@@ -87,6 +96,7 @@ class Tiles {
       uint8_t rows[16] = {};
     } config;
     for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = 16;
+    AllWritten();
     _tile_loadconfig(&config);
   }
   AMX ~Tiles() { _tile_release(); }
@@ -107,6 +117,7 @@ template <bool kFetch>
 AMX inline void MultiplyBlock(const Bf16* left, const Bf16* right, int64_t steps,
                               float* sums, int64_t stride, bool add,
                               const Ahead& ahead) {
+  AllWritten();
   const int64_t bytes = stride * sizeof(float);
   float* const below = sums + 16 * stride;
   if (add) {
@@ -137,6 +148,7 @@ AMX inline void MultiplyBlock(const Bf16* left, const Bf16* right, int64_t steps
   _tile_stored(1, sums + 16, bytes);
   _tile_stored(2, below, bytes);
   _tile_stored(3, below + 16, bytes);
+  AllWritten();
 }
 
 // Rows [rows, depth], `stride` apart, as a left operand; rows up to 32 are zeros.
@@ -209,10 +221,96 @@ AMX void PackTransposed(const Bf16* x, int64_t stride, int64_t columns, int64_t 
   }
 }
 
+// As the functions of these names above, for float32.
+AMX void PackRight(const float* x, int64_t stride, int64_t depth, int64_t columns,
+                   float* packed) {
+  for (int64_t d = 0; d < depth; ++d) {
+    const float* row = x + d * stride;
+    float* out = packed + d * kBlock;
+    for (int64_t c = 0; c < columns; c += kBlock, out += depth * kBlock) {
+      _mm512_store_ps(out, _mm512_loadu_ps(row + c));
+      _mm512_store_ps(out + 16, _mm512_loadu_ps(row + c + 16));
+    }
+  }
+}
+
+AMX void PackTransposed(const float* x, int64_t stride, int64_t columns, int64_t depth,
+                        float* packed) {
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2,
+                                         1, 0);
+  const __m512i rows =
+      _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(stride)));
+  for (int64_t column = 0; column < CeilDiv(columns, kBlock) * kBlock; column += 16) {
+    float* out = packed + column / kBlock * depth * kBlock + column % kBlock;
+    const int64_t count = std::clamp<int64_t>(columns - column, 0, 16);
+    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+    for (int64_t d = 0; d < depth; ++d) {
+      const __m512 part = _mm512_mask_i32gather_ps(
+          _mm512_setzero_ps(), mask, rows, x + column * stride + d, sizeof(float));
+      _mm512_store_ps(out + d * kBlock, part);
+    }
+  }
+}
+
+// sums [kCount, 32], rows `stride` apart, = (or += if `add`) left [kCount, depth], rows
+// `left_stride` apart, times right.
+template <int kCount>
+AMX inline void MultiplyRows(const float* left, int64_t left_stride, const float* right,
+                             int64_t depth, float* sums, int64_t stride, bool add) {
+  __m512 low[kCount], high[kCount];
+  for (int r = 0; r < kCount; ++r) low[r] = high[r] = _mm512_setzero_ps();
+  for (int64_t d = 0; d < depth; ++d, right += kBlock) {
+    const __m512 a = _mm512_load_ps(right), b = _mm512_load_ps(right + 16);
+#pragma GCC unroll 12
+    for (int r = 0; r < kCount; ++r) {
+      const __m512 x = _mm512_set1_ps(left[r * left_stride + d]);
+      low[r] = _mm512_fmadd_ps(x, a, low[r]);
+      high[r] = _mm512_fmadd_ps(x, b, high[r]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kCount; ++r) {
+    float* out = sums + r * stride;
+    if (add) {
+      low[r] = _mm512_add_ps(low[r], _mm512_load_ps(out));
+      high[r] = _mm512_add_ps(high[r], _mm512_load_ps(out + 16));
+    }
+    _mm512_store_ps(out, low[r]);
+    _mm512_store_ps(out + 16, high[r]);
+  }
+}
+
+// The same for up to kRows rows. Sums of kSummed products are summed: the error of a sum
+// grows with its length.
+constexpr int64_t kRows = 12, kSummed = 256;
+AMX void MultiplyBlock(const float* left, int64_t left_stride, const float* right,
+                       int64_t depth, float* sums, int64_t stride, bool add,
+                       int64_t rows) {
+  for (int64_t d = 0; d < depth; d += kSummed) {
+    const int64_t part = std::min(kSummed, depth - d);
+    const bool more = add || d > 0;
+    int64_t r = 0;
+    if (rows == kRows) {
+      MultiplyRows<kRows>(left + d, left_stride, right, part, sums, stride, more);
+      r = kRows;
+    }
+    for (; r + 4 <= rows; r += 4) {
+      MultiplyRows<4>(left + r * left_stride + d, left_stride, right, part,
+                      sums + r * stride, stride, more);
+    }
+    for (; r < rows; ++r) {
+      MultiplyRows<1>(left + r * left_stride + d, left_stride, right, part,
+                      sums + r * stride, stride, more);
+    }
+    right += part * kBlock;
+  }
+}
+
 // exp(x); relative error below 2e-7, 0 below -87.
 AMX inline __m512 Exp(__m512 x) {
   const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
-  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
+  // A NaN goes through: of two numbers the second is taken if either is none.
+  x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));
   const __m512 n = _mm512_roundscale_ps(
       _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
@@ -229,7 +327,7 @@ AMX inline __m512 Activate(__m512 x, int32_t activation) {
   const __m512 one = _mm512_set1_ps(1.0f);
   switch (activation) {
     case kRelu:
-      return _mm512_max_ps(x, _mm512_setzero_ps());
+      return _mm512_max_ps(_mm512_setzero_ps(), x);  // In this order a NaN stays.
     case kGeluExact: {
       // erf by Abramowitz and Stegun 7.1.26: error below 1.5e-7.
       const __m512 z = _mm512_mul_ps(x, _mm512_set1_ps(0.70710678f));
@@ -267,9 +365,9 @@ AMX inline __m512 Activate(__m512 x, int32_t activation) {
   }
 }
 
-// Rows [rows, depth], laid out as a left operand, times `kernel` [depth, columns].
+// Rows [rows, depth] times `kernel` [depth, columns].
 struct ProductJob {
-  const Bf16* left;
+  const Bf16* left;    // Laid out.
   const void* kernel;  // bfloat16, or int8 times `scale`.
   const float* scale;  // [columns], or null.
   const float* bias;   // [columns], or null.
@@ -281,8 +379,8 @@ struct ProductJob {
 
 // Writes a block past the caches: the result is larger than they are, and what comes next
 // reads it in another order.
-AMX void Finish(const ProductJob& job, const float* sums, int64_t row, int64_t column) {
-  const int64_t count = std::min(kBlock, job.rows - row);
+AMX void Finish(const ProductJob& job, const float* sums, int64_t row, int64_t column,
+                int64_t count) {
   __m512 scale[2] = {_mm512_set1_ps(1.0f), _mm512_set1_ps(1.0f)};
   __m512 bias[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
   for (int i = 0; i < 2; ++i) {
@@ -338,7 +436,7 @@ AMX bool ComputeProduct(const ProductJob& job, int64_t first, int64_t columns) {
         if (in_parts) block += r * columns + c * kBlock;
         MultiplyBlock<true>(left, right + c * depth, steps, block, kBlock, d > 0, ahead);
         ahead.rows += rows_ahead * ahead.stride;
-        if (ends) Finish(job, block, r, first + c);
+        if (ends) Finish(job, block, r, first + c, std::min(kBlock, job.rows - r));
       }
     }
   }
@@ -346,77 +444,97 @@ AMX bool ComputeProduct(const ProductJob& job, int64_t first, int64_t columns) {
   return true;
 }
 
-// Attention of rows [batch, length, heads, size]; see `amx.attention`.
+// Attention of rows [batch, length, heads, size]; see `xeon.attention`.
+template <typename T>
 struct AttentionJob {
-  const Bf16 *query, *key, *value;
+  const T *query, *key, *value;
   const float* bias;  // [batch or 1, heads, q_length, kv_length], or null.
   const float* mask;  // [batch, kv_length]: added to the scores.
-  Bf16* out;
+  T* out;
   int64_t q_length, kv_length, heads, size;
   bool bias_of_rows;  // Whether each row has its own.
+
+  int64_t stride() const { return heads * size; }
+  // Keys with those that fill up a block, which are masked.
+  int64_t keys() const { return CeilDiv(kv_length, kBlock) * kBlock; }
+  const float* BiasOf(int64_t row, int64_t head, int64_t q) const {
+    if (bias == nullptr) return nullptr;
+    const int64_t first = (bias_of_rows ? row * heads : 0) + head;
+    return bias + (first * q_length + q) * kv_length;
+  }
 };
 
+// The row's mask with that of the keys that fill up a block; null without memory.
+template <typename T>
+const float* MaskOf(const AttentionJob<T>& job, int64_t row) {
+  float* mask = Scratch<5, float>(job.keys());
+  if (mask == nullptr) return nullptr;
+  std::copy_n(job.mask + row * job.kv_length, job.kv_length, mask);
+  std::fill(mask + job.kv_length, mask + job.keys(), 4 * kNoPeak);
+  return mask;
+}
+
+// Scores of a query to softmax's numerators; 1 over their sum, or 1 if that is 0.
+AMX float Weigh(float* scores, const float* mask, const float* bias, int64_t kv_length,
+                int64_t keys) {
+  __m512 peak = _mm512_set1_ps(kNoPeak);
+  for (int64_t k = 0; k < keys; k += 16) {
+    __m512 x = _mm512_add_ps(_mm512_load_ps(scores + k), _mm512_load_ps(mask + k));
+    if (bias != nullptr) {
+      const int64_t left = std::clamp<int64_t>(kv_length - k, 0, 16);
+      const __mmask16 real = static_cast<__mmask16>((1u << left) - 1);
+      x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(real, bias + k));
+    }
+    _mm512_store_ps(scores + k, x);
+    peak = _mm512_max_ps(peak, x);
+  }
+  const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(peak));
+  __m512 total = _mm512_setzero_ps();
+  for (int64_t k = 0; k < keys; k += 16) {
+    const __m512 weight = Exp(_mm512_sub_ps(_mm512_load_ps(scores + k), top));
+    total = _mm512_add_ps(total, weight);
+    _mm512_store_ps(scores + k, weight);
+  }
+  const float sum = _mm512_reduce_add_ps(total);
+  return sum == 0.0f ? 1.0f : 1.0f / sum;
+}
+
 // One head of one row. False if there was no memory.
-AMX bool ComputeHead(const AttentionJob& job, int64_t row, int64_t head) {
-  const int64_t keys = CeilDiv(job.kv_length, kBlock) * kBlock;
-  const int64_t stride = job.heads * job.size;
-  const int64_t size_steps = job.size / kBlock, key_steps = keys / kBlock;
+AMX bool ComputeHead(const AttentionJob<Bf16>& job, int64_t row, int64_t head) {
+  const int64_t keys = job.keys(), stride = job.stride();
   Bf16* key = Scratch<0, Bf16>(keys * job.size);
   Bf16* value = Scratch<1, Bf16>(keys * job.size);
   float* scores = Scratch<2, float>(kBlock * keys);
   Bf16* query = Scratch<3, Bf16>(kBlock * job.size);
   Bf16* weights = Scratch<4, Bf16>(kBlock * keys);
-  float* mask = Scratch<5, float>(keys);
+  const float* mask = MaskOf(job, row);
   if (!key || !value || !scores || !query || !weights || !mask) return false;
   const int64_t kv_start = row * job.kv_length * stride + head * job.size;
   PackTransposed(job.key + kv_start, stride, job.kv_length, job.size, key);
   PackRight(job.value + kv_start, stride, job.kv_length, job.size, value);
-  const int64_t bias_start = (job.bias_of_rows ? row * job.heads : 0) + head;
-  std::copy_n(job.mask + row * job.kv_length, job.kv_length, mask);
-  std::fill(mask + job.kv_length, mask + keys, 4 * kNoPeak);
   Tiles tiles;
   for (int64_t q = 0; q < job.q_length; q += kBlock) {
     const int64_t count = std::min(kBlock, job.q_length - q);
     const int64_t start = (row * job.q_length + q) * stride + head * job.size;
     PackLeft(job.query + start, stride, count, job.size, query);
     for (int64_t k = 0; k < keys; k += kBlock) {
-      MultiplyBlock<false>(query, key + k * job.size, size_steps, scores + k, keys, false,
-                           {});
+      MultiplyBlock<false>(query, key + k * job.size, job.size / kBlock, scores + k,
+                           keys, false, {});
     }
     float scales[kBlock];
     for (int64_t r = 0; r < count; ++r) {
       float* line = scores + r * keys;
-      const float* bias =
-          job.bias == nullptr
-              ? nullptr
-              : job.bias + (bias_start * job.q_length + q + r) * job.kv_length;
-      __m512 peak = _mm512_set1_ps(kNoPeak);
-      for (int64_t k = 0; k < keys; k += 16) {
-        __m512 x = _mm512_add_ps(_mm512_load_ps(line + k), _mm512_load_ps(mask + k));
-        if (bias != nullptr) {
-          const int64_t left = std::clamp<int64_t>(job.kv_length - k, 0, 16);
-          x = _mm512_add_ps(
-              x, _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << left) - 1),
-                                       bias + k));
-        }
-        _mm512_store_ps(line + k, x);
-        peak = _mm512_max_ps(peak, x);
-      }
-      const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(peak));
-      __m512 total = _mm512_setzero_ps();
+      scales[r] = Weigh(line, mask, job.BiasOf(row, head, q + r), job.kv_length, keys);
       for (int64_t k = 0; k < keys; k += kBlock) {
-        const __m512 a = Exp(_mm512_sub_ps(_mm512_load_ps(line + k), top));
-        const __m512 b = Exp(_mm512_sub_ps(_mm512_load_ps(line + k + 16), top));
-        total = _mm512_add_ps(total, _mm512_add_ps(a, b));
-        const __m512bh both = _mm512_cvtne2ps_pbh(b, a);
+        const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_load_ps(line + k + 16),
+                                                  _mm512_load_ps(line + k));
         std::memcpy(weights + k * kBlock + r * kBlock, &both, sizeof both);
       }
-      const float sum = _mm512_reduce_add_ps(total);
-      scales[r] = sum == 0.0f ? 1.0f : 1.0f / sum;
     }
     for (int64_t d = 0; d < job.size; d += kBlock) {
       alignas(64) float sums[kStep];
-      MultiplyBlock<false>(weights, value + d * keys, key_steps, sums, kBlock, false, {});
+      MultiplyBlock<false>(weights, value + d * keys, keys / kBlock, sums, kBlock, false,
+                           {});
       for (int64_t r = 0; r < count; ++r) {
         const __m512 scale = _mm512_set1_ps(scales[r]);
         const float* from = sums + r * kBlock;
@@ -424,6 +542,47 @@ AMX bool ComputeHead(const AttentionJob& job, int64_t row, int64_t head) {
             _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(from + 16), scale),
                                 _mm512_mul_ps(_mm512_load_ps(from), scale));
         std::memcpy(job.out + start + r * stride + d, &both, sizeof both);
+      }
+    }
+  }
+  return true;
+}
+
+// The same in float32.
+AMX bool ComputeHead(const AttentionJob<float>& job, int64_t row, int64_t head) {
+  const int64_t keys = job.keys(), stride = job.stride();
+  float* key = Scratch<0, float>(keys * job.size);
+  float* value = Scratch<1, float>(keys * job.size);
+  float* scores = Scratch<2, float>(kRows * keys);
+  const float* mask = MaskOf(job, row);
+  if (!key || !value || !scores || !mask) return false;
+  const int64_t kv_start = row * job.kv_length * stride + head * job.size;
+  PackTransposed(job.key + kv_start, stride, job.kv_length, job.size, key);
+  PackRight(job.value + kv_start, stride, job.kv_length, job.size, value);
+  for (int64_t q = 0; q < job.q_length; q += kRows) {
+    const int64_t count = std::min(kRows, job.q_length - q);
+    const int64_t start = (row * job.q_length + q) * stride + head * job.size;
+    for (int64_t k = 0; k < keys; k += kBlock) {
+      MultiplyBlock(job.query + start, stride, key + k * job.size, job.size, scores + k,
+                    keys, false, count);
+    }
+    float scales[kRows];
+    for (int64_t r = 0; r < count; ++r) {
+      scales[r] = Weigh(scores + r * keys, mask, job.BiasOf(row, head, q + r),
+                        job.kv_length, keys);
+    }
+    for (int64_t d = 0; d < job.size; d += kBlock) {
+      alignas(64) float sums[kRows * kBlock];
+      // Of the real keys: values that fill up a block are not laid out.
+      MultiplyBlock(scores, keys, value + d * job.kv_length, job.kv_length, sums, kBlock,
+                    false, count);
+      for (int64_t r = 0; r < count; ++r) {
+        const __m512 scale = _mm512_set1_ps(scales[r]);
+        for (int64_t half : {0, 16}) {
+          const __m512 x = _mm512_load_ps(sums + r * kBlock + half);
+          _mm512_storeu_ps(job.out + start + r * stride + d + half,
+                           _mm512_mul_ps(x, scale));
+        }
       }
     }
   }
@@ -460,79 +619,122 @@ bool InParallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   return state->good;
 }
 
-ffi::Error OutOfMemory() {
+ffi::Error Ended(bool good) {
+  if (good) return ffi::Error::Success();
   return ffi::Error(ffi::ErrorCode::kResourceExhausted,
                     "Out of memory: no room for a thread's parts of the operands.");
+}
+
+const float* OrNull(const Vector& x) {
+  return x.element_count() == 0 ? nullptr : x.typed_data();
+}
+
+// compute(first column, columns) for all columns.
+template <typename Compute>
+bool ByColumns(ffi::ThreadPool& pool, const ProductJob& job, const Compute& compute) {
+  // Two parts for each thread at least: one may be slower than another.
+  const int64_t parts = 2 * std::max<int64_t>(pool.num_threads(), 1);
+  const int64_t even = CeilDiv(CeilDiv(job.columns, parts), kBlock) * kBlock;
+  const int64_t width = std::min(kColumns, even);
+  return InParallel(pool, CeilDiv(job.columns, width), [job, width, compute](int64_t i) {
+    return compute(job, i * width, std::min(width, job.columns - i * width));
+  });
+}
+
+// Whether a buffer has these sizes.
+template <typename Buffer>
+bool Has(const Buffer& buffer, std::initializer_list<int64_t> sizes) {
+  const auto found = buffer.dimensions();
+  return std::equal(found.begin(), found.end(), sizes.begin(), sizes.end());
+}
+
+// An error if the sizes are not those that the loops take.
+template <typename Kernel, typename Out>
+ffi::Error Check(const ProductJob& job, const Kernel& kernel, const Out& out,
+                 std::initializer_list<Vector> vectors) {
+  bool good = job.depth > 0 && job.depth % kBlock == 0 && job.columns % kBlock == 0 &&
+              Has(kernel, {job.depth, job.columns}) && Has(out, {job.rows, job.columns}) &&
+              reinterpret_cast<uintptr_t>(job.out) % 64 == 0;
+  for (const Vector& x : vectors) {
+    good = good && (x.element_count() == 0 || Has(x, {job.columns}));
+  }
+  if (good) return ffi::Error::Success();
+  return ffi::Error::InvalidArgument(
+      "Sizes that do not fit, are not multiples of 32, or memory that does not start at "
+      "one of 64.");
 }
 
 ffi::Error Product(ffi::ThreadPool pool, Matrix x, ffi::AnyBuffer kernel, Vector scale,
                    Vector bias, ffi::Result<ffi::AnyBuffer> out,
                    ffi::Result<Matrix> left, int32_t activation) {
-  ProductJob job;
-  job.left = reinterpret_cast<const Bf16*>(left->typed_data());
-  job.kernel = kernel.untyped_data();
-  job.rows = x.dimensions()[0];
-  job.depth = x.dimensions()[1];
-  job.columns = kernel.dimensions()[1];
-  job.scale = scale.element_count() == 0 ? nullptr : scale.typed_data();
-  job.bias = bias.element_count() == 0 ? nullptr : bias.typed_data();
-  job.out = out->untyped_data();
-  job.activation = activation;
-  job.wide = out->element_type() == ffi::F32;
-  const bool is_int8 = kernel.element_type() == ffi::S8;
-  const int64_t blocks = CeilDiv(job.rows, kBlock);
-  if (kernel.dimensions()[0] != job.depth || job.depth % kBlock != 0 ||
-      job.columns % kBlock != 0 || reinterpret_cast<uintptr_t>(job.out) % 64 != 0 ||
-      reinterpret_cast<uintptr_t>(job.left) % 64 != 0 ||
-      left->dimensions()[0] != blocks * kBlock ||
-      left->dimensions()[1] != job.depth) {
-    return ffi::Error::InvalidArgument("Sizes that are not multiples of 32, or memory that does not start at one of 64.");
+  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
+  if (kernel.dimensions().size() != 2) {
+    return ffi::Error::InvalidArgument("A kernel that is no matrix.");
   }
-  if (job.rows == 0 || job.columns == 0) return ffi::Error::Success();
-  const Bf16* rows = reinterpret_cast<const Bf16*>(x.typed_data());
+  const ProductJob job = {reinterpret_cast<const Bf16*>(left->typed_data()),
+                          kernel.untyped_data(),
+                          OrNull(scale),
+                          OrNull(bias),
+                          out->untyped_data(),
+                          rows,
+                          depth,
+                          kernel.dimensions()[1],
+                          activation,
+                          out->element_type() == ffi::F32};
+  const int64_t blocks = CeilDiv(rows, kBlock);
+  if (ffi::Error error = Check(job, kernel, *out, {scale, bias}); error.failure()) {
+    return error;
+  }
+  const bool is_int8 = kernel.element_type() == ffi::S8;
+  if (!Has(*left, {blocks * kBlock, depth}) ||
+      !(is_int8 || kernel.element_type() == ffi::BF16) ||
+      !(job.wide || out->element_type() == ffi::BF16)) {
+    return ffi::Error::InvalidArgument("Types that do not fit, or no room for x.");
+  }
+  if (rows == 0) return ffi::Error::Success();
+  const Bf16* from = reinterpret_cast<const Bf16*>(x.typed_data());
   Bf16* packed = reinterpret_cast<Bf16*>(left->typed_data());
-  InParallel(pool, blocks, [job, rows, packed](int64_t i) {
-    const int64_t start = i * kBlock * job.depth;
-    PackLeft(rows + start, job.depth, std::min(kBlock, job.rows - i * kBlock), job.depth,
+  InParallel(pool, blocks, [rows, depth, from, packed](int64_t i) {
+    const int64_t start = i * kBlock * depth;
+    PackLeft(from + start, depth, std::min(kBlock, rows - i * kBlock), depth,
              packed + start);
     return true;
   });
-  // Two parts for each thread at least: one may be slower than another.
-  const int64_t parts = 2 * std::max<int64_t>(pool.num_threads(), 1);
-  const int64_t even = CeilDiv(CeilDiv(job.columns, parts), kBlock) * kBlock;
-  const int64_t width = std::min(kColumns, even);
-  const bool good =
-      InParallel(pool, CeilDiv(job.columns, width), [job, width, is_int8](int64_t i) {
-        const int64_t columns = std::min(width, job.columns - i * width);
-        return is_int8 ? ComputeProduct<int8_t>(job, i * width, columns)
-                       : ComputeProduct<Bf16>(job, i * width, columns);
-      });
-  return good ? ffi::Error::Success() : OutOfMemory();
+  return Ended(
+      ByColumns(pool, job, is_int8 ? ComputeProduct<int8_t> : ComputeProduct<Bf16>));
 }
 
-ffi::Error Attention(ffi::ThreadPool pool, Heads query, Heads key, Heads value,
-                     ScoreBias bias, Mask mask, ffi::Result<Heads> out) {
-  AttentionJob job;
-  job.query = reinterpret_cast<const Bf16*>(query.typed_data());
-  job.key = reinterpret_cast<const Bf16*>(key.typed_data());
-  job.value = reinterpret_cast<const Bf16*>(value.typed_data());
+template <typename T, ffi::DataType kType>
+ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<kType, 4> query,
+                     ffi::Buffer<kType, 4> key, ffi::Buffer<kType, 4> value,
+                     ScoreBias bias, Mask mask, ffi::Result<ffi::Buffer<kType, 4>> out) {
+  AttentionJob<T> job;
+  job.query = reinterpret_cast<const T*>(query.typed_data());
+  job.key = reinterpret_cast<const T*>(key.typed_data());
+  job.value = reinterpret_cast<const T*>(value.typed_data());
   job.bias = bias.element_count() == 0 ? nullptr : bias.typed_data();
   job.mask = mask.typed_data();
-  job.out = reinterpret_cast<Bf16*>(out->typed_data());
-  const int64_t batch = query.dimensions()[0];
+  job.out = reinterpret_cast<T*>(out->typed_data());
   job.q_length = query.dimensions()[1];
   job.heads = query.dimensions()[2];
   job.size = query.dimensions()[3];
   job.kv_length = key.dimensions()[1];
   job.bias_of_rows = bias.dimensions()[0] > 1;
-  if (job.size % kBlock != 0) {
-    return ffi::Error::InvalidArgument("Heads whose size is not a multiple of 32.");
+  const int64_t batch = query.dimensions()[0];
+  const int64_t bias_rows = job.bias_of_rows ? batch : 1;
+  if (job.size % kBlock != 0 || job.kv_length == 0 ||
+      !Has(key, {batch, job.kv_length, job.heads, job.size}) ||
+      !Has(value, {batch, job.kv_length, job.heads, job.size}) ||
+      !Has(mask, {batch, job.kv_length}) ||
+      (job.bias != nullptr &&
+       !Has(bias, {bias_rows, job.heads, job.q_length, job.kv_length}))) {
+    return ffi::Error::InvalidArgument(
+        "Sizes that do not fit, or heads whose size is not a multiple of 32.");
   }
-  const bool good =
-      InParallel(pool, batch * job.heads, [job](int64_t i) {
-        return ComputeHead(job, i / job.heads, i % job.heads);
-      });
-  return good ? ffi::Error::Success() : OutOfMemory();
+  const int64_t count = batch * job.heads;
+  return Ended(InParallel(pool, count, [job](int64_t i) {
+    return ComputeHead(job, i / job.heads, i % job.heads);
+  }));
 }
 
 XLA_FFI_DEFINE_HANDLER(kProduct, Product,
@@ -546,23 +748,39 @@ XLA_FFI_DEFINE_HANDLER(kProduct, Product,
                            .Ret<Matrix>()
                            .Attr<int32_t>("activation"));
 
-XLA_FFI_DEFINE_HANDLER(kAttention, Attention,
-                       ffi::Ffi::Bind()
-                           .Ctx<ffi::ThreadPool>()
-                           .Arg<Heads>()
-                           .Arg<Heads>()
-                           .Arg<Heads>()
-                           .Arg<ScoreBias>()
-                           .Arg<Mask>()
-                           .Ret<Heads>());
+template <ffi::DataType kType>
+auto AttentionArguments() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .template Arg<ffi::Buffer<kType, 4>>()
+      .template Arg<ffi::Buffer<kType, 4>>()
+      .template Arg<ffi::Buffer<kType, 4>>()
+      .template Arg<ScoreBias>()
+      .template Arg<Mask>()
+      .template Ret<ffi::Buffer<kType, 4>>();
+}
+
+constexpr auto kAttendBf16 = Attention<Bf16, ffi::BF16>;
+constexpr auto kAttendWide = Attention<float, ffi::F32>;
+XLA_FFI_DEFINE_HANDLER(kAttention, kAttendBf16, AttentionArguments<ffi::BF16>());
+XLA_FFI_DEFINE_HANDLER(kWideAttention, kAttendWide, AttentionArguments<ffi::F32>());
 
 // Whether this CPU has the instructions, and Linux gives this process their registers.
 bool IsUsable() {
   unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+  if (!(c >> 12 & 1) || !(c >> 27 & 1)) return false;  // fma, xgetbv
+  unsigned low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr unsigned kAvx = 0x6, kAvx512 = 0xe0, kAmx = 0x60000;
+  constexpr unsigned kRegisters = kAvx | kAvx512 | kAmx;
+  if ((low & kRegisters) != kRegisters) return false;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool amx = (d >> 22 & 1) && (d >> 24 & 1);  // amx-bf16, amx-tile
-  const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);
-  if (!amx || !avx512) return false;
+  if (!(d >> 22 & 1) || !(d >> 24 & 1)) return false;  // amx-bf16, amx-tile
+  // avx2, avx512f, -dq, -bw, -vl
+  for (int bit : {5, 16, 17, 30, 31}) {
+    if (!(b >> bit & 1)) return false;
+  }
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -574,8 +792,9 @@ PyObject* Capsule(XLA_FFI_Handler* handler) {
 
 PyObject* Handlers(PyObject*, PyObject*) {
   if (!IsUsable()) return PyDict_New();
-  return Py_BuildValue("{s:N,s:N}", "product", Capsule(kProduct), "attention",
-                       Capsule(kAttention));
+  return Py_BuildValue("{s:N,s:N,s:N}", "product", Capsule(kProduct),
+                       "attention_bfloat16", Capsule(kAttention), "attention_float32",
+                       Capsule(kWideAttention));
 }
 
 }  // namespace
@@ -592,7 +811,7 @@ static PyMethodDef kMethods[] = {
     {"handlers", Handlers, METH_NOARGS, "Handlers by name; none where there is no AMX."},
     {nullptr, nullptr, 0, nullptr}};
 
-static PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "_amx", nullptr, -1, kMethods,
+static PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "_xeon", nullptr, -1, kMethods,
                               nullptr, nullptr, nullptr, nullptr};
 
-PyMODINIT_FUNC PyInit__amx() { return PyModule_Create(&kModule); }
+PyMODINIT_FUNC PyInit__xeon() { return PyModule_Create(&kModule); }

@@ -1,0 +1,306 @@
+"""Products and attention of Xeons: sums in float64, XLA's attention, and when."""
+
+import concurrent.futures
+import functools
+import math
+import pathlib
+import platform
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prottrans_jax.layers import attention, mlp, quantized, xeon
+
+needs_xeon = pytest.mark.skipif(
+    not xeon.is_usable(), reason="no AMX, or the package was not compiled for it"
+)
+_FLAGS = {"amx_tile", "amx_bf16", "avx512_bf16", "avx512f", "avx512bw", "avx512dq"}
+_FLAGS |= {"avx512vl", "avx2", "fma"}
+
+
+def numbers(*shape, seed=0, dtype=jnp.bfloat16):
+    values = np.random.default_rng(seed).standard_normal(shape)
+    return jnp.asarray(values, dtype)
+
+
+def exact(x):
+    return np.asarray(x, np.float64)
+
+
+def test_usable_where_the_cpu_has_the_unit():
+    """Or nobody would see that the package is not compiled any more."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        pytest.skip("not compiled for this kind of machine")
+    if shutil.which("g++") is None:
+        pytest.skip("no compiler")
+    info = pathlib.Path("/proc/cpuinfo").read_text()
+    flags = set(info.partition("flags")[2].partition("\n")[0].split())
+    assert xeon.is_usable() == (flags >= _FLAGS)
+
+
+BOTH = pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float32])
+
+
+# Deeper than 1,024 goes in parts; 300 and 5 rows are no whole number of blocks.
+@needs_xeon
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(1, 32, 96), (33, 64, 32), (300, 1088, 288), (5, 3072, 544)],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_product_is_the_sum(rows, inputs, outputs, dtype):
+    x, kernel = numbers(rows, inputs), numbers(inputs, outputs, seed=1)
+    found = jax.jit(lambda x, kernel: xeon.product(x, kernel, dtype))(x, kernel)
+    assert found.dtype == dtype
+    wanted = exact(x) @ exact(kernel)
+    # What another's float32 is off by; bfloat16 rounds once more, to 8 bits.
+    wide = np.asarray(x, np.float32) @ np.asarray(kernel, np.float32)
+    limit = 2 * np.abs(wide - wanted).max()
+    if dtype == "bfloat16":
+        limit += 2.0**-8 * np.abs(wanted).max()
+    np.testing.assert_allclose(exact(found), wanted, rtol=0, atol=limit)
+
+
+def by_hand(name, x):
+    if name == "gelu_exact":
+        return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    if name == "gelu":
+        u = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+        return 0.5 * x * (1 + np.tanh(u))
+    if name == "silu":
+        return x / (1 + np.exp(-x))
+    return np.maximum(x, 0) if name == "relu" else x
+
+
+@needs_xeon
+@pytest.mark.parametrize("name", mlp.ACTIVATIONS)
+def test_bias_and_activation_follow_in_float32(name):
+    x, kernel = 4 * numbers(7, 32), numbers(32, 64, seed=1)
+    bias = numbers(64, seed=2, dtype=jnp.float32)
+    found = xeon.product(x, kernel, jnp.float32, bias=bias, activation=name)
+    sums = exact(x) @ exact(kernel) + exact(bias)
+    assert np.abs(sums).max() > 60  # Where exp() would overflow.
+    np.testing.assert_allclose(found, by_hand(name, sums), rtol=2e-6, atol=3e-5)
+
+
+@needs_xeon
+def test_int8_kernels_are_scaled_by_column():
+    x = numbers(70, 1056)
+    kernel = quantized.quantize(numbers(1056, 160, seed=1, dtype=jnp.float32))
+    found = xeon.product(x, kernel.integers, jnp.float32, scale=kernel.scale)
+    wanted = exact(x) @ (exact(kernel.integers) * exact(kernel.scale))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+
+
+@needs_xeon
+def test_a_row_is_the_same_in_any_company():
+    x, kernel = numbers(77, 1088), numbers(1088, 96, seed=1)
+    together = xeon.product(x, kernel, jnp.float32)
+    for row in (0, 40, 76):
+        alone = xeon.product(x[row : row + 1], kernel, jnp.float32)
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+@needs_xeon
+def test_several_callers_do_not_disturb_each_other():
+    kernels = [numbers(1056, 64, seed=i) for i in range(6)]
+    x = numbers(130, 1056, seed=9)
+    run = jax.jit(lambda kernel: xeon.product(x, kernel, jnp.float32))
+    wanted = [np.asarray(run(kernel)) for kernel in kernels]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda kernel: np.asarray(run(kernel)), kernels))
+            for ours, other in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(ours, other)
+
+
+def heads(length, count=3, size=64, seed=0, dtype=jnp.bfloat16):
+    return numbers(2, length, count, size, seed=seed, dtype=dtype) / math.sqrt(8)
+
+
+def segments(*lengths, length):
+    return (jnp.arange(length) < jnp.array(lengths)[:, None]).astype(jnp.int32)
+
+
+@needs_xeon
+@BOTH
+@pytest.mark.parametrize("bias_rows", [None, 1, 2])
+@pytest.mark.parametrize(
+    ("q_length", "kv_length", "size"), [(5, 5, 32), (70, 45, 64), (33, 96, 128)]
+)
+def test_attention_is_that_of_float32(q_length, kv_length, size, bias_rows, kind):
+    query = heads(q_length, size=size, dtype=kind)
+    key, value = (heads(kv_length, size=size, seed=i, dtype=kind) for i in (1, 2))
+    kv = segments(kv_length, kv_length - 4, length=kv_length)
+    bias = None
+    if bias_rows is not None:
+        shape = (bias_rows, 3, q_length, kv_length)
+        bias = 2 * numbers(*shape, seed=3, dtype=jnp.float32)
+    mask = jnp.where(kv == 0, attention.MASKED, 0.0)
+    found = jax.jit(xeon.attention)(query, key, value, bias, mask)
+    wanted = attention.dot_product_attention(
+        *(x.astype(jnp.float32) for x in (query, key, value)),
+        q_segments=jnp.ones((2, q_length), jnp.int32),
+        kv_segments=kv,
+        bias=bias,
+    )
+    # bfloat16: weights and result are rounded to 8 bits.
+    limit = (2.0**-7 if kind == jnp.bfloat16 else 2e-6) * np.abs(wanted).max()
+    np.testing.assert_allclose(exact(found), wanted, rtol=0, atol=limit)
+
+
+@needs_xeon
+@BOTH
+def test_attention_to_nothing_is_zero_and_hidden_keys_count_for_nothing(kind):
+    query, value = heads(40, dtype=kind), heads(40, seed=1, dtype=kind)
+    kv = segments(0, 23, length=40)
+    mask = jnp.where(kv == 0, attention.MASKED, 0.0)
+    found = xeon.attention(query, query, value, None, mask)
+    assert not np.asarray(found[0]).any()
+    cut = xeon.attention(query, query[:, :23], value[:, :23], None, mask[:, :23])
+    np.testing.assert_array_equal(found[1], cut[1])
+
+
+@needs_xeon
+@BOTH
+def test_attention_of_a_row_is_the_same_in_any_company(kind):
+    query, mask = heads(37, dtype=kind), jnp.zeros((2, 37))
+    together = xeon.attention(query, query, query, None, mask)
+    alone = xeon.attention(query[1:], query[1:], query[1:], None, mask[1:])
+    np.testing.assert_array_equal(alone[0], together[1])
+
+
+def uses_xeon(function, *arguments):
+    return "prottrans_jax_" in jax.jit(function).lower(*arguments).as_text()
+
+
+def block(dtype=jnp.bfloat16, d_ff=96):
+    return mlp.MLP(
+        d_ff=d_ff,
+        activations=("gelu_exact",),
+        dropout_rate=0.0,
+        deterministic=True,
+        use_bias=True,
+        dtype=dtype,
+    )
+
+
+def enabled(module):
+    def apply(params, x):
+        with xeon.enabled():
+            return module.apply(params, x)
+
+    return apply
+
+
+@needs_xeon
+def test_used_where_enabled_and_for_whole_blocks_alone():
+    x = numbers(2, 5, 32, dtype=jnp.float32)
+    for module, wanted in (
+        (block(), True),
+        (block(dtype=jnp.float32), False),
+        (block(dtype=jnp.float16), False),
+        (block(d_ff=100), False),
+    ):
+        params = module.init(jax.random.key(0), x)
+        assert uses_xeon(enabled(module), params, x) == wanted
+        assert not uses_xeon(module.apply, params, x)
+
+
+@needs_xeon
+def test_block_gives_what_xla_gives():
+    module, x = block(), numbers(2, 5, 32, dtype=jnp.float32)
+    params = module.init(jax.random.key(0), x)
+    found = exact(enabled(module)(params, x))
+    wanted = exact(module.apply(params, x))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-2)
+    assert np.abs(wanted).max() > 0.5
+    assert found.dtype == wanted.dtype
+
+
+def test_everything_works_without_the_compiled_part(monkeypatch):
+    module, x = block(), numbers(2, 5, 32, dtype=jnp.float32)
+    params = module.init(jax.random.key(0), x)
+    monkeypatch.setattr(xeon, "is_usable", lambda: False)
+    assert not uses_xeon(enabled(module), params, x)
+    np.testing.assert_array_equal(
+        exact(enabled(module)(params, x)), exact(module.apply(params, x))
+    )
+
+
+@needs_xeon
+@pytest.mark.parametrize(
+    ("x", "kernel", "bias"),
+    [((5, 40), (40, 32), 32), ((5, 32), (64, 32), 32), ((5, 32), (32, 64), 32)],
+)
+def test_other_sizes_are_refused_not_read_past_their_end(x, kernel, bias):
+    x, kernel = numbers(*x), numbers(*kernel)
+    with pytest.raises(Exception, match="Sizes that do not fit"):
+        xeon.product(x, kernel, jnp.float32, bias=jnp.zeros(bias)).block_until_ready()
+
+
+@needs_xeon
+@pytest.mark.parametrize("name", ["key", "value", "bias", "mask"])
+def test_attention_of_other_sizes_is_refused(name):
+    arrays = {
+        **{part: heads(37) for part in ("query", "key", "value")},
+        "bias": jnp.zeros((1, 3, 37, 37)),
+        "mask": jnp.zeros((2, 37)),
+    }
+    arrays[name] = arrays[name][:, 1:]
+    with pytest.raises(Exception, match="Sizes that do not fit"):
+        xeon.attention(**arrays).block_until_ready()
+
+
+@needs_xeon
+@pytest.mark.parametrize("name", mlp.ACTIVATIONS)
+def test_what_is_not_a_number_stays_so(name):
+    """Or broken weights would give plausible vectors."""
+    x = numbers(3, 64).at[1, 5].set(jnp.nan)
+    kernel = numbers(64, 32, seed=1)
+    found = np.asarray(xeon.product(x, kernel, jnp.float32, activation=name))
+    assert np.isnan(found[1]).all() and np.isfinite(found[[0, 2]]).all()
+
+
+@needs_xeon
+@BOTH
+@pytest.mark.parametrize("number", range(3))
+def test_attention_to_what_is_not_a_number_is_none(number, kind):
+    arrays = [heads(5, dtype=kind) for _ in range(3)]
+    arrays[number] = arrays[number].at[0, 2, 1, 3].set(jnp.nan)
+    found = np.asarray(xeon.attention(*arrays, None, jnp.zeros((2, 5))), np.float32)
+    assert np.isnan(found[0, 2, 1]).any()
+    assert np.isfinite(found[1]).all() and np.isfinite(found[0, :, 0]).all()
+
+
+@needs_xeon
+def test_works_where_float64_is_allowed():
+    with jax.enable_x64(True):
+        module, x = block(), numbers(2, 5, 32, dtype=jnp.float32)
+        params = module.init(jax.random.key(0), x)
+        assert np.isfinite(exact(enabled(module)(params, x))).all()
+        part = heads(5)
+        mask = jnp.where(jnp.ones((2, 5), bool), 0.0, attention.MASKED)
+        assert mask.dtype == jnp.float64
+        xeon.attention(part, part, part, None, mask).block_until_ready()
+
+
+def attend(causal, *parts):
+    with xeon.enabled():
+        return attention.dot_product_attention(
+            *parts,
+            q_segments=jnp.ones((2, 9), jnp.int32),
+            kv_segments=jnp.ones((2, 9), jnp.int32),
+            bias=jnp.zeros((3, 9, 9)),
+            causal=causal,
+        )
+
+
+@needs_xeon
+def test_causal_attention_is_not_taken_for_another():
+    parts = [heads(9, seed=seed) for seed in range(3)]
+    assert uses_xeon(functools.partial(attend, False), *parts)
+    assert not uses_xeon(functools.partial(attend, True), *parts)
