@@ -79,6 +79,9 @@ class Encoder:
     ) -> Float[Array, "batch length d_model"]:
         """Hidden states after the last layer.
 
+        `embed` may round otherwise: on some CPUs it has products of its own, see
+        `layers.xeon`.
+
         Args:
           tokens: Token ids, special ones included; see `tokenize`.
           mask: True at real tokens, False at padding.
