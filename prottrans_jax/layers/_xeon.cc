@@ -28,10 +28,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
-#include <limits>
 #include <memory>
 #include <mutex>
-#include <string>
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -253,7 +251,7 @@ AMX void PackTransposed(const float* x, int64_t stride, int64_t columns, int64_t
 }
 
 // sums [kCount, 32], rows `stride` apart, = (or += if `add`) left [kCount, depth], rows
-// `left_stride` apart, times right.
+// `left_stride` apart, times right, all in float32.
 template <int kCount>
 AMX inline void MultiplyRows(const float* left, int64_t left_stride, const float* right,
                              int64_t depth, float* sums, int64_t stride, bool add) {
@@ -280,15 +278,14 @@ AMX inline void MultiplyRows(const float* left, int64_t left_stride, const float
   }
 }
 
-// The same for up to kRows rows. Sums of kSummed products are summed: the error of a sum
+// The same, never added, for up to kRows rows. Sums of kSummed products are summed: the error of a sum
 // grows with its length.
 constexpr int64_t kRows = 12, kSummed = 256;
 AMX void MultiplyBlock(const float* left, int64_t left_stride, const float* right,
-                       int64_t depth, float* sums, int64_t stride, bool add,
-                       int64_t rows) {
+                       int64_t depth, float* sums, int64_t stride, int64_t rows) {
   for (int64_t d = 0; d < depth; d += kSummed) {
     const int64_t part = std::min(kSummed, depth - d);
-    const bool more = add || d > 0;
+    const bool more = d > 0;
     int64_t r = 0;
     if (rows == kRows) {
       MultiplyRows<kRows>(left + d, left_stride, right, part, sums, stride, more);
@@ -564,7 +561,7 @@ AMX bool ComputeHead(const AttentionJob<float>& job, int64_t row, int64_t head) 
     const int64_t start = (row * job.q_length + q) * stride + head * job.size;
     for (int64_t k = 0; k < keys; k += kBlock) {
       MultiplyBlock(job.query + start, stride, key + k * job.size, job.size, scores + k,
-                    keys, false, count);
+                    keys, count);
     }
     float scales[kRows];
     for (int64_t r = 0; r < count; ++r) {
@@ -575,7 +572,7 @@ AMX bool ComputeHead(const AttentionJob<float>& job, int64_t row, int64_t head) 
       alignas(64) float sums[kRows * kBlock];
       // Of the real keys: values that fill up a block are not laid out.
       MultiplyBlock(scores, keys, value + d * job.kv_length, job.kv_length, sums, kBlock,
-                    false, count);
+                    count);
       for (int64_t r = 0; r < count; ++r) {
         const __m512 scale = _mm512_set1_ps(scales[r]);
         for (int64_t half : {0, 16}) {
@@ -687,6 +684,7 @@ ffi::Error Product(ffi::ThreadPool pool, Matrix x, ffi::AnyBuffer kernel, Vector
   }
   const bool is_int8 = kernel.element_type() == ffi::S8;
   if (!Has(*left, {blocks * kBlock, depth}) ||
+      reinterpret_cast<uintptr_t>(job.left) % 64 != 0 ||
       !(is_int8 || kernel.element_type() == ffi::BF16) ||
       !(job.wide || out->element_type() == ffi::BF16)) {
     return ffi::Error::InvalidArgument("Types that do not fit, or no room for x.");

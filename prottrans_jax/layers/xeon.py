@@ -2,7 +2,7 @@
 
 Of bfloat16 and int8 kernels, and attention in bfloat16 and float32. XLA's own products
 in bfloat16 reach a half to four fifths of these, and its attention a quarter to a half;
-its float32 products are as fast as could be. They are compiled with the package
+its float32 products are as fast as others'. They are compiled with the package
 (`_xeon.cc`) and called through XLA's foreign function interface; where that was not
 possible, or the CPU has no such unit, XLA does everything.
 
