@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import functools
 import math
-import re
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from prottrans_jax.layers import quantized, xeon
+from prottrans_jax.layers import cpu, quantized, xeon
 
 Initializer = Callable[..., Any]
 
@@ -68,8 +67,8 @@ def _contract(spec, a, b, out_dtype):
 
     # Accelerators accumulate in float32 anyhow, and a bfloat16 result halves what
     # tensor parallelism sends.
-    cpu = functools.partial(_contract_on_cpu, spec, out_dtype=out_dtype)
-    return jax.lax.platform_dependent(a, b, cpu=cpu, default=native)
+    on_cpu = functools.partial(_contract_on_cpu, spec, out_dtype=out_dtype)
+    return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=native)
 
 
 def _contract_on_cpu(spec, a, b, *, out_dtype):
@@ -147,16 +146,10 @@ def _wide_precision() -> jax.lax.Precision | None:
     return None if set_by_user else jax.lax.Precision.HIGHEST
 
 
-@functools.cache
 def _cpu_multiplies_bfloat16() -> bool:
     """Whether this machine's CPU has such instructions; True where Linux is not."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = re.search(r"^(flags|Features)\s*:(.*)$", file.read(), re.MULTILINE)
-    except OSError:
-        return True
-    wanted = {"avx512_bf16", "amx_bf16", "bf16"}
-    return flags is None or not wanted.isdisjoint(flags[2].split())
+    flags = cpu.flags()
+    return flags is None or not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 class Activation(NamedTuple):

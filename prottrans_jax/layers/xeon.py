@@ -24,6 +24,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 import numpy as np
 
+from prottrans_jax.layers import cpu
+
 # Sizes other than batch and length are multiples of the rows of two tiles.
 _BLOCK = 32
 # In the order of `_xeon.cc`.
@@ -43,18 +45,11 @@ def is_usable() -> bool:
                 f"prottrans_jax_{name}", handler, platform="cpu"
             )
     except Exception as error:  # Not compiled, or for another JAX.
-        log = logging.warning if _has_unit() else logging.info
+        has_unit = "amx_bf16" in (cpu.flags() or ())
+        log = logging.warning if has_unit else logging.info
         log("Without our own products for CPUs with AMX, which is slower: %s", error)
         return False
     return bool(handlers)
-
-
-def _has_unit() -> bool:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return "amx_bf16" in file.read()
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager
