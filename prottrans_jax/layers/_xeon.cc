@@ -30,10 +30,13 @@
 #include <initializer_list>
 #include <memory>
 #include <mutex>
+#include <type_traits>
+#include <vector>
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <immintrin.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -48,14 +51,20 @@ namespace {
 namespace ffi = xla::ffi;
 using Bf16 = uint16_t;
 using Matrix = ffi::Buffer<ffi::BF16, 2>;
+using Sums = ffi::Buffer<ffi::F32, 2>;
 using Vector = ffi::Buffer<ffi::F32, 1>;
 using ScoreBias = ffi::Buffer<ffi::F32, 4>;
 using Mask = ffi::Buffer<ffi::F32, 2>;
 
 constexpr int64_t kBlock = 32;
 constexpr int64_t kStep = kBlock * kBlock;  // Numbers of two tiles of an operand.
-// Of the right operand what goes together, at most: 512 KiB.
-constexpr int64_t kDepth = 1024, kColumns = 256;
+// Numbers in bfloat16 whose sum is a T: a float32's 24 digits are three times 8.
+template <typename T>
+constexpr int kParts = std::is_same_v<T, float> ? 3 : 1;
+// Of the right operand what goes together, at most: 512 KiB, of float32 768 KiB.
+constexpr int64_t kDepth = 1024;
+template <typename T>
+constexpr int64_t kColumns = kParts<T> == 1 ? 256 : 128;
 // Below every score, as attention.MASKED / 2: a query without keys then has no weights.
 constexpr float kNoPeak = -5e29f;
 
@@ -63,19 +72,34 @@ enum Activation : int32_t { kLinear, kRelu, kGeluExact, kGeluTanh, kSilu };
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr int64_t kLargePage = 2 << 20;
+
+// Has memory in pages of 2 MiB, where Linux (6.1 and later) can: an operand has more
+// small ones than a core keeps addresses of, which costs a tenth to a fifth of the time.
+void UseLargePages(void* data, int64_t size) {
+  constexpr int kCollapse = 25;  // MADV_COLLAPSE
+  const int64_t start = reinterpret_cast<int64_t>(data);
+  const int64_t first = CeilDiv(start, kLargePage) * kLargePage;
+  const int64_t end = (start + size) / kLargePage * kLargePage;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, kCollapse);
+}
+
 // Memory of a thread, kept for its next call.
 template <int kSlot, typename T>
 T* Scratch(int64_t count) {
   struct Buffer {
     void* data = nullptr;
-    size_t size = 0;
+    int64_t size = 0;
     ~Buffer() { std::free(data); }
   };
   static thread_local Buffer buffer;
-  size_t size = CeilDiv(count * sizeof(T), 4096) * 4096;
+  const int64_t bytes = count * sizeof(T);
+  const int64_t page = bytes < kLargePage / 4 ? 4096 : kLargePage;
+  const int64_t size = CeilDiv(bytes, page) * page;
   if (size > buffer.size) {
     std::free(buffer.data);
-    buffer.data = std::aligned_alloc(4096, size);
+    buffer.data = std::aligned_alloc(page, size);
+    if (buffer.data != nullptr) UseLargePages(buffer.data, size);
     buffer.size = buffer.data == nullptr ? 0 : size;
   }
   return static_cast<T*>(buffer.data);
@@ -100,67 +124,110 @@ class Tiles {
   AMX ~Tiles() { _tile_release(); }
 };
 
-// What is fetched into the cache meanwhile: rows of `lines` times 64 bytes.
-struct Ahead {
-  const char* rows = nullptr;
-  int64_t stride = 0, lines = 1;  // In bytes.
+// Between tile instructions. Where the other thread of the core is busy too, often
+// another tenant's, tile instructions next to each other take 1.8 times as long.
+inline void Gap() { asm volatile(".rept 8\n\tnop\n\t.endr"); }
 
-  AMX inline void Fetch(int64_t step) const {
-    _mm_prefetch(rows + step / lines * stride + step % lines * 64, _MM_HINT_T1);
-  }
-};
+AMX inline void LoadLeft(const Bf16* left) {
+  _tile_loadd(4, left, 64);
+  Gap();
+  _tile_loadd(5, left + kStep / 2, 64);
+  Gap();
+}
 
-// sums [32, 32], rows `stride` apart, = (or += if `add`) left [32, depth] times right.
+AMX inline void LoadRight(const Bf16* right) {
+  _tile_loadd(6, right, 64);
+  Gap();
+  _tile_loadd(7, right + kStep / 2, 64);
+  Gap();
+}
+
+AMX inline void MultiplyTiles() {
+  _tile_dpbf16ps(0, 4, 6);
+  Gap();
+  _tile_dpbf16ps(1, 4, 7);
+  Gap();
+  _tile_dpbf16ps(2, 5, 6);
+  Gap();
+  _tile_dpbf16ps(3, 5, 7);
+  Gap();
+}
+
+// Brings 256 bytes into the second-level cache. After each product of two tiles twice,
+// in panels of kColumns, that is all of the next 32 rows of the left operand.
 template <bool kFetch>
-AMX inline void MultiplyBlock(const Bf16* left, const Bf16* right, int64_t steps,
-                              float* sums, int64_t stride, bool add,
-                              const Ahead& ahead) {
+AMX inline void Fetch(const char*& ahead) {
+  if constexpr (kFetch) {
+    for (int i = 0; i < 4; ++i) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
+    ahead += 256;
+  }
+}
+
+// sums [32, 32], rows `stride` apart, = left [32, depth] times right, both in `kCount`
+// parts. Of three parts, six of the nine products: the others are
+// smaller than a float32's last digit. What is `ahead` is fetched meanwhile.
+template <int kCount, bool kFetch>
+AMX inline const char* MultiplyBlock(const Bf16* left, const Bf16* right, int64_t steps,
+                                     float* sums, int64_t stride,
+                                     const char* ahead) {
   AllWritten();
   const int64_t bytes = stride * sizeof(float);
   float* const below = sums + 16 * stride;
-  if (add) {
-    _tile_loadd(0, sums, bytes);
-    _tile_loadd(1, sums + 16, bytes);
-    _tile_loadd(2, below, bytes);
-    _tile_loadd(3, below + 16, bytes);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
   for (int64_t step = 0; step < steps; ++step) {
-    _tile_loadd(4, left, 64);
-    _tile_loadd(5, left + kStep / 2, 64);
-    _tile_loadd(6, right, 64);
-    _tile_loadd(7, right + kStep / 2, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    left += kStep;
-    right += kStep;
-    if constexpr (kFetch) ahead.Fetch(step);
+    if constexpr (kCount == 1) {
+      LoadLeft(left);
+      LoadRight(right);
+      MultiplyTiles();
+      Fetch<kFetch>(ahead);
+    } else {
+      // In this order only one operand is another each time.
+      LoadLeft(left + 2 * kStep);
+      LoadRight(right);
+      MultiplyTiles();
+      Fetch<kFetch>(ahead);
+      LoadLeft(left);
+      MultiplyTiles();
+      Fetch<kFetch>(ahead);
+      LoadRight(right + 2 * kStep);
+      MultiplyTiles();
+      Fetch<kFetch>(ahead);
+      LoadRight(right + kStep);
+      MultiplyTiles();
+      Fetch<kFetch>(ahead);
+      LoadLeft(left + kStep);
+      MultiplyTiles();
+      Fetch<kFetch>(ahead);
+      LoadRight(right);
+      MultiplyTiles();
+      Fetch<kFetch>(ahead);
+    }
+    left += kCount * kStep;
+    right += kCount * kStep;
   }
   _tile_stored(0, sums, bytes);
   _tile_stored(1, sums + 16, bytes);
   _tile_stored(2, below, bytes);
   _tile_stored(3, below + 16, bytes);
   AllWritten();
+  return ahead;
 }
 
-// Rows [rows, depth], `stride` apart, as a left operand; rows up to 32 are zeros.
-AMX void PackLeft(const Bf16* x, int64_t stride, int64_t rows, int64_t depth,
-                  Bf16* packed) {
-  const int64_t steps = depth / kBlock;
-  for (int64_t row = 0; row < CeilDiv(rows, kBlock) * kBlock; ++row) {
-    Bf16* out = packed + row / kBlock * steps * kStep + row % kBlock * kBlock;
-    for (int64_t step = 0; step < steps; ++step) {
-      const __m512i part =
-          row < rows ? _mm512_loadu_si512(x + row * stride + step * kBlock)
-                     : _mm512_setzero_si512();
-      _mm512_store_si512(out + step * kStep, part);
-    }
+// A float32 as a sum of three numbers of 8 digits: the upper halves of `parts`. The first
+// is the nearest, unless rounding could make a number of a NaN. What is infinite becomes
+// a NaN.
+AMX inline void Split(__m512 x, __m512i* parts) {
+  const __m512i upper = _mm512_set1_epi32(0xffff0000);
+  const __m512i bits = reinterpret_cast<__m512i>(x);
+  const __mmask16 is_number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+  parts[0] = _mm512_mask_add_epi32(bits, is_number, bits, _mm512_set1_epi32(0x8000));
+  for (int i = 1; i < 3; ++i) {
+    const __m512i part = _mm512_and_si512(parts[i - 1], upper);
+    x = _mm512_sub_ps(x, reinterpret_cast<__m512>(part));
+    parts[i] = reinterpret_cast<__m512i>(x);
   }
 }
 
@@ -174,26 +241,79 @@ AMX inline __m512i Load(const int8_t* x) {
       _mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(high), _mm512_cvtepi32_ps(low)));
 }
 
-// [depth, columns], rows `stride` apart, as a right operand; depth up to a multiple of 32
-// is zeros. Neighbours of depth go side by side, as the products want them.
+// 32 numbers of a row, in parts that are kStep apart.
+AMX inline void StoreRow(const Bf16* x, Bf16* out) {
+  _mm512_store_si512(out, Load(x));
+}
+AMX inline void StoreRow(const float* x, Bf16* out) {
+  alignas(64) static const uint16_t kUpper[32] = {
+      1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+      33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  const __m512i upper = _mm512_load_si512(kUpper);
+  __m512i low[3], high[3];
+  Split(_mm512_loadu_ps(x), low);
+  Split(_mm512_loadu_ps(x + 16), high);
+  for (int i = 0; i < 3; ++i) {
+    _mm512_store_si512(out + i * kStep,
+                       _mm512_permutex2var_epi16(low[i], upper, high[i]));
+  }
+}
+
+// 32 columns of two rows, side by side, as the products want them.
 template <typename T>
-AMX void PackRight(const T* x, int64_t stride, int64_t depth, int64_t columns,
-                   Bf16* packed) {
+AMX inline void StorePairs(const T* first, const T* second, Bf16* out) {
   alignas(64) static const uint16_t kLow[32] = {
       0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   const __m512i low = _mm512_load_si512(kLow);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  const __m512i zero = _mm512_setzero_si512();
+  const __m512i a = Load(first), b = Load(second);
+  _mm512_store_si512(out, _mm512_permutex2var_epi16(a, low, b));
+  _mm512_store_si512(out + kStep / 2, _mm512_permutex2var_epi16(a, high, b));
+}
+AMX inline void StorePairs(const float* first, const float* second, Bf16* out) {
+  const __m512i upper = _mm512_set1_epi32(0xffff0000);
+  for (int half = 0; half < 2; ++half) {
+    __m512i a[3], b[3];
+    Split(_mm512_loadu_ps(first + 16 * half), a);
+    Split(_mm512_loadu_ps(second + 16 * half), b);
+    for (int i = 0; i < 3; ++i) {
+      constexpr int kOrAnd = 0xf8;  // a | (b & c)
+      _mm512_store_si512(out + i * kStep + half * kStep / 2,
+                         _mm512_ternarylogic_epi32(_mm512_srli_epi32(a[i], 16), b[i],
+                                                   upper, kOrAnd));
+    }
+  }
+}
+
+// Rows [rows, depth], `stride` apart, as a left operand; rows up to 32 are zeros.
+template <typename T>
+AMX void PackLeft(const T* x, int64_t stride, int64_t rows, int64_t depth,
+                  Bf16* packed) {
+  static const T kZeros[kBlock] = {};
+  const int64_t step = kParts<T> * kStep;
+  for (int64_t row = 0; row < CeilDiv(rows, kBlock) * kBlock; ++row) {
+    Bf16* out = packed + row / kBlock * depth / kBlock * step + row % kBlock * kBlock;
+    for (int64_t d = 0; d < depth; d += kBlock, out += step) {
+      StoreRow(row < rows ? x + row * stride + d : kZeros, out);
+    }
+  }
+}
+
+// [depth, columns], rows `stride` apart, as a right operand; depth up to a multiple of 32
+// is zeros.
+template <typename T>
+AMX void PackRight(const T* x, int64_t stride, int64_t depth, int64_t columns,
+                   Bf16* packed) {
+  static const T kZeros[kBlock] = {};
+  const int64_t step = kParts<T> * kStep;
   const int64_t steps = CeilDiv(depth, kBlock);
   for (int64_t d = 0; d < steps * kBlock; d += 2) {
-    Bf16* out = packed + d / kBlock * kStep + d % kBlock * 16;
+    Bf16* out = packed + d / kBlock * step + d % kBlock * 16;
     const T* row = x + d * stride;
-    for (int64_t c = 0; c < columns; c += kBlock, out += steps * kStep) {
-      const __m512i a = d < depth ? Load(row + c) : zero;
-      const __m512i b = d + 1 < depth ? Load(row + stride + c) : zero;
-      _mm512_store_si512(out, _mm512_permutex2var_epi16(a, low, b));
-      _mm512_store_si512(out + kStep / 2, _mm512_permutex2var_epi16(a, high, b));
+    for (int64_t c = 0; c < columns; c += kBlock, out += steps * step) {
+      StorePairs(d < depth ? row + c : kZeros,
+                 d + 1 < depth ? row + stride + c : kZeros, out);
     }
   }
 }
@@ -364,11 +484,13 @@ AMX inline __m512 Activate(__m512 x, int32_t activation) {
 
 // Rows [rows, depth] times `kernel` [depth, columns].
 struct ProductJob {
-  const Bf16* left;    // Laid out.
-  const void* kernel;  // bfloat16, or int8 times `scale`.
+  const void* x;       // float32 or bfloat16.
+  const void* kernel;  // As x, or int8 times `scale`.
   const float* scale;  // [columns], or null.
   const float* bias;   // [columns], or null.
   void* out;
+  Bf16* left;   // Where kDepth of x are laid out.
+  float* sums;  // [rows / 32][columns / 32][32][32], if there is more than kDepth.
   int64_t rows, depth, columns;
   int32_t activation;
   bool wide;  // Whether the result is float32.
@@ -402,38 +524,41 @@ AMX void Finish(const ProductJob& job, const float* sums, int64_t row, int64_t c
   }
 }
 
-// Columns from `first` to before `first + columns`. False if there was no memory.
+AMX inline void Add(const float* x, float* sums) {
+  for (int64_t i = 0; i < kStep; i += 16) {
+    _mm512_store_ps(sums + i,
+                    _mm512_add_ps(_mm512_load_ps(sums + i), _mm512_load_ps(x + i)));
+  }
+}
+
+// Of `depth` from d on, the columns from `first` to before `first + columns`. False if
+// there was no memory.
 template <typename T>
-AMX bool ComputeProduct(const ProductJob& job, int64_t first, int64_t columns) {
-  const int64_t rows = CeilDiv(job.rows, kBlock) * kBlock;
-  const int64_t all_steps = job.depth / kBlock;
-  const int64_t part = std::min(kDepth, job.depth);
-  const bool in_parts = job.depth > part;
-  Bf16* right = Scratch<0, Bf16>(columns * part);
-  float* sums = Scratch<1, float>(in_parts ? rows * columns : kStep);
-  if (right == nullptr || sums == nullptr) return false;
+AMX bool ComputeColumns(const ProductJob& job, int64_t d, int64_t depth, int64_t first,
+                        int64_t columns) {
+  constexpr int kCount = kParts<T>;
+  const int64_t steps = depth / kBlock;
+  const bool ends = d + depth == job.depth;
+  Bf16* right = Scratch<0, Bf16>(columns * depth * kCount);
+  if (right == nullptr) return false;
+  const T* kernel = static_cast<const T*>(job.kernel) + d * job.columns + first;
+  PackRight(kernel, job.columns, depth, columns, right);
   Tiles tiles;
-  for (int64_t d = 0; d < job.depth; d += part) {
-    const int64_t depth = std::min(part, job.depth - d);
-    const int64_t steps = depth / kBlock;
-    const bool ends = d + depth == job.depth;
-    const T* kernel = static_cast<const T*>(job.kernel) + d * job.columns + first;
-    PackRight(kernel, job.columns, depth, columns, right);
-    // What is laid out next.
-    const T* next = kernel + (ends ? columns : depth * job.columns);
-    Ahead ahead;
-    ahead.rows = reinterpret_cast<const char*>(next);
-    ahead.stride = job.columns * sizeof(T);
-    ahead.lines = CeilDiv(columns * sizeof(T), 64);
-    const int64_t rows_ahead = steps / ahead.lines;
-    for (int64_t r = 0; r < rows; r += kBlock) {
-      for (int64_t c = 0; c < columns; c += kBlock) {
-        const Bf16* left = job.left + (r / kBlock * all_steps + d / kBlock) * kStep;
-        float* block = sums;
-        if (in_parts) block += r * columns + c * kBlock;
-        MultiplyBlock<true>(left, right + c * depth, steps, block, kBlock, d > 0, ahead);
-        ahead.rows += rows_ahead * ahead.stride;
-        if (ends) Finish(job, block, r, first + c, std::min(kBlock, job.rows - r));
+  for (int64_t r = 0; r < job.rows; r += kBlock) {
+    const Bf16* left = job.left + r * depth * kCount;
+    const char* ahead =
+        reinterpret_cast<const char*>(left + kBlock * depth * kCount);  // The next rows.
+    for (int64_t c = 0; c < columns; c += kBlock) {
+      alignas(64) float part[kStep];
+      float* sums = job.sums + r * job.columns + (first + c) * kBlock;
+      float* block = d == 0 && !ends ? sums : part;
+      ahead = MultiplyBlock<kCount, true>(left, right + c * depth * kCount, steps, block,
+                                          kBlock, ahead);
+      if (ends) {
+        if (d > 0) Add(sums, part);
+        Finish(job, part, r, first + c, std::min(kBlock, job.rows - r));
+      } else if (d > 0) {
+        Add(part, sums);
       }
     }
   }
@@ -515,8 +640,8 @@ AMX bool ComputeHead(const AttentionJob<Bf16>& job, int64_t row, int64_t head) {
     const int64_t start = (row * job.q_length + q) * stride + head * job.size;
     PackLeft(job.query + start, stride, count, job.size, query);
     for (int64_t k = 0; k < keys; k += kBlock) {
-      MultiplyBlock<false>(query, key + k * job.size, job.size / kBlock, scores + k,
-                           keys, false, {});
+      MultiplyBlock<1, false>(query, key + k * job.size, job.size / kBlock, scores + k,
+                           keys, nullptr);
     }
     float scales[kBlock];
     for (int64_t r = 0; r < count; ++r) {
@@ -530,8 +655,8 @@ AMX bool ComputeHead(const AttentionJob<Bf16>& job, int64_t row, int64_t head) {
     }
     for (int64_t d = 0; d < job.size; d += kBlock) {
       alignas(64) float sums[kStep];
-      MultiplyBlock<false>(weights, value + d * keys, keys / kBlock, sums, kBlock, false,
-                           {});
+      MultiplyBlock<1, false>(weights, value + d * keys, keys / kBlock, sums, kBlock,
+                           nullptr);
       for (int64_t r = 0; r < count; ++r) {
         const __m512 scale = _mm512_set1_ps(scales[r]);
         const float* from = sums + r * kBlock;
@@ -626,16 +751,39 @@ const float* OrNull(const Vector& x) {
   return x.element_count() == 0 ? nullptr : x.typed_data();
 }
 
-// compute(first column, columns) for all columns.
-template <typename Compute>
-bool ByColumns(ffi::ThreadPool& pool, const ProductJob& job, const Compute& compute) {
-  // Two parts for each thread at least: one may be slower than another.
-  const int64_t parts = 2 * std::max<int64_t>(pool.num_threads(), 1);
-  const int64_t even = CeilDiv(CeilDiv(job.columns, parts), kBlock) * kBlock;
-  const int64_t width = std::min(kColumns, even);
-  return InParallel(pool, CeilDiv(job.columns, width), [job, width, compute](int64_t i) {
-    return compute(job, i * width, std::min(width, job.columns - i * width));
-  });
+// The product of x of X with a kernel of T, some of the depth at a time. For each, x is
+// laid out once for all columns.
+template <typename X, typename T>
+ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
+  static_assert(kParts<X> == kParts<T>);
+  // Where panels of columns start: two for each thread at least, the last ones half as
+  // wide, or a thread that is slower than another would keep it waiting at the end.
+  const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
+  const int64_t even = CeilDiv(CeilDiv(job.columns, 2 * threads), kBlock) * kBlock;
+  auto starts = std::make_shared<std::vector<int64_t>>(1, 0);
+  while (starts->back() < job.columns) {
+    const int64_t rest = job.columns - starts->back();
+    const int64_t most = rest > threads * kColumns<T> ? kColumns<T> : kColumns<T> / 2;
+    starts->push_back(starts->back() + std::min({rest, even, most}));
+  }
+  for (int64_t d = 0; d < job.depth; d += kDepth) {
+    const int64_t depth = std::min(kDepth, job.depth - d);
+    InParallel(pool, CeilDiv(job.rows, kBlock), [job, d, depth](int64_t i) {
+      const int64_t row = i * kBlock;
+      PackLeft(static_cast<const X*>(job.x) + row * job.depth + d, job.depth,
+               std::min(kBlock, job.rows - row), depth,
+               job.left + row * depth * kParts<X>);
+      return true;
+    });
+    const int64_t count = starts->size() - 1;
+    if (!InParallel(pool, count, [job, d, depth, starts](int64_t i) {
+          const int64_t first = (*starts)[i];
+          return ComputeColumns<T>(job, d, depth, first, (*starts)[i + 1] - first);
+        })) {
+      return Ended(false);
+    }
+  }
+  return Ended(true);
 }
 
 // Whether a buffer has these sizes.
@@ -645,61 +793,58 @@ bool Has(const Buffer& buffer, std::initializer_list<int64_t> sizes) {
   return std::equal(found.begin(), found.end(), sizes.begin(), sizes.end());
 }
 
-// An error if the sizes are not those that the loops take.
-template <typename Kernel, typename Out>
-ffi::Error Check(const ProductJob& job, const Kernel& kernel, const Out& out,
-                 std::initializer_list<Vector> vectors) {
-  bool good = job.depth > 0 && job.depth % kBlock == 0 && job.columns % kBlock == 0 &&
-              Has(kernel, {job.depth, job.columns}) && Has(out, {job.rows, job.columns}) &&
-              reinterpret_cast<uintptr_t>(job.out) % 64 == 0;
-  for (const Vector& x : vectors) {
-    good = good && (x.element_count() == 0 || Has(x, {job.columns}));
-  }
-  if (good) return ffi::Error::Success();
-  return ffi::Error::InvalidArgument(
-      "Sizes that do not fit, are not multiples of 32, or memory that does not start at "
-      "one of 64.");
+template <typename Buffer>
+bool IsAligned(const Buffer& buffer) {
+  return reinterpret_cast<uintptr_t>(buffer.untyped_data()) % 64 == 0;
 }
 
-ffi::Error Product(ffi::ThreadPool pool, Matrix x, ffi::AnyBuffer kernel, Vector scale,
-                   Vector bias, ffi::Result<ffi::AnyBuffer> out,
-                   ffi::Result<Matrix> left, int32_t activation) {
-  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
-  if (kernel.dimensions().size() != 2) {
-    return ffi::Error::InvalidArgument("A kernel that is no matrix.");
+ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
+                   Vector scale, Vector bias, ffi::Result<ffi::AnyBuffer> out,
+                   ffi::Result<Matrix> left, ffi::Result<Sums> sums,
+                   int32_t activation) {
+  if (x.dimensions().size() != 2 || kernel.dimensions().size() != 2) {
+    return ffi::Error::InvalidArgument("What is multiplied is no matrix.");
   }
-  const ProductJob job = {reinterpret_cast<const Bf16*>(left->typed_data()),
+  const ProductJob job = {x.untyped_data(),
                           kernel.untyped_data(),
                           OrNull(scale),
                           OrNull(bias),
                           out->untyped_data(),
-                          rows,
-                          depth,
+                          reinterpret_cast<Bf16*>(left->typed_data()),
+                          sums->typed_data(),
+                          x.dimensions()[0],
+                          x.dimensions()[1],
                           kernel.dimensions()[1],
                           activation,
                           out->element_type() == ffi::F32};
-  const int64_t blocks = CeilDiv(rows, kBlock);
-  if (ffi::Error error = Check(job, kernel, *out, {scale, bias}); error.failure()) {
-    return error;
+  const ffi::DataType type = kernel.element_type();
+  const bool is_wide = type == ffi::F32;
+  const int64_t rows = CeilDiv(job.rows, kBlock) * kBlock;
+  const int64_t depth = std::min(kDepth, job.depth) * (is_wide ? kParts<float> : 1);
+  const bool in_parts = job.depth > kDepth;
+  bool good = job.depth > 0 && job.depth % kBlock == 0 && job.columns % kBlock == 0 &&
+              Has(kernel, {job.depth, job.columns}) &&
+              Has(*out, {job.rows, job.columns}) && Has(*left, {rows, depth}) &&
+              Has(*sums, {in_parts ? rows : 0, job.columns}) && IsAligned(*out) &&
+              IsAligned(*left) && IsAligned(*sums);
+  for (const Vector& vector : {scale, bias}) {
+    good = good && (vector.element_count() == 0 || Has(vector, {job.columns}));
   }
-  const bool is_int8 = kernel.element_type() == ffi::S8;
-  if (!Has(*left, {blocks * kBlock, depth}) ||
-      reinterpret_cast<uintptr_t>(job.left) % 64 != 0 ||
-      !(is_int8 || kernel.element_type() == ffi::BF16) ||
+  if (!good) {
+    return ffi::Error::InvalidArgument(
+        "Sizes that do not fit, are not multiples of 32, or memory that does not start "
+        "at one of 64.");
+  }
+  if (!(is_wide || type == ffi::S8 || type == ffi::BF16) ||
+      x.element_type() != (is_wide ? ffi::F32 : ffi::BF16) ||
       !(job.wide || out->element_type() == ffi::BF16)) {
-    return ffi::Error::InvalidArgument("Types that do not fit, or no room for x.");
+    return ffi::Error::InvalidArgument("Types that do not fit.");
   }
-  if (rows == 0) return ffi::Error::Success();
-  const Bf16* from = reinterpret_cast<const Bf16*>(x.typed_data());
-  Bf16* packed = reinterpret_cast<Bf16*>(left->typed_data());
-  InParallel(pool, blocks, [rows, depth, from, packed](int64_t i) {
-    const int64_t start = i * kBlock * depth;
-    PackLeft(from + start, depth, std::min(kBlock, rows - i * kBlock), depth,
-             packed + start);
-    return true;
-  });
-  return Ended(
-      ByColumns(pool, job, is_int8 ? ComputeProduct<int8_t> : ComputeProduct<Bf16>));
+  UseLargePages(left->untyped_data(), left->size_bytes());
+  UseLargePages(sums->untyped_data(), sums->size_bytes());
+  if (is_wide) return Compute<float, float>(pool, job);
+  if (type == ffi::S8) return Compute<Bf16, int8_t>(pool, job);
+  return Compute<Bf16, Bf16>(pool, job);
 }
 
 template <typename T, ffi::DataType kType>
@@ -738,12 +883,13 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<kType, 4> query,
 XLA_FFI_DEFINE_HANDLER(kProduct, Product,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::ThreadPool>()
-                           .Arg<Matrix>()
+                           .Arg<ffi::AnyBuffer>()
                            .Arg<ffi::AnyBuffer>()
                            .Arg<Vector>()
                            .Arg<Vector>()
                            .Ret<ffi::AnyBuffer>()
                            .Ret<Matrix>()
+                           .Ret<Sums>()
                            .Attr<int32_t>("activation"));
 
 template <ffi::DataType kType>

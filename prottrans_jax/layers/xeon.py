@@ -28,8 +28,15 @@ from prottrans_jax.layers import cpu
 
 # Sizes other than batch and length are multiples of the rows of two tiles.
 _BLOCK = 32
+# What is summed at a time, of the axis that products sum over.
+_DEPTH = 1024
 # In the order of `_xeon.cc`.
 _ACTIVATIONS = ("linear", "relu", "gelu_exact", "gelu", "silu")
+_OPERANDS = {
+    ("float32", "float32"),
+    ("bfloat16", "bfloat16"),
+    ("bfloat16", "int8"),
+}
 _local = threading.local()
 
 
@@ -78,8 +85,7 @@ def can_multiply(x: jax.Array, kernel: jax.Array, out_dtype: DTypeLike) -> bool:
     return (
         is_enabled()
         and x.ndim == kernel.ndim == 2
-        and x.dtype == jnp.bfloat16
-        and kernel.dtype.name in ("bfloat16", "int8")
+        and (x.dtype.name, kernel.dtype.name) in _OPERANDS
         and jnp.dtype(out_dtype).name in ("bfloat16", "float32")
         and all(isinstance(size, int) for size in (*x.shape, *kernel.shape))
         and not any(size % _BLOCK for size in kernel.shape)
@@ -111,9 +117,14 @@ def product(
     vectors = [none if v is None else v.astype(jnp.float32) for v in (scale, bias)]
     number = np.int32(_ACTIVATIONS.index(activation))
     shape = jax.ShapeDtypeStruct((rows, outputs), out_dtype)
-    room = (-(-rows // _BLOCK) * _BLOCK, inputs)
-    # The second is where `x` is laid out anew: memory that XLA plans and uses again.
-    shapes = (shape, jax.ShapeDtypeStruct(room, x.dtype))
+    parts = 3 if x.dtype == jnp.float32 else 1
+    whole_rows = -(-rows // _BLOCK) * _BLOCK
+    # Where `x` is laid out, and sums of parts are: memory that XLA plans and uses again.
+    left = jax.ShapeDtypeStruct((whole_rows, parts * min(inputs, _DEPTH)), jnp.bfloat16)
+    sums = jax.ShapeDtypeStruct(
+        (whole_rows if inputs > _DEPTH else 0, outputs), jnp.float32
+    )
+    shapes = (shape, left, sums)
     call: Any = jax.ffi.ffi_call("prottrans_jax_product", shapes)
     return call(x, kernel, *vectors, activation=number)[0]
 
