@@ -1,19 +1,17 @@
 // Products and attention on x86-64 CPUs with a matrix unit (AMX), as handlers of XLA's
-// foreign function interface. `xeon.py` says what they compute. bfloat16 takes the unit,
-// attention in float32 vectors of 16 (AVX-512).
+// foreign function interface. `xeon.py` says what they compute.
 //
 // A tile is 16 rows of 64 bytes. Blocks are 32 x 32: two tiles of the left operand times
 // two of the right, into four tiles of float32 sums. Four loads for four products is the
 // least that eight tile registers allow. Both operands are laid out beforehand so that a
 // tile is one piece of memory, in parts that stay in the second-level cache:
 //
-//   left    [rows / 32][depth / 32][32 rows][32 of depth]
-//   right   [columns / 32][depth / 32][2 x 16 columns][16 pairs of depth][16 columns][2]
+//   left    [rows / 32][depth / 32][parts][32 rows][32 of depth]
+//   right   [columns / 32][depth / 32][parts][2 x 16 columns][16 pairs of depth]
+//           [16 columns][2]
 //
-// For float32 the left operand stays as it is; 12 rows times 32 columns are summed in
-// registers.
-//
-//   right   [columns / 32][depth][32 columns]
+// The unit multiplies bfloat16. A float32 has three parts, numbers of 8 digits whose sum
+// it is; of the nine products those six are taken that are not below the last digit.
 //
 // Each number is summed over the depth in one order, whatever the other rows and however
 // many threads: a protein's vector does not depend on its batch.
@@ -217,13 +215,11 @@ AMX inline const char* MultiplyBlock(const Bf16* left, const Bf16* right, int64_
 }
 
 // A float32 as a sum of three numbers of 8 digits: the upper halves of `parts`. The first
-// is the nearest, unless rounding could make a number of a NaN. What is infinite becomes
-// a NaN.
+// is the nearest. Of what is no number or infinite, the second is no number.
 AMX inline void Split(__m512 x, __m512i* parts) {
   const __m512i upper = _mm512_set1_epi32(0xffff0000);
   const __m512i bits = reinterpret_cast<__m512i>(x);
-  const __mmask16 is_number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
-  parts[0] = _mm512_mask_add_epi32(bits, is_number, bits, _mm512_set1_epi32(0x8000));
+  parts[0] = _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000));
   for (int i = 1; i < 3; ++i) {
     const __m512i part = _mm512_and_si512(parts[i - 1], upper);
     x = _mm512_sub_ps(x, reinterpret_cast<__m512>(part));
@@ -271,19 +267,23 @@ AMX inline void StorePairs(const T* first, const T* second, Bf16* out) {
   _mm512_store_si512(out, _mm512_permutex2var_epi16(a, low, b));
   _mm512_store_si512(out + kStep / 2, _mm512_permutex2var_epi16(a, high, b));
 }
-AMX inline void StorePairs(const float* first, const float* second, Bf16* out) {
+// 16 columns of them, in parts.
+AMX inline void StorePairs(__m512 first, __m512 second, Bf16* out) {
+  constexpr int kOrAnd = 0xf8;  // a | (b & c)
   const __m512i upper = _mm512_set1_epi32(0xffff0000);
-  for (int half = 0; half < 2; ++half) {
-    __m512i a[3], b[3];
-    Split(_mm512_loadu_ps(first + 16 * half), a);
-    Split(_mm512_loadu_ps(second + 16 * half), b);
-    for (int i = 0; i < 3; ++i) {
-      constexpr int kOrAnd = 0xf8;  // a | (b & c)
-      _mm512_store_si512(out + i * kStep + half * kStep / 2,
-                         _mm512_ternarylogic_epi32(_mm512_srli_epi32(a[i], 16), b[i],
-                                                   upper, kOrAnd));
-    }
+  __m512i a[3], b[3];
+  Split(first, a);
+  Split(second, b);
+  for (int i = 0; i < 3; ++i) {
+    _mm512_store_si512(
+        out + i * kStep,
+        _mm512_ternarylogic_epi32(_mm512_srli_epi32(a[i], 16), b[i], upper, kOrAnd));
   }
+}
+AMX inline void StorePairs(const float* first, const float* second, Bf16* out) {
+  StorePairs(_mm512_loadu_ps(first), _mm512_loadu_ps(second), out);
+  StorePairs(_mm512_loadu_ps(first + 16), _mm512_loadu_ps(second + 16),
+             out + kStep / 2);
 }
 
 // Rows [rows, depth], `stride` apart, as a left operand; rows up to 32 are zeros.
@@ -318,108 +318,36 @@ AMX void PackRight(const T* x, int64_t stride, int64_t depth, int64_t columns,
   }
 }
 
+// Pairs of depth of up to 16 columns, those of `mask`, which are rows `lanes` bytes on.
+AMX inline void StoreGathered(const Bf16* x, __m512i lanes, __mmask16 mask, Bf16* out) {
+  const __m512i zero = _mm512_setzero_si512();
+  _mm512_store_si512(out, _mm512_mask_i32gather_epi32(zero, mask, lanes, x, 1));
+}
+AMX inline void StoreGathered(const float* x, __m512i lanes, __mmask16 mask, Bf16* out) {
+  const __m512 zero = _mm512_setzero_ps();
+  StorePairs(_mm512_mask_i32gather_ps(zero, mask, lanes, x, 1),
+             _mm512_mask_i32gather_ps(zero, mask, lanes, x + 1, 1), out);
+}
+
 // Transpose of rows [columns, depth], `stride` apart, as a right operand; columns up to a
 // multiple of 32 are zeros.
-AMX void PackTransposed(const Bf16* x, int64_t stride, int64_t columns, int64_t depth,
+template <typename T>
+AMX void PackTransposed(const T* x, int64_t stride, int64_t columns, int64_t depth,
                         Bf16* packed) {
-  const int64_t steps = depth / kBlock;
-  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2,
-                                         1, 0);
+  const int64_t step = kParts<T> * kStep;
+  const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3,
+                                           2, 1, 0);
+  const __m512i lanes = _mm512_mullo_epi32(
+      numbers, _mm512_set1_epi32(static_cast<int>(stride * sizeof(T))));
   for (int64_t column = 0; column < CeilDiv(columns, kBlock) * kBlock; column += 16) {
-    Bf16* tiles = packed + column / kBlock * steps * kStep + column % kBlock * 32;
+    Bf16* tiles =
+        packed + column / kBlock * depth / kBlock * step + column % kBlock * 32;
     const int64_t count = std::clamp<int64_t>(columns - column, 0, 16);
     const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
-    const __m512i rows = _mm512_mullo_epi32(
-        lanes, _mm512_set1_epi32(static_cast<int>(stride * sizeof(Bf16))));
-    for (int64_t pair = 0; pair < depth / 2; ++pair) {
-      const __m512i part = _mm512_mask_i32gather_epi32(
-          _mm512_setzero_si512(), mask, rows, x + column * stride + 2 * pair, 1);
-      _mm512_store_si512(tiles + pair / 16 * kStep + pair % 16 * 32, part);
+    for (int64_t d = 0; d < depth; d += 2) {
+      StoreGathered(x + column * stride + d, lanes, mask,
+                    tiles + d / kBlock * step + d % kBlock * 16);
     }
-  }
-}
-
-// As the functions of these names above, for float32.
-AMX void PackRight(const float* x, int64_t stride, int64_t depth, int64_t columns,
-                   float* packed) {
-  for (int64_t d = 0; d < depth; ++d) {
-    const float* row = x + d * stride;
-    float* out = packed + d * kBlock;
-    for (int64_t c = 0; c < columns; c += kBlock, out += depth * kBlock) {
-      _mm512_store_ps(out, _mm512_loadu_ps(row + c));
-      _mm512_store_ps(out + 16, _mm512_loadu_ps(row + c + 16));
-    }
-  }
-}
-
-AMX void PackTransposed(const float* x, int64_t stride, int64_t columns, int64_t depth,
-                        float* packed) {
-  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2,
-                                         1, 0);
-  const __m512i rows =
-      _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(stride)));
-  for (int64_t column = 0; column < CeilDiv(columns, kBlock) * kBlock; column += 16) {
-    float* out = packed + column / kBlock * depth * kBlock + column % kBlock;
-    const int64_t count = std::clamp<int64_t>(columns - column, 0, 16);
-    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
-    for (int64_t d = 0; d < depth; ++d) {
-      const __m512 part = _mm512_mask_i32gather_ps(
-          _mm512_setzero_ps(), mask, rows, x + column * stride + d, sizeof(float));
-      _mm512_store_ps(out + d * kBlock, part);
-    }
-  }
-}
-
-// sums [kCount, 32], rows `stride` apart, = (or += if `add`) left [kCount, depth], rows
-// `left_stride` apart, times right, all in float32.
-template <int kCount>
-AMX inline void MultiplyRows(const float* left, int64_t left_stride, const float* right,
-                             int64_t depth, float* sums, int64_t stride, bool add) {
-  __m512 low[kCount], high[kCount];
-  for (int r = 0; r < kCount; ++r) low[r] = high[r] = _mm512_setzero_ps();
-  for (int64_t d = 0; d < depth; ++d, right += kBlock) {
-    const __m512 a = _mm512_load_ps(right), b = _mm512_load_ps(right + 16);
-#pragma GCC unroll 12
-    for (int r = 0; r < kCount; ++r) {
-      const __m512 x = _mm512_set1_ps(left[r * left_stride + d]);
-      low[r] = _mm512_fmadd_ps(x, a, low[r]);
-      high[r] = _mm512_fmadd_ps(x, b, high[r]);
-    }
-  }
-#pragma GCC unroll 12
-  for (int r = 0; r < kCount; ++r) {
-    float* out = sums + r * stride;
-    if (add) {
-      low[r] = _mm512_add_ps(low[r], _mm512_load_ps(out));
-      high[r] = _mm512_add_ps(high[r], _mm512_load_ps(out + 16));
-    }
-    _mm512_store_ps(out, low[r]);
-    _mm512_store_ps(out + 16, high[r]);
-  }
-}
-
-// The same, never added, for up to kRows rows. Sums of kSummed products are summed: the error of a sum
-// grows with its length.
-constexpr int64_t kRows = 12, kSummed = 256;
-AMX void MultiplyBlock(const float* left, int64_t left_stride, const float* right,
-                       int64_t depth, float* sums, int64_t stride, int64_t rows) {
-  for (int64_t d = 0; d < depth; d += kSummed) {
-    const int64_t part = std::min(kSummed, depth - d);
-    const bool more = d > 0;
-    int64_t r = 0;
-    if (rows == kRows) {
-      MultiplyRows<kRows>(left + d, left_stride, right, part, sums, stride, more);
-      r = kRows;
-    }
-    for (; r + 4 <= rows; r += 4) {
-      MultiplyRows<4>(left + r * left_stride + d, left_stride, right, part,
-                      sums + r * stride, stride, more);
-    }
-    for (; r < rows; ++r) {
-      MultiplyRows<1>(left + r * left_stride + d, left_stride, right, part,
-                      sums + r * stride, stride, more);
-    }
-    right += part * kBlock;
   }
 }
 
@@ -621,14 +549,24 @@ AMX float Weigh(float* scores, const float* mask, const float* bias, int64_t kv_
   return sum == 0.0f ? 1.0f : 1.0f / sum;
 }
 
+AMX inline void Store(__m512 low, __m512 high, Bf16* out) {
+  _mm512_storeu_si512(out, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+}
+AMX inline void Store(__m512 low, __m512 high, float* out) {
+  _mm512_storeu_ps(out, low);
+  _mm512_storeu_ps(out + 16, high);
+}
+
 // One head of one row. False if there was no memory.
-AMX bool ComputeHead(const AttentionJob<Bf16>& job, int64_t row, int64_t head) {
+template <typename T>
+AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
+  constexpr int kCount = kParts<T>;
   const int64_t keys = job.keys(), stride = job.stride();
-  Bf16* key = Scratch<0, Bf16>(keys * job.size);
-  Bf16* value = Scratch<1, Bf16>(keys * job.size);
+  Bf16* key = Scratch<0, Bf16>(keys * job.size * kCount);
+  Bf16* value = Scratch<1, Bf16>(keys * job.size * kCount);
   float* scores = Scratch<2, float>(kBlock * keys);
-  Bf16* query = Scratch<3, Bf16>(kBlock * job.size);
-  Bf16* weights = Scratch<4, Bf16>(kBlock * keys);
+  Bf16* query = Scratch<3, Bf16>(kBlock * job.size * kCount);
+  Bf16* weights = Scratch<4, Bf16>(kBlock * keys * kCount);
   const float* mask = MaskOf(job, row);
   if (!key || !value || !scores || !query || !weights || !mask) return false;
   const int64_t kv_start = row * job.kv_length * stride + head * job.size;
@@ -640,71 +578,32 @@ AMX bool ComputeHead(const AttentionJob<Bf16>& job, int64_t row, int64_t head) {
     const int64_t start = (row * job.q_length + q) * stride + head * job.size;
     PackLeft(job.query + start, stride, count, job.size, query);
     for (int64_t k = 0; k < keys; k += kBlock) {
-      MultiplyBlock<1, false>(query, key + k * job.size, job.size / kBlock, scores + k,
-                           keys, nullptr);
+      MultiplyBlock<kCount, false>(query, key + k * job.size * kCount,
+                                   job.size / kBlock, scores + k, keys, nullptr);
     }
     float scales[kBlock];
     for (int64_t r = 0; r < count; ++r) {
       float* line = scores + r * keys;
       scales[r] = Weigh(line, mask, job.BiasOf(row, head, q + r), job.kv_length, keys);
-      for (int64_t k = 0; k < keys; k += kBlock) {
-        const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_load_ps(line + k + 16),
-                                                  _mm512_load_ps(line + k));
-        std::memcpy(weights + k * kBlock + r * kBlock, &both, sizeof both);
+      Bf16* out = weights + r * kBlock;
+      for (int64_t k = 0; k < keys; k += kBlock, out += kCount * kStep) {
+        if constexpr (kCount == 1) {
+          Store(_mm512_load_ps(line + k), _mm512_load_ps(line + k + 16), out);
+        } else {
+          StoreRow(line + k, out);
+        }
       }
     }
     for (int64_t d = 0; d < job.size; d += kBlock) {
       alignas(64) float sums[kStep];
-      MultiplyBlock<1, false>(weights, value + d * keys, keys / kBlock, sums, kBlock,
-                           nullptr);
+      MultiplyBlock<kCount, false>(weights, value + d * keys * kCount, keys / kBlock,
+                                   sums, kBlock, nullptr);
       for (int64_t r = 0; r < count; ++r) {
         const __m512 scale = _mm512_set1_ps(scales[r]);
         const float* from = sums + r * kBlock;
-        const __m512bh both =
-            _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(from + 16), scale),
-                                _mm512_mul_ps(_mm512_load_ps(from), scale));
-        std::memcpy(job.out + start + r * stride + d, &both, sizeof both);
-      }
-    }
-  }
-  return true;
-}
-
-// The same in float32.
-AMX bool ComputeHead(const AttentionJob<float>& job, int64_t row, int64_t head) {
-  const int64_t keys = job.keys(), stride = job.stride();
-  float* key = Scratch<0, float>(keys * job.size);
-  float* value = Scratch<1, float>(keys * job.size);
-  float* scores = Scratch<2, float>(kRows * keys);
-  const float* mask = MaskOf(job, row);
-  if (!key || !value || !scores || !mask) return false;
-  const int64_t kv_start = row * job.kv_length * stride + head * job.size;
-  PackTransposed(job.key + kv_start, stride, job.kv_length, job.size, key);
-  PackRight(job.value + kv_start, stride, job.kv_length, job.size, value);
-  for (int64_t q = 0; q < job.q_length; q += kRows) {
-    const int64_t count = std::min(kRows, job.q_length - q);
-    const int64_t start = (row * job.q_length + q) * stride + head * job.size;
-    for (int64_t k = 0; k < keys; k += kBlock) {
-      MultiplyBlock(job.query + start, stride, key + k * job.size, job.size, scores + k,
-                    keys, count);
-    }
-    float scales[kRows];
-    for (int64_t r = 0; r < count; ++r) {
-      scales[r] = Weigh(scores + r * keys, mask, job.BiasOf(row, head, q + r),
-                        job.kv_length, keys);
-    }
-    for (int64_t d = 0; d < job.size; d += kBlock) {
-      alignas(64) float sums[kRows * kBlock];
-      // Of the real keys: values that fill up a block are not laid out.
-      MultiplyBlock(scores, keys, value + d * job.kv_length, job.kv_length, sums, kBlock,
-                    count);
-      for (int64_t r = 0; r < count; ++r) {
-        const __m512 scale = _mm512_set1_ps(scales[r]);
-        for (int64_t half : {0, 16}) {
-          const __m512 x = _mm512_load_ps(sums + r * kBlock + half);
-          _mm512_storeu_ps(job.out + start + r * stride + d + half,
-                           _mm512_mul_ps(x, scale));
-        }
+        Store(_mm512_mul_ps(_mm512_load_ps(from), scale),
+              _mm512_mul_ps(_mm512_load_ps(from + 16), scale),
+              job.out + start + r * stride + d);
       }
     }
   }

@@ -1,10 +1,13 @@
 """Products and attention on x86-64 CPUs with a matrix unit (AMX): Xeons from 2023 on.
 
-Of bfloat16 and int8 kernels, and attention in bfloat16 and float32. XLA's own products
-in bfloat16 reach a half to four fifths of these, and its attention a quarter to a half;
-its float32 products are as fast as others'. They are compiled with the package
-(`_xeon.cc`) and called through XLA's foreign function interface; where that was not
-possible, or the CPU has no such unit, XLA does everything.
+The unit multiplies bfloat16. XLA's own products in bfloat16 reach a half to four fifths
+of these, and its attention a quarter to a half. A float32 is the sum of three bfloat16
+numbers, and six of nine products of such parts give all its digits: XLA's
+`BF16_BF16_F32_X6`, which TPUs do for float32 at the highest precision. Here too that is
+faster than the CPU's own float32. What is infinite becomes a NaN.
+
+They are compiled with the package (`_xeon.cc`) and called through XLA's foreign function
+interface; where that was not possible, or the CPU has no such unit, XLA does everything.
 
 They are for frozen models that run on one CPU device, within `enabled`: nothing is
 derived through them, and no programs of other machines or `jax.export` hold them.
@@ -104,8 +107,8 @@ def product(
     """activation(scale x kernel + bias), summed in float32 and rounded once.
 
     Args:
-      x: bfloat16.
-      kernel: bfloat16 or int8; see `can_multiply`.
+      x: bfloat16 or float32.
+      kernel: As `x`, or int8 for bfloat16; see `can_multiply`.
       out_dtype: Of the result, bfloat16 or float32.
       scale: Of each column of an int8 `kernel`, float32.
       bias: Added in float32.

@@ -51,8 +51,10 @@ BOTH = pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float32])
     [(1, 32, 96), (33, 64, 32), (300, 1088, 288), (5, 3072, 544)],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_product_is_the_sum(rows, inputs, outputs, dtype):
-    x, kernel = numbers(rows, inputs), numbers(inputs, outputs, seed=1)
+@BOTH
+def test_product_is_the_sum(rows, inputs, outputs, kind, dtype):
+    x = numbers(rows, inputs, dtype=kind)
+    kernel = numbers(inputs, outputs, seed=1, dtype=kind)
     found = jax.jit(lambda x, kernel: xeon.product(x, kernel, dtype))(x, kernel)
     assert found.dtype == dtype
     wanted = exact(x) @ exact(kernel)
@@ -87,6 +89,18 @@ def test_bias_and_activation_follow_in_float32(name):
 
 
 @needs_xeon
+def test_float32_keeps_its_digits_at_any_size_of_the_numbers():
+    scale = np.exp2(np.random.default_rng(2).integers(-40, 40, 544))
+    x = np.asarray(numbers(70, 544, dtype=jnp.float32) * scale, np.float32)
+    kernel = np.asarray(numbers(544, 32, seed=1, dtype=jnp.float32), np.float32)
+    kernel = kernel / scale[:, None].astype(np.float32)
+    wanted = exact(x) @ exact(kernel)
+    found = exact(xeon.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
+    off, others = np.abs(found - wanted), np.abs(exact(x @ kernel) - wanted)
+    assert off.max() <= 1.5 * others.max() and off.mean() <= others.mean()
+
+
+@needs_xeon
 def test_int8_kernels_are_scaled_by_column():
     x = numbers(70, 1056)
     kernel = quantized.quantize(numbers(1056, 160, seed=1, dtype=jnp.float32))
@@ -96,8 +110,9 @@ def test_int8_kernels_are_scaled_by_column():
 
 
 @needs_xeon
-def test_a_row_is_the_same_in_any_company():
-    x, kernel = numbers(77, 1088), numbers(1088, 96, seed=1)
+@BOTH
+def test_a_row_is_the_same_in_any_company(kind):
+    x, kernel = numbers(77, 1088, dtype=kind), numbers(1088, 96, seed=1, dtype=kind)
     together = xeon.product(x, kernel, jnp.float32)
     for row in (0, 40, 76):
         alone = xeon.product(x[row : row + 1], kernel, jnp.float32)
@@ -201,7 +216,7 @@ def test_used_where_enabled_and_for_whole_blocks_alone():
     x = numbers(2, 5, 32, dtype=jnp.float32)
     for module, wanted in (
         (block(), True),
-        (block(dtype=jnp.float32), False),
+        (block(dtype=jnp.float32), True),
         (block(dtype=jnp.float16), False),
         (block(d_ff=100), False),
     ):
@@ -232,12 +247,13 @@ def test_everything_works_without_the_compiled_part(monkeypatch):
 
 
 @needs_xeon
+@BOTH
 @pytest.mark.parametrize(
     ("x", "kernel", "bias"),
     [((5, 40), (40, 32), 32), ((5, 32), (64, 32), 32), ((5, 32), (32, 64), 32)],
 )
-def test_other_sizes_are_refused_not_read_past_their_end(x, kernel, bias):
-    x, kernel = numbers(*x), numbers(*kernel)
+def test_other_sizes_are_refused_not_read_past_their_end(x, kernel, bias, kind):
+    x, kernel = numbers(*x, dtype=kind), numbers(*kernel, dtype=kind)
     with pytest.raises(Exception, match="Sizes that do not fit"):
         xeon.product(x, kernel, jnp.float32, bias=jnp.zeros(bias)).block_until_ready()
 
@@ -256,11 +272,14 @@ def test_attention_of_other_sizes_is_refused(name):
 
 
 @needs_xeon
+@BOTH
 @pytest.mark.parametrize("name", mlp.ACTIVATIONS)
-def test_what_is_not_a_number_stays_so(name):
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001])
+def test_what_is_not_a_number_stays_so(name, bits, kind):
     """Or broken weights would give plausible vectors."""
-    x = numbers(3, 64).at[1, 5].set(jnp.nan)
-    kernel = numbers(64, 32, seed=1)
+    x = np.array(numbers(3, 64, dtype=jnp.float32))
+    x.view(np.uint32)[1, 5] = bits
+    x, kernel = jnp.asarray(x).astype(kind), numbers(64, 32, seed=1, dtype=kind)
     found = np.asarray(xeon.product(x, kernel, jnp.float32, activation=name))
     assert np.isnan(found[1]).all() and np.isfinite(found[[0, 2]]).all()
 
