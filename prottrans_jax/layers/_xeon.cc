@@ -1,4 +1,4 @@
-// Products and attention on x86-64 CPUs with a matrix unit (AMX), as handlers of XLA's
+// Products, attention and norms on x86-64 CPUs with a matrix unit (AMX), as handlers of XLA's
 // foreign function interface. `xeon.py` says what they compute.
 //
 // A tile is 16 rows of 64 bytes. Blocks are 32 x 32: two tiles of the left operand times
@@ -21,6 +21,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
@@ -368,6 +369,13 @@ AMX inline __m512 Exp(__m512 x) {
   return _mm512_maskz_scalef_ps(static_cast<__mmask16>(~tiny), sum, n);
 }
 
+// 1 / x, to a unit in the last place; faster than a division.
+AMX inline __m512 Reciprocal(__m512 x) {
+  const __m512 near = _mm512_rcp14_ps(x);
+  const __m512 rest = _mm512_fnmadd_ps(x, near, _mm512_set1_ps(1.0f));
+  return _mm512_fmadd_ps(near, rest, near);
+}
+
 AMX inline __m512 Activate(__m512 x, int32_t activation) {
   const __m512 one = _mm512_set1_ps(1.0f);
   switch (activation) {
@@ -377,8 +385,8 @@ AMX inline __m512 Activate(__m512 x, int32_t activation) {
       // erf by Abramowitz and Stegun 7.1.26: error below 1.5e-7.
       const __m512 z = _mm512_mul_ps(x, _mm512_set1_ps(0.70710678f));
       const __m512 size = _mm512_abs_ps(z);
-      const __m512 t = _mm512_div_ps(
-          one, _mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f), one));
+      const __m512 t =
+          Reciprocal(_mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f), one));
       __m512 sum = _mm512_set1_ps(1.061405429f);
       for (float term : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) {
         sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(term));
@@ -399,11 +407,11 @@ AMX inline __m512 Activate(__m512 x, int32_t activation) {
       const __m512 u = _mm512_mul_ps(
           _mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), x),
           _mm512_set1_ps(-2.0f * 0.79788456f));
-      return _mm512_div_ps(x, _mm512_add_ps(one, Exp(u)));
+      return _mm512_mul_ps(x, Reciprocal(_mm512_add_ps(one, Exp(u))));
     }
     case kSilu: {
       const __m512 minus = _mm512_sub_ps(_mm512_setzero_ps(), x);
-      return _mm512_div_ps(x, _mm512_add_ps(one, Exp(minus)));
+      return _mm512_mul_ps(x, Reciprocal(_mm512_add_ps(one, Exp(minus))));
     }
     default:
       return x;
@@ -610,6 +618,45 @@ AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
   return true;
 }
 
+AMX inline __m512 LoadWide(const float* x) { return _mm512_loadu_ps(x); }
+AMX inline __m512 LoadWide(const Bf16* x) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  return reinterpret_cast<__m512>(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+// A row of `size` numbers: around their mean if there is a bias, to a mean square of 1,
+// times `scale`, plus the bias.
+template <typename X, typename Out>
+AMX void Normalise(const X* x, const float* scale, const float* bias, int64_t size,
+                   float epsilon, Out* out) {
+  __m512 mean = _mm512_setzero_ps();
+  if (bias != nullptr) {
+    __m512 sum = mean;
+    for (int64_t i = 0; i < size; i += 16) sum = _mm512_add_ps(sum, LoadWide(x + i));
+    mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / size);
+  }
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t i = 0; i < size; i += 16) {
+    const __m512 off = _mm512_sub_ps(LoadWide(x + i), mean);
+    squares = _mm512_fmadd_ps(off, off, squares);
+  }
+  const float square = _mm512_reduce_add_ps(squares) / size + epsilon;
+  const __m512 inverse = _mm512_set1_ps(1.0f / std::sqrt(square));
+  for (int64_t i = 0; i < size; i += kBlock) {
+    __m512 half[2];
+    for (int j = 0; j < 2; ++j) {
+      const int64_t at = i + 16 * j;
+      const __m512 off = _mm512_sub_ps(LoadWide(x + at), mean);
+      const __m512 plus =
+          bias == nullptr ? _mm512_setzero_ps() : _mm512_loadu_ps(bias + at);
+      half[j] = _mm512_fmadd_ps(_mm512_mul_ps(off, inverse),
+                                _mm512_loadu_ps(scale + at), plus);
+    }
+    Store(half[0], half[1], out + i);
+  }
+}
+
 // Runs work(0) to work(count - 1) on the pool's threads and this one; false if any was.
 template <typename Work>
 bool InParallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
@@ -746,6 +793,49 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
   return Compute<Bf16, Bf16>(pool, job);
 }
 
+template <typename X, typename Out>
+ffi::Error NormaliseAll(ffi::ThreadPool& pool, ffi::AnyBuffer& x, const float* scale,
+                        const float* bias, float epsilon, ffi::AnyBuffer& out) {
+  const int64_t rows = x.dimensions()[0], size = x.dimensions()[1];
+  const X* from = static_cast<const X*>(x.untyped_data());
+  Out* to = static_cast<Out*>(out.untyped_data());
+  InParallel(pool, CeilDiv(rows, kBlock), [=](int64_t i) {
+    for (int64_t r = i * kBlock; r < std::min(rows, (i + 1) * kBlock); ++r) {
+      Normalise(from + r * size, scale, bias, size, epsilon, to + r * size);
+    }
+    return true;
+  });
+  return Ended(true);
+}
+
+ffi::Error Norm(ffi::ThreadPool pool, ffi::AnyBuffer x, Vector scale, Vector bias,
+                ffi::Result<ffi::AnyBuffer> out, float epsilon) {
+  if (x.dimensions().size() != 2) {
+    return ffi::Error::InvalidArgument("What is to be normalised is no matrix.");
+  }
+  const int64_t rows = x.dimensions()[0], size = x.dimensions()[1];
+  if (size % kBlock != 0 || !Has(scale, {size}) || !Has(*out, {rows, size}) ||
+      !(bias.element_count() == 0 || Has(bias, {size}))) {
+    return ffi::Error::InvalidArgument(
+        "Sizes that do not fit, or rows that are not a multiple of 32.");
+  }
+  const float *by = scale.typed_data(), *plus = OrNull(bias);
+  const ffi::DataType from = x.element_type(), to = out->element_type();
+  if (from == ffi::F32 && to == ffi::F32) {
+    return NormaliseAll<float, float>(pool, x, by, plus, epsilon, *out);
+  }
+  if (from == ffi::F32 && to == ffi::BF16) {
+    return NormaliseAll<float, Bf16>(pool, x, by, plus, epsilon, *out);
+  }
+  if (from == ffi::BF16 && to == ffi::F32) {
+    return NormaliseAll<Bf16, float>(pool, x, by, plus, epsilon, *out);
+  }
+  if (from == ffi::BF16 && to == ffi::BF16) {
+    return NormaliseAll<Bf16, Bf16>(pool, x, by, plus, epsilon, *out);
+  }
+  return ffi::Error::InvalidArgument("Types that do not fit.");
+}
+
 template <typename T, ffi::DataType kType>
 ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<kType, 4> query,
                      ffi::Buffer<kType, 4> key, ffi::Buffer<kType, 4> value,
@@ -791,6 +881,15 @@ XLA_FFI_DEFINE_HANDLER(kProduct, Product,
                            .Ret<Sums>()
                            .Attr<int32_t>("activation"));
 
+XLA_FFI_DEFINE_HANDLER(kNorm, Norm,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<ffi::AnyBuffer>()
+                           .Arg<Vector>()
+                           .Arg<Vector>()
+                           .Ret<ffi::AnyBuffer>()
+                           .Attr<float>("epsilon"));
+
 template <ffi::DataType kType>
 auto AttentionArguments() {
   return ffi::Ffi::Bind()
@@ -835,9 +934,9 @@ PyObject* Capsule(XLA_FFI_Handler* handler) {
 
 PyObject* Handlers(PyObject*, PyObject*) {
   if (!IsUsable()) return PyDict_New();
-  return Py_BuildValue("{s:N,s:N,s:N}", "product", Capsule(kProduct),
-                       "attention_bfloat16", Capsule(kAttention), "attention_float32",
-                       Capsule(kWideAttention));
+  return Py_BuildValue("{s:N,s:N,s:N,s:N}", "product", Capsule(kProduct), "norm",
+                       Capsule(kNorm), "attention_bfloat16", Capsule(kAttention),
+                       "attention_float32", Capsule(kWideAttention));
 }
 
 }  // namespace

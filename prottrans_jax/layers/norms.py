@@ -8,6 +8,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from prottrans_jax.layers import xeon
+
+
+def _norm(function, epsilon, dtype, x, *vectors):
+    xla = functools.partial(function, epsilon, jnp.dtype(dtype))
+    if not xeon.can_normalise(x, dtype):
+        return xla(x, *vectors)
+    ours = functools.partial(xeon.norm, epsilon, dtype)
+    return jax.lax.platform_dependent(x, *vectors, cpu=ours, default=xla)
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm of T5: x / sqrt(mean(x^2) + epsilon) * scale.
@@ -28,7 +38,7 @@ class RMSNorm(nn.Module):
             (x.shape[-1],),
             jnp.dtype(self.param_dtype),
         )
-        return _rms_norm(self.epsilon, jnp.dtype(self.dtype), x, jnp.asarray(scale))
+        return _norm(_rms_norm, self.epsilon, self.dtype, x, jnp.asarray(scale))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -80,7 +90,7 @@ class LayerNorm(nn.Module):
 
         scale = vector("scale", nn.initializers.ones_init())
         bias = vector("bias", nn.initializers.zeros_init())
-        return _layer_norm(self.epsilon, jnp.dtype(self.dtype), x, scale, bias)
+        return _norm(_layer_norm, self.epsilon, self.dtype, x, scale, bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -1,4 +1,6 @@
-"""Products and attention on x86-64 CPUs with a matrix unit (AMX): Xeons from 2023 on.
+"""Products, attention and norms on x86-64 CPUs with a matrix unit (AMX).
+
+That is Intel's Xeons from 2023 on.
 
 The unit multiplies bfloat16. XLA's own products in bfloat16 reach a half to four fifths
 of these, and its attention a quarter to a half. A float32 is the sum of three bfloat16
@@ -6,8 +8,9 @@ numbers, and six of nine products of such parts give all its digits: XLA's
 `BF16_BF16_F32_X6`, which TPUs do for float32 at the highest precision. Here too that is
 faster than the CPU's own float32. What is infinite becomes a NaN.
 
-They are compiled with the package (`_xeon.cc`) and called through XLA's foreign function
-interface; where that was not possible, or the CPU has no such unit, XLA does everything.
+They are compiled with the package (`_xeon.cc`) and called through XLA's foreign
+function interface; where that was not possible, or the CPU has no such unit, XLA does
+everything.
 
 They are for frozen models that run on one CPU device, within `enabled`: nothing is
 derived through them, and no programs of other machines or `jax.export` hold them.
@@ -122,7 +125,7 @@ def product(
     shape = jax.ShapeDtypeStruct((rows, outputs), out_dtype)
     parts = 3 if x.dtype == jnp.float32 else 1
     whole_rows = -(-rows // _BLOCK) * _BLOCK
-    # Where `x` is laid out, and sums of parts are: memory that XLA plans and uses again.
+    # Where `x` is laid out and sums of parts are: memory that XLA plans and uses again.
     left = jax.ShapeDtypeStruct((whole_rows, parts * min(inputs, _DEPTH)), jnp.bfloat16)
     sums = jax.ShapeDtypeStruct(
         (whole_rows if inputs > _DEPTH else 0, outputs), jnp.float32
@@ -130,6 +133,43 @@ def product(
     shapes = (shape, left, sums)
     call: Any = jax.ffi.ffi_call("prottrans_jax_product", shapes)
     return call(x, kernel, *vectors, activation=number)[0]
+
+
+def can_normalise(x: jax.Array, dtype: DTypeLike) -> bool:
+    """Whether `norm` takes these, here and now."""
+    kinds = {"bfloat16", "float32"}
+    return (
+        is_enabled()
+        and {x.dtype.name, jnp.dtype(dtype).name} <= kinds
+        and x.shape[-1] % _BLOCK == 0
+    )
+
+
+def norm(
+    epsilon: float,
+    dtype: DTypeLike,
+    x: Float[Array, "*batch d_model"],
+    scale: Float[Array, " d_model"],
+    bias: Float[Array, " d_model"] | None = None,
+) -> Float[Array, "*batch d_model"]:
+    """`norms.LayerNorm`, or `norms.RMSNorm` if there is no bias.
+
+    XLA sums rows number by number: a third of the speed.
+
+    Args:
+      epsilon: Added to the mean square.
+      dtype: Of the result, bfloat16 or float32.
+      x: bfloat16 or float32; see `can_normalise`.
+      scale: What the normalised is multiplied by.
+      bias: Added to the result. If there is one, the mean is subtracted first.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    plus = jnp.zeros(0) if bias is None else bias
+    vectors = [v.astype(jnp.float32) for v in (scale, plus)]
+    call: Any = jax.ffi.ffi_call(
+        "prottrans_jax_norm", jax.ShapeDtypeStruct(rows.shape, dtype)
+    )
+    return call(rows, *vectors, epsilon=np.float32(epsilon)).reshape(x.shape)
 
 
 def can_attend(

@@ -308,7 +308,7 @@ def wide_model(family, dtype):
 @pytest.mark.skipif(not xeon.is_usable(), reason="no AMX, or not compiled for it")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("family", ["t5", "bert", "xlnet"])
-def test_products_and_attention_of_xeons_are_used_and_give_the_same(
+def test_what_xeons_have_of_their_own_is_used_and_gives_the_same(
     family, dtype, monkeypatch
 ):
     module, wide = wide_model(family, dtype), dtype == "float32"
@@ -327,7 +327,7 @@ def test_products_and_attention_of_xeons_are_used_and_give_the_same(
         return np.concatenate([hidden[0], hidden[1, :7]])
 
     seen = []
-    for name in ("product", "attention"):
+    for name in ("product", "attention", "norm"):
         function = getattr(xeon, name)
 
         def note(*args, function=function, name=name, **keywords):
@@ -337,7 +337,7 @@ def test_products_and_attention_of_xeons_are_used_and_give_the_same(
         monkeypatch.setattr(xeon, name, note)
     jax.clear_caches()
     ours = run()
-    assert set(seen) == {"product", "attention"}
+    assert set(seen) == {"product", "attention", "norm"}
     seen.clear()
     mask = np.arange(11) < lengths[:, None]
     forward.encode(module, params, tokens, mask, forward.Layers())

@@ -1,4 +1,4 @@
-"""Products and attention of Xeons: sums in float64, XLA's attention, and when."""
+"""What Xeons have of their own: sums in float64, XLA's attention, and when."""
 
 import concurrent.futures
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax.layers import attention, mlp, quantized, xeon
+from prottrans_jax.layers import attention, mlp, norms, quantized, xeon
 
 needs_xeon = pytest.mark.skipif(
     not xeon.is_usable(), reason="no AMX, or the package was not compiled for it"
@@ -188,6 +188,43 @@ def test_attention_of_a_row_is_the_same_in_any_company(kind):
     np.testing.assert_array_equal(alone[0], together[1])
 
 
+@needs_xeon
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@BOTH
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("rows", "size"), [(35, 96), (1, 1024)])
+def test_norm_is_that_of_float64(rows, size, with_bias, kind, dtype):
+    # Far from 0: a mean square minus a squared mean would lose the digits.
+    x = (3 * numbers(2, rows, size, dtype=jnp.float32) + 50).astype(kind)
+    scale, plus = (numbers(size, seed=i, dtype=jnp.float32) for i in (1, 2))
+    bias = plus if with_bias else None
+    found = jax.jit(lambda *xs: xeon.norm(1e-6, dtype, *xs))(x, scale, bias)
+    assert found.dtype == dtype and found.shape == x.shape
+    wide = exact(x)
+    if with_bias:
+        wide = wide - wide.mean(-1, keepdims=True)
+    wanted = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6) * exact(scale)
+    wanted += exact(plus) if with_bias else 0
+    limit = (2.0**-8 if dtype == "bfloat16" else 2e-6) * np.abs(wanted).max()
+    np.testing.assert_allclose(exact(found), wanted, rtol=0, atol=limit)
+
+
+@needs_xeon
+def test_norm_of_what_is_not_a_number_is_none():
+    x = numbers(1, 3, 64).at[0, 1, 40].set(jnp.nan)
+    for bias in (None, jnp.zeros(64)):
+        found = np.asarray(xeon.norm(1e-6, jnp.float32, x, jnp.ones(64), bias))
+        assert np.isnan(found[0, 1]).all() and np.isfinite(found[0, [0, 2]]).all()
+
+
+@needs_xeon
+@pytest.mark.parametrize(("scale", "bias"), [(32, 64), (64, 32)])
+def test_norm_of_other_sizes_is_refused(scale, bias):
+    vectors = jnp.zeros(scale), jnp.zeros(bias)
+    with pytest.raises(Exception, match="Sizes that do not fit"):
+        xeon.norm(1e-6, jnp.float32, numbers(1, 3, 64), *vectors).block_until_ready()
+
+
 def uses_xeon(function, *arguments):
     return "prottrans_jax_" in jax.jit(function).lower(*arguments).as_text()
 
@@ -223,6 +260,19 @@ def test_used_where_enabled_and_for_whole_blocks_alone():
         params = module.init(jax.random.key(0), x)
         assert uses_xeon(enabled(module), params, x) == wanted
         assert not uses_xeon(module.apply, params, x)
+
+
+@needs_xeon
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+def test_norms_are_used_where_enabled_and_for_whole_blocks_alone(name):
+    module = getattr(norms, name)(epsilon=1e-6)
+    for size, wanted in ((64, True), (40, False)):
+        x = numbers(2, 5, size, dtype=jnp.float32)
+        params = module.init(jax.random.key(0), x)
+        assert uses_xeon(enabled(module), params, x) == wanted
+        assert not uses_xeon(module.apply, params, x)
+        both = enabled(module)(params, x), module.apply(params, x)
+        np.testing.assert_allclose(*both, rtol=0, atol=2e-6)
 
 
 @needs_xeon
