@@ -11,7 +11,7 @@
 //           [16 columns][2]
 //
 // The unit multiplies bfloat16. A float32 has three parts, numbers of 8 digits whose sum
-// it is; of the nine products those six are taken that are not below the last digit.
+// it is; of the nine products the three smallest, below 2^-24 of the whole, are left out.
 //
 // Each number is summed over the depth in one order, whatever the other rows and however
 // many threads: a protein's vector does not depend on its batch.
@@ -75,12 +75,21 @@ constexpr int64_t kLargePage = 2 << 20;
 
 // Has memory in pages of 2 MiB, where Linux (6.1 and later) can: an operand has more
 // small ones than a core keeps addresses of, which costs a tenth to a fifth of the time.
+// The memory's contents are lost.
 void UseLargePages(void* data, int64_t size) {
   constexpr int kCollapse = 25;  // MADV_COLLAPSE
+  constexpr int kPatience = 9;   // Not for ever, where memory is in pieces.
+  static std::atomic<int> failures{0};
+  if (failures >= kPatience) return;
   const int64_t start = reinterpret_cast<int64_t>(data);
   const int64_t first = CeilDiv(start, kLargePage) * kLargePage;
   const int64_t end = (start + size) / kLargePage * kLargePage;
-  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, kCollapse);
+  if (first >= end) return;
+  // What was never written is not taken.
+  for (int64_t page = first; page < end; page += kLargePage) {
+    *reinterpret_cast<volatile char*>(page) = 0;
+  }
+  if (madvise(reinterpret_cast<void*>(first), end - first, kCollapse) != 0) ++failures;
 }
 
 // Memory of a thread, kept for its next call.
@@ -152,8 +161,8 @@ AMX inline void MultiplyTiles() {
   Gap();
 }
 
-// Brings 256 bytes into the second-level cache. After each product of two tiles twice,
-// in panels of kColumns, that is all of the next 32 rows of the left operand.
+// Brings 256 bytes into the second-level cache. Done with each product of two tiles by
+// two, it brings the next 32 rows of the left operand during a panel of kColumns.
 template <bool kFetch>
 AMX inline void Fetch(const char*& ahead) {
   if constexpr (kFetch) {
@@ -163,8 +172,7 @@ AMX inline void Fetch(const char*& ahead) {
 }
 
 // sums [32, 32], rows `stride` apart, = left [32, depth] times right, both in `kCount`
-// parts. Of three parts, six of the nine products: the others are
-// smaller than a float32's last digit. What is `ahead` is fetched meanwhile.
+// parts. What is `ahead` is fetched meanwhile; returns what comes after that.
 template <int kCount, bool kFetch>
 AMX inline const char* MultiplyBlock(const Bf16* left, const Bf16* right, int64_t steps,
                                      float* sums, int64_t stride,
@@ -215,17 +223,17 @@ AMX inline const char* MultiplyBlock(const Bf16* left, const Bf16* right, int64_
   return ahead;
 }
 
-// A float32 as a sum of three numbers of 8 digits: the upper halves of `parts`. The first
-// is the nearest. Of what is no number or infinite, the second is no number.
+// A float32 as a sum of three numbers of 8 digits, each the nearest to what is left: the
+// upper halves of `parts`. Of what is no number or infinite, a later part is no number.
 AMX inline void Split(__m512 x, __m512i* parts) {
   const __m512i upper = _mm512_set1_epi32(0xffff0000);
-  const __m512i bits = reinterpret_cast<__m512i>(x);
-  parts[0] = _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000));
-  for (int i = 1; i < 3; ++i) {
-    const __m512i part = _mm512_and_si512(parts[i - 1], upper);
+  const __m512i half = _mm512_set1_epi32(0x8000);
+  for (int i = 0; i < 2; ++i) {
+    parts[i] = _mm512_add_epi32(reinterpret_cast<__m512i>(x), half);
+    const __m512i part = _mm512_and_si512(parts[i], upper);
     x = _mm512_sub_ps(x, reinterpret_cast<__m512>(part));
-    parts[i] = reinterpret_cast<__m512i>(x);
   }
+  parts[2] = reinterpret_cast<__m512i>(x);
 }
 
 // 32 numbers in bfloat16, which has int8's exactly.
@@ -702,8 +710,8 @@ const float* OrNull(const Vector& x) {
 template <typename X, typename T>
 ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
   static_assert(kParts<X> == kParts<T>);
-  // Where panels of columns start: two for each thread at least, the last ones half as
-  // wide, or a thread that is slower than another would keep it waiting at the end.
+  // Where panels of columns start: two for each thread if there are so many columns, the
+  // last ones half as wide, or a thread that is slower than another would keep it waiting at the end.
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
   const int64_t even = CeilDiv(CeilDiv(job.columns, 2 * threads), kBlock) * kBlock;
   auto starts = std::make_shared<std::vector<int64_t>>(1, 0);

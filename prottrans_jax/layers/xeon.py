@@ -4,9 +4,10 @@ That is Intel's Xeons from 2023 on.
 
 The unit multiplies bfloat16. XLA's own products in bfloat16 reach a half to four fifths
 of these, and its attention a quarter to a half. A float32 is the sum of three bfloat16
-numbers, and six of nine products of such parts give all its digits: XLA's
+numbers, and six of nine products of such parts give its digits: XLA's
 `BF16_BF16_F32_X6`, which TPUs do for float32 at the highest precision. Here too that is
-faster than the CPU's own float32. What is infinite becomes a NaN.
+faster than the CPU's own float32. Digits are lost of numbers, or products, below some
+1e-32, and what is above 3.39e38 becomes a NaN.
 
 They are compiled with the package (`_xeon.cc`) and called through XLA's foreign
 function interface; where that was not possible, or the CPU has no such unit, XLA does
