@@ -1,5 +1,5 @@
-// Products, attention and norms on x86-64 CPUs with a matrix unit (AMX), as handlers of XLA's
-// foreign function interface. `xeon.py` says what they compute.
+// Products, attention and norms on x86-64 CPUs with a matrix unit (AMX), as handlers of
+// XLA's foreign function interface. `xeon.py` says what they compute.
 //
 // A tile is 16 rows of 64 bytes. Blocks are 32 x 32: two tiles of the left operand times
 // two of the right, into four tiles of float32 sums. Four loads for four products is the
