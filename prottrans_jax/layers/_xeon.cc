@@ -711,7 +711,8 @@ template <typename X, typename T>
 ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
   static_assert(kParts<X> == kParts<T>);
   // Where panels of columns start: two for each thread if there are so many columns, the
-  // last ones half as wide, or a thread that is slower than another would keep it waiting at the end.
+  // last ones half as wide, or a thread that is slower than another would keep it waiting
+  // at the end.
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
   const int64_t even = CeilDiv(CeilDiv(job.columns, 2 * threads), kBlock) * kBlock;
   auto starts = std::make_shared<std::vector<int64_t>>(1, 0);
