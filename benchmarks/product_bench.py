@@ -34,7 +34,7 @@ def operands() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class Ours:
-    """XLA."""
+    """What frozen models run."""
 
     def __init__(self):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")

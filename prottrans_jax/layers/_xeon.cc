@@ -133,7 +133,7 @@ class Tiles {
 };
 
 // Between tile instructions. Where the other thread of the core is busy too, often
-// another tenant's, tile instructions next to each other take 1.8 times as long.
+// another tenant's, tile instructions next to each other take up to 1.8 times as long.
 inline void Gap() { asm volatile(".rept 8\n\tnop\n\t.endr"); }
 
 AMX inline void LoadLeft(const Bf16* left) {
@@ -150,7 +150,10 @@ AMX inline void LoadRight(const Bf16* right) {
   Gap();
 }
 
-AMX inline void MultiplyTiles() {
+// Meanwhile brings 256 bytes into the second-level cache: during a panel of kColumns that
+// is the next 32 rows of the left operand.
+template <bool kFetch>
+AMX inline void MultiplyTiles(const char*& ahead) {
   _tile_dpbf16ps(0, 4, 6);
   Gap();
   _tile_dpbf16ps(1, 4, 7);
@@ -159,12 +162,6 @@ AMX inline void MultiplyTiles() {
   Gap();
   _tile_dpbf16ps(3, 5, 7);
   Gap();
-}
-
-// Brings 256 bytes into the second-level cache. Done with each product of two tiles by
-// two, it brings the next 32 rows of the left operand during a panel of kColumns.
-template <bool kFetch>
-AMX inline void Fetch(const char*& ahead) {
   if constexpr (kFetch) {
     for (int i = 0; i < 4; ++i) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
     ahead += 256;
@@ -188,29 +185,22 @@ AMX inline const char* MultiplyBlock(const Bf16* left, const Bf16* right, int64_
     if constexpr (kCount == 1) {
       LoadLeft(left);
       LoadRight(right);
-      MultiplyTiles();
-      Fetch<kFetch>(ahead);
+      MultiplyTiles<kFetch>(ahead);
     } else {
       // In this order only one operand is another each time.
       LoadLeft(left + 2 * kStep);
       LoadRight(right);
-      MultiplyTiles();
-      Fetch<kFetch>(ahead);
+      MultiplyTiles<kFetch>(ahead);
       LoadLeft(left);
-      MultiplyTiles();
-      Fetch<kFetch>(ahead);
+      MultiplyTiles<kFetch>(ahead);
       LoadRight(right + 2 * kStep);
-      MultiplyTiles();
-      Fetch<kFetch>(ahead);
+      MultiplyTiles<kFetch>(ahead);
       LoadRight(right + kStep);
-      MultiplyTiles();
-      Fetch<kFetch>(ahead);
+      MultiplyTiles<kFetch>(ahead);
       LoadLeft(left + kStep);
-      MultiplyTiles();
-      Fetch<kFetch>(ahead);
+      MultiplyTiles<kFetch>(ahead);
       LoadRight(right);
-      MultiplyTiles();
-      Fetch<kFetch>(ahead);
+      MultiplyTiles<kFetch>(ahead);
     }
     left += kCount * kStep;
     right += kCount * kStep;
@@ -433,8 +423,8 @@ struct ProductJob {
   const float* scale;  // [columns], or null.
   const float* bias;   // [columns], or null.
   void* out;
-  Bf16* left;   // Where kDepth of x are laid out.
-  float* sums;  // [rows / 32][columns / 32][32][32], if there is more than kDepth.
+  Bf16* left;          // Where kDepth of x are laid out.
+  float* sums;         // [rows / 32][columns / 32][32][32], if there is more than kDepth.
   int64_t rows, depth, columns;
   int32_t activation;
   bool wide;  // Whether the result is float32.

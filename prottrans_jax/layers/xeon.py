@@ -68,7 +68,7 @@ def is_usable() -> bool:
 
 @contextlib.contextmanager
 def enabled() -> Iterator[None]:
-    """Within, what is traced for a CPU may use these products and this attention.
+    """Within, what is traced for a CPU may use these products, attention and norms.
 
     Rows hold one sequence each, from their first position on: a query attends to all
     keys that are not padding, if it is padding itself too.
@@ -154,8 +154,6 @@ def norm(
     bias: Float[Array, " d_model"] | None = None,
 ) -> Float[Array, "*batch d_model"]:
     """`norms.LayerNorm`, or `norms.RMSNorm` if there is no bias.
-
-    XLA sums rows number by number: a third of the speed.
 
     Args:
       epsilon: Added to the mean square.
