@@ -3,6 +3,8 @@
 Where it cannot be (no compiler, another kind of CPU), the package works without it.
 """
 
+import hashlib
+import pathlib
 import platform
 import sys
 
@@ -17,10 +19,13 @@ def extensions() -> list[setuptools.Extension]:
         import jax
     except ImportError:
         return []
+    source = "prottrans_jax/layers/_xeon.cc"
+    digest = hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest()
     return [
         setuptools.Extension(
             "prottrans_jax.layers._xeon",
-            ["prottrans_jax/layers/_xeon.cc"],
+            [source],
+            define_macros=[("SOURCE_SHA256", f'"{digest}"')],
             include_dirs=[jax.ffi.include_dir()],
             extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden"],
             optional=True,

@@ -955,4 +955,10 @@ static PyMethodDef kMethods[] = {
 static PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "_xeon", nullptr, -1, kMethods,
                               nullptr, nullptr, nullptr, nullptr};
 
-PyMODINIT_FUNC PyInit__xeon() { return PyModule_Create(&kModule); }
+PyMODINIT_FUNC PyInit__xeon() {
+  PyObject* module = PyModule_Create(&kModule);
+  if (module != nullptr) {
+    PyModule_AddStringConstant(module, "SOURCE_SHA256", SOURCE_SHA256);
+  }
+  return module;
+}

@@ -20,7 +20,9 @@ derived through them, and no programs of other machines or `jax.export` hold the
 from collections.abc import Iterator
 import contextlib
 import functools
+import hashlib
 import importlib
+import pathlib
 import threading
 from typing import Any
 
@@ -44,6 +46,8 @@ _OPERANDS = {
     ("bfloat16", "bfloat16"),
     ("bfloat16", "int8"),
 }
+# In a checkout; an installed package has only what was compiled.
+_SOURCE = pathlib.Path(__file__).with_name("_xeon.cc")
 _local = threading.local()
 
 
@@ -52,6 +56,13 @@ def is_usable() -> bool:
     """Whether this machine has the unit and this installation what uses it."""
     try:
         compiled: Any = importlib.import_module("prottrans_jax.layers._xeon")
+        if _SOURCE.exists():
+            digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()
+            if compiled.SOURCE_SHA256 != digest:
+                raise ImportError(
+                    f"{compiled.__file__} was compiled from another {_SOURCE.name}. "
+                    "Install the package again: pip install -e ."
+                )
         handlers = compiled.handlers()
         jax.local_devices(backend="cpu")  # Or a refusal would come at some later time.
         for name, handler in handlers.items():

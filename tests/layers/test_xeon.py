@@ -41,6 +41,16 @@ def test_usable_where_the_cpu_has_the_unit():
     assert xeon.is_usable() == (flags >= _FLAGS)
 
 
+@needs_xeon
+def test_not_used_when_compiled_from_another_source(tmp_path, monkeypatch, caplog):
+    """As after an update of a checkout: what is called might take other arguments."""
+    source = tmp_path / "_xeon.cc"
+    source.write_text("another")
+    monkeypatch.setattr(xeon, "_SOURCE", source)
+    assert not xeon.is_usable.__wrapped__()
+    assert "Install the package again" in caplog.text
+
+
 BOTH = pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float32])
 
 
