@@ -165,21 +165,20 @@ def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Mo
     """The model with the attention that is best for rows of one sequence each.
 
     Where plain attention is configured, that is a GPU's fused kernel, as long as one
-    row's bias for all pairs would not be too much, or blockwise attention where all
-    scores at once are too much.
+    row's bias for all pairs would not be too much; a Xeon's own, which takes blockwise
+    attention's place; or blockwise attention where all scores at once are too much.
     """
     limit = PLAIN_SCORES_BYTES["cpu" if platform == "cpu" else "accelerator"]
     config = module.config
     if getattr(config, "attention", "") != "plain":
         return module
     row = 4 * config.num_heads * length * length
-    if (
-        platform == "gpu"
-        and hasattr(config, "flash")
-        and row <= limit
-        and attention.has_flash(config.dtype, config.head_dim)
-    ):
-        return flash(module)
+    if hasattr(config, "flash"):
+        heads = config.dtype, config.head_dim
+        if platform == "gpu" and row <= limit and attention.has_flash(*heads):
+            return flash(module)
+        if platform == "cpu" and xeon.has_attention(*heads):
+            return blockwise(module)
     return module if rows * row <= limit else blockwise(module)
 
 

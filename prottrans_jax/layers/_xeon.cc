@@ -504,17 +504,23 @@ AMX bool ComputeColumns(const ProductJob& job, int64_t d, int64_t depth, int64_t
 template <typename T>
 struct AttentionJob {
   const T *query, *key, *value;
-  const float* bias;  // [batch or 1, heads, q_length, kv_length], or null.
+  // [batch or 1, heads, q_length, kv_length], or of distances [1, heads, 1, q_length +
+  // kv_length - 1], or null.
+  const float* bias;
   const float* mask;  // [batch, kv_length]: added to the scores.
   T* out;
   int64_t q_length, kv_length, heads, size;
-  bool bias_of_rows;  // Whether each row has its own.
+  bool bias_of_rows;       // Whether each row has its own.
+  bool bias_of_distances;
 
   int64_t stride() const { return heads * size; }
   // Keys with those that fill up a block, which are masked.
   int64_t keys() const { return CeilDiv(kv_length, kBlock) * kBlock; }
   const float* BiasOf(int64_t row, int64_t head, int64_t q) const {
     if (bias == nullptr) return nullptr;
+    if (bias_of_distances) {  // The first is the last query's, to the first key.
+      return bias + head * (q_length + kv_length - 1) + q_length - 1 - q;
+    }
     const int64_t first = (bias_of_rows ? row * heads : 0) + head;
     return bias + (first * q_length + q) * kv_length;
   }
@@ -851,13 +857,15 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<kType, 4> query,
   job.size = query.dimensions()[3];
   job.kv_length = key.dimensions()[1];
   job.bias_of_rows = bias.dimensions()[0] > 1;
+  const int64_t distances = job.q_length + job.kv_length - 1;
+  job.bias_of_distances = Has(bias, {1, job.heads, 1, distances});
   const int64_t batch = query.dimensions()[0];
   const int64_t bias_rows = job.bias_of_rows ? batch : 1;
   if (job.size % kBlock != 0 || job.kv_length == 0 ||
       !Has(key, {batch, job.kv_length, job.heads, job.size}) ||
       !Has(value, {batch, job.kv_length, job.heads, job.size}) ||
       !Has(mask, {batch, job.kv_length}) ||
-      (job.bias != nullptr &&
+      (job.bias != nullptr && !job.bias_of_distances &&
        !Has(bias, {bias_rows, job.heads, job.q_length, job.kv_length}))) {
     return ffi::Error::InvalidArgument(
         "Sizes that do not fit, or heads whose size is not a multiple of 32.");

@@ -89,7 +89,8 @@ def dot_product_attention(
         length only, for about one and a half times the arithmetic in training.
       flash: Whether a fused kernel of the GPU's does it; see `has_flash`. A row then
         holds one segment, from its first position on, and queries of padding get
-        something finite. The same goes for a CPU within `xeon.enabled`.
+        something finite. The same goes for a CPU within `xeon.enabled`, where both
+        plain and blockwise attention may be `xeon.attention`.
 
     Returns:
       Weighted values, in the type of `query`.
@@ -105,16 +106,20 @@ def dot_product_attention(
             "Blockwise attention builds its bias block by block and cannot take a full "
             f"array (got shape {bias.shape}). Pass the DistanceBias itself."
         )
-    return _blockwise(
-        query,
-        key,
-        value,
-        q_segments,
-        kv_segments,
-        causal=causal,
-        bias=bias,
-        block_size=block_size,
-    )
+    by_block = functools.partial(_blockwise, causal, block_size)
+    arrays = (query, key, value, bias, q_segments, kv_segments)
+    if not causal and xeon.can_attend(query, key, value, bias):
+        return jax.lax.platform_dependent(*arrays, cpu=_on_xeon, default=by_block)
+    return by_block(*arrays)
+
+
+def _on_xeon(query, key, value, bias, q_segments, kv_segments):
+    del q_segments  # Rows hold one sequence each.
+    hidden = jnp.zeros(key.shape[:2], bool)
+    if kv_segments is not None:
+        hidden = kv_segments == 0
+    mask = jnp.where(hidden, MASKED, 0.0)
+    return xeon.attention(query, key, value, bias, mask)
 
 
 def _all_at_once(query, key, value, q_segments, kv_segments, *, causal, bias):
@@ -156,11 +161,7 @@ def _part_by_part(causal, query, key, value, bias, q_segments, kv_segments):
     if bias is not None:
         bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
     if not causal and xeon.can_attend(query, key, value, bias):
-        hidden = jnp.zeros(key.shape[:2], bool)
-        if kv_segments is not None:
-            hidden = kv_segments == 0
-        mask = jnp.where(hidden, MASKED, 0.0)
-        return xeon.attention(query, key, value, bias, mask)
+        return _on_xeon(query, key, value, bias, q_segments, kv_segments)
     rows, some_heads = _part_in_cache(query.shape, key.shape)
     head_parts = -(-heads // some_heads)
     parts = -(-batch // rows) * head_parts
@@ -327,7 +328,7 @@ def has_flash(dtype: DTypeLike, head_dim: int) -> bool:
     return True
 
 
-def _blockwise(query, key, value, q_segments, kv_segments, *, causal, bias, block_size):
+def _blockwise(causal, block_size, query, key, value, bias, q_segments, kv_segments):
     batch, q_length, heads, head_dim = query.shape
     dtype = query.dtype
     q_size = min(block_size, q_length)

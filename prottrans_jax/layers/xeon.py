@@ -33,7 +33,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 import numpy as np
 
-from prottrans_jax.layers import cpu
+from prottrans_jax.layers import cpu, relative_bias
 
 # Sizes other than batch and length are multiples of the rows of two tiles.
 _BLOCK = 32
@@ -182,19 +182,30 @@ def norm(
     return call(rows, *vectors, epsilon=np.float32(epsilon)).reshape(x.shape)
 
 
+def has_attention(dtype: DTypeLike, head_dim: int) -> bool:
+    """Whether `attention` is usable for such heads."""
+    known = jnp.dtype(dtype).name in ("bfloat16", "float32")
+    return known and head_dim % _BLOCK == 0 and is_usable()
+
+
 def can_attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: relative_bias.DistanceBias | jax.Array | None,
 ) -> bool:
     """Whether `attention` takes these, here and now."""
     heads, head_dim = query.shape[2:]
     sizes = heads, query.shape[1], key.shape[1]
     return (
         is_enabled()
-        and query.dtype.name in ("bfloat16", "float32")
+        and has_attention(query.dtype, head_dim)
         and query.dtype == key.dtype == value.dtype
         and key.shape == value.shape
-        and head_dim % _BLOCK == 0
-        and (bias is None or (bias.ndim == 4 and bias.shape[1:] == sizes))
+        and (
+            not isinstance(bias, jax.Array)
+            or (bias.ndim == 4 and bias.shape[1:] == sizes)
+        )
     )
 
 
@@ -202,21 +213,26 @@ def attention(
     query: Float[Array, "batch q_length heads head_dim"],
     key: Float[Array, "batch kv_length heads head_dim"],
     value: Float[Array, "batch kv_length heads head_dim"],
-    bias: Float[Array, "rows heads q_length kv_length"] | None,
+    bias: relative_bias.DistanceBias
+    | Float[Array, "rows heads q_length kv_length"]
+    | None,
     mask: Float[Array, "batch kv_length"],
 ) -> Float[Array, "batch q_length heads head_dim"]:
     """softmax(query key^T + bias + mask) value; zeros where all keys are masked.
 
-    The scores of some queries of a head are there at a time, in float32.
+    The scores of some queries of a head are there at a time, in float32: but for a full
+    `bias`, memory grows with the length only.
 
     Args:
       query: bfloat16 or float32; see `can_attend`.
       key: As `query`.
       value: As `query`.
-      bias: Of each of the rows, or of all (`rows` is 1).
+      bias: Of distances, or of each of the rows, or of all of them (`rows` is 1).
       mask: 0, or `attention.MASKED` for a key that is hidden.
     """
     wide = jnp.zeros((1, 0, 0, 0)) if bias is None else bias
+    if isinstance(wide, relative_bias.DistanceBias):
+        wide = wide.values[None, :, None]
     shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
     call: Any = jax.ffi.ffi_call(f"prottrans_jax_attention_{query.dtype}", shape)
     return call(query, key, value, *(x.astype(jnp.float32) for x in (wide, mask)))

@@ -305,6 +305,21 @@ def wide_model(family, dtype):
     return xlnet.XLNet(xlnet.XLNetConfig(**sizes))
 
 
+def test_a_cpus_own_attention_takes_the_place_of_blockwise_attention(monkeypatch):
+    """XLNet's has none whose memory grows with the length only."""
+    modules = [wide_model(x, "float32") for x in ("t5", "bert", "xlnet")]
+
+    def ways(platform):
+        chosen = [forward.for_shape(x, 2, 40, platform) for x in modules]
+        return [x.config.attention for x in chosen]
+
+    monkeypatch.setattr(xeon, "is_usable", lambda: True)
+    assert ways("cpu") == ["blockwise", "blockwise", "plain"]
+    assert ways("tpu") == ["plain"] * 3
+    monkeypatch.setattr(xeon, "is_usable", lambda: False)
+    assert ways("cpu") == ["plain"] * 3
+
+
 @pytest.mark.skipif(not xeon.is_usable(), reason="no AMX, or not compiled for it")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("family", ["t5", "bert", "xlnet"])

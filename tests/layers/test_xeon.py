@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax.layers import attention, mlp, norms, quantized, xeon
+from prottrans_jax.layers import (
+    attention,
+    mlp,
+    norms,
+    quantized,
+    relative_bias,
+    xeon,
+)
 
 needs_xeon = pytest.mark.skipif(
     not xeon.is_usable(), reason="no AMX, or the package was not compiled for it"
@@ -153,17 +160,20 @@ def segments(*lengths, length):
 
 @needs_xeon
 @BOTH
-@pytest.mark.parametrize("bias_rows", [None, 1, 2])
+@pytest.mark.parametrize("bias_of", [None, "distances", 1, 2])
 @pytest.mark.parametrize(
     ("q_length", "kv_length", "size"), [(5, 5, 32), (70, 45, 64), (33, 96, 128)]
 )
-def test_attention_is_that_of_float32(q_length, kv_length, size, bias_rows, kind):
+def test_attention_is_that_of_float32(q_length, kv_length, size, bias_of, kind):
     query = heads(q_length, size=size, dtype=kind)
     key, value = (heads(kv_length, size=size, seed=i, dtype=kind) for i in (1, 2))
     kv = segments(kv_length, kv_length - 4, length=kv_length)
     bias = None
-    if bias_rows is not None:
-        shape = (bias_rows, 3, q_length, kv_length)
+    if bias_of == "distances":
+        values = 2 * numbers(3, q_length + kv_length - 1, seed=3, dtype=jnp.float32)
+        bias = relative_bias.DistanceBias(values, q_length)
+    elif bias_of is not None:
+        shape = (bias_of, 3, q_length, kv_length)
         bias = 2 * numbers(*shape, seed=3, dtype=jnp.float32)
     mask = jnp.where(kv == 0, attention.MASKED, 0.0)
     found = jax.jit(xeon.attention)(query, key, value, bias, mask)
@@ -320,11 +330,12 @@ def test_other_sizes_are_refused_not_read_past_their_end(x, kernel, bias, kind):
 
 
 @needs_xeon
+@pytest.mark.parametrize("bias", [(37, 37), (1, 73)])
 @pytest.mark.parametrize("name", ["key", "value", "bias", "mask"])
-def test_attention_of_other_sizes_is_refused(name):
+def test_attention_of_other_sizes_is_refused(name, bias):
     arrays = {
         **{part: heads(37) for part in ("query", "key", "value")},
-        "bias": jnp.zeros((1, 3, 37, 37)),
+        "bias": jnp.zeros((1, 3, *bias)),
         "mask": jnp.zeros((2, 37)),
     }
     arrays[name] = arrays[name][:, 1:]
@@ -368,19 +379,31 @@ def test_works_where_float64_is_allowed():
         xeon.attention(part, part, part, None, mask).block_until_ready()
 
 
-def attend(causal, *parts):
+def attend(*parts, **keywords):
     with xeon.enabled():
         return attention.dot_product_attention(
             *parts,
             q_segments=jnp.ones((2, 9), jnp.int32),
             kv_segments=jnp.ones((2, 9), jnp.int32),
-            bias=jnp.zeros((3, 9, 9)),
-            causal=causal,
+            **keywords,
         )
 
 
 @needs_xeon
-def test_causal_attention_is_not_taken_for_another():
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_causal_attention_is_not_taken_for_another(block_size):
     parts = [heads(9, seed=seed) for seed in range(3)]
-    assert uses_xeon(functools.partial(attend, False), *parts)
-    assert not uses_xeon(functools.partial(attend, True), *parts)
+    for causal in (False, True):
+        way = functools.partial(attend, causal=causal, block_size=block_size)
+        assert uses_xeon(way, *parts) != causal
+
+
+@needs_xeon
+@BOTH
+def test_blockwise_attention_with_a_bias_is_the_same(kind):
+    parts = [heads(9, seed=seed, dtype=kind) for seed in range(3)]
+    bias = relative_bias.DistanceBias(2 * numbers(3, 17, dtype=jnp.float32), 9)
+    blockwise = functools.partial(attend, bias=bias, block_size=4)
+    assert uses_xeon(blockwise, *parts)
+    full = attend(*parts, bias=bias.block(0, 0, 9, 9))
+    np.testing.assert_array_equal(exact(blockwise(*parts)), exact(full))
