@@ -40,14 +40,12 @@ class Stack:
       paths: Path of each call's parameters.
       pattern: For each call, which of the different arrays are its arguments besides
         the one that goes from layer to layer.
-      structure: How these arrays make up the arguments.
     """
 
     module: nn.Module
     layer: nn.Module
     paths: tuple[tuple[str, ...], ...]
     pattern: tuple[tuple[int, ...], ...]
-    structure: Any
 
 
 class _Reached(Exception):
@@ -82,7 +80,7 @@ def find_stack(module: nn.Module) -> Stack | None:
         for leaves, _ in flat
     )
     paths = tuple(path for _, path, _ in calls)
-    return Stack(module, calls[0][0], paths, pattern, flat[0][1])
+    return Stack(module, calls[0][0], paths, pattern)
 
 
 def encoder_shapes(module: nn.Module) -> types.Params:
@@ -111,7 +109,10 @@ def run_layers(
     keep: frozenset[int] = frozenset(),
 ) -> tuple[Float[Array, "batch length d_model"], dict[int, jax.Array]]:
     """What the last layer gives, and the inputs of the layers in `keep`."""
-    x, arrays = _before(stack, outside(stack, params), tokens, mask)
+    x, arguments, others = _before(stack, outside(stack, params), tokens, mask)
+    # Not as `find_stack` saw it: a bias of distances knows its length.
+    leaves, structure = jax.tree.flatten(arguments)
+    arrays = others | dict(zip(stack.pattern[0], leaves, strict=True))
     kept = {}
     for number, (path, pattern) in enumerate(
         zip(stack.paths, stack.pattern, strict=True)
@@ -120,7 +121,7 @@ def run_layers(
             kept[number] = x
         layer_params = functools.reduce(lambda tree, name: tree[name], path, params)
         x = _one_layer(
-            stack.layer, stack.structure, layer_params, x, [arrays[i] for i in pattern]
+            stack.layer, structure, layer_params, x, [arrays[i] for i in pattern]
         )
     return x, kept
 
@@ -147,14 +148,16 @@ def outside(stack: Stack, params: types.Params) -> types.Params:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _before(stack, params, tokens, mask):
-    """What goes into the first layer, and the arrays that layers share."""
+    """What goes into the first layer, its other arguments, and the arrays of others."""
     first: list[Any] = []
+    arguments: list[Any] = []
     arrays: dict[int, Any] = {}
     patterns = iter(stack.pattern)
 
     def note(context, args, keywords):
         pattern = next(patterns)
         arrays.update(zip(pattern, jax.tree.leaves((args[1:], keywords)), strict=True))
+        arguments.append((args[1:], keywords))
         first.append(args[0])
         if len(first) == len(stack.paths):
             raise _Reached
@@ -164,7 +167,8 @@ def _before(stack, params, tokens, mask):
         _with_layers(stack.module, params, tokens, mask, note)
     except _Reached:
         pass
-    return first[0], [arrays[i] for i in range(len(arrays))]
+    others = {i: x for i, x in arrays.items() if i not in stack.pattern[0]}
+    return first[0], arguments[0], others
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

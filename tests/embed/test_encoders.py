@@ -283,6 +283,11 @@ def test_blockwise_is_plain_attention(encoder):
     module = forward.blockwise(encoder.module)
     blocks = forward.encode(module, encoder.params, tokens, mask, forward.Layers())
     np.testing.assert_allclose(blocks, plain, rtol=0, atol=1e-5)
+    # As the embedder does it, layer by layer.
+    wanted = forward.Wanted(forward.Layers(), None, True, 0, 0)
+    lengths = np.sum(mask, axis=1, dtype=np.int32)
+    layered, _ = forward.run(module, encoder.params, tokens, lengths, wanted)
+    np.testing.assert_allclose(layered, plain, rtol=0, atol=1e-5)
 
 
 def wide_model(family, dtype):
