@@ -149,17 +149,15 @@ def outside(stack: Stack, params: types.Params) -> types.Params:
 @functools.partial(jax.jit, static_argnums=0)
 def _before(stack, params, tokens, mask):
     """What goes into the first layer, its other arguments, and the arrays of others."""
-    first: list[Any] = []
-    arguments: list[Any] = []
+    calls: list[tuple[Any, Any]] = []
     arrays: dict[int, Any] = {}
     patterns = iter(stack.pattern)
 
     def note(context, args, keywords):
-        pattern = next(patterns)
-        arrays.update(zip(pattern, jax.tree.leaves((args[1:], keywords)), strict=True))
-        arguments.append((args[1:], keywords))
-        first.append(args[0])
-        if len(first) == len(stack.paths):
+        arguments = args[1:], keywords
+        arrays.update(zip(next(patterns), jax.tree.leaves(arguments), strict=True))
+        calls.append((args[0], arguments))
+        if len(calls) == len(stack.paths):
             raise _Reached
         return args[0]
 
@@ -168,7 +166,7 @@ def _before(stack, params, tokens, mask):
     except _Reached:
         pass
     others = {i: x for i, x in arrays.items() if i not in stack.pattern[0]}
-    return first[0], arguments[0], others
+    return *calls[0], others
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -423,8 +423,8 @@ struct ProductJob {
   const float* scale;  // [columns], or null.
   const float* bias;   // [columns], or null.
   void* out;
-  Bf16* left;          // Where kDepth of x are laid out.
-  float* sums;         // [rows / 32][columns / 32][32][32], if there is more than kDepth.
+  Bf16* left;   // Where kDepth of x are laid out.
+  float* sums;  // [rows / 32][columns / 32][32][32], if there is more than kDepth.
   int64_t rows, depth, columns;
   int32_t activation;
   bool wide;  // Whether the result is float32.
@@ -510,7 +510,7 @@ struct AttentionJob {
   const float* mask;  // [batch, kv_length]: added to the scores.
   T* out;
   int64_t q_length, kv_length, heads, size;
-  bool bias_of_rows;       // Whether each row has its own.
+  bool bias_of_rows;  // Whether each row has its own.
   bool bias_of_distances;
 
   int64_t stride() const { return heads * size; }

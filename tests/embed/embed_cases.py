@@ -9,17 +9,18 @@ from prottrans_jax.interop import huggingface
 from prottrans_jax.models import t5
 
 
-def make_model(folder, seed):
-    config = t5.T5Config(
-        vocab_size=128,
-        num_layers=3,
-        num_decoder_layers=2,
-        num_heads=2,
-        head_dim=5,
-        d_model=12,
-        d_ff=17,
-        scan_layers=False,
-    )
+def make_model(folder, seed, **sizes):
+    """A T5 of 3 layers, with decoder, but for other `sizes`."""
+    usual = {
+        "vocab_size": 128,
+        "num_layers": 3,
+        "num_decoder_layers": 2,
+        "num_heads": 2,
+        "head_dim": 5,
+        "d_model": 12,
+        "d_ff": 17,
+    }
+    config = t5.T5Config(scan_layers=False, **usual | sizes)
     huggingface.write(folder, config, t5.init_params(config, jax.random.key(seed)))
     return folder
 

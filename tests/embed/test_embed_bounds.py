@@ -5,14 +5,11 @@ import os
 import subprocess
 import sys
 
-from embed_cases import write_fasta
-import jax
+from embed_cases import make_model, write_fasta
 import numpy as np
 import pytest
 
 from prottrans_jax.embed import batching
-from prottrans_jax.interop import huggingface
-from prottrans_jax.models import t5
 
 # Embeds and prints the process's peak memory after 10,000 proteins and at the end.
 SCRIPT = """
@@ -48,25 +45,13 @@ def run(model_folder, source, output):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def write_model(folder, **sizes):
-    config = t5.T5Config(
-        vocab_size=128,
-        num_layers=1,
-        num_decoder_layers=0,
-        scan_layers=False,
-        **sizes,
-    )
-    huggingface.write(
-        folder / "model", config, t5.init_params(config, jax.random.key(0))
-    )
-    return folder / "model"
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_memory_is_flat_over_100_000_proteins(tmp_path):
     # One layer: what is counted is records, and most of the time is attention.
-    model = write_model(tmp_path, num_heads=1, head_dim=5, d_model=12, d_ff=17)
+    model = make_model(
+        tmp_path / "model", 0, num_layers=1, num_decoder_layers=0, num_heads=1
+    )
     letters = "".join(
         np.random.default_rng(0).choice(list("ACDEFGHIKLMNPQRSTVWY"), 4000)
     )
@@ -86,7 +71,10 @@ def test_memory_is_flat_over_100_000_proteins(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [5, 32])  # 32: also for a Xeon's own attention.
 def test_titin_goes_through_whole_in_4_gib(head_dim, tmp_path):
-    model = write_model(tmp_path, num_heads=3, head_dim=head_dim, d_model=64, d_ff=96)
+    sizes = {"num_heads": 3, "head_dim": head_dim, "d_model": 64, "d_ff": 96}
+    model = make_model(
+        tmp_path / "model", 0, num_layers=1, num_decoder_layers=0, **sizes
+    )
     generator = np.random.default_rng(1)
     titin = "".join(generator.choice(list("ACDEFGHIKLMNPQRSTVWY"), 34_350))
     source = write_fasta(tmp_path / "x.fasta", {"TITIN": titin})
