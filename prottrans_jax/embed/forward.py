@@ -165,8 +165,9 @@ def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Mo
     """The model with the attention that is best for rows of one sequence each.
 
     Where plain attention is configured, that is a GPU's fused kernel, as long as one
-    row's bias for all pairs would not be too much; a Xeon's own, which takes blockwise
-    attention's place; or blockwise attention where all scores at once are too much.
+    row's bias for all pairs would not be too much; a Xeon's own, at every length, which
+    takes blockwise attention's place; or blockwise attention where all scores at once
+    are too much.
     """
     limit = PLAIN_SCORES_BYTES["cpu" if platform == "cpu" else "accelerator"]
     config = module.config

@@ -73,6 +73,9 @@ def dot_product_attention(
     Products take operands in the type of `query`; scores and softmax are float32. A
     query that may attend to nothing (padding) gets zeros.
 
+    On a CPU within `xeon.enabled`, `xeon.attention` may take the place of plain and of
+    blockwise attention, and what is said of rows under `flash` holds.
+
     Args:
       query: Queries.
       key: Keys.
@@ -89,8 +92,7 @@ def dot_product_attention(
         length only, for about one and a half times the arithmetic in training.
       flash: Whether a fused kernel of the GPU's does it; see `has_flash`. A row then
         holds one segment, from its first position on, and queries of padding get
-        something finite. The same goes for a CPU within `xeon.enabled`, where both
-        plain and blockwise attention may be `xeon.attention`.
+        something finite.
 
     Returns:
       Weighted values, in the type of `query`.

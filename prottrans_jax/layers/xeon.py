@@ -58,7 +58,7 @@ def is_usable() -> bool:
         compiled: Any = importlib.import_module("prottrans_jax.layers._xeon")
         if _SOURCE.exists():
             digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()
-            if compiled.SOURCE_SHA256 != digest:
+            if getattr(compiled, "SOURCE_SHA256", None) != digest:
                 raise ImportError(
                     f"{compiled.__file__} was compiled from another {_SOURCE.name}. "
                     "Install the package again: pip install -e ."
@@ -195,17 +195,20 @@ def can_attend(
     bias: relative_bias.DistanceBias | jax.Array | None,
 ) -> bool:
     """Whether `attention` takes these, here and now."""
-    heads, head_dim = query.shape[2:]
-    sizes = heads, query.shape[1], key.shape[1]
+    q_length, heads, head_dim = query.shape[1:]
+    kv_length = key.shape[1]
+    if isinstance(bias, relative_bias.DistanceBias):
+        distances = heads, q_length + kv_length - 1
+        fits = bias.q_length == q_length and bias.values.shape == distances
+    else:
+        sizes = heads, q_length, kv_length
+        fits = bias is None or (bias.ndim == 4 and bias.shape[1:] == sizes)
     return (
         is_enabled()
         and has_attention(query.dtype, head_dim)
         and query.dtype == key.dtype == value.dtype
         and key.shape == value.shape
-        and (
-            not isinstance(bias, jax.Array)
-            or (bias.ndim == 4 and bias.shape[1:] == sizes)
-        )
+        and fits
     )
 
 
@@ -220,8 +223,8 @@ def attention(
 ) -> Float[Array, "batch q_length heads head_dim"]:
     """softmax(query key^T + bias + mask) value; zeros where all keys are masked.
 
-    The scores of some queries of a head are there at a time, in float32: but for a full
-    `bias`, memory grows with the length only.
+    Each thread has the scores of some queries of a head at a time, in float32: but for
+    a full `bias`, memory grows with the length only, and with the threads.
 
     Args:
       query: bfloat16 or float32; see `can_attend`.

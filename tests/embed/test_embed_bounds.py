@@ -79,7 +79,6 @@ def test_titin_goes_through_whole_in_4_gib(head_dim, tmp_path):
     titin = "".join(generator.choice(list("ACDEFGHIKLMNPQRSTVWY"), 34_350))
     source = write_fasta(tmp_path / "x.fasta", {"TITIN": titin})
     found = run(model, source, tmp_path / "out.npz")
-    print(found["end"])
     assert found["end"] <= 4 << 30
     assert np.load(tmp_path / "out.npz")["TITIN"].shape == (64,)
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import importlib
 import math
 import pathlib
 import platform
@@ -49,11 +50,17 @@ def test_usable_where_the_cpu_has_the_unit():
 
 
 @needs_xeon
-def test_not_used_when_compiled_from_another_source(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("says_its_source", [True, False])
+def test_not_used_when_compiled_from_another_source(
+    says_its_source, tmp_path, monkeypatch, caplog
+):
     """As after an update of a checkout: what is called might take other arguments."""
     source = tmp_path / "_xeon.cc"
     source.write_text("another")
     monkeypatch.setattr(xeon, "_SOURCE", source)
+    if not says_its_source:
+        compiled = importlib.import_module("prottrans_jax.layers._xeon")
+        monkeypatch.delattr(compiled, "SOURCE_SHA256")
     assert not xeon.is_usable.__wrapped__()
     assert "Install the package again" in caplog.text
 
@@ -186,6 +193,18 @@ def test_attention_is_that_of_float32(q_length, kv_length, size, bias_of, kind):
     # bfloat16: weights and result are rounded to 8 bits.
     limit = (2.0**-7 if kind == jnp.bfloat16 else 2e-6) * np.abs(wanted).max()
     np.testing.assert_allclose(exact(found), wanted, rtol=0, atol=limit)
+
+
+@needs_xeon
+@pytest.mark.parametrize("q_length", [8, 20, 25])
+def test_a_bias_of_other_distances_is_not_taken(q_length):
+    query, key = heads(20), heads(12, seed=1)
+    values = jnp.zeros((3, q_length + 11))
+    bias = relative_bias.DistanceBias(values, q_length)
+    with xeon.enabled():
+        assert xeon.can_attend(query, key, key, bias) == (q_length == 20)
+        one_for_all = relative_bias.DistanceBias(values[:1], q_length)
+        assert not xeon.can_attend(query, key, key, one_for_all)
 
 
 @needs_xeon
