@@ -10,8 +10,13 @@
 //   right   [columns / 32][depth / 32][parts][2 x 16 columns][16 pairs of depth]
 //           [16 columns][2]
 //
-// The unit multiplies bfloat16. A float32 has three parts, numbers of 8 digits whose sum
-// it is; of the nine products the three smallest, below 2^-24 of the whole, are left out.
+// The unit multiplies bfloat16, and bytes twice as fast. Attention's float32 has three
+// parts, numbers of 8 digits whose sum it is; of the nine products the three smallest,
+// below 2^-24 of the whole, are left out. Products of float32 are those of whole numbers
+// of 24 digits, in three signed bytes, see `MultiplyDigits`.
+//
+// What is made of a block's sums happens row by row between the unit's instructions for
+// the next one: the CPU's vectors have little to do meanwhile.
 //
 // Each number is summed over the depth in one order, whatever the other rows and however
 // many threads: a protein's vector does not depend on its batch.
@@ -41,15 +46,15 @@
 
 #include "xla/ffi/api/ffi.h"
 
-#define AMX                                                                     \
-  __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq," \
-                        "avx512bf16,fma")))
+#define AMX                                                                    \
+  __attribute__((target("amx-tile,amx-bf16,amx-int8,avx512f,avx512bw,avx512vl," \
+                        "avx512dq,avx512bf16,fma")))
 
 namespace {
 
 namespace ffi = xla::ffi;
 using Bf16 = uint16_t;
-using Matrix = ffi::Buffer<ffi::BF16, 2>;
+using Bytes = ffi::Buffer<ffi::U8, 2>;
 using Sums = ffi::Buffer<ffi::F32, 2>;
 using Vector = ffi::Buffer<ffi::F32, 1>;
 using ScoreBias = ffi::Buffer<ffi::F32, 4>;
@@ -60,10 +65,13 @@ constexpr int64_t kStep = kBlock * kBlock;  // Numbers of two tiles of an operan
 // Numbers in bfloat16 whose sum is a T: a float32's 24 digits are three times 8.
 template <typename T>
 constexpr int kParts = std::is_same_v<T, float> ? 3 : 1;
-// Of the right operand what goes together, at most: 512 KiB, of float32 768 KiB.
+// A float32 as a whole number is three digits to the base of 256. A tile of one digit has
+// 64 of depth.
+constexpr int64_t kDigits = 3, kTile = 1024, kDigitsDepth = 64;
+// Of the right operand what goes together, at most: 512 KiB, of float32 384 KiB.
 constexpr int64_t kDepth = 1024;
 template <typename T>
-constexpr int64_t kColumns = kParts<T> == 1 ? 256 : 128;
+constexpr int64_t kColumns = std::is_same_v<T, float> ? 128 : 256;
 // Below every score, as attention.MASKED / 2: a query without keys then has no weights.
 constexpr float kNoPeak = -5e29f;
 
@@ -92,7 +100,7 @@ void UseLargePages(void* data, int64_t size) {
   if (madvise(reinterpret_cast<void*>(first), end - first, kCollapse) != 0) ++failures;
 }
 
-// Memory of a thread, kept for its next call.
+// Memory of a thread, kept for its next call unless that needs far less.
 template <int kSlot, typename T>
 T* Scratch(int64_t count) {
   struct Buffer {
@@ -104,7 +112,7 @@ T* Scratch(int64_t count) {
   const int64_t bytes = count * sizeof(T);
   const int64_t page = bytes < kLargePage / 4 ? 4096 : kLargePage;
   const int64_t size = CeilDiv(bytes, page) * page;
-  if (size > buffer.size) {
+  if (size > buffer.size || (buffer.size > 2 * kLargePage && size < buffer.size / 8)) {
     std::free(buffer.data);
     buffer.data = std::aligned_alloc(page, size);
     if (buffer.data != nullptr) UseLargePages(buffer.data, size);
@@ -168,12 +176,17 @@ AMX inline void MultiplyTiles(const char*& ahead) {
   }
 }
 
+struct Nothing {
+  void operator()() const {}
+};
+
 // sums [32, 32], rows `stride` apart, = left [32, depth] times right, both in `kCount`
-// parts. What is `ahead` is fetched meanwhile; returns what comes after that.
-template <int kCount, bool kFetch>
+// parts. What is `ahead` is fetched meanwhile, and at every step there is `other` work;
+// returns what comes after what was fetched.
+template <int kCount, bool kFetch, typename Other = Nothing>
 AMX inline const char* MultiplyBlock(const Bf16* left, const Bf16* right, int64_t steps,
-                                     float* sums, int64_t stride,
-                                     const char* ahead) {
+                                     float* sums, int64_t stride, const char* ahead,
+                                     Other&& other = {}) {
   AllWritten();
   const int64_t bytes = stride * sizeof(float);
   float* const below = sums + 16 * stride;
@@ -202,6 +215,7 @@ AMX inline const char* MultiplyBlock(const Bf16* left, const Bf16* right, int64_
       LoadRight(right);
       MultiplyTiles<kFetch>(ahead);
     }
+    other();
     left += kCount * kStep;
     right += kCount * kStep;
   }
@@ -209,6 +223,69 @@ AMX inline const char* MultiplyBlock(const Bf16* left, const Bf16* right, int64_
   _tile_stored(1, sums + 16, bytes);
   _tile_stored(2, below, bytes);
   _tile_stored(3, below + 16, bytes);
+  AllWritten();
+  return ahead;
+}
+
+// Products of whole numbers of three signed digits to the base of 256: the sum of digits'
+// products, each times 256 to the power of both their places. That of both last digits,
+// below 2^-16 of the first's, is left out; int32 holds the others' sums exactly.
+//
+// sums [4 places, 16, 16] = left [16, depth] times right, laid out as
+//
+//   left    [rows / 16][depth / 64][3 digits][16 rows][64 of depth]
+//   right   [columns / 16][depth / 64][3 digits][16 x 4 of depth][16 columns][4]
+//
+// with the first digit first.
+template <typename Other>
+AMX inline const char* MultiplyDigits(const int8_t* left, const int8_t* right,
+                                      int64_t steps, int32_t* sums, const char* ahead,
+                                      Other&& other) {
+  AllWritten();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t step = 0; step < steps; ++step) {
+    _tile_loadd(4, right, 64);
+    Gap();
+    _tile_loadd(7, left, 64);
+    Gap();
+    _tile_dpbssd(0, 7, 4);
+    Gap();
+    _tile_loadd(5, right + kTile, 64);
+    Gap();
+    _tile_dpbssd(1, 7, 5);
+    Gap();
+    _tile_loadd(6, right + 2 * kTile, 64);
+    Gap();
+    _tile_dpbssd(2, 7, 6);
+    Gap();
+    _tile_loadd(7, left + kTile, 64);
+    Gap();
+    _tile_dpbssd(1, 7, 4);
+    Gap();
+    _tile_dpbssd(2, 7, 5);
+    Gap();
+    _tile_dpbssd(3, 7, 6);
+    Gap();
+    _tile_loadd(7, left + 2 * kTile, 64);
+    Gap();
+    _tile_dpbssd(2, 7, 4);
+    Gap();
+    _tile_dpbssd(3, 7, 5);
+    Gap();
+    // During a panel of kColumns that is the next 32 rows of the left operand.
+    for (int i = 0; i < 6; ++i) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
+    ahead += 6 * 64;
+    other();
+    left += kDigits * kTile;
+    right += kDigits * kTile;
+  }
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + 256, 64);
+  _tile_stored(2, sums + 512, 64);
+  _tile_stored(3, sums + 768, 64);
   AllWritten();
   return ahead;
 }
@@ -350,6 +427,150 @@ AMX void PackTransposed(const T* x, int64_t stride, int64_t columns, int64_t dep
   }
 }
 
+// The largest there is of numbers without their signs, as bits, which have their order;
+// one that is none is larger than all.
+AMX inline __m512i Larger(__m512i bits, __m512 x) {
+  return _mm512_max_epu32(bits, reinterpret_cast<__m512i>(_mm512_abs_ps(x)));
+}
+
+// What numbers up to `largest` are multiplied by to be whole ones of three digits, and
+// what those are multiplied by to have them back, without their last two digits' places;
+// no number, if the largest is none or infinite.
+struct Scale {
+  __m512 to, back;
+};
+AMX inline Scale ScaleOf(__m512i largest) {
+  const __m512 tiny = _mm512_set1_ps(1e-30f);
+  const __mmask16 good = _mm512_cmplt_epu32_mask(largest, _mm512_set1_epi32(0x7f800000));
+  const __m512 top = _mm512_max_ps(reinterpret_cast<__m512>(largest), tiny);
+  // Below 127 * 256^2 + 127 * 256 + 127, all rounding included.
+  const __m512 to = _mm512_div_ps(_mm512_set1_ps(8355000.0f), top);
+  return {to, _mm512_mask_div_ps(_mm512_set1_ps(NAN), good, _mm512_set1_ps(65536.0f), to)};
+}
+
+// The bits of a where `mask` has them, of b elsewhere.
+AMX inline __m512i Select(__m512i mask, __m512i a, __m512i b) {
+  return _mm512_ternarylogic_epi32(mask, a, b, 0xca);
+}
+
+// The digits of 4 x 16 numbers, nearest to x times `scale`, in tiles kTile apart: bytes
+// 4 i to 4 i + 3 are number i of each 16.
+AMX inline void StoreDigits(const __m512* x, __m512 scale, int8_t* out) {
+  const __m512i turn = _mm512_set1_epi32(0x808080);
+  const __m512i odd = _mm512_set1_epi32(0xff00ff00);
+  const __m512i upper = _mm512_set1_epi32(0xffff0000);
+  __m512i first_and_last[2], middle[2];
+  for (int i = 0; i < 2; ++i) {
+    __m512i whole[2];
+    for (int j = 0; j < 2; ++j) {
+      whole[j] = _mm512_cvtps_epi32(_mm512_mul_ps(x[2 * i + j], scale));
+      // Bytes are digits plus 128, before they are turned.
+      whole[j] = _mm512_xor_si512(_mm512_add_epi32(whole[j], turn), turn);
+    }
+    first_and_last[i] = Select(odd, _mm512_slli_epi32(whole[1], 8), whole[0]);
+    middle[i] = Select(odd, whole[1], _mm512_srli_epi32(whole[0], 8));
+  }
+  _mm512_store_si512(
+      out, Select(upper, first_and_last[1], _mm512_srli_epi32(first_and_last[0], 16)));
+  _mm512_store_si512(out + kTile,
+                     Select(upper, _mm512_slli_epi32(middle[1], 16), middle[0]));
+  _mm512_store_si512(
+      out + 2 * kTile,
+      Select(upper, _mm512_slli_epi32(first_and_last[1], 16), first_and_last[0]));
+}
+
+// The mean binary exponent of a kernel's row, without zeros: whatever its columns' sizes
+// are, a row that is twice as large as another has one more.
+AMX int MeanExponent(const float* row, int64_t columns) {
+  const __m512i zero = _mm512_setzero_si512();
+  __m512i total = zero;
+  int64_t count = 0;
+  for (int64_t c = 0; c < columns; c += 16) {
+    const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(row + c));
+    const __mmask16 real = _mm512_cmpneq_epi32_mask(reinterpret_cast<__m512i>(size), zero);
+    // In 128ths: the mantissa is nearly what a logarithm has after the point.
+    const __m512i exponent = _mm512_srli_epi32(reinterpret_cast<__m512i>(size), 16);
+    total = _mm512_add_epi32(total, exponent);
+    count += __builtin_popcount(real);
+  }
+  return count == 0 ? 0 : static_cast<int>(_mm512_reduce_add_epi32(total) / (128 * count));
+}
+
+// What a place of depth is multiplied by before its numbers become whole ones: x by the
+// size of the kernel's row there next to the largest row's, a power of two, and the kernel
+// by its inverse. What counts of a number of x is then what it adds to results.
+void Balance(const std::vector<int>& exponents, float* x, float* kernel) {
+  constexpr int kMost = 100;  // Of zeros, and that nothing becomes infinite.
+  const int top = *std::max_element(exponents.begin(), exponents.end());
+  for (size_t k = 0; k < exponents.size(); ++k) {
+    const int below = std::min(top - exponents[k], kMost);
+    x[k] = std::ldexp(1.0f, -below);
+    kernel[k] = std::ldexp(1.0f, below);
+  }
+}
+
+// Rows [rows, depth], `stride` apart, times `balance`, as whole numbers; rows up to 32 and
+// depth up to 64 are zeros. `back` has what makes each row's numbers of them again.
+AMX void PackLeftDigits(const float* x, int64_t stride, int64_t rows, int64_t depth,
+                        const float* balance, float* back, int8_t* packed) {
+  const int64_t steps = CeilDiv(depth, kDigitsDepth);
+  for (int64_t row = 0; row < kBlock; ++row) {
+    int8_t* out = packed + row / 16 * steps * kDigits * kTile + row % 16 * 64;
+    const float* from = x + row * stride;
+    const int64_t size = row < rows ? depth : 0;
+    __m512i largest = _mm512_setzero_si512();
+    const auto load = [=](int64_t d) AMX {
+      return d < size
+                 ? _mm512_mul_ps(_mm512_loadu_ps(from + d), _mm512_loadu_ps(balance + d))
+                 : _mm512_setzero_ps();
+    };
+    for (int64_t d = 0; d < size; d += 16) largest = Larger(largest, load(d));
+    const Scale scale =
+        ScaleOf(_mm512_set1_epi32(static_cast<int>(_mm512_reduce_max_epu32(largest))));
+    back[row] = _mm512_cvtss_f32(scale.back);
+    for (int64_t d = 0; d < steps * kDigitsDepth; d += kDigitsDepth) {
+      const __m512 four[4] = {load(d), load(d + 16), load(d + 32), load(d + 48)};
+      StoreDigits(four, scale.to, out);
+      out += kDigits * kTile;
+    }
+  }
+}
+
+// [depth, columns], rows `stride` apart, times `balance`, as whole numbers; depth up to 64
+// is zeros. `back` has what makes each column's numbers of them again.
+AMX void PackRightDigits(const float* x, int64_t stride, int64_t depth, int64_t columns,
+                         const float* balance, float* back, int8_t* packed) {
+  alignas(64) __m512i largest[kColumns<float> / 16] = {};
+  alignas(64) __m512 to[kColumns<float> / 16];
+  for (int64_t d = 0; d < depth; ++d) {
+    const __m512 by = _mm512_set1_ps(balance[d]);
+    for (int64_t c = 0; c < columns; c += 16) {
+      const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(x + d * stride + c), by);
+      largest[c / 16] = Larger(largest[c / 16], scaled);
+    }
+  }
+  for (int64_t c = 0; c < columns; c += 16) {
+    const Scale scale = ScaleOf(largest[c / 16]);
+    to[c / 16] = scale.to;
+    _mm512_store_ps(back + c, scale.back);
+  }
+  const int64_t steps = CeilDiv(depth, kDigitsDepth);
+  for (int64_t row = 0; row < steps * 16; ++row) {
+    const int64_t d = row / 16 * kDigitsDepth + row % 16;
+    int8_t* out = packed + row / 16 * kDigits * kTile + row % 16 * 64;
+    for (int64_t c = 0; c < columns; c += 16, out += steps * kDigits * kTile) {
+      __m512 four[4];
+      for (int i = 0; i < 4; ++i) {
+        const int64_t place = d + 16 * i;
+        four[i] = place < depth ? _mm512_mul_ps(_mm512_loadu_ps(x + place * stride + c),
+                                                _mm512_set1_ps(balance[place]))
+                                : _mm512_setzero_ps();
+      }
+      StoreDigits(four, to[c / 16], out);
+    }
+  }
+}
+
 // exp(x); relative error below 2e-7, 0 below -87.
 AMX inline __m512 Exp(__m512 x) {
   const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
@@ -423,79 +644,167 @@ struct ProductJob {
   const float* scale;  // [columns], or null.
   const float* bias;   // [columns], or null.
   void* out;
-  Bf16* left;   // Where kDepth of x are laid out.
-  float* sums;  // [rows / 32][columns / 32][32][32], if there is more than kDepth.
+  void* left;   // Where kDepth of x are laid out.
+  float* sums;  // [rows, columns] in blocks, if there is more than kDepth.
   int64_t rows, depth, columns;
   int32_t activation;
   bool wide;  // Whether the result is float32.
 };
 
-// Writes a block past the caches: the result is larger than they are, and what comes next
-// reads it in another order.
-AMX void Finish(const ProductJob& job, const float* sums, int64_t row, int64_t column,
-                int64_t count) {
-  __m512 scale[2] = {_mm512_set1_ps(1.0f), _mm512_set1_ps(1.0f)};
-  __m512 bias[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-  for (int i = 0; i < 2; ++i) {
-    if (job.scale != nullptr) scale[i] = _mm512_loadu_ps(job.scale + column + 16 * i);
-    if (job.bias != nullptr) bias[i] = _mm512_loadu_ps(job.bias + column + 16 * i);
+// Some of a product's depth, from `start` on.
+struct DepthPart {
+  int64_t start, depth;
+  bool ends;  // Whether it is the last one.
+  // Of float32 products: see `Balance` and `ScaleOf`.
+  const float *kernel_balance, *back;
+};
+
+// Bytes of a row or a column that is laid out.
+template <typename T>
+constexpr int64_t BytesOf(int64_t depth) {
+  if (!std::is_same_v<T, float>) return depth * sizeof(Bf16);
+  return CeilDiv(depth, kDigitsDepth) * kDigitsDepth * kDigits;
+}
+
+// What becomes of the sums of one block after the other, some rows at a time.
+template <typename T>
+class Outcome {
+  static constexpr bool kWhole = std::is_same_v<T, float>;
+
+ public:
+  static constexpr int64_t kSize = kWhole ? 16 : kBlock;  // Rows and columns of a block.
+  using Sum = std::conditional_t<kWhole, int32_t, float>;
+
+  // `back`: as of `part`, but of columns from `first` on.
+  Outcome(const ProductJob& job, const DepthPart& part, const float* back, int64_t first)
+      : job_(job), part_(part), back_(back), first_(first) {}
+
+  // Where the next block's sums are to be written.
+  Sum* Next() { return sums_[1 - now_]; }
+
+  // They are there, and rows of the block before have all been taken.
+  void Start(int64_t row, int64_t column) {
+    now_ = 1 - now_;
+    sum_ = sums_[now_];
+    row_ = row;
+    end_ = std::min(row + kSize, job_.rows);
+    column_ = column;
   }
-  for (int64_t r = 0; r < count; ++r, sums += kBlock) {
-    const int64_t place = (row + r) * job.columns + column;
-    const __m512 low = Activate(
-        _mm512_fmadd_ps(_mm512_load_ps(sums), scale[0], bias[0]), job.activation);
-    const __m512 high = Activate(
-        _mm512_fmadd_ps(_mm512_load_ps(sums + 16), scale[1], bias[1]), job.activation);
-    if (job.wide) {
-      float* out = static_cast<float*>(job.out) + place;
-      _mm512_stream_ps(out, low);
-      _mm512_stream_ps(out + 16, high);
+
+  AMX inline void Take(int64_t count) {
+    for (; count > 0 && row_ < end_; --count, ++row_, sum_ += kSize) TakeRow();
+  }
+
+ private:
+  AMX inline __m512 Load(int64_t column) const {
+    if constexpr (kWhole) {
+      const __m512 place = _mm512_set1_ps(1.0f / 256.0f);
+      __m512 x = _mm512_setzero_ps();
+      for (int i = 3; i >= 0; --i) {
+        const __m512i sum = _mm512_load_si512(sum_ + i * kSize * kSize);
+        x = _mm512_fmadd_ps(x, place, _mm512_cvtepi32_ps(sum));
+      }
+      x = _mm512_mul_ps(x, _mm512_set1_ps(part_.back[row_]));
+      return _mm512_mul_ps(x, _mm512_load_ps(back_ + column - first_));
     } else {
-      Bf16* out = static_cast<Bf16*>(job.out) + place;
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(out),
-                          reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+      return _mm512_load_ps(sum_ + column - column_);
     }
   }
-}
 
-AMX inline void Add(const float* x, float* sums) {
-  for (int64_t i = 0; i < kStep; i += 16) {
-    _mm512_store_ps(sums + i,
-                    _mm512_add_ps(_mm512_load_ps(sums + i), _mm512_load_ps(x + i)));
+  AMX inline __m512 End(__m512 x, int64_t column) const {
+    if (job_.scale != nullptr) {
+      x = _mm512_mul_ps(x, _mm512_loadu_ps(job_.scale + column));
+    }
+    if (job_.bias != nullptr) x = _mm512_add_ps(x, _mm512_loadu_ps(job_.bias + column));
+    return Activate(x, job_.activation);
   }
-}
 
-// Of `depth` from d on, the columns from `first` to before `first + columns`. False if
-// there was no memory.
-template <typename T>
-AMX bool ComputeColumns(const ProductJob& job, int64_t d, int64_t depth, int64_t first,
-                        int64_t columns) {
-  constexpr int kCount = kParts<T>;
-  const int64_t steps = depth / kBlock;
-  const bool ends = d + depth == job.depth;
-  Bf16* right = Scratch<0, Bf16>(columns * depth * kCount);
-  if (right == nullptr) return false;
-  const T* kernel = static_cast<const T*>(job.kernel) + d * job.columns + first;
-  PackRight(kernel, job.columns, depth, columns, right);
-  Tiles tiles;
-  for (int64_t r = 0; r < job.rows; r += kBlock) {
-    const Bf16* left = job.left + r * depth * kCount;
-    const char* ahead =
-        reinterpret_cast<const char*>(left + kBlock * depth * kCount);  // The next rows.
-    for (int64_t c = 0; c < columns; c += kBlock) {
-      alignas(64) float part[kStep];
-      float* sums = job.sums + r * job.columns + (first + c) * kBlock;
-      float* block = d == 0 && !ends ? sums : part;
-      ahead = MultiplyBlock<kCount, true>(left, right + c * depth * kCount, steps, block,
-                                          kBlock, ahead);
-      if (ends) {
-        if (d > 0) Add(sums, part);
-        Finish(job, part, r, first + c, std::min(kBlock, job.rows - r));
-      } else if (d > 0) {
-        Add(part, sums);
+  AMX inline void TakeRow() {
+    constexpr int64_t kCount = kSize / 16;
+    const int64_t block = row_ / kSize * kSize;
+    float* kept = job_.sums + block * job_.columns + column_ * kSize +
+                  (row_ - block) * kSize;
+    __m512 x[kCount];
+    for (int64_t i = 0; i < kCount; ++i) {
+      x[i] = Load(column_ + 16 * i);
+      if (part_.start > 0) x[i] = _mm512_add_ps(_mm512_load_ps(kept + 16 * i), x[i]);
+      if (!part_.ends) {
+        _mm512_store_ps(kept + 16 * i, x[i]);
+      } else {
+        x[i] = End(x[i], column_ + 16 * i);
+      }
+    }
+    if (part_.ends) Write(x);
+  }
+
+  // Past the caches: the result is larger than they are, and what comes next reads it in
+  // another order.
+  AMX inline void Write(const __m512* x) const {
+    const int64_t place = row_ * job_.columns + column_;
+    if (job_.wide) {
+      float* out = static_cast<float*>(job_.out) + place;
+      for (int64_t i = 0; i < kSize / 16; ++i) _mm512_stream_ps(out + 16 * i, x[i]);
+    } else {
+      Bf16* out = static_cast<Bf16*>(job_.out) + place;
+      if constexpr (kWhole) {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(out),
+                           reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x[0])));
+      } else {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(out),
+                            reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(x[1], x[0])));
       }
     }
   }
+
+  alignas(64) Sum sums_[2][kWhole ? 4 * kSize * kSize : kStep];
+  const ProductJob& job_;
+  const DepthPart& part_;
+  const float* back_;
+  const int64_t first_;
+  int now_ = 0;
+  const Sum* sum_ = nullptr;
+  int64_t row_ = 0, end_ = 0, column_ = 0;
+};
+
+// The columns from `first` to before `first + columns`. False if there was no memory.
+template <typename T>
+AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t first,
+                        int64_t columns) {
+  constexpr int64_t kSize = Outcome<T>::kSize;
+  const int64_t bytes = BytesOf<T>(part.depth);
+  int8_t* right = Scratch<0, int8_t>(columns * bytes);
+  if (right == nullptr) return false;
+  const T* kernel = static_cast<const T*>(job.kernel) + part.start * job.columns + first;
+  alignas(64) float back[kColumns<float>];
+  int64_t steps;
+  if constexpr (std::is_same_v<T, float>) {
+    steps = CeilDiv(part.depth, kDigitsDepth);
+    PackRightDigits(kernel, job.columns, part.depth, columns, part.kernel_balance, back,
+                    right);
+  } else {
+    steps = part.depth / kBlock;
+    PackRight(kernel, job.columns, part.depth, columns, reinterpret_cast<Bf16*>(right));
+  }
+  Tiles tiles;
+  Outcome<T> outcome(job, part, back, first);
+  const int64_t share = CeilDiv(kSize, steps);
+  const auto take = [&]() AMX { outcome.Take(share); };
+  for (int64_t r = 0; r < job.rows; r += kSize) {
+    const int8_t* left = static_cast<const int8_t*>(job.left) + r * bytes;
+    const char* ahead = reinterpret_cast<const char*>(left + kSize * bytes);
+    for (int64_t c = 0; c < columns; c += kSize) {
+      if constexpr (std::is_same_v<T, float>) {
+        ahead = MultiplyDigits(left, right + c * bytes, steps, outcome.Next(), ahead, take);
+      } else {
+        ahead = MultiplyBlock<1, true>(
+            reinterpret_cast<const Bf16*>(left),
+            reinterpret_cast<const Bf16*>(right + c * bytes), steps, outcome.Next(),
+            kBlock, ahead, take);
+      }
+      outcome.Start(r, first + c);
+    }
+  }
+  outcome.Take(kSize);
   _mm_sfence();
   return true;
 }
@@ -705,31 +1014,51 @@ const float* OrNull(const Vector& x) {
 // laid out once for all columns.
 template <typename X, typename T>
 ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
-  static_assert(kParts<X> == kParts<T>);
+  constexpr bool kWhole = std::is_same_v<T, float>;
+  static_assert(kWhole == std::is_same_v<X, float>);
   // Where panels of columns start: two for each thread if there are so many columns, the
   // last ones half as wide, or a thread that is slower than another would keep it waiting
   // at the end.
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
   const int64_t even = CeilDiv(CeilDiv(job.columns, 2 * threads), kBlock) * kBlock;
-  auto starts = std::make_shared<std::vector<int64_t>>(1, 0);
-  while (starts->back() < job.columns) {
-    const int64_t rest = job.columns - starts->back();
+  std::vector<int64_t> starts(1, 0);
+  while (starts.back() < job.columns) {
+    const int64_t rest = job.columns - starts.back();
     const int64_t most = rest > threads * kColumns<T> ? kColumns<T> : kColumns<T> / 2;
-    starts->push_back(starts->back() + std::min({rest, even, most}));
+    starts.push_back(starts.back() + std::min({rest, even, most}));
   }
+  const int64_t row_blocks = CeilDiv(job.rows, kBlock);
+  const int64_t most_depth = kWhole ? std::min(kDepth, job.depth) : 0;
+  std::vector<float> x_balance(most_depth), kernel_balance(most_depth);
+  std::vector<float> back(kWhole ? row_blocks * kBlock : 0);
   for (int64_t d = 0; d < job.depth; d += kDepth) {
     const int64_t depth = std::min(kDepth, job.depth - d);
-    InParallel(pool, CeilDiv(job.rows, kBlock), [job, d, depth](int64_t i) {
-      const int64_t row = i * kBlock;
-      PackLeft(static_cast<const X*>(job.x) + row * job.depth + d, job.depth,
-               std::min(kBlock, job.rows - row), depth,
-               job.left + row * depth * kParts<X>);
+    const DepthPart part = {d, depth, d + depth == job.depth, kernel_balance.data(),
+                            back.data()};
+    if constexpr (kWhole) {
+      const float* kernel = static_cast<const float*>(job.kernel) + d * job.columns;
+      std::vector<int> exponents(depth);
+      InParallel(pool, depth / kBlock, [&](int64_t i) {
+        for (int64_t k = i * kBlock; k < (i + 1) * kBlock; ++k) {
+          exponents[k] = MeanExponent(kernel + k * job.columns, job.columns);
+        }
+        return true;
+      });
+      Balance(exponents, x_balance.data(), kernel_balance.data());
+    }
+    InParallel(pool, row_blocks, [&](int64_t i) {
+      const int64_t row = i * kBlock, rows = std::min(kBlock, job.rows - row);
+      const X* x = static_cast<const X*>(job.x) + row * job.depth + d;
+      int8_t* left = static_cast<int8_t*>(job.left) + row * BytesOf<T>(depth);
+      if constexpr (kWhole) {
+        PackLeftDigits(x, job.depth, rows, depth, x_balance.data(), &back[row], left);
+      } else {
+        PackLeft(x, job.depth, rows, depth, reinterpret_cast<Bf16*>(left));
+      }
       return true;
     });
-    const int64_t count = starts->size() - 1;
-    if (!InParallel(pool, count, [job, d, depth, starts](int64_t i) {
-          const int64_t first = (*starts)[i];
-          return ComputeColumns<T>(job, d, depth, first, (*starts)[i + 1] - first);
+    if (!InParallel(pool, starts.size() - 1, [&](int64_t i) {
+          return ComputeColumns<T>(job, part, starts[i], starts[i + 1] - starts[i]);
         })) {
       return Ended(false);
     }
@@ -751,7 +1080,7 @@ bool IsAligned(const Buffer& buffer) {
 
 ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
                    Vector scale, Vector bias, ffi::Result<ffi::AnyBuffer> out,
-                   ffi::Result<Matrix> left, ffi::Result<Sums> sums,
+                   ffi::Result<Bytes> left, ffi::Result<Sums> sums,
                    int32_t activation) {
   if (x.dimensions().size() != 2 || kernel.dimensions().size() != 2) {
     return ffi::Error::InvalidArgument("What is multiplied is no matrix.");
@@ -761,7 +1090,7 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
                           OrNull(scale),
                           OrNull(bias),
                           out->untyped_data(),
-                          reinterpret_cast<Bf16*>(left->typed_data()),
+                          left->untyped_data(),
                           sums->typed_data(),
                           x.dimensions()[0],
                           x.dimensions()[1],
@@ -771,11 +1100,12 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
   const ffi::DataType type = kernel.element_type();
   const bool is_wide = type == ffi::F32;
   const int64_t rows = CeilDiv(job.rows, kBlock) * kBlock;
-  const int64_t depth = std::min(kDepth, job.depth) * (is_wide ? kParts<float> : 1);
+  const int64_t depth = std::min(kDepth, job.depth);
+  const int64_t bytes = is_wide ? BytesOf<float>(depth) : BytesOf<Bf16>(depth);
   const bool in_parts = job.depth > kDepth;
   bool good = job.depth > 0 && job.depth % kBlock == 0 && job.columns % kBlock == 0 &&
               Has(kernel, {job.depth, job.columns}) &&
-              Has(*out, {job.rows, job.columns}) && Has(*left, {rows, depth}) &&
+              Has(*out, {job.rows, job.columns}) && Has(*left, {rows, bytes}) &&
               Has(*sums, {in_parts ? rows : 0, job.columns}) && IsAligned(*out) &&
               IsAligned(*left) && IsAligned(*sums);
   for (const Vector& vector : {scale, bias}) {
@@ -884,7 +1214,7 @@ XLA_FFI_DEFINE_HANDLER(kProduct, Product,
                            .Arg<Vector>()
                            .Arg<Vector>()
                            .Ret<ffi::AnyBuffer>()
-                           .Ret<Matrix>()
+                           .Ret<Bytes>()
                            .Ret<Sums>()
                            .Attr<int32_t>("activation"));
 
@@ -925,7 +1255,9 @@ bool IsUsable() {
   constexpr unsigned kRegisters = kAvx | kAvx512 | kAmx;
   if ((low & kRegisters) != kRegisters) return false;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  if (!(d >> 22 & 1) || !(d >> 24 & 1)) return false;  // amx-bf16, amx-tile
+  for (int bit : {22, 24, 25}) {  // amx-bf16, -tile, -int8
+    if (!(d >> bit & 1)) return false;
+  }
   // avx2, avx512f, -dq, -bw, -vl
   for (int bit : {5, 16, 17, 30, 31}) {
     if (!(b >> bit & 1)) return false;

@@ -2,12 +2,20 @@
 
 That is Intel's Xeons from 2023 on.
 
-The unit multiplies bfloat16. XLA's own products in bfloat16 reach a half to four fifths
-of these, and its attention a quarter to a half. A float32 is the sum of three bfloat16
-numbers, and six of nine products of such parts give its digits: XLA's
-`BF16_BF16_F32_X6`, which TPUs do for float32 at the highest precision. Here too that is
-faster than the CPU's own float32. Digits are lost of numbers, or products, below some
-1e-32, and what is above 3.39e38 becomes a NaN.
+The unit multiplies bfloat16, and bytes at twice the rate. XLA's own products in
+bfloat16 reach a half to four fifths of these, and its attention a quarter to a half.
+
+Products of float32 are products of whole numbers (Ozaki, Ogita, Oishi and Rump 2012):
+what a number adds to the results is rounded to 2^-24 of the most that one of its row
+does, a kernel's to 2^-24 of its column's largest, and of their three bytes eight of
+nine products are summed exactly. Errors are those of a sum in float32 or smaller,
+unless what is thousands of times larger than the rest of a row happens to cancel. Rows
+and columns whose largest is below some 1e-30 lose digits, those beyond 1e33 may become
+infinite; where a number is infinite or none, so is its whole row or column.
+
+Attention's float32 is the sum of three bfloat16 numbers, and six of nine products of
+such parts give its digits: XLA's `BF16_BF16_F32_X6`, which TPUs do for float32 at the
+highest precision.
 
 They are compiled with the package (`_xeon.cc`) and called through XLA's foreign
 function interface; where that was not possible, or the CPU has no such unit, XLA does
@@ -135,10 +143,12 @@ def product(
     vectors = [none if v is None else v.astype(jnp.float32) for v in (scale, bias)]
     number = np.int32(_ACTIVATIONS.index(activation))
     shape = jax.ShapeDtypeStruct((rows, outputs), out_dtype)
-    parts = 3 if x.dtype == jnp.float32 else 1
+    depth = min(inputs, _DEPTH)
+    # Three digits of 64 numbers at a time, or bfloat16.
+    row_bytes = 3 * (-(-depth // 64) * 64) if x.dtype == jnp.float32 else 2 * depth
     whole_rows = -(-rows // _BLOCK) * _BLOCK
     # Where `x` is laid out and sums of parts are: memory that XLA plans and uses again.
-    left = jax.ShapeDtypeStruct((whole_rows, parts * min(inputs, _DEPTH)), jnp.bfloat16)
+    left = jax.ShapeDtypeStruct((whole_rows, row_bytes), jnp.uint8)
     sums = jax.ShapeDtypeStruct(
         (whole_rows if inputs > _DEPTH else 0, outputs), jnp.float32
     )

@@ -125,6 +125,47 @@ def test_float32_keeps_its_digits_in_numbers_of_different_sizes():
 
 
 @needs_xeon
+def test_float32_keeps_its_digits_next_to_large_numbers_that_count_for_little():
+    """As in models whose features are some hundreds of times larger than others."""
+    x = np.array(numbers(40, 1024, dtype=jnp.float32))
+    kernel = np.array(numbers(1024, 64, seed=1, dtype=jnp.float32))
+    x[:, [7, 300]] *= [[1000, -400]]
+    kernel[[7, 300]] *= [[1e-3], [1e-5]]
+    wanted = exact(x) @ exact(kernel)
+    found = exact(xeon.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
+    off, others = np.abs(found - wanted), np.abs(exact(x @ kernel) - wanted)
+    assert off.max() <= others.max() and off.mean() <= others.mean()
+
+
+@needs_xeon
+def test_float32_of_any_size_keeps_its_digits():
+    size = np.array([1e-28, 1e-10, 1, 1e10, 1e28, 0])
+    x = np.asarray(numbers(6, 96, dtype=jnp.float32) * size[:, None], np.float32)
+    kernel = np.array(numbers(96, 64, seed=1, dtype=jnp.float32))
+    kernel[:, :6] *= size[::-1]
+    kernel[:, 40] = 0
+    found = xeon.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32)
+    wanted = exact(x) @ exact(kernel)
+    limit = 1e-6 * np.linalg.norm(exact(x), axis=1)[:, None]
+    limit = limit * np.linalg.norm(exact(kernel), axis=0)
+    seen = (np.abs(wanted) < 3e38) & (np.abs(wanted) > 1e-36)
+    assert seen.sum() > 6 * 50
+    assert (np.abs(exact(found) - wanted) <= limit)[seen].all()
+    assert not np.asarray(found)[5].any() and not np.asarray(found)[:5, 40].any()
+
+
+@needs_xeon
+@BOTH
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_what_is_not_a_number_stays_none_or_infinite_in_its_row(value, kind):
+    x = numbers(3, 64, dtype=kind).at[1, 40].set(value)
+    kernel = numbers(64, 32, seed=1, dtype=kind)
+    found = np.asarray(xeon.product(x, kernel, jnp.float32))
+    assert not np.isfinite(found[1]).any()
+    assert np.isfinite(found[[0, 2]]).all()
+
+
+@needs_xeon
 def test_int8_kernels_are_scaled_by_column():
     x = numbers(70, 1056)
     kernel = quantized.quantize(numbers(1056, 160, seed=1, dtype=jnp.float32))
