@@ -34,6 +34,7 @@
 #include <initializer_list>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -229,14 +230,14 @@ AMX inline const char* MultiplyBlock(const Bf16* left, const Bf16* right, int64_
 
 // Products of whole numbers of three signed digits to the base of 256: the sum of digits'
 // products, each times 256 to the power of both their places. That of both last digits,
-// below 2^-16 of the first's, is left out; int32 holds the others' sums exactly.
+// below 2^-32 of the first digits', is left out; int32 holds the others' sums exactly.
 //
 // sums [4 places, 16, 16] = left [16, depth] times right, laid out as
 //
 //   left    [rows / 16][depth / 64][3 digits][16 rows][64 of depth]
 //   right   [columns / 16][depth / 64][3 digits][16 x 4 of depth][16 columns][4]
 //
-// with the first digit first.
+// with the largest digit first.
 template <typename Other>
 AMX inline const char* MultiplyDigits(const int8_t* left, const int8_t* right,
                                       int64_t steps, int32_t* sums, const char* ahead,
@@ -434,8 +435,8 @@ AMX inline __m512i Larger(__m512i bits, __m512 x) {
 }
 
 // What numbers up to `largest` are multiplied by to be whole ones of three digits, and
-// what those are multiplied by to have them back, without their last two digits' places;
-// no number, if the largest is none or infinite.
+// what numbers in units of the first digit are multiplied by to be what they were; none,
+// if the largest is none or infinite.
 struct Scale {
   __m512 to, back;
 };
@@ -493,7 +494,10 @@ AMX int MeanExponent(const float* row, int64_t columns) {
     total = _mm512_add_epi32(total, exponent);
     count += __builtin_popcount(real);
   }
-  return count == 0 ? 0 : static_cast<int>(_mm512_reduce_add_epi32(total) / (128 * count));
+  alignas(64) int32_t lanes[16];
+  _mm512_store_si512(lanes, total);
+  const int64_t sum = std::accumulate(lanes, lanes + 16, int64_t{0});
+  return count == 0 ? 0 : static_cast<int>(sum / (128 * count));
 }
 
 // What a place of depth is multiplied by before its numbers become whole ones: x by the

@@ -26,7 +26,7 @@ needs_xeon = pytest.mark.skipif(
     not xeon.is_usable(), reason="no AMX, or the package was not compiled for it"
 )
 _FLAGS = {"amx_tile", "amx_bf16", "avx512_bf16", "avx512f", "avx512bw", "avx512dq"}
-_FLAGS |= {"avx512vl", "avx2", "fma"}
+_FLAGS |= {"avx512vl", "avx2", "fma", "amx_int8"}
 
 
 def numbers(*shape, seed=0, dtype=jnp.bfloat16):
