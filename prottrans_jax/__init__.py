@@ -9,6 +9,10 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_encoder", "load_model"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     # Lazily: `import prottrans_jax` alone costs nothing, not even JAX.
     if name in ("load_encoder", "load_model"):

@@ -12,6 +12,7 @@ on.
 
 import argparse
 from collections.abc import Sequence
+import re
 import signal
 import sys
 
@@ -28,6 +29,7 @@ class _Stopped(BaseException):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand and returns the exit status."""
     parser = _parser()
+    argv = _with_negative_layers(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "run"):
         parser.print_help()
@@ -55,22 +57,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
+def _with_negative_layers(argv: Sequence[str]) -> list[str]:
+    """`--layer -2,-1` as argparse takes it: it thinks that -2,-1 is a flag."""
+    joined: list[str] = []
+    for word in argv:
+        if joined[-1:] in (["--layer"], ["--layers"]) and re.match(r"-\d", word):
+            word = f"{joined.pop()}={word}"
+        joined.append(word)
+    return joined
+
+
 def _explain(error: Exception, arguments: argparse.Namespace) -> int:
     """Prints what went wrong in one line, if it is of a kind that was foreseen."""
     from prottrans_jax import fasta, manifests
     from prottrans_jax.embed import job, shards
 
     if isinstance(error, fasta.FastaError):
-        hint = (
-            "" if error.problem.fatal else " (--on-bad skip leaves such records out.)"
-        )
+        skippable = error.problem.line and not error.problem.fatal
+        hint = " (--on-bad skip leaves such records out.)" if skippable else ""
         return console.fail(3, f"{error}{hint}")
     refusals = shards.LockedError | shards.OtherRunError | manifests.CheckpointError
     if isinstance(error, refusals):
         return console.fail(2, str(error))
     if isinstance(error, job.DiskFullError):
         return console.fail(4, error.strerror or str(error))
-    if isinstance(error, FileNotFoundError | FileExistsError):
+    mistakes = (
+        FileNotFoundError
+        | FileExistsError
+        | IsADirectoryError
+        | NotADirectoryError
+        | PermissionError
+    )
+    if isinstance(error, mistakes):
         return console.fail(2, str(error) if error.errno is None else _of_os(error))
     if isinstance(error, ValueError):
         return console.fail(2, str(error))

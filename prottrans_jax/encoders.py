@@ -7,7 +7,7 @@
 Needs neither TensorFlow, seqio nor torch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import difflib
 import functools
@@ -74,6 +74,10 @@ class Encoder:
     fingerprint: str
     revision: str
 
+    def __repr__(self) -> str:
+        sizes = f"{self.num_layers} layers, d_model {self.d_model}, {self.dtype}"
+        return f"Encoder({self.name!r}, {type(self.module).__name__}, {sizes})"
+
     def __call__(
         self, tokens: Int[Array, "batch length"], mask: Bool[Array, "batch length"]
     ) -> Float[Array, "batch length d_model"]:
@@ -127,7 +131,7 @@ class Encoder:
         self, sequences: Sequence[str]
     ) -> tuple[Int[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
         """Token ids with special ones, padded on the right, and their mask."""
-        residues = [self._residues(f"sequence {i}", s) for i, s in enumerate(sequences)]
+        residues = self._all_residues(sequences)
         longest = max(map(len, residues), default=0) + self._tokens.num_special
         tokens, lengths = self._tokens.rows(residues, len(residues), longest)
         return tokens, np.arange(longest) < lengths[:, None]
@@ -156,9 +160,7 @@ class Encoder:
         Returns:
           A list of [residues, d_model]; with `pool` an array [proteins, d_model].
         """
-        if isinstance(sequences, str):
-            raise ValueError("embed takes a list of sequences, not one string.")
-        residues = [self._residues(f"sequence {i}", s) for i, s in enumerate(sequences)]
+        residues = self._all_residues(sequences)
         runner = self.make_embedder(pool=pool, layers=layers, max_tokens=max_tokens)
         found = _vectors(runner, residues, runner.buckets([len(x) for x in residues]))
         if runner.pool is None:
@@ -199,6 +201,11 @@ class Encoder:
           window: Proteins that are sorted by length together.
           max_tokens: As in `embed`.
         """
+        if isinstance(proteins, str | Mapping):
+            raise ValueError(
+                f"stream takes (id, sequence) pairs, not a {type(proteins).__name__}: "
+                "of a dict its items()."
+            )
         runner = self.make_embedder(pool=pool, layers=layers, max_tokens=max_tokens)
         source = iter(proteins)
         buckets = None
@@ -263,6 +270,14 @@ class Encoder:
         return embedder.Tokens(
             self.vocabulary.byte_table, self.prefix, self.suffix, self.vocabulary.pad_id
         )
+
+    def _all_residues(self, sequences: Sequence[str]) -> list[bytes]:
+        if isinstance(sequences, str | Mapping):
+            raise ValueError(
+                f"A list of sequences is wanted, not a {type(sequences).__name__}: of "
+                "one sequence [sequence], of a dict list(proteins.values())."
+            )
+        return [self._residues(f"sequence {i}", s) for i, s in enumerate(sequences)]
 
     def _residues(self, what: str, sequence: str) -> bytes:
         try:
@@ -356,6 +371,9 @@ class Model:
     vocabulary: vocabularies.Vocabulary
     name: str
     source: pathlib.Path
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, {type(self.module).__name__})"
 
     def __call__(self, *inputs: Array, **keywords: Any) -> Any:
         """Logits; arguments are those of the module, dropout is off."""

@@ -425,6 +425,21 @@ def _first_header(
     return text[at:], line + before.count(b"\n"), found, problems
 
 
+def check_start(path: str, start: bytes) -> None:
+    """Refuses a file whose first bytes are plain text, or none, without a header.
+
+    Raises:
+      FastaError: They hold something other than comments.
+    """
+    if unpacking.is_compressed(start):
+        return
+    text = start.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    *_, found, problems = _first_header(path, text, 1, last=True)
+    for problem in problems:
+        if problem.line and not found:
+            raise FastaError(dataclasses.replace(problem, fatal=True))
+
+
 def _open(path: str | os.PathLike) -> IO[bytes]:
     if str(path) == "-":
         return sys.stdin.buffer

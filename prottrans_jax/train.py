@@ -19,7 +19,13 @@ import time
 
 from absl import flags, logging
 
-from prottrans_jax import gin_utils
+try:
+    from prottrans_jax import gin_utils
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"error: {missing.name} is not installed. Preparing and pre-training need the "
+        "extra `train`: pip install 'prottrans_jax[train]'"
+    )
 
 # TensorFlow only reads records here; its start-up notes are of no use to anybody.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -58,6 +58,11 @@ def unpacked(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
             raise EOFError
 
 
+def is_compressed(start: bytes) -> bool:
+    """Whether a file with this beginning is one that `unpacked` unpacks."""
+    return _unpacker(start) is not None
+
+
 def _unpacker(start: bytes) -> Callable[[], Any] | None:
     """What unpacks a file with this beginning; None if it is plain."""
     if start.startswith(b"\x1f\x8b"):

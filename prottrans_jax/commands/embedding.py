@@ -29,7 +29,7 @@ def add_embed(commands) -> None:
         choices=(0, 1),
         help="one vector per protein",
     )
-    add("--pool", default="mean", help="mean, max or cls, for --per-protein")
+    add("--pool", help="mean (default), max or cls, for --per-protein")
     add(
         "--layer",
         "--layers",
@@ -52,7 +52,12 @@ def add_embed(commands) -> None:
     add("--on-bad", "--on_bad", default="error", help="error or skip")
     add("--on-duplicate", default="error", help="error, suffix or first")
     add("--reuse", action="append", default=[], help="HDF5 file to take vectors from")
-    add("--resume", action=argparse.BooleanOptionalAction, default=True)
+    add(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on from what a stopped run left, or begin anew; see --overwrite",
+    )
     add("--overwrite", action="store_true", help="replace another run's output")
     add("--device", default="auto", choices=("auto", "cpu", "gpu", "tpu"))
     add("--download", action="store_true", help="fetch a model that is not here")
@@ -68,10 +73,12 @@ def _embed(arguments: argparse.Namespace) -> int:
         )
     from prottrans_jax.embed import job, process, settings
 
+    if arguments.pool and not arguments.per_protein:
+        raise ValueError(f"--pool {arguments.pool} is for --per-protein vectors.")
     options = settings.Options(
         per_residue=arguments.per_residue,
         per_protein=bool(arguments.per_protein),
-        pool=arguments.pool,
+        pool=arguments.pool or "mean",
         layers=arguments.layers,
         key=arguments.key,
         residue_dtype=arguments.output_dtype,

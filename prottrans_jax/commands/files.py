@@ -20,6 +20,8 @@ def _info(arguments: argparse.Namespace) -> int:
     path = pathlib.Path(arguments.path)
     if (path / "config.json").is_file():
         about = _info_of_model(path)
+    elif path.is_dir() and not (path / "zarr.json").is_file():
+        raise ValueError(f"{path}: a folder without config.json is no model's.")
     else:
         from prottrans_jax.embed import files
 
@@ -100,7 +102,7 @@ def add_verify(commands) -> None:
         default="float32",
         help="of the model's products",
     )
-    add("--key", default="auto", help="how keys were made, as for embed")
+    add("--key", help="how keys were made, as for embed; default: as the file says")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -110,14 +112,16 @@ def _verify(arguments: argparse.Namespace) -> int:
         return console.fail(2, "give a FILE, or -m MODEL, --golden FILE and -i FASTA.")
     from prottrans_jax.embed import files, verifying
 
-    wanted = None
+    wanted, unusable = None, list[str]()
     if arguments.input:
-        wanted = verifying.expected(arguments.input, arguments.key)
-    faults = verifying.check_file(arguments.file, wanted)
+        scheme = arguments.key or (files.run_of(arguments.file) or {}).get("key")
+        wanted, unusable = verifying.expected(arguments.input, scheme or "auto")
+    faults = unusable + verifying.check_file(arguments.file, wanted)
     for fault in faults[:20]:
         print(fault)
     if faults:
-        return console.fail(3, f"{arguments.file}: {len(faults)} faults.")
+        number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        return console.fail(3, f"{arguments.file}: {number}.")
     found = files.describe(arguments.file)
     print(f"{arguments.file}: {found.proteins:,} proteins, {found.kind}, sound.")
     return 0

@@ -69,15 +69,32 @@ def keys(path: str | os.PathLike) -> Iterator[str]:
     path = pathlib.Path(path)
     suffix = _suffix(path)
     if suffix in _HDF5:
-        import h5py
-
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             yield from file
     elif suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             yield from file.files
     else:
         yield from (entry.key for entry in entries(path))
+
+
+def open_hdf5(path: str | os.PathLike) -> Any:
+    """The file, for reading.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      ValueError: It is a folder, may not be read, or is no HDF5 file.
+    """
+    import h5py
+
+    if not pathlib.Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        # HDF5's own text names neither, or everything at once.
+        reason = os.strerror(error.errno) if error.errno else "not an HDF5 file"
+        raise ValueError(f"{path}: {reason}, or damaged.") from error
 
 
 def _suffix(path: pathlib.Path) -> str:
@@ -96,9 +113,7 @@ def metadata(path: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(path)
     about: dict[str, Any] = {}
     if path.suffix.lower() in _HDF5:
-        import h5py
-
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             about.update({key: _plain(value) for key, value in file.attrs.items()})
     beside = path.with_name(path.name + ".json")
     if beside.is_file():
@@ -217,7 +232,7 @@ def convert(
 def _hdf5(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
     import h5py
 
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         for key in filter(wanted, file):
             if not isinstance(file.get(key, getlink=True), h5py.HardLink):
                 raise ValueError(f"{path}: {key} is a link, which is not followed.")

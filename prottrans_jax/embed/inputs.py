@@ -19,6 +19,8 @@ from prottrans_jax import fasta
 from prottrans_jax.embed import keys
 
 ON_DUPLICATE = ("error", "suffix", "first")
+# Of standard input, looked at before it is copied.
+_START_BYTES = 64 << 10
 # Fates of records.
 EMBED, SAME, LEFT_OUT = 0, 1, 2
 
@@ -202,10 +204,21 @@ def look(
 
 
 def spool(stream, folder: pathlib.Path) -> pathlib.Path:
-    """Copies standard input to a file, since the input is read more than once."""
-    path = folder / "standard_input.fasta"
-    with open(path, "wb") as file:
-        shutil.copyfileobj(stream or sys.stdin.buffer, file)
+    """Copies standard input to a file, since the input is read more than once.
+
+    Raises:
+      fasta.FastaError: It begins as no FASTA does.
+    """
+    path, stream = folder / "standard_input.fasta", stream or sys.stdin.buffer
+    try:
+        with open(path, "wb") as file:
+            start = stream.read(_START_BYTES)
+            fasta.check_start("standard input", start)
+            file.write(start)
+            shutil.copyfileobj(stream, file)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     return path
 
 

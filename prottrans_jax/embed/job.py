@@ -83,8 +83,8 @@ def embed_fasta(
         if not _is_disk_full(error):
             raise
         raise DiskFullError(
-            errno.ENOSPC,
-            f"no space left at {asked.output.parent}. What was computed is kept in "
+            error.errno or errno.ENOSPC,
+            f"{_reason(error)} at {asked.output.parent}. What was computed is kept in "
             f"{parts.folder}: free some space and run the same command again.",
         ) from error
     except ValueError:
@@ -214,5 +214,10 @@ def _figures(asked, found, known, places) -> reports.Plan:
 
 
 def _is_disk_full(error: OSError) -> bool:
-    # HDF5 puts the number into its text.
-    return error.errno in (errno.ENOSPC, errno.EDQUOT) or "errno = 28" in str(error)
+    # HDF5 puts the number into its text. EFBIG: by `ulimit -f`, for one.
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return error.errno in full or "errno = 28" in str(error)
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno or errno.ENOSPC).lower()

@@ -107,10 +107,8 @@ def find(
       shape: [*layers, d_model].
       lengths: Rows that each record's vectors should have.
     """
-    import h5py
-
     opened = {
-        kind: h5py.File(path)
+        kind: files.open_hdf5(path)
         for kind, path in outputs.items()
         if path.suffix.lower() in _HDF5
     }
@@ -146,12 +144,10 @@ def find(
 
 
 def _open(path: str | os.PathLike, identity: Mapping[str, Any]):
-    import h5py
-
     try:
-        file = h5py.File(path)
-    except OSError as error:
-        raise ValueError(f"--reuse {path}: not a readable HDF5 file: {error}") from None
+        file = files.open_hdf5(path)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"--reuse {error}") from None
     if files.IDENTITY not in file.attrs:
         return file  # UniProt's, for one: believed.
     before = json.loads(file.attrs[files.IDENTITY])

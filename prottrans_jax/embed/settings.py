@@ -97,6 +97,16 @@ class Options:
                 raise ValueError(
                     f"{field}={value} ({flag}): it must be at least {least}."
                 )
+        if self.chunk_overlap is not None and self.long != "chunk":
+            raise ValueError(
+                f"chunk_overlap={self.chunk_overlap} (--chunk-overlap) is for "
+                f"long='chunk' (--long chunk), not {self.long!r}."
+            )
+        if self.long != "error" and self.max_length is None:
+            raise ValueError(
+                f"long={self.long!r} (--long) needs max_length (--max-length N): above "
+                "how many residues."
+            )
         for field in ("residue_dtype", "protein_dtype"):
             if getattr(self, field) not in (None, "float16", "float32"):
                 raise ValueError(

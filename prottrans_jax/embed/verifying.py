@@ -30,15 +30,23 @@ class Result(NamedTuple):
     passed: bool
 
 
-def expected(source: str | os.PathLike, key_scheme: str) -> Mapping[str, tuple]:
-    """(sha256, residues) of every protein of a FASTA file, by key."""
+def expected(
+    source: str | os.PathLike, key_scheme: str
+) -> tuple[Mapping[str, tuple], list[str]]:
+    """What a FASTA file asks for.
+
+    Returns:
+      (sha256, residues) of every protein, by key, and what is wrong with the records
+      that cannot be used, a line each.
+    """
     found = inputs.look(
         source, key_scheme=key_scheme, on_bad="skip", on_duplicate="suffix"
     )
-    return {
+    wanted = {
         protein.key: (keys.digest(protein.residues), len(protein.residues))
         for protein in found.proteins()
     }
+    return wanted, [skipped.detail for skipped in found.skipped]
 
 
 def check_file(

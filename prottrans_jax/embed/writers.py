@@ -49,7 +49,15 @@ class _Hdf5:
     """One dataset per protein at the root, everything else in attributes.
 
     No other dataset or group: ProtSpace takes each one it meets for a protein.
+
+    HDF5 that meets a full disk takes the process with it: space is reserved before it
+    writes, and what is left of that is given back in the end.
     """
+
+    # Reserved at a time, and beyond what is known to be needed.
+    _AHEAD, _SPARE = 64 << 20, 1 << 20
+    # In the superblock of versions 2 and 3, a little-endian uint64: the file's end.
+    _END_AT = 28
 
     def __init__(self, path: pathlib.Path, metadata: Mapping[str, Any]):
         import h5py
@@ -67,10 +75,31 @@ class _Hdf5:
                 os.fsencode(path), h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access
             )
         )
+        self._descriptor = os.open(path, os.O_RDWR)
+        self._reserved = 0
+        try:
+            self._reserve(0)
+        except OSError:
+            self.close()
+            raise
         for name, value in metadata.items():
             self._file.attrs[name] = value
 
+    def _reserve(self, num_bytes: int) -> None:
+        needed = self._file.id.get_filesize() + num_bytes + self._SPARE
+        if needed <= self._reserved or not hasattr(os, "posix_fallocate"):
+            return
+        for end in (needed + self._AHEAD, needed):
+            try:
+                os.posix_fallocate(self._descriptor, 0, end)
+                self._reserved = end
+                return
+            except OSError:
+                if end == needed:
+                    raise
+
     def add(self, entry: Entry) -> None:
+        self._reserve(entry.array.nbytes)
         # A checksum needs chunks: the array is one.
         dataset = self._file.create_dataset(
             entry.key, data=entry.array, chunks=entry.array.shape, fletcher32=True
@@ -83,6 +112,9 @@ class _Hdf5:
 
     def close(self) -> None:
         self._file.close()
+        end = os.pread(self._descriptor, 8, self._END_AT)
+        os.ftruncate(self._descriptor, int.from_bytes(end, "little"))
+        os.close(self._descriptor)
         _sync(self._path)
 
 
@@ -220,9 +252,9 @@ class _Csv:
     def add(self, entry: Entry) -> None:
         if entry.array.ndim != 1:
             raise ValueError(
-                f"{self._path}: {entry.array.ndim}-dimensional embeddings do not go "
-                "into CSV. Ask for one vector per protein (--per-protein), or choose "
-                ".h5, .npz, .parquet or .zarr."
+                f"{entry.key}: {entry.array.ndim}-dimensional embeddings do not go "
+                "into CSV. Ask for one vector per protein (embed --per-protein, "
+                "convert --pool mean), or choose .h5, .npz, .parquet or .zarr."
             )
         if not self._begun:
             self._csv.writerow(["id", *range(entry.array.size)])

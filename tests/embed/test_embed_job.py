@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import gzip
+import io
 import json
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from prottrans_jax import fasta
-from prottrans_jax.embed import computing, job, merging, settings, shards
+from prottrans_jax.embed import computing, inputs, job, merging, settings, shards
 
 
 def parts_of(path):
@@ -223,6 +225,22 @@ def test_full_disk_keeps_what_was_committed(encoder, fasta_file, tmp_path, monke
     report = embed(encoder, fasta_file, output)
     assert report.resumed > 0 and report.embedded + report.resumed == 40
     assert output.read_bytes() == whole.read_bytes()
+
+
+def test_standard_input_that_is_no_fasta_is_not_copied(tmp_path):
+    class Endless(io.RawIOBase):
+        reads = 0
+
+        def read(self, size=-1):
+            self.reads += 1
+            assert self.reads == 1
+            return b"\x93junk\n" * 9000
+
+    with pytest.raises(fasta.FastaError, match=r"standard input:1: .*Is this FASTA"):
+        inputs.spool(Endless(), tmp_path)
+    assert not list(tmp_path.iterdir())
+    for text in (b"", b"; note\n>A\nMK\n", gzip.compress(b">A\nMK\n")):
+        assert inputs.spool(io.BytesIO(text), tmp_path).read_bytes() == text
 
 
 def test_long_proteins_by_policy(encoder, tmp_path):

@@ -372,6 +372,12 @@ def test_what_xeons_have_of_their_own_is_used_and_gives_the_same(
     np.testing.assert_allclose(ours, xla, rtol=0, atol=limit)
 
 
+def test_what_is_loaded_is_printed_in_a_line(encoder):
+    assert repr(encoder) == "Encoder('tiny_t5', T5, 3 layers, d_model 12, float32)"
+    assert repr(prottrans_jax.load_model(encoder.source)) == "Model('tiny_t5', T5)"
+    assert {"load_encoder", "load_model", "__version__"} <= set(dir(prottrans_jax))
+
+
 @pytest.mark.parametrize(
     ("layers", "message"), [(7, "layer 7"), ("last9", "layer -9"), ("first", "first")]
 )
@@ -381,8 +387,12 @@ def test_unknown_layers_are_refused(encoder, layers, message):
 
 
 def test_other_mistakes_are_explained(encoder):
-    with pytest.raises(ValueError, match="list of sequences"):
-        encoder.embed("MKTAY")
+    for given in ("MKT", {"protein": "MKT"}):
+        for method in (encoder.embed, encoder.tokenize):
+            with pytest.raises(ValueError, match=r"list of sequences.*proteins.values"):
+                method(given)
+    with pytest.raises(ValueError, match=r"pairs, not a dict: of a dict its items\(\)"):
+        next(encoder.stream({"protein": "MKT"}))
     with pytest.raises(ValueError, match=r"sequence 1: .*position 2"):
         encoder.embed(["MKTAY", "MK1"])
     with pytest.raises(ValueError, match=r"no \[CLS\] token"):
