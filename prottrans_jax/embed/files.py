@@ -206,8 +206,8 @@ def convert(
         if isinstance(value, str | int | float)
     }
     number = 0
-    writer = writers.create(temporary, attributes)
     try:
+        writer = writers.create(temporary, attributes)
         try:
             for entry in entries(source):
                 if pool is not None and entry.array.ndim > 1:
@@ -218,8 +218,10 @@ def convert(
         finally:
             writer.close()
         os.replace(temporary, output)
-    except BaseException:
+    except BaseException as error:
         writers.remove(temporary)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            raise OSError(error.errno, error.strerror, str(output)) from error
         raise
     plain = str | int | float | list | dict | None
     about = {key: value for key, value in about.items() if isinstance(value, plain)}

@@ -1,5 +1,6 @@
 """Output files: opened by others' rules, converted, checked; bytes that do not lie."""
 
+import errno
 import hashlib
 import io
 import subprocess
@@ -60,6 +61,22 @@ def test_hdf5_on_a_full_disk_is_an_error_and_what_is_there_can_be_read(tmp_path)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     assert len(list(files.keys(path))) == int(done.stdout) > 500
+
+
+def test_conversion_on_a_full_disk_says_where_and_leaves_nothing(
+    encoder, fasta_file, tmp_path, monkeypatch
+):
+    source = embed_into(encoder, fasta_file, tmp_path / "out.h5")
+    folder = tmp_path / "full"
+    folder.mkdir()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writers.os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*copy\.h5"):
+        files.convert(source, folder / "copy.h5")
+    assert not list(folder.iterdir())
 
 
 def test_hdf5_is_no_larger_than_what_is_in_it(tmp_path):
