@@ -291,8 +291,9 @@ def kill_drill(model, folder, count, kills, seed):
         else:
             committed = functools.partial(has_grown, parts, before)
             kill_when(committed, generator.uniform(0, 0.05))
-    # This file is being written when the kill comes.
-    kill_when(merged.exists, 0.05)
+    before = killed
+    kill_when(merged.exists, 0.01)  # This file is being written then.
+    assert killed > before and not broken.exists()
     assert start(broken).wait() == 0
     assert broken.read_bytes() == whole.read_bytes()
     with h5py.File(broken) as file:

@@ -92,9 +92,11 @@ def open_hdf5(path: str | os.PathLike) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        # HDF5's own text names neither, or everything at once.
-        reason = os.strerror(error.errno) if error.errno else "not an HDF5 file"
-        raise ValueError(f"{path}: {reason}, or damaged.") from error
+        # HDF5's own text names everything at once.
+        reason = "not an HDF5 file, or damaged"
+        if error.errno:
+            reason = os.strerror(error.errno)
+        raise ValueError(f"{path}: {reason}.") from error
 
 
 def _suffix(path: pathlib.Path) -> str:

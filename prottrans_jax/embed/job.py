@@ -85,7 +85,7 @@ def embed_fasta(
         raise DiskFullError(
             error.errno or errno.ENOSPC,
             f"{_reason(error)} at {asked.output.parent}. What was computed is kept in "
-            f"{parts.folder}: free some space and run the same command again.",
+            f"{parts.folder}: make room and run the same command again.",
         ) from error
     except ValueError:
         # A mistake in what was asked or given: no empty folder stays behind.

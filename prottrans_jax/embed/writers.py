@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import csv
+import errno
 import io
 import json
 import os
@@ -70,36 +71,47 @@ class _Hdf5:
         # What readers since HDF5 1.10 know; per dataset 356 bytes instead of 2,490.
         access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
         access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-        self._file = h5py.File(
-            h5py.h5f.create(
-                os.fsencode(path), h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access
-            )
-        )
-        self._descriptor = os.open(path, os.O_RDWR)
-        self._reserved = 0
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        # macOS has no such call.
+        self._reserves = hasattr(os, "posix_fallocate")
+        self._file: Any = None
         try:
-            self._reserve(0)
-        except OSError:
+            self._reserved = 0
+            self._reserve(0)  # HDF5 writes as it creates the file, which empties it.
+            self._file = h5py.File(
+                h5py.h5f.create(
+                    os.fsencode(path), h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access
+                )
+            )
+            self._reserved = 0
+            self._reserve(self._file.id.get_filesize())
+            for name, value in metadata.items():
+                self._file.attrs[name] = value
+        except BaseException:
             self.close()
             raise
-        for name, value in metadata.items():
-            self._file.attrs[name] = value
 
     def _reserve(self, num_bytes: int) -> None:
-        needed = self._file.id.get_filesize() + num_bytes + self._SPARE
-        if needed <= self._reserved or not hasattr(os, "posix_fallocate"):
+        needed = num_bytes + self._SPARE
+        if needed <= self._reserved or not self._reserves:
             return
         for end in (needed + self._AHEAD, needed):
             try:
-                os.posix_fallocate(self._descriptor, 0, end)
+                os.posix_fallocate(
+                    self._descriptor, self._reserved, end - self._reserved
+                )
                 self._reserved = end
                 return
-            except OSError:
-                if end == needed:
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+                if full and end == needed:
                     raise
+                if not full:  # A file system that cannot.
+                    self._reserves = False
+                    return
 
     def add(self, entry: Entry) -> None:
-        self._reserve(entry.array.nbytes)
+        self._reserve(self._file.id.get_filesize() + entry.array.nbytes)
         # A checksum needs chunks: the array is one.
         dataset = self._file.create_dataset(
             entry.key, data=entry.array, chunks=entry.array.shape, fletcher32=True
@@ -111,10 +123,13 @@ class _Hdf5:
             dataset.attrs["description"] = _fitting(entry.description)
 
     def close(self) -> None:
-        self._file.close()
-        end = os.pread(self._descriptor, 8, self._END_AT)
-        os.ftruncate(self._descriptor, int.from_bytes(end, "little"))
-        os.close(self._descriptor)
+        try:
+            if self._file is not None:
+                self._file.close()
+                end = os.pread(self._descriptor, 8, self._END_AT)
+                os.ftruncate(self._descriptor, int.from_bytes(end, "little"))
+        finally:
+            os.close(self._descriptor)
         _sync(self._path)
 
 

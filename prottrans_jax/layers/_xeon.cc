@@ -34,7 +34,7 @@
 #include <initializer_list>
 #include <memory>
 #include <mutex>
-#include <numeric>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -276,7 +276,7 @@ AMX inline const char* MultiplyDigits(const int8_t* left, const int8_t* right,
     Gap();
     _tile_dpbssd(3, 7, 5);
     Gap();
-    // During a panel of kColumns that is the next 32 rows of the left operand.
+    // During a panel of kColumns that is the next 16 rows of the left operand.
     for (int i = 0; i < 6; ++i) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
     ahead += 6 * 64;
     other();
@@ -433,6 +433,11 @@ AMX void PackTransposed(const T* x, int64_t stride, int64_t columns, int64_t dep
 AMX inline __m512i Larger(__m512i bits, __m512 x) {
   return _mm512_max_epu32(bits, reinterpret_cast<__m512i>(_mm512_abs_ps(x)));
 }
+AMX inline __mmask16 IsFinite(__m512i largest) {
+  return _mm512_cmplt_epu32_mask(largest, _mm512_set1_epi32(0x7f800000));
+}
+// Digits of what is smaller are lost.
+constexpr float kTiny = 1e-30f;
 
 // What numbers up to `largest` are multiplied by to be whole ones of three digits, and
 // what numbers in units of the first digit are multiplied by to be what they were; none,
@@ -441,12 +446,12 @@ struct Scale {
   __m512 to, back;
 };
 AMX inline Scale ScaleOf(__m512i largest) {
-  const __m512 tiny = _mm512_set1_ps(1e-30f);
-  const __mmask16 good = _mm512_cmplt_epu32_mask(largest, _mm512_set1_epi32(0x7f800000));
-  const __m512 top = _mm512_max_ps(reinterpret_cast<__m512>(largest), tiny);
+  const __m512 top =
+      _mm512_max_ps(reinterpret_cast<__m512>(largest), _mm512_set1_ps(kTiny));
   // Below 127 * 256^2 + 127 * 256 + 127, all rounding included.
   const __m512 to = _mm512_div_ps(_mm512_set1_ps(8355000.0f), top);
-  return {to, _mm512_mask_div_ps(_mm512_set1_ps(NAN), good, _mm512_set1_ps(65536.0f), to)};
+  return {to, _mm512_mask_div_ps(_mm512_set1_ps(NAN), IsFinite(largest),
+                                 _mm512_set1_ps(65536.0f), to)};
 }
 
 // The bits of a where `mask` has them, of b elsewhere.
@@ -480,37 +485,61 @@ AMX inline void StoreDigits(const __m512* x, __m512 scale, int8_t* out) {
       Select(upper, _mm512_slli_epi32(first_and_last[1], 16), first_and_last[0]));
 }
 
-// The mean binary exponent of a kernel's row, without zeros: whatever its columns' sizes
-// are, a row that is twice as large as another has one more.
-AMX int MeanExponent(const float* row, int64_t columns) {
-  const __m512i zero = _mm512_setzero_si512();
-  __m512i total = zero;
-  int64_t count = 0;
-  for (int64_t c = 0; c < columns; c += 16) {
-    const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(row + c));
-    const __mmask16 real = _mm512_cmpneq_epi32_mask(reinterpret_cast<__m512i>(size), zero);
-    // In 128ths: the mantissa is nearly what a logarithm has after the point.
-    const __m512i exponent = _mm512_srli_epi32(reinterpret_cast<__m512i>(size), 16);
-    total = _mm512_add_epi32(total, exponent);
-    count += __builtin_popcount(real);
+// How some of the depth of a kernel becomes whole numbers.
+struct KernelScales {
+  KernelScales(int64_t depth, int64_t columns)
+      : to(columns), back(columns), inverse(columns), x(depth), kernel(depth) {}
+
+  std::vector<float> to, back;  // [columns]; see `ScaleOf`.
+  std::vector<float> inverse;   // [columns]: 1 / the largest, or 0.
+  // [depth]: what x and the kernel are multiplied by before, powers of two, each the
+  // other's inverse. By them a place of depth of the kernel comes near to the largest of
+  // some column, and what counts of a number of x is what it adds to the results.
+  std::vector<float> x, kernel;
+};
+
+// Of columns from `first` to before `last`; rows of the kernel are `stride` apart.
+AMX void ScaleColumns(const float* kernel, int64_t stride, int64_t depth, int64_t first,
+                      int64_t last, KernelScales* scales) {
+  // Holds the largest until all are known.
+  float* const largest = scales->inverse.data();
+  std::fill(largest + first, largest + last, 0.0f);
+  for (int64_t d = 0; d < depth; ++d) {
+    for (int64_t c = first; c < last; c += 16) {
+      const __m512i before = _mm512_loadu_si512(largest + c);
+      _mm512_storeu_si512(largest + c,
+                          Larger(before, _mm512_loadu_ps(kernel + d * stride + c)));
+    }
   }
-  alignas(64) int32_t lanes[16];
-  _mm512_store_si512(lanes, total);
-  const int64_t sum = std::accumulate(lanes, lanes + 16, int64_t{0});
-  return count == 0 ? 0 : static_cast<int>(sum / (128 * count));
+  for (int64_t c = first; c < last; c += 16) {
+    const __m512i top = _mm512_loadu_si512(largest + c);
+    const Scale scale = ScaleOf(top);
+    _mm512_storeu_ps(&scales->to[c], scale.to);
+    _mm512_storeu_ps(&scales->back[c], scale.back);
+    const __m512 size =
+        _mm512_max_ps(reinterpret_cast<__m512>(top), _mm512_set1_ps(kTiny));
+    _mm512_storeu_ps(largest + c, _mm512_maskz_div_ps(IsFinite(top),
+                                                      _mm512_set1_ps(1.0f), size));
+  }
 }
 
-// What a place of depth is multiplied by before its numbers become whole ones: x by the
-// size of the kernel's row there next to the largest row's, a power of two, and the kernel
-// by its inverse. What counts of a number of x is then what it adds to results.
-void Balance(const std::vector<int>& exponents, float* x, float* kernel) {
-  constexpr int kMost = 100;  // Of zeros, and that nothing becomes infinite.
-  const int top = *std::max_element(exponents.begin(), exponents.end());
-  for (size_t k = 0; k < exponents.size(); ++k) {
-    const int below = std::min(top - exponents[k], kMost);
-    x[k] = std::ldexp(1.0f, -below);
-    kernel[k] = std::ldexp(1.0f, below);
+// Of a row of the kernel, at place d of its depth.
+AMX void BalanceRow(const float* row, int64_t columns, int64_t d, KernelScales* scales) {
+  constexpr int kMost = 100;  // Of zeros.
+  __m512 largest = _mm512_setzero_ps();
+  for (int64_t c = 0; c < columns; c += 16) {
+    const __m512 inverse = _mm512_loadu_ps(&scales->inverse[c]);
+    const __mmask16 real =
+        _mm512_cmp_ps_mask(inverse, _mm512_setzero_ps(), _CMP_GT_OQ);
+    const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(row + c));
+    largest = _mm512_max_ps(largest, _mm512_maskz_mul_ps(real, size, inverse));
   }
+  const float part = _mm512_reduce_max_ps(largest);  // Of the column's largest.
+  const int below =
+      part > 0 ? std::clamp(-static_cast<int>(std::ceil(std::log2(part))), 0, kMost)
+               : kMost;
+  scales->x[d] = std::ldexp(1.0f, -below);
+  scales->kernel[d] = std::ldexp(1.0f, below);
 }
 
 // Rows [rows, depth], `stride` apart, times `balance`, as whole numbers; rows up to 32 and
@@ -540,24 +569,10 @@ AMX void PackLeftDigits(const float* x, int64_t stride, int64_t rows, int64_t de
   }
 }
 
-// [depth, columns], rows `stride` apart, times `balance`, as whole numbers; depth up to 64
-// is zeros. `back` has what makes each column's numbers of them again.
+// [depth, columns], rows `stride` apart, times `balance` and columns times `to`, as whole
+// numbers; depth up to 64 is zeros.
 AMX void PackRightDigits(const float* x, int64_t stride, int64_t depth, int64_t columns,
-                         const float* balance, float* back, int8_t* packed) {
-  alignas(64) __m512i largest[kColumns<float> / 16] = {};
-  alignas(64) __m512 to[kColumns<float> / 16];
-  for (int64_t d = 0; d < depth; ++d) {
-    const __m512 by = _mm512_set1_ps(balance[d]);
-    for (int64_t c = 0; c < columns; c += 16) {
-      const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(x + d * stride + c), by);
-      largest[c / 16] = Larger(largest[c / 16], scaled);
-    }
-  }
-  for (int64_t c = 0; c < columns; c += 16) {
-    const Scale scale = ScaleOf(largest[c / 16]);
-    to[c / 16] = scale.to;
-    _mm512_store_ps(back + c, scale.back);
-  }
+                         const float* balance, const float* to, int8_t* packed) {
   const int64_t steps = CeilDiv(depth, kDigitsDepth);
   for (int64_t row = 0; row < steps * 16; ++row) {
     const int64_t d = row / 16 * kDigitsDepth + row % 16;
@@ -570,7 +585,7 @@ AMX void PackRightDigits(const float* x, int64_t stride, int64_t depth, int64_t 
                                                 _mm512_set1_ps(balance[place]))
                                 : _mm512_setzero_ps();
       }
-      StoreDigits(four, to[c / 16], out);
+      StoreDigits(four, _mm512_loadu_ps(to + c), out);
     }
   }
 }
@@ -659,8 +674,9 @@ struct ProductJob {
 struct DepthPart {
   int64_t start, depth;
   bool ends;  // Whether it is the last one.
-  // Of float32 products: see `Balance` and `ScaleOf`.
-  const float *kernel_balance, *back;
+  // Of float32 products.
+  const KernelScales* scales;
+  const float* row_back;  // [rows]
 };
 
 // Bytes of a row or a column that is laid out.
@@ -679,9 +695,7 @@ class Outcome {
   static constexpr int64_t kSize = kWhole ? 16 : kBlock;  // Rows and columns of a block.
   using Sum = std::conditional_t<kWhole, int32_t, float>;
 
-  // `back`: as of `part`, but of columns from `first` on.
-  Outcome(const ProductJob& job, const DepthPart& part, const float* back, int64_t first)
-      : job_(job), part_(part), back_(back), first_(first) {}
+  Outcome(const ProductJob& job, const DepthPart& part) : job_(job), part_(part) {}
 
   // Where the next block's sums are to be written.
   Sum* Next() { return sums_[1 - now_]; }
@@ -708,8 +722,8 @@ class Outcome {
         const __m512i sum = _mm512_load_si512(sum_ + i * kSize * kSize);
         x = _mm512_fmadd_ps(x, place, _mm512_cvtepi32_ps(sum));
       }
-      x = _mm512_mul_ps(x, _mm512_set1_ps(part_.back[row_]));
-      return _mm512_mul_ps(x, _mm512_load_ps(back_ + column - first_));
+      x = _mm512_mul_ps(x, _mm512_set1_ps(part_.row_back[row_]));
+      return _mm512_mul_ps(x, _mm512_loadu_ps(&part_.scales->back[column]));
     } else {
       return _mm512_load_ps(sum_ + column - column_);
     }
@@ -763,8 +777,6 @@ class Outcome {
   alignas(64) Sum sums_[2][kWhole ? 4 * kSize * kSize : kStep];
   const ProductJob& job_;
   const DepthPart& part_;
-  const float* back_;
-  const int64_t first_;
   int now_ = 0;
   const Sum* sum_ = nullptr;
   int64_t row_ = 0, end_ = 0, column_ = 0;
@@ -776,21 +788,20 @@ AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t fi
                         int64_t columns) {
   constexpr int64_t kSize = Outcome<T>::kSize;
   const int64_t bytes = BytesOf<T>(part.depth);
-  int8_t* right = Scratch<0, int8_t>(columns * bytes);
+  int8_t* right = Scratch<6, int8_t>(columns * bytes);
   if (right == nullptr) return false;
   const T* kernel = static_cast<const T*>(job.kernel) + part.start * job.columns + first;
-  alignas(64) float back[kColumns<float>];
   int64_t steps;
   if constexpr (std::is_same_v<T, float>) {
     steps = CeilDiv(part.depth, kDigitsDepth);
-    PackRightDigits(kernel, job.columns, part.depth, columns, part.kernel_balance, back,
-                    right);
+    PackRightDigits(kernel, job.columns, part.depth, columns,
+                    part.scales->kernel.data(), &part.scales->to[first], right);
   } else {
     steps = part.depth / kBlock;
     PackRight(kernel, job.columns, part.depth, columns, reinterpret_cast<Bf16*>(right));
   }
   Tiles tiles;
-  Outcome<T> outcome(job, part, back, first);
+  Outcome<T> outcome(job, part);
   const int64_t share = CeilDiv(kSize, steps);
   const auto take = [&]() AMX { outcome.Take(share); };
   for (int64_t r = 0; r < job.rows; r += kSize) {
@@ -1032,30 +1043,33 @@ ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
     starts.push_back(starts.back() + std::min({rest, even, most}));
   }
   const int64_t row_blocks = CeilDiv(job.rows, kBlock);
-  const int64_t most_depth = kWhole ? std::min(kDepth, job.depth) : 0;
-  std::vector<float> x_balance(most_depth), kernel_balance(most_depth);
-  std::vector<float> back(kWhole ? row_blocks * kBlock : 0);
+  KernelScales scales(kWhole ? std::min(kDepth, job.depth) : 0,
+                      kWhole ? job.columns : 0);
+  std::vector<float> row_back(kWhole ? row_blocks * kBlock : 0);
   for (int64_t d = 0; d < job.depth; d += kDepth) {
     const int64_t depth = std::min(kDepth, job.depth - d);
-    const DepthPart part = {d, depth, d + depth == job.depth, kernel_balance.data(),
-                            back.data()};
+    const DepthPart part = {d, depth, d + depth == job.depth, &scales, row_back.data()};
     if constexpr (kWhole) {
       const float* kernel = static_cast<const float*>(job.kernel) + d * job.columns;
-      std::vector<int> exponents(depth);
+      const int64_t wide = CeilDiv(CeilDiv(job.columns, threads), kBlock) * kBlock;
+      InParallel(pool, CeilDiv(job.columns, wide), [&](int64_t i) {
+        ScaleColumns(kernel, job.columns, depth, i * wide,
+                     std::min((i + 1) * wide, job.columns), &scales);
+        return true;
+      });
       InParallel(pool, depth / kBlock, [&](int64_t i) {
         for (int64_t k = i * kBlock; k < (i + 1) * kBlock; ++k) {
-          exponents[k] = MeanExponent(kernel + k * job.columns, job.columns);
+          BalanceRow(kernel + k * job.columns, job.columns, k, &scales);
         }
         return true;
       });
-      Balance(exponents, x_balance.data(), kernel_balance.data());
     }
     InParallel(pool, row_blocks, [&](int64_t i) {
       const int64_t row = i * kBlock, rows = std::min(kBlock, job.rows - row);
       const X* x = static_cast<const X*>(job.x) + row * job.depth + d;
       int8_t* left = static_cast<int8_t*>(job.left) + row * BytesOf<T>(depth);
       if constexpr (kWhole) {
-        PackLeftDigits(x, job.depth, rows, depth, x_balance.data(), &back[row], left);
+        PackLeftDigits(x, job.depth, rows, depth, scales.x.data(), &row_back[row], left);
       } else {
         PackLeft(x, job.depth, rows, depth, reinterpret_cast<Bf16*>(left));
       }
@@ -1127,9 +1141,13 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
   }
   UseLargePages(left->untyped_data(), left->size_bytes());
   UseLargePages(sums->untyped_data(), sums->size_bytes());
-  if (is_wide) return Compute<float, float>(pool, job);
-  if (type == ffi::S8) return Compute<Bf16, int8_t>(pool, job);
-  return Compute<Bf16, Bf16>(pool, job);
+  try {
+    if (is_wide) return Compute<float, float>(pool, job);
+    if (type == ffi::S8) return Compute<Bf16, int8_t>(pool, job);
+    return Compute<Bf16, Bf16>(pool, job);
+  } catch (const std::bad_alloc&) {
+    return Ended(false);
+  }
 }
 
 template <typename X, typename Out>

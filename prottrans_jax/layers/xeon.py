@@ -10,8 +10,8 @@ what a number adds to the results is rounded to 2^-24 of the most that one of it
 does, a kernel's to 2^-24 of its column's largest, and of their three bytes eight of
 nine products are summed exactly. Errors are those of a sum in float32 or smaller,
 unless what is thousands of times larger than the rest of a row happens to cancel. Rows
-and columns whose largest is below some 1e-30 lose digits, those beyond 1e33 may become
-infinite; where a number is infinite or none, so is its whole row or column.
+and columns whose largest is below some 1e-30 lose digits, results of those beyond 1e33
+may be infinite; where a number is infinite or none, its whole row or column is none.
 
 Attention's float32 is the sum of three bfloat16 numbers, and six of nine products of
 such parts give its digits: XLA's `BF16_BF16_F32_X6`, which TPUs do for float32 at the

@@ -138,6 +138,21 @@ def test_float32_keeps_its_digits_next_to_large_numbers_that_count_for_little():
 
 
 @needs_xeon
+@pytest.mark.parametrize(("one", "others"), [(1, 1e-20), (1, 1e-4), (1e10, 1e-28)])
+def test_float32_of_a_kernel_with_one_number_that_differs(one, others):
+    x = np.asarray(numbers(5, 64, dtype=jnp.float32))
+    kernel = np.array(numbers(64, 32, seed=1, dtype=jnp.float32))
+    kernel[7, 1:] *= others
+    kernel[7, 0] = one
+    wanted = exact(x) @ exact(kernel)
+    found = exact(xeon.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
+    size = np.linalg.norm(exact(x), axis=1)[:, None] * np.linalg.norm(
+        exact(kernel), axis=0
+    )
+    np.testing.assert_array_less(np.abs(found - wanted), 3e-7 * size)
+
+
+@needs_xeon
 def test_float32_of_any_size_keeps_its_digits():
     size = np.array([1e-28, 1e-10, 1, 1e10, 1e28, 0])
     x = np.asarray(numbers(6, 96, dtype=jnp.float32) * size[:, None], np.float32)
@@ -157,12 +172,15 @@ def test_float32_of_any_size_keeps_its_digits():
 @needs_xeon
 @BOTH
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
-def test_what_is_not_a_number_stays_none_or_infinite_in_its_row(value, kind):
+def test_what_is_no_number_or_infinite_stays_in_its_row_or_column(value, kind):
     x = numbers(3, 64, dtype=kind).at[1, 40].set(value)
     kernel = numbers(64, 32, seed=1, dtype=kind)
     found = np.asarray(xeon.product(x, kernel, jnp.float32))
     assert not np.isfinite(found[1]).any()
     assert np.isfinite(found[[0, 2]]).all()
+    found = np.asarray(xeon.product(x[::2], kernel.at[9, 3].set(value), jnp.float32))
+    assert not np.isfinite(found[:, 3]).any()
+    assert np.isfinite(np.delete(found, 3, 1)).all()
 
 
 @needs_xeon
