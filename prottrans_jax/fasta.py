@@ -435,9 +435,8 @@ def check_start(path: str, start: bytes) -> None:
         return
     text = start.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     *_, found, problems = _first_header(path, text, 1, last=True)
-    for problem in problems:
-        if problem.line and not found:
-            raise FastaError(dataclasses.replace(problem, fatal=True))
+    if not found and problems[0].line:  # Without a line: no text at all.
+        raise FastaError(dataclasses.replace(problems[0], fatal=True))
 
 
 def _open(path: str | os.PathLike) -> IO[bytes]:

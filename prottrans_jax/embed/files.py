@@ -87,8 +87,7 @@ def open_hdf5(path: str | os.PathLike) -> Any:
     """
     import h5py
 
-    if not pathlib.Path(path).exists():
-        raise FileNotFoundError(f"{path}: no such file.")
+    _check_exists(pathlib.Path(path))
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -99,9 +98,13 @@ def open_hdf5(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path}: {reason}.") from error
 
 
-def _suffix(path: pathlib.Path) -> str:
+def _check_exists(path: pathlib.Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file.")
+
+
+def _suffix(path: pathlib.Path) -> str:
+    _check_exists(path)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         raise ValueError(

@@ -27,6 +27,7 @@ from prottrans_jax.embed import (
     reuse,
     settings,
     shards,
+    writers,
 )
 
 
@@ -214,9 +215,8 @@ def _figures(asked, found, known, places) -> reports.Plan:
 
 
 def _is_disk_full(error: OSError) -> bool:
-    # HDF5 puts the number into its text. EFBIG: by `ulimit -f`, for one.
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return error.errno in full or "errno = 28" in str(error)
+    # HDF5 puts the number into its text.
+    return error.errno in writers.NO_ROOM or "errno = 28" in str(error)
 
 
 def _reason(error: OSError) -> str:

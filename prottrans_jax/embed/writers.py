@@ -15,6 +15,9 @@ import zipfile
 
 import numpy as np
 
+# What writing to a full disk gives; EFBIG by `ulimit -f`, for one.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class Entry(NamedTuple):
     """One protein in an output file.
@@ -103,12 +106,11 @@ class _Hdf5:
                 self._reserved = end
                 return
             except OSError as error:
-                full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-                if full and end == needed:
-                    raise
-                if not full:  # A file system that cannot.
+                if error.errno not in NO_ROOM:  # A file system that cannot.
                     self._reserves = False
                     return
+                if end == needed:
+                    raise
 
     def add(self, entry: Entry) -> None:
         self._reserve(self._file.id.get_filesize() + entry.array.nbytes)

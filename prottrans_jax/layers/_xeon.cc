@@ -433,24 +433,26 @@ AMX void PackTransposed(const T* x, int64_t stride, int64_t columns, int64_t dep
 AMX inline __m512i Larger(__m512i bits, __m512 x) {
   return _mm512_max_epu32(bits, reinterpret_cast<__m512i>(_mm512_abs_ps(x)));
 }
-AMX inline __mmask16 IsFinite(__m512i largest) {
-  return _mm512_cmplt_epu32_mask(largest, _mm512_set1_epi32(0x7f800000));
-}
+
 // Digits of what is smaller are lost.
 constexpr float kTiny = 1e-30f;
+// The largest number as a whole one: below 127 * 256^2 + 127 * 256 + 127, all rounding
+// included.
+constexpr float kLargest = 8355000.0f;
 
 // What numbers up to `largest` are multiplied by to be whole ones of three digits, and
-// what numbers in units of the first digit are multiplied by to be what they were; none,
-// if the largest is none or infinite.
+// what numbers in units of the first digit are multiplied by to be what they were: 0 and
+// no number, if the largest is none or infinite.
 struct Scale {
   __m512 to, back;
 };
 AMX inline Scale ScaleOf(__m512i largest) {
   const __m512 top =
       _mm512_max_ps(reinterpret_cast<__m512>(largest), _mm512_set1_ps(kTiny));
-  // Below 127 * 256^2 + 127 * 256 + 127, all rounding included.
-  const __m512 to = _mm512_div_ps(_mm512_set1_ps(8355000.0f), top);
-  return {to, _mm512_mask_div_ps(_mm512_set1_ps(NAN), IsFinite(largest),
+  const __mmask16 finite =
+      _mm512_cmplt_epu32_mask(largest, _mm512_set1_epi32(0x7f800000));
+  const __m512 to = _mm512_maskz_div_ps(finite, _mm512_set1_ps(kLargest), top);
+  return {to, _mm512_mask_div_ps(_mm512_set1_ps(NAN), finite,
                                  _mm512_set1_ps(65536.0f), to)};
 }
 
@@ -488,10 +490,9 @@ AMX inline void StoreDigits(const __m512* x, __m512 scale, int8_t* out) {
 // How some of the depth of a kernel becomes whole numbers.
 struct KernelScales {
   KernelScales(int64_t depth, int64_t columns)
-      : to(columns), back(columns), inverse(columns), x(depth), kernel(depth) {}
+      : to(columns), back(columns), x(depth), kernel(depth) {}
 
   std::vector<float> to, back;  // [columns]; see `ScaleOf`.
-  std::vector<float> inverse;   // [columns]: 1 / the largest, or 0.
   // [depth]: what x and the kernel are multiplied by before, powers of two, each the
   // other's inverse. By them a place of depth of the kernel comes near to the largest of
   // some column, and what counts of a number of x is what it adds to the results.
@@ -502,7 +503,7 @@ struct KernelScales {
 AMX void ScaleColumns(const float* kernel, int64_t stride, int64_t depth, int64_t first,
                       int64_t last, KernelScales* scales) {
   // Holds the largest until all are known.
-  float* const largest = scales->inverse.data();
+  float* const largest = scales->to.data();
   std::fill(largest + first, largest + last, 0.0f);
   for (int64_t d = 0; d < depth; ++d) {
     for (int64_t c = first; c < last; c += 16) {
@@ -512,14 +513,9 @@ AMX void ScaleColumns(const float* kernel, int64_t stride, int64_t depth, int64_
     }
   }
   for (int64_t c = first; c < last; c += 16) {
-    const __m512i top = _mm512_loadu_si512(largest + c);
-    const Scale scale = ScaleOf(top);
+    const Scale scale = ScaleOf(_mm512_loadu_si512(largest + c));
     _mm512_storeu_ps(&scales->to[c], scale.to);
     _mm512_storeu_ps(&scales->back[c], scale.back);
-    const __m512 size =
-        _mm512_max_ps(reinterpret_cast<__m512>(top), _mm512_set1_ps(kTiny));
-    _mm512_storeu_ps(largest + c, _mm512_maskz_div_ps(IsFinite(top),
-                                                      _mm512_set1_ps(1.0f), size));
   }
 }
 
@@ -528,13 +524,12 @@ AMX void BalanceRow(const float* row, int64_t columns, int64_t d, KernelScales* 
   constexpr int kMost = 100;  // Of zeros.
   __m512 largest = _mm512_setzero_ps();
   for (int64_t c = 0; c < columns; c += 16) {
-    const __m512 inverse = _mm512_loadu_ps(&scales->inverse[c]);
-    const __mmask16 real =
-        _mm512_cmp_ps_mask(inverse, _mm512_setzero_ps(), _CMP_GT_OQ);
+    const __m512 to = _mm512_loadu_ps(&scales->to[c]);
+    const __mmask16 finite = _mm512_cmp_ps_mask(to, _mm512_setzero_ps(), _CMP_GT_OQ);
     const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(row + c));
-    largest = _mm512_max_ps(largest, _mm512_maskz_mul_ps(real, size, inverse));
+    largest = _mm512_max_ps(largest, _mm512_maskz_mul_ps(finite, size, to));
   }
-  const float part = _mm512_reduce_max_ps(largest);  // Of the column's largest.
+  const float part = _mm512_reduce_max_ps(largest) / kLargest;  // Of the column's largest.
   const int below =
       part > 0 ? std::clamp(-static_cast<int>(std::ceil(std::log2(part))), 0, kMost)
                : kMost;
