@@ -224,17 +224,17 @@ class Ours(Peer):
         """As every peer's."""
         import jax.numpy as jnp
 
-        from prottrans_jax.layers import xeon
+        from prottrans_jax.layers import x86
 
         kind = self.dtype
-        if kind == "int8" and xeon.is_usable():
+        if kind == "int8" and x86.is_usable():
             kind = "bfloat16"  # Of what is multiplied by int8 kernels.
         wide = jnp.int32 if kind == "int8" else jnp.float32
 
         def multiply(x, kernel):
             # As the model: of float32 all digits, and what the CPU has for the rest.
-            if xeon.can_multiply(x, kernel, x.dtype):
-                return xeon.product(x, kernel, x.dtype)
+            if x86.can_multiply(x, kernel, x.dtype):
+                return x86.product(x, kernel, x.dtype)
             exact = "highest" if x.dtype == jnp.float32 else None
             product = jnp.matmul(
                 x, kernel, preferred_element_type=wide, precision=exact
@@ -242,7 +242,7 @@ class Ours(Peer):
             return product.astype(x.dtype)
 
         def run(x, first, second):
-            with xeon.enabled():
+            with x86.enabled():
                 return multiply(multiply(x, first), second)
 
         d_model, d_ff = self.shape.d_model, self.shape.d_ff

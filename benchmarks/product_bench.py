@@ -3,9 +3,9 @@
   python benchmarks/product_bench.py --write
 
 The two products of a feed-forward block of ProtT5-XL, 1,024 rows. A process for each
-library; they take turns. "ours" is what frozen models run: `layers.xeon` where the CPU
-has that unit, elsewhere XLA's products in the form of `layers.dense`. Rounding to int8
-what is multiplied is not counted, as it is for torch's dynamic quantisation.
+library; they take turns. "ours" is what frozen models run: `layers.x86` where the CPU
+has what that needs, elsewhere XLA's products in the form of `layers.dense`. Rounding to
+int8 what is multiplied is not counted, as it is for torch's dynamic quantisation.
 """
 
 import argparse
@@ -44,17 +44,17 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        from prottrans_jax.layers import dense, xeon
+        from prottrans_jax.layers import dense, x86
 
         def multiply(x, kernel, out_dtype):
-            if xeon.can_multiply(x, kernel, out_dtype):
-                return xeon.product(x, kernel, out_dtype)
+            if x86.can_multiply(x, kernel, out_dtype):
+                return x86.product(x, kernel, out_dtype)
             if x.dtype == jnp.int8:
                 return jnp.matmul(x, kernel, preferred_element_type=jnp.int32)
             return dense.einsum("ld,df->lf", x, kernel, x.dtype, out_dtype)
 
         def block(x, wi, wo):
-            with xeon.enabled():
+            with x86.enabled():
                 hidden = multiply(x, wi, x.dtype)
                 if x.dtype == jnp.int8:
                     hidden = (hidden >> 8).astype(jnp.int8)
@@ -65,7 +65,7 @@ class Ours:
         for name in LANES["ours"]:
             x, wi, wo = operands()
             scale = 20 if name == "int8" else 1
-            kind = "bfloat16" if name == "int8" and xeon.is_usable() else name
+            kind = "bfloat16" if name == "int8" and x86.is_usable() else name
             x = jnp.asarray(x if kind == "bfloat16" else scale * x, kind)
             arrays = [x, *(jnp.asarray(scale * kernel, name) for kernel in (wi, wo))]
             jitted = jax.jit(block)

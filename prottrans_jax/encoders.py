@@ -84,7 +84,7 @@ class Encoder:
         """Hidden states after the last layer.
 
         `embed` may round otherwise: on some CPUs it has products of its own, see
-        `layers.xeon`.
+        `layers.x86`.
 
         Args:
           tokens: Token ids, special ones included; see `tokenize`.

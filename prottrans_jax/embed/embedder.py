@@ -12,12 +12,12 @@ import numpy as np
 
 from prottrans_jax import hardware, types
 from prottrans_jax.embed import batching, forward
-from prottrans_jax.layers import xeon
+from prottrans_jax.layers import x86
 
 # Tokens of a call. XLA's products on a CPU are fastest at some 500 to 1,000 rows, ours
 # at more, for which a kernel is laid out once; a call of a small model costs more than
 # its products; accelerators want many rows.
-_CPU_TOKENS, _XEON_TOKENS = 1024, 2048
+_CPU_TOKENS, _X86_TOKENS = 1024, 2048
 _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384
 # Seconds to compile a program, which is one layer, on two cores and for an H200; and
@@ -121,7 +121,7 @@ class Embedder:
         if max_tokens is None:
             max_tokens = _ACCELERATOR_TOKENS
             if devices[0].platform == "cpu":
-                max_tokens = _XEON_TOKENS if xeon.is_usable() else _CPU_TOKENS
+                max_tokens = _X86_TOKENS if x86.is_usable() else _CPU_TOKENS
                 if self._size < _SMALL_PARAMETERS:
                     max_tokens = _CPU_TOKENS_SMALL
         self.module = module

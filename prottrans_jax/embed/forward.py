@@ -15,7 +15,7 @@ import numpy as np
 
 from prottrans_jax import types
 from prottrans_jax.embed import layerwise, pooling
-from prottrans_jax.layers import attention, xeon
+from prottrans_jax.layers import attention, x86
 
 # Scores of all heads of a batch beyond which attention goes block by block.
 PLAIN_SCORES_BYTES = {"cpu": 256 << 20, "accelerator": 2 << 30}
@@ -165,9 +165,9 @@ def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Mo
     """The model with the attention that is best for rows of one sequence each.
 
     Where plain attention is configured, that is a GPU's fused kernel, as long as one
-    row's bias for all pairs would not be too much; a Xeon's own, at every length, which
-    takes blockwise attention's place; or blockwise attention where all scores at once
-    are too much.
+    row's bias for all pairs would not be too much; `x86.attention`, at every length,
+    which takes blockwise attention's place; or blockwise attention where all scores at
+    once are too much.
     """
     limit = PLAIN_SCORES_BYTES["cpu" if platform == "cpu" else "accelerator"]
     config = module.config
@@ -178,7 +178,7 @@ def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Mo
         heads = config.dtype, config.head_dim
         if platform == "gpu" and row <= limit and attention.has_flash(*heads):
             return flash(module)
-        if platform == "cpu" and xeon.has_attention(*heads):
+        if platform == "cpu" and x86.has_attention(*heads):
             return blockwise(module)
     return module if rows * row <= limit else blockwise(module)
 
@@ -258,7 +258,7 @@ def _mask(xp: Any, tokens, lengths):
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _whole(module, params, tokens, lengths, wanted):
     mask = _mask(jnp, tokens, lengths)
-    with xeon.enabled():
+    with x86.enabled():
         hidden = encode(module, params, tokens, mask, wanted.layers)
     return _finish(hidden, lengths, wanted)
 

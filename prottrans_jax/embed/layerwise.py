@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prottrans_jax import types
 from prottrans_jax.layers import stack as layer_stack
-from prottrans_jax.layers import xeon
+from prottrans_jax.layers import x86
 
 _ROW = jax.ShapeDtypeStruct((1, 8), jnp.int32)
 _LAYER = re.compile(r"layer(s_\d+)?")
@@ -172,7 +172,7 @@ def _before(stack, params, tokens, mask):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _one_layer(layer, structure, params, x, arrays):
     args, keywords = jax.tree.unflatten(structure, arrays)
-    with xeon.enabled():
+    with x86.enabled():
         return layer.apply({"params": params}, x, *args, **keywords)[0]
 
 

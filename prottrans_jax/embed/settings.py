@@ -19,7 +19,7 @@ from prottrans_jax.embed import (
     pooling,
     writers,
 )
-from prottrans_jax.layers import xeon
+from prottrans_jax.layers import x86
 
 _FORMAT = 1
 _CUTS = ("chunk", "truncate")
@@ -177,7 +177,7 @@ class Settings:
     def dtype_compute(self) -> str:
         """Type of the products: of kernels, and if it is another, of activations."""
         name = self.encoder.dtype
-        wide = jax.default_backend() == "cpu" and xeon.is_usable()
+        wide = jax.default_backend() == "cpu" and x86.is_usable()
         return "int8 weights, bfloat16" if name == "int8" and wide else name
 
     @property

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from prottrans_jax.layers import dense, relative_bias, xeon
+from prottrans_jax.layers import dense, relative_bias, x86
 
 # Finite, so that a query with nothing to attend to gives no NaN.
 MASKED = -1e30
@@ -73,7 +73,7 @@ def dot_product_attention(
     Products take operands in the type of `query`; scores and softmax are float32. A
     query that may attend to nothing (padding) gets zeros.
 
-    On a CPU within `xeon.enabled`, `xeon.attention` may take the place of plain and of
+    On a CPU within `x86.enabled`, `x86.attention` may take the place of plain and of
     blockwise attention, and what is said of rows under `flash` holds.
 
     Args:
@@ -110,18 +110,18 @@ def dot_product_attention(
         )
     by_block = functools.partial(_blockwise, causal, block_size)
     arrays = (query, key, value, bias, q_segments, kv_segments)
-    if not causal and xeon.can_attend(query, key, value, bias):
-        return jax.lax.platform_dependent(*arrays, cpu=_on_xeon, default=by_block)
+    if not causal and x86.can_attend(query, key, value, bias):
+        return jax.lax.platform_dependent(*arrays, cpu=_on_x86, default=by_block)
     return by_block(*arrays)
 
 
-def _on_xeon(query, key, value, bias, q_segments, kv_segments):
+def _on_x86(query, key, value, bias, q_segments, kv_segments):
     del q_segments  # Rows hold one sequence each.
     hidden = jnp.zeros(key.shape[:2], bool)
     if kv_segments is not None:
         hidden = kv_segments == 0
     mask = jnp.where(hidden, MASKED, 0.0)
-    return xeon.attention(query, key, value, bias, mask)
+    return x86.attention(query, key, value, bias, mask)
 
 
 def _all_at_once(query, key, value, q_segments, kv_segments, *, causal, bias):
@@ -162,8 +162,8 @@ def _part_by_part(causal, query, key, value, bias, q_segments, kv_segments):
     batch, q_length, heads, _ = query.shape
     if bias is not None:
         bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
-    if not causal and xeon.can_attend(query, key, value, bias):
-        return _on_xeon(query, key, value, bias, q_segments, kv_segments)
+    if not causal and x86.can_attend(query, key, value, bias):
+        return _on_x86(query, key, value, bias, q_segments, kv_segments)
     rows, some_heads = _part_in_cache(query.shape, key.shape)
     head_parts = -(-heads // some_heads)
     parts = -(-batch // rows) * head_parts

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from prottrans_jax.layers import cpu, quantized, xeon
+from prottrans_jax.layers import cpu, quantized, x86
 
 Initializer = Callable[..., Any]
 
@@ -239,9 +239,9 @@ def _project(x, kernel, bias, activation, dtype, out_dtype):
             numbers, scale = kernel.integers, kernel.scale
         else:
             numbers, scale = kernel.astype(dtype), None
-        if not xeon.can_multiply(rows, numbers, out_dtype):
+        if not x86.can_multiply(rows, numbers, out_dtype):
             return in_steps(x, kernel, bias)
-        out = xeon.product(
+        out = x86.product(
             rows,
             numbers,
             out_dtype,
@@ -251,7 +251,7 @@ def _project(x, kernel, bias, activation, dtype, out_dtype):
         )
         return out.reshape(*x.shape[:-1], -1)
 
-    if not xeon.is_enabled():
+    if not x86.is_enabled():
         return in_steps(x, kernel, bias)
     return jax.lax.platform_dependent(x, kernel, bias, cpu=at_once, default=in_steps)
 

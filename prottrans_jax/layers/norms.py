@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from prottrans_jax.layers import xeon
+from prottrans_jax.layers import x86
 
 
 def _norm(function, epsilon, dtype, x, *vectors):
     xla = functools.partial(function, epsilon, jnp.dtype(dtype))
-    if not xeon.can_normalise(x, dtype):
+    if not x86.can_normalise(x, dtype):
         return xla(x, *vectors)
-    ours = functools.partial(xeon.norm, epsilon, dtype)
+    ours = functools.partial(x86.norm, epsilon, dtype)
     return jax.lax.platform_dependent(x, *vectors, cpu=ours, default=xla)
 
 

@@ -69,7 +69,7 @@ def test_memory_is_flat_over_100_000_proteins(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head_dim", [5, 32])  # 32: also for a Xeon's own attention.
+@pytest.mark.parametrize("head_dim", [5, 32])  # 32: also for `x86.attention`.
 def test_titin_goes_through_whole_in_4_gib(head_dim, tmp_path):
     sizes = {"num_heads": 3, "head_dim": head_dim, "d_model": 64, "d_ff": 96}
     model = make_model(

@@ -11,7 +11,7 @@ import pytest
 
 import prottrans_jax
 from prottrans_jax.embed import batching, embedder, forward, layerwise
-from prottrans_jax.layers import attention, xeon
+from prottrans_jax.layers import attention, x86
 from prottrans_jax.models import bert, t5, xlnet
 
 # float32 against torch's, some 30 roundings.
@@ -318,19 +318,19 @@ def test_a_cpus_own_attention_takes_the_place_of_blockwise_attention(monkeypatch
         chosen = [forward.for_shape(x, 2, 40, platform) for x in modules]
         return [x.config.attention for x in chosen]
 
-    monkeypatch.setattr(xeon, "is_usable", lambda: True)
+    monkeypatch.setattr(x86, "is_usable", lambda: True)
     assert ways("cpu") == ["blockwise", "blockwise", "plain"]
     assert ways("tpu") == ["plain"] * 3
-    monkeypatch.setattr(xeon, "is_usable", lambda: False)
+    monkeypatch.setattr(x86, "is_usable", lambda: False)
     assert ways("cpu") == ["plain"] * 3
 
 
-@pytest.mark.skipif(not xeon.is_usable(), reason="no AMX, or not compiled for it")
+@pytest.mark.skipif(
+    not x86.is_usable(), reason="no AVX-512 for bfloat16, or not compiled"
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("family", ["t5", "bert", "xlnet"])
-def test_what_xeons_have_of_their_own_is_used_and_gives_the_same(
-    family, dtype, monkeypatch
-):
+def test_what_x86_has_of_its_own_is_used_and_gives_the_same(family, dtype, monkeypatch):
     module, wide = wide_model(family, dtype), dtype == "float32"
     tokens = np.random.default_rng(0).integers(4, 25, (2, 11)).astype(np.int32)
     lengths = np.array([11, 7], np.int32)
@@ -349,13 +349,13 @@ def test_what_xeons_have_of_their_own_is_used_and_gives_the_same(
 
     seen = []
     for name in ("product", "attention", "norm"):
-        function = getattr(xeon, name)
+        function = getattr(x86, name)
 
         def note(*args, function=function, name=name, **keywords):
             seen.append(name)
             return function(*args, **keywords)
 
-        monkeypatch.setattr(xeon, name, note)
+        monkeypatch.setattr(x86, name, note)
     jax.clear_caches()
     ours = run()
     assert set(seen) == {"product", "attention", "norm"}
@@ -363,7 +363,7 @@ def test_what_xeons_have_of_their_own_is_used_and_gives_the_same(
     mask = np.arange(11) < lengths[:, None]
     forward.encode(module, params, tokens, mask, forward.Layers())
     assert not seen  # In research code it is XLA's, which can be derived and exported.
-    monkeypatch.setattr(xeon, "is_usable", lambda: False)
+    monkeypatch.setattr(x86, "is_usable", lambda: False)
     jax.clear_caches()
     xla = run()
     assert not seen

@@ -1,4 +1,4 @@
-"""What Xeons have of their own: sums in float64, XLA's attention, and when."""
+"""What x86-64 CPUs have of their own: sums in float64, XLA's attention, and when."""
 
 import concurrent.futures
 import functools
@@ -19,14 +19,25 @@ from prottrans_jax.layers import (
     norms,
     quantized,
     relative_bias,
-    xeon,
+    x86,
 )
 
-needs_xeon = pytest.mark.skipif(
-    not xeon.is_usable(), reason="no AMX, or the package was not compiled for it"
+needs_x86 = pytest.mark.skipif(
+    not x86.is_usable(), reason="no AVX-512 for bfloat16, or not compiled for it"
 )
-_FLAGS = {"amx_tile", "amx_bf16", "avx512_bf16", "avx512f", "avx512bw", "avx512dq"}
-_FLAGS |= {"avx512vl", "avx2", "fma", "amx_int8"}
+_VECTORS = {"avx512_bf16", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}
+_TILES = {"amx_tile", "amx_bf16", "amx_int8"}
+_units = x86.units
+
+
+@pytest.fixture(params=_units() or ("none",), autouse=True)
+def unit(request, monkeypatch):
+    """Each that this machine has, as if it had no other."""
+    if request.param != "none":
+        monkeypatch.setattr(x86, "units", lambda: (request.param,))
+    if len(_units()) > 1:
+        jax.clear_caches()  # Programs know their unit.
+    return request.param
 
 
 def numbers(*shape, seed=0, dtype=jnp.bfloat16):
@@ -38,7 +49,7 @@ def exact(x):
     return np.asarray(x, np.float64)
 
 
-def test_usable_where_the_cpu_has_the_unit():
+def test_usable_where_the_cpu_has_the_instructions():
     """Or nobody would see that the package is not compiled any more."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         pytest.skip("not compiled for this kind of machine")
@@ -46,22 +57,23 @@ def test_usable_where_the_cpu_has_the_unit():
         pytest.skip("no compiler")
     info = pathlib.Path("/proc/cpuinfo").read_text()
     flags = set(info.partition("flags")[2].partition("\n")[0].split())
-    assert xeon.is_usable() == (flags >= _FLAGS)
+    wanted = [("amx", _VECTORS | _TILES), ("avx512", _VECTORS)]
+    assert _units() == tuple(name for name, needs in wanted if flags >= needs)
 
 
-@needs_xeon
+@needs_x86
 @pytest.mark.parametrize("says_its_source", [True, False])
 def test_not_used_when_compiled_from_another_source(
     says_its_source, tmp_path, monkeypatch, caplog
 ):
     """As after an update of a checkout: what is called might take other arguments."""
-    source = tmp_path / "_xeon.cc"
+    source = tmp_path / "_x86.cc"
     source.write_text("another")
-    monkeypatch.setattr(xeon, "_SOURCE", source)
+    monkeypatch.setattr(x86, "_SOURCE", source)
     if not says_its_source:
-        compiled = importlib.import_module("prottrans_jax.layers._xeon")
+        compiled = importlib.import_module("prottrans_jax.layers._x86")
         monkeypatch.delattr(compiled, "SOURCE_SHA256")
-    assert not xeon.is_usable.__wrapped__()
+    assert not _units.__wrapped__()
     assert "Install the package again" in caplog.text
 
 
@@ -69,7 +81,7 @@ BOTH = pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float32])
 
 
 # Deeper than 1,024 goes in parts; 300 and 5 rows are no whole number of blocks.
-@needs_xeon
+@needs_x86
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
     [(0, 64, 32), (1, 32, 96), (33, 1024, 32), (300, 1088, 288), (5, 3072, 544)],
@@ -79,7 +91,7 @@ BOTH = pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float32])
 def test_product_is_the_sum(rows, inputs, outputs, kind, dtype):
     x = numbers(rows, inputs, dtype=kind)
     kernel = numbers(inputs, outputs, seed=1, dtype=kind)
-    found = jax.jit(lambda x, kernel: xeon.product(x, kernel, dtype))(x, kernel)
+    found = jax.jit(lambda x, kernel: x86.product(x, kernel, dtype))(x, kernel)
     assert found.dtype == dtype
     wanted = exact(x) @ exact(kernel)
     # What another's float32 is off by; bfloat16 rounds once more, to 8 bits.
@@ -101,30 +113,30 @@ def by_hand(name, x):
     return np.maximum(x, 0) if name == "relu" else x
 
 
-@needs_xeon
+@needs_x86
 @pytest.mark.parametrize("name", mlp.ACTIVATIONS)
 def test_bias_and_activation_follow_in_float32(name):
     x, kernel = 4 * numbers(7, 32), numbers(32, 64, seed=1)
     bias = numbers(64, seed=2, dtype=jnp.float32)
-    found = xeon.product(x, kernel, jnp.float32, bias=bias, activation=name)
+    found = x86.product(x, kernel, jnp.float32, bias=bias, activation=name)
     sums = exact(x) @ exact(kernel) + exact(bias)
     assert np.abs(sums).max() > 60  # Where exp() would overflow.
     np.testing.assert_allclose(found, by_hand(name, sums), rtol=2e-6, atol=3e-5)
 
 
-@needs_xeon
+@needs_x86
 def test_float32_keeps_its_digits_in_numbers_of_different_sizes():
     scale = np.exp2(np.random.default_rng(2).integers(-40, 40, 544))
     x = np.asarray(numbers(70, 544, dtype=jnp.float32) * scale, np.float32)
     kernel = np.asarray(numbers(544, 32, seed=1, dtype=jnp.float32), np.float32)
     kernel = kernel / scale[:, None].astype(np.float32)
     wanted = exact(x) @ exact(kernel)
-    found = exact(xeon.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
+    found = exact(x86.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
     off, others = np.abs(found - wanted), np.abs(exact(x @ kernel) - wanted)
     assert off.max() <= 1.5 * others.max() and off.mean() <= others.mean()
 
 
-@needs_xeon
+@needs_x86
 def test_float32_keeps_its_digits_next_to_large_numbers_that_count_for_little():
     """As in models whose features are some hundreds of times larger than others."""
     x = np.array(numbers(40, 1024, dtype=jnp.float32))
@@ -132,12 +144,12 @@ def test_float32_keeps_its_digits_next_to_large_numbers_that_count_for_little():
     x[:, [7, 300]] *= [[1000, -400]]
     kernel[[7, 300]] *= [[1e-3], [1e-5]]
     wanted = exact(x) @ exact(kernel)
-    found = exact(xeon.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
+    found = exact(x86.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
     off, others = np.abs(found - wanted), np.abs(exact(x @ kernel) - wanted)
     assert off.max() <= others.max() and off.mean() <= others.mean()
 
 
-@needs_xeon
+@needs_x86
 @pytest.mark.parametrize(("one", "others"), [(1, 1e-20), (1, 1e-4), (1e10, 1e-28)])
 def test_float32_of_a_kernel_with_one_number_that_differs(one, others):
     x = np.asarray(numbers(5, 64, dtype=jnp.float32))
@@ -145,21 +157,21 @@ def test_float32_of_a_kernel_with_one_number_that_differs(one, others):
     kernel[7, 1:] *= others
     kernel[7, 0] = one
     wanted = exact(x) @ exact(kernel)
-    found = exact(xeon.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
+    found = exact(x86.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
     size = np.linalg.norm(exact(x), axis=1)[:, None] * np.linalg.norm(
         exact(kernel), axis=0
     )
     np.testing.assert_array_less(np.abs(found - wanted), 3e-7 * size)
 
 
-@needs_xeon
+@needs_x86
 def test_float32_of_any_size_keeps_its_digits():
     size = np.array([1e-28, 1e-10, 1, 1e10, 1e28, 0])
     x = np.asarray(numbers(6, 96, dtype=jnp.float32) * size[:, None], np.float32)
     kernel = np.array(numbers(96, 64, seed=1, dtype=jnp.float32))
     kernel[:, :6] *= size[::-1]
     kernel[:, 40] = 0
-    found = xeon.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32)
+    found = x86.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32)
     wanted = exact(x) @ exact(kernel)
     limit = 1e-6 * np.linalg.norm(exact(x), axis=1)[:, None]
     limit = limit * np.linalg.norm(exact(kernel), axis=0)
@@ -169,45 +181,45 @@ def test_float32_of_any_size_keeps_its_digits():
     assert not np.asarray(found)[5].any() and not np.asarray(found)[:5, 40].any()
 
 
-@needs_xeon
+@needs_x86
 @BOTH
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
 def test_what_is_no_number_or_infinite_stays_in_its_row_or_column(value, kind):
     x = numbers(3, 64, dtype=kind).at[1, 40].set(value)
     kernel = numbers(64, 32, seed=1, dtype=kind)
-    found = np.asarray(xeon.product(x, kernel, jnp.float32))
+    found = np.asarray(x86.product(x, kernel, jnp.float32))
     assert not np.isfinite(found[1]).any()
     assert np.isfinite(found[[0, 2]]).all()
-    found = np.asarray(xeon.product(x[::2], kernel.at[9, 3].set(value), jnp.float32))
+    found = np.asarray(x86.product(x[::2], kernel.at[9, 3].set(value), jnp.float32))
     assert not np.isfinite(found[:, 3]).any()
     assert np.isfinite(np.delete(found, 3, 1)).all()
 
 
-@needs_xeon
+@needs_x86
 def test_int8_kernels_are_scaled_by_column():
     x = numbers(70, 1056)
     kernel = quantized.quantize(numbers(1056, 160, seed=1, dtype=jnp.float32))
-    found = xeon.product(x, kernel.integers, jnp.float32, scale=kernel.scale)
+    found = x86.product(x, kernel.integers, jnp.float32, scale=kernel.scale)
     wanted = exact(x) @ (exact(kernel.integers) * exact(kernel.scale))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
 
 
-@needs_xeon
+@needs_x86
 @BOTH
 def test_a_row_is_the_same_in_any_company(kind):
     x, kernel = numbers(77, 1088, dtype=kind), numbers(1088, 96, seed=1, dtype=kind)
-    together = xeon.product(x, kernel, jnp.float32)
+    together = x86.product(x, kernel, jnp.float32)
     for row in (0, 40, 76):
-        alone = xeon.product(x[row : row + 1], kernel, jnp.float32)
+        alone = x86.product(x[row : row + 1], kernel, jnp.float32)
         np.testing.assert_array_equal(alone[0], together[row])
 
 
-@needs_xeon
+@needs_x86
 @BOTH
 def test_several_callers_do_not_disturb_each_other(kind):
     kernels = [numbers(1056, 64, seed=i, dtype=kind) for i in range(6)]
     x = numbers(130, 1056, seed=9, dtype=kind)
-    run = jax.jit(lambda kernel: xeon.product(x, kernel, jnp.float32))
+    run = jax.jit(lambda kernel: x86.product(x, kernel, jnp.float32))
     wanted = [np.asarray(run(kernel)) for kernel in kernels]
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         for _ in range(5):
@@ -224,7 +236,7 @@ def segments(*lengths, length):
     return (jnp.arange(length) < jnp.array(lengths)[:, None]).astype(jnp.int32)
 
 
-@needs_xeon
+@needs_x86
 @BOTH
 @pytest.mark.parametrize("bias_of", [None, "distances", 1, 2])
 @pytest.mark.parametrize(
@@ -242,7 +254,7 @@ def test_attention_is_that_of_float32(q_length, kv_length, size, bias_of, kind):
         shape = (bias_of, 3, q_length, kv_length)
         bias = 2 * numbers(*shape, seed=3, dtype=jnp.float32)
     mask = jnp.where(kv == 0, attention.MASKED, 0.0)
-    found = jax.jit(xeon.attention)(query, key, value, bias, mask)
+    found = jax.jit(x86.attention)(query, key, value, bias, mask)
     wanted = attention.dot_product_attention(
         *(x.astype(jnp.float32) for x in (query, key, value)),
         q_segments=jnp.ones((2, q_length), jnp.int32),
@@ -254,40 +266,40 @@ def test_attention_is_that_of_float32(q_length, kv_length, size, bias_of, kind):
     np.testing.assert_allclose(exact(found), wanted, rtol=0, atol=limit)
 
 
-@needs_xeon
+@needs_x86
 @pytest.mark.parametrize("q_length", [8, 20, 25])
 def test_a_bias_of_other_distances_is_not_taken(q_length):
     query, key = heads(20), heads(12, seed=1)
     values = jnp.zeros((3, q_length + 11))
     bias = relative_bias.DistanceBias(values, q_length)
-    with xeon.enabled():
-        assert xeon.can_attend(query, key, key, bias) == (q_length == 20)
+    with x86.enabled():
+        assert x86.can_attend(query, key, key, bias) == (q_length == 20)
         one_for_all = relative_bias.DistanceBias(values[:1], q_length)
-        assert not xeon.can_attend(query, key, key, one_for_all)
+        assert not x86.can_attend(query, key, key, one_for_all)
 
 
-@needs_xeon
+@needs_x86
 @BOTH
 def test_attention_to_nothing_is_zero_and_hidden_keys_count_for_nothing(kind):
     query, value = heads(40, dtype=kind), heads(40, seed=1, dtype=kind)
     kv = segments(0, 23, length=40)
     mask = jnp.where(kv == 0, attention.MASKED, 0.0)
-    found = xeon.attention(query, query, value, None, mask)
+    found = x86.attention(query, query, value, None, mask)
     assert not np.asarray(found[0]).any()
-    cut = xeon.attention(query, query[:, :23], value[:, :23], None, mask[:, :23])
+    cut = x86.attention(query, query[:, :23], value[:, :23], None, mask[:, :23])
     np.testing.assert_array_equal(found[1], cut[1])
 
 
-@needs_xeon
+@needs_x86
 @BOTH
 def test_attention_of_a_row_is_the_same_in_any_company(kind):
     query, mask = heads(37, dtype=kind), jnp.zeros((2, 37))
-    together = xeon.attention(query, query, query, None, mask)
-    alone = xeon.attention(query[1:], query[1:], query[1:], None, mask[1:])
+    together = x86.attention(query, query, query, None, mask)
+    alone = x86.attention(query[1:], query[1:], query[1:], None, mask[1:])
     np.testing.assert_array_equal(alone[0], together[1])
 
 
-@needs_xeon
+@needs_x86
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @BOTH
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -297,7 +309,7 @@ def test_norm_is_that_of_float64(rows, size, with_bias, kind, dtype):
     x = (3 * numbers(2, rows, size, dtype=jnp.float32) + 50).astype(kind)
     scale, plus = (numbers(size, seed=i, dtype=jnp.float32) for i in (1, 2))
     bias = plus if with_bias else None
-    found = jax.jit(lambda *xs: xeon.norm(0.5, dtype, *xs))(x, scale, bias)
+    found = jax.jit(lambda *xs: x86.norm(0.5, dtype, *xs))(x, scale, bias)
     assert found.dtype == dtype and found.shape == x.shape
     wide = exact(x)
     if with_bias:
@@ -308,23 +320,23 @@ def test_norm_is_that_of_float64(rows, size, with_bias, kind, dtype):
     np.testing.assert_allclose(exact(found), wanted, rtol=0, atol=limit)
 
 
-@needs_xeon
+@needs_x86
 def test_norm_of_what_is_not_a_number_is_none():
     x = numbers(1, 3, 64).at[0, 1, 40].set(jnp.nan)
     for bias in (None, jnp.zeros(64)):
-        found = np.asarray(xeon.norm(1e-6, jnp.float32, x, jnp.ones(64), bias))
+        found = np.asarray(x86.norm(1e-6, jnp.float32, x, jnp.ones(64), bias))
         assert np.isnan(found[0, 1]).all() and np.isfinite(found[0, [0, 2]]).all()
 
 
-@needs_xeon
+@needs_x86
 @pytest.mark.parametrize(("scale", "bias"), [(32, 64), (64, 32)])
 def test_norm_of_other_sizes_is_refused(scale, bias):
     vectors = jnp.zeros(scale), jnp.zeros(bias)
     with pytest.raises(Exception, match="Sizes that do not fit"):
-        xeon.norm(1e-6, jnp.float32, numbers(1, 3, 64), *vectors).block_until_ready()
+        x86.norm(1e-6, jnp.float32, numbers(1, 3, 64), *vectors).block_until_ready()
 
 
-def uses_xeon(function, *arguments):
+def uses_x86(function, *arguments):
     return "prottrans_jax_" in jax.jit(function).lower(*arguments).as_text()
 
 
@@ -341,13 +353,13 @@ def block(dtype=jnp.bfloat16, d_ff=96):
 
 def enabled(module):
     def apply(params, x):
-        with xeon.enabled():
+        with x86.enabled():
             return module.apply(params, x)
 
     return apply
 
 
-@needs_xeon
+@needs_x86
 def test_used_where_enabled_and_for_whole_blocks_alone():
     x = numbers(2, 5, 32, dtype=jnp.float32)
     for module, wanted in (
@@ -357,24 +369,24 @@ def test_used_where_enabled_and_for_whole_blocks_alone():
         (block(d_ff=100), False),
     ):
         params = module.init(jax.random.key(0), x)
-        assert uses_xeon(enabled(module), params, x) == wanted
-        assert not uses_xeon(module.apply, params, x)
+        assert uses_x86(enabled(module), params, x) == wanted
+        assert not uses_x86(module.apply, params, x)
 
 
-@needs_xeon
+@needs_x86
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
 def test_norms_are_used_where_enabled_and_for_whole_blocks_alone(name):
     module = getattr(norms, name)(epsilon=1e-6)
     for size, wanted in ((64, True), (40, False)):
         x = numbers(2, 5, size, dtype=jnp.float32)
         params = module.init(jax.random.key(0), x)
-        assert uses_xeon(enabled(module), params, x) == wanted
-        assert not uses_xeon(module.apply, params, x)
+        assert uses_x86(enabled(module), params, x) == wanted
+        assert not uses_x86(module.apply, params, x)
         both = enabled(module)(params, x), module.apply(params, x)
         np.testing.assert_allclose(*both, rtol=0, atol=2e-6)
 
 
-@needs_xeon
+@needs_x86
 def test_block_gives_what_xla_gives():
     module, x = block(), numbers(2, 5, 32, dtype=jnp.float32)
     params = module.init(jax.random.key(0), x)
@@ -388,14 +400,14 @@ def test_block_gives_what_xla_gives():
 def test_everything_works_without_the_compiled_part(monkeypatch):
     module, x = block(), numbers(2, 5, 32, dtype=jnp.float32)
     params = module.init(jax.random.key(0), x)
-    monkeypatch.setattr(xeon, "is_usable", lambda: False)
-    assert not uses_xeon(enabled(module), params, x)
+    monkeypatch.setattr(x86, "is_usable", lambda: False)
+    assert not uses_x86(enabled(module), params, x)
     np.testing.assert_array_equal(
         exact(enabled(module)(params, x)), exact(module.apply(params, x))
     )
 
 
-@needs_xeon
+@needs_x86
 @BOTH
 @pytest.mark.parametrize(
     ("x", "kernel", "bias"),
@@ -404,10 +416,10 @@ def test_everything_works_without_the_compiled_part(monkeypatch):
 def test_other_sizes_are_refused_not_read_past_their_end(x, kernel, bias, kind):
     x, kernel = numbers(*x, dtype=kind), numbers(*kernel, dtype=kind)
     with pytest.raises(Exception, match="Sizes that do not fit"):
-        xeon.product(x, kernel, jnp.float32, bias=jnp.zeros(bias)).block_until_ready()
+        x86.product(x, kernel, jnp.float32, bias=jnp.zeros(bias)).block_until_ready()
 
 
-@needs_xeon
+@needs_x86
 @pytest.mark.parametrize("bias", [(37, 37), (1, 73)])
 @pytest.mark.parametrize("name", ["key", "value", "bias", "mask"])
 def test_attention_of_other_sizes_is_refused(name, bias):
@@ -418,10 +430,10 @@ def test_attention_of_other_sizes_is_refused(name, bias):
     }
     arrays[name] = arrays[name][:, 1:]
     with pytest.raises(Exception, match="Sizes that do not fit"):
-        xeon.attention(**arrays).block_until_ready()
+        x86.attention(**arrays).block_until_ready()
 
 
-@needs_xeon
+@needs_x86
 @BOTH
 @pytest.mark.parametrize("name", mlp.ACTIVATIONS)
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001])
@@ -430,22 +442,22 @@ def test_what_is_not_a_number_stays_so(name, bits, kind):
     x = np.array(numbers(3, 64, dtype=jnp.float32))
     x.view(np.uint32)[1, 5] = bits
     x, kernel = jnp.asarray(x).astype(kind), numbers(64, 32, seed=1, dtype=kind)
-    found = np.asarray(xeon.product(x, kernel, jnp.float32, activation=name))
+    found = np.asarray(x86.product(x, kernel, jnp.float32, activation=name))
     assert np.isnan(found[1]).all() and np.isfinite(found[[0, 2]]).all()
 
 
-@needs_xeon
+@needs_x86
 @BOTH
 @pytest.mark.parametrize("number", range(3))
 def test_attention_to_what_is_not_a_number_is_none(number, kind):
     arrays = [heads(5, dtype=kind) for _ in range(3)]
     arrays[number] = arrays[number].at[0, 2, 1, 3].set(jnp.nan)
-    found = np.asarray(xeon.attention(*arrays, None, jnp.zeros((2, 5))), np.float32)
+    found = np.asarray(x86.attention(*arrays, None, jnp.zeros((2, 5))), np.float32)
     assert np.isnan(found[0, 2, 1]).any()
     assert np.isfinite(found[1]).all() and np.isfinite(found[0, :, 0]).all()
 
 
-@needs_xeon
+@needs_x86
 def test_works_where_float64_is_allowed():
     with jax.enable_x64(True):
         module, x = block(), numbers(2, 5, 32, dtype=jnp.float32)
@@ -454,11 +466,11 @@ def test_works_where_float64_is_allowed():
         part = heads(5)
         mask = jnp.where(jnp.ones((2, 5), bool), 0.0, attention.MASKED)
         assert mask.dtype == jnp.float64
-        xeon.attention(part, part, part, None, mask).block_until_ready()
+        x86.attention(part, part, part, None, mask).block_until_ready()
 
 
 def attend(*parts, **keywords):
-    with xeon.enabled():
+    with x86.enabled():
         return attention.dot_product_attention(
             *parts,
             q_segments=jnp.ones((2, 9), jnp.int32),
@@ -467,21 +479,21 @@ def attend(*parts, **keywords):
         )
 
 
-@needs_xeon
+@needs_x86
 @pytest.mark.parametrize("block_size", [None, 4])
 def test_causal_attention_is_not_taken_for_another(block_size):
     parts = [heads(9, seed=seed) for seed in range(3)]
     for causal in (False, True):
         way = functools.partial(attend, causal=causal, block_size=block_size)
-        assert uses_xeon(way, *parts) != causal
+        assert uses_x86(way, *parts) != causal
 
 
-@needs_xeon
+@needs_x86
 @BOTH
 def test_blockwise_attention_with_a_bias_is_the_same(kind):
     parts = [heads(9, seed=seed, dtype=kind) for seed in range(3)]
     bias = relative_bias.DistanceBias(2 * numbers(3, 17, dtype=jnp.float32), 9)
     blockwise = functools.partial(attend, bias=bias, block_size=4)
-    assert uses_xeon(blockwise, *parts)
+    assert uses_x86(blockwise, *parts)
     full = attend(*parts, bias=bias.block(0, 0, 9, 9))
     np.testing.assert_array_equal(exact(blockwise(*parts)), exact(full))

@@ -1,22 +1,25 @@
-// Products, attention and norms on x86-64 CPUs with a matrix unit (AMX), as handlers of
-// XLA's foreign function interface. `xeon.py` says what they compute.
+// Products, attention and norms on x86-64 CPUs that multiply bfloat16, as handlers of
+// XLA's foreign function interface. `x86.py` says what they compute.
 //
-// A tile is 16 rows of 64 bytes. Blocks are 32 x 32: two tiles of the left operand times
-// two of the right, into four tiles of float32 sums. Four loads for four products is the
-// least that eight tile registers allow. Both operands are laid out beforehand so that a
-// tile is one piece of memory, in parts that stay in the second-level cache:
+// Blocks are 32 x 32. Both operands are laid out beforehand so that what is multiplied
+// together lies together, in parts that stay in the second-level cache:
 //
 //   left    [rows / 32][depth / 32][parts][32 rows][32 of depth]
 //   right   [columns / 32][depth / 32][parts][2 x 16 columns][16 pairs of depth]
 //           [16 columns][2]
 //
-// The unit multiplies bfloat16, and bytes twice as fast. Attention's float32 has three
-// parts, numbers of 8 digits whose sum it is; of the nine products the three smallest,
-// below 2^-24 of the whole, are left out. Products of float32 are those of whole numbers
-// of 24 digits, in three signed bytes, see `MultiplyDigits`.
+// With vectors (AVX-512), 8 rows times 32 columns are summed in registers: a number or
+// pair of the left operand, in all lanes, times 16 columns of the right one. Float32 is
+// float32, with "pairs" of one.
 //
-// What is made of a block's sums happens row by row between the unit's instructions for
-// the next one: the CPU's vectors have little to do meanwhile.
+// With a matrix unit (AMX), a tile is 16 rows of 64 bytes: two tiles of the left operand
+// times two of the right, into four tiles of float32 sums. Four loads for four products is
+// the least that eight tile registers allow. The unit multiplies bfloat16, and bytes twice
+// as fast. Attention's float32 has three parts, numbers of 8 digits whose sum it is; of
+// the nine products the three smallest, below 2^-24 of the whole, are left out. Products
+// of float32 are those of whole numbers of 24 digits, in three signed bytes, see
+// `MultiplyDigits`. What is made of a block's sums happens row by row between the unit's
+// instructions for the next one: the CPU's vectors have little to do meanwhile.
 //
 // Each number is summed over the depth in one order, whatever the other rows and however
 // many threads: a protein's vector does not depend on its batch.
@@ -35,6 +38,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -47,6 +51,8 @@
 
 #include "xla/ffi/api/ffi.h"
 
+#define AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
 #define AMX                                                                    \
   __attribute__((target("amx-tile,amx-bf16,amx-int8,avx512f,avx512bw,avx512vl," \
                         "avx512dq,avx512bf16,fma")))
@@ -63,16 +69,36 @@ using Mask = ffi::Buffer<ffi::F32, 2>;
 
 constexpr int64_t kBlock = 32;
 constexpr int64_t kStep = kBlock * kBlock;  // Numbers of two tiles of an operand.
-// Numbers in bfloat16 whose sum is a T: a float32's 24 digits are three times 8.
-template <typename T>
-constexpr int kParts = std::is_same_v<T, float> ? 3 : 1;
+enum class Unit { kTiles, kVectors };
+// What a T is laid out as.
+template <Unit kUnit, typename T>
+using Element =
+    std::conditional_t<kUnit == Unit::kVectors && std::is_same_v<T, float>, float, Bf16>;
+// Numbers of E whose sum is a T: a float32's 24 digits are three times bfloat16's 8.
+template <typename T, typename E>
+constexpr int kParts = std::is_same_v<T, float> && !std::is_same_v<E, float> ? 3 : 1;
 // A float32 as a whole number is three digits to the base of 256. A tile of one digit has
 // 64 of depth.
 constexpr int64_t kDigits = 3, kTile = 1024, kDigitsDepth = 64;
-// Of the right operand what goes together, at most: 512 KiB, of float32 384 KiB.
-constexpr int64_t kDepth = 1024;
-template <typename T>
-constexpr int64_t kColumns = std::is_same_v<T, float> ? 128 : 256;
+template <Unit kUnit, typename T>
+constexpr bool kWhole = kUnit == Unit::kTiles && std::is_same_v<T, float>;
+// Rows whose sums with 32 columns are in registers: 8 x 2 of 32.
+constexpr int64_t kGroup = 8;
+// Blocks of depth that are summed in one chain, for as many digits as others keep.
+constexpr int64_t kChain = 8;
+// Of the right operand what goes together, at most: with tiles 512 KiB, of float32 384.
+// Vectors take their time: they can have less of the left operand at a time, and fewer
+// sums of parts to keep.
+template <Unit kUnit, typename T>
+constexpr int64_t kDepth =
+    kUnit == Unit::kTiles ? 1024 : 4096 / sizeof(Element<kUnit, T>);
+template <Unit kUnit, typename T>
+int64_t ColumnsOf(int64_t depth) {
+  if (kUnit == Unit::kTiles) return std::is_same_v<T, float> ? 128 : 256;
+  constexpr int64_t kPanelBytes = 512 << 10;
+  const int64_t fit = kPanelBytes / (depth * sizeof(Element<kUnit, T>));
+  return std::clamp<int64_t>(fit / kBlock * kBlock, kBlock, 256);
+}
 // Below every score, as attention.MASKED / 2: a query without keys then has no weights.
 constexpr float kNoPeak = -5e29f;
 
@@ -141,6 +167,9 @@ class Tiles {
   AMX ~Tiles() { _tile_release(); }
 };
 
+template <Unit kUnit>
+using InUse = std::conditional_t<kUnit == Unit::kTiles, Tiles, std::tuple<>>;
+
 // Between tile instructions. Where the other thread of the core is busy too, often
 // another tenant's, tile instructions next to each other take up to 1.8 times as long.
 inline void Gap() { asm volatile(".rept 8\n\tnop\n\t.endr"); }
@@ -159,7 +188,7 @@ AMX inline void LoadRight(const Bf16* right) {
   Gap();
 }
 
-// Meanwhile brings 256 bytes into the second-level cache: during a panel of kColumns that
+// Meanwhile brings 256 bytes into the second-level cache: during a panel of columns that
 // is the next 32 rows of the left operand.
 template <bool kFetch>
 AMX inline void MultiplyTiles(const char*& ahead) {
@@ -181,13 +210,13 @@ struct Nothing {
   void operator()() const {}
 };
 
-// sums [32, 32], rows `stride` apart, = left [32, depth] times right, both in `kCount`
-// parts. What is `ahead` is fetched meanwhile, and at every step there is `other` work;
+// With the matrix unit: sums [32, 32], rows `stride` apart, = left [32, depth] times right,
+// both in `kCount` parts. What is `ahead` is fetched meanwhile, and at every step there is `other` work;
 // returns what comes after what was fetched.
 template <int kCount, bool kFetch, typename Other = Nothing>
-AMX inline const char* MultiplyBlock(const Bf16* left, const Bf16* right, int64_t steps,
-                                     float* sums, int64_t stride, const char* ahead,
-                                     Other&& other = {}) {
+AMX inline const char* MultiplyInTiles(const Bf16* left, const Bf16* right,
+                                       int64_t steps, float* sums, int64_t stride,
+                                       const char* ahead, Other&& other = {}) {
   AllWritten();
   const int64_t bytes = stride * sizeof(float);
   float* const below = sums + 16 * stride;
@@ -226,6 +255,68 @@ AMX inline const char* MultiplyBlock(const Bf16* left, const Bf16* right, int64_
   _tile_stored(3, below + 16, bytes);
   AllWritten();
   return ahead;
+}
+
+AVX512 inline __m512 MultiplyAdd(const float* x, __m512 y, __m512 sum) {
+  return _mm512_fmadd_ps(_mm512_set1_ps(*x), y, sum);
+}
+// Of pairs.
+AVX512 inline __m512 MultiplyAdd(const Bf16* x, __m512 y, __m512 sum) {
+  int32_t pair;
+  std::memcpy(&pair, x, sizeof(pair));
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)),
+                          reinterpret_cast<__m512bh>(y));
+}
+
+// With vectors: sums [rows up to a multiple of 8, 32], rows `stride` apart, = left [rows,
+// depth] times right, `steps` times 32 of depth. Others of the 32 rows are left out.
+template <typename E>
+AVX512 inline void MultiplyInVectors(const E* left, const E* right, int64_t steps,
+                                     int64_t rows, float* sums, int64_t stride) {
+  constexpr int kPair = 4 / sizeof(E);
+  for (int64_t row = 0; row < rows; row += kGroup) {
+    const E *x = left + row * kBlock, *y = right;
+    for (int64_t start = 0; start < steps; start += kChain) {
+      __m512 sum[kGroup][2];
+#pragma GCC unroll 8
+      for (auto& line : sum) line[0] = line[1] = _mm512_setzero_ps();
+      const int64_t end = std::min(steps, start + kChain);
+      for (int64_t step = start; step < end; ++step, x += kStep, y += kStep) {
+#pragma GCC unroll 32
+        for (int64_t d = 0; d < kBlock; d += kPair) {
+          const __m512 low = _mm512_load_ps(reinterpret_cast<const float*>(y + d * 16));
+          const __m512 high =
+              _mm512_load_ps(reinterpret_cast<const float*>(y + kStep / 2 + d * 16));
+#pragma GCC unroll 8
+          for (int64_t i = 0; i < kGroup; ++i) {
+            sum[i][0] = MultiplyAdd(x + i * kBlock + d, low, sum[i][0]);
+            sum[i][1] = MultiplyAdd(x + i * kBlock + d, high, sum[i][1]);
+          }
+        }
+      }
+      float* line = sums + row * stride;
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kGroup; ++i, line += stride) {
+#pragma GCC unroll 2
+        for (int64_t j = 0; j < 2; ++j) {
+          float* const out = line + 16 * j;
+          const __m512 before = start == 0 ? _mm512_setzero_ps() : _mm512_load_ps(out);
+          _mm512_store_ps(out, _mm512_add_ps(before, sum[i][j]));
+        }
+      }
+    }
+  }
+}
+
+// Sums [rows, 32], rows `stride` apart, of up to 32 rows.
+template <Unit kUnit, int kCount, typename E>
+AMX inline void MultiplyBlock(const E* left, const E* right, int64_t steps, int64_t rows,
+                              float* sums, int64_t stride) {
+  if constexpr (kUnit == Unit::kTiles) {
+    MultiplyInTiles<kCount, false>(left, right, steps, sums, stride, nullptr);
+  } else {
+    MultiplyInVectors(left, right, steps, rows, sums, stride);
+  }
 }
 
 // Products of whole numbers of three signed digits to the base of 256: the sum of digits'
@@ -276,7 +367,7 @@ AMX inline const char* MultiplyDigits(const int8_t* left, const int8_t* right,
     Gap();
     _tile_dpbssd(3, 7, 5);
     Gap();
-    // During a panel of kColumns that is the next 16 rows of the left operand.
+    // During a panel of columns that is the next 16 rows of the left operand.
     for (int i = 0; i < 6; ++i) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
     ahead += 6 * 64;
     other();
@@ -293,7 +384,7 @@ AMX inline const char* MultiplyDigits(const int8_t* left, const int8_t* right,
 
 // A float32 as a sum of three numbers of 8 digits, each the nearest to what is left: the
 // upper halves of `parts`. Of what is no number or infinite, a later part is no number.
-AMX inline void Split(__m512 x, __m512i* parts) {
+AVX512 inline void Split(__m512 x, __m512i* parts) {
   const __m512i upper = _mm512_set1_epi32(0xffff0000);
   const __m512i half = _mm512_set1_epi32(0x8000);
   for (int i = 0; i < 2; ++i) {
@@ -305,8 +396,8 @@ AMX inline void Split(__m512 x, __m512i* parts) {
 }
 
 // 32 numbers in bfloat16, which has int8's exactly.
-AMX inline __m512i Load(const Bf16* x) { return _mm512_loadu_si512(x); }
-AMX inline __m512i Load(const int8_t* x) {
+AVX512 inline __m512i Load(const Bf16* x) { return _mm512_loadu_si512(x); }
+AVX512 inline __m512i Load(const int8_t* x) {
   const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
   const __m512i low = _mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes));
   const __m512i high = _mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1));
@@ -315,10 +406,10 @@ AMX inline __m512i Load(const int8_t* x) {
 }
 
 // 32 numbers of a row, in parts that are kStep apart.
-AMX inline void StoreRow(const Bf16* x, Bf16* out) {
+AVX512 inline void StoreRow(const Bf16* x, Bf16* out) {
   _mm512_store_si512(out, Load(x));
 }
-AMX inline void StoreRow(const float* x, Bf16* out) {
+AVX512 inline void StoreRow(const float* x, Bf16* out) {
   alignas(64) static const uint16_t kUpper[32] = {
       1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
       33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
@@ -332,9 +423,14 @@ AMX inline void StoreRow(const float* x, Bf16* out) {
   }
 }
 
-// 32 columns of two rows, side by side, as the products want them.
+AVX512 inline void StoreRow(const float* x, float* out) {
+  _mm512_store_ps(out, _mm512_loadu_ps(x));
+  _mm512_store_ps(out + 16, _mm512_loadu_ps(x + 16));
+}
+
+// 32 columns of two rows, as the products want them: side by side in bfloat16.
 template <typename T>
-AMX inline void StorePairs(const T* first, const T* second, Bf16* out) {
+AVX512 inline void StorePairs(const T* first, const T* second, Bf16* out) {
   alignas(64) static const uint16_t kLow[32] = {
       0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
@@ -345,7 +441,7 @@ AMX inline void StorePairs(const T* first, const T* second, Bf16* out) {
   _mm512_store_si512(out + kStep / 2, _mm512_permutex2var_epi16(a, high, b));
 }
 // 16 columns of them, in parts.
-AMX inline void StorePairs(__m512 first, __m512 second, Bf16* out) {
+AVX512 inline void StorePairs(__m512 first, __m512 second, Bf16* out) {
   constexpr int kOrAnd = 0xf8;  // a | (b & c)
   const __m512i upper = _mm512_set1_epi32(0xffff0000);
   __m512i a[3], b[3];
@@ -357,21 +453,32 @@ AMX inline void StorePairs(__m512 first, __m512 second, Bf16* out) {
         _mm512_ternarylogic_epi32(_mm512_srli_epi32(a[i], 16), b[i], upper, kOrAnd));
   }
 }
-AMX inline void StorePairs(const float* first, const float* second, Bf16* out) {
+AVX512 inline void StorePairs(const float* first, const float* second, Bf16* out) {
   StorePairs(_mm512_loadu_ps(first), _mm512_loadu_ps(second), out);
   StorePairs(_mm512_loadu_ps(first + 16), _mm512_loadu_ps(second + 16),
              out + kStep / 2);
 }
 
+AVX512 inline void StorePairs(const float* first, const float* second, float* out) {
+  for (int64_t i = 0; i < 2; ++i, out += kStep / 2) {
+    _mm512_store_ps(out, _mm512_loadu_ps(first + 16 * i));
+    _mm512_store_ps(out + 16, _mm512_loadu_ps(second + 16 * i));
+  }
+}
+
 // Rows [rows, depth], `stride` apart, as a left operand; rows up to 32 are zeros.
-template <typename T>
-AMX void PackLeft(const T* x, int64_t stride, int64_t rows, int64_t depth,
-                  Bf16* packed) {
+template <typename T, typename E>
+AVX512 void PackLeft(const T* x, int64_t stride, int64_t rows, int64_t depth, E* packed) {
   static const T kZeros[kBlock] = {};
-  const int64_t step = kParts<T> * kStep;
+  const int64_t step = kParts<T, E> * kStep;
   for (int64_t row = 0; row < CeilDiv(rows, kBlock) * kBlock; ++row) {
-    Bf16* out = packed + row / kBlock * depth / kBlock * step + row % kBlock * kBlock;
+    E* out = packed + row / kBlock * depth / kBlock * step + row % kBlock * kBlock;
     for (int64_t d = 0; d < depth; d += kBlock, out += step) {
+      // The next row, which is too far for the CPU to foresee; may be past the end.
+      const T* next = x + (row + 1) * stride + d;
+      for (size_t i = 0; i < kBlock * sizeof(T); i += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(next) + i, _MM_HINT_T0);
+      }
       StoreRow(row < rows ? x + row * stride + d : kZeros, out);
     }
   }
@@ -379,14 +486,14 @@ AMX void PackLeft(const T* x, int64_t stride, int64_t rows, int64_t depth,
 
 // [depth, columns], rows `stride` apart, as a right operand; depth up to a multiple of 32
 // is zeros.
-template <typename T>
-AMX void PackRight(const T* x, int64_t stride, int64_t depth, int64_t columns,
-                   Bf16* packed) {
+template <typename T, typename E>
+AVX512 void PackRight(const T* x, int64_t stride, int64_t depth, int64_t columns,
+                      E* packed) {
   static const T kZeros[kBlock] = {};
-  const int64_t step = kParts<T> * kStep;
+  const int64_t step = kParts<T, E> * kStep;
   const int64_t steps = CeilDiv(depth, kBlock);
   for (int64_t d = 0; d < steps * kBlock; d += 2) {
-    Bf16* out = packed + d / kBlock * step + d % kBlock * 16;
+    E* out = packed + d / kBlock * step + d % kBlock * 16;
     const T* row = x + d * stride;
     for (int64_t c = 0; c < columns; c += kBlock, out += steps * step) {
       StorePairs(d < depth ? row + c : kZeros,
@@ -395,42 +502,72 @@ AMX void PackRight(const T* x, int64_t stride, int64_t depth, int64_t columns,
   }
 }
 
-// Pairs of depth of up to 16 columns, those of `mask`, which are rows `lanes` bytes on.
-AMX inline void StoreGathered(const Bf16* x, __m512i lanes, __mmask16 mask, Bf16* out) {
-  const __m512i zero = _mm512_setzero_si512();
-  _mm512_store_si512(out, _mm512_mask_i32gather_epi32(zero, mask, lanes, x, 1));
-}
-AMX inline void StoreGathered(const float* x, __m512i lanes, __mmask16 mask, Bf16* out) {
-  const __m512 zero = _mm512_setzero_ps();
-  StorePairs(_mm512_mask_i32gather_ps(zero, mask, lanes, x, 1),
-             _mm512_mask_i32gather_ps(zero, mask, lanes, x + 1, 1), out);
+// 64 bytes of each of up to 16 rows, the first four of all of them first.
+template <typename T>
+AVX512 inline void LoadTransposed(const T* x, int64_t stride, int64_t rows, __m512* out) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < 16; ++i) {
+    a[i] = i < rows ? _mm512_loadu_ps(reinterpret_cast<const float*>(x + i * stride))
+                    : _mm512_setzero_ps();
+  }
+  // Pairs, fours, eights and all: b and a hold in turn what is together so far.
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      const __m512d low = _mm512_castps_pd(b[i + j]);
+      const __m512d high = _mm512_castps_pd(b[i + j + 2]);
+      a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 8) {
+    for (int j = 0; j < 4; ++j) {
+      b[i + j] = _mm512_shuffle_f32x4(a[i + j], a[i + j + 4], 0x88);
+      b[i + j + 4] = _mm512_shuffle_f32x4(a[i + j], a[i + j + 4], 0xdd);
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    out[j] = _mm512_shuffle_f32x4(b[j], b[j + 8], 0x88);
+    out[j + 8] = _mm512_shuffle_f32x4(b[j], b[j + 8], 0xdd);
+  }
 }
 
 // Transpose of rows [columns, depth], `stride` apart, as a right operand; columns up to a
 // multiple of 32 are zeros.
-template <typename T>
-AMX void PackTransposed(const T* x, int64_t stride, int64_t columns, int64_t depth,
-                        Bf16* packed) {
-  const int64_t step = kParts<T> * kStep;
-  const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3,
-                                           2, 1, 0);
-  const __m512i lanes = _mm512_mullo_epi32(
-      numbers, _mm512_set1_epi32(static_cast<int>(stride * sizeof(T))));
+template <typename T, typename E>
+AVX512 void PackTransposed(const T* x, int64_t stride, int64_t columns, int64_t depth,
+                           E* packed) {
+  const int64_t step = kParts<T, E> * kStep;
+  constexpr int64_t kCount = 64 / sizeof(T);  // Of a row at a time.
   for (int64_t column = 0; column < CeilDiv(columns, kBlock) * kBlock; column += 16) {
-    Bf16* tiles =
-        packed + column / kBlock * depth / kBlock * step + column % kBlock * 32;
+    E* half = packed + column / kBlock * depth / kBlock * step + column % kBlock * 32;
     const int64_t count = std::clamp<int64_t>(columns - column, 0, 16);
-    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
-    for (int64_t d = 0; d < depth; d += 2) {
-      StoreGathered(x + column * stride + d, lanes, mask,
-                    tiles + d / kBlock * step + d % kBlock * 16);
+    for (int64_t d = 0; d < depth; d += kCount) {
+      __m512 lines[16];
+      LoadTransposed(x + column * stride + d, stride, count, lines);
+      E* out = half + d / kBlock * step + d % kBlock * 16;
+      for (int64_t i = 0; i < 16; ++i) {
+        if constexpr (kParts<T, E> == 1) {
+          _mm512_store_ps(reinterpret_cast<float*>(out) + 16 * i, lines[i]);
+        } else if (i % 2 == 0) {
+          StorePairs(lines[i], lines[i + 1], out + 16 * i);
+        }
+      }
     }
   }
 }
 
 // The largest there is of numbers without their signs, as bits, which have their order;
 // one that is none is larger than all.
-AMX inline __m512i Larger(__m512i bits, __m512 x) {
+AVX512 inline __m512i Larger(__m512i bits, __m512 x) {
   return _mm512_max_epu32(bits, reinterpret_cast<__m512i>(_mm512_abs_ps(x)));
 }
 
@@ -446,7 +583,7 @@ constexpr float kLargest = 8355000.0f;
 struct Scale {
   __m512 to, back;
 };
-AMX inline Scale ScaleOf(__m512i largest) {
+AVX512 inline Scale ScaleOf(__m512i largest) {
   const __m512 top =
       _mm512_max_ps(reinterpret_cast<__m512>(largest), _mm512_set1_ps(kTiny));
   const __mmask16 finite =
@@ -457,13 +594,13 @@ AMX inline Scale ScaleOf(__m512i largest) {
 }
 
 // The bits of a where `mask` has them, of b elsewhere.
-AMX inline __m512i Select(__m512i mask, __m512i a, __m512i b) {
+AVX512 inline __m512i Select(__m512i mask, __m512i a, __m512i b) {
   return _mm512_ternarylogic_epi32(mask, a, b, 0xca);
 }
 
 // The digits of 4 x 16 numbers, nearest to x times `scale`, in tiles kTile apart: bytes
 // 4 i to 4 i + 3 are number i of each 16.
-AMX inline void StoreDigits(const __m512* x, __m512 scale, int8_t* out) {
+AVX512 inline void StoreDigits(const __m512* x, __m512 scale, int8_t* out) {
   const __m512i turn = _mm512_set1_epi32(0x808080);
   const __m512i odd = _mm512_set1_epi32(0xff00ff00);
   const __m512i upper = _mm512_set1_epi32(0xffff0000);
@@ -500,7 +637,7 @@ struct KernelScales {
 };
 
 // Of columns from `first` to before `last`; rows of the kernel are `stride` apart.
-AMX void ScaleColumns(const float* kernel, int64_t stride, int64_t depth, int64_t first,
+AVX512 void ScaleColumns(const float* kernel, int64_t stride, int64_t depth, int64_t first,
                       int64_t last, KernelScales* scales) {
   // Holds the largest until all are known.
   float* const largest = scales->to.data();
@@ -520,7 +657,7 @@ AMX void ScaleColumns(const float* kernel, int64_t stride, int64_t depth, int64_
 }
 
 // Of a row of the kernel, at place d of its depth.
-AMX void BalanceRow(const float* row, int64_t columns, int64_t d, KernelScales* scales) {
+AVX512 void BalanceRow(const float* row, int64_t columns, int64_t d, KernelScales* scales) {
   constexpr int kMost = 100;  // Of zeros.
   __m512 largest = _mm512_setzero_ps();
   for (int64_t c = 0; c < columns; c += 16) {
@@ -539,7 +676,7 @@ AMX void BalanceRow(const float* row, int64_t columns, int64_t d, KernelScales* 
 
 // Rows [rows, depth], `stride` apart, times `balance`, as whole numbers; rows up to 32 and
 // depth up to 64 are zeros. `back` has what makes each row's numbers of them again.
-AMX void PackLeftDigits(const float* x, int64_t stride, int64_t rows, int64_t depth,
+AVX512 void PackLeftDigits(const float* x, int64_t stride, int64_t rows, int64_t depth,
                         const float* balance, float* back, int8_t* packed) {
   const int64_t steps = CeilDiv(depth, kDigitsDepth);
   for (int64_t row = 0; row < kBlock; ++row) {
@@ -547,7 +684,7 @@ AMX void PackLeftDigits(const float* x, int64_t stride, int64_t rows, int64_t de
     const float* from = x + row * stride;
     const int64_t size = row < rows ? depth : 0;
     __m512i largest = _mm512_setzero_si512();
-    const auto load = [=](int64_t d) AMX {
+    const auto load = [=](int64_t d) AVX512 {
       return d < size
                  ? _mm512_mul_ps(_mm512_loadu_ps(from + d), _mm512_loadu_ps(balance + d))
                  : _mm512_setzero_ps();
@@ -566,7 +703,7 @@ AMX void PackLeftDigits(const float* x, int64_t stride, int64_t rows, int64_t de
 
 // [depth, columns], rows `stride` apart, times `balance` and columns times `to`, as whole
 // numbers; depth up to 64 is zeros.
-AMX void PackRightDigits(const float* x, int64_t stride, int64_t depth, int64_t columns,
+AVX512 void PackRightDigits(const float* x, int64_t stride, int64_t depth, int64_t columns,
                          const float* balance, const float* to, int8_t* packed) {
   const int64_t steps = CeilDiv(depth, kDigitsDepth);
   for (int64_t row = 0; row < steps * 16; ++row) {
@@ -586,7 +723,7 @@ AMX void PackRightDigits(const float* x, int64_t stride, int64_t depth, int64_t 
 }
 
 // exp(x); relative error below 2e-7, 0 below -87.
-AMX inline __m512 Exp(__m512 x) {
+AVX512 inline __m512 Exp(__m512 x) {
   const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
   // A NaN goes through: of two numbers the second is taken if either is none.
   x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));
@@ -603,13 +740,13 @@ AMX inline __m512 Exp(__m512 x) {
 }
 
 // 1 / x, to a unit in the last place; faster than a division.
-AMX inline __m512 Reciprocal(__m512 x) {
+AVX512 inline __m512 Reciprocal(__m512 x) {
   const __m512 near = _mm512_rcp14_ps(x);
   const __m512 rest = _mm512_fnmadd_ps(x, near, _mm512_set1_ps(1.0f));
   return _mm512_fmadd_ps(near, rest, near);
 }
 
-AMX inline __m512 Activate(__m512 x, int32_t activation) {
+AVX512 inline __m512 Activate(__m512 x, int32_t activation) {
   const __m512 one = _mm512_set1_ps(1.0f);
   switch (activation) {
     case kRelu:
@@ -658,8 +795,8 @@ struct ProductJob {
   const float* scale;  // [columns], or null.
   const float* bias;   // [columns], or null.
   void* out;
-  void* left;   // Where kDepth of x are laid out.
-  float* sums;  // [rows, columns] in blocks, if there is more than kDepth.
+  void* left;   // Where some of the depth of x is laid out.
+  float* sums;  // [rows, columns] in blocks, if there is more of it.
   int64_t rows, depth, columns;
   int32_t activation;
   bool wide;  // Whether the result is float32.
@@ -675,17 +812,15 @@ struct DepthPart {
 };
 
 // Bytes of a row or a column that is laid out.
-template <typename T>
+template <Unit kUnit, typename T>
 constexpr int64_t BytesOf(int64_t depth) {
-  if (!std::is_same_v<T, float>) return depth * sizeof(Bf16);
+  if (!kWhole<kUnit, T>) return depth * sizeof(Element<kUnit, T>);
   return CeilDiv(depth, kDigitsDepth) * kDigitsDepth * kDigits;
 }
 
 // What becomes of the sums of one block after the other, some rows at a time.
-template <typename T>
+template <bool kWhole>
 class Outcome {
-  static constexpr bool kWhole = std::is_same_v<T, float>;
-
  public:
   static constexpr int64_t kSize = kWhole ? 16 : kBlock;  // Rows and columns of a block.
   using Sum = std::conditional_t<kWhole, int32_t, float>;
@@ -704,12 +839,12 @@ class Outcome {
     column_ = column;
   }
 
-  AMX inline void Take(int64_t count) {
+  AVX512 inline void Take(int64_t count) {
     for (; count > 0 && row_ < end_; --count, ++row_, sum_ += kSize) TakeRow();
   }
 
  private:
-  AMX inline __m512 Load(int64_t column) const {
+  AVX512 inline __m512 Load(int64_t column) const {
     if constexpr (kWhole) {
       const __m512 place = _mm512_set1_ps(1.0f / 256.0f);
       __m512 x = _mm512_setzero_ps();
@@ -724,7 +859,7 @@ class Outcome {
     }
   }
 
-  AMX inline __m512 End(__m512 x, int64_t column) const {
+  AVX512 inline __m512 End(__m512 x, int64_t column) const {
     if (job_.scale != nullptr) {
       x = _mm512_mul_ps(x, _mm512_loadu_ps(job_.scale + column));
     }
@@ -732,7 +867,7 @@ class Outcome {
     return Activate(x, job_.activation);
   }
 
-  AMX inline void TakeRow() {
+  AVX512 inline void TakeRow() {
     constexpr int64_t kCount = kSize / 16;
     const int64_t block = row_ / kSize * kSize;
     float* kept = job_.sums + block * job_.columns + column_ * kSize +
@@ -752,7 +887,7 @@ class Outcome {
 
   // Past the caches: the result is larger than they are, and what comes next reads it in
   // another order.
-  AMX inline void Write(const __m512* x) const {
+  AVX512 inline void Write(const __m512* x) const {
     const int64_t place = row_ * job_.columns + column_;
     if (job_.wide) {
       float* out = static_cast<float*>(job_.out) + place;
@@ -778,48 +913,54 @@ class Outcome {
 };
 
 // The columns from `first` to before `first + columns`. False if there was no memory.
-template <typename T>
+template <Unit kUnit, typename T>
 AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t first,
                         int64_t columns) {
-  constexpr int64_t kSize = Outcome<T>::kSize;
-  const int64_t bytes = BytesOf<T>(part.depth);
+  using E = Element<kUnit, T>;
+  using End = Outcome<kWhole<kUnit, T>>;
+  constexpr int64_t kSize = End::kSize;
+  const int64_t bytes = BytesOf<kUnit, T>(part.depth);
   int8_t* right = Scratch<6, int8_t>(columns * bytes);
   if (right == nullptr) return false;
   const T* kernel = static_cast<const T*>(job.kernel) + part.start * job.columns + first;
-  int64_t steps;
-  if constexpr (std::is_same_v<T, float>) {
+  int64_t steps = part.depth / kBlock;
+  if constexpr (kWhole<kUnit, T>) {
     steps = CeilDiv(part.depth, kDigitsDepth);
     PackRightDigits(kernel, job.columns, part.depth, columns,
                     part.scales->kernel.data(), &part.scales->to[first], right);
   } else {
-    steps = part.depth / kBlock;
-    PackRight(kernel, job.columns, part.depth, columns, reinterpret_cast<Bf16*>(right));
+    PackRight(kernel, job.columns, part.depth, columns, reinterpret_cast<E*>(right));
   }
-  Tiles tiles;
-  Outcome<T> outcome(job, part);
+  [[maybe_unused]] InUse<kUnit> unit;
+  End end(job, part);
   const int64_t share = CeilDiv(kSize, steps);
-  const auto take = [&]() AMX { outcome.Take(share); };
+  const auto take = [&]() AMX { end.Take(share); };
   for (int64_t r = 0; r < job.rows; r += kSize) {
     const int8_t* left = static_cast<const int8_t*>(job.left) + r * bytes;
     const char* ahead = reinterpret_cast<const char*>(left + kSize * bytes);
     for (int64_t c = 0; c < columns; c += kSize) {
-      if constexpr (std::is_same_v<T, float>) {
-        ahead = MultiplyDigits(left, right + c * bytes, steps, outcome.Next(), ahead, take);
+      const int8_t* these = right + c * bytes;
+      if constexpr (kWhole<kUnit, T>) {
+        ahead = MultiplyDigits(left, these, steps, end.Next(), ahead, take);
+      } else if constexpr (kUnit == Unit::kTiles) {
+        ahead = MultiplyInTiles<1, true>(reinterpret_cast<const E*>(left),
+                                         reinterpret_cast<const E*>(these), steps,
+                                         end.Next(), kBlock, ahead, take);
       } else {
-        ahead = MultiplyBlock<1, true>(
-            reinterpret_cast<const Bf16*>(left),
-            reinterpret_cast<const Bf16*>(right + c * bytes), steps, outcome.Next(),
-            kBlock, ahead, take);
+        MultiplyInVectors(reinterpret_cast<const E*>(left),
+                          reinterpret_cast<const E*>(these), steps,
+                          std::min(kBlock, job.rows - r), end.Next(), kBlock);
       }
-      outcome.Start(r, first + c);
+      end.Start(r, first + c);
+      if constexpr (kUnit == Unit::kVectors) end.Take(kSize);
     }
   }
-  outcome.Take(kSize);
+  end.Take(kSize);
   _mm_sfence();
   return true;
 }
 
-// Attention of rows [batch, length, heads, size]; see `xeon.attention`.
+// Attention of rows [batch, length, heads, size]; see `x86.attention`.
 template <typename T>
 struct AttentionJob {
   const T *query, *key, *value;
@@ -856,7 +997,7 @@ const float* MaskOf(const AttentionJob<T>& job, int64_t row) {
 }
 
 // Scores of a query to softmax's numerators; 1 over their sum, or 1 if that is 0.
-AMX float Weigh(float* scores, const float* mask, const float* bias, int64_t kv_length,
+AVX512 float Weigh(float* scores, const float* mask, const float* bias, int64_t kv_length,
                 int64_t keys) {
   __m512 peak = _mm512_set1_ps(kNoPeak);
   for (int64_t k = 0; k < keys; k += 16) {
@@ -880,43 +1021,44 @@ AMX float Weigh(float* scores, const float* mask, const float* bias, int64_t kv_
   return sum == 0.0f ? 1.0f : 1.0f / sum;
 }
 
-AMX inline void Store(__m512 low, __m512 high, Bf16* out) {
+AVX512 inline void Store(__m512 low, __m512 high, Bf16* out) {
   _mm512_storeu_si512(out, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
 }
-AMX inline void Store(__m512 low, __m512 high, float* out) {
+AVX512 inline void Store(__m512 low, __m512 high, float* out) {
   _mm512_storeu_ps(out, low);
   _mm512_storeu_ps(out + 16, high);
 }
 
 // One head of one row. False if there was no memory.
-template <typename T>
+template <Unit kUnit, typename T>
 AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
-  constexpr int kCount = kParts<T>;
+  using E = Element<kUnit, T>;
+  constexpr int kCount = kParts<T, E>;
   const int64_t keys = job.keys(), stride = job.stride();
-  Bf16* key = Scratch<0, Bf16>(keys * job.size * kCount);
-  Bf16* value = Scratch<1, Bf16>(keys * job.size * kCount);
+  E* key = Scratch<0, E>(keys * job.size * kCount);
+  E* value = Scratch<1, E>(keys * job.size * kCount);
   float* scores = Scratch<2, float>(kBlock * keys);
-  Bf16* query = Scratch<3, Bf16>(kBlock * job.size * kCount);
-  Bf16* weights = Scratch<4, Bf16>(kBlock * keys * kCount);
+  E* query = Scratch<3, E>(kBlock * job.size * kCount);
+  E* weights = Scratch<4, E>(kBlock * keys * kCount);
   const float* mask = MaskOf(job, row);
   if (!key || !value || !scores || !query || !weights || !mask) return false;
   const int64_t kv_start = row * job.kv_length * stride + head * job.size;
   PackTransposed(job.key + kv_start, stride, job.kv_length, job.size, key);
   PackRight(job.value + kv_start, stride, job.kv_length, job.size, value);
-  Tiles tiles;
+  [[maybe_unused]] InUse<kUnit> unit;
   for (int64_t q = 0; q < job.q_length; q += kBlock) {
     const int64_t count = std::min(kBlock, job.q_length - q);
     const int64_t start = (row * job.q_length + q) * stride + head * job.size;
     PackLeft(job.query + start, stride, count, job.size, query);
     for (int64_t k = 0; k < keys; k += kBlock) {
-      MultiplyBlock<kCount, false>(query, key + k * job.size * kCount,
-                                   job.size / kBlock, scores + k, keys, nullptr);
+      MultiplyBlock<kUnit, kCount>(query, key + k * job.size * kCount,
+                                  job.size / kBlock, count, scores + k, keys);
     }
     float scales[kBlock];
     for (int64_t r = 0; r < count; ++r) {
       float* line = scores + r * keys;
       scales[r] = Weigh(line, mask, job.BiasOf(row, head, q + r), job.kv_length, keys);
-      Bf16* out = weights + r * kBlock;
+      E* out = weights + r * kBlock;
       for (int64_t k = 0; k < keys; k += kBlock, out += kCount * kStep) {
         if constexpr (kCount == 1) {
           Store(_mm512_load_ps(line + k), _mm512_load_ps(line + k + 16), out);
@@ -927,8 +1069,8 @@ AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
     }
     for (int64_t d = 0; d < job.size; d += kBlock) {
       alignas(64) float sums[kStep];
-      MultiplyBlock<kCount, false>(weights, value + d * keys * kCount, keys / kBlock,
-                                   sums, kBlock, nullptr);
+      MultiplyBlock<kUnit, kCount>(weights, value + d * keys * kCount, keys / kBlock,
+                                   count, sums, kBlock);
       for (int64_t r = 0; r < count; ++r) {
         const __m512 scale = _mm512_set1_ps(scales[r]);
         const float* from = sums + r * kBlock;
@@ -941,8 +1083,8 @@ AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
   return true;
 }
 
-AMX inline __m512 LoadWide(const float* x) { return _mm512_loadu_ps(x); }
-AMX inline __m512 LoadWide(const Bf16* x) {
+AVX512 inline __m512 LoadWide(const float* x) { return _mm512_loadu_ps(x); }
+AVX512 inline __m512 LoadWide(const Bf16* x) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
   return reinterpret_cast<__m512>(
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -951,7 +1093,7 @@ AMX inline __m512 LoadWide(const Bf16* x) {
 // A row of `size` numbers: around their mean if there is a bias, to a mean square of 1,
 // times `scale`, plus the bias.
 template <typename X, typename Out>
-AMX void Normalise(const X* x, const float* scale, const float* bias, int64_t size,
+AVX512 void Normalise(const X* x, const float* scale, const float* bias, int64_t size,
                    float epsilon, Out* out) {
   __m512 mean = _mm512_setzero_ps();
   if (bias != nullptr) {
@@ -1022,34 +1164,37 @@ const float* OrNull(const Vector& x) {
 
 // The product of x of X with a kernel of T, some of the depth at a time. For each, x is
 // laid out once for all columns.
-template <typename X, typename T>
+template <Unit kUnit, typename X, typename T>
 ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
-  constexpr bool kWhole = std::is_same_v<T, float>;
-  static_assert(kWhole == std::is_same_v<X, float>);
+  using E = Element<kUnit, T>;
+  constexpr bool kDigital = kWhole<kUnit, T>;
+  static_assert(std::is_same_v<X, float> == std::is_same_v<T, float>);
   // Where panels of columns start: two for each thread if there are so many columns, the
   // last ones half as wide, or a thread that is slower than another would keep it waiting
   // at the end.
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
   const int64_t even = CeilDiv(CeilDiv(job.columns, 2 * threads), kBlock) * kBlock;
+  constexpr int64_t kMost = kDepth<kUnit, T>;
+  const int64_t wide = ColumnsOf<kUnit, T>(std::min(kMost, job.depth));
   std::vector<int64_t> starts(1, 0);
   while (starts.back() < job.columns) {
     const int64_t rest = job.columns - starts.back();
-    const int64_t most = rest > threads * kColumns<T> ? kColumns<T> : kColumns<T> / 2;
-    starts.push_back(starts.back() + std::min({rest, even, most}));
+    const int64_t most = rest > threads * wide || wide == kBlock ? wide : wide / 2;
+    starts.push_back(starts.back() + std::min({rest, even, CeilDiv(most, kBlock) * kBlock}));
   }
   const int64_t row_blocks = CeilDiv(job.rows, kBlock);
-  KernelScales scales(kWhole ? std::min(kDepth, job.depth) : 0,
-                      kWhole ? job.columns : 0);
-  std::vector<float> row_back(kWhole ? row_blocks * kBlock : 0);
-  for (int64_t d = 0; d < job.depth; d += kDepth) {
-    const int64_t depth = std::min(kDepth, job.depth - d);
+  KernelScales scales(kDigital ? std::min(kMost, job.depth) : 0,
+                      kDigital ? job.columns : 0);
+  std::vector<float> row_back(kDigital ? row_blocks * kBlock : 0);
+  for (int64_t d = 0; d < job.depth; d += kMost) {
+    const int64_t depth = std::min(kMost, job.depth - d);
     const DepthPart part = {d, depth, d + depth == job.depth, &scales, row_back.data()};
-    if constexpr (kWhole) {
+    if constexpr (kDigital) {
       const float* kernel = static_cast<const float*>(job.kernel) + d * job.columns;
-      const int64_t wide = CeilDiv(CeilDiv(job.columns, threads), kBlock) * kBlock;
-      InParallel(pool, CeilDiv(job.columns, wide), [&](int64_t i) {
-        ScaleColumns(kernel, job.columns, depth, i * wide,
-                     std::min((i + 1) * wide, job.columns), &scales);
+      const int64_t share = CeilDiv(CeilDiv(job.columns, threads), kBlock) * kBlock;
+      InParallel(pool, CeilDiv(job.columns, share), [&](int64_t i) {
+        ScaleColumns(kernel, job.columns, depth, i * share,
+                     std::min((i + 1) * share, job.columns), &scales);
         return true;
       });
       InParallel(pool, depth / kBlock, [&](int64_t i) {
@@ -1062,16 +1207,17 @@ ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
     InParallel(pool, row_blocks, [&](int64_t i) {
       const int64_t row = i * kBlock, rows = std::min(kBlock, job.rows - row);
       const X* x = static_cast<const X*>(job.x) + row * job.depth + d;
-      int8_t* left = static_cast<int8_t*>(job.left) + row * BytesOf<T>(depth);
-      if constexpr (kWhole) {
+      int8_t* left = static_cast<int8_t*>(job.left) + row * BytesOf<kUnit, T>(depth);
+      if constexpr (kDigital) {
         PackLeftDigits(x, job.depth, rows, depth, scales.x.data(), &row_back[row], left);
       } else {
-        PackLeft(x, job.depth, rows, depth, reinterpret_cast<Bf16*>(left));
+        PackLeft(x, job.depth, rows, depth, reinterpret_cast<E*>(left));
       }
       return true;
     });
     if (!InParallel(pool, starts.size() - 1, [&](int64_t i) {
-          return ComputeColumns<T>(job, part, starts[i], starts[i + 1] - starts[i]);
+          const int64_t columns = starts[i + 1] - starts[i];
+          return ComputeColumns<kUnit, T>(job, part, starts[i], columns);
         })) {
       return Ended(false);
     }
@@ -1091,6 +1237,7 @@ bool IsAligned(const Buffer& buffer) {
   return reinterpret_cast<uintptr_t>(buffer.untyped_data()) % 64 == 0;
 }
 
+template <Unit kUnit>
 ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
                    Vector scale, Vector bias, ffi::Result<ffi::AnyBuffer> out,
                    ffi::Result<Bytes> left, ffi::Result<Sums> sums,
@@ -1113,9 +1260,11 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
   const ffi::DataType type = kernel.element_type();
   const bool is_wide = type == ffi::F32;
   const int64_t rows = CeilDiv(job.rows, kBlock) * kBlock;
-  const int64_t depth = std::min(kDepth, job.depth);
-  const int64_t bytes = is_wide ? BytesOf<float>(depth) : BytesOf<Bf16>(depth);
-  const bool in_parts = job.depth > kDepth;
+  const int64_t most = is_wide ? kDepth<kUnit, float> : kDepth<kUnit, Bf16>;
+  const int64_t depth = std::min(most, job.depth);
+  const int64_t bytes =
+      is_wide ? BytesOf<kUnit, float>(depth) : BytesOf<kUnit, Bf16>(depth);
+  const bool in_parts = job.depth > most;
   bool good = job.depth > 0 && job.depth % kBlock == 0 && job.columns % kBlock == 0 &&
               Has(kernel, {job.depth, job.columns}) &&
               Has(*out, {job.rows, job.columns}) && Has(*left, {rows, bytes}) &&
@@ -1137,9 +1286,9 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
   UseLargePages(left->untyped_data(), left->size_bytes());
   UseLargePages(sums->untyped_data(), sums->size_bytes());
   try {
-    if (is_wide) return Compute<float, float>(pool, job);
-    if (type == ffi::S8) return Compute<Bf16, int8_t>(pool, job);
-    return Compute<Bf16, Bf16>(pool, job);
+    if (is_wide) return Compute<kUnit, float, float>(pool, job);
+    if (type == ffi::S8) return Compute<kUnit, Bf16, int8_t>(pool, job);
+    return Compute<kUnit, Bf16, Bf16>(pool, job);
   } catch (const std::bad_alloc&) {
     return Ended(false);
   }
@@ -1188,7 +1337,7 @@ ffi::Error Norm(ffi::ThreadPool pool, ffi::AnyBuffer x, Vector scale, Vector bia
   return ffi::Error::InvalidArgument("Types that do not fit.");
 }
 
-template <typename T, ffi::DataType kType>
+template <Unit kUnit, typename T, ffi::DataType kType>
 ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<kType, 4> query,
                      ffi::Buffer<kType, 4> key, ffi::Buffer<kType, 4> value,
                      ScoreBias bias, Mask mask, ffi::Result<ffi::Buffer<kType, 4>> out) {
@@ -1219,21 +1368,25 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<kType, 4> query,
   }
   const int64_t count = batch * job.heads;
   return Ended(InParallel(pool, count, [job](int64_t i) {
-    return ComputeHead(job, i / job.heads, i % job.heads);
+    return ComputeHead<kUnit>(job, i / job.heads, i % job.heads);
   }));
 }
 
-XLA_FFI_DEFINE_HANDLER(kProduct, Product,
-                       ffi::Ffi::Bind()
-                           .Ctx<ffi::ThreadPool>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<Vector>()
-                           .Arg<Vector>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<Bytes>()
-                           .Ret<Sums>()
-                           .Attr<int32_t>("activation"));
+auto ProductArguments() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<Vector>()
+      .Arg<Vector>()
+      .Ret<ffi::AnyBuffer>()
+      .Ret<Bytes>()
+      .Ret<Sums>()
+      .Attr<int32_t>("activation");
+}
+
+XLA_FFI_DEFINE_HANDLER(kProductInTiles, Product<Unit::kTiles>, ProductArguments());
+XLA_FFI_DEFINE_HANDLER(kProductInVectors, Product<Unit::kVectors>, ProductArguments());
 
 XLA_FFI_DEFINE_HANDLER(kNorm, Norm,
                        ffi::Ffi::Bind()
@@ -1256,43 +1409,72 @@ auto AttentionArguments() {
       .template Ret<ffi::Buffer<kType, 4>>();
 }
 
-constexpr auto kAttendBf16 = Attention<Bf16, ffi::BF16>;
-constexpr auto kAttendWide = Attention<float, ffi::F32>;
-XLA_FFI_DEFINE_HANDLER(kAttention, kAttendBf16, AttentionArguments<ffi::BF16>());
-XLA_FFI_DEFINE_HANDLER(kWideAttention, kAttendWide, AttentionArguments<ffi::F32>());
+template <Unit kUnit>
+constexpr auto kAttendBf16 = Attention<kUnit, Bf16, ffi::BF16>;
+template <Unit kUnit>
+constexpr auto kAttendWide = Attention<kUnit, float, ffi::F32>;
+XLA_FFI_DEFINE_HANDLER(kAttentionInTiles, kAttendBf16<Unit::kTiles>,
+                       AttentionArguments<ffi::BF16>());
+XLA_FFI_DEFINE_HANDLER(kAttentionInVectors, kAttendBf16<Unit::kVectors>,
+                       AttentionArguments<ffi::BF16>());
+XLA_FFI_DEFINE_HANDLER(kWideAttentionInTiles, kAttendWide<Unit::kTiles>,
+                       AttentionArguments<ffi::F32>());
+XLA_FFI_DEFINE_HANDLER(kWideAttentionInVectors, kAttendWide<Unit::kVectors>,
+                       AttentionArguments<ffi::F32>());
 
-// Whether this CPU has the instructions, and Linux gives this process their registers.
-bool IsUsable() {
+// Whether this CPU has the unit's instructions, and Linux gives this process its
+// registers.
+bool IsUsable(Unit unit) {
   unsigned a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
   if (!(c >> 12 & 1) || !(c >> 27 & 1)) return false;  // fma, xgetbv
   unsigned low, high;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   constexpr unsigned kAvx = 0x6, kAvx512 = 0xe0, kAmx = 0x60000;
-  constexpr unsigned kRegisters = kAvx | kAvx512 | kAmx;
-  if ((low & kRegisters) != kRegisters) return false;
+  const unsigned registers = kAvx | kAvx512 | (unit == Unit::kTiles ? kAmx : 0);
+  if ((low & registers) != registers) return false;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  for (int bit : {22, 24, 25}) {  // amx-bf16, -tile, -int8
-    if (!(d >> bit & 1)) return false;
-  }
   // avx2, avx512f, -dq, -bw, -vl
   for (int bit : {5, 16, 17, 30, 31}) {
     if (!(b >> bit & 1)) return false;
   }
+  const unsigned tiles = d;
+  // avx512-bf16
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;
+  if (unit == Unit::kVectors) return true;
+  for (int bit : {22, 24, 25}) {  // amx-bf16, -tile, -int8
+    if (!(tiles >> bit & 1)) return false;
+  }
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-PyObject* Capsule(XLA_FFI_Handler* handler) {
-  return PyCapsule_New(reinterpret_cast<void*>(handler), nullptr, nullptr);
+PyObject* HandlersOf(XLA_FFI_Handler* product, XLA_FFI_Handler* attention,
+                     XLA_FFI_Handler* wide_attention) {
+  const auto capsule = [](XLA_FFI_Handler* handler) {
+    return PyCapsule_New(reinterpret_cast<void*>(handler), nullptr, nullptr);
+  };
+  return Py_BuildValue("{s:N,s:N,s:N,s:N}", "product", capsule(product), "norm",
+                       capsule(kNorm), "attention_bfloat16", capsule(attention),
+                       "attention_float32", capsule(wide_attention));
 }
 
 PyObject* Handlers(PyObject*, PyObject*) {
-  if (!IsUsable()) return PyDict_New();
-  return Py_BuildValue("{s:N,s:N,s:N,s:N}", "product", Capsule(kProduct), "norm",
-                       Capsule(kNorm), "attention_bfloat16", Capsule(kAttention),
-                       "attention_float32", Capsule(kWideAttention));
+  PyObject* found = PyDict_New();
+  const auto add = [found](const char* name, PyObject* handlers) {
+    if (found != nullptr && handlers != nullptr) {
+      PyDict_SetItemString(found, name, handlers);
+    }
+    Py_XDECREF(handlers);
+  };
+  if (IsUsable(Unit::kTiles)) {
+    add("amx", HandlersOf(kProductInTiles, kAttentionInTiles, kWideAttentionInTiles));
+  }
+  if (IsUsable(Unit::kVectors)) {
+    add("avx512",
+        HandlersOf(kProductInVectors, kAttentionInVectors, kWideAttentionInVectors));
+  }
+  return found;
 }
 
 }  // namespace
@@ -1306,13 +1488,13 @@ PyObject* Handlers(PyObject*, PyObject*) { return PyDict_New(); }
 #endif
 
 static PyMethodDef kMethods[] = {
-    {"handlers", Handlers, METH_NOARGS, "Handlers by name; none where there is no AMX."},
+    {"handlers", Handlers, METH_NOARGS, "Handlers by unit and name, the faster unit first."},
     {nullptr, nullptr, 0, nullptr}};
 
-static PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "_xeon", nullptr, -1, kMethods,
+static PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "_x86", nullptr, -1, kMethods,
                               nullptr, nullptr, nullptr, nullptr};
 
-PyMODINIT_FUNC PyInit__xeon() {
+PyMODINIT_FUNC PyInit__x86() {
   PyObject* module = PyModule_Create(&kModule);
   if (module != nullptr) {
     PyModule_AddStringConstant(module, "SOURCE_SHA256", SOURCE_SHA256);

@@ -1,11 +1,12 @@
-"""Products, attention and norms on x86-64 CPUs with a matrix unit (AMX).
+"""Products, attention and norms on x86-64 CPUs that multiply bfloat16.
 
-That is Intel's Xeons from 2023 on.
+Those have one of two units: a matrix unit (AMX, Intel's Xeons from 2023 on), which
+multiplies bfloat16, and bytes at twice the rate; or vectors (AVX-512, AMD's processors
+from 2022 on). XLA's own products in bfloat16 reach a half to four fifths of these, and
+its attention a quarter to a half.
 
-The unit multiplies bfloat16, and bytes at twice the rate. XLA's own products in
-bfloat16 reach a half to four fifths of these, and its attention a quarter to a half.
-
-Products of float32 are products of whole numbers (Ozaki, Ogita, Oishi and Rump 2012):
+With vectors, float32 is multiplied as such. With the matrix unit, products of float32
+are products of whole numbers (Ozaki, Ogita, Oishi and Rump 2012):
 what a number adds to the results is rounded to 2^-24 of the most that one of its row
 does, a kernel's to 2^-24 of its column's largest, and of their three bytes eight of
 nine products are summed exactly. Errors are those of a sum in float32 or smaller,
@@ -13,11 +14,11 @@ unless what is thousands of times larger than the rest of a row happens to cance
 and columns whose largest is below some 1e-30 lose digits, results of those beyond 1e33
 may be infinite; where a number is infinite or none, its whole row or column is none.
 
-Attention's float32 is the sum of three bfloat16 numbers, and six of nine products of
-such parts give its digits: XLA's `BF16_BF16_F32_X6`, which TPUs do for float32 at the
-highest precision.
+There, attention's float32 is the sum of three bfloat16 numbers, and six of nine
+products of such parts give its digits: XLA's `BF16_BF16_F32_X6`, which TPUs do for
+float32 at the highest precision.
 
-They are compiled with the package (`_xeon.cc`) and called through XLA's foreign
+They are compiled with the package (`_x86.cc`) and called through XLA's foreign
 function interface; where that was not possible, or the CPU has no such unit, XLA does
 everything.
 
@@ -45,9 +46,12 @@ from prottrans_jax.layers import cpu, relative_bias
 
 # Sizes other than batch and length are multiples of the rows of two tiles.
 _BLOCK = 32
-# What is summed at a time, of the axis that products sum over.
-_DEPTH = 1024
-# In the order of `_xeon.cc`.
+# Of the axis that products sum over, what `_x86.cc` has laid out at a time.
+_DEPTHS = {
+    "amx": {"float32": 1024, "bfloat16": 1024},
+    "avx512": {"float32": 1024, "bfloat16": 2048},
+}
+# In the order of `_x86.cc`.
 _ACTIVATIONS = ("linear", "relu", "gelu_exact", "gelu", "silu")
 _OPERANDS = {
     ("float32", "float32"),
@@ -55,15 +59,15 @@ _OPERANDS = {
     ("bfloat16", "int8"),
 }
 # In a checkout; an installed package has only what was compiled.
-_SOURCE = pathlib.Path(__file__).with_name("_xeon.cc")
+_SOURCE = pathlib.Path(__file__).with_name("_x86.cc")
 _local = threading.local()
 
 
 @functools.cache
-def is_usable() -> bool:
-    """Whether this machine has the unit and this installation what uses it."""
+def units() -> tuple[str, ...]:
+    """What this machine has and this installation uses, "amx" before "avx512"."""
     try:
-        compiled: Any = importlib.import_module("prottrans_jax.layers._xeon")
+        compiled: Any = importlib.import_module("prottrans_jax.layers._x86")
         if _SOURCE.exists():
             digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()
             if getattr(compiled, "SOURCE_SHA256", None) != digest:
@@ -71,18 +75,27 @@ def is_usable() -> bool:
                     f"{compiled.__file__} was compiled from another {_SOURCE.name}. "
                     "Install the package again: pip install -e ."
                 )
-        handlers = compiled.handlers()
+        found = compiled.handlers()
         jax.local_devices(backend="cpu")  # Or a refusal would come at some later time.
-        for name, handler in handlers.items():
-            jax.ffi.register_ffi_target(
-                f"prottrans_jax_{name}", handler, platform="cpu"
-            )
+        for unit, handlers in found.items():
+            for name, handler in handlers.items():
+                target = f"prottrans_jax_{unit}_{name}"
+                jax.ffi.register_ffi_target(target, handler, platform="cpu")
     except Exception as error:  # Not compiled, or for another JAX.
-        has_unit = "amx_bf16" in (cpu.flags() or ())
-        log = logging.warning if has_unit else logging.info
-        log("Without our own products for CPUs with AMX, which is slower: %s", error)
-        return False
-    return bool(handlers)
+        multiplies = {"amx_bf16", "avx512_bf16"} & (cpu.flags() or frozenset())
+        log = logging.warning if multiplies else logging.info
+        log("Without our own products for this CPU, which is slower: %s", error)
+        return ()
+    return tuple(found)
+
+
+def is_usable() -> bool:
+    """Whether there is any of `units`."""
+    return bool(units())
+
+
+def _call(name: str, shapes: Any) -> Any:
+    return jax.ffi.ffi_call(f"prottrans_jax_{units()[0]}_{name}", shapes)
 
 
 @contextlib.contextmanager
@@ -143,17 +156,19 @@ def product(
     vectors = [none if v is None else v.astype(jnp.float32) for v in (scale, bias)]
     number = np.int32(_ACTIVATIONS.index(activation))
     shape = jax.ShapeDtypeStruct((rows, outputs), out_dtype)
-    depth = min(inputs, _DEPTH)
-    # Three digits of 64 numbers at a time, or bfloat16.
-    row_bytes = 3 * (-(-depth // 64) * 64) if x.dtype == jnp.float32 else 2 * depth
+    most = _DEPTHS[units()[0]][x.dtype.name]
+    depth = min(inputs, most)
+    row_bytes = x.dtype.itemsize * depth
+    if x.dtype == jnp.float32 and units()[0] == "amx":
+        # Three digits of 64 numbers at a time.
+        row_bytes = 3 * (-(-depth // 64) * 64)
     whole_rows = -(-rows // _BLOCK) * _BLOCK
     # Where `x` is laid out and sums of parts are: memory that XLA plans and uses again.
     left = jax.ShapeDtypeStruct((whole_rows, row_bytes), jnp.uint8)
     sums = jax.ShapeDtypeStruct(
-        (whole_rows if inputs > _DEPTH else 0, outputs), jnp.float32
+        (whole_rows if inputs > most else 0, outputs), jnp.float32
     )
-    shapes = (shape, left, sums)
-    call: Any = jax.ffi.ffi_call("prottrans_jax_product", shapes)
+    call = _call("product", (shape, left, sums))
     return call(x, kernel, *vectors, activation=number)[0]
 
 
@@ -186,9 +201,7 @@ def norm(
     rows = x.reshape(-1, x.shape[-1])
     plus = jnp.zeros(0) if bias is None else bias
     vectors = [v.astype(jnp.float32) for v in (scale, plus)]
-    call: Any = jax.ffi.ffi_call(
-        "prottrans_jax_norm", jax.ShapeDtypeStruct(rows.shape, dtype)
-    )
+    call = _call("norm", jax.ShapeDtypeStruct(rows.shape, dtype))
     return call(rows, *vectors, epsilon=np.float32(epsilon)).reshape(x.shape)
 
 
@@ -247,5 +260,5 @@ def attention(
     if isinstance(wide, relative_bias.DistanceBias):
         wide = wide.values[None, :, None]
     shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
-    call: Any = jax.ffi.ffi_call(f"prottrans_jax_attention_{query.dtype}", shape)
+    call = _call(f"attention_{query.dtype}", shape)
     return call(query, key, value, *(x.astype(jnp.float32) for x in (wide, mask)))
