@@ -5,7 +5,7 @@
 The two products of a feed-forward block of ProtT5-XL, 1,024 rows. A process for each
 library; they take turns. "ours" is what frozen models run: `layers.x86` where the CPU
 has what that needs, elsewhere XLA's products in the form of `layers.dense`. Rounding to
-int8 what is multiplied is not counted, as it is for torch's dynamic quantisation.
+int8 what is multiplied is counted where `layers.x86` does it, and for torch.
 """
 
 import argparse

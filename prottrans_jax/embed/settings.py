@@ -177,7 +177,8 @@ class Settings:
     def dtype_compute(self) -> str:
         """Type of the products: of kernels, and if it is another, of activations."""
         name = self.encoder.dtype
-        wide = jax.default_backend() == "cpu" and x86.is_usable()
+        on_cpu = jax.default_backend() == "cpu"
+        wide = on_cpu and x86.is_usable() and not x86.rounds_to_int8()
         return "int8 weights, bfloat16" if name == "int8" and wide else name
 
     @property

@@ -8,9 +8,10 @@
 //   right   [columns / 32][depth / 32][parts][2 x 16 columns][16 pairs of depth]
 //           [16 columns][2]
 //
-// With vectors (AVX-512), 8 rows times 32 columns are summed in registers: a number or
-// pair of the left operand, in all lanes, times 16 columns of the right one. Float32 is
-// float32, with "pairs" of one.
+// With vectors (AVX-512), 8 rows times 32 columns are summed in registers: a pair of the
+// left operand, in all lanes, times 16 columns of the right one. Float32 is multiplied as
+// such, with one number for a pair; int8 kernels by bytes at twice bfloat16's rate, with
+// fours of them and 64 of depth, see `ByteScales`.
 //
 // With a matrix unit (AMX), a tile is 16 rows of 64 bytes: two tiles of the left operand
 // times two of the right, into four tiles of float32 sums. Four loads for four products is
@@ -52,10 +53,10 @@
 #include "xla/ffi/api/ffi.h"
 
 #define AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,fma")))
 #define AMX                                                                    \
   __attribute__((target("amx-tile,amx-bf16,amx-int8,avx512f,avx512bw,avx512vl," \
-                        "avx512dq,avx512bf16,fma")))
+                        "avx512dq,avx512bf16,avx512vnni,fma")))
 
 namespace {
 
@@ -72,8 +73,12 @@ constexpr int64_t kStep = kBlock * kBlock;  // Numbers of two tiles of an operan
 enum class Unit { kTiles, kVectors };
 // What a T is laid out as.
 template <Unit kUnit, typename T>
-using Element =
-    std::conditional_t<kUnit == Unit::kVectors && std::is_same_v<T, float>, float, Bf16>;
+using Element = std::conditional_t<kUnit == Unit::kVectors, T, Bf16>;
+// What is summed of it, and how much of a depth goes together.
+template <typename E>
+using Summed = std::conditional_t<std::is_same_v<E, int8_t>, int32_t, float>;
+template <typename E>
+constexpr int64_t kDeep = std::is_same_v<E, int8_t> ? 64 : kBlock;
 // Numbers of E whose sum is a T: a float32's 24 digits are three times bfloat16's 8.
 template <typename T, typename E>
 constexpr int kParts = std::is_same_v<T, float> && !std::is_same_v<E, float> ? 3 : 1;
@@ -257,51 +262,66 @@ AMX inline const char* MultiplyInTiles(const Bf16* left, const Bf16* right,
   return ahead;
 }
 
+// `sum`, plus what is at x in all lanes times y.
 AVX512 inline __m512 MultiplyAdd(const float* x, __m512 y, __m512 sum) {
   return _mm512_fmadd_ps(_mm512_set1_ps(*x), y, sum);
 }
-// Of pairs.
+AVX512 inline __m512i InAllLanes(const void* x) {
+  int32_t bits;
+  std::memcpy(&bits, x, sizeof(bits));
+  return _mm512_set1_epi32(bits);
+}
 AVX512 inline __m512 MultiplyAdd(const Bf16* x, __m512 y, __m512 sum) {
-  int32_t pair;
-  std::memcpy(&pair, x, sizeof(pair));
-  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)),
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(InAllLanes(x)),
                           reinterpret_cast<__m512bh>(y));
+}
+// Of bytes without sign; the sums are whole numbers.
+AVX512 inline __m512 MultiplyAdd(const int8_t* x, __m512 y, __m512 sum) {
+  return reinterpret_cast<__m512>(
+      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), InAllLanes(x),
+                          reinterpret_cast<__m512i>(y)));
+}
+
+AVX512 inline __m512 Add(__m512 a, __m512 b, float) { return _mm512_add_ps(a, b); }
+AVX512 inline __m512 Add(__m512 a, __m512 b, int32_t) {
+  return reinterpret_cast<__m512>(
+      _mm512_add_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 }
 
 // With vectors: sums [rows up to a multiple of 8, 32], rows `stride` apart, = left [rows,
-// depth] times right, `steps` times 32 of depth. Others of the 32 rows are left out.
-template <typename E>
+// depth] times right, `steps` times kDeep of depth. Others of the 32 rows are left out.
+template <typename E, typename Sum = Summed<E>>
 AVX512 inline void MultiplyInVectors(const E* left, const E* right, int64_t steps,
-                                     int64_t rows, float* sums, int64_t stride) {
-  constexpr int kPair = 4 / sizeof(E);
+                                     int64_t rows, Sum* sums, int64_t stride) {
+  constexpr int64_t kPair = 4 / sizeof(E), kLine = kDeep<E>, kAll = kBlock * kLine;
   for (int64_t row = 0; row < rows; row += kGroup) {
-    const E *x = left + row * kBlock, *y = right;
+    const E *x = left + row * kLine, *y = right;
     for (int64_t start = 0; start < steps; start += kChain) {
       __m512 sum[kGroup][2];
 #pragma GCC unroll 8
       for (auto& line : sum) line[0] = line[1] = _mm512_setzero_ps();
       const int64_t end = std::min(steps, start + kChain);
-      for (int64_t step = start; step < end; ++step, x += kStep, y += kStep) {
+      for (int64_t step = start; step < end; ++step, x += kAll, y += kAll) {
 #pragma GCC unroll 32
-        for (int64_t d = 0; d < kBlock; d += kPair) {
+        for (int64_t d = 0; d < kLine; d += kPair) {
           const __m512 low = _mm512_load_ps(reinterpret_cast<const float*>(y + d * 16));
           const __m512 high =
-              _mm512_load_ps(reinterpret_cast<const float*>(y + kStep / 2 + d * 16));
+              _mm512_load_ps(reinterpret_cast<const float*>(y + kAll / 2 + d * 16));
 #pragma GCC unroll 8
           for (int64_t i = 0; i < kGroup; ++i) {
-            sum[i][0] = MultiplyAdd(x + i * kBlock + d, low, sum[i][0]);
-            sum[i][1] = MultiplyAdd(x + i * kBlock + d, high, sum[i][1]);
+            sum[i][0] = MultiplyAdd(x + i * kLine + d, low, sum[i][0]);
+            sum[i][1] = MultiplyAdd(x + i * kLine + d, high, sum[i][1]);
           }
         }
       }
-      float* line = sums + row * stride;
+      Sum* line = sums + row * stride;
 #pragma GCC unroll 8
       for (int64_t i = 0; i < kGroup; ++i, line += stride) {
 #pragma GCC unroll 2
         for (int64_t j = 0; j < 2; ++j) {
-          float* const out = line + 16 * j;
+          float* const out = reinterpret_cast<float*>(line + 16 * j);
           const __m512 before = start == 0 ? _mm512_setzero_ps() : _mm512_load_ps(out);
-          _mm512_store_ps(out, _mm512_add_ps(before, sum[i][j]));
+          _mm512_store_ps(out, Add(before, sum[i][j], Sum()));
         }
       }
     }
@@ -722,6 +742,86 @@ AVX512 void PackRightDigits(const float* x, int64_t stride, int64_t depth, int64
   }
 }
 
+// With vectors, int8 kernels are multiplied by bytes: a row's numbers are rounded to one
+// of 255 between the least and the largest, as `quantized.product` does.
+struct ByteScales {
+  ByteScales(int64_t rows, int64_t columns)
+      : step(rows), middle(rows), column_sums(columns) {}
+
+  std::vector<float> step, middle;  // [rows]: x is about step (byte - 128) + middle.
+  std::vector<int32_t> column_sums;  // [columns]: of the kernel, as far as it was laid out.
+};
+constexpr int32_t kByteMiddle = 128;
+
+AVX512 inline __m512 LoadWide(const float* x) { return _mm512_loadu_ps(x); }
+AVX512 inline __m512 LoadWide(const Bf16* x) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  return reinterpret_cast<__m512>(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+// Of a row [depth]; no numbers if one of it is none.
+AVX512 void ScaleRow(const Bf16* x, int64_t depth, float* step, float* middle) {
+  __m512 low = _mm512_set1_ps(INFINITY), high = _mm512_set1_ps(-INFINITY);
+  __mmask16 none = 0;
+  for (int64_t d = 0; d < depth; d += 16) {
+    const __m512 numbers = LoadWide(x + d);
+    low = _mm512_min_ps(low, numbers);
+    high = _mm512_max_ps(high, numbers);
+    none |= _mm512_cmp_ps_mask(numbers, numbers, _CMP_UNORD_Q);
+  }
+  const float least = _mm512_reduce_min_ps(low), largest = _mm512_reduce_max_ps(high);
+  *middle = none ? NAN : 0.5f * (largest + least);
+  *step = 0.5f * (largest - least) / 127;
+  if (*step == 0.0f) *step = 1.0f;
+}
+
+// Rows [rows, depth], `stride` apart, as bytes; depth up to 64 is anything.
+AVX512 void PackLeftBytes(const Bf16* x, int64_t stride, int64_t rows, int64_t depth,
+                          const float* step, const float* middle, int8_t* packed) {
+  constexpr int64_t kLine = kDeep<int8_t>;
+  for (int64_t row = 0; row < rows; ++row) {
+    const __m512 by = _mm512_set1_ps(1.0f / step[row]);
+    const __m512 from = _mm512_set1_ps(middle[row]);
+    for (int64_t d = 0; d < depth; d += 16) {
+      const Bf16* numbers = x + row * stride + d;
+      // The next row, which is too far for the CPU to foresee; may be past the end.
+      _mm_prefetch(reinterpret_cast<const char*>(numbers + stride), _MM_HINT_T0);
+      const __m512 off = _mm512_sub_ps(LoadWide(numbers), from);
+      const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(off, by)),
+                                             _mm512_set1_epi32(kByteMiddle));
+      int8_t* out = packed + d / kLine * kBlock * kLine + row * kLine + d % kLine;
+      _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(whole));
+    }
+  }
+}
+
+// [depth, columns], rows `stride` apart, as a right operand of bytes; depth up to a
+// multiple of 64 is zeros. Adds up the columns.
+AVX512 void PackRightBytes(const int8_t* x, int64_t stride, int64_t depth,
+                           int64_t columns, int8_t* packed, int32_t* sums) {
+  constexpr int64_t kLine = kDeep<int8_t>;
+  const int64_t steps = CeilDiv(depth, kLine);
+  const __m512i ones = _mm512_set1_epi8(1);
+  for (int64_t d = 0; d < steps * kLine; d += 4) {
+    for (int64_t c = 0; c < columns; c += 16) {
+      __m512i four = _mm512_setzero_si512();
+      if (d < depth) {
+        for (int i = 3; i >= 0; --i) {
+          const __m128i bytes = _mm_loadu_si128(
+              reinterpret_cast<const __m128i*>(x + (d + i) * stride + c));
+          four = _mm512_or_si512(_mm512_slli_epi32(four, 8), _mm512_cvtepu8_epi32(bytes));
+        }
+      }
+      int8_t* out = packed + (c / kBlock * steps + d / kLine) * kBlock * kLine +
+                    c % kBlock * kLine + d % kLine * 16;
+      _mm512_store_si512(out, four);
+      const __m512i sum = _mm512_loadu_si512(sums + c);
+      _mm512_storeu_si512(sums + c, _mm512_dpbusd_epi32(sum, ones, four));
+    }
+  }
+}
+
 // exp(x); relative error below 2e-7, 0 below -87.
 AVX512 inline __m512 Exp(__m512 x) {
   const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
@@ -809,21 +909,26 @@ struct DepthPart {
   // Of float32 products.
   const KernelScales* scales;
   const float* row_back;  // [rows]
+  ByteScales* bytes;      // Of products of bytes.
 };
 
 // Bytes of a row or a column that is laid out.
 template <Unit kUnit, typename T>
 constexpr int64_t BytesOf(int64_t depth) {
-  if (!kWhole<kUnit, T>) return depth * sizeof(Element<kUnit, T>);
-  return CeilDiv(depth, kDigitsDepth) * kDigitsDepth * kDigits;
+  if (kWhole<kUnit, T>) return CeilDiv(depth, kDigitsDepth) * kDigitsDepth * kDigits;
+  constexpr int64_t kLine = kDeep<Element<kUnit, T>>;
+  return CeilDiv(depth, kLine) * kLine * sizeof(Element<kUnit, T>);
 }
 
 // What becomes of the sums of one block after the other, some rows at a time.
-template <bool kWhole>
+template <Unit kUnit, typename T>
 class Outcome {
+  static constexpr bool kDigital = kWhole<kUnit, T>;
+  static constexpr bool kBytes = std::is_same_v<Element<kUnit, T>, int8_t>;
+
  public:
-  static constexpr int64_t kSize = kWhole ? 16 : kBlock;  // Rows and columns of a block.
-  using Sum = std::conditional_t<kWhole, int32_t, float>;
+  static constexpr int64_t kSize = kDigital ? 16 : kBlock;  // Rows, columns of a block.
+  using Sum = std::conditional_t<kDigital || kBytes, int32_t, float>;
 
   Outcome(const ProductJob& job, const DepthPart& part) : job_(job), part_(part) {}
 
@@ -844,8 +949,9 @@ class Outcome {
   }
 
  private:
+  // What was summed of 16 columns, of bytes as whole numbers.
   AVX512 inline __m512 Load(int64_t column) const {
-    if constexpr (kWhole) {
+    if constexpr (kDigital) {
       const __m512 place = _mm512_set1_ps(1.0f / 256.0f);
       __m512 x = _mm512_setzero_ps();
       for (int i = 3; i >= 0; --i) {
@@ -855,8 +961,19 @@ class Outcome {
       x = _mm512_mul_ps(x, _mm512_set1_ps(part_.row_back[row_]));
       return _mm512_mul_ps(x, _mm512_loadu_ps(&part_.scales->back[column]));
     } else {
-      return _mm512_load_ps(sum_ + column - column_);
+      return _mm512_load_ps(reinterpret_cast<const float*>(sum_ + column - column_));
     }
+  }
+
+  // What whole numbers stand for, but for the kernel's scale.
+  AVX512 inline __m512 Unscaled(__m512 x, int64_t column) const {
+    const __m512i columns = _mm512_loadu_si512(&part_.bytes->column_sums[column]);
+    const __m512i more = _mm512_mullo_epi32(columns, _mm512_set1_epi32(kByteMiddle));
+    const __m512 sum =
+        _mm512_cvtepi32_ps(_mm512_sub_epi32(reinterpret_cast<__m512i>(x), more));
+    const __m512 rest = _mm512_mul_ps(_mm512_cvtepi32_ps(columns),
+                                      _mm512_set1_ps(part_.bytes->middle[row_]));
+    return _mm512_fmadd_ps(sum, _mm512_set1_ps(part_.bytes->step[row_]), rest);
   }
 
   AVX512 inline __m512 End(__m512 x, int64_t column) const {
@@ -867,6 +984,8 @@ class Outcome {
     return Activate(x, job_.activation);
   }
 
+  using Kept = std::conditional_t<kBytes, int32_t, float>;
+
   AVX512 inline void TakeRow() {
     constexpr int64_t kCount = kSize / 16;
     const int64_t block = row_ / kSize * kSize;
@@ -875,10 +994,11 @@ class Outcome {
     __m512 x[kCount];
     for (int64_t i = 0; i < kCount; ++i) {
       x[i] = Load(column_ + 16 * i);
-      if (part_.start > 0) x[i] = _mm512_add_ps(_mm512_load_ps(kept + 16 * i), x[i]);
+      if (part_.start > 0) x[i] = Add(_mm512_load_ps(kept + 16 * i), x[i], Kept());
       if (!part_.ends) {
         _mm512_store_ps(kept + 16 * i, x[i]);
       } else {
+        if constexpr (kBytes) x[i] = Unscaled(x[i], column_ + 16 * i);
         x[i] = End(x[i], column_ + 16 * i);
       }
     }
@@ -894,7 +1014,7 @@ class Outcome {
       for (int64_t i = 0; i < kSize / 16; ++i) _mm512_stream_ps(out + 16 * i, x[i]);
     } else {
       Bf16* out = static_cast<Bf16*>(job_.out) + place;
-      if constexpr (kWhole) {
+      if constexpr (kDigital) {
         _mm256_store_si256(reinterpret_cast<__m256i*>(out),
                            reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x[0])));
       } else {
@@ -904,7 +1024,7 @@ class Outcome {
     }
   }
 
-  alignas(64) Sum sums_[2][kWhole ? 4 * kSize * kSize : kStep];
+  alignas(64) Sum sums_[2][kDigital ? 4 * kSize * kSize : kStep];
   const ProductJob& job_;
   const DepthPart& part_;
   int now_ = 0;
@@ -917,14 +1037,17 @@ template <Unit kUnit, typename T>
 AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t first,
                         int64_t columns) {
   using E = Element<kUnit, T>;
-  using End = Outcome<kWhole<kUnit, T>>;
+  using End = Outcome<kUnit, T>;
   constexpr int64_t kSize = End::kSize;
   const int64_t bytes = BytesOf<kUnit, T>(part.depth);
   int8_t* right = Scratch<6, int8_t>(columns * bytes);
   if (right == nullptr) return false;
   const T* kernel = static_cast<const T*>(job.kernel) + part.start * job.columns + first;
-  int64_t steps = part.depth / kBlock;
-  if constexpr (kWhole<kUnit, T>) {
+  int64_t steps = CeilDiv(part.depth, kDeep<E>);
+  if constexpr (std::is_same_v<E, int8_t>) {
+    PackRightBytes(kernel, job.columns, part.depth, columns, right,
+                   &part.bytes->column_sums[first]);
+  } else if constexpr (kWhole<kUnit, T>) {
     steps = CeilDiv(part.depth, kDigitsDepth);
     PackRightDigits(kernel, job.columns, part.depth, columns,
                     part.scales->kernel.data(), &part.scales->to[first], right);
@@ -1083,13 +1206,6 @@ AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
   return true;
 }
 
-AVX512 inline __m512 LoadWide(const float* x) { return _mm512_loadu_ps(x); }
-AVX512 inline __m512 LoadWide(const Bf16* x) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-  return reinterpret_cast<__m512>(
-      _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
 // A row of `size` numbers: around their mean if there is a bias, to a mean square of 1,
 // times `scale`, plus the bias.
 template <typename X, typename Out>
@@ -1179,16 +1295,30 @@ ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
   std::vector<int64_t> starts(1, 0);
   while (starts.back() < job.columns) {
     const int64_t rest = job.columns - starts.back();
-    const int64_t most = rest > threads * wide || wide == kBlock ? wide : wide / 2;
+    int64_t most = wide;
+    if (rest <= threads * wide) most /= 2;
+    if (kUnit == Unit::kVectors && rest <= threads * most) most /= 2;
     starts.push_back(starts.back() + std::min({rest, even, CeilDiv(most, kBlock) * kBlock}));
   }
   const int64_t row_blocks = CeilDiv(job.rows, kBlock);
   KernelScales scales(kDigital ? std::min(kMost, job.depth) : 0,
                       kDigital ? job.columns : 0);
   std::vector<float> row_back(kDigital ? row_blocks * kBlock : 0);
+  constexpr bool kBytes = std::is_same_v<E, int8_t>;
+  ByteScales bytes(kBytes ? job.rows : 0, kBytes ? job.columns : 0);
+  if constexpr (kBytes) {
+    InParallel(pool, row_blocks, [&](int64_t i) {
+      for (int64_t r = i * kBlock; r < std::min(job.rows, (i + 1) * kBlock); ++r) {
+        ScaleRow(static_cast<const X*>(job.x) + r * job.depth, job.depth, &bytes.step[r],
+                 &bytes.middle[r]);
+      }
+      return true;
+    });
+  }
   for (int64_t d = 0; d < job.depth; d += kMost) {
     const int64_t depth = std::min(kMost, job.depth - d);
-    const DepthPart part = {d, depth, d + depth == job.depth, &scales, row_back.data()};
+    const DepthPart part = {d,       depth,           d + depth == job.depth,
+                            &scales, row_back.data(), &bytes};
     if constexpr (kDigital) {
       const float* kernel = static_cast<const float*>(job.kernel) + d * job.columns;
       const int64_t share = CeilDiv(CeilDiv(job.columns, threads), kBlock) * kBlock;
@@ -1208,7 +1338,10 @@ ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
       const int64_t row = i * kBlock, rows = std::min(kBlock, job.rows - row);
       const X* x = static_cast<const X*>(job.x) + row * job.depth + d;
       int8_t* left = static_cast<int8_t*>(job.left) + row * BytesOf<kUnit, T>(depth);
-      if constexpr (kDigital) {
+      if constexpr (kBytes) {
+        PackLeftBytes(x, job.depth, rows, depth, &bytes.step[row], &bytes.middle[row],
+                      left);
+      } else if constexpr (kDigital) {
         PackLeftDigits(x, job.depth, rows, depth, scales.x.data(), &row_back[row], left);
       } else {
         PackLeft(x, job.depth, rows, depth, reinterpret_cast<E*>(left));
@@ -1260,10 +1393,16 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
   const ffi::DataType type = kernel.element_type();
   const bool is_wide = type == ffi::F32;
   const int64_t rows = CeilDiv(job.rows, kBlock) * kBlock;
-  const int64_t most = is_wide ? kDepth<kUnit, float> : kDepth<kUnit, Bf16>;
+  const bool is_int8 = type == ffi::S8;
+  const int64_t most = is_wide   ? kDepth<kUnit, float>
+                       : is_int8 ? kDepth<kUnit, int8_t>
+                                 : kDepth<kUnit, Bf16>;
   const int64_t depth = std::min(most, job.depth);
-  const int64_t bytes =
-      is_wide ? BytesOf<kUnit, float>(depth) : BytesOf<kUnit, Bf16>(depth);
+  const int64_t bytes = is_wide   ? BytesOf<kUnit, float>(depth)
+                        : is_int8 ? BytesOf<kUnit, int8_t>(depth)
+                                  : BytesOf<kUnit, Bf16>(depth);
+  // Sums of bytes are whole numbers below 2^31.
+  constexpr int64_t kMostBytes = 65536;
   const bool in_parts = job.depth > most;
   bool good = job.depth > 0 && job.depth % kBlock == 0 && job.columns % kBlock == 0 &&
               Has(kernel, {job.depth, job.columns}) &&
@@ -1273,12 +1412,13 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
   for (const Vector& vector : {scale, bias}) {
     good = good && (vector.element_count() == 0 || Has(vector, {job.columns}));
   }
+  good = good && !(is_int8 && job.depth > kMostBytes);
   if (!good) {
     return ffi::Error::InvalidArgument(
         "Sizes that do not fit, are not multiples of 32, or memory that does not start "
         "at one of 64.");
   }
-  if (!(is_wide || type == ffi::S8 || type == ffi::BF16) ||
+  if (!(is_wide || is_int8 || type == ffi::BF16) ||
       x.element_type() != (is_wide ? ffi::F32 : ffi::BF16) ||
       !(job.wide || out->element_type() == ffi::BF16)) {
     return ffi::Error::InvalidArgument("Types that do not fit.");
@@ -1287,7 +1427,7 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
   UseLargePages(sums->untyped_data(), sums->size_bytes());
   try {
     if (is_wide) return Compute<kUnit, float, float>(pool, job);
-    if (type == ffi::S8) return Compute<kUnit, Bf16, int8_t>(pool, job);
+    if (is_int8) return Compute<kUnit, Bf16, int8_t>(pool, job);
     return Compute<kUnit, Bf16, Bf16>(pool, job);
   } catch (const std::bad_alloc&) {
     return Ended(false);
@@ -1438,6 +1578,7 @@ bool IsUsable(Unit unit) {
   for (int bit : {5, 16, 17, 30, 31}) {
     if (!(b >> bit & 1)) return false;
   }
+  if (!(c >> 11 & 1)) return false;  // avx512-vnni
   const unsigned tiles = d;
   // avx512-bf16
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;

@@ -4,8 +4,8 @@ A kernel is kept as int8 with a float32 scale per column and the sum of each col
 "kernel_scale" and "kernel_sum" beside "kernel" among the parameters. Activations are
 rounded on the way, each token between its own least and largest value, so that products
 take int8 and sum exactly in int32 (Dettmers et al. 2022 round vectors as well, about 0:
-behind a ReLU or GELU half of the integers would then stay unused); but not by `x86`,
-which has them in bfloat16. Nothing is derived through them.
+behind a ReLU or GELU half of the integers would then stay unused); but not where
+`x86` has a matrix unit, with bfloat16. Nothing is derived through them.
 """
 
 from collections.abc import Callable, Mapping

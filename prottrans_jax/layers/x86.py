@@ -46,10 +46,15 @@ from prottrans_jax.layers import cpu, relative_bias
 
 # Sizes other than batch and length are multiples of the rows of two tiles.
 _BLOCK = 32
-# Of the axis that products sum over, what `_x86.cc` has laid out at a time.
-_DEPTHS = {
-    "amx": {"float32": 1024, "bfloat16": 1024},
-    "avx512": {"float32": 1024, "bfloat16": 2048},
+# How `_x86.cc` lays out what is multiplied, by unit and type of the kernel: numbers of
+# a row at a time, bytes of each, and what their number is a multiple of.
+_LAID_OUT = {
+    ("amx", "float32"): (1024, 3, 64),
+    ("amx", "bfloat16"): (1024, 2, 32),
+    ("amx", "int8"): (1024, 2, 32),
+    ("avx512", "float32"): (1024, 4, 32),
+    ("avx512", "bfloat16"): (2048, 2, 32),
+    ("avx512", "int8"): (4096, 1, 64),
 }
 # In the order of `_x86.cc`.
 _ACTIVATIONS = ("linear", "relu", "gelu_exact", "gelu", "silu")
@@ -92,6 +97,14 @@ def units() -> tuple[str, ...]:
 def is_usable() -> bool:
     """Whether there is any of `units`."""
     return bool(units())
+
+
+def rounds_to_int8() -> bool:
+    """Whether what int8 kernels multiply is rounded too, as by `quantized.product`.
+
+    Vectors multiply bytes at twice the rate of bfloat16. The matrix unit has bfloat16.
+    """
+    return "avx512" in units()[:1]
 
 
 def _call(name: str, shapes: Any) -> Any:
@@ -144,7 +157,7 @@ def product(
 
     Args:
       x: bfloat16 or float32.
-      kernel: As `x`, or int8 for bfloat16; see `can_multiply`.
+      kernel: As `x`, or int8 for bfloat16; see `can_multiply` and `rounds_to_int8`.
       out_dtype: Of the result, bfloat16 or float32.
       scale: Of each column of an int8 `kernel`, float32.
       bias: Added in float32.
@@ -156,12 +169,8 @@ def product(
     vectors = [none if v is None else v.astype(jnp.float32) for v in (scale, bias)]
     number = np.int32(_ACTIVATIONS.index(activation))
     shape = jax.ShapeDtypeStruct((rows, outputs), out_dtype)
-    most = _DEPTHS[units()[0]][x.dtype.name]
-    depth = min(inputs, most)
-    row_bytes = x.dtype.itemsize * depth
-    if x.dtype == jnp.float32 and units()[0] == "amx":
-        # Three digits of 64 numbers at a time.
-        row_bytes = 3 * (-(-depth // 64) * 64)
+    most, size, multiple = _LAID_OUT[units()[0], kernel.dtype.name]
+    row_bytes = size * (-(-min(inputs, most) // multiple) * multiple)
     whole_rows = -(-rows // _BLOCK) * _BLOCK
     # Where `x` is laid out and sums of parts are: memory that XLA plans and uses again.
     left = jax.ShapeDtypeStruct((whole_rows, row_bytes), jnp.uint8)

@@ -25,7 +25,8 @@ from prottrans_jax.layers import (
 needs_x86 = pytest.mark.skipif(
     not x86.is_usable(), reason="no AVX-512 for bfloat16, or not compiled for it"
 )
-_VECTORS = {"avx512_bf16", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}
+_VECTORS = {"avx512_bf16", "avx512_vnni", "avx512f", "avx512bw", "avx512dq"}
+_VECTORS |= {"avx512vl", "avx2", "fma"}
 _TILES = {"amx_tile", "amx_bf16", "amx_int8"}
 _units = x86.units
 
@@ -196,9 +197,44 @@ def test_what_is_no_number_or_infinite_stays_in_its_row_or_column(value, kind):
 
 
 @needs_x86
-def test_int8_kernels_are_scaled_by_column():
-    x = numbers(70, 1056)
-    kernel = quantized.quantize(numbers(1056, 160, seed=1, dtype=jnp.float32))
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 32, 64), (70, 1056, 160), (9, 8224, 96)]
+)
+@pytest.mark.parametrize("offset", [0, 3])
+def test_int8_kernels_are_scaled_by_column(rows, inputs, outputs, offset):
+    x = numbers(rows, inputs) + offset
+    kernel = quantized.quantize(numbers(inputs, outputs, seed=1, dtype=jnp.float32))
+    bias = numbers(outputs, seed=2, dtype=jnp.float32)
+    more = {"scale": kernel.scale, "bias": bias, "activation": "relu"}
+    found = x86.product(x, kernel.integers, jnp.float32, **more)
+    wide, undecided = exact(x), 0.0
+    if x86.rounds_to_int8():
+        low, high = wide.min(1, keepdims=True), wide.max(1, keepdims=True)
+        step, middle = (high - low) / 254, (high + low) / 2
+        whole = (wide - middle) / step
+        # In the middle between two integers, float32 may take the other one.
+        halves = np.abs(whole % 1 - 0.5) < 1e-4
+        undecided = step * halves.sum(1, keepdims=True)
+        wide = np.round(whole) * step + middle
+    scaled = exact(kernel.integers) * exact(kernel.scale)
+    wanted = np.maximum(wide @ scaled + exact(bias), 0)
+    limit = 1e-6 * np.abs(wide) @ np.abs(scaled) + undecided * np.abs(scaled).max(0)
+    np.testing.assert_array_less(np.abs(found - wanted), limit)
+
+
+@needs_x86
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+def test_of_int8_kernels_what_is_no_number_or_infinite_stays_in_its_row(value):
+    kernel = quantized.quantize(numbers(96, 32, seed=1, dtype=jnp.float32))
+    x = numbers(3, 96).at[1, 40].set(value)
+    found = np.asarray(x86.product(x, kernel.integers, jnp.float32, scale=kernel.scale))
+    assert not np.isfinite(found[1]).any() and np.isfinite(found[[0, 2]]).all()
+
+
+@needs_x86
+def test_int8_kernels_with_rows_of_one_number():
+    kernel = quantized.quantize(numbers(96, 32, seed=1, dtype=jnp.float32))
+    x = jnp.asarray([[0.0], [2.5]], jnp.bfloat16) * jnp.ones((1, 96), jnp.bfloat16)
     found = x86.product(x, kernel.integers, jnp.float32, scale=kernel.scale)
     wanted = exact(x) @ (exact(kernel.integers) * exact(kernel.scale))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
