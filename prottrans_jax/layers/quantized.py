@@ -18,6 +18,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
 _LARGEST = 127
+# Each leaves some of a column's sum, the root of how many numbers changed.
+_SHIFTS = 3
 
 
 class Kernel(NamedTuple):
@@ -36,10 +38,28 @@ class Kernel(NamedTuple):
 
 @jax.jit
 def quantize(x: Float[Array, "*batch inputs outputs"]) -> Kernel:
-    """Integers with a scale for each column."""
+    """Integers with a scale for each column.
+
+    Columns keep their sums, or errors would add up where what is multiplied is not
+    around 0, as behind a GELU: of the numbers nearest to the middle between two integers
+    as many as that takes become the other one.
+    """
     wide = x.astype(jnp.float32)
     scale = _steps(jnp.abs(wide).max(axis=-2, keepdims=True))
-    integers = jnp.round(wide / scale).astype(jnp.int8)
+    wanted = wide / scale
+
+    def missing(integers):
+        return (wanted - integers).mean(axis=-2, keepdims=True)
+
+    integers = jnp.round(wanted)
+    shift = jnp.zeros_like(scale)
+    for _ in range(_SHIFTS):
+        shift = shift + missing(integers)
+        others = jnp.clip(jnp.round(wanted + shift), -_LARGEST, _LARGEST)
+        # Where many are the same number, all of them would change.
+        is_better = jnp.abs(missing(others)) < jnp.abs(missing(integers))
+        integers = jnp.where(is_better, others, integers)
+    integers = integers.astype(jnp.int8)
     scale = scale.squeeze(-2)
     total = integers.sum(axis=-2, dtype=jnp.int32).astype(jnp.float32)
     return Kernel(integers, scale, total * scale)

@@ -19,6 +19,21 @@ def test_columns_have_their_own_scale_and_sum():
     np.testing.assert_allclose(column_sum, [73, -0.47, 0], rtol=1e-6)
 
 
+def test_columns_keep_their_sums():
+    """Nearest integers alone would be off by the root of their number, or 6 steps."""
+    kernel = np.random.default_rng(0).standard_normal((1500, 7)).astype("f")
+    integers, scale, column_sum = quantized.quantize(kernel)
+    off = np.asarray(integers * scale - kernel, np.float64) / np.asarray(scale)
+    assert np.abs(off.sum(0)).max() < 3 and np.abs(off).max() < 0.53
+    np.testing.assert_allclose(column_sum, kernel.sum(0), atol=3 * scale.max())
+
+
+def test_many_numbers_that_are_the_same_are_rounded_to_the_nearest():
+    kernel = np.full((30, 1), 0.3, "f")
+    kernel[:10] = 127
+    np.testing.assert_array_equal(quantized.quantize(kernel).integers[10:], 0)
+
+
 def test_rows_are_rounded_between_their_least_and_largest():
     # Steps of 1, 1 and 0.01: 0.3 is read as 0, 100.4 as 100, 0.014 as 0.01.
     x = [[127.0, -127.0, 0.3], [0.0, 254.0, 100.4], [-1.27, 0.014, 1.27]]
