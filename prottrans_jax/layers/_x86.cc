@@ -70,30 +70,36 @@ using Mask = ffi::Buffer<ffi::F32, 2>;
 
 constexpr int64_t kBlock = 32;
 constexpr int64_t kStep = kBlock * kBlock;  // Numbers of two tiles of an operand.
+
 enum class Unit { kTiles, kVectors };
-// What a T is laid out as.
+
+// What a kernel of T, and what is multiplied by it, is laid out as; heads too.
 template <Unit kUnit, typename T>
 using Element = std::conditional_t<kUnit == Unit::kVectors, T, Bf16>;
-// What is summed of it, and how much of a depth goes together.
+// What vectors sum of it, and how much of the depth of a block lies together.
 template <typename E>
 using Summed = std::conditional_t<std::is_same_v<E, int8_t>, int32_t, float>;
 template <typename E>
 constexpr int64_t kDeep = std::is_same_v<E, int8_t> ? 64 : kBlock;
+
 // Numbers of E whose sum is a T: a float32's 24 digits are three times bfloat16's 8.
 template <typename T, typename E>
 constexpr int kParts = std::is_same_v<T, float> && !std::is_same_v<E, float> ? 3 : 1;
-// A float32 as a whole number is three digits to the base of 256. A tile of one digit has
-// 64 of depth.
-constexpr int64_t kDigits = 3, kTile = 1024, kDigitsDepth = 64;
+
+// Whether products are those of whole numbers: three digits to the base of 256. A tile of
+// one digit has 64 of depth.
 template <Unit kUnit, typename T>
 constexpr bool kWhole = kUnit == Unit::kTiles && std::is_same_v<T, float>;
-// Rows whose sums with 32 columns are in registers: 8 x 2 of 32.
+constexpr int64_t kDigits = 3, kTile = 1024, kDigitsDepth = 64;
+
+// Rows whose sums with 32 columns vectors have in registers, 16 of 32.
 constexpr int64_t kGroup = 8;
-// Blocks of depth that are summed in one chain, for as many digits as others keep.
+// Blocks of depth that vectors sum in one chain, for as many digits as others keep.
 constexpr int64_t kChain = 8;
-// Of the right operand what goes together, at most: with tiles 512 KiB, of float32 384.
-// Vectors take their time: they can have less of the left operand at a time, and fewer
-// sums of parts to keep.
+
+// Of the right operand what goes together, at most: 512 KiB, with tiles 384 of float32.
+// It is deeper for vectors, which are slower: they can read the left operand more often,
+// and need not keep sums of parts as often.
 template <Unit kUnit, typename T>
 constexpr int64_t kDepth =
     kUnit == Unit::kTiles ? 1024 : 4096 / sizeof(Element<kUnit, T>);
@@ -104,6 +110,7 @@ int64_t ColumnsOf(int64_t depth) {
   const int64_t fit = kPanelBytes / (depth * sizeof(Element<kUnit, T>));
   return std::clamp<int64_t>(fit / kBlock * kBlock, kBlock, 256);
 }
+
 // Below every score, as attention.MASKED / 2: a query without keys then has no weights.
 constexpr float kNoPeak = -5e29f;
 
@@ -1286,8 +1293,8 @@ ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
   constexpr bool kDigital = kWhole<kUnit, T>;
   static_assert(std::is_same_v<X, float> == std::is_same_v<T, float>);
   // Where panels of columns start: two for each thread if there are so many columns, the
-  // last ones half as wide, or a thread that is slower than another would keep it waiting
-  // at the end.
+  // last ones half as wide, and a quarter, where that takes longer; or a thread that is
+  // slower than another would keep it waiting at the end.
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
   const int64_t even = CeilDiv(CeilDiv(job.columns, 2 * threads), kBlock) * kBlock;
   constexpr int64_t kMost = kDepth<kUnit, T>;
@@ -1298,7 +1305,8 @@ ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
     int64_t most = wide;
     if (rest <= threads * wide) most /= 2;
     if (kUnit == Unit::kVectors && rest <= threads * most) most /= 2;
-    starts.push_back(starts.back() + std::min({rest, even, CeilDiv(most, kBlock) * kBlock}));
+    most = CeilDiv(most, kBlock) * kBlock;
+    starts.push_back(starts.back() + std::min({rest, even, most}));
   }
   const int64_t row_blocks = CeilDiv(job.rows, kBlock);
   KernelScales scales(kDigital ? std::min(kMost, job.depth) : 0,

@@ -41,8 +41,8 @@ def quantize(x: Float[Array, "*batch inputs outputs"]) -> Kernel:
     """Integers with a scale for each column.
 
     Columns keep their sums, or errors would add up where what is multiplied is not
-    around 0, as behind a GELU: of the numbers nearest to the middle between two integers
-    as many as that takes become the other one.
+    around 0, as behind a GELU: of the numbers nearest to the middle between two
+    integers as many as that takes become the other one.
     """
     wide = x.astype(jnp.float32)
     scale = _steps(jnp.abs(wide).max(axis=-2, keepdims=True))

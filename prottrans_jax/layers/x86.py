@@ -2,7 +2,7 @@
 
 Those have one of two units: a matrix unit (AMX, Intel's Xeons from 2023 on), which
 multiplies bfloat16, and bytes at twice the rate; or vectors (AVX-512, AMD's processors
-from 2022 on). XLA's own products in bfloat16 reach a half to four fifths of these, and
+from 2022 on). XLA's own products in bfloat16 reach a half to nine tenths of these, and
 its attention a quarter to a half.
 
 With vectors, float32 is multiplied as such. With the matrix unit, products of float32
