@@ -19,7 +19,7 @@ from prottrans_jax.embed import (
     pooling,
     writers,
 )
-from prottrans_jax.layers import x86
+from prottrans_jax.layers import quantized, x86
 
 _FORMAT = 1
 _CUTS = ("chunk", "truncate")
@@ -176,10 +176,12 @@ class Settings:
     @property
     def dtype_compute(self) -> str:
         """Type of the products: of kernels, and if it is another, of activations."""
-        name = self.encoder.dtype
+        if self.encoder.dtype != "int8":
+            return self.encoder.dtype
         on_cpu = jax.default_backend() == "cpu"
         wide = on_cpu and x86.is_usable() and not x86.rounds_to_int8()
-        return "int8 weights, bfloat16" if name == "int8" and wide else name
+        name = "int8 weights, bfloat16" if wide else "int8"
+        return f"{name}; {quantized.ROUNDING}"
 
     @property
     def shape(self) -> tuple[int, ...]:

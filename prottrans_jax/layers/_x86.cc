@@ -98,8 +98,8 @@ constexpr int64_t kGroup = 8;
 constexpr int64_t kChain = 8;
 
 // Of the right operand what goes together, at most: 512 KiB, with tiles 384 of float32.
-// It is deeper for vectors, which are slower: they can read the left operand more often,
-// and need not keep sums of parts as often.
+// It is deeper for vectors, but of float32, as they are slower: they can read the left
+// operand more often, and need not keep sums of parts as often.
 template <Unit kUnit, typename T>
 constexpr int64_t kDepth =
     kUnit == Unit::kTiles ? 1024 : 4096 / sizeof(Element<kUnit, T>);
@@ -783,7 +783,8 @@ AVX512 void ScaleRow(const Bf16* x, int64_t depth, float* step, float* middle) {
   if (*step == 0.0f) *step = 1.0f;
 }
 
-// Rows [rows, depth], `stride` apart, as bytes; depth up to 64 is anything.
+// Rows [rows, depth], `stride` apart, as bytes; rows up to 32, whose sums nobody takes,
+// and depth up to 64, where the right operand is zeros, are anything.
 AVX512 void PackLeftBytes(const Bf16* x, int64_t stride, int64_t rows, int64_t depth,
                           const float* step, const float* middle, int8_t* packed) {
   constexpr int64_t kLine = kDeep<int8_t>;
@@ -903,7 +904,8 @@ struct ProductJob {
   const float* bias;   // [columns], or null.
   void* out;
   void* left;   // Where some of the depth of x is laid out.
-  float* sums;  // [rows, columns] in blocks, if there is more of it.
+  // [rows, columns] in blocks, if there is more of it; of bytes as int32.
+  float* sums;
   int64_t rows, depth, columns;
   int32_t activation;
   bool wide;  // Whether the result is float32.
@@ -1412,7 +1414,7 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
   // Sums of bytes are whole numbers below 2^31.
   constexpr int64_t kMostBytes = 65536;
   const bool in_parts = job.depth > most;
-  bool good = job.depth > 0 && job.depth % kBlock == 0 && job.columns % kBlock == 0 &&
+  bool good = job.depth > 0 && job.columns > 0 && job.depth % kBlock == 0 && job.columns % kBlock == 0 &&
               Has(kernel, {job.depth, job.columns}) &&
               Has(*out, {job.rows, job.columns}) && Has(*left, {rows, bytes}) &&
               Has(*sums, {in_parts ? rows : 0, job.columns}) && IsAligned(*out) &&

@@ -4,8 +4,9 @@ A kernel is kept as int8 with a float32 scale per column and the sum of each col
 "kernel_scale" and "kernel_sum" beside "kernel" among the parameters. Activations are
 rounded on the way, each token between its own least and largest value, so that products
 take int8 and sum exactly in int32 (Dettmers et al. 2022 round vectors as well, about 0:
-behind a ReLU or GELU half of the integers would then stay unused); but not where
-`x86` has a matrix unit, with bfloat16. Nothing is derived through them.
+behind a ReLU or GELU half of the integers would then stay unused); but not by
+`x86.product` with a matrix unit, which keeps them in bfloat16. Nothing is derived
+through them.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +18,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
+# How kernels are rounded: vectors of another way are another model's.
+ROUNDING = "columns keep their sums"
 _LARGEST = 127
-# Each leaves some of a column's sum, the root of how many numbers changed.
+# Each leaves of a column's sum about the root of how many numbers it changed.
 _SHIFTS = 3
 
 

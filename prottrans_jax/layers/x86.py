@@ -1,22 +1,22 @@
 """Products, attention and norms on x86-64 CPUs that multiply bfloat16.
 
-Those have one of two units: a matrix unit (AMX, Intel's Xeons from 2023 on), which
-multiplies bfloat16, and bytes at twice the rate; or vectors (AVX-512, AMD's processors
-from 2022 on). XLA's own products in bfloat16 reach a half to nine tenths of these, and
-its attention a quarter to a half.
+One of two units is used: a matrix unit (AMX, Intel's Xeons from 2023 on), which
+multiplies bfloat16, and bytes at twice the rate; or else vectors (AVX-512, AMD's
+processors from 2022 on). XLA's own products in bfloat16 reach a half to nine tenths of
+these, and its attention a quarter to a half.
 
 With vectors, float32 is multiplied as such. With the matrix unit, products of float32
-are products of whole numbers (Ozaki, Ogita, Oishi and Rump 2012):
-what a number adds to the results is rounded to 2^-24 of the most that one of its row
-does, a kernel's to 2^-24 of its column's largest, and of their three bytes eight of
-nine products are summed exactly. Errors are those of a sum in float32 or smaller,
-unless what is thousands of times larger than the rest of a row happens to cancel. Rows
-and columns whose largest is below some 1e-30 lose digits, results of those beyond 1e33
-may be infinite; where a number is infinite or none, its whole row or column is none.
+are products of whole numbers (Ozaki, Ogita, Oishi and Rump 2012): what a number adds to
+the results is rounded to 2^-24 of the most that one of its row does, a kernel's to
+2^-24 of its column's largest, and of their three bytes eight of nine products are
+summed exactly. Errors are those of a sum in float32 or smaller, unless what is
+thousands of times larger than the rest of a row happens to cancel. Rows and columns
+whose largest is below some 1e-30 lose digits, results of those beyond 1e33 may be
+infinite; where a number is infinite or none, its whole row or column is none.
 
-There, attention's float32 is the sum of three bfloat16 numbers, and six of nine
-products of such parts give its digits: XLA's `BF16_BF16_F32_X6`, which TPUs do for
-float32 at the highest precision.
+With the matrix unit, attention's float32 is the sum of three bfloat16 numbers, and six
+of nine products of such parts give its digits: XLA's `BF16_BF16_F32_X6`, which TPUs do
+for float32 at the highest precision.
 
 They are compiled with the package (`_x86.cc`) and called through XLA's foreign
 function interface; where that was not possible, or the CPU has no such unit, XLA does
@@ -44,7 +44,8 @@ import numpy as np
 
 from prottrans_jax.layers import cpu, relative_bias
 
-# Sizes other than batch and length are multiples of the rows of two tiles.
+# Sizes other than batch and length are multiples of the rows of two tiles, or the
+# columns of two vectors.
 _BLOCK = 32
 # How `_x86.cc` lays out what is multiplied, by unit and type of the kernel: numbers of
 # a row at a time, bytes of each, and what their number is a multiple of.
@@ -56,6 +57,8 @@ _LAID_OUT = {
     ("avx512", "bfloat16"): (2048, 2, 32),
     ("avx512", "int8"): (4096, 1, 64),
 }
+# Sums of so many bytes are below 2^31.
+_MOST_BYTES = 65536
 # In the order of `_x86.cc`.
 _ACTIVATIONS = ("linear", "relu", "gelu_exact", "gelu", "silu")
 _OPERANDS = {
@@ -100,9 +103,10 @@ def is_usable() -> bool:
 
 
 def rounds_to_int8() -> bool:
-    """Whether what int8 kernels multiply is rounded too, as by `quantized.product`.
+    """Whether `product` rounds what int8 kernels multiply, as `quantized.product`.
 
-    Vectors multiply bytes at twice the rate of bfloat16. The matrix unit has bfloat16.
+    By vectors, which multiply bytes at twice the rate. With the matrix unit it stays
+    bfloat16. False also where there are no `units`.
     """
     return "avx512" in units()[:1]
 
@@ -140,7 +144,8 @@ def can_multiply(x: jax.Array, kernel: jax.Array, out_dtype: DTypeLike) -> bool:
         and (x.dtype.name, kernel.dtype.name) in _OPERANDS
         and jnp.dtype(out_dtype).name in ("bfloat16", "float32")
         and all(isinstance(size, int) for size in (*x.shape, *kernel.shape))
-        and not any(size % _BLOCK for size in kernel.shape)
+        and all(size and size % _BLOCK == 0 for size in kernel.shape)
+        and not (kernel.dtype == jnp.int8 and kernel.shape[0] > _MOST_BYTES)
     )
 
 

@@ -1,6 +1,8 @@
 """What exists already: taken if it is the same, kept, or refused by name."""
 
 import json
+import types
+from typing import Any
 
 from embed_cases import embed, read, stop_after, write_fasta
 import h5py
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 
 import prottrans_jax
-from prottrans_jax.embed import files, job, shards
+from prottrans_jax.embed import files, job, settings, shards
+from prottrans_jax.layers import quantized, x86
 
 
 def test_finished_output_takes_new_and_changed_proteins(
@@ -114,6 +117,18 @@ def test_other_products_are_refused(encoder, model_folder, fasta_file, tmp_path)
     other = prottrans_jax.load_encoder(model_folder, dtype="int8")
     with pytest.raises(shards.OtherRunError, match=r"dtype_compute: .*int8"):
         embed(other, fasta_file, output)
+
+
+@pytest.mark.parametrize(
+    ("units", "products"),
+    [((), "int8;"), (("avx512",), "int8;"), (("amx", "avx512"), "int8 weights, bf")],
+)
+def test_int8_is_named_by_what_it_is_multiplied_with(units, products, monkeypatch):
+    monkeypatch.setattr(x86, "units", lambda: units)
+    encoder = types.SimpleNamespace(dtype="int8")
+    asked: Any = types.SimpleNamespace(encoder=encoder)
+    named = settings.Settings.dtype_compute.fget(asked)
+    assert named.startswith(products) and quantized.ROUNDING in named
 
 
 def test_reused_vectors_are_taken_if_they_fit(encoder, fasta_file, proteins, tmp_path):

@@ -8,6 +8,7 @@ import pathlib
 import platform
 import shutil
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 from prottrans_jax.layers import (
     attention,
+    dense,
     mlp,
     norms,
     quantized,
@@ -240,28 +242,77 @@ def test_int8_kernels_with_rows_of_one_number():
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
 
 
+def kernel_of(kind, *shape, seed):
+    """A kernel, and what its columns are multiplied by."""
+    kernel = numbers(*shape, seed=seed, dtype=jnp.float32)
+    if kind != jnp.int8:
+        return kernel.astype(kind), None
+    return quantized.quantize(kernel)[:2]
+
+
+# 4,128: more than is laid out at a time, of bytes too.
+ALL = pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float32, jnp.int8])
+
+
 @needs_x86
-@BOTH
+@ALL
 def test_a_row_is_the_same_in_any_company(kind):
-    x, kernel = numbers(77, 1088, dtype=kind), numbers(1088, 96, seed=1, dtype=kind)
-    together = x86.product(x, kernel, jnp.float32)
+    kernel, scale = kernel_of(kind, 4128, 96, seed=1)
+    x = numbers(77, 4128, dtype=jnp.bfloat16 if kind == jnp.int8 else kind)
+    together = x86.product(x, kernel, jnp.float32, scale=scale)
     for row in (0, 40, 76):
-        alone = x86.product(x[row : row + 1], kernel, jnp.float32)
+        alone = x86.product(x[row : row + 1], kernel, jnp.float32, scale=scale)
         np.testing.assert_array_equal(alone[0], together[row])
 
 
 @needs_x86
-@BOTH
+@ALL
 def test_several_callers_do_not_disturb_each_other(kind):
-    kernels = [numbers(1056, 64, seed=i, dtype=kind) for i in range(6)]
-    x = numbers(130, 1056, seed=9, dtype=kind)
-    run = jax.jit(lambda kernel: x86.product(x, kernel, jnp.float32))
-    wanted = [np.asarray(run(kernel)) for kernel in kernels]
+    kernels = [kernel_of(kind, 4128, 64, seed=i) for i in range(6)]
+    x = numbers(130, 4128, seed=9, dtype=jnp.bfloat16 if kind == jnp.int8 else kind)
+    run = jax.jit(lambda kernel, scale: x86.product(x, kernel, "float32", scale=scale))
+    wanted = [np.asarray(run(*kernel)) for kernel in kernels]
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         for _ in range(5):
-            found = list(pool.map(lambda kernel: np.asarray(run(kernel)), kernels))
+            found = list(pool.map(lambda kernel: np.asarray(run(*kernel)), kernels))
             for ours, other in zip(found, wanted, strict=True):
                 np.testing.assert_array_equal(ours, other)
+
+
+@needs_x86
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_with_an_int8_kernel_gives_what_xla_gives(dtype):
+    layer = dense.Dense(
+        64, (None, "mlp"), nn.initializers.zeros_init(), use_bias=True, dtype="bfloat16"
+    )
+    kernel = quantized.quantize(numbers(96, 64, seed=1, dtype=jnp.float32))
+    names = ("kernel", "kernel_scale", "kernel_sum")
+    params = dict(zip(names, kernel, strict=True)) | {"bias": jnp.arange(64.0)}
+    x = numbers(2, 5, 96)
+
+    def apply(params, x):
+        return layer.apply({"params": params}, x, dtype)
+
+    def within(params, x):
+        with x86.enabled():
+            return apply(params, x)
+
+    assert uses_x86(within, params, x) and not uses_x86(apply, params, x)
+    found, wanted = exact(within(params, x)), exact(apply(params, x))
+    # XLA's way rounds rows as well, as bytes are, and in bfloat16 the bias's sum again.
+    limit = 2.0**-7 if dtype == "bfloat16" else 1e-6
+    limit = limit if x86.rounds_to_int8() else 2e-2
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=limit * wanted.max())
+
+
+@needs_x86
+def test_int8_kernels_whose_sums_are_too_large_are_left_to_xla():
+    x, kernel = jnp.zeros((1, 65568), jnp.bfloat16), jnp.zeros((65568, 32), jnp.int8)
+    with x86.enabled():
+        assert x86.can_multiply(x[:, 32:], kernel[32:], jnp.float32)
+        assert not x86.can_multiply(x, kernel, jnp.float32)
+        assert not x86.can_multiply(x[:, :0], kernel[:0], jnp.float32)
+        assert not x86.can_multiply(x, kernel[:, :0], jnp.float32)
 
 
 def heads(length, count=3, size=64, seed=0, dtype=jnp.bfloat16):
