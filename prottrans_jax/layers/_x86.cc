@@ -937,7 +937,7 @@ class Outcome {
 
  public:
   static constexpr int64_t kSize = kDigital ? 16 : kBlock;  // Rows, columns of a block.
-  using Sum = std::conditional_t<kDigital || kBytes, int32_t, float>;
+  using Sum = std::conditional_t<kDigital, int32_t, Summed<Element<kUnit, T>>>;
 
   Outcome(const ProductJob& job, const DepthPart& part) : job_(job), part_(part) {}
 
@@ -993,7 +993,7 @@ class Outcome {
     return Activate(x, job_.activation);
   }
 
-  using Kept = std::conditional_t<kBytes, int32_t, float>;
+  using Kept = Summed<Element<kUnit, T>>;
 
   AVX512 inline void TakeRow() {
     constexpr int64_t kCount = kSize / 16;

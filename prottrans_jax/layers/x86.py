@@ -2,8 +2,9 @@
 
 One of two units is used: a matrix unit (AMX, Intel's Xeons from 2023 on), which
 multiplies bfloat16, and bytes at twice the rate; or else vectors (AVX-512, AMD's
-processors from 2022 on). XLA's own products in bfloat16 reach a half to nine tenths of
-these, and its attention a quarter to a half.
+processors from 2022 on). XLA's own products in bfloat16 reach a half to four fifths of
+the matrix unit's and its attention a quarter to a half; of vectors' products, nine
+tenths.
 
 With vectors, float32 is multiplied as such. With the matrix unit, products of float32
 are products of whole numbers (Ozaki, Ogita, Oishi and Rump 2012): what a number adds to
