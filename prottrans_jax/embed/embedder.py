@@ -17,7 +17,7 @@ from prottrans_jax.layers import x86
 # Tokens of a call. XLA's products on a CPU are fastest at some 500 to 1,000 rows, ours
 # at more, for which a kernel is laid out once; a call of a small model costs more than
 # its products; accelerators want many rows.
-_CPU_TOKENS, _X86_TOKENS = 1024, 2048
+_CPU_TOKENS, _X86_TOKENS = 1024, {"amx": 2048, "avx512": 4096}
 _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384
 # Seconds to compile a program, which is one layer, on two cores and for an H200; and
@@ -121,7 +121,8 @@ class Embedder:
         if max_tokens is None:
             max_tokens = _ACCELERATOR_TOKENS
             if devices[0].platform == "cpu":
-                max_tokens = _X86_TOKENS if x86.is_usable() else _CPU_TOKENS
+                units = x86.units()
+                max_tokens = _X86_TOKENS[units[0]] if units else _CPU_TOKENS
                 if self._size < _SMALL_PARAMETERS:
                     max_tokens = _CPU_TOKENS_SMALL
         self.module = module

@@ -1,7 +1,7 @@
 // Products, attention and norms on x86-64 CPUs that multiply bfloat16, as handlers of
 // XLA's foreign function interface. `x86.py` says what they compute.
 //
-// Blocks are 32 x 32. Both operands are laid out beforehand so that what is multiplied
+// Blocks are 32 x 32. Operands are laid out beforehand so that what is multiplied
 // together lies together, in parts that stay in the second-level cache:
 //
 //   left    [rows / 32][depth / 32][parts][32 rows][32 of depth]
@@ -9,9 +9,10 @@
 //           [16 columns][2]
 //
 // With vectors (AVX-512), 8 rows times 32 columns are summed in registers: a pair of the
-// left operand, in all lanes, times 16 columns of the right one. Float32 is multiplied as
-// such, with one number for a pair; int8 kernels by bytes at twice bfloat16's rate, with
-// fours of them and 64 of depth, see `ByteScales`.
+// left operand, in all lanes, times 16 columns of the right one. The left operand is read
+// where it is. Float32 is multiplied as such, with one number for a pair; int8 kernels by
+// bytes at twice bfloat16's rate, with fours of them and 64 of depth, see `ByteScales`:
+// the bytes of the left operand are laid out.
 //
 // With a matrix unit (AMX), a tile is 16 rows of 64 bytes: two tiles of the left operand
 // times two of the right, into four tiles of float32 sums. Four loads for four products is
@@ -81,6 +82,10 @@ template <typename E>
 using Summed = std::conditional_t<std::is_same_v<E, int8_t>, int32_t, float>;
 template <typename E>
 constexpr int64_t kDeep = std::is_same_v<E, int8_t> ? 64 : kBlock;
+
+// Whether what is multiplied by a kernel of T is read where it is.
+template <Unit kUnit, typename T>
+constexpr bool kInPlace = kUnit == Unit::kVectors && !std::is_same_v<T, int8_t>;
 
 // Numbers of E whose sum is a T: a float32's 24 digits are three times bfloat16's 8.
 template <typename T, typename E>
@@ -295,20 +300,46 @@ AVX512 inline __m512 Add(__m512 a, __m512 b, int32_t) {
       _mm512_add_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 }
 
+// Rows of a left operand, as vectors read them: how many numbers it is from the first of
+// a row to the next row's, to the next kDeep of depth, and to those of the row that
+// comes 32 rows below.
+template <typename E>
+struct Rows {
+  const E* first;
+  int64_t stride, step, below;
+};
+
+// Which of the 8 rows below those being multiplied are fetched meanwhile.
+struct Fetched {
+  int64_t first = 0, end = 0;
+};
+
 // With vectors: sums [rows up to a multiple of 8, 32], rows `stride` apart, = left [rows,
-// depth] times right, `steps` times kDeep of depth. Others of the 32 rows are left out.
+// depth] times right, `steps` times kDeep of depth. What fills up 8 rows is the last one.
 template <typename E, typename Sum = Summed<E>>
-AVX512 inline void MultiplyInVectors(const E* left, const E* right, int64_t steps,
-                                     int64_t rows, Sum* sums, int64_t stride) {
+AVX512 inline void MultiplyInVectors(const Rows<E>& left, const E* right, int64_t steps,
+                                     int64_t rows, Sum* sums, int64_t stride,
+                                     Fetched fetched = {}) {
   constexpr int64_t kPair = 4 / sizeof(E), kLine = kDeep<E>, kAll = kBlock * kLine;
   for (int64_t row = 0; row < rows; row += kGroup) {
-    const E *x = left + row * kLine, *y = right;
+    int64_t at[kGroup];
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kGroup; ++i) {
+      at[i] = std::min(row + i, rows - 1) * left.stride;
+    }
+    const E *x = left.first, *y = right;
     for (int64_t start = 0; start < steps; start += kChain) {
       __m512 sum[kGroup][2];
 #pragma GCC unroll 8
       for (auto& line : sum) line[0] = line[1] = _mm512_setzero_ps();
       const int64_t end = std::min(steps, start + kChain);
-      for (int64_t step = start; step < end; ++step, x += kAll, y += kAll) {
+      for (int64_t step = start; step < end; ++step, x += left.step, y += kAll) {
+        for (int64_t i = fetched.first; i < fetched.end; ++i) {
+          const E* ahead = x + left.below + (row + i) * left.stride;
+          for (int64_t d = 0; d < kLine; d += 64 / sizeof(E)) {
+            _mm_prefetch(reinterpret_cast<const char*>(ahead + d), _MM_HINT_T1);
+          }
+        }
 #pragma GCC unroll 32
         for (int64_t d = 0; d < kLine; d += kPair) {
           const __m512 low = _mm512_load_ps(reinterpret_cast<const float*>(y + d * 16));
@@ -316,8 +347,8 @@ AVX512 inline void MultiplyInVectors(const E* left, const E* right, int64_t step
               _mm512_load_ps(reinterpret_cast<const float*>(y + kAll / 2 + d * 16));
 #pragma GCC unroll 8
           for (int64_t i = 0; i < kGroup; ++i) {
-            sum[i][0] = MultiplyAdd(x + i * kLine + d, low, sum[i][0]);
-            sum[i][1] = MultiplyAdd(x + i * kLine + d, high, sum[i][1]);
+            sum[i][0] = MultiplyAdd(x + at[i] + d, low, sum[i][0]);
+            sum[i][1] = MultiplyAdd(x + at[i] + d, high, sum[i][1]);
           }
         }
       }
@@ -332,17 +363,6 @@ AVX512 inline void MultiplyInVectors(const E* left, const E* right, int64_t step
         }
       }
     }
-  }
-}
-
-// Sums [rows, 32], rows `stride` apart, of up to 32 rows.
-template <Unit kUnit, int kCount, typename E>
-AMX inline void MultiplyBlock(const E* left, const E* right, int64_t steps, int64_t rows,
-                              float* sums, int64_t stride) {
-  if constexpr (kUnit == Unit::kTiles) {
-    MultiplyInTiles<kCount, false>(left, right, steps, sums, stride, nullptr);
-  } else {
-    MultiplyInVectors(left, right, steps, rows, sums, stride);
   }
 }
 
@@ -432,27 +452,27 @@ AVX512 inline __m512i Load(const int8_t* x) {
       _mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(high), _mm512_cvtepi32_ps(low)));
 }
 
-// 32 numbers of a row, in parts that are kStep apart.
-AVX512 inline void StoreRow(const Bf16* x, Bf16* out) {
-  _mm512_store_si512(out, Load(x));
-}
-AVX512 inline void StoreRow(const float* x, Bf16* out) {
+// 32 numbers, in three parts that are kStep apart.
+AVX512 inline void StoreParts(__m512 first, __m512 second, Bf16* out) {
   alignas(64) static const uint16_t kUpper[32] = {
       1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
       33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
   const __m512i upper = _mm512_load_si512(kUpper);
   __m512i low[3], high[3];
-  Split(_mm512_loadu_ps(x), low);
-  Split(_mm512_loadu_ps(x + 16), high);
+  Split(first, low);
+  Split(second, high);
   for (int i = 0; i < 3; ++i) {
     _mm512_store_si512(out + i * kStep,
                        _mm512_permutex2var_epi16(low[i], upper, high[i]));
   }
 }
 
-AVX512 inline void StoreRow(const float* x, float* out) {
-  _mm512_store_ps(out, _mm512_loadu_ps(x));
-  _mm512_store_ps(out + 16, _mm512_loadu_ps(x + 16));
+// 32 numbers of a row.
+AVX512 inline void StoreRow(const Bf16* x, Bf16* out) {
+  _mm512_store_si512(out, Load(x));
+}
+AVX512 inline void StoreRow(const float* x, Bf16* out) {
+  StoreParts(_mm512_loadu_ps(x), _mm512_loadu_ps(x + 16), out);
 }
 
 // 32 columns of two rows, as the products want them: side by side in bfloat16.
@@ -854,30 +874,55 @@ AVX512 inline __m512 Reciprocal(__m512 x) {
   return _mm512_fmadd_ps(near, rest, near);
 }
 
+// The normal distribution between 0 and x >= 0, by Taylor's polynomials around 32 places;
+// error below 1e-7.
+class Normal {
+ public:
+  Normal() {
+    for (int i = 0; i < 32; ++i) {
+      const double x = i / kScale, density = std::exp(-x * x / 2) / std::sqrt(2 * M_PI);
+      const double terms[kTerms] = {std::erf(x / std::sqrt(2.0)) / 2, density,
+                                    -x * density / 2, (x * x - 1) * density / 6,
+                                    (3 - x * x) * x * density / 24};
+      for (int k = 0; k < kTerms; ++k) {
+        terms_[k][i] = static_cast<float>(terms[k] / std::pow(kScale, k));
+      }
+    }
+  }
+
+  AVX512 inline __m512 HalfAbove(__m512 x) const {
+    // In this order a NaN stays.
+    x = _mm512_min_ps(_mm512_set1_ps(31.0f), _mm512_mul_ps(x, _mm512_set1_ps(kScale)));
+    const __m512i place = _mm512_cvtps_epi32(x);
+    const __m512 off = _mm512_sub_ps(x, _mm512_cvtepi32_ps(place));
+    __m512 sum = Term(kTerms - 1, place);
+#pragma GCC unroll 4
+    for (int k = kTerms - 2; k >= 0; --k) sum = _mm512_fmadd_ps(sum, off, Term(k, place));
+    return sum;
+  }
+
+ private:
+  static constexpr int kTerms = 5;
+  static constexpr float kScale = 31 / 6.0f;  // Places at 1.
+
+  AVX512 inline __m512 Term(int k, __m512i place) const {
+    return _mm512_permutex2var_ps(_mm512_load_ps(terms_[k]), place,
+                                  _mm512_load_ps(terms_[k] + 16));
+  }
+
+  alignas(64) float terms_[kTerms][32];
+};
+const Normal kNormal;
+
 AVX512 inline __m512 Activate(__m512 x, int32_t activation) {
   const __m512 one = _mm512_set1_ps(1.0f);
   switch (activation) {
     case kRelu:
       return _mm512_max_ps(_mm512_setzero_ps(), x);  // In this order a NaN stays.
     case kGeluExact: {
-      // erf by Abramowitz and Stegun 7.1.26: error below 1.5e-7.
-      const __m512 z = _mm512_mul_ps(x, _mm512_set1_ps(0.70710678f));
-      const __m512 size = _mm512_abs_ps(z);
-      const __m512 t =
-          Reciprocal(_mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f), one));
-      __m512 sum = _mm512_set1_ps(1.061405429f);
-      for (float term : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) {
-        sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(term));
-      }
-      sum = _mm512_mul_ps(sum, t);
-      const __m512 square = _mm512_mul_ps(size, size);
-      const __m512 rest =
-          _mm512_mul_ps(sum, Exp(_mm512_sub_ps(_mm512_setzero_ps(), square)));
-      // 1 + erf(z): 2 - rest on the right of 0, rest on its left.
-      const __mmask16 right = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_GE_OQ);
-      const __m512 cdf =
-          _mm512_mask_sub_ps(rest, right, _mm512_set1_ps(2.0f), rest);
-      return _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.5f)), cdf);
+      const __m512 size = _mm512_abs_ps(x);
+      return _mm512_fmadd_ps(size, kNormal.HalfAbove(size),
+                             _mm512_mul_ps(x, _mm512_set1_ps(0.5f)));
     }
     case kGeluTanh: {
       // 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2 u))
@@ -903,7 +948,7 @@ struct ProductJob {
   const float* scale;  // [columns], or null.
   const float* bias;   // [columns], or null.
   void* out;
-  void* left;   // Where some of the depth of x is laid out.
+  void* left;   // Where some of the depth of x is laid out, if it is.
   // [rows, columns] in blocks, if there is more of it; of bytes as int32.
   float* sums;
   int64_t rows, depth, columns;
@@ -1069,6 +1114,15 @@ AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t fi
   const auto take = [&]() AMX { end.Take(share); };
   for (int64_t r = 0; r < job.rows; r += kSize) {
     const int8_t* left = static_cast<const int8_t*>(job.left) + r * bytes;
+    [[maybe_unused]] Rows<E> rows;
+    if constexpr (kInPlace<kUnit, T>) {
+      const E* x = static_cast<const E*>(job.x) + r * job.depth + part.start;
+      rows = {x, job.depth, kBlock, kBlock * job.depth};
+    } else {
+      constexpr int64_t kLine = kDeep<E>;
+      rows = {reinterpret_cast<const E*>(left), kLine, kBlock * kLine,
+              steps * kBlock * kLine};
+    }
     const char* ahead = reinterpret_cast<const char*>(left + kSize * bytes);
     for (int64_t c = 0; c < columns; c += kSize) {
       const int8_t* these = right + c * bytes;
@@ -1079,9 +1133,10 @@ AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t fi
                                          reinterpret_cast<const E*>(these), steps,
                                          end.Next(), kBlock, ahead, take);
       } else {
-        MultiplyInVectors(reinterpret_cast<const E*>(left),
-                          reinterpret_cast<const E*>(these), steps,
-                          std::min(kBlock, job.rows - r), end.Next(), kBlock);
+        // Evenly over the columns.
+        const Fetched fetched = {c * kGroup / columns, (c + kBlock) * kGroup / columns};
+        MultiplyInVectors(rows, reinterpret_cast<const E*>(these), steps,
+                          std::min(kBlock, job.rows - r), end.Next(), kBlock, fetched);
       }
       end.Start(r, first + c);
       if constexpr (kUnit == Unit::kVectors) end.Take(kSize);
@@ -1128,9 +1183,19 @@ const float* MaskOf(const AttentionJob<T>& job, int64_t row) {
   return mask;
 }
 
-// Scores of a query to softmax's numerators; 1 over their sum, or 1 if that is 0.
+AVX512 inline void Store(__m512 low, __m512 high, Bf16* out) {
+  _mm512_storeu_si512(out, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+}
+AVX512 inline void Store(__m512 low, __m512 high, float* out) {
+  _mm512_storeu_ps(out, low);
+  _mm512_storeu_ps(out + 16, high);
+}
+
+// Softmax's numerators of a query's scores, as a row of a left operand with `kCount`
+// parts; 1 over their sum, or 1 if that is 0.
+template <int kCount, typename E>
 AVX512 float Weigh(float* scores, const float* mask, const float* bias, int64_t kv_length,
-                int64_t keys) {
+                   int64_t keys, E* weights) {
   __m512 peak = _mm512_set1_ps(kNoPeak);
   for (int64_t k = 0; k < keys; k += 16) {
     __m512 x = _mm512_add_ps(_mm512_load_ps(scores + k), _mm512_load_ps(mask + k));
@@ -1144,21 +1209,18 @@ AVX512 float Weigh(float* scores, const float* mask, const float* bias, int64_t 
   }
   const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(peak));
   __m512 total = _mm512_setzero_ps();
-  for (int64_t k = 0; k < keys; k += 16) {
-    const __m512 weight = Exp(_mm512_sub_ps(_mm512_load_ps(scores + k), top));
-    total = _mm512_add_ps(total, weight);
-    _mm512_store_ps(scores + k, weight);
+  for (int64_t k = 0; k < keys; k += kBlock, weights += kCount * kStep) {
+    const __m512 first = Exp(_mm512_sub_ps(_mm512_load_ps(scores + k), top));
+    const __m512 second = Exp(_mm512_sub_ps(_mm512_load_ps(scores + k + 16), top));
+    total = _mm512_add_ps(_mm512_add_ps(total, first), second);
+    if constexpr (kCount == 1) {
+      Store(first, second, weights);
+    } else {
+      StoreParts(first, second, weights);
+    }
   }
   const float sum = _mm512_reduce_add_ps(total);
   return sum == 0.0f ? 1.0f : 1.0f / sum;
-}
-
-AVX512 inline void Store(__m512 low, __m512 high, Bf16* out) {
-  _mm512_storeu_si512(out, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
-}
-AVX512 inline void Store(__m512 low, __m512 high, float* out) {
-  _mm512_storeu_ps(out, low);
-  _mm512_storeu_ps(out + 16, high);
 }
 
 // One head of one row. False if there was no memory.
@@ -1166,11 +1228,12 @@ template <Unit kUnit, typename T>
 AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
   using E = Element<kUnit, T>;
   constexpr int kCount = kParts<T, E>;
+  constexpr bool kInTiles = kUnit == Unit::kTiles;
   const int64_t keys = job.keys(), stride = job.stride();
   E* key = Scratch<0, E>(keys * job.size * kCount);
   E* value = Scratch<1, E>(keys * job.size * kCount);
   float* scores = Scratch<2, float>(kBlock * keys);
-  E* query = Scratch<3, E>(kBlock * job.size * kCount);
+  E* query = Scratch<3, E>(kInTiles ? kBlock * job.size * kCount : 1);
   E* weights = Scratch<4, E>(kBlock * keys * kCount);
   const float* mask = MaskOf(job, row);
   if (!key || !value || !scores || !query || !weights || !mask) return false;
@@ -1181,28 +1244,32 @@ AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
   for (int64_t q = 0; q < job.q_length; q += kBlock) {
     const int64_t count = std::min(kBlock, job.q_length - q);
     const int64_t start = (row * job.q_length + q) * stride + head * job.size;
-    PackLeft(job.query + start, stride, count, job.size, query);
+    if constexpr (kInTiles) PackLeft(job.query + start, stride, count, job.size, query);
     for (int64_t k = 0; k < keys; k += kBlock) {
-      MultiplyBlock<kUnit, kCount>(query, key + k * job.size * kCount,
-                                  job.size / kBlock, count, scores + k, keys);
+      const E* these = key + k * job.size * kCount;
+      const int64_t steps = job.size / kBlock;
+      if constexpr (kInTiles) {
+        MultiplyInTiles<kCount, false>(query, these, steps, scores + k, keys, nullptr);
+      } else {
+        const Rows<E> rows = {job.query + start, stride, kBlock, 0};
+        MultiplyInVectors(rows, these, steps, count, scores + k, keys);
+      }
     }
     float scales[kBlock];
     for (int64_t r = 0; r < count; ++r) {
-      float* line = scores + r * keys;
-      scales[r] = Weigh(line, mask, job.BiasOf(row, head, q + r), job.kv_length, keys);
-      E* out = weights + r * kBlock;
-      for (int64_t k = 0; k < keys; k += kBlock, out += kCount * kStep) {
-        if constexpr (kCount == 1) {
-          Store(_mm512_load_ps(line + k), _mm512_load_ps(line + k + 16), out);
-        } else {
-          StoreRow(line + k, out);
-        }
-      }
+      scales[r] = Weigh<kCount>(scores + r * keys, mask, job.BiasOf(row, head, q + r),
+                                job.kv_length, keys, weights + r * kBlock);
     }
     for (int64_t d = 0; d < job.size; d += kBlock) {
       alignas(64) float sums[kStep];
-      MultiplyBlock<kUnit, kCount>(weights, value + d * keys * kCount, keys / kBlock,
-                                   count, sums, kBlock);
+      const E* these = value + d * keys * kCount;
+      const int64_t steps = keys / kBlock;
+      if constexpr (kInTiles) {
+        MultiplyInTiles<kCount, false>(weights, these, steps, sums, kBlock, nullptr);
+      } else {
+        const Rows<E> rows = {weights, kBlock, kStep, 0};
+        MultiplyInVectors(rows, these, steps, count, sums, kBlock);
+      }
       for (int64_t r = 0; r < count; ++r) {
         const __m512 scale = _mm512_set1_ps(scales[r]);
         const float* from = sums + r * kBlock;
@@ -1344,20 +1411,22 @@ ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
         return true;
       });
     }
-    InParallel(pool, row_blocks, [&](int64_t i) {
-      const int64_t row = i * kBlock, rows = std::min(kBlock, job.rows - row);
-      const X* x = static_cast<const X*>(job.x) + row * job.depth + d;
-      int8_t* left = static_cast<int8_t*>(job.left) + row * BytesOf<kUnit, T>(depth);
-      if constexpr (kBytes) {
-        PackLeftBytes(x, job.depth, rows, depth, &bytes.step[row], &bytes.middle[row],
-                      left);
-      } else if constexpr (kDigital) {
-        PackLeftDigits(x, job.depth, rows, depth, scales.x.data(), &row_back[row], left);
-      } else {
-        PackLeft(x, job.depth, rows, depth, reinterpret_cast<E*>(left));
-      }
-      return true;
-    });
+    if constexpr (!kInPlace<kUnit, T>) {
+      InParallel(pool, row_blocks, [&](int64_t i) {
+        const int64_t row = i * kBlock, rows = std::min(kBlock, job.rows - row);
+        const X* x = static_cast<const X*>(job.x) + row * job.depth + d;
+        int8_t* left = static_cast<int8_t*>(job.left) + row * BytesOf<kUnit, T>(depth);
+        if constexpr (kBytes) {
+          PackLeftBytes(x, job.depth, rows, depth, &bytes.step[row], &bytes.middle[row],
+                        left);
+        } else if constexpr (kDigital) {
+          PackLeftDigits(x, job.depth, rows, depth, scales.x.data(), &row_back[row], left);
+        } else {
+          PackLeft(x, job.depth, rows, depth, reinterpret_cast<E*>(left));
+        }
+        return true;
+      });
+    }
     if (!InParallel(pool, starts.size() - 1, [&](int64_t i) {
           const int64_t columns = starts[i + 1] - starts[i];
           return ComputeColumns<kUnit, T>(job, part, starts[i], columns);
@@ -1408,7 +1477,11 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
                        : is_int8 ? kDepth<kUnit, int8_t>
                                  : kDepth<kUnit, Bf16>;
   const int64_t depth = std::min(most, job.depth);
-  const int64_t bytes = is_wide   ? BytesOf<kUnit, float>(depth)
+  const bool in_place = is_wide   ? kInPlace<kUnit, float>
+                        : is_int8 ? kInPlace<kUnit, int8_t>
+                                  : kInPlace<kUnit, Bf16>;
+  const int64_t bytes = in_place  ? 0
+                        : is_wide ? BytesOf<kUnit, float>(depth)
                         : is_int8 ? BytesOf<kUnit, int8_t>(depth)
                                   : BytesOf<kUnit, Bf16>(depth);
   // Sums of bytes are whole numbers below 2^31.

@@ -49,13 +49,14 @@ from prottrans_jax.layers import cpu, relative_bias
 # columns of two vectors.
 _BLOCK = 32
 # How `_x86.cc` lays out what is multiplied, by unit and type of the kernel: numbers of
-# a row at a time, bytes of each, and what their number is a multiple of.
+# a row at a time, bytes of each, and what their number is a multiple of. What is read
+# where it is has no bytes.
 _LAID_OUT = {
     ("amx", "float32"): (1024, 3, 64),
     ("amx", "bfloat16"): (1024, 2, 32),
     ("amx", "int8"): (1024, 2, 32),
-    ("avx512", "float32"): (1024, 4, 32),
-    ("avx512", "bfloat16"): (2048, 2, 32),
+    ("avx512", "float32"): (1024, 0, 32),
+    ("avx512", "bfloat16"): (2048, 0, 32),
     ("avx512", "int8"): (4096, 1, 64),
 }
 # Sums of so many bytes are below 2^31.
