@@ -1282,11 +1282,16 @@ AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
   return true;
 }
 
-// A row of `size` numbers: around their mean if there is a bias, to a mean square of 1,
-// times `scale`, plus the bias.
+// A row of `size` numbers, `addend` added if there is one: around their mean if there is a
+// bias, to a mean square of 1, times `scale`, plus the bias. `x` holds them meanwhile.
 template <typename X, typename Out>
-AVX512 void Normalise(const X* x, const float* scale, const float* bias, int64_t size,
-                   float epsilon, Out* out) {
+AVX512 void Normalise(const X* from, const X* addend, const float* scale,
+                      const float* bias, int64_t size, float epsilon, float* x, Out* out) {
+  for (int64_t i = 0; i < size; i += 16) {
+    __m512 numbers = LoadWide(from + i);
+    if (addend != nullptr) numbers = _mm512_add_ps(numbers, LoadWide(addend + i));
+    _mm512_store_ps(x + i, numbers);
+  }
   __m512 mean = _mm512_setzero_ps();
   if (bias != nullptr) {
     __m512 sum = mean;
@@ -1355,7 +1360,7 @@ const float* OrNull(const Vector& x) {
 }
 
 // The product of x of X with a kernel of T, some of the depth at a time. For each, x is
-// laid out once for all columns.
+// laid out, if at all, once for all columns.
 template <Unit kUnit, typename X, typename T>
 ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
   using E = Element<kUnit, T>;
@@ -1518,44 +1523,54 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
 }
 
 template <typename X, typename Out>
-ffi::Error NormaliseAll(ffi::ThreadPool& pool, ffi::AnyBuffer& x, const float* scale,
-                        const float* bias, float epsilon, ffi::AnyBuffer& out) {
+ffi::Error NormaliseAll(ffi::ThreadPool& pool, ffi::AnyBuffer& x, ffi::AnyBuffer& addend,
+                        const float* scale, const float* bias, float epsilon,
+                        ffi::AnyBuffer& out) {
   const int64_t rows = x.dimensions()[0], size = x.dimensions()[1];
   const X* from = static_cast<const X*>(x.untyped_data());
+  const X* plus =
+      addend.element_count() == 0 ? nullptr : static_cast<X*>(addend.untyped_data());
   Out* to = static_cast<Out*>(out.untyped_data());
-  InParallel(pool, CeilDiv(rows, kBlock), [=](int64_t i) {
+  return Ended(InParallel(pool, CeilDiv(rows, kBlock), [=](int64_t i) {
+    float* wide = Scratch<7, float>(size);
+    if (wide == nullptr) return false;
     for (int64_t r = i * kBlock; r < std::min(rows, (i + 1) * kBlock); ++r) {
-      Normalise(from + r * size, scale, bias, size, epsilon, to + r * size);
+      Normalise(from + r * size, plus == nullptr ? nullptr : plus + r * size, scale, bias,
+                size, epsilon, wide, to + r * size);
     }
     return true;
-  });
-  return Ended(true);
+  }));
 }
 
-ffi::Error Norm(ffi::ThreadPool pool, ffi::AnyBuffer x, Vector scale, Vector bias,
-                ffi::Result<ffi::AnyBuffer> out, float epsilon) {
+ffi::Error Norm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer addend,
+                Vector scale, Vector bias, ffi::Result<ffi::AnyBuffer> out,
+                float epsilon) {
   if (x.dimensions().size() != 2) {
     return ffi::Error::InvalidArgument("What is to be normalised is no matrix.");
   }
   const int64_t rows = x.dimensions()[0], size = x.dimensions()[1];
   if (size % kBlock != 0 || !Has(scale, {size}) || !Has(*out, {rows, size}) ||
+      !(addend.element_count() == 0 || Has(addend, {rows, size})) ||
       !(bias.element_count() == 0 || Has(bias, {size}))) {
     return ffi::Error::InvalidArgument(
         "Sizes that do not fit, or rows that are not a multiple of 32.");
   }
   const float *by = scale.typed_data(), *plus = OrNull(bias);
   const ffi::DataType from = x.element_type(), to = out->element_type();
+  if (addend.element_type() != from) {
+    return ffi::Error::InvalidArgument("Types that do not fit.");
+  }
   if (from == ffi::F32 && to == ffi::F32) {
-    return NormaliseAll<float, float>(pool, x, by, plus, epsilon, *out);
+    return NormaliseAll<float, float>(pool, x, addend, by, plus, epsilon, *out);
   }
   if (from == ffi::F32 && to == ffi::BF16) {
-    return NormaliseAll<float, Bf16>(pool, x, by, plus, epsilon, *out);
+    return NormaliseAll<float, Bf16>(pool, x, addend, by, plus, epsilon, *out);
   }
   if (from == ffi::BF16 && to == ffi::F32) {
-    return NormaliseAll<Bf16, float>(pool, x, by, plus, epsilon, *out);
+    return NormaliseAll<Bf16, float>(pool, x, addend, by, plus, epsilon, *out);
   }
   if (from == ffi::BF16 && to == ffi::BF16) {
-    return NormaliseAll<Bf16, Bf16>(pool, x, by, plus, epsilon, *out);
+    return NormaliseAll<Bf16, Bf16>(pool, x, addend, by, plus, epsilon, *out);
   }
   return ffi::Error::InvalidArgument("Types that do not fit.");
 }
@@ -1614,6 +1629,7 @@ XLA_FFI_DEFINE_HANDLER(kProductInVectors, Product<Unit::kVectors>, ProductArgume
 XLA_FFI_DEFINE_HANDLER(kNorm, Norm,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::ThreadPool>()
+                           .Arg<ffi::AnyBuffer>()
                            .Arg<ffi::AnyBuffer>()
                            .Arg<Vector>()
                            .Arg<Vector>()

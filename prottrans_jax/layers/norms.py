@@ -11,12 +11,17 @@ from jaxtyping import Array, Float
 from prottrans_jax.layers import x86
 
 
-def _norm(function, epsilon, dtype, x, *vectors):
-    xla = functools.partial(function, epsilon, jnp.dtype(dtype))
-    if not x86.can_normalise(x, dtype):
-        return xla(x, *vectors)
-    ours = functools.partial(x86.norm, epsilon, dtype)
-    return jax.lax.platform_dependent(x, *vectors, cpu=ours, default=xla)
+def _norm(function, epsilon, dtype, x, addend, *vectors):
+    def xla(x, addend, *vectors):
+        x = x if addend is None else x + addend
+        return function(epsilon, jnp.dtype(dtype), x, *vectors)
+
+    def ours(x, addend, *vectors):
+        return x86.norm(epsilon, dtype, x, *vectors, addend=addend)
+
+    if not x86.can_normalise(x, dtype, addend):
+        return xla(x, addend, *vectors)
+    return jax.lax.platform_dependent(x, addend, *vectors, cpu=ours, default=xla)
 
 
 class RMSNorm(nn.Module):
@@ -38,7 +43,7 @@ class RMSNorm(nn.Module):
             (x.shape[-1],),
             jnp.dtype(self.param_dtype),
         )
-        return _norm(_rms_norm, self.epsilon, self.dtype, x, jnp.asarray(scale))
+        return _norm(_rms_norm, self.epsilon, self.dtype, x, None, jnp.asarray(scale))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -75,8 +80,15 @@ class LayerNorm(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "..."]:
-        """Normalises the last axis; statistics in float32, result in `dtype`."""
+    def __call__(
+        self,
+        x: Float[Array, "*batch d_model"],
+        addend: Float[Array, "*batch d_model"] | None = None,
+    ) -> Float[Array, "..."]:
+        """Normalises the last axis of `x`, plus `addend` if there is one.
+
+        Statistics are in float32, the result in `dtype`.
+        """
 
         def vector(name, initializer):
             return jnp.asarray(
@@ -90,7 +102,7 @@ class LayerNorm(nn.Module):
 
         scale = vector("scale", nn.initializers.ones_init())
         bias = vector("bias", nn.initializers.zeros_init())
-        return _norm(_layer_norm, self.epsilon, self.dtype, x, scale, bias)
+        return _norm(_layer_norm, self.epsilon, self.dtype, x, addend, scale, bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

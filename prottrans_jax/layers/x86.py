@@ -188,12 +188,15 @@ def product(
     return call(x, kernel, *vectors, activation=number)[0]
 
 
-def can_normalise(x: jax.Array, dtype: DTypeLike) -> bool:
+def can_normalise(
+    x: jax.Array, dtype: DTypeLike, addend: jax.Array | None = None
+) -> bool:
     """Whether `norm` takes these, here and now."""
     kinds = {"bfloat16", "float32"}
     return (
         is_enabled()
         and {x.dtype.name, jnp.dtype(dtype).name} <= kinds
+        and (addend is None or (addend.dtype, addend.shape) == (x.dtype, x.shape))
         and x.shape[-1] % _BLOCK == 0
     )
 
@@ -204,6 +207,7 @@ def norm(
     x: Float[Array, "*batch d_model"],
     scale: Float[Array, " d_model"],
     bias: Float[Array, " d_model"] | None = None,
+    addend: Float[Array, "*batch d_model"] | None = None,
 ) -> Float[Array, "*batch d_model"]:
     """`norms.LayerNorm`, or `norms.RMSNorm` if there is no bias.
 
@@ -213,12 +217,14 @@ def norm(
       x: bfloat16 or float32; see `can_normalise`.
       scale: What the normalised is multiplied by.
       bias: Added to the result. If there is one, the mean is subtracted first.
+      addend: Of the same type, added to `x` before all else, in float32.
     """
     rows = x.reshape(-1, x.shape[-1])
+    more = jnp.zeros((0, 0), x.dtype) if addend is None else addend.reshape(rows.shape)
     plus = jnp.zeros(0) if bias is None else bias
     vectors = [v.astype(jnp.float32) for v in (scale, plus)]
     call = _call("norm", jax.ShapeDtypeStruct(rows.shape, dtype))
-    return call(rows, *vectors, epsilon=np.float32(epsilon)).reshape(x.shape)
+    return call(rows, more, *vectors, epsilon=np.float32(epsilon)).reshape(x.shape)
 
 
 def has_attention(dtype: DTypeLike, head_dim: int) -> bool:

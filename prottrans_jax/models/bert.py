@@ -326,7 +326,7 @@ class EncoderLayer(nn.Module):
         )
         self.sow("intermediates", "input", x)
         y = SelfAttention(config, self.deterministic, name="attention")(x, segments)
-        x = make_norm(config, "attention_norm")(x + drop(y))
+        x = make_norm(config, "attention_norm")(x, drop(y))
         x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
         y = mlp.MLP(
             d_ff=config.d_ff,
@@ -339,7 +339,7 @@ class EncoderLayer(nn.Module):
             kernel_init=kernel_init(config),
             name="mlp",
         )(x)
-        x = make_norm(config, "mlp_norm")(x + drop(y))
+        x = make_norm(config, "mlp_norm")(x, drop(y))
         return nn.with_logical_constraint(x, _ACTIVATION_AXES), None
 
 

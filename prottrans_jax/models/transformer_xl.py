@@ -362,8 +362,7 @@ class Layer(nn.Module):
             param_dtype=config.param_dtype,
             name="attention",
         )(context[:, memory.shape[1] :], context, shared.surroundings, shared.biases)
-        x = x + drop(y)
-        x = x if config.pre_norm else attention_norm(x)
+        x = x + drop(y) if config.pre_norm else attention_norm(x, drop(y))
         x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
 
         mlp_norm = norm("mlp_layer_norm")
@@ -378,6 +377,5 @@ class Layer(nn.Module):
             kernel_init=_KERNEL_INIT,
             name="mlp",
         )(mlp_norm(x) if config.pre_norm else x)
-        x = x + drop(y)
-        x = x if config.pre_norm else mlp_norm(x)
+        x = x + drop(y) if config.pre_norm else mlp_norm(x, drop(y))
         return nn.with_logical_constraint(x, _ACTIVATION_AXES), new_memory

@@ -437,7 +437,7 @@ class Layer(nn.Module):
             jnp.concatenate([memory.astype(x.dtype), content], axis=1),
             surroundings,
         )
-        x = norm("attention_layer_norm")(x + drop(y))
+        x = norm("attention_layer_norm")(x, drop(y))
         x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
         y = mlp.MLP(
             d_ff=config.d_ff,
@@ -450,5 +450,5 @@ class Layer(nn.Module):
             kernel_init=_INIT,
             name="mlp",
         )(x)
-        x = norm("mlp_layer_norm")(x + drop(y))
+        x = norm("mlp_layer_norm")(x, drop(y))
         return nn.with_logical_constraint(x, _ACTIVATION_AXES), new_memory

@@ -128,6 +128,14 @@ def test_bias_and_activation_follow_in_float32(name):
 
 
 @needs_x86
+def test_gelu_has_its_digits_everywhere():
+    x = jnp.linspace(-9, 9, 96 * 32).reshape(96, 32)
+    found = x86.product(x, jnp.eye(32), jnp.float32, activation="gelu_exact")
+    wanted = by_hand("gelu_exact", exact(x))
+    np.testing.assert_allclose(found, wanted, rtol=2e-7, atol=5e-7)
+
+
+@needs_x86
 def test_float32_keeps_its_digits_in_numbers_of_different_sizes():
     scale = np.exp2(np.random.default_rng(2).integers(-40, 40, 544))
     x = np.asarray(numbers(70, 544, dtype=jnp.float32) * scale, np.float32)
@@ -408,6 +416,19 @@ def test_norm_is_that_of_float64(rows, size, with_bias, kind, dtype):
 
 
 @needs_x86
+@BOTH
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_norm_of_a_sum_adds_in_float32(with_bias, kind):
+    x, addend = (numbers(2, 5, 96, seed=i, dtype=kind) for i in (0, 1))
+    scale, plus = (numbers(96, seed=i, dtype=jnp.float32) for i in (2, 3))
+    bias = plus if with_bias else None
+    found = x86.norm(1e-6, jnp.float32, x, scale, bias, addend)
+    wide = x.astype(jnp.float32) + addend.astype(jnp.float32)
+    wanted = x86.norm(1e-6, jnp.float32, wide, scale, bias)
+    np.testing.assert_array_equal(found, wanted)
+
+
+@needs_x86
 def test_norm_of_what_is_not_a_number_is_none():
     x = numbers(1, 3, 64).at[0, 1, 40].set(jnp.nan)
     for bias in (None, jnp.zeros(64)):
@@ -471,6 +492,25 @@ def test_norms_are_used_where_enabled_and_for_whole_blocks_alone(name):
         assert not uses_x86(module.apply, params, x)
         both = enabled(module)(params, x), module.apply(params, x)
         np.testing.assert_allclose(*both, rtol=0, atol=2e-6)
+
+
+@needs_x86
+def test_layer_norm_adds_what_has_the_same_type_and_shape_as_x():
+    module, x = norms.LayerNorm(epsilon=1e-6), numbers(2, 5, 64, dtype=jnp.float32)
+    params = module.init(jax.random.key(0), x)
+    for addend, wanted in (
+        (numbers(2, 5, 64, seed=1, dtype=jnp.float32), True),
+        (numbers(2, 5, 64, seed=1), False),
+        (numbers(5, 64, seed=1, dtype=jnp.float32), False),
+    ):
+
+        def add(params, x, addend=addend):
+            with x86.enabled():
+                return module.apply(params, x, addend)
+
+        assert uses_x86(add, params, x) == wanted
+        summed = module.apply(params, x + addend)
+        np.testing.assert_allclose(add(params, x), summed, rtol=0, atol=2e-6)
 
 
 @needs_x86
