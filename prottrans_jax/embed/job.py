@@ -11,9 +11,7 @@ and goes on writes the same bytes as one that was not.
 from collections.abc import Callable
 import errno
 import os
-import resource
 import shutil
-import sys
 from typing import Any
 
 import numpy as np
@@ -128,8 +126,7 @@ def _run(asked, source, parts, on_plan, on_progress) -> reports.Report:
         merging.merge(asked, found, entries, known, parts, report)
     known.close()
     parts.remove()
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    report.peak_memory_bytes = usage * (1 if sys.platform == "darwin" else 1024)
+    report.peak_memory_bytes = reports.peak_memory_bytes()
     return report
 
 

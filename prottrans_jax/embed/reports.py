@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import resource
+import sys
 
 from prottrans_jax.embed import inputs
 
@@ -82,3 +84,15 @@ class Report:
     def residues_per_second(self) -> float:
         """Real residues computed per second."""
         return self.residues / self.seconds if self.seconds else 0.0
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held."""
+    if sys.platform.startswith("linux"):
+        # `ru_maxrss` there begins with what the process that started this one held.
+        status = pathlib.Path("/proc/self/status").read_text()
+        _, found, rest = status.partition("VmHWM:")
+        if found:  # Not in every sandbox.
+            return 1024 * int(rest.split()[0])
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage * (1 if sys.platform == "darwin" else 1024)

@@ -13,24 +13,22 @@ from prottrans_jax.embed import batching
 
 # Embeds and prints the process's peak memory after 10,000 proteins and at the end.
 SCRIPT = """
-import json, resource, sys
+import json, sys
 import prottrans_jax
-from prottrans_jax.embed import job, settings
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+from prottrans_jax.embed import job, reports, settings
 
 peaks = {}
 def note(progress):
     if progress.proteins in (10_000, progress.of_proteins):
-        peaks[progress.proteins] = peak()
+        peaks[progress.proteins] = reports.peak_memory_bytes()
 
 encoder = prottrans_jax.load_encoder(sys.argv[1], dtype="float32")
 options = settings.Options(per_protein=True, protein_dtype="float16")
 report = job.embed_fasta(
     encoder, sys.argv[2], sys.argv[3], options, on_progress=note
 )
-print(json.dumps({"computed": peaks, "end": peak(), "embedded": report.embedded}))
+end = report.peak_memory_bytes
+print(json.dumps({"computed": peaks, "end": end, "embedded": report.embedded}))
 """
 
 
