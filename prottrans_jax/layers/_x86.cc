@@ -10,9 +10,9 @@
 //
 // With vectors (AVX-512), 8 rows times 32 columns are summed in registers: a pair of the
 // left operand, in all lanes, times 16 columns of the right one. The left operand is read
-// where it is. Float32 is multiplied as such, with one number for a pair; int8 kernels by
-// bytes at twice bfloat16's rate, with fours of them and 64 of depth, see `ByteScales`:
-// the bytes of the left operand are laid out.
+// where it is, but for bytes and attention's weights, which are laid out. Float32 is
+// multiplied as such, with one number for a pair; int8 kernels by bytes at twice
+// bfloat16's rate, with fours of them and 64 of depth, see `ByteScales`.
 //
 // With a matrix unit (AMX), a tile is 16 rows of 64 bytes: two tiles of the left operand
 // times two of the right, into four tiles of float32 sums. Four loads for four products is
@@ -74,7 +74,7 @@ constexpr int64_t kStep = kBlock * kBlock;  // Numbers of two tiles of an operan
 
 enum class Unit { kTiles, kVectors };
 
-// What a kernel of T, and what is multiplied by it, is laid out as; heads too.
+// What a kernel of T, and what is multiplied by it, is laid out or read as; heads too.
 template <Unit kUnit, typename T>
 using Element = std::conditional_t<kUnit == Unit::kVectors, T, Bf16>;
 // What vectors sum of it, and how much of the depth of a block lies together.
@@ -309,13 +309,15 @@ struct Rows {
   int64_t stride, step, below;
 };
 
-// Which of the 8 rows below those being multiplied are fetched meanwhile.
+// Which of 8 rows, those 32 below the ones being multiplied, are fetched meanwhile; they
+// may be past the end.
 struct Fetched {
   int64_t first = 0, end = 0;
 };
 
 // With vectors: sums [rows up to a multiple of 8, 32], rows `stride` apart, = left [rows,
-// depth] times right, `steps` times kDeep of depth. What fills up 8 rows is the last one.
+// depth] times right, `steps` times kDeep of depth. The last row is repeated to fill up 8,
+// for sums that nobody takes.
 template <typename E, typename Sum = Summed<E>>
 AVX512 inline void MultiplyInVectors(const Rows<E>& left, const E* right, int64_t steps,
                                      int64_t rows, Sum* sums, int64_t stride,
@@ -875,12 +877,13 @@ AVX512 inline __m512 Reciprocal(__m512 x) {
 }
 
 // The normal distribution between 0 and x >= 0, by Taylor's polynomials around 32 places;
-// error below 1e-7.
+// absolute error below 1e-7.
 class Normal {
  public:
   Normal() {
     for (int i = 0; i < 32; ++i) {
-      const double x = i / kScale, density = std::exp(-x * x / 2) / std::sqrt(2 * M_PI);
+      const double x = i / static_cast<double>(kScale);
+      const double density = std::exp(-x * x / 2) / std::sqrt(2 * M_PI);
       const double terms[kTerms] = {std::erf(x / std::sqrt(2.0)) / 2, density,
                                     -x * density / 2, (x * x - 1) * density / 6,
                                     (3 - x * x) * x * density / 24};
@@ -903,7 +906,7 @@ class Normal {
 
  private:
   static constexpr int kTerms = 5;
-  static constexpr float kScale = 31 / 6.0f;  // Places at 1.
+  static constexpr float kScale = 31 / 6.0f;  // Places from 0 to 1.
 
   AVX512 inline __m512 Term(int k, __m512i place) const {
     return _mm512_permutex2var_ps(_mm512_load_ps(terms_[k]), place,
@@ -1118,7 +1121,7 @@ AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t fi
     if constexpr (kInPlace<kUnit, T>) {
       const E* x = static_cast<const E*>(job.x) + r * job.depth + part.start;
       rows = {x, job.depth, kBlock, kBlock * job.depth};
-    } else {
+    } else if constexpr (kUnit == Unit::kVectors) {
       constexpr int64_t kLine = kDeep<E>;
       rows = {reinterpret_cast<const E*>(left), kLine, kBlock * kLine,
               steps * kBlock * kLine};
@@ -1233,10 +1236,14 @@ AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
   E* key = Scratch<0, E>(keys * job.size * kCount);
   E* value = Scratch<1, E>(keys * job.size * kCount);
   float* scores = Scratch<2, float>(kBlock * keys);
-  E* query = Scratch<3, E>(kInTiles ? kBlock * job.size * kCount : 1);
+  E* query = nullptr;  // With vectors it is read where it is.
+  if constexpr (kInTiles) {
+    query = Scratch<3, E>(kBlock * job.size * kCount);
+    if (query == nullptr) return false;
+  }
   E* weights = Scratch<4, E>(kBlock * keys * kCount);
   const float* mask = MaskOf(job, row);
-  if (!key || !value || !scores || !query || !weights || !mask) return false;
+  if (!key || !value || !scores || !weights || !mask) return false;
   const int64_t kv_start = row * job.kv_length * stride + head * job.size;
   PackTransposed(job.key + kv_start, stride, job.kv_length, job.size, key);
   PackRight(job.value + kv_start, stride, job.kv_length, job.size, value);

@@ -83,11 +83,11 @@ class LayerNorm(nn.Module):
     def __call__(
         self,
         x: Float[Array, "*batch d_model"],
-        addend: Float[Array, "*batch d_model"] | None = None,
+        addend: Float[Array, "*#batch d_model"] | None = None,
     ) -> Float[Array, "..."]:
-        """Normalises the last axis of `x`, plus `addend` if there is one.
+        """Normalises the last axis of `x`, or of `x + addend`.
 
-        Statistics are in float32, the result in `dtype`.
+        Statistics are in float32, as the sum may be; the result is in `dtype`.
         """
 
         def vector(name, initializer):

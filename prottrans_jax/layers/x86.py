@@ -179,7 +179,7 @@ def product(
     most, size, multiple = _LAID_OUT[units()[0], kernel.dtype.name]
     row_bytes = size * (-(-min(inputs, most) // multiple) * multiple)
     whole_rows = -(-rows // _BLOCK) * _BLOCK
-    # Where `x` is laid out and sums of parts are: memory that XLA plans and uses again.
+    # Where `x` is laid out, if it is, and sums of parts: memory that XLA uses again.
     left = jax.ShapeDtypeStruct((whole_rows, row_bytes), jnp.uint8)
     sums = jax.ShapeDtypeStruct(
         (whole_rows if inputs > most else 0, outputs), jnp.float32
@@ -217,7 +217,7 @@ def norm(
       x: bfloat16 or float32; see `can_normalise`.
       scale: What the normalised is multiplied by.
       bias: Added to the result. If there is one, the mean is subtracted first.
-      addend: Of the same type, added to `x` before all else, in float32.
+      addend: Of `x`'s type and shape, added to it before all else, in float32.
     """
     rows = x.reshape(-1, x.shape[-1])
     more = jnp.zeros((0, 0), x.dtype) if addend is None else addend.reshape(rows.shape)

@@ -98,3 +98,12 @@ def test_a_folder_for_programs_that_the_user_chose_stays(monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     process._keep_programs()
     assert jax.config.jax_compilation_cache_dir == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="VmHWM is Linux's")
+def test_peak_memory_is_not_that_of_what_started_the_process():
+    held = bytes(range(256)) * (1 << 20)  # 256 MiB: more than the child's imports.
+    peak = run(
+        "from prottrans_jax.embed import reports\nprint(reports.peak_memory_bytes())"
+    )
+    assert 10 << 20 < int(peak) < len(held)
