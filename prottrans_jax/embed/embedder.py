@@ -15,8 +15,9 @@ from prottrans_jax.embed import batching, forward
 from prottrans_jax.layers import x86
 
 # Tokens of a call. XLA's products on a CPU are fastest at some 500 to 1,000 rows, ours
-# at more, for which a kernel is laid out once; a call of a small model costs more than
-# its products; accelerators want many rows.
+# at more, for which a kernel is laid out once: with vectors ProtBert takes 1 to 3 %
+# less time at 4,096 than at 2,048. A call of a small model costs more than its
+# products; accelerators want many rows.
 _CPU_TOKENS, _X86_TOKENS = 1024, {"amx": 2048, "avx512": 4096}
 _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384

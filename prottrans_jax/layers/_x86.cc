@@ -228,8 +228,8 @@ struct Nothing {
 };
 
 // With the matrix unit: sums [32, 32], rows `stride` apart, = left [32, depth] times right,
-// both in `kCount` parts. What is `ahead` is fetched meanwhile, and at every step there is `other` work;
-// returns what comes after what was fetched.
+// both in `kCount` parts. What is `ahead` is fetched meanwhile, and at every step there is
+// `other` work; returns what comes after what was fetched.
 template <int kCount, bool kFetch, typename Other = Nothing>
 AMX inline const char* MultiplyInTiles(const Bf16* left, const Bf16* right,
                                        int64_t steps, float* sums, int64_t stride,
@@ -976,6 +976,11 @@ constexpr int64_t BytesOf(int64_t depth) {
   constexpr int64_t kLine = kDeep<Element<kUnit, T>>;
   return CeilDiv(depth, kLine) * kLine * sizeof(Element<kUnit, T>);
 }
+// Of a row of what a kernel of T is multiplied by.
+template <Unit kUnit, typename T>
+constexpr int64_t LeftBytesOf(int64_t depth) {
+  return kInPlace<kUnit, T> ? 0 : BytesOf<kUnit, T>(depth);
+}
 
 // What becomes of the sums of one block after the other, some rows at a time.
 template <Unit kUnit, typename T>
@@ -1097,6 +1102,7 @@ AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t fi
   using End = Outcome<kUnit, T>;
   constexpr int64_t kSize = End::kSize;
   const int64_t bytes = BytesOf<kUnit, T>(part.depth);
+  const int64_t left_bytes = LeftBytesOf<kUnit, T>(part.depth);
   int8_t* right = Scratch<6, int8_t>(columns * bytes);
   if (right == nullptr) return false;
   const T* kernel = static_cast<const T*>(job.kernel) + part.start * job.columns + first;
@@ -1116,7 +1122,7 @@ AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t fi
   const int64_t share = CeilDiv(kSize, steps);
   const auto take = [&]() AMX { end.Take(share); };
   for (int64_t r = 0; r < job.rows; r += kSize) {
-    const int8_t* left = static_cast<const int8_t*>(job.left) + r * bytes;
+    const int8_t* left = static_cast<const int8_t*>(job.left) + r * left_bytes;
     [[maybe_unused]] Rows<E> rows;
     if constexpr (kInPlace<kUnit, T>) {
       const E* x = static_cast<const E*>(job.x) + r * job.depth + part.start;
@@ -1126,7 +1132,8 @@ AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t fi
       rows = {reinterpret_cast<const E*>(left), kLine, kBlock * kLine,
               steps * kBlock * kLine};
     }
-    const char* ahead = reinterpret_cast<const char*>(left + kSize * bytes);
+    [[maybe_unused]] const char* ahead =
+        reinterpret_cast<const char*>(left + kSize * left_bytes);
     for (int64_t c = 0; c < columns; c += kSize) {
       const int8_t* these = right + c * bytes;
       if constexpr (kWhole<kUnit, T>) {
@@ -1489,18 +1496,14 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
                        : is_int8 ? kDepth<kUnit, int8_t>
                                  : kDepth<kUnit, Bf16>;
   const int64_t depth = std::min(most, job.depth);
-  const bool in_place = is_wide   ? kInPlace<kUnit, float>
-                        : is_int8 ? kInPlace<kUnit, int8_t>
-                                  : kInPlace<kUnit, Bf16>;
-  const int64_t bytes = in_place  ? 0
-                        : is_wide ? BytesOf<kUnit, float>(depth)
-                        : is_int8 ? BytesOf<kUnit, int8_t>(depth)
-                                  : BytesOf<kUnit, Bf16>(depth);
+  const int64_t bytes = is_wide   ? LeftBytesOf<kUnit, float>(depth)
+                        : is_int8 ? LeftBytesOf<kUnit, int8_t>(depth)
+                                  : LeftBytesOf<kUnit, Bf16>(depth);
   // Sums of bytes are whole numbers below 2^31.
   constexpr int64_t kMostBytes = 65536;
   const bool in_parts = job.depth > most;
-  bool good = job.depth > 0 && job.columns > 0 && job.depth % kBlock == 0 && job.columns % kBlock == 0 &&
-              Has(kernel, {job.depth, job.columns}) &&
+  bool good = job.depth > 0 && job.columns > 0 && job.depth % kBlock == 0 &&
+              job.columns % kBlock == 0 && Has(kernel, {job.depth, job.columns}) &&
               Has(*out, {job.rows, job.columns}) && Has(*left, {rows, bytes}) &&
               Has(*sums, {in_parts ? rows : 0, job.columns}) && IsAligned(*out) &&
               IsAligned(*left) && IsAligned(*sums);
