@@ -218,7 +218,7 @@ class Ours(Peer):
     def tokens(self, sequences: list[str]) -> int:
         """Tokens computed for these proteins, padding included."""
         work = self._work(sequences)
-        return sum(item.batch.rows * item.batch.length for item in work)
+        return sum(item.batch.tokens for item in work)
 
     def product(self) -> float:
         """As every peer's."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from prottrans_jax import attention_maps, frozen_params, sources, types
 from prottrans_jax import vocabulary as vocabularies
-from prottrans_jax.embed import embedder, forward, layerwise, pooling
+from prottrans_jax.embed import batching, embedder, forward, layerwise, pooling
 from prottrans_jax.interop import huggingface
 from prottrans_jax.layers import quantized
 
@@ -133,8 +133,10 @@ class Encoder:
         """Token ids with special ones, padded on the right, and their mask."""
         residues = self._all_residues(sequences)
         longest = max(map(len, residues), default=0) + self._tokens.num_special
-        tokens, lengths = self._tokens.rows(residues, len(residues), longest)
-        return tokens, np.arange(longest) < lengths[:, None]
+        rows = tuple(range(len(residues)))
+        batch = batching.Batch(rows, len(rows), longest)
+        tokens, segments = self._tokens.rows(residues, batch)
+        return tokens, segments != 0
 
     def embed(
         self,

@@ -124,8 +124,9 @@ def _whole(asked, found, todo, missing, too_large, report) -> Iterator[tuple]:
                     for i in item.batch.members
                     for protein in groups[i]
                 ):
-                    computed += item.batch.rows * item.batch.length
-                    real += sum(map(len, item.sequences))
+                    computed += item.batch.tokens
+                    specials = runner.tokens.num_special * len(item.sequences)
+                    real += sum(map(len, item.sequences)) + specials
                     yield item
 
     for item, member, embedding in runner.run(work(), too_large):

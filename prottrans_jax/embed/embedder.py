@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from prottrans_jax import hardware, types
-from prottrans_jax.embed import batching, forward
+from prottrans_jax.embed import batching, forward, pooling
 from prottrans_jax.layers import x86
 
 # Tokens of a call. XLA's products on a CPU are fastest at some 500 to 1,000 rows, ours
@@ -69,19 +69,18 @@ class Tokens:
         return len(self.prefix) + len(self.suffix)
 
     def rows(
-        self, sequences: Sequence[bytes], rows: int, length: int
+        self, sequences: Sequence[bytes], batch: "batching.Batch | batching.Packed"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids [rows, length] and the number of tokens of each row."""
-        tokens = np.full((rows, length), self.pad_id, np.int32)
-        lengths = np.zeros(rows, np.int32)
-        first = len(self.prefix)
-        for row, sequence in enumerate(sequences):
-            last = first + len(sequence)
-            tokens[row, :first] = self.prefix
-            tokens[row, first:last] = self.table[np.frombuffer(sequence, np.uint8)]
-            tokens[row, last : last + len(self.suffix)] = self.suffix
-            lengths[row] = last + len(self.suffix)
-        return tokens, lengths
+        """Token ids and segments, both [rows, length]; segments count from 1 a row."""
+        tokens = np.full((batch.rows, batch.length), self.pad_id, np.int32)
+        segments = np.zeros_like(tokens)
+        for sequence, (row, start) in zip(sequences, batch.places(), strict=True):
+            residues = self.table[np.frombuffer(sequence, np.uint8)]
+            own = np.concatenate([self.prefix, residues, self.suffix])
+            tokens[row, start : start + len(own)] = own
+            before = segments[row, start - 1] if start else 0
+            segments[row, start : start + len(own)] = before + 1
+        return tokens, segments
 
 
 class Embedder:
@@ -94,7 +93,7 @@ class Embedder:
       layers: Which hidden states.
       pool: None, or a pooling; then `Embedding.protein` is given.
       keep_residues: Whether `Embedding.residues` is given.
-      max_tokens: Padded tokens of a call; None chooses by device.
+      max_tokens: Tokens of a call, with padding; None chooses by device.
       max_rows: Limit of sequences of a call.
       devices: Devices to use in turn; None: all local accelerators, or one CPU.
       copies: The parameters on each device as far as they are there; others are added
@@ -134,6 +133,7 @@ class Embedder:
         self.max_tokens = max_tokens
         self.max_rows = max_rows
         self.devices = list(devices)
+        self.packs = forward.can_pack(module, self.devices[0].platform)
         self._params = params
         self._copies = {} if copies is None else copies
         self._turn = 0
@@ -141,6 +141,7 @@ class Embedder:
         self._seen: set[tuple[int, int]] = set()
         # What was seen not to fit: no larger call is tried again.
         self._rows_limit: dict[int, int] = {}
+        self._packed_limit: int | None = None
         self._blockwise_from: int | None = None
 
     def compile_cost_tokens(self) -> float:
@@ -155,7 +156,9 @@ class Embedder:
         return min(seconds * flops / (2.0 * max(self._size, 1)), most)
 
     def buckets(self, lengths: Sequence[int]) -> np.ndarray:
-        """Padded lengths for sequences of so many residues."""
+        """Padded lengths for sequences of so many residues; none if it packs them."""
+        if self.packs:
+            return np.zeros(0, np.int64)
         tokens = np.asarray(lengths, np.int64) + self.tokens.num_special
         return batching.choose_buckets(tokens, self.compile_cost_tokens())
 
@@ -167,20 +170,28 @@ class Embedder:
         *,
         more_to_come: bool = False,
     ) -> list["Work"]:
-        """Batches of sequences, the longest first; see `batching.plan`."""
+        """Batches of sequences, the longest first.
+
+        Packed as `batching.pack` does it, or padded as `batching.plan`.
+        """
         lengths = [len(x) + self.tokens.num_special for x in sequences]
-        return [
-            Work(batch, [sequences[i] for i in batch.members], tag)
-            for batch in batching.plan(
+        limits = self.max_tokens, self.max_rows
+        max_length = getattr(self.module.config, "max_length", None)
+        batches: Iterable[batching.Batch | batching.Packed]
+        if self.packs:
+            batches = batching.pack(lengths, *limits, max_length)
+        else:
+            batches = batching.plan(
                 lengths,
                 buckets,
-                self.max_tokens,
-                self.max_rows,
-                getattr(self.module.config, "max_length", None),
+                *limits,
+                max_length,
                 self.compile_cost_tokens(),
                 self._seen,
                 more_to_come,
             )
+        return [
+            Work(batch, [sequences[i] for i in batch.members], tag) for batch in batches
         ]
 
     def run(
@@ -208,8 +219,7 @@ class Embedder:
                 item = todo.popleft() if todo else next(source, None)
                 if item is None:
                     break
-                batch = item.batch
-                if batch.rows > self._rows_limit.get(batch.length, batch.rows):
+                if self._is_too_large(item.batch):
                     todo.extendleft(reversed(item.halves()))
                     continue
                 waiting.append(self._start(item))
@@ -234,7 +244,7 @@ class Embedder:
 
     def _start(self, work: "Work") -> "_Call":
         batch = work.batch
-        tokens, lengths = self.tokens.rows(work.sequences, batch.rows, batch.length)
+        tokens, segments = self.tokens.rows(work.sequences, batch)
         device = self.devices[self._turn % len(self.devices)]
         self._turn += 1
         # By what a full batch would hold, not this one: the same length always goes the
@@ -247,23 +257,38 @@ class Embedder:
             self._copies[device] = _on_device(self._params, device)
         try:
             with jax.default_device(device):
-                result = self._call(module, self._copies[device], tokens, lengths)
+                result = self._call(module, self._copies[device], tokens, segments)
         except Exception as error:
             result = error
         return _Call(work, module, result)
 
-    def _call(self, module, params, tokens, lengths):
+    def _call(self, module, params, tokens, segments):
         wanted = forward.Wanted(
             layers=self.layers,
-            pool=self.pool,
-            keep_residues=self.keep_residues,
+            # A row of several is pooled here, by the host.
+            pool=None if self.packs else self.pool,
+            keep_residues=self.packs or self.keep_residues,
             num_prefix=len(self.tokens.prefix),
             num_special=self.tokens.num_special,
         )
-        return forward.run(module, params, tokens, lengths, wanted)
+        return forward.run(module, params, tokens, segments, wanted)
+
+    def _is_too_large(self, batch: batching.Batch | batching.Packed) -> bool:
+        if isinstance(batch, batching.Packed):
+            limit = self._packed_limit
+            return limit is not None and batch.tokens > limit and len(batch.members) > 1
+        return batch.rows > self._rows_limit.get(batch.length, batch.rows)
 
     def _smaller(self, call: "_Call", error: Exception) -> list["Work"]:
         batch = call.work.batch
+        if isinstance(batch, batching.Packed) and len(batch.members) > 1:
+            self._packed_limit = batch.tokens // 2
+            logging.warning(
+                "%d tokens in a row do not fit into memory; going on with %d.",
+                batch.tokens,
+                self._packed_limit,
+            )
+            return call.work.halves()
         if batch.rows > 1:
             limit = (batch.rows + 1) // 2
             logging.warning(
@@ -293,29 +318,34 @@ class Embedder:
         ) from error
 
     def _split(self, work, hidden, pooled):
-        first = len(self.tokens.prefix)
-        for row, member in enumerate(work.batch.members):
-            stop = first + len(work.sequences[row])
-            yield (
-                work,
-                member,
-                Embedding(
-                    None if hidden is None else hidden[..., row, first:stop, :],
-                    None if pooled is None else pooled[..., row, :],
-                ),
-            )
+        batch = work.batch
+        by_member = zip(batch.members, work.sequences, batch.places(), strict=True)
+        for member, sequence, (row, start) in by_member:
+            first = start + len(self.tokens.prefix)
+            residues = protein = None
+            if hidden is not None:
+                residues = hidden[..., row, first : first + len(sequence), :]
+            if pooled is not None:
+                protein = pooled[..., row, :]
+            elif self.pool == "cls":
+                protein = hidden[..., row, start, :].astype(np.float32)
+            elif self.pool is not None:
+                protein = pooling.pool_protein(residues, self.pool)
+            if not self.keep_residues:
+                residues = None
+            yield work, member, Embedding(residues, protein)
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
     """A batch with the sequences of its members; `tag` is the caller's."""
 
-    batch: batching.Batch
+    batch: batching.Batch | batching.Packed
     sequences: Sequence[bytes]
     tag: Any = None
 
     def halves(self) -> list["Work"]:
-        """The same in two batches of half the rows, without empty ones."""
+        """The same in two batches of half the size, without empty ones."""
         first, second = self.batch.halves()
         cut = len(first.members)
         parts = [

@@ -11,7 +11,6 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-import numpy as np
 
 from prottrans_jax import types
 from prottrans_jax.embed import layerwise, pooling
@@ -140,7 +139,7 @@ def encode(
     module: nn.Module,
     params: types.Params,
     tokens: Int[Array, "batch length"],
-    mask: Bool[Array, "batch length"],
+    mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
     layers: Layers,
 ) -> Float[Array, "*layers batch length d_model"]:
     """Chosen hidden states of a batch; a pure function of `params`."""
@@ -178,9 +177,22 @@ def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Mo
         heads = config.dtype, config.head_dim
         if platform == "gpu" and row <= limit and attention.has_flash(*heads):
             return flash(module)
-        if platform == "cpu" and x86.has_attention(*heads):
+        if can_pack(module, platform):
             return blockwise(module)
     return module if rows * row <= limit else blockwise(module)
+
+
+def can_pack(module: nn.Module, platform: str) -> bool:
+    """Whether several sequences in a row cost what they do in rows of their own.
+
+    With `x86.attention`, which computes nothing between them.
+    """
+    config = module.config
+    return (
+        platform == "cpu"
+        and hasattr(config, "flash")
+        and x86.has_attention(config.dtype, config.head_dim)
+    )
 
 
 def flash(module: nn.Module) -> nn.Module:
@@ -222,7 +234,7 @@ def run(
     module: nn.Module,
     params: types.Params,
     tokens: Int[Array, "batch length"],
-    lengths: Int[Array, " batch"],
+    segments: Int[Array, "batch length"],
     wanted: Wanted,
 ) -> tuple[
     Float[Array, "*layers batch length d_model"] | None,
@@ -234,47 +246,41 @@ def run(
       module: The model.
       params: Its parameters.
       tokens: Token ids, padded on the right.
-      lengths: Tokens of each row, special ones included; 0 for an empty row.
-      wanted: What to make of it.
+      segments: Sequence of each token in its row, from 1; 0 is padding.
+      wanted: What to make of it. Pooling takes a row for one sequence.
 
     Returns:
       Hidden states in the model's type or None, and pooled ones in float32 or None.
     """
     stack = layerwise.find_stack(module)
     if stack is None:
-        return _whole(module, params, tokens, lengths, wanted)
+        return _whole(module, params, tokens, segments, wanted)
     count = len(stack.paths)
     keep = frozenset(i % (count + 1) for i in wanted.layers.indices) - {count}
-    mask: Any = _mask(np, tokens, lengths)
-    last, kept = layerwise.run_layers(stack, params, tokens, mask, keep=keep)
+    last, kept = layerwise.run_layers(stack, params, tokens, segments, keep=keep)
     outside = layerwise.outside(stack, params)
-    return _end(stack, outside, tokens, lengths, last, kept, wanted)
-
-
-def _mask(xp: Any, tokens, lengths):
-    return xp.arange(tokens.shape[1]) < lengths[:, None]
+    return _end(stack, outside, tokens, segments, last, kept, wanted)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _whole(module, params, tokens, lengths, wanted):
-    mask = _mask(jnp, tokens, lengths)
-    with x86.enabled():
-        hidden = encode(module, params, tokens, mask, wanted.layers)
-    return _finish(hidden, lengths, wanted)
+def _whole(module, params, tokens, segments, wanted):
+    with x86.enabled(x86.tokens_of(segments)):
+        hidden = encode(module, params, tokens, segments, wanted.layers)
+    return _finish(hidden, segments, wanted)
 
 
 # One program, not one for each step: a shape costs less time and memory.
 @functools.partial(jax.jit, static_argnums=(0, 6))
-def _end(stack, outside, tokens, lengths, last, kept, wanted):
-    mask = _mask(jnp, tokens, lengths)
-    last = layerwise.after_layers(stack, outside, tokens, mask, last)
+def _end(stack, outside, tokens, segments, last, kept, wanted):
+    last = layerwise.after_layers(stack, outside, tokens, segments, last)
     states = [*(kept.get(i) for i in range(len(stack.paths))), last]
-    return _finish(choose(states, wanted.layers), lengths, wanted)
+    return _finish(choose(states, wanted.layers), segments, wanted)
 
 
-def _finish(hidden, lengths, wanted):
+def _finish(hidden, segments, wanted):
     pooled = None
     if wanted.pool is not None:
+        lengths = jnp.sum(segments != 0, axis=1)
         positions = jnp.arange(hidden.shape[-2])
         stop = lengths - wanted.num_special + wanted.num_prefix
         residues = (positions >= wanted.num_prefix) & (positions < stop[:, None])

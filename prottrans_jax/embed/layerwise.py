@@ -104,11 +104,12 @@ def run_layers(
     stack: Stack,
     params: types.Params,
     tokens: Int[Array, "batch length"],
-    mask: Bool[Array, "batch length"],
+    mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
     *,
     keep: frozenset[int] = frozenset(),
 ) -> tuple[Float[Array, "batch length d_model"], dict[int, jax.Array]]:
     """What the last layer gives, and the inputs of the layers in `keep`."""
+    mask = jnp.asarray(mask)  # Once, for all layers.
     x, arguments, others = _before(stack, outside(stack, params), tokens, mask)
     # Not as `find_stack` saw it: a bias of distances knows its length.
     leaves, structure = jax.tree.flatten(arguments)
@@ -121,7 +122,7 @@ def run_layers(
             kept[number] = x
         layer_params = functools.reduce(lambda tree, name: tree[name], path, params)
         x = _one_layer(
-            stack.layer, structure, layer_params, x, [arrays[i] for i in pattern]
+            stack.layer, structure, layer_params, x, [arrays[i] for i in pattern], mask
         )
     return x, kept
 
@@ -130,7 +131,7 @@ def after_layers(
     stack: Stack,
     params: types.Params,
     tokens: Int[Array, "batch length"],
-    mask: Bool[Array, "batch length"],
+    mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
     x: Float[Array, "batch length d_model"],
 ) -> Float[Array, "batch length d_model"]:
     """What the model's `encode` gives, from what its last layer gave.
@@ -170,9 +171,9 @@ def _before(stack, params, tokens, mask):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _one_layer(layer, structure, params, x, arrays):
+def _one_layer(layer, structure, params, x, arrays, mask):
     args, keywords = jax.tree.unflatten(structure, arrays)
-    with x86.enabled():
+    with x86.enabled(x86.tokens_of(mask)):
         return layer.apply({"params": params}, x, *args, **keywords)[0]
 
 

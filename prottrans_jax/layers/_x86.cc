@@ -67,7 +67,8 @@ using Bytes = ffi::Buffer<ffi::U8, 2>;
 using Sums = ffi::Buffer<ffi::F32, 2>;
 using Vector = ffi::Buffer<ffi::F32, 1>;
 using ScoreBias = ffi::Buffer<ffi::F32, 4>;
-using Mask = ffi::Buffer<ffi::F32, 2>;
+using Segments = ffi::Buffer<ffi::S32, 2>;
+using Count = ffi::Buffer<ffi::S32, 0>;
 
 constexpr int64_t kBlock = 32;
 constexpr int64_t kStep = kBlock * kBlock;  // Numbers of two tiles of an operand.
@@ -944,7 +945,7 @@ AVX512 inline __m512 Activate(__m512 x, int32_t activation) {
   }
 }
 
-// Rows [rows, depth] times `kernel` [depth, columns].
+// The first `rows` of x [.., depth] times `kernel` [depth, columns].
 struct ProductJob {
   const void* x;       // float32 or bfloat16.
   const void* kernel;  // As x, or int8 times `scale`.
@@ -1157,6 +1158,12 @@ AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t fi
   return true;
 }
 
+// Neighbours in a row of queries, and those of the row of keys that they attend to.
+struct Segment {
+  int64_t row;
+  int64_t q_start, q_count, kv_start, kv_count;
+};
+
 // Attention of rows [batch, length, heads, size]; see `x86.attention`.
 template <typename T>
 struct AttentionJob {
@@ -1164,33 +1171,62 @@ struct AttentionJob {
   // [batch or 1, heads, q_length, kv_length], or of distances [1, heads, 1, q_length +
   // kv_length - 1], or null.
   const float* bias;
-  const float* mask;  // [batch, kv_length]: added to the scores.
   T* out;
   int64_t q_length, kv_length, heads, size;
   bool bias_of_rows;  // Whether each row has its own.
   bool bias_of_distances;
 
   int64_t stride() const { return heads * size; }
-  // Keys with those that fill up a block, which are masked.
-  int64_t keys() const { return CeilDiv(kv_length, kBlock) * kBlock; }
-  const float* BiasOf(int64_t row, int64_t head, int64_t q) const {
+  // Of a segment's query `q`, on its keys.
+  const float* BiasOf(const Segment& segment, int64_t head, int64_t q) const {
     if (bias == nullptr) return nullptr;
+    q += segment.q_start;
     if (bias_of_distances) {  // The first is the last query's, to the first key.
-      return bias + head * (q_length + kv_length - 1) + q_length - 1 - q;
+      const int64_t first = q_length - 1 - q + segment.kv_start;
+      return bias + head * (q_length + kv_length - 1) + first;
     }
-    const int64_t first = (bias_of_rows ? row * heads : 0) + head;
-    return bias + (first * q_length + q) * kv_length;
+    const int64_t first = (bias_of_rows ? segment.row * heads : 0) + head;
+    return bias + (first * q_length + q) * kv_length + segment.kv_start;
   }
 };
 
-// The row's mask with that of the keys that fill up a block; null without memory.
-template <typename T>
-const float* MaskOf(const AttentionJob<T>& job, int64_t row) {
-  float* mask = Scratch<5, float>(job.keys());
-  if (mask == nullptr) return nullptr;
-  std::copy_n(job.mask + row * job.kv_length, job.kv_length, mask);
-  std::fill(mask + job.kv_length, mask + job.keys(), 4 * kNoPeak);
-  return mask;
+// Where each number but 0 is in a row, by number: (number, start, count). False if a
+// number is in several places.
+using Places = std::vector<std::tuple<int32_t, int64_t, int64_t>>;
+bool FindPlaces(const int32_t* row, int64_t length, Places* places) {
+  places->clear();
+  for (int64_t start = 0, end; start < length; start = end) {
+    for (end = start + 1; end < length && row[end] == row[start];) ++end;
+    if (row[start] != 0) places->emplace_back(row[start], start, end - start);
+  }
+  std::sort(places->begin(), places->end());
+  const auto same = [](const auto& a, const auto& b) {
+    return std::get<0>(a) == std::get<0>(b);
+  };
+  return std::adjacent_find(places->begin(), places->end(), same) == places->end();
+}
+
+// All segments of queries that have keys. False if one is in several places.
+bool FindSegments(const Segments& queries, const Segments& keys,
+                  std::vector<Segment>* segments) {
+  const int64_t q_length = queries.dimensions()[1], kv_length = keys.dimensions()[1];
+  Places of_queries, of_keys;
+  for (int64_t row = 0; row < queries.dimensions()[0]; ++row) {
+    const int32_t* q_row = queries.typed_data() + row * q_length;
+    const int32_t* kv_row = keys.typed_data() + row * kv_length;
+    if (!FindPlaces(q_row, q_length, &of_queries) ||
+        !FindPlaces(kv_row, kv_length, &of_keys)) {
+      return false;
+    }
+    auto key = of_keys.begin();
+    for (const auto& [number, q_start, q_count] : of_queries) {
+      while (key != of_keys.end() && std::get<0>(*key) < number) ++key;
+      if (key == of_keys.end() || std::get<0>(*key) != number) continue;
+      const auto [_, kv_start, kv_count] = *key;
+      segments->push_back({row, q_start, q_count, kv_start, kv_count});
+    }
+  }
+  return true;
 }
 
 AVX512 inline void Store(__m512 low, __m512 high, Bf16* out) {
@@ -1202,18 +1238,18 @@ AVX512 inline void Store(__m512 low, __m512 high, float* out) {
 }
 
 // Softmax's numerators of a query's scores, as a row of a left operand with `kCount`
-// parts; 1 over their sum, or 1 if that is 0.
+// parts; 1 over their sum, or 1 if that is 0. Of the scores, which fill blocks, `count`
+// are those of keys.
 template <int kCount, typename E>
-AVX512 float Weigh(float* scores, const float* mask, const float* bias, int64_t kv_length,
-                   int64_t keys, E* weights) {
+AVX512 float Weigh(float* scores, const float* bias, int64_t count, E* weights) {
   __m512 peak = _mm512_set1_ps(kNoPeak);
+  const int64_t keys = CeilDiv(count, kBlock) * kBlock;
   for (int64_t k = 0; k < keys; k += 16) {
-    __m512 x = _mm512_add_ps(_mm512_load_ps(scores + k), _mm512_load_ps(mask + k));
-    if (bias != nullptr) {
-      const int64_t left = std::clamp<int64_t>(kv_length - k, 0, 16);
-      const __mmask16 real = static_cast<__mmask16>((1u << left) - 1);
-      x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(real, bias + k));
-    }
+    const int64_t left = std::clamp<int64_t>(count - k, 0, 16);
+    const __mmask16 real = static_cast<__mmask16>((1u << left) - 1);
+    __m512 x = _mm512_load_ps(scores + k);
+    if (bias != nullptr) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(real, bias + k));
+    x = _mm512_mask_blend_ps(real, _mm512_set1_ps(4 * kNoPeak), x);
     _mm512_store_ps(scores + k, x);
     peak = _mm512_max_ps(peak, x);
   }
@@ -1233,13 +1269,14 @@ AVX512 float Weigh(float* scores, const float* mask, const float* bias, int64_t 
   return sum == 0.0f ? 1.0f : 1.0f / sum;
 }
 
-// One head of one row. False if there was no memory.
+// One head of one segment. False if there was no memory.
 template <Unit kUnit, typename T>
-AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
+AMX bool ComputeHead(const AttentionJob<T>& job, const Segment& segment, int64_t head) {
   using E = Element<kUnit, T>;
   constexpr int kCount = kParts<T, E>;
   constexpr bool kInTiles = kUnit == Unit::kTiles;
-  const int64_t keys = job.keys(), stride = job.stride();
+  const int64_t stride = job.stride();
+  const int64_t keys = CeilDiv(segment.kv_count, kBlock) * kBlock;
   E* key = Scratch<0, E>(keys * job.size * kCount);
   E* value = Scratch<1, E>(keys * job.size * kCount);
   float* scores = Scratch<2, float>(kBlock * keys);
@@ -1249,15 +1286,16 @@ AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
     if (query == nullptr) return false;
   }
   E* weights = Scratch<4, E>(kBlock * keys * kCount);
-  const float* mask = MaskOf(job, row);
-  if (!key || !value || !scores || !weights || !mask) return false;
-  const int64_t kv_start = row * job.kv_length * stride + head * job.size;
-  PackTransposed(job.key + kv_start, stride, job.kv_length, job.size, key);
-  PackRight(job.value + kv_start, stride, job.kv_length, job.size, value);
+  if (!key || !value || !scores || !weights) return false;
+  const int64_t kv_first = segment.row * job.kv_length + segment.kv_start;
+  const int64_t kv_start = kv_first * stride + head * job.size;
+  PackTransposed(job.key + kv_start, stride, segment.kv_count, job.size, key);
+  PackRight(job.value + kv_start, stride, segment.kv_count, job.size, value);
   [[maybe_unused]] InUse<kUnit> unit;
-  for (int64_t q = 0; q < job.q_length; q += kBlock) {
-    const int64_t count = std::min(kBlock, job.q_length - q);
-    const int64_t start = (row * job.q_length + q) * stride + head * job.size;
+  for (int64_t q = 0; q < segment.q_count; q += kBlock) {
+    const int64_t count = std::min(kBlock, segment.q_count - q);
+    const int64_t q_first = segment.row * job.q_length + segment.q_start + q;
+    const int64_t start = q_first * stride + head * job.size;
     if constexpr (kInTiles) PackLeft(job.query + start, stride, count, job.size, query);
     for (int64_t k = 0; k < keys; k += kBlock) {
       const E* these = key + k * job.size * kCount;
@@ -1271,8 +1309,8 @@ AMX bool ComputeHead(const AttentionJob<T>& job, int64_t row, int64_t head) {
     }
     float scales[kBlock];
     for (int64_t r = 0; r < count; ++r) {
-      scales[r] = Weigh<kCount>(scores + r * keys, mask, job.BiasOf(row, head, q + r),
-                                job.kv_length, keys, weights + r * kBlock);
+      scales[r] = Weigh<kCount>(scores + r * keys, job.BiasOf(segment, head, q + r),
+                                segment.kv_count, weights + r * kBlock);
     }
     for (int64_t d = 0; d < job.size; d += kBlock) {
       alignas(64) float sums[kStep];
@@ -1470,9 +1508,9 @@ bool IsAligned(const Buffer& buffer) {
 
 template <Unit kUnit>
 ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
-                   Vector scale, Vector bias, ffi::Result<ffi::AnyBuffer> out,
-                   ffi::Result<Bytes> left, ffi::Result<Sums> sums,
-                   int32_t activation) {
+                   Vector scale, Vector bias, Count count,
+                   ffi::Result<ffi::AnyBuffer> out, ffi::Result<Bytes> left,
+                   ffi::Result<Sums> sums, int32_t activation) {
   if (x.dimensions().size() != 2 || kernel.dimensions().size() != 2) {
     return ffi::Error::InvalidArgument("What is multiplied is no matrix.");
   }
@@ -1483,14 +1521,15 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
                           out->untyped_data(),
                           left->untyped_data(),
                           sums->typed_data(),
-                          x.dimensions()[0],
+                          *count.typed_data(),
                           x.dimensions()[1],
                           kernel.dimensions()[1],
                           activation,
                           out->element_type() == ffi::F32};
   const ffi::DataType type = kernel.element_type();
   const bool is_wide = type == ffi::F32;
-  const int64_t rows = CeilDiv(job.rows, kBlock) * kBlock;
+  const int64_t all = x.dimensions()[0];
+  const int64_t rows = CeilDiv(all, kBlock) * kBlock;
   const bool is_int8 = type == ffi::S8;
   const int64_t most = is_wide   ? kDepth<kUnit, float>
                        : is_int8 ? kDepth<kUnit, int8_t>
@@ -1504,7 +1543,8 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
   const bool in_parts = job.depth > most;
   bool good = job.depth > 0 && job.columns > 0 && job.depth % kBlock == 0 &&
               job.columns % kBlock == 0 && Has(kernel, {job.depth, job.columns}) &&
-              Has(*out, {job.rows, job.columns}) && Has(*left, {rows, bytes}) &&
+              Has(*out, {all, job.columns}) && Has(*left, {rows, bytes}) &&
+              job.rows >= 0 && job.rows <= all &&
               Has(*sums, {in_parts ? rows : 0, job.columns}) && IsAligned(*out) &&
               IsAligned(*left) && IsAligned(*sums);
   for (const Vector& vector : {scale, bias}) {
@@ -1521,6 +1561,9 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
       !(job.wide || out->element_type() == ffi::BF16)) {
     return ffi::Error::InvalidArgument("Types that do not fit.");
   }
+  const int64_t row_bytes = job.columns * (job.wide ? sizeof(float) : sizeof(Bf16));
+  std::memset(static_cast<char*>(job.out) + job.rows * row_bytes, 0,
+              (all - job.rows) * row_bytes);
   UseLargePages(left->untyped_data(), left->size_bytes());
   UseLargePages(sums->untyped_data(), sums->size_bytes());
   try {
@@ -1588,13 +1631,13 @@ ffi::Error Norm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer addend,
 template <Unit kUnit, typename T, ffi::DataType kType>
 ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<kType, 4> query,
                      ffi::Buffer<kType, 4> key, ffi::Buffer<kType, 4> value,
-                     ScoreBias bias, Mask mask, ffi::Result<ffi::Buffer<kType, 4>> out) {
+                     ScoreBias bias, Segments q_segments, Segments kv_segments,
+                     ffi::Result<ffi::Buffer<kType, 4>> out) {
   AttentionJob<T> job;
   job.query = reinterpret_cast<const T*>(query.typed_data());
   job.key = reinterpret_cast<const T*>(key.typed_data());
   job.value = reinterpret_cast<const T*>(value.typed_data());
   job.bias = bias.element_count() == 0 ? nullptr : bias.typed_data();
-  job.mask = mask.typed_data();
   job.out = reinterpret_cast<T*>(out->typed_data());
   job.q_length = query.dimensions()[1];
   job.heads = query.dimensions()[2];
@@ -1608,16 +1651,29 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<kType, 4> query,
   if (job.size % kBlock != 0 || job.kv_length == 0 ||
       !Has(key, {batch, job.kv_length, job.heads, job.size}) ||
       !Has(value, {batch, job.kv_length, job.heads, job.size}) ||
-      !Has(mask, {batch, job.kv_length}) ||
+      !Has(q_segments, {batch, job.q_length}) ||
+      !Has(kv_segments, {batch, job.kv_length}) ||
       (job.bias != nullptr && !job.bias_of_distances &&
        !Has(bias, {bias_rows, job.heads, job.q_length, job.kv_length}))) {
     return ffi::Error::InvalidArgument(
         "Sizes that do not fit, or heads whose size is not a multiple of 32.");
   }
-  const int64_t count = batch * job.heads;
-  return Ended(InParallel(pool, count, [job](int64_t i) {
-    return ComputeHead<kUnit>(job, i / job.heads, i % job.heads);
-  }));
+  try {
+    std::vector<Segment> segments;
+    if (!FindSegments(q_segments, kv_segments, &segments)) {
+      return ffi::Error::InvalidArgument("Segments that are in several places of a row.");
+    }
+    // What no segment has stays 0.
+    int64_t queries = 0;
+    for (const Segment& segment : segments) queries += segment.q_count;
+    if (queries < batch * job.q_length) std::memset(job.out, 0, out->size_bytes());
+    const int64_t count = static_cast<int64_t>(segments.size()) * job.heads;
+    return Ended(InParallel(pool, count, [job, segments](int64_t i) {
+      return ComputeHead<kUnit>(job, segments[i / job.heads], i % job.heads);
+    }));
+  } catch (const std::bad_alloc&) {
+    return Ended(false);
+  }
 }
 
 auto ProductArguments() {
@@ -1627,6 +1683,7 @@ auto ProductArguments() {
       .Arg<ffi::AnyBuffer>()
       .Arg<Vector>()
       .Arg<Vector>()
+      .Arg<Count>()
       .Ret<ffi::AnyBuffer>()
       .Ret<Bytes>()
       .Ret<Sums>()
@@ -1654,7 +1711,8 @@ auto AttentionArguments() {
       .template Arg<ffi::Buffer<kType, 4>>()
       .template Arg<ffi::Buffer<kType, 4>>()
       .template Arg<ScoreBias>()
-      .template Arg<Mask>()
+      .template Arg<Segments>()
+      .template Arg<Segments>()
       .template Ret<ffi::Buffer<kType, 4>>();
 }
 

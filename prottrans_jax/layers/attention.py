@@ -116,12 +116,11 @@ def dot_product_attention(
 
 
 def _on_x86(query, key, value, bias, q_segments, kv_segments):
-    del q_segments  # Rows hold one sequence each.
-    hidden = jnp.zeros(key.shape[:2], bool)
-    if kv_segments is not None:
-        hidden = kv_segments == 0
-    mask = jnp.where(hidden, MASKED, 0.0)
-    return x86.attention(query, key, value, bias, mask)
+    if kv_segments is None:
+        q_segments, kv_segments = (
+            jnp.ones(x.shape[:2], jnp.int32) for x in (query, key)
+        )
+    return x86.attention(query, key, value, bias, q_segments, kv_segments)
 
 
 def _all_at_once(query, key, value, q_segments, kv_segments, *, causal, bias):

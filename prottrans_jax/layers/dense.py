@@ -248,6 +248,7 @@ def _project(x, kernel, bias, activation, dtype, out_dtype):
             scale=scale,
             bias=bias,
             activation=activation.name,
+            real=x86.real_rows(x.shape[:-1]),
         )
         return out.reshape(*x.shape[:-1], -1)
 

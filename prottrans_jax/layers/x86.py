@@ -34,13 +34,13 @@ import hashlib
 import importlib
 import pathlib
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 import numpy as np
 
 from prottrans_jax.layers import cpu, relative_bias
@@ -71,6 +71,20 @@ _OPERANDS = {
 # In a checkout; an installed package has only what was compiled.
 _SOURCE = pathlib.Path(__file__).with_name("_x86.cc")
 _local = threading.local()
+
+
+class Tokens(NamedTuple):
+    """Of a call of a model; those behind the real ones are padding."""
+
+    shape: tuple[int, ...]
+    real: Int[Array, ""]
+
+
+def tokens_of(segments: Num[Array, "batch length"]) -> Tokens:
+    """Those of a call: the last real one is the last that is not 0, row by row."""
+    numbers = jnp.arange(1, segments.size + 1)
+    last = jnp.max(jnp.where(segments.reshape(-1) != 0, numbers, 0))
+    return Tokens(segments.shape, last.astype(jnp.int32))
 
 
 @functools.cache
@@ -118,24 +132,36 @@ def _call(name: str, shapes: Any) -> Any:
 
 
 @contextlib.contextmanager
-def enabled() -> Iterator[None]:
+def enabled(tokens: Tokens | None = None) -> Iterator[None]:
     """Within, what is traced for a CPU may use these products, attention and norms.
 
-    Rows hold one sequence each, from their first position on: a query attends to all
-    keys that are not padding, if it is padding itself too.
+    The positions of a segment are neighbours.
+
+    Args:
+      tokens: Those of the call: `real_rows` knows them. None: all are real.
     """
-    before = getattr(_local, "enabled", False)
-    _local.enabled = is_usable()
+    before = getattr(_local, "enabled", False), getattr(_local, "tokens", None)
+    _local.enabled, _local.tokens = is_usable(), tokens
     try:
         yield
     finally:
-        _local.enabled = before
+        _local.enabled, _local.tokens = before
 
 
 def is_enabled() -> bool:
     """Whether the caller is traced within `enabled`, and for one device."""
     one_device = jax.sharding.get_abstract_mesh().size <= 1
     return one_device and getattr(_local, "enabled", False)
+
+
+def real_rows(shape: tuple[int, ...]) -> Int[Array, ""] | None:
+    """How many rows are real of what has a call's shape; None: all, or another shape.
+
+    Args:
+      shape: [batch, length], without features.
+    """
+    tokens = getattr(_local, "tokens", None)
+    return None if tokens is None or tokens.shape != shape else tokens.real
 
 
 def can_multiply(x: jax.Array, kernel: jax.Array, out_dtype: DTypeLike) -> bool:
@@ -159,6 +185,7 @@ def product(
     scale: Float[Array, " outputs"] | None = None,
     bias: Float[Array, " outputs"] | None = None,
     activation: str = "linear",
+    real: Int[Array, ""] | None = None,
 ) -> Float[Array, "rows outputs"]:
     """activation(scale x kernel + bias), summed in float32 and rounded once.
 
@@ -169,6 +196,7 @@ def product(
       scale: Of each column of an int8 `kernel`, float32.
       bias: Added in float32.
       activation: By its name in `mlp.ACTIVATIONS`, applied in float32.
+      real: Rows from this number on are not computed, but 0. None: all are.
     """
     rows, inputs = x.shape
     outputs = kernel.shape[1]
@@ -184,8 +212,9 @@ def product(
     sums = jax.ShapeDtypeStruct(
         (whole_rows if inputs > most else 0, outputs), jnp.float32
     )
+    count = jnp.asarray(rows if real is None else real, jnp.int32)
     call = _call("product", (shape, left, sums))
-    return call(x, kernel, *vectors, activation=number)[0]
+    return call(x, kernel, *vectors, count, activation=number)[0]
 
 
 def can_normalise(
@@ -264,9 +293,12 @@ def attention(
     bias: relative_bias.DistanceBias
     | Float[Array, "rows heads q_length kv_length"]
     | None,
-    mask: Float[Array, "batch kv_length"],
+    q_segments: Int[Array, "batch q_length"],
+    kv_segments: Int[Array, "batch kv_length"],
 ) -> Float[Array, "batch q_length heads head_dim"]:
-    """softmax(query key^T + bias + mask) value; zeros where all keys are masked.
+    """softmax(query key^T + bias) value over the keys of each query's segment.
+
+    Zeros for padding, and for queries whose segment has no keys.
 
     Each thread has the scores of some queries of a head at a time, in float32: but for
     a full `bias`, memory grows with the length only, and with the threads.
@@ -276,11 +308,14 @@ def attention(
       key: As `query`.
       value: As `query`.
       bias: Of distances, or of each of the rows, or of all of them (`rows` is 1).
-      mask: 0, or `attention.MASKED` for a key that is hidden.
+      q_segments: Segment of each query, 0 for padding. The positions of a segment are
+        neighbours.
+      kv_segments: The same of the keys.
     """
     wide = jnp.zeros((1, 0, 0, 0)) if bias is None else bias
     if isinstance(wide, relative_bias.DistanceBias):
         wide = wide.values[None, :, None]
     shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
     call = _call(f"attention_{query.dtype}", shape)
-    return call(query, key, value, *(x.astype(jnp.float32) for x in (wide, mask)))
+    segments = (x.astype(jnp.int32) for x in (q_segments, kv_segments))
+    return call(query, key, value, wide.astype(jnp.float32), *segments)

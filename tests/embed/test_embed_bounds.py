@@ -124,6 +124,59 @@ def test_padding_is_at_most_three_percent_in_few_shapes():
     assert len({(batch.rows, batch.length) for batch in batches}) <= 66
 
 
+def test_packed_rows_hold_every_protein_once_and_are_full_but_for_the_last_ones():
+    lengths = lengths_like_proteins(4000)
+    lengths[17] = 5000
+    rows = list(batching.pack(lengths, 1024))
+    assert sorted(i for row in rows for i in row.members) == list(range(4000))
+    for row in rows:
+        assert row.lengths == tuple(lengths[list(row.members)])
+        starts = np.cumsum([0, *row.lengths])
+        assert row.places() == [(0, start) for start in starts[:-1]]
+        assert row.tokens <= row.length and row.rows == 1
+    longer = [row for row in rows if lengths[list(row.members)].max() > 1024]
+    assert all(len(row.members) == 1 for row in longer)
+    assert rows[0].members == (17,) and rows[0].length == 5024
+    assert sum(row.length for row in rows) < 1.005 * lengths.sum()
+    # In the end little is left that would fill a gap.
+    assert len({row.length for row in rows if row not in longer}) <= 3
+    assert rows == list(batching.pack(lengths.tolist(), 1024))
+    assert batching.padding_share(rows, lengths) == 0
+
+
+def test_packed_rows_have_few_lengths():
+    one = {batching.Packed((0,), (n,), 4096).length for n in range(1, 4097)}
+    assert len(one) == 6 * 8 + 1 and max(one) == 4096 and min(one) == 64
+    for n in range(65, 4097):
+        length = batching.Packed((0,), (n,), 4096).length
+        assert n <= length <= n * 1.125 + 1
+
+
+def test_packed_rows_keep_to_every_limit():
+    lengths = [30] * 9 + [700]
+    assert [row.lengths for row in batching.pack(lengths, 90, 2)] == [
+        (700,),
+        *[(30, 30)] * 4,
+        (30,),
+    ]
+    # The model has positions for so many.
+    rows = list(batching.pack([30] * 9, 4096, max_length=100))
+    assert [row.tokens for row in rows] == [90] * 3
+    assert {row.length for row in rows} == {96}
+    assert next(batching.pack([100], 4096, max_length=100)).length == 100
+    assert list(batching.pack([], 512)) == []
+
+
+def test_halves_of_a_packed_row_have_about_half_its_tokens():
+    row = batching.Packed((4, 7, 1, 0), (50, 20, 20, 10), 128)
+    first, second = row.halves()
+    assert (first.members, second.members) == ((4,), (7, 1, 0))
+    assert (first.tokens, second.tokens) == (50, 50)
+    # Never an empty one, whatever the first takes.
+    assert batching.Packed((0, 1), (90, 1), 128).halves()[1].members == (1,)
+    assert batching.Packed((0, 1), (1, 90), 128).halves()[0].members == (0,)
+
+
 def test_dear_programs_mean_few_buckets_and_cheap_ones_many():
     lengths = lengths_like_proteins(300)
     counts = [

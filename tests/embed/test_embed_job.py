@@ -65,9 +65,9 @@ def test_same_sequence_under_two_ids_is_computed_once(encoder, tmp_path, monkeyp
     rows = []
     call = embedder.Embedder._call
 
-    def count(self, module, params, tokens, lengths):
-        rows.append(int((lengths > 0).sum()))
-        return call(self, module, params, tokens, lengths)
+    def count(self, module, params, tokens, segments):
+        rows.append(int(segments.max(axis=1).sum()))
+        return call(self, module, params, tokens, segments)
 
     monkeypatch.setattr(embedder.Embedder, "_call", count)
     report = embed(encoder, source, tmp_path / "out.h5")
@@ -315,10 +315,10 @@ def test_sequence_too_large_for_memory_is_named_and_the_rest_done(
     limit = len(proteins[longest])
     call = embedder.Embedder._call
 
-    def small_device(self, module, params, tokens, lengths):
-        if lengths.max() > limit:
+    def small_device(self, module, params, tokens, segments):
+        if (segments != 0).sum(axis=1).max() > limit:
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory.")
-        return call(self, module, params, tokens, lengths)
+        return call(self, module, params, tokens, segments)
 
     monkeypatch.setattr(embedder.Embedder, "_call", small_device)
     report = embed(encoder, fasta_file, tmp_path / "out.h5")

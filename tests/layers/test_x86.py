@@ -300,6 +300,52 @@ def test_several_callers_do_not_disturb_each_other(kind):
 
 
 @needs_x86
+@ALL
+@pytest.mark.parametrize("real", [0, 1, 67, 130])
+def test_rows_after_the_real_ones_are_zero_and_the_others_the_same(real, kind):
+    x = numbers(130, 96, dtype=jnp.bfloat16 if kind == jnp.int8 else kind)
+    kernel, scale = kernel_of(kind, 96, 64, seed=1)
+
+    multiply = jax.jit(functools.partial(x86.product, out_dtype="float32"))
+    all_of_them = multiply(x, kernel, scale=scale)
+    some = multiply(x, kernel, scale=scale, real=jnp.int32(real))
+    np.testing.assert_array_equal(some[:real], all_of_them[:real])
+    assert exact(all_of_them).all() and not exact(some[real:]).any()
+
+
+@needs_x86
+@pytest.mark.parametrize("real", [-1, 6])
+def test_more_real_rows_than_there_are_are_refused(real):
+    x, kernel = numbers(5, 32), numbers(32, 64, seed=1)
+    with pytest.raises(Exception, match="Sizes that do not fit"):
+        x86.product(x, kernel, "float32", real=real).block_until_ready()
+
+
+@needs_x86
+def test_padding_behind_all_tokens_is_not_computed():
+    layer = dense.Dense(
+        64, (None, "mlp"), nn.initializers.ones_init(), dtype="bfloat16"
+    )
+    x = numbers(3, 4, 32)
+    params = layer.init(jax.random.key(0), x)
+    rows = jnp.array([[1, 2, 2, 0], [1, 1, 0, 0], [0] * 4])
+
+    @jax.jit
+    def within(x, rows):
+        with x86.enabled(x86.tokens_of(rows)):
+            return layer.apply(params, x)
+
+    found = exact(within(x, rows)).reshape(12, -1)
+    np.testing.assert_array_equal(
+        found[:6], exact(layer.apply(params, x))[:2].reshape(8, -1)[:6]
+    )
+    assert not found[6:].any()
+    assert not exact(within(x, jnp.zeros_like(rows))).any()
+    # What is of another shape is not of tokens, but of distances, say.
+    assert exact(within(x.reshape(1, 12, 32), rows)).any(-1).all()
+
+
+@needs_x86
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_with_an_int8_kernel_gives_what_xla_gives(dtype):
     layer = dense.Dense(
@@ -360,11 +406,11 @@ def test_attention_is_that_of_float32(q_length, kv_length, size, bias_of, kind):
     elif bias_of is not None:
         shape = (bias_of, 3, q_length, kv_length)
         bias = 2 * numbers(*shape, seed=3, dtype=jnp.float32)
-    mask = jnp.where(kv == 0, attention.MASKED, 0.0)
-    found = jax.jit(x86.attention)(query, key, value, bias, mask)
+    q = jnp.ones((2, q_length), jnp.int32)
+    found = jax.jit(x86.attention)(query, key, value, bias, q, kv)
     wanted = attention.dot_product_attention(
         *(x.astype(jnp.float32) for x in (query, key, value)),
-        q_segments=jnp.ones((2, q_length), jnp.int32),
+        q_segments=q,
         kv_segments=kv,
         bias=bias,
     )
@@ -389,20 +435,74 @@ def test_a_bias_of_other_distances_is_not_taken(q_length):
 @BOTH
 def test_attention_to_nothing_is_zero_and_hidden_keys_count_for_nothing(kind):
     query, value = heads(40, dtype=kind), heads(40, seed=1, dtype=kind)
-    kv = segments(0, 23, length=40)
-    mask = jnp.where(kv == 0, attention.MASKED, 0.0)
-    found = x86.attention(query, query, value, None, mask)
+    q, kv = segments(40, 40, length=40), segments(0, 23, length=40)
+    found = x86.attention(query, query, value, None, q, kv)
     assert not np.asarray(found[0]).any()
-    cut = x86.attention(query, query[:, :23], value[:, :23], None, mask[:, :23])
-    np.testing.assert_array_equal(found[1], cut[1])
+    cut = [x[:, :23] for x in (query, value)]
+    np.testing.assert_array_equal(
+        found[1], x86.attention(query, *cut, None, q, kv[:, :23])[1]
+    )
+
+
+@needs_x86
+@BOTH
+@pytest.mark.parametrize("bias_of", [None, "distances", "pairs"])
+def test_attention_stays_within_segments_as_if_each_were_alone(bias_of, kind):
+    lengths, gap = (40, 1, 23), 5
+    query, key, value = (heads(80, seed=i, dtype=kind)[:1] for i in range(3))
+    values = 2 * numbers(3, 159, seed=3, dtype=jnp.float32)
+    bias = relative_bias.DistanceBias(values, 80)
+    if bias_of == "pairs":
+        bias = 2 * numbers(1, 3, 80, 80, seed=3, dtype=jnp.float32)
+    numbers_of = [0] * gap + [3] * 40 + [1] + [7] * 23 + [0] * 11
+    packed = jnp.array([numbers_of])
+    bias = None if bias_of is None else bias
+    found = x86.attention(query, key, value, bias, packed, packed)
+    start = gap
+    for length in lengths:
+        own = slice(start, start + length)
+        part = [x[:, own] for x in (query, key, value)]
+        own_bias = bias
+        if bias_of == "pairs":
+            own_bias = bias[:, :, own, own]
+        elif bias_of:
+            own_bias = relative_bias.DistanceBias(
+                values[:, 80 - length : 79 + length], length
+            )
+        one = jnp.ones((1, length), jnp.int32)
+        alone = x86.attention(*part, own_bias, one, one)
+        np.testing.assert_array_equal(exact(found[:, own]), exact(alone))
+        start += length
+    assert not exact(found[:, :gap]).any() and not exact(found[:, start:]).any()
+
+
+@needs_x86
+def test_queries_attend_to_the_keys_of_their_segment_wherever_those_are():
+    query, key = heads(9)[:1], heads(12, seed=1)[:1]
+    q, kv = jnp.array([[2] * 4 + [1] * 3 + [4] * 2]), jnp.array([[1] * 5 + [2] * 7])
+    found = x86.attention(query, key, key, None, q, kv)
+    wanted = attention.dot_product_attention(
+        query, key, key, q_segments=q, kv_segments=kv
+    )
+    np.testing.assert_allclose(exact(found), exact(wanted), rtol=0, atol=2e-2)
+    assert not exact(found[:, 7:]).any() and exact(found[:, :7]).all()
+
+
+@needs_x86
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_segment_in_several_places_is_refused(which):
+    part, rows = heads(5)[:1], [jnp.ones((1, 5), jnp.int32)] * 2
+    rows[which] = jnp.array([[1, 1, 2, 1, 1]])
+    with pytest.raises(Exception, match="in several places"):
+        x86.attention(part, part, part, None, *rows).block_until_ready()
 
 
 @needs_x86
 @BOTH
 def test_attention_of_a_row_is_the_same_in_any_company(kind):
-    query, mask = heads(37, dtype=kind), jnp.zeros((2, 37))
-    together = x86.attention(query, query, query, None, mask)
-    alone = x86.attention(query[1:], query[1:], query[1:], None, mask[1:])
+    query, rows = heads(37, dtype=kind), segments(37, 37, length=37)
+    together = x86.attention(query, query, query, None, rows, rows)
+    alone = x86.attention(*[query[1:]] * 3, None, rows[1:], rows[1:])
     np.testing.assert_array_equal(alone[0], together[1])
 
 
@@ -560,12 +660,13 @@ def test_other_sizes_are_refused_not_read_past_their_end(x, kernel, bias, kind):
 
 @needs_x86
 @pytest.mark.parametrize("bias", [(37, 37), (1, 73)])
-@pytest.mark.parametrize("name", ["key", "value", "bias", "mask"])
+@pytest.mark.parametrize("name", ["key", "value", "bias", "q_segments", "kv_segments"])
 def test_attention_of_other_sizes_is_refused(name, bias):
     arrays = {
         **{part: heads(37) for part in ("query", "key", "value")},
         "bias": jnp.zeros((1, 3, *bias)),
-        "mask": jnp.zeros((2, 37)),
+        "q_segments": jnp.ones((2, 37), jnp.int32),
+        "kv_segments": jnp.ones((2, 37), jnp.int32),
     }
     arrays[name] = arrays[name][:, 1:]
     with pytest.raises(Exception, match="Sizes that do not fit"):
@@ -591,7 +692,8 @@ def test_what_is_not_a_number_stays_so(name, bits, kind):
 def test_attention_to_what_is_not_a_number_is_none(number, kind):
     arrays = [heads(5, dtype=kind) for _ in range(3)]
     arrays[number] = arrays[number].at[0, 2, 1, 3].set(jnp.nan)
-    found = np.asarray(x86.attention(*arrays, None, jnp.zeros((2, 5))), np.float32)
+    rows = segments(5, 5, length=5)
+    found = np.asarray(x86.attention(*arrays, None, rows, rows), np.float32)
     assert np.isnan(found[0, 2, 1]).any()
     assert np.isfinite(found[1]).all() and np.isfinite(found[0, :, 0]).all()
 
@@ -603,9 +705,9 @@ def test_works_where_float64_is_allowed():
         params = module.init(jax.random.key(0), x)
         assert np.isfinite(exact(enabled(module)(params, x))).all()
         part = heads(5)
-        mask = jnp.where(jnp.ones((2, 5), bool), 0.0, attention.MASKED)
-        assert mask.dtype == jnp.float64
-        x86.attention(part, part, part, None, mask).block_until_ready()
+        rows = segments(5, 3, length=5).astype(jnp.int64)
+        assert rows.dtype == jnp.int64
+        x86.attention(part, part, part, None, rows, rows).block_until_ready()
 
 
 def attend(*parts, **keywords):
