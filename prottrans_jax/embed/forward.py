@@ -272,7 +272,8 @@ def _whole(module, params, tokens, segments, wanted):
 # One program, not one for each step: a shape costs less time and memory.
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def _end(stack, outside, tokens, segments, last, kept, wanted):
-    last = layerwise.after_layers(stack, outside, tokens, segments, last)
+    with x86.enabled(x86.tokens_of(segments)):
+        last = layerwise.after_layers(stack, outside, tokens, segments, last)
     states = [*(kept.get(i) for i in range(len(stack.paths))), last]
     return _finish(choose(states, wanted.layers), segments, wanted)
 

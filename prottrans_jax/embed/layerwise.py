@@ -163,7 +163,8 @@ def _before(stack, params, tokens, mask):
         return args[0]
 
     try:
-        _with_layers(stack.module, params, tokens, mask, note)
+        with x86.enabled(x86.tokens_of(mask)):
+            _with_layers(stack.module, params, tokens, mask, note)
     except _Reached:
         pass
     others = {i: x for i, x in arrays.items() if i not in stack.pattern[0]}
