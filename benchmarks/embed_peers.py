@@ -216,7 +216,7 @@ class Ours(Peer):
         return [np.asarray(x, np.float32) for x in found]
 
     def tokens(self, sequences: list[str]) -> int:
-        """Tokens computed for these proteins, padding included."""
+        """Tokens in products for these proteins, with the padding that is."""
         work = self._work(sequences)
         return sum(item.batch.tokens for item in work)
 

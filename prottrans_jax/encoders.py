@@ -156,8 +156,8 @@ class Encoder:
             "cls", for one per protein.
           layers: A layer's number (-1 the last, 0 the embedded input), several, "all",
             or "last4" for the mean of the last four. Several give a leading axis.
-          max_tokens: Padded tokens that go through the model at once; None chooses by
-            device.
+          max_tokens: Tokens that go through the model at once, with padding; None
+            chooses by device.
 
         Returns:
           A list of [residues, d_model]; with `pool` an array [proteins, d_model].

@@ -20,7 +20,10 @@ from prottrans_jax import cli
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return embed_cases.make_model(tmp_path_factory.mktemp("cli") / "tiny", seed=0)
+    # Sizes of which a CPU with products of its own packs several proteins into a row.
+    sizes = {"d_model": 32, "d_ff": 64, "num_heads": 1, "head_dim": 32}
+    folder = tmp_path_factory.mktemp("cli") / "tiny"
+    return embed_cases.make_model(folder, seed=0, **sizes)
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def test_module_and_old_flags_and_standard_input(model, source, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == b""
     with h5py.File(output) as file:
-        assert all(value.shape == (12,) for value in file.values())
+        assert all(value.shape == (32,) for value in file.values())
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,7 @@ def test_info_convert_and_verify(model, source, tmp_path, capsys):
     assert cli.main(["info", output, "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert (about["proteins"], about["vectors"]) == (12, "per residue")
-    assert about["d_model"] == [12] and about["model_name"] == "tiny"
+    assert about["d_model"] == [32] and about["model_name"] == "tiny"
     assert cli.main(["info", str(model)]) == 0
     assert "t5" in capsys.readouterr().out
     assert cli.main(["verify", output, "-i", str(source)]) == 0
@@ -184,7 +187,7 @@ def test_negative_layers_need_no_equals_sign(model, source, tmp_path):
     output = str(tmp_path / "out.npz")
     given = ["embed", "-i", str(source), "-o", output, "-m", str(model), "-q"]
     assert cli.main([*given, "--layer", "-2,-1", "--per-protein"]) == 0
-    assert {x.shape for x in np.load(output).values()} == {(2, 12)}
+    assert {x.shape for x in np.load(output).values()} == {(2, 32)}
 
 
 def test_verify_tells_a_right_model_from_a_wrong_one(model, source, tmp_path, capsys):

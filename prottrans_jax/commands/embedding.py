@@ -43,7 +43,11 @@ def add_embed(commands) -> None:
         help="of the model's products; default: by device",
     )
     add("--output-dtype", choices=("float16", "float32"), help="of the file")
-    add("--batch-tokens", type=int, help="padded tokens that are computed at once")
+    add(
+        "--batch-tokens",
+        type=int,
+        help="tokens that are computed at once, with padding",
+    )
     add("--max-batch", type=int, help="proteins that are computed at once")
     add("--max-length", type=int, help="residues above which --long decides")
     add("--long", default="error", help="error, skip, chunk or truncate")

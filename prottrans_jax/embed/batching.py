@@ -13,7 +13,7 @@ _GRAIN = 8
 _MAX_BUCKETS = 96
 # Lengths of packed rows between two powers of two. Their padding costs what is neither
 # product nor attention: a row of a fifth more takes 1 % more of the time.
-_ROWS_PER_OCTAVE, _SHORTEST_ROW = 8, 64
+_LENGTHS_PER_OCTAVE, _SHORTEST_ROW = 8, 64
 
 
 def round_up(lengths: np.typing.ArrayLike) -> np.ndarray:
@@ -41,7 +41,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """How many are computed."""
+        """How many go through products."""
         return self.rows * self.length
 
     def places(self) -> list[tuple[int, int]]:
@@ -64,8 +64,8 @@ class Packed:
     Attributes:
       members: Their numbers.
       lengths: Tokens of each.
-      max_tokens: Limit of the tokens of several.
-      max_length: Tokens that the model has positions for.
+      max_tokens: Tokens of a full row.
+      max_length: Tokens of the longest row that the model takes, or None.
     """
 
     members: tuple[int, ...]
@@ -75,7 +75,7 @@ class Packed:
 
     @property
     def tokens(self) -> int:
-        """How many are computed: padding, which comes last, is not."""
+        """How many go through products: padding, which comes last, does not."""
         return sum(self.lengths)
 
     @property
@@ -87,7 +87,7 @@ class Packed:
     def length(self) -> int:
         """Tokens of the row, with padding: few different ones, each is a program."""
         tokens = max(self.tokens, _SHORTEST_ROW)
-        grain = (1 << (tokens - 1).bit_length()) // (2 * _ROWS_PER_OCTAVE)
+        grain = (1 << (tokens - 1).bit_length()) // (2 * _LENGTHS_PER_OCTAVE)
         length = -(-tokens // grain) * grain
         if length > self.max_tokens:
             length = max(self.max_tokens, int(round_up(self.tokens)))
@@ -126,7 +126,8 @@ def pack(
       lengths: Tokens of every sequence.
       max_tokens: Tokens of a row; a longer sequence goes alone.
       max_members: Limit of the sequences of a row.
-      max_length: Tokens that the model has positions for.
+      max_length: Tokens of the longest row that the model takes: it has no more
+        positions, though they count from 0 in each sequence.
     """
     if max_length is not None:
         max_tokens = min(max_tokens, max_length)
@@ -258,7 +259,7 @@ def plan(
 
 
 def padding_share(batches: Sequence[Batch | Packed], lengths: Sequence[int]) -> float:
-    """Share of the computed tokens that is padding."""
+    """Share of the tokens in products that is padding."""
     computed = sum(batch.tokens for batch in batches)
     real = sum(int(lengths[i]) for batch in batches for i in batch.members)
     return 1.0 - real / computed if computed else 0.0

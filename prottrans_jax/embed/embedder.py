@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -65,7 +66,7 @@ class Tokens:
 
     @property
     def num_special(self) -> int:
-        """Special tokens of a row."""
+        """Special tokens of a sequence."""
         return len(self.prefix) + len(self.suffix)
 
     def rows(
@@ -141,7 +142,7 @@ class Embedder:
         self._seen: set[tuple[int, int]] = set()
         # What was seen not to fit: no larger call is tried again.
         self._rows_limit: dict[int, int] = {}
-        self._packed_limit: int | None = None
+        self._packed_limit = math.inf
         self._blockwise_from: int | None = None
 
     def compile_cost_tokens(self) -> float:
@@ -275,14 +276,13 @@ class Embedder:
 
     def _is_too_large(self, batch: batching.Batch | batching.Packed) -> bool:
         if isinstance(batch, batching.Packed):
-            limit = self._packed_limit
-            return limit is not None and batch.tokens > limit and len(batch.members) > 1
+            return batch.tokens > self._packed_limit and len(batch.members) > 1
         return batch.rows > self._rows_limit.get(batch.length, batch.rows)
 
     def _smaller(self, call: "_Call", error: Exception) -> list["Work"]:
         batch = call.work.batch
         if isinstance(batch, batching.Packed) and len(batch.members) > 1:
-            self._packed_limit = batch.tokens // 2
+            self._packed_limit = min(self._packed_limit, batch.tokens // 2)
             logging.warning(
                 "%d tokens in a row do not fit into memory; going on with %d.",
                 batch.tokens,

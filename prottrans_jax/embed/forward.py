@@ -161,7 +161,7 @@ def encode(
 
 
 def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Module:
-    """The model with the attention that is best for rows of one sequence each.
+    """The model with the attention that is best for frozen models.
 
     Where plain attention is configured, that is a GPU's fused kernel, as long as one
     row's bias for all pairs would not be too much; `x86.attention`, at every length,
@@ -246,7 +246,8 @@ def run(
       module: The model.
       params: Its parameters.
       tokens: Token ids, padded on the right.
-      segments: Sequence of each token in its row, from 1; 0 is padding.
+      segments: Sequence of each token in its row, from 1, its tokens side by side; 0 is
+        padding.
       wanted: What to make of it. Pooling takes a row for one sequence.
 
     Returns:
@@ -264,7 +265,7 @@ def run(
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _whole(module, params, tokens, segments, wanted):
-    with x86.enabled(x86.tokens_of(segments)):
+    with x86.enabled(x86.extent_of(segments)):
         hidden = encode(module, params, tokens, segments, wanted.layers)
     return _finish(hidden, segments, wanted)
 
@@ -272,7 +273,7 @@ def _whole(module, params, tokens, segments, wanted):
 # One program, not one for each step: a shape costs less time and memory.
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def _end(stack, outside, tokens, segments, last, kept, wanted):
-    with x86.enabled(x86.tokens_of(segments)):
+    with x86.enabled(x86.extent_of(segments)):
         last = layerwise.after_layers(stack, outside, tokens, segments, last)
     states = [*(kept.get(i) for i in range(len(stack.paths))), last]
     return _finish(choose(states, wanted.layers), segments, wanted)

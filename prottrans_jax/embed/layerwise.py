@@ -20,7 +20,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from prottrans_jax import types
 from prottrans_jax.layers import stack as layer_stack
@@ -104,13 +104,13 @@ def run_layers(
     stack: Stack,
     params: types.Params,
     tokens: Int[Array, "batch length"],
-    mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
+    segments: Int[Array, "batch length"],
     *,
     keep: frozenset[int] = frozenset(),
 ) -> tuple[Float[Array, "batch length d_model"], dict[int, jax.Array]]:
     """What the last layer gives, and the inputs of the layers in `keep`."""
-    mask = jnp.asarray(mask)  # Once, for all layers.
-    x, arguments, others = _before(stack, outside(stack, params), tokens, mask)
+    segments = jnp.asarray(segments)  # Once, for all layers.
+    x, arguments, others = _before(stack, outside(stack, params), tokens, segments)
     # Not as `find_stack` saw it: a bias of distances knows its length.
     leaves, structure = jax.tree.flatten(arguments)
     arrays = others | dict(zip(stack.pattern[0], leaves, strict=True))
@@ -122,7 +122,12 @@ def run_layers(
             kept[number] = x
         layer_params = functools.reduce(lambda tree, name: tree[name], path, params)
         x = _one_layer(
-            stack.layer, structure, layer_params, x, [arrays[i] for i in pattern], mask
+            stack.layer,
+            structure,
+            layer_params,
+            x,
+            [arrays[i] for i in pattern],
+            segments,
         )
     return x, kept
 
@@ -131,7 +136,7 @@ def after_layers(
     stack: Stack,
     params: types.Params,
     tokens: Int[Array, "batch length"],
-    mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
+    segments: Int[Array, "batch length"],
     x: Float[Array, "batch length d_model"],
 ) -> Float[Array, "batch length d_model"]:
     """What the model's `encode` gives, from what its last layer gave.
@@ -139,7 +144,7 @@ def after_layers(
     Not compiled here, for whoever goes on with the result. `params` are needed as
     `outside` gives them.
     """
-    return _with_layers(stack.module, params, tokens, mask, lambda *_: x)
+    return _with_layers(stack.module, params, tokens, segments, lambda *_: x)
 
 
 def outside(stack: Stack, params: types.Params) -> types.Params:
@@ -148,7 +153,7 @@ def outside(stack: Stack, params: types.Params) -> types.Params:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _before(stack, params, tokens, mask):
+def _before(stack, params, tokens, segments):
     """What goes into the first layer, its other arguments, and the arrays of others."""
     calls: list[tuple[Any, Any]] = []
     arrays: dict[int, Any] = {}
@@ -163,8 +168,8 @@ def _before(stack, params, tokens, mask):
         return args[0]
 
     try:
-        with x86.enabled(x86.tokens_of(mask)):
-            _with_layers(stack.module, params, tokens, mask, note)
+        with x86.enabled(x86.extent_of(segments)):
+            _with_layers(stack.module, params, tokens, segments, note)
     except _Reached:
         pass
     others = {i: x for i, x in arrays.items() if i not in stack.pattern[0]}
@@ -172,13 +177,13 @@ def _before(stack, params, tokens, mask):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _one_layer(layer, structure, params, x, arrays, mask):
+def _one_layer(layer, structure, params, x, arrays, segments):
     args, keywords = jax.tree.unflatten(structure, arrays)
-    with x86.enabled(x86.tokens_of(mask)):
+    with x86.enabled(x86.extent_of(segments)):
         return layer.apply({"params": params}, x, *args, **keywords)[0]
 
 
-def _with_layers(module, params, tokens, mask, layer):
+def _with_layers(module, params, tokens, segments, layer):
     """`encode` with `layer(context, args, keywords)` in the place of each layer."""
 
     def intercept(next_function, args, keywords, context):
@@ -189,7 +194,7 @@ def _with_layers(module, params, tokens, mask, layer):
 
     with nn.intercept_methods(intercept):
         return module.apply(
-            {"params": params}, tokens, mask, deterministic=True, method="encode"
+            {"params": params}, tokens, segments, deterministic=True, method="encode"
         )
 
 

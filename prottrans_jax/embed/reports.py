@@ -63,7 +63,7 @@ class Report:
       residues: Residues computed by this run.
       seconds: Of computing, without start and merging.
       peak_memory_bytes: Of the process.
-      padding: Share of the computed tokens that was padding.
+      padding: Share of the tokens in products that was padding; special ones are not.
     """
 
     outputs: list[pathlib.Path]

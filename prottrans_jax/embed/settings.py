@@ -45,7 +45,8 @@ class Options:
       on_bad: What to do about a record that cannot be used: "error" or "skip".
       on_duplicate: About a key that comes again with another sequence: "error",
         "suffix" or "first".
-      max_tokens: Padded tokens that go through the model at once; None: by device.
+      max_tokens: Tokens that go through the model at once, with padding; None: by
+        device.
       max_rows: Limit of the proteins among these.
       resume: Whether to go on from what an earlier run left.
       overwrite: Whether to replace what another model or other settings made.

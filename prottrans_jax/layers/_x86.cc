@@ -1104,7 +1104,7 @@ AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t fi
   constexpr int64_t kSize = End::kSize;
   const int64_t bytes = BytesOf<kUnit, T>(part.depth);
   const int64_t left_bytes = LeftBytesOf<kUnit, T>(part.depth);
-  int8_t* right = Scratch<6, int8_t>(columns * bytes);
+  int8_t* right = Scratch<5, int8_t>(columns * bytes);
   if (right == nullptr) return false;
   const T* kernel = static_cast<const T*>(job.kernel) + part.start * job.columns + first;
   int64_t steps = CeilDiv(part.depth, kDeep<E>);
@@ -1585,7 +1585,7 @@ ffi::Error NormaliseAll(ffi::ThreadPool& pool, ffi::AnyBuffer& x, ffi::AnyBuffer
       addend.element_count() == 0 ? nullptr : static_cast<X*>(addend.untyped_data());
   Out* to = static_cast<Out*>(out.untyped_data());
   return Ended(InParallel(pool, CeilDiv(rows, kBlock), [=](int64_t i) {
-    float* wide = Scratch<7, float>(size);
+    float* wide = Scratch<6, float>(size);
     if (wide == nullptr) return false;
     for (int64_t r = i * kBlock; r < std::min(rows, (i + 1) * kBlock); ++r) {
       Normalise(from + r * size, plus == nullptr ? nullptr : plus + r * size, scale, bias,
@@ -1663,10 +1663,14 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<kType, 4> query,
     if (!FindSegments(q_segments, kv_segments, &segments)) {
       return ffi::Error::InvalidArgument("Segments that are in several places of a row.");
     }
-    // What no segment has stays 0.
-    int64_t queries = 0;
-    for (const Segment& segment : segments) queries += segment.q_count;
-    if (queries < batch * job.q_length) std::memset(job.out, 0, out->size_bytes());
+    std::vector<bool> has_keys(batch * job.q_length);
+    for (const Segment& segment : segments) {
+      const auto first = has_keys.begin() + segment.row * job.q_length + segment.q_start;
+      std::fill(first, first + segment.q_count, true);
+    }
+    for (int64_t i = 0; i < batch * job.q_length; ++i) {
+      if (!has_keys[i]) std::fill_n(job.out + i * job.stride(), job.stride(), T{0});
+    }
     const int64_t count = static_cast<int64_t>(segments.size()) * job.heads;
     return Ended(InParallel(pool, count, [job, segments](int64_t i) {
       return ComputeHead<kUnit>(job, segments[i / job.heads], i % job.heads);

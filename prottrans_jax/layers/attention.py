@@ -74,7 +74,8 @@ def dot_product_attention(
     query that may attend to nothing (padding) gets zeros.
 
     On a CPU within `x86.enabled`, `x86.attention` may take the place of plain and of
-    blockwise attention, and what is said of rows under `flash` holds.
+    blockwise attention without `causal`: the positions of a segment must then be
+    neighbours, or the call fails.
 
     Args:
       query: Queries.

@@ -196,7 +196,10 @@ class Dense(nn.Module):
         out_dtype: DTypeLike | None = None,
         activation: Activation = _LINEAR,
     ) -> Float[Array, "batch length features"]:
-        """Projects `x`; the result has `out_dtype`, or `dtype` if that is None."""
+        """Projects `x`; the result has `out_dtype`, or `dtype` if that is None.
+
+        Within `x86.enabled` it may be 0 at padding behind all tokens.
+        """
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(self.kernel_init, self.kernel_axes),

@@ -73,18 +73,18 @@ _SOURCE = pathlib.Path(__file__).with_name("_x86.cc")
 _local = threading.local()
 
 
-class Tokens(NamedTuple):
-    """Of a call of a model; those behind the real ones are padding."""
+class Extent(NamedTuple):
+    """Shape of a call's tokens, and how many there are up to the last real one."""
 
     shape: tuple[int, ...]
     real: Int[Array, ""]
 
 
-def tokens_of(segments: Num[Array, "batch length"]) -> Tokens:
-    """Those of a call: the last real one is the last that is not 0, row by row."""
+def extent_of(segments: Num[Array, "batch length"]) -> Extent:
+    """That of tokens of which the real ones have a segment that is not 0."""
     numbers = jnp.arange(1, segments.size + 1)
     last = jnp.max(jnp.where(segments.reshape(-1) != 0, numbers, 0))
-    return Tokens(segments.shape, last.astype(jnp.int32))
+    return Extent(segments.shape, last.astype(jnp.int32))
 
 
 @functools.cache
@@ -132,20 +132,22 @@ def _call(name: str, shapes: Any) -> Any:
 
 
 @contextlib.contextmanager
-def enabled(tokens: Tokens | None = None) -> Iterator[None]:
+def enabled(extent: Extent | None = None) -> Iterator[None]:
     """Within, what is traced for a CPU may use these products, attention and norms.
 
-    The positions of a segment are neighbours.
+    The caller sees to it that the positions of a segment are neighbours, and that what
+    has the shape of `extent` is of its tokens.
 
     Args:
-      tokens: Those of the call: `real_rows` knows them. None: all are real.
+      extent: Layers compute nothing of the tokens behind the last real one, but give 0.
+        None: all are real.
     """
-    before = getattr(_local, "enabled", False), getattr(_local, "tokens", None)
-    _local.enabled, _local.tokens = is_usable(), tokens
+    before = getattr(_local, "enabled", False), getattr(_local, "extent", None)
+    _local.enabled, _local.extent = is_usable(), extent
     try:
         yield
     finally:
-        _local.enabled, _local.tokens = before
+        _local.enabled, _local.extent = before
 
 
 def is_enabled() -> bool:
@@ -155,13 +157,13 @@ def is_enabled() -> bool:
 
 
 def real_rows(shape: tuple[int, ...]) -> Int[Array, ""] | None:
-    """How many rows are real of what has a call's shape; None: all, or another shape.
+    """How many rows are of real tokens; None: all, or the shape is not of tokens.
 
     Args:
       shape: [batch, length], without features.
     """
-    tokens = getattr(_local, "tokens", None)
-    return None if tokens is None or tokens.shape != shape else tokens.real
+    extent = getattr(_local, "extent", None)
+    return None if extent is None or extent.shape != shape else extent.real
 
 
 def can_multiply(x: jax.Array, kernel: jax.Array, out_dtype: DTypeLike) -> bool:

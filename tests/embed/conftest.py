@@ -23,6 +23,15 @@ def encoder(model_folder):
     return prottrans_jax.load_encoder(model_folder, dtype="float32")
 
 
+@pytest.fixture(scope="session")
+def wide_encoder(tmp_path_factory):
+    """Of sizes of which a CPU with products of its own packs proteins into rows."""
+    sizes = {"d_model": 32, "d_ff": 64, "num_heads": 3, "head_dim": 32}
+    folder = tmp_path_factory.mktemp("models") / "wide_t5"
+    made = embed_cases.make_model(folder, seed=0, **sizes)
+    return prottrans_jax.load_encoder(made, dtype="float32")
+
+
 @pytest.fixture
 def proteins():
     """40 proteins by id, of 1 to 89 residues."""

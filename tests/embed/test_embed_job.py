@@ -15,6 +15,7 @@ import pytest
 
 from prottrans_jax import fasta
 from prottrans_jax.embed import computing, inputs, job, merging, settings, shards
+from prottrans_jax.layers import x86
 
 
 def parts_of(path):
@@ -56,6 +57,18 @@ def test_both_kinds_in_one_pass(encoder, fasta_file, proteins, tmp_path):
         np.testing.assert_allclose(pooled[key], vectors.mean(axis=0), atol=1e-5)
 
 
+def test_padding_is_told_and_special_tokens_are_none_of_it(
+    encoder, wide_encoder, tmp_path
+):
+    # 8 tokens each: a padded length.
+    even = write_fasta(tmp_path / "even.fasta", {"A": "MKTAYAK", "B": "ACDEFGH"})
+    assert embed(encoder, even, tmp_path / "even.h5").padding == 0
+    odd = write_fasta(tmp_path / "odd.fasta", {"A": "MKTAYAK", "B": "ACD"})
+    assert embed(encoder, odd, tmp_path / "odd.h5").padding == 4 / 16
+    packed = embed(wide_encoder, odd, tmp_path / "packed.h5").padding
+    assert packed == (0 if x86.is_usable() else 4 / 16)
+
+
 def test_same_sequence_under_two_ids_is_computed_once(encoder, tmp_path, monkeypatch):
     from prottrans_jax.embed import embedder
 
@@ -77,9 +90,11 @@ def test_same_sequence_under_two_ids_is_computed_once(encoder, tmp_path, monkeyp
     np.testing.assert_array_equal(found["A"], found["D"])
 
 
+@pytest.mark.parametrize("name", ["encoder", "wide_encoder"])
 def test_stopped_run_goes_on_and_writes_the_same_bytes(
-    encoder, fasta_file, tmp_path, monkeypatch
+    name, fasta_file, tmp_path, monkeypatch, request
 ):
+    encoder = request.getfixturevalue(name)
     monkeypatch.setattr(computing, "_COMMIT_BYTES", 3000)
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
     embed(encoder, fasta_file, whole)

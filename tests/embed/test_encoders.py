@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import prottrans_jax
+from prottrans_jax import frozen_params
 from prottrans_jax.embed import batching, embedder, forward, layerwise
 from prottrans_jax.layers import attention, x86
 from prottrans_jax.models import albert, bert, electra, t5, xlnet
@@ -383,14 +384,18 @@ def test_what_x86_has_of_its_own_is_used_and_gives_the_same(family, dtype, monke
 SEQUENCES = [b"MKTAYIAKQR", b"ACDWWY", b"GGGGGGGGGGGGGGGGG", b"W", b"LLKM"]
 
 
-def wide_embedder(family, dtype="float32", **options):
+def wide_embedder(family, dtype="float32", max_length=200, **options):
     """With random weights, and two special tokens before and one after residues."""
-    module = wide_model(family, dtype)
+    module = wide_model(family, "bfloat16" if dtype == "int8" else dtype)
+    if family != "t5" and family != "xlnet":
+        config = dataclasses.replace(module.config, max_length=max_length)
+        module = module.clone(config=config)
     generator = np.random.default_rng(1)
     params = jax.tree.map(
-        lambda x: jnp.asarray(generator.normal(0, 0.2, x.shape), dtype),
+        lambda x: generator.normal(0, 0.2, x.shape).astype(np.float32),
         layerwise.encoder_shapes(module),
     )
+    params = frozen_params.place(params, jnp.dtype(dtype))
     table = np.arange(256) % 25 + 4
     tokens = embedder.Tokens(table, prefix=(2, 3), suffix=(1,), pad_id=0)
     return embedder.Embedder(module, params, tokens, **options)
@@ -402,7 +407,7 @@ def embed_with(runner, sequences=SEQUENCES):
 
 
 @needs_x86
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
 @pytest.mark.parametrize("family", ["t5", "bert", "albert", "electra"])
 def test_proteins_in_one_row_have_the_vectors_they_have_alone(
     family, dtype, monkeypatch
@@ -417,6 +422,8 @@ def test_proteins_in_one_row_have_the_vectors_they_have_alone(
         alone = embed_with(runner, [sequence])[0].residues
         assert alone.shape == (len(sequence), 64)
         np.testing.assert_array_equal(alone, together[i])
+    if dtype == "int8":
+        return  # Of XLA's way other numbers are rounded.
     monkeypatch.setattr(x86, "is_usable", lambda: False)
     jax.clear_caches()
     padded = wide_embedder(family, dtype)
@@ -454,6 +461,39 @@ def test_proteins_in_one_row_are_pooled_each_by_itself(pool, layers):
 @needs_x86
 def test_xlnets_proteins_have_rows_of_their_own():
     assert not wide_embedder("xlnet").packs
+
+
+@needs_x86
+def test_rows_of_several_keep_to_the_models_positions_and_to_the_limit():
+    sequences = [b"MKTAYIAKQRLLKMACD"] * 9  # 20 tokens each.
+    short = wide_embedder("bert", max_length=50)
+    work = short.work(sequences, short.buckets([]))
+    assert [len(item.sequences) for item in work] == [2, 2, 2, 2, 1]
+    assert len(list(short.run(work))) == 9
+    few = wide_embedder("t5", max_rows=4)
+    work = few.work(sequences, few.buckets([]))
+    assert [len(item.sequences) for item in work] == [4, 4, 1]
+
+
+@needs_x86
+def test_what_is_before_and_behind_the_layers_is_the_cpus_own_too(monkeypatch):
+    seen = []
+    norm = x86.norm
+
+    def note(epsilon, dtype, x, *args, **keywords):
+        seen.append(x.shape)
+        return norm(epsilon, dtype, x, *args, **keywords)
+
+    monkeypatch.setattr(x86, "norm", note)
+    counts = {}
+    for family in ("t5", "albert"):
+        jax.clear_caches()
+        seen.clear()
+        embed_with(wide_embedder(family))
+        counts[family] = len(seen), len({shape[-1] for shape in seen})
+    # Two in a layer, compiled once. T5 ends with one; ALBERT begins with one, of its
+    # embeddings, which are narrower: it is traced, if in vain, for the end as well.
+    assert counts == {"t5": (3, 1), "albert": (4, 2)}
 
 
 @needs_x86

@@ -332,7 +332,7 @@ def test_padding_behind_all_tokens_is_not_computed():
 
     @jax.jit
     def within(x, rows):
-        with x86.enabled(x86.tokens_of(rows)):
+        with x86.enabled(x86.extent_of(rows)):
             return layer.apply(params, x)
 
     found = exact(within(x, rows)).reshape(12, -1)
