@@ -256,10 +256,3 @@ def plan(
             bisect.insort(known, rows)
         yield Batch(members, rows, length)
         start += len(members)
-
-
-def padding_share(batches: Sequence[Batch | Packed], lengths: Sequence[int]) -> float:
-    """Share of the tokens in products that is padding."""
-    computed = sum(batch.tokens for batch in batches)
-    real = sum(int(lengths[i]) for batch in batches for i in batch.members)
-    return 1.0 - real / computed if computed else 0.0
