@@ -14,12 +14,18 @@ import time
 import types
 from typing import Any, NoReturn
 
+from absl import logging
 import jax
 
 from prottrans_jax import roll_call
+from prottrans_jax.distributed import local_devices
 
 EXIT_STALLED = roll_call.EXIT_STALLED
 _PREFIX = "prottrans_jax"
+_COORDINATORS = (
+    "HOST:PORT of process 0 with process_count and process_index, or 'auto' on a TPU "
+    "pod or under SLURM"
+)
 _POLL_S = 0.5
 
 
@@ -47,7 +53,8 @@ def initialize(
     Args:
       coordinator: HOST:PORT of process 0 (PORT + 1 is used for the roll call), or
         "auto" on a TPU pod or under SLURM, where JAX finds all three by itself.
-        None: this process is the whole run, and nothing is done.
+        None: this process is the whole run, and nothing is done. Which GPUs of its
+        node the process takes: see `distributed.local_devices`.
       num_processes: of the whole run.
       process_id: of this process, from 0.
       timeout_s: how long to wait for the others.
@@ -61,7 +68,7 @@ def initialize(
         if (num_processes or 1) != 1 or process_id:
             raise ValueError(
                 f"process_count={num_processes}, process_index={process_id} without a "
-                'coordinator_address: HOST:PORT of process 0, or "auto" on a TPU pod.'
+                f"coordinator_address: {_COORDINATORS}."
             )
         return
     # Its C++ handler would take SIGTERM from `StopSignal`, which does the same for
@@ -73,11 +80,24 @@ def initialize(
         "heartbeat_timeout_seconds": int(heartbeat_timeout_s),
         "shutdown_timeout_seconds": int(timeout_s),
     }
+    choice = local_devices.choose(os.environ)
+    if choice is not None:
+        logging.info("%s", choice.reason)
+        # An empty list is not None: JAX then leaves all devices visible.
+        limits["local_device_ids"] = list(choice.ids)
     if coordinator == "auto":
         with roll_call.deadline(
             timeout_s, lambda: "not all processes of the pod started"
         ):
-            jax.distributed.initialize(**limits)
+            try:
+                jax.distributed.initialize(**limits)
+            except ValueError as error:  # It cannot tell who the processes are.
+                raise ValueError(
+                    "coordinator_address=auto is for a TPU pod, SLURM, Open MPI or "
+                    "Kubernetes, and none of them is seen here. Give "
+                    f"{_COORDINATORS}, or leave it out if this process is the whole "
+                    f"run. (JAX: {error})"
+                ) from error
         return
     if num_processes is None or process_id is None:
         raise ValueError(

@@ -36,7 +36,7 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator_address",
     None,
     "host:port of process 0 where several processes train together; 'auto' on a TPU "
-    "pod, where JAX finds it by itself.",
+    "pod or under SLURM, where JAX finds it by itself.",
 )
 _PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Processes of the run.")
 _PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which one this is.")

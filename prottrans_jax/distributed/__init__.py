@@ -1,0 +1,1 @@
+"""How the processes of one run start and which devices each takes; imports jax only."""
