@@ -85,23 +85,28 @@ def test_nobody_imports_a_main():
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
+        ("files", {"files"}),
         ("layers", {"layers", "types"}),
         ("models", {"models", "layers", "types"}),
         ("objectives", {"objectives", "losses", "types", "models"}),
         ("losses", set()),
         ("partitioning", set()),
         ("vocabulary", set()),
-        ("data", {"data", "fasta", "vocabulary"}),
+        ("data", {"data", "fasta", "files", "vocabulary"}),
         ("fasta", {"unpacking", "vocabulary"}),
         ("unpacking", set()),
         ("tasks", {"tasks", "data", "vocabulary"}),
-        ("commands", {"commands", "embed", "encoders", "interop"}),
-        ("embed", {"embed", "fasta", "hardware", "interop", "layers", "types"}),
+        ("commands", {"commands", "embed", "encoders", "files", "interop"}),
+        (
+            "embed",
+            {"embed", "fasta", "files", "hardware", "interop", "layers", "types"},
+        ),
         (
             "encoders",
             {
                 "attention_maps",
                 "embed",
+                "files",
                 "frozen_params",
                 "interop",
                 "layers",
@@ -112,16 +117,24 @@ def test_nobody_imports_a_main():
         ),
         ("attention_maps", {"layers", "types"}),
         ("frozen_params", {"interop", "layers", "types", "vocabulary"}),
-        ("interop", {"interop", "models", "layers", "types", "vocabulary"}),
+        ("interop", {"files", "interop", "models", "layers", "types", "vocabulary"}),
         (
             "sources",
-            {"checkpoints", "interop", "models", "run_identity", "stored_arrays"},
+            {
+                "checkpoints",
+                "files",
+                "interop",
+                "models",
+                "run_identity",
+                "stored_arrays",
+            },
         ),
         (
             "trainer",
             {
                 "checkpoints",
                 "evaluation",
+                "files",
                 "infeed",
                 "logbook",
                 "metrics",

@@ -1,0 +1,169 @@
+"""The lock that keeps two processes from writing one output.
+
+It is advisory (flock) and held by the kernel for an open file, so it ends with the
+process that holds it, however that ends. Some network file systems have no locks: there
+the caller goes on after a warning.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import time
+from typing import Any, Self
+
+from absl import logging
+
+# What flock answers where the file system or its server has no locks: NFS without a
+# lock daemon, Lustre without `-o flock`, some FUSE file systems.
+_NO_LOCKS = (
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.EINVAL,
+)
+_HOLDER_BYTES = 4096
+# First words of what earlier versions wrote into their lock files.
+_EARLIER = ("pid ", "process ")
+
+
+class LockedError(RuntimeError):
+    """Another process writes to the same output."""
+
+
+class NotALockError(ValueError):
+    """The file at a lock's place was not made by this program."""
+
+
+class Lock:
+    """A lock that is held; made by `acquire`.
+
+    Attributes:
+      path: The lock file.
+      is_exclusive: False where the file system has no locks.
+    """
+
+    def __init__(self, path: pathlib.Path, descriptor: int, is_exclusive: bool):
+        self.path = path
+        self.is_exclusive = is_exclusive
+        self._descriptor: int | None = descriptor
+
+    def release(self, *, remove: bool = False) -> None:
+        """Lets another process write. May be called again.
+
+        Args:
+          remove: Whether to delete the lock file, too.
+        """
+        if self._descriptor is None:
+            return
+        try:
+            if remove:
+                # While it is held: afterwards it may be another process's.
+                self.path.unlink(missing_ok=True)
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+
+def acquire(path: str | os.PathLike, *, output: str | os.PathLike, advice: str) -> Lock:
+    """Takes the lock of an output, or fails at once. Folders above it are made.
+
+    Args:
+      path: The lock file.
+      output: What it guards, for messages.
+      advice: What a user can do if it is held, such as "Choose another output."
+
+    Raises:
+      LockedError: Another process holds it; says which and since when.
+      NotALockError: The file is none of ours; it was not touched.
+      OSError: The place cannot be written to; `filename` and `strerror` say which and
+        why.
+    """
+    path = pathlib.Path(path)
+    while True:
+        lock = _try(path, pathlib.Path(output), advice)
+        if lock is not None:
+            return lock
+
+
+def _try(path: pathlib.Path, output: pathlib.Path, advice: str) -> Lock | None:
+    """One attempt; None if the file was deleted by its holder in the meantime."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        holder = _holder(path, descriptor)
+        is_exclusive = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(
+                f"{output} is being written by {holder or 'another process'}. {advice}"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise OSError(error.errno, error.strerror, str(path)) from None
+            is_exclusive = False
+            logging.warning(
+                "The file system of %s does not lock files (%s): nothing prevents two "
+                "processes from writing %s at once. Run only one.%s",
+                path.parent,
+                error.strerror,
+                output,
+                f" An earlier one may still run: {holder}." if holder else "",
+            )
+        if is_exclusive and not _is_same(path, descriptor):
+            os.close(descriptor)
+            return None
+        _write_holder(path, descriptor)
+        return Lock(path, descriptor, is_exclusive)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _holder(path: pathlib.Path, descriptor: int) -> str:
+    """Who wrote the lock file last; "" if nobody did."""
+    content = os.pread(descriptor, _HOLDER_BYTES, 0)
+    text = content.decode(errors="replace").strip()
+    if not text:
+        return ""
+    if text.startswith(_EARLIER):
+        return text
+    try:
+        holder: Any = json.loads(text)
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (ValueError, KeyError, TypeError):
+        raise NotALockError(
+            f"{path} is in the way: a lock file goes there, and this one was not made "
+            "by this program. Move it, or choose another output."
+        ) from None
+
+
+def _is_same(path: pathlib.Path, descriptor: int) -> bool:
+    """Whether the path still leads to the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _write_holder(path: pathlib.Path, descriptor: int) -> None:
+    holder = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

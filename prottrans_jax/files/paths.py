@@ -1,0 +1,91 @@
+"""Every path that a user gives, on a command line or in Python, comes through here.
+
+`~` is the home folder, as in a shell: bash leaves the `~` of `--model_dir=~/run` as it
+is. URLs are refused: pathlib would make `gs:/bucket` of `gs://bucket`, a local folder.
+"""
+
+import os
+import pathlib
+import re
+
+# Prefixes of parameter sources; see `prottrans_jax.sources`.
+SOURCE_KINDS = ("hf", "t5x", "mtf")
+STANDARD_INPUT = "-"
+# One slash is what pathlib leaves of two.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):/")
+_WEB = ("http", "https", "ftp", "ftps")
+
+
+class PathError(ValueError):
+    """A path that cannot be meant: a URL, an unknown user's home, nothing at all."""
+
+
+def local(path: str | os.PathLike, flag: str) -> pathlib.Path:
+    """A path of this machine, with `~` expanded. Calling it twice changes nothing.
+
+    Args:
+      path: As the user gave it.
+      flag: Where it was given, such as "--output", for errors.
+
+    Raises:
+      PathError: It is empty, a URL such as gs://bucket, or in an unknown user's home.
+    """
+    text = _text(path, flag)
+    if not text:
+        raise PathError(f"{flag} is empty: give a path.")
+    if "\0" in text:
+        raise PathError(f"{flag}={text!r}: a path cannot hold a NUL character.")
+    if url := _URL.match(text):
+        raise PathError(f"{flag}={text}: {_way_out(url[1].lower())}")
+    expanded = pathlib.Path(os.path.expanduser(text))
+    if not text.startswith("~"):
+        # `./~` and `./gs:/x`, which pathlib shortens, are the names of real files.
+        real = str(expanded).startswith("~") or _URL.match(str(expanded))
+        return pathlib.Path.cwd() / expanded if real else expanded
+    if str(expanded).startswith("~"):
+        raise PathError(
+            f"{flag}={text}: the home folder of {text.split('/')[0]} is not known. "
+            f"Give the whole path, or ./{text} for a file of that name."
+        )
+    return expanded
+
+
+def local_input(path: str | os.PathLike, flag: str) -> str:
+    """As `local`, but "-", which stands for standard input, stays as it is."""
+    if path == STANDARD_INPUT:
+        return STANDARD_INPUT
+    return str(local(path, flag))
+
+
+def source(place: str | os.PathLike, flag: str) -> str:
+    """As `local` for a place that parameters come from; prefixes such as hf: stay.
+
+    A repository of the hub ("owner/name") and two places with a comma between them are
+    such places too.
+    """
+    text = _text(place, flag)
+    kind, colon, rest = text.partition(":")
+    if not (colon and kind in SOURCE_KINDS):
+        return ",".join(str(local(part, flag)) for part in text.split(","))
+    parts = [str(local(part, flag)) for part in rest.split(",")]
+    return f"{kind}:{','.join(parts)}"
+
+
+def _text(path: str | os.PathLike, flag: str) -> str:
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise PathError(
+            f"{flag}={path!r}: a path is text, not {type(path).__name__}."
+        ) from None
+
+
+def _way_out(scheme: str) -> str:
+    if scheme == "file":
+        return "give the path alone, without file://."
+    if scheme in _WEB:
+        return "URLs are not read. Download it and give the path of the file."
+    return (
+        "buckets are not supported yet, only folders and files. Mount the bucket "
+        "(gs:// with gcsfuse) and give the path of the mount, or give a local path."
+    )

@@ -1,0 +1,84 @@
+"""Every path that a user gives: `~`, URLs, standard input, parameter sources."""
+
+import pathlib
+
+import pytest
+
+from prottrans_jax.files import paths
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_tilde_is_the_home_folder(home):
+    assert paths.local("~/run", "--model_dir") == home / "run"
+    assert paths.local("~", "--output") == home
+    assert paths.local(pathlib.Path("~/a"), "output") == home / "a"
+
+
+def test_other_paths_stay_as_they_are():
+    for path in ("a/b.h5", "/x/y", "a~b", "x/~/y", "C:x", "name:1"):
+        assert str(paths.local(path, "-o")) == path
+
+
+def test_a_file_called_tilde_can_be_named_and_stays_that_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = paths.local("./~/x", "-o")
+    assert path == tmp_path / "~" / "x" == paths.local(path, "-o")
+    path = paths.local("./gs:/x", "-o")
+    assert path == tmp_path / "gs:" / "x" == paths.local(path, "-o")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["gs://b/x", "s3://b", "hdfs://n/x", "gs:/b/x", "abfss://c@a/x", "GS://b", "gs://"],
+)
+def test_buckets_are_refused_with_flag_and_way_out(url):
+    with pytest.raises(paths.PathError) as error:
+        paths.local(url, "--output")
+    message = str(error.value)
+    assert message.startswith(f"--output={url}: ") and "gcsfuse" in message
+    assert "\n" not in message
+
+
+def test_a_bucket_that_pathlib_shortened_is_refused():
+    with pytest.raises(paths.PathError, match="--output=gs:/b/x"):
+        paths.local(pathlib.Path("gs://b/x"), "--output")
+
+
+def test_urls_of_files_and_of_the_web_have_their_own_way_out():
+    with pytest.raises(paths.PathError, match="without file://"):
+        paths.local("file:///data/a.fasta", "-i")
+    with pytest.raises(paths.PathError, match="Download it"):
+        paths.local("https://rest.uniprot.org/x.fasta", "-i")
+
+
+def test_an_unknown_home_an_empty_path_and_no_path_are_refused():
+    with pytest.raises(paths.PathError, match=r"~nobody\.here.*\./~nobody"):
+        paths.local("~nobody.here/x", "-o")
+    with pytest.raises(paths.PathError, match="-o is empty"):
+        paths.local("", "-o")
+    with pytest.raises(paths.PathError, match="a path is text, not NoneType"):
+        paths.local(None, "-o")
+    with pytest.raises(paths.PathError, match="NUL"):
+        paths.local("a\0b", "-o")
+
+
+def test_standard_input_stays_where_it_is_allowed(home):
+    assert paths.local_input("-", "-i") == "-"
+    assert paths.local_input("~/a.fasta", "-i") == f"{home}/a.fasta"
+
+
+def test_sources_keep_their_prefix_and_expand_each_place(home):
+    assert paths.source("hf:~/m", "-m") == f"hf:{home}/m"
+    assert paths.source("hf:/abs,~/b", "-m") == f"hf:/abs,{home}/b"
+    assert paths.source("t5x:~/m", "-m") == f"t5x:{home}/m"
+    assert paths.source("mtf:/abs/model.ckpt-1", "-m") == "mtf:/abs/model.ckpt-1"
+    assert paths.source("Rostlab/prot_bert", "-m") == "Rostlab/prot_bert"
+    assert paths.source("~/run/checkpoints/3", "-m") == f"{home}/run/checkpoints/3"
+    for bucket in ("gs://b/x", "t5x:gs://b/x", "hf:~/a,gs://b"):
+        with pytest.raises(paths.PathError, match="gcsfuse"):
+            paths.source(bucket, "-m")
