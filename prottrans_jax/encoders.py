@@ -127,6 +127,13 @@ class Encoder:
         limit = getattr(self.config, "max_length", None)
         return None if limit is None else limit - self._tokens.num_special
 
+    @property
+    def cls_position(self) -> int | None:
+        """Where [CLS] is in a row: 0 first, -1 last (XLNet); None without one."""
+        if self.prefix[:1] == (self.vocabulary.cls_id,):
+            return 0
+        return -1 if self.suffix[-1:] == (self.vocabulary.cls_id,) else None
+
     def tokenize(
         self, sequences: Sequence[str]
     ) -> tuple[Int[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
@@ -248,8 +255,7 @@ class Encoder:
         devices: Sequence[jax.Device] | None = None,
     ) -> embedder.Embedder:
         """What runs batches; arguments as in `embed.embedder.Embedder`."""
-        has_cls = self.prefix[:1] == (self.vocabulary.cls_id,)
-        pool = pooling.check(pool, has_cls=has_cls)
+        pool = pooling.check(pool, has_cls=self.cls_position is not None)
         return embedder.Embedder(
             self.module,
             self.params,
@@ -270,7 +276,11 @@ class Encoder:
     @functools.cached_property
     def _tokens(self) -> embedder.Tokens:
         return embedder.Tokens(
-            self.vocabulary.byte_table, self.prefix, self.suffix, self.vocabulary.pad_id
+            self.vocabulary.byte_table,
+            self.prefix,
+            self.suffix,
+            self.vocabulary.pad_id,
+            self.cls_position or 0,
         )
 
     def _all_residues(self, sequences: Sequence[str]) -> list[bytes]:

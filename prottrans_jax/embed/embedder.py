@@ -57,12 +57,14 @@ class Tokens:
       prefix: Ids before the residues.
       suffix: Ids after them.
       pad_id: Id of padding.
+      cls: Which of a sequence's tokens is [CLS]: 0 the first, -1 the last (XLNet).
     """
 
     table: np.ndarray
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     pad_id: int
+    cls: int = 0
 
     @property
     def num_special(self) -> int:
@@ -271,6 +273,7 @@ class Embedder:
             keep_residues=self.packs or self.keep_residues,
             num_prefix=len(self.tokens.prefix),
             num_special=self.tokens.num_special,
+            cls=self.tokens.cls,
         )
         return forward.run(module, params, tokens, segments, wanted)
 
@@ -328,7 +331,8 @@ class Embedder:
             if pooled is not None:
                 protein = pooled[..., row, :]
             elif self.pool == "cls":
-                protein = hidden[..., row, start, :].astype(np.float32)
+                own = range(start, start + len(sequence) + self.tokens.num_special)
+                protein = hidden[..., row, own[self.tokens.cls], :].astype(np.float32)
             elif self.pool is not None:
                 protein = pooling.pool_protein(residues, self.pool)
             if not self.keep_residues:

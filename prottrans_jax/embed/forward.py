@@ -221,6 +221,7 @@ class Wanted:
       keep_residues: Whether the hidden states themselves are given.
       num_prefix: Special tokens before the residues.
       num_special: Special tokens of a row in all.
+      cls: Where a row's [CLS] is: 0 is its first token, -1 its last.
     """
 
     layers: Layers
@@ -228,6 +229,7 @@ class Wanted:
     keep_residues: bool
     num_prefix: int
     num_special: int
+    cls: int = 0
 
 
 def run(
@@ -286,6 +288,7 @@ def _finish(hidden, segments, wanted):
         positions = jnp.arange(hidden.shape[-2])
         stop = lengths - wanted.num_special + wanted.num_prefix
         residues = (positions >= wanted.num_prefix) & (positions < stop[:, None])
-        cls = jnp.broadcast_to(positions == 0, residues.shape)
+        first = lengths if wanted.cls < 0 else jnp.zeros_like(lengths)
+        cls = positions == (first + wanted.cls)[:, None]
         pooled = pooling.pool(hidden, residues, cls, wanted.pool)
     return (hidden if wanted.keep_residues else None), pooled

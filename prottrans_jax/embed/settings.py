@@ -154,12 +154,14 @@ class Settings:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two runs must share for one to go on with the other's work."""
+        """What two runs must share for one to go on with the other's work.
+
+        The fingerprint says which model it is, not what the model is called.
+        """
         options = self.options
         limited = options.max_length is not None and options.long != "error"
         return {
             "format": _FORMAT,
-            "model_name": self.encoder.name,
             "weights_fingerprint": self.encoder.fingerprint,
             "dtype_compute": self.dtype_compute,
             "layer": str(self.layers),
@@ -222,9 +224,8 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
       ValueError: There is no such format, layer or pooling.
     """
     paths = output_paths(output, options)
-    has_cls = encoder.prefix[:1] == (encoder.vocabulary.cls_id,)
     layers = forward.parse_layers(options.layers, encoder.num_layers)
-    pool = pooling.check(options.pool, has_cls=has_cls)
+    pool = pooling.check(options.pool, has_cls=encoder.cls_position is not None)
     if "protein" in paths and pool is None:
         raise ValueError("per_protein needs a pooling: mean, max or cls.")
     if "protein" in paths and layers.combine == "stack":

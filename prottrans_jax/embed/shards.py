@@ -29,6 +29,8 @@ from prottrans_jax.interop import safetensors
 _JOURNAL = "journal.jsonl"
 _RUN = "run.json"
 _MAX_OPEN = 64
+# Recorded by earlier versions: the same weights may lie in a renamed folder.
+_NOT_COMPARED = frozenset({"model_name"})
 
 
 class LockedError(RuntimeError):
@@ -264,13 +266,22 @@ def refuse_other_run(
     """Raises `OtherRunError` if two identities differ."""
     lines = [
         f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
+        for name in differing_fields(before, now)
     ]
     if lines:
         raise OtherRunError(
             f"{where} was made in another way:\n" + "\n".join(lines) + f"\n{advice}"
         )
+
+
+def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the fields in which two identities, read from JSON or not, differ."""
+    before, now = (json.loads(json.dumps(dict(x))) for x in (before, now))
+    return [
+        name
+        for name in sorted({*before, *now} - _NOT_COMPARED)
+        if before.get(name) != now.get(name)
+    ]
 
 
 def write_synced(path: pathlib.Path, data: bytes) -> None:

@@ -1,11 +1,15 @@
 """Every family through the one encoder, against Hugging Face's numbers."""
 
+import embed_cases
 import jax
 import numpy as np
 import pytest
 
 import prottrans_jax
+from prottrans_jax import vocabulary
 from prottrans_jax.embed import forward, layerwise
+from prottrans_jax.interop import huggingface, vocabularies
+from prottrans_jax.models import xlnet
 
 FAMILIES = [
     "prot_bert",
@@ -136,3 +140,31 @@ def test_attention_maps_of_other_kinds_are_refused(shared):
     encoder, _ = load(shared, "prot_xlnet")
     with pytest.raises(ValueError, match="XLNetConfig"):
         encoder.attention_maps("MKTAY")
+
+
+def tiny_xlnet(folder, name="xlnet"):
+    config = xlnet.XLNetConfig(
+        vocab_size=37, num_layers=2, num_heads=3, head_dim=4, d_model=12, d_ff=14
+    )
+    params = jax.tree.map(np.asarray, xlnet.init_params(config, jax.random.key(4)))
+    huggingface.write(folder / name, config, params)
+    vocabularies.write(folder / name, vocabulary.PROT_XLNET, (), (4, 3))
+    return prottrans_jax.load_encoder(folder / name, dtype="float32")
+
+
+def test_the_cls_of_xlnet_is_its_last_token(tmp_path):
+    encoder = tiny_xlnet(tmp_path)
+    sequences = ["MKTAYIAK", "WYV"]
+    tokens, mask = encoder.tokenize(sequences)
+    hidden = np.asarray(encoder(tokens, mask))
+    last = mask.sum(axis=1) - 1
+    assert (tokens[[0, 1], last] == vocabulary.PROT_XLNET.cls_id).all()
+    pooled = encoder.embed(sequences, pool="cls")
+    np.testing.assert_allclose(pooled, hidden[[0, 1], last], rtol=0, atol=1e-5)
+
+
+def test_a_model_without_cls_cannot_be_pooled_by_it(tmp_path):
+    folder = embed_cases.make_model(tmp_path / "t5", seed=1)
+    encoder = prottrans_jax.load_encoder(folder, dtype="float32")
+    with pytest.raises(ValueError, match=r"no \[CLS\] token"):
+        encoder.embed(["MKT"], pool="cls")

@@ -1,6 +1,7 @@
 """What exists already: taken if it is the same, kept, or refused by name."""
 
 import json
+import shutil
 import types
 from typing import Any
 
@@ -109,6 +110,45 @@ def test_other_weights_under_the_same_name_are_refused(
     assert other.name == encoder.name
     with pytest.raises(shards.OtherRunError, match="weights_fingerprint"):
         embed(other, fasta_file, output)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_same_weights_in_a_renamed_folder_go_on(
+    model_folder, fasta_file, proteins, tmp_path, finished
+):
+    renamed = shutil.copytree(model_folder, tmp_path / "renamed")
+    encoder, same = (
+        prottrans_jax.load_encoder(folder, dtype="float32")
+        for folder in (model_folder, renamed)
+    )
+    assert encoder.name != same.name
+    output = tmp_path / "out.h5"
+    on_progress = None if finished else stop_after(30)
+    limit = {"max_tokens": 200}
+    try:
+        options = settings.Options(**limit)
+        job.embed_fasta(encoder, fasta_file, output, options, on_progress=on_progress)
+    except KeyboardInterrupt:
+        pass
+    report = embed(same, fasta_file, output, **limit)
+    assert report.reused + report.resumed + report.embedded == len(proteins)
+    assert report.reused == len(proteins) if finished else report.embedded
+
+
+def test_an_output_that_an_earlier_version_wrote_goes_on_under_another_name(
+    encoder, fasta_file, tmp_path
+):
+    output = tmp_path / "out.h5"
+    embed(encoder, fasta_file, output)
+    beside = tmp_path / "out.h5.json"
+    about = json.loads(beside.read_text())
+    about["run"]["model_name"] = "a name that is recorded"
+    beside.write_text(json.dumps(about))
+    with h5py.File(output, "a") as file:
+        file.attrs[files.IDENTITY] = json.dumps(about["run"])
+    more = write_fasta(tmp_path / "more.fasta", {"P0": "MKT", "NEW": "WYV"})
+    assert embed(encoder, fasta_file, output).embedded == 0
+    assert embed(encoder, more, output).embedded == 2
 
 
 def test_other_products_are_refused(encoder, model_folder, fasta_file, tmp_path):
