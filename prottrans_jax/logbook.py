@@ -34,6 +34,21 @@ class NonFinitePolicy:
             raise ValueError(f"on_nonfinite={self.action!r}: choose 'stop' or 'skip'.")
 
 
+# A run is a function of its settings: unchanged, it meets the same step again.
+_WAY_ON = {
+    "stop": (
+        "The same command meets the same step again. To leave such updates out, add "
+        "--gin_bindings=\"trainer.train.on_nonfinite = 'skip'\"; or lower the learning "
+        "rate or clip gradients, with "
+        "--gin_bindings='trainer.train.accept_config_changes = True'."
+    ),
+    "skip": (
+        "The same command meets the same steps again. Lower the learning rate or clip "
+        "gradients, with --gin_bindings='trainer.train.accept_config_changes = True', "
+        "or raise trainer.train.max_skipped_steps."
+    ),
+}
+
 # Causes of the stopwatch during which no step runs.
 _NOT_STEPS = ("evaluate", "checkpoint", "compile")
 
@@ -193,8 +208,8 @@ class Journal:
             raise NonFiniteError(
                 f"Step {step}: loss or gradient is not finite (gradient norm "
                 f"{outputs['grad_norm']}), {self._skipped_in_a_row} step(s) in a row. "
-                f"The step and the ids of its records are in {path}. Lower the "
-                "learning rate, clip gradients, or set on_nonfinite='skip'."
+                f"The step and the ids of its records are in {path}. "
+                + _WAY_ON[policy.action]
             )
         logging.warning("Step %d is not finite and was skipped; see %s.", step, path)
 

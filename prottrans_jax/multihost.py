@@ -4,11 +4,13 @@ Everything here talks through JAX's coordination service, not through collective
 collective has no time-out and does not say who is missing.
 """
 
+import collections
 from collections.abc import Callable
 import faulthandler
 import json
 import os
 import signal
+import statistics
 import threading
 import time
 import types
@@ -27,6 +29,12 @@ _COORDINATORS = (
     "pod or under SLURM"
 )
 _POLL_S = 0.5
+
+# A pause of storage or of a neighbour's is no hang: no limit of a step is shorter.
+MIN_STEP_LIMIT_S = 120.0
+# The median is of the last so many steps, and is used once there are some.
+_MEDIAN_STEPS = 101
+_MIN_STEPS = 10
 
 
 class ProcessesMissing(TimeoutError):
@@ -312,11 +320,15 @@ class Watchdog:
         with Watchdog(startup_s=1800, step_s=600) as watchdog:
             ...compile...
             for step in ...:
-                watchdog.beat(f"step {step}")
+                watchdog.beat(f"step {step}", is_step=True)
+
+    A step that takes many times the median of those before hangs, so the limit of a
+    step follows the median; until some steps are done it is `step_s`.
 
     Args:
       startup_s: limit in seconds from here to the first beat.
-      step_s: limit between later beats.
+      step_s: limit between later beats, and the longest limit of a step.
+      step_factor: limit of a step in multiples of the median step; None: `step_s`.
       abort: called with the message instead of ending the process; for tests.
     """
 
@@ -324,27 +336,48 @@ class Watchdog:
         self,
         startup_s: float,
         step_s: float,
+        step_factor: float | None = None,
         abort: Callable[[str], None] | None = None,
     ):
         self._step_s = step_s
+        self._step_factor = step_factor
         self._abort = abort or _abort
         self._state = ("start-up", time.monotonic(), startup_s)
+        self._in_step = False
+        self._step_times: collections.deque[float] = collections.deque(
+            maxlen=_MEDIAN_STEPS
+        )
         self._closed = threading.Event()
         self._poll_s = min(1.0, step_s / 4, startup_s / 4)
         self._thread = threading.Thread(
             target=self._watch, name="watchdog", daemon=True
         )
 
-    def beat(self, doing: str, limit_s: float | None = None) -> None:
+    def beat(
+        self, doing: str, limit_s: float | None = None, *, is_step: bool = False
+    ) -> None:
         """Says that something was reached.
 
         Args:
           doing: what begins now; said if it never ends.
-          limit_s: limit of what begins now, if not that of a step (an evaluation,
-            a wait for storage).
+          limit_s: limit of what begins now, if not `step_s` (an evaluation, a wait for
+            storage).
+          is_step: a training step begins: its limit follows the steps before.
         """
-        limit_s = self._step_s if limit_s is None else limit_s
-        self._state = (doing, time.monotonic(), limit_s)
+        now = time.monotonic()
+        if self._in_step:
+            self._step_times.append(now - self._state[1])
+        self._in_step = is_step
+        if limit_s is None:
+            limit_s = self.step_limit() if is_step else self._step_s
+        self._state = (doing, now, limit_s)
+
+    def step_limit(self) -> float:
+        """Seconds that the next step may take."""
+        if self._step_factor is None or len(self._step_times) < _MIN_STEPS:
+            return self._step_s
+        adaptive = self._step_factor * statistics.median(self._step_times)
+        return min(self._step_s, max(adaptive, MIN_STEP_LIMIT_S))
 
     def __enter__(self) -> "Watchdog":
         self._thread.start()

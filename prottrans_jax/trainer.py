@@ -71,6 +71,7 @@ def train(
     accept_config_changes: bool = False,
     startup_timeout_s: float = 3_600.0,
     step_timeout_s: float = 1_800.0,
+    step_timeout_factor: float = 50.0,
     writers: Callable[[], Sequence[metrics.Writer]] = tuple,
     config_text: str = "",
 ) -> Summary:
@@ -106,7 +107,9 @@ def train(
         already holds a checkpoint.
       accept_config_changes: go on although the configuration differs.
       startup_timeout_s: end with stack traces if compilation takes longer.
-      step_timeout_s: the same for each later step, evaluation or save.
+      step_timeout_s: the same for each later step, batch of an evaluation or save.
+      step_timeout_factor: a step may take so many times the median of the steps
+        before, at least 120 s and at most `step_timeout_s`.
       writers: makes further places for scalars, e.g. `clu.metric_writers`, once the
         run may write to `model_dir`.
       config_text: resolved gin configuration, kept in every checkpoint.
@@ -152,7 +155,7 @@ def train(
 
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(
-            multihost.Watchdog(startup_timeout_s, step_timeout_s)
+            multihost.Watchdog(startup_timeout_s, step_timeout_s, step_timeout_factor)
         )
         saver = stack.enter_context(
             checkpoints.Checkpointer(
@@ -253,7 +256,7 @@ def train(
             # Reads the outputs of the step before: while the host looks at step n the
             # device is at step n + 1.
             journal.push(step, outputs)
-            watchdog.beat(f"step {step + 1}")
+            watchdog.beat(f"step {step + 1}", is_step=True)
             stopping = stop.should_stop(step)
             at_save = step % checkpoint_period == 0 or step == total_steps or stopping
             at_eval = evaluation_is_due(step) and not stopping

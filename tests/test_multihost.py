@@ -202,3 +202,40 @@ def test_the_watchdog_is_quiet_while_there_is_progress():
         time.sleep(1.0)
 
     assert watch(60, 0.8, body) == []
+
+
+def steps_of(seconds, count, monkeypatch, step_s=1800.0):
+    """A watchdog that saw so many steps of so many seconds, on a clock of its own."""
+    clock = [0.0]
+    monkeypatch.setattr(multihost.time, "monotonic", lambda: clock[0])
+    watchdog = multihost.Watchdog(3600, step_s, step_factor=50)
+    for step in range(count + 1):
+        watchdog.beat(f"step {step}", is_step=True)
+        clock[0] += seconds
+    return watchdog
+
+
+def test_the_limit_of_a_step_follows_the_median_step(monkeypatch):
+    assert steps_of(8, 20, monkeypatch).step_limit() == 400
+
+
+def test_the_limit_of_a_step_has_a_floor_and_a_ceiling(monkeypatch):
+    assert steps_of(0.01, 20, monkeypatch).step_limit() == multihost.MIN_STEP_LIMIT_S
+    assert steps_of(90, 20, monkeypatch).step_limit() == 1800
+    assert steps_of(90, 20, monkeypatch, step_s=30).step_limit() == 30
+
+
+def test_few_steps_say_nothing_of_the_limit(monkeypatch):
+    assert steps_of(8, 3, monkeypatch).step_limit() == 1800
+
+
+def test_evaluations_and_saves_do_not_count_as_steps(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(multihost.time, "monotonic", lambda: clock[0])
+    watchdog = multihost.Watchdog(3600, 1800, step_factor=50)
+    for step in range(20):
+        watchdog.beat(f"step {step}", is_step=True)
+        clock[0] += 8
+        watchdog.beat("evaluation")
+        clock[0] += 500
+    assert watchdog.step_limit() == 400

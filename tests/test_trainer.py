@@ -272,8 +272,11 @@ def test_microbatches_take_the_step_of_the_whole_batch(tmp_path):
 
 def test_stop_policy_names_the_step_and_its_records(tmp_path):
     arguments = _arguments(tmp_path, train_data=Batches(poison={2}))
-    with pytest.raises(logbook.NonFiniteError, match="Step 3"):
+    with pytest.raises(logbook.NonFiniteError, match="Step 3") as error:
         trainer.train(**arguments)
+    # A restart is bit-identical: it would end here again.
+    assert "The same command meets the same step again" in str(error.value)
+    assert "trainer.train.on_nonfinite = 'skip'" in str(error.value)
     dump = json.loads(open(arguments["model_dir"] + "/nonfinite.jsonl").read())
     assert (dump["step"], dump["record_ids"]) == (3, ["P2"])
     assert _final_state(arguments)[0] == 2

@@ -315,7 +315,10 @@ class RowLoader:
                 f"loader state of version {state.get('version')}, this library reads "
                 f"{STATE_VERSION}."
             )
-        differences = _differences(self._identity(), state)
+        differences = [
+            *_component_differences(self._components, self._identity(), state),
+            *_differences(self._identity(), state, skip=("components",)),
+        ]
         if differences:
             raise ValueError(
                 "the saved run read other rows than this loader would:\n"
@@ -425,19 +428,45 @@ def _components(
                 "library's objectives, so its rows cannot be computed from lengths. "
                 "Use prottrans_jax.data.streaming.StreamLoader for it."
             )
+        opened = part.source.open(data_dir).split(split)
         rate = fractions.Fraction(1)
         if isinstance(provider, seqio.Mixture):
-            rate = fractions.Fraction(provider.get_rate(part)).limit_denominator(10**6)
-        opened = part.source.open(data_dir).split(split)
+            # A rate may be a function of the number of records.
+            with sources.default_data_dir(data_dir):
+                rate = fractions.Fraction(provider.get_rate(part))
+            rate = rate.limit_denominator(10**6)
         if opened.num_records == 0:
             raise ValueError(f"{opened.folder}: split {split} has no records.")
         found.append(_Component(part.name, opened, corrupt, rate))
     return found
 
 
-def _differences(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+def _differences(
+    mine: Mapping[str, Any], saved: Mapping[str, Any], skip: Sequence[str] = ()
+) -> list[str]:
     return [
         f"{name}: saved {saved.get(name)!r}, now {value!r}"
         for name, value in mine.items()
-        if saved.get(name) != value
+        if name not in skip and saved.get(name) != value
     ]
+
+
+def _component_differences(
+    components: Sequence[_Component], mine: Mapping[str, Any], saved: Mapping[str, Any]
+) -> list[str]:
+    """One line for each task of a run whose records or objective are others now."""
+    before, now = saved.get("components", []), mine["components"]
+    if len(before) != len(now):
+        return [f"tasks of the mixture: saved {len(before)}, now {len(now)}"]
+    lines = []
+    for component, old, new in zip(components, before, now, strict=True):
+        if old["fingerprint"] != new["fingerprint"]:
+            split = component.split
+            lines.append(
+                f"{component.name}: the data changed. {split.folder}, split "
+                f"{split.name!r}, {split.num_records:,} records, has fingerprint "
+                f"{new['fingerprint'][:12]}; the run read {old['fingerprint'][:12]}"
+            )
+        rest = _differences(new, old, skip=("fingerprint",))
+        lines += [f"{component.name}: {line}" for line in rest]
+    return lines

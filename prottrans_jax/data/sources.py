@@ -1,5 +1,8 @@
 """Prepared folders by the name of their corpus, and as a SeqIO data source."""
 
+from collections.abc import Iterator
+import contextlib
+import contextvars
 import os
 import pathlib
 
@@ -13,6 +16,19 @@ from prottrans_jax.data import manifest, permutation, random_bits, records
 DATA_DIR = "PROTTRANS_DATA_DIR"
 SPLITS = ("train", "validation")
 _READ_AHEAD_RECORDS = 256
+_default_data_dir: contextvars.ContextVar[str | os.PathLike | None] = (
+    contextvars.ContextVar("default_data_dir", default=None)
+)
+
+
+@contextlib.contextmanager
+def default_data_dir(data_dir: str | os.PathLike | None) -> Iterator[None]:
+    """Where sources look that are not told a folder, e.g. by SeqIO's mixing rates."""
+    token = _default_data_dir.set(data_dir)
+    try:
+        yield
+    finally:
+        _default_data_dir.reset(token)
 
 
 def find(corpus: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path:
@@ -71,8 +87,8 @@ class RecordSource(seqio.DataSource):
         )
 
     def open(self, data_dir: str | os.PathLike | None = None) -> records.RecordFolder:
-        """The prepared folder; see `find`."""
-        return records.open(find(self.corpus, data_dir))
+        """The prepared folder; see `find` and `default_data_dir`."""
+        return records.open(find(self.corpus, data_dir or _default_data_dir.get()))
 
     @property
     def supports_arbitrary_sharding(self) -> bool:

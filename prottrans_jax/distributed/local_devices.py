@@ -38,8 +38,8 @@ class _Task:
 def choose(environ: Mapping[str, str]) -> Choice | None:
     """GPUs for this process, from the environment of its launcher.
 
-    A task that is alone on its node, or to which the launcher bound GPUs, takes all that
-    it sees. Tasks that all see the same GPUs divide them by local id.
+    A task that is alone on its node, or to which the launcher bound GPUs, takes all
+    that it sees. Tasks that all see the same GPUs divide them by local id.
 
     Args:
       environ: Environment variables of the process.

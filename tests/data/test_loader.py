@@ -290,8 +290,10 @@ def test_resume_needs_the_block_of_its_row_only(toy_corpus, monkeypatch):
 
 def test_state_of_other_data_or_settings_is_refused_by_name(toy_corpus, other_corpus):
     state = _loader(toy_corpus).state(2)
-    with pytest.raises(ValueError, match=r"components: saved .*fingerprint"):
+    with pytest.raises(ValueError, match="fasta_iid_denoise: the data changed") as e:
         _loader(other_corpus).restore(state)
+    assert f"{other_corpus}, split 'train', 40 records" in str(e.value)
+    assert "{" not in str(e.value)
     with pytest.raises(ValueError, match="seed: saved 3, now 5"):
         _loader(toy_corpus, seed=5).restore(state)
     with pytest.raises(ValueError, match="objective"):
@@ -310,6 +312,16 @@ def test_order_of_records_is_kept_without_shuffle(toy_corpus):
     packed = _loader(toy_corpus, shuffle=False, split="validation", num_epochs=1)
     ids = [i for b in range(packed.num_batches) for i in packed.example_ids(b)]
     assert sorted(set(ids)) == sorted(f"P3_{i}" for i in range(23))
+
+
+def test_rates_by_number_of_records_take_the_given_data_dir(toy_corpus, monkeypatch):
+    monkeypatch.delenv(sources.DATA_DIR, raising=False)
+    names = ["fasta_iid_denoise", "fasta_iid_denoise_all_ids"]
+    rate = seqio.mixing_rate_num_examples
+    loader = _loader(
+        toy_corpus, task=seqio.Mixture("by_size", [(n, rate) for n in names])
+    )
+    assert [c["rate"] for c in loader.state(0)["components"]] == ["301", "301"]
 
 
 def test_mixture_keeps_its_rates_and_every_epoch_of_each_task(toy_corpus, other_corpus):
