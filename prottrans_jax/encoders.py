@@ -14,7 +14,7 @@ import functools
 import itertools
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax import linen as nn
 import jax
@@ -28,6 +28,9 @@ from prottrans_jax import vocabulary as vocabularies
 from prottrans_jax.embed import batching, embedder, forward, layerwise, pooling
 from prottrans_jax.interop import huggingface
 from prottrans_jax.layers import quantized
+
+if TYPE_CHECKING:
+    from prottrans_jax.embed import reports
 
 # Short names of the released models: repository of the Hugging Face hub.
 NAMES = {
@@ -228,21 +231,90 @@ class Encoder:
             yield from zip([name for name, _ in some], vectors, strict=True)
 
     def embed_fasta(
-        self, source: str | os.PathLike, output: str | os.PathLike, **options: Any
-    ) -> Any:
+        self,
+        source: str | os.PathLike,
+        output: str | os.PathLike,
+        *,
+        per_residue: bool = False,
+        per_protein: bool = False,
+        pool: str | None = None,
+        layers: "int | str | Sequence[int]" = -1,
+        output_dtype: str | None = None,
+        batch_tokens: int | None = None,
+        max_batch: int | None = None,
+        max_length: int | None = None,
+        long: str = "error",
+        chunk_overlap: int | None = None,
+        key: str = "auto",
+        on_bad: str = "error",
+        on_duplicate: str = "error",
+        reuse: str | os.PathLike | Sequence[str | os.PathLike] = (),
+        resume: bool = True,
+        overwrite: bool = False,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> "reports.Report":
         """Embeds a FASTA file into an .h5, .npz, .parquet, .zarr or .csv file.
+
+        What `prottrans embed` does, with the names and defaults of its flags.
 
         Args:
           source: FASTA, plain or compressed; "-" is standard input.
-          output: File to write; see `embed.settings.Options` for what it may hold.
-          **options: Fields of `embed.settings.Options`.
+          output: File to write; its ending says the format.
+          per_residue: Whether to write a vector per residue; the default if
+            `per_protein` is False.
+          per_protein: Whether to write one vector per protein. With both, two files are
+            written: OUTPUT.per_residue.h5 and OUTPUT.per_protein.h5.
+          pool: How the vector of a protein is made: "mean" (the default), "max", "cls".
+          layers: As in `embed`.
+          output_dtype: "float16" or "float32"; by default float16 for vectors per
+            residue and float32 for those per protein.
+          batch_tokens: Tokens that go through the model at once, with padding; None
+            chooses by device.
+          max_batch: Limit of the proteins among these.
+          max_length: Residues above which `long` says what is done.
+          long: "error", "skip", "chunk" or "truncate".
+          chunk_overlap: Residues that neighbouring pieces share; None: a quarter of
+            `max_length`.
+          key: Under which name a protein is stored; see `embed.keys.make`.
+          on_bad: What to do about a record that cannot be used: "error" or "skip".
+          on_duplicate: About an id that comes again with another sequence: "error",
+            "suffix" or "first".
+          reuse: HDF5 files with vectors of the same model that need not be computed
+            again.
+          resume: Whether to go on from what an earlier run left.
+          overwrite: Whether to replace what another model or other settings made.
+          devices: Devices to use in turn; None: all accelerators, or one CPU.
 
         Returns:
-          `embed.reports.Report`.
+          What was done: counts, records left out, seconds, files.
+
+        Raises:
+          ValueError: The input or an option cannot be used; says which and why.
+          embed.shards.LockedError: Another process writes to this output.
+          embed.job.DiskFullError: No space left; what was computed so far is kept.
         """
         from prottrans_jax.embed import job, settings
 
-        return job.embed_fasta(self, source, output, settings.Options(**options))
+        options = settings.Options(
+            per_residue=per_residue,
+            per_protein=per_protein,
+            pool=pool,
+            layers=layers,
+            output_dtype=output_dtype,
+            batch_tokens=batch_tokens,
+            max_batch=max_batch,
+            max_length=max_length,
+            long=long,
+            chunk_overlap=chunk_overlap,
+            key=key,
+            on_bad=on_bad,
+            on_duplicate=on_duplicate,
+            reuse=settings.paths_of(reuse),
+            resume=resume,
+            overwrite=overwrite,
+            devices=devices,
+        )
+        return job.embed_fasta(self, source, output, options)
 
     def make_embedder(
         self,

@@ -1,6 +1,7 @@
 """`prottrans embed`: a FASTA file into a file of vectors."""
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
@@ -77,26 +78,13 @@ def _embed(arguments: argparse.Namespace) -> int:
         )
     from prottrans_jax.embed import job, process, settings
 
-    if arguments.pool and not arguments.per_protein:
-        raise ValueError(f"--pool {arguments.pool} is for --per-protein vectors.")
+    # Its fields have the flags' names; devices are for Python alone.
     options = settings.Options(
-        per_residue=arguments.per_residue,
-        per_protein=bool(arguments.per_protein),
-        pool=arguments.pool or "mean",
-        layers=arguments.layers,
-        key=arguments.key,
-        residue_dtype=arguments.output_dtype,
-        protein_dtype=arguments.output_dtype,
-        max_length=arguments.max_length,
-        long=arguments.long,
-        chunk_overlap=arguments.chunk_overlap,
-        on_bad=arguments.on_bad,
-        on_duplicate=arguments.on_duplicate,
-        max_tokens=arguments.batch_tokens,
-        max_rows=arguments.max_batch,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-        reuse=tuple(arguments.reuse),
+        **{
+            field.name: getattr(arguments, field.name)
+            for field in dataclasses.fields(settings.Options)
+            if field.name != "devices"
+        }
     )
     # A wrong ending shows before the model is loaded.
     settings.output_paths(arguments.output, options)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import numbers
 import os
 import pathlib
 from typing import Any
@@ -23,21 +24,22 @@ from prottrans_jax.layers import quantized, x86
 
 _FORMAT = 1
 _CUTS = ("chunk", "truncate")
+_SWITCHES = ("per_residue", "per_protein", "resume", "overwrite")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to compute and how to treat what is odd.
+    """What to compute and how to treat what is odd; the names are the command's flags.
 
     Attributes:
       per_residue: Whether to write a vector per residue.
       per_protein: Whether to write one per protein. With both, two files are written:
         OUTPUT.per_residue.h5 and OUTPUT.per_protein.h5. With neither, per residue.
-      pool: How the vector of a protein is made: "mean", "max" or "cls".
+      pool: How the vector of a protein is made: "mean", "max" or "cls"; None: "mean".
       layers: Which hidden states; see `embed.forward.parse_layers`.
       key: Under which name a protein is stored; see `embed.keys`.
-      residue_dtype: Stored type of vectors per residue. None: float16, as UniProt.
-      protein_dtype: Stored type of vectors per protein. None: float32.
+      output_dtype: Stored type, "float16" or "float32". None: float16 for vectors per
+        residue, as UniProt, and float32 for those per protein.
       max_length: Residues above which `long` says what is done; None: no limit.
       long: "error", "skip", "chunk" or "truncate".
       chunk_overlap: Residues that neighbouring pieces share; None: a quarter of
@@ -45,9 +47,9 @@ class Options:
       on_bad: What to do about a record that cannot be used: "error" or "skip".
       on_duplicate: About a key that comes again with another sequence: "error",
         "suffix" or "first".
-      max_tokens: Tokens that go through the model at once, with padding; None: by
+      batch_tokens: Tokens that go through the model at once, with padding; None: by
         device.
-      max_rows: Limit of the proteins among these.
+      max_batch: Limit of the proteins among these.
       resume: Whether to go on from what an earlier run left.
       overwrite: Whether to replace what another model or other settings made.
       reuse: HDF5 files with vectors of the same model, by accession, that need not be
@@ -57,26 +59,29 @@ class Options:
 
     per_residue: bool = False
     per_protein: bool = False
-    pool: str = "mean"
+    pool: str | None = None
     layers: "int | str | Sequence[int]" = -1
     key: str = "auto"
-    residue_dtype: str | None = None
-    protein_dtype: str | None = None
+    output_dtype: str | None = None
     max_length: int | None = None
     long: str = "error"
     chunk_overlap: int | None = None
     on_bad: str = "error"
     on_duplicate: str = "error"
-    max_tokens: int | None = None
-    max_rows: int | None = None
+    batch_tokens: int | None = None
+    max_batch: int | None = None
     resume: bool = True
     overwrite: bool = False
     reuse: tuple[str, ...] = ()
     devices: Any = None
 
     def __post_init__(self):
-        if isinstance(self.reuse, str | os.PathLike):
-            object.__setattr__(self, "reuse", (str(self.reuse),))
+        for field in _SWITCHES:
+            if getattr(self, field) not in (True, False):
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r}: it must be True or False."
+                )
+        object.__setattr__(self, "reuse", paths_of(self.reuse))
         for field, value, known in (
             ("key", self.key, keys.SCHEMES),
             ("long", self.long, chunks.POLICIES),
@@ -90,11 +95,18 @@ class Options:
         for field, flag, least in (
             ("max_length", "--max-length", 1),
             ("chunk_overlap", "--chunk-overlap", 0),
-            ("max_tokens", "--batch-tokens", 1),
-            ("max_rows", "--max-batch", 1),
+            ("batch_tokens", "--batch-tokens", 1),
+            ("max_batch", "--max-batch", 1),
         ):
             value = getattr(self, field)
-            if value is not None and value < least:
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+                raise ValueError(
+                    f"{field}={value!r} ({flag}): it must be a whole number, not a "
+                    f"{type(value).__name__}."
+                )
+            if value < least:
                 raise ValueError(
                     f"{field}={value} ({flag}): it must be at least {least}."
                 )
@@ -108,11 +120,24 @@ class Options:
                 f"long={self.long!r} (--long) needs max_length (--max-length N): above "
                 "how many residues."
             )
-        for field in ("residue_dtype", "protein_dtype"):
-            if getattr(self, field) not in (None, "float16", "float32"):
-                raise ValueError(
-                    f"{field}={getattr(self, field)!r}: files hold float16 or float32."
-                )
+        if self.pool is not None and not self.per_protein:
+            raise ValueError(
+                f"pool={self.pool!r} (--pool) is for one vector per protein: add "
+                "per_protein (--per-protein)."
+            )
+        if self.output_dtype not in (None, "float16", "float32"):
+            raise ValueError(
+                f"output_dtype={self.output_dtype!r} (--output-dtype): files hold "
+                "float16 or float32."
+            )
+
+
+def paths_of(
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+) -> tuple[str, ...]:
+    """One path or several, as several."""
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths
+    return tuple(os.fspath(path) for path in several)
 
 
 def output_paths(
@@ -211,8 +236,8 @@ class Settings:
             pool=self.pool if pool else None,
             layers=self.layers,
             keep_residues=residues,
-            max_tokens=self.options.max_tokens,
-            max_rows=self.options.max_rows,
+            max_tokens=self.options.batch_tokens,
+            max_rows=self.options.max_batch,
             devices=self.options.devices,
         )
 
@@ -225,7 +250,9 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
     """
     paths = output_paths(output, options)
     layers = forward.parse_layers(options.layers, encoder.num_layers)
-    pool = pooling.check(options.pool, has_cls=encoder.cls_position is not None)
+    pool = pooling.check(
+        options.pool or "mean", has_cls=encoder.cls_position is not None
+    )
     if "protein" in paths and pool is None:
         raise ValueError("per_protein needs a pooling: mean, max or cls.")
     if "protein" in paths and layers.combine == "stack":
@@ -243,7 +270,7 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
         layers=layers,
         pool=pool,
         dtypes={
-            "residues": np.dtype(options.residue_dtype or "float16"),
-            "protein": np.dtype(options.protein_dtype or "float32"),
+            "residues": np.dtype(options.output_dtype or "float16"),
+            "protein": np.dtype(options.output_dtype or "float32"),
         },
     )

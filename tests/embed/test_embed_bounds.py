@@ -23,7 +23,7 @@ def note(progress):
         peaks[progress.proteins] = reports.peak_memory_bytes()
 
 encoder = prottrans_jax.load_encoder(sys.argv[1], dtype="float32")
-options = settings.Options(per_protein=True, protein_dtype="float16")
+options = settings.Options(per_protein=True, output_dtype="float16")
 report = job.embed_fasta(
     encoder, sys.argv[2], sys.argv[3], options, on_progress=note
 )

@@ -198,7 +198,7 @@ def test_layers_stack_in_front(encoder, fasta_file, proteins, tmp_path):
     for entry in files.entries(path):
         assert entry.array.shape == (2, len(proteins[entry.key]), 12)
     mean = embed_into(
-        encoder, fasta_file, tmp_path / "m.h5", layers="last4", residue_dtype="float32"
+        encoder, fasta_file, tmp_path / "m.h5", layers="last4", output_dtype="float32"
     )
     found = {entry.key: entry.array for entry in files.entries(mean)}
     every = encoder.embed([proteins["P1"]], layers="all")[0]

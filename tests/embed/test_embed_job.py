@@ -46,7 +46,7 @@ def test_both_kinds_in_one_pass(encoder, fasta_file, proteins, tmp_path):
         tmp_path / "out.h5",
         per_residue=True,
         per_protein=True,
-        residue_dtype="float32",
+        output_dtype="float32",
     )
     names = ["out.per_residue.h5", "out.per_protein.h5"]
     assert [path.name for path in report.outputs] == names
@@ -156,8 +156,8 @@ def test_overwriting_goes_on_after_a_stop(encoder, fasta_file, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_rows": 0}, "max_rows=0"),
-        ({"max_tokens": -1}, "max_tokens=-1"),
+        ({"max_batch": 0}, "max_batch=0"),
+        ({"batch_tokens": -1}, "batch_tokens=-1"),
         ({"max_length": -5, "long": "truncate"}, "max_length=-5"),
         ({"max_length": 5, "long": "chunk", "chunk_overlap": 5}, "chunk_overlap=5"),
         ({"layers": "last0"}, "last0"),
@@ -270,7 +270,7 @@ def test_long_proteins_by_policy(encoder, tmp_path):
     assert "LONG" not in read(tmp_path / "a.h5")
     assert "LONG\t9\t" in (tmp_path / "a.h5.skipped.tsv").read_text()
 
-    options = {"max_length": 100, "residue_dtype": "float32"}
+    options = {"max_length": 100, "output_dtype": "float32"}
     embed(encoder, source, tmp_path / "b.h5", long="truncate", **options)
     first = encoder.embed([proteins["LONG"][:100]])[0]
     np.testing.assert_allclose(read(tmp_path / "b.h5")["LONG"], first, atol=1e-5)
@@ -283,14 +283,14 @@ def test_long_proteins_by_policy(encoder, tmp_path):
     np.testing.assert_allclose(pieces[:65], first[:65], atol=1e-5)
     np.testing.assert_allclose(pieces[65:], last[35:], atol=1e-5)
 
-    embed(encoder, source, tmp_path / "d.h5", residue_dtype="float32")
+    embed(encoder, source, tmp_path / "d.h5", output_dtype="float32")
     np.testing.assert_allclose(read(tmp_path / "d.h5")["LONG"], whole, atol=1e-5)
 
 
 def test_chunks_are_pooled_over_the_whole_protein(encoder, tmp_path):
     source = write_fasta(tmp_path / "x.fasta", {"LONG": "MKTAYIAKQR" * 13})
     options = {"max_length": 100, "long": "chunk"}
-    both = {"per_residue": True, "per_protein": True, "residue_dtype": "float32"}
+    both = {"per_residue": True, "per_protein": True, "output_dtype": "float32"}
     embed(encoder, source, tmp_path / "a.h5", **options, **both)
     residues = read(tmp_path / "a.per_residue.h5")["LONG"]
     pooled = read(tmp_path / "a.per_protein.h5")["LONG"]
@@ -434,8 +434,8 @@ def test_devices_share_the_work_and_change_nothing(encoder, fasta_file, tmp_path
     import jax
 
     one, three = tmp_path / "one.h5", tmp_path / "three.h5"
-    embed(encoder, fasta_file, one, max_tokens=200)
-    embed(encoder, fasta_file, three, max_tokens=200, devices=jax.devices()[:3])
+    embed(encoder, fasta_file, one, batch_tokens=200)
+    embed(encoder, fasta_file, three, batch_tokens=200, devices=jax.devices()[:3])
     assert one.read_bytes() == three.read_bytes()
 
 
