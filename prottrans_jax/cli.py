@@ -13,48 +13,46 @@ on.
 import argparse
 from collections.abc import Sequence
 import re
-import signal
 import sys
 
-from prottrans_jax import __version__
-from prottrans_jax.commands import configuration, console, embedding, files, models
-
-_KEPT = "What was computed is kept: the same command goes on from there."
-
-
-class _Stopped(BaseException):
-    """SIGTERM; like KeyboardInterrupt nothing but the outermost frame handles it."""
+# Nothing heavy here: a signal that comes before `main` has Python's own handlers.
+from prottrans_jax import __version__, stop_signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand and returns the exit status."""
+    """Runs a subcommand and returns the exit status.
+
+    Args:
+      argv: None: that of this process, which a stop signal may then end at any moment.
+        With a list the caller's process goes on.
+    """
+    watch = stop_signals.install("prottrans", "", ends_process=argv is None)
+    words = sys.argv[1:] if argv is None else argv
+    return watch.guard(lambda: _run(words, watch))
+
+
+def _run(argv: Sequence[str], watch: stop_signals.Watch) -> int:
+    from prottrans_jax.commands import configuration, console
+
     parser = _parser()
-    argv = _with_negative_layers(sys.argv[1:] if argv is None else argv)
+    argv = _with_negative_layers(argv)
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "run"):
         parser.print_help()
         return 2
-
-    def stop(*_):
-        raise _Stopped
-
-    before = signal.signal(signal.SIGTERM, stop)
+    watch.advice = getattr(arguments, "when_stopped", "")
     try:
         if getattr(arguments, "config", None):
             configuration.set_defaults(arguments.parser, arguments.config)
             arguments = parser.parse_args(argv)
         console.set_log_level(arguments)
         return arguments.run(arguments)
-    except KeyboardInterrupt:
-        return console.fail(130, f"stopped. {_KEPT}")
-    except _Stopped:
-        return console.fail(143, f"stopped by SIGTERM. {_KEPT}")
     except BrokenPipeError:
         return 0
     except Exception as error:
+        # Or what the stop broke would be explained instead of the stop.
+        stop_signals.check()
         return _explain(error, arguments)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _with_negative_layers(argv: Sequence[str]) -> list[str]:
@@ -70,6 +68,7 @@ def _with_negative_layers(argv: Sequence[str]) -> list[str]:
 def _explain(error: Exception, arguments: argparse.Namespace) -> int:
     """Prints what went wrong in one line, if it is of a kind that was foreseen."""
     from prottrans_jax import fasta, manifests
+    from prottrans_jax.commands import console
     from prottrans_jax.embed import job, shards
 
     if isinstance(error, fasta.FastaError):
@@ -105,6 +104,8 @@ def _of_os(error: OSError) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from prottrans_jax.commands import embedding, files, models
+
     parser = argparse.ArgumentParser(
         prog="prottrans",
         description="ProtTrans protein language models.",

@@ -18,6 +18,13 @@ import shutil
 import sys
 from typing import Any
 
+from prottrans_jax import stop_signals
+
+_STOPPED = "nothing was left behind."
+if __name__ == "__main__":
+    # Before the heavy imports below.
+    stop_signals.install("convert", _STOPPED, ends_process=True)
+
 from absl import app, flags, logging
 
 _INPUT = flags.DEFINE_string("input", None, "What to convert; see above.")
@@ -57,17 +64,25 @@ def main(argv: Sequence[str]) -> int:
     if output.exists() and (output.is_file() or any(output.iterdir())):
         return _fail(1, f"{output} exists and is not empty. Choose another folder.")
 
+    return stop_signals.guarded("convert", _STOPPED, lambda: _run(output))
+
+
+def _run(output: pathlib.Path) -> int:
     from prottrans_jax import checkpoints
 
+    def clean_up() -> None:
+        shutil.rmtree(output, ignore_errors=True)  # It was empty before.
+
     try:
-        _convert(output)
+        with stop_signals.before_exit(clean_up):
+            _convert(output)
         return 0
-    except KeyboardInterrupt:
-        status = _fail(130, "stopped; nothing was left behind.")
     except (ValueError, OSError, checkpoints.CheckpointError) as error:
-        status = _fail(1, str(error))
-    shutil.rmtree(output, ignore_errors=True)  # It was empty before.
-    return status
+        clean_up()
+        return _fail(1, str(error))
+    except BaseException:
+        clean_up()
+        raise
 
 
 def _convert(output: pathlib.Path) -> None:

@@ -11,6 +11,13 @@ import os
 import pathlib
 import sys
 
+from prottrans_jax import stop_signals
+
+_STOPPED = "Steps that were evaluated are in evaluation.jsonl."
+if __name__ == "__main__":
+    # Before the heavy imports below.
+    stop_signals.install("evaluate", _STOPPED, ends_process=True)
+
 from absl import flags, logging
 
 from prottrans_jax import gin_utils
@@ -25,6 +32,10 @@ gin_utils.define_run_flags()
 
 def main(argv: Sequence[str]) -> int:
     """Parses the configuration, restores, evaluates and prints."""
+    return stop_signals.guarded("evaluate", _STOPPED, lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     logging.use_absl_handler()

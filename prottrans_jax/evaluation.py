@@ -8,7 +8,14 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from prottrans_jax import checkpoints, infeed, metrics, train_state, train_step
+from prottrans_jax import (
+    checkpoints,
+    infeed,
+    metrics,
+    stop_signals,
+    train_state,
+    train_step,
+)
 
 
 class Evaluator:
@@ -57,6 +64,7 @@ class Evaluator:
                 for _, batch in itertools.islice(feed, max_batches):
                     batch_sums, carry = self._step(params, batch, carry)
                     sums.add(batch_sums)
+                    stop_signals.check()
                     after_batch()
             scalars = metrics.with_perplexity(sums.means())
             scalars["unigram_entropy"] = loader.unigram_entropy

@@ -17,6 +17,13 @@ import pathlib
 import shutil
 import sys
 
+from prottrans_jax import stop_signals
+
+_STOPPED = "nothing was left behind."
+if __name__ == "__main__":
+    # Before the heavy imports below.
+    stop_signals.install("export", _STOPPED, ends_process=True)
+
 from absl import app, flags, logging
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -64,29 +71,35 @@ def main(argv: Sequence[str]) -> int:
     output = pathlib.Path(_OUTPUT.value or "").expanduser()
     if output.exists() and (output.is_file() or any(output.iterdir())):
         return _fail(1, f"{output} exists and is not empty. Choose another folder.")
+    return stop_signals.guarded("export", _STOPPED, lambda: _run(output))
 
+
+def _run(output: pathlib.Path) -> int:
     from prottrans_jax import checkpoints, exporting
 
     temporary = output.with_name(output.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+
+    def clean_up() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+    clean_up()
     try:
-        files = exporting.export(
-            _CHECKPOINT.value or "",
-            temporary,
-            encoder_only=_PART.value == "encoder",
-            network=_NETWORK.value,
-            dtype=_DTYPE.value,
-            stablehlo=_STABLEHLO.value,
-        )
+        with stop_signals.before_exit(clean_up):
+            files = exporting.export(
+                _CHECKPOINT.value or "",
+                temporary,
+                encoder_only=_PART.value == "encoder",
+                network=_NETWORK.value,
+                dtype=_DTYPE.value,
+                stablehlo=_STABLEHLO.value,
+            )
         if output.is_dir():
             output.rmdir()
         os.replace(temporary, output)
     except (ValueError, OSError, checkpoints.CheckpointError) as error:
         return _fail(1, str(error))
-    except KeyboardInterrupt:
-        return _fail(130, "stopped; nothing was left behind.")
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        clean_up()
     print(f"Exported to {output}:")
     for name, size in files.items():
         print(f"  {name}  {size:,} bytes")

@@ -14,6 +14,12 @@ from collections.abc import Sequence
 import pathlib
 from typing import Any
 
+from prottrans_jax import stop_signals
+
+if __name__ == "__main__":
+    # Before the heavy imports below.
+    stop_signals.install("precompile", "", ends_process=True)
+
 from absl import flags
 
 from prottrans_jax import gin_config, gin_utils
@@ -61,6 +67,10 @@ _KEY_COLUMNS = 8  # What was asked for; the others are what came out.
 
 def main(argv: Sequence[str]) -> int:
     """Compiles for every topology asked for; see the module's description."""
+    return stop_signals.guarded("precompile", "", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     if not _TOPOLOGY.value:
@@ -79,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     leaf = pathlib.Path(flags.FLAGS.gin_file[0]).name.removesuffix(".gin")
     status = 0
     for topology in topologies:
+        stop_signals.check()
         print(f"{leaf} on {topology.name}", flush=True)
         try:
             parts, settings = _parts(topology)

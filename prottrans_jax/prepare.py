@@ -11,8 +11,14 @@ records were left out (--on_bad=skip), or --verify found damage.
 
 import os
 import pathlib
-import signal
 import sys
+
+from prottrans_jax import stop_signals
+
+_STOPPED = "nothing was left behind."
+if __name__ == "__main__":
+    # Before the heavy imports below.
+    stop_signals.install("prepare", _STOPPED, ends_process=True)
 
 from absl import app, flags
 
@@ -74,12 +80,12 @@ def main(argv: list[str]) -> int:
     """Returns the exit status."""
     if len(argv) > 1:
         return _fail(2, f"unexpected {argv[1]!r}: files are given as --input=FILE.")
-    # So that a cancelled job cleans up behind itself.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return stop_signals.guarded("prepare", _STOPPED, _run)
+
+
+def _run() -> int:
     try:
         return _verify(_VERIFY.value) if _VERIFY.value else _prepare()
-    except KeyboardInterrupt:
-        return _fail(130, "stopped; nothing was left behind.")
     except ValueError as e:
         hint = ""
         if isinstance(e, fasta.FastaError) and not e.problem.fatal:

@@ -4,10 +4,10 @@ import argparse
 import dataclasses
 import os
 import pathlib
-import sys
-import time
 
-from prottrans_jax.commands import console
+from prottrans_jax.commands import console, progress
+
+_WHEN_STOPPED = "What was computed is kept: the same command goes on from there."
 
 
 def add_embed(commands) -> None:
@@ -15,6 +15,7 @@ def add_embed(commands) -> None:
     parser = console.add_command(
         commands, "embed", _embed, "embed the proteins of a FASTA file"
     )
+    parser.set_defaults(when_stopped=_WHEN_STOPPED)
     add = parser.add_argument
     add("-i", "--input", required=True, help="FASTA, plain or compressed; - is stdin")
     add("-o", "--output", required=True, help=".h5 .npz .parquet .zarr .csv or .tsv")
@@ -64,6 +65,12 @@ def add_embed(commands) -> None:
         help="go on from what a stopped run left, or begin anew; see --overwrite",
     )
     add("--overwrite", action="store_true", help="replace another run's output")
+    add(
+        "--commit-seconds",
+        type=float,
+        default=30.0,
+        help="keep what was computed at least this often (default 30)",
+    )
     add("--device", default="auto", choices=("auto", "cpu", "gpu", "tpu"))
     add("--download", action="store_true", help="fetch a model that is not here")
     add("--revision", help="branch, tag or commit of the model's repository")
@@ -99,14 +106,15 @@ def _embed(arguments: argparse.Namespace) -> int:
         revision=arguments.revision,
     )
     say = _Say(arguments)
-    report = job.embed_fasta(
-        encoder,
-        arguments.input,
-        arguments.output,
-        options,
-        on_plan=say.plan,
-        on_progress=say.progress,
-    )
+    with progress.Lines(silent=arguments.no_progress or arguments.quiet) as lines:
+        report = job.embed_fasta(
+            encoder,
+            arguments.input,
+            arguments.output,
+            options,
+            on_plan=say.plan,
+            on_progress=lines.show,
+        )
     return say.summary(report)
 
 
@@ -141,9 +149,6 @@ class _Say:
 
     def __init__(self, arguments: argparse.Namespace):
         self._quiet = arguments.quiet
-        self._progress = not (arguments.no_progress or arguments.quiet)
-        self._live = sys.stderr.isatty()
-        self._next = 0.0
 
     def plan(self, plan) -> None:
         if self._quiet:
@@ -157,26 +162,6 @@ class _Say:
         )
         if plan.needed_bytes > plan.free_bytes:
             console.say("Warning: that may not fit on this disk.")
-
-    def progress(self, progress) -> None:
-        now = time.monotonic()
-        done = progress.residues >= progress.of_residues
-        if not self._progress or (now < self._next and not (done and self._live)):
-            return
-        self._next = now + (0.2 if self._live else 30.0)
-        rate = progress.residues / max(progress.seconds, 1e-9)
-        left = (progress.of_residues - progress.residues) / max(rate, 1e-9)
-        line = (
-            f"{progress.proteins:,}/{progress.of_proteins:,} proteins, "
-            f"{100 * progress.residues / max(progress.of_residues, 1):.1f} % of "
-            f"residues, {rate:,.0f} residues/s, {console.duration(left)} left"
-        )
-        if self._live:
-            print(
-                f"\r\033[K{line}", end="\n" if done else "", file=sys.stderr, flush=True
-            )
-        else:
-            console.say(line)
 
     def summary(self, report) -> int:
         if not self._quiet:

@@ -68,6 +68,7 @@ def add_convert(commands) -> None:
     parser = console.add_command(
         commands, "convert", _convert, "write an embedding file in another format"
     )
+    parser.set_defaults(when_stopped="No output was written.")
     parser.add_argument("input", help=".h5 .npz .parquet or .zarr")
     parser.add_argument("output", help=".h5 .npz .parquet .zarr, or .csv per protein")
     parser.add_argument("--pool", help="mean or max: one vector per protein")

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+from prottrans_jax import stop_signals
 from prottrans_jax.commands import console
 
 
@@ -61,4 +62,18 @@ def _export(arguments: argparse.Namespace) -> int:
     command += [f"--network={arguments.network}"] * bool(arguments.network)
     command += [f"--dtype={arguments.dtype}"] * bool(arguments.dtype)
     command += ["--stablehlo"] * arguments.stablehlo
-    return subprocess.run(command, check=False).returncode
+    with subprocess.Popen(command) as process:
+        try:
+            return _wait_for(process)
+        except stop_signals.Stopped as stopped:
+            process.send_signal(stopped.status - 128)
+            raise
+
+
+def _wait_for(process: subprocess.Popen) -> int:
+    while True:
+        stop_signals.check()
+        try:
+            return process.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            pass

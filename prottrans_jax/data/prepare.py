@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from prottrans_jax import fasta
+from prottrans_jax import fasta, stop_signals
 from prottrans_jax.data import manifest as manifest_lib
 from prottrans_jax.data import record_writer, spill
 
@@ -188,7 +188,10 @@ def prepare(
     # A sequence of the validation files must not be trained on: they come first.
     ordered = sorted(sources, key=lambda s: s.split != "validation")
     started = time.monotonic()
-    with record_writer.Writer(output, name=name, overwrite=overwrite) as writer:
+    with (
+        record_writer.Writer(output, name=name, overwrite=overwrite) as writer,
+        stop_signals.before_exit(writer.abandon),
+    ):
         run = _Run(ordered, writer, options, progress)
         size = _total_bytes(ordered)
         small = size is not None and size < _SHARD_BYTES // 2
@@ -452,6 +455,7 @@ def _pool(num_processes: int) -> Iterator[concurrent.futures.Executor]:
     try:
         yield pool
     except concurrent.futures.process.BrokenProcessPool as e:
+        stop_signals.check()  # A signal to the whole group kills the workers too.
         raise ValueError(
             "a worker process was killed, probably for memory. Try fewer "
             "--num_processes."
@@ -482,6 +486,17 @@ def _in_order(
     for call in calls:
         pending.append(pool.submit(*call))
         if len(pending) >= width:
-            yield pending.popleft().result()
+            yield _result_of(pending.popleft())
     while pending:
-        yield pending.popleft().result()
+        yield _result_of(pending.popleft())
+
+
+def _result_of(future: concurrent.futures.Future) -> Any:
+    """Its result, unless a stop signal comes first."""
+    while True:
+        stop_signals.check()
+        try:
+            return future.result(timeout=0.2)
+        except TimeoutError:
+            if future.done():  # A worker's own error.
+                raise

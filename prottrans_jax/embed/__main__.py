@@ -5,4 +5,5 @@ import sys
 from prottrans_jax import cli
 
 if __name__ == "__main__":
-    sys.exit(cli.main(["embed", *sys.argv[1:]]))
+    sys.argv.insert(1, "embed")
+    sys.exit(cli.main())

@@ -4,14 +4,16 @@ import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import math
+import time
 from typing import Any, NamedTuple
 
 from absl import logging
 from flax import linen as nn
 import jax
+from jaxtyping import Float
 import numpy as np
 
-from prottrans_jax import hardware, types
+from prottrans_jax import hardware, stop_signals, types
 from prottrans_jax.embed import batching, forward, pooling
 from prottrans_jax.layers import x86
 
@@ -140,6 +142,9 @@ class Embedder:
         self._params = params
         self._copies = {} if copies is None else copies
         self._turn = 0
+        # Of the first calls of each shape, which compile its programs.
+        self.compile_seconds = 0.0
+        self._started: set[tuple[int, int]] = set()
         # (rows, length) of all calls: there are programs for them.
         self._seen: set[tuple[int, int]] = set()
         # What was seen not to fit: no larger call is tried again.
@@ -157,6 +162,19 @@ class Embedder:
             seconds, most = _COMPILE_COSTS["accelerator"]
             flops = _SHARE_OF_PEAK * (hardware.peak_flops(device) or _SOME_PEAK)
         return min(seconds * flops / (2.0 * max(self._size, 1)), most)
+
+    def cost(self, tokens: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """What sequences of so many tokens cost, about, in those of a short one.
+
+        Products are linear in the length, attention quadratic. Its arithmetic counts
+        three times: scores are exponentiated, and pass through memory.
+        """
+        config = self.module.config
+        inner = getattr(config, "num_heads", 0) * getattr(config, "head_dim", 0)
+        layers = getattr(config, "num_layers", 1)
+        tokens = np.asarray(tokens, np.float64)
+        # FLOPs: 2 size for the products of a token, 4 inner a layer for a pair.
+        return tokens * (1.0 + 3 * 2.0 * inner * layers * tokens / max(self._size, 1))
 
     def buckets(self, lengths: Sequence[int]) -> np.ndarray:
         """Padded lengths for sequences of so many residues; none if it packs them."""
@@ -201,6 +219,7 @@ class Embedder:
         self,
         work: Iterable["Work"],
         on_too_large: Callable[["Work", OutOfMemory], None] | None = None,
+        on_wait: Callable[["Work"], None] = lambda work: None,
     ) -> Iterator[tuple["Work", int, Embedding]]:
         """(work, number, vectors) of every member of the batches.
 
@@ -210,6 +229,7 @@ class Embedder:
           work: Batches with their sequences.
           on_too_large: Called with a single sequence that does not fit, which is then
             left out; without it the error is raised.
+          on_wait: Called with a batch that is then compiled for, or waited for.
 
         Raises:
           OutOfMemory: A sequence does not fit alone.
@@ -225,10 +245,12 @@ class Embedder:
                 if self._is_too_large(item.batch):
                     todo.extendleft(reversed(item.halves()))
                     continue
-                waiting.append(self._start(item))
+                waiting.append(self._start(item, on_wait))
             if not waiting:
                 return
+            stop_signals.check()
             call = waiting.popleft()
+            on_wait(call.work)
             try:
                 if isinstance(call.result, Exception):
                     raise call.result
@@ -245,8 +267,12 @@ class Embedder:
                 continue
             yield from self._split(call.work, *arrays)
 
-    def _start(self, work: "Work") -> "_Call":
+    def _start(self, work: "Work", on_wait: Callable[["Work"], None]) -> "_Call":
         batch = work.batch
+        started = time.perf_counter()
+        is_new = (batch.rows, batch.length) not in self._started
+        if is_new:
+            on_wait(work)
         tokens, segments = self.tokens.rows(work.sequences, batch)
         device = self.devices[self._turn % len(self.devices)]
         self._turn += 1
@@ -263,6 +289,9 @@ class Embedder:
                 result = self._call(module, self._copies[device], tokens, segments)
         except Exception as error:
             result = error
+        if is_new:
+            self._started.add((batch.rows, batch.length))
+            self.compile_seconds += time.perf_counter() - started
         return _Call(work, module, result)
 
     def _call(self, module, params, tokens, segments):

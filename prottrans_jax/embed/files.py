@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prottrans_jax import stop_signals
 from prottrans_jax.embed import pooling, shards, writers
 
 MAX_BYTES = 64 << 30
@@ -59,7 +60,9 @@ def entries(
     path = pathlib.Path(path)
     reader = _READERS[_suffix(path)]
     try:
-        yield from reader(path, wanted)
+        for entry in reader(path, wanted):
+            stop_signals.check()
+            yield entry
     except (OSError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prottrans_jax import fasta
+from prottrans_jax import fasta, stop_signals
 from prottrans_jax.embed import keys
 
 ON_DUPLICATE = ("error", "suffix", "first")
@@ -231,16 +231,19 @@ def _records(path, on_problem, cleaned, sha256=None):
     # The second reading passes over what the first one reported.
     handler = on_problem if cleaned is not None else ignore
     for block in fasta.blocks(path, digest=sha256):
+        stop_signals.check()
         parsed = fasta.parse(block, headers=True)
         fasta.raise_or_report((*block.problems, *parsed.problems), handler)
         if cleaned is not None:
             cleaned[0] += parsed.num_gaps
             cleaned[1] += parsed.num_stops
-        yield from zip(
+        for record in zip(
             map(fasta.Record, parsed.names, parsed.residues, parsed.lines),
             parsed.headers,
             strict=True,
-        )
+        ):
+            stop_signals.check()
+            yield record
 
 
 def _protein(scheme, index, record, header) -> Protein:

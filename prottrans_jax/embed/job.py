@@ -50,7 +50,7 @@ def embed_fasta(
       output: File to write, ending in .h5, .npz, .parquet, .zarr, .csv or .tsv.
       options: What to compute.
       on_plan: Called before anything is computed.
-      on_progress: Called after each protein.
+      on_progress: Called after each protein, and before each wait for the device.
 
     Returns:
       What was done. Records left out are in it and in OUTPUT.skipped.tsv.

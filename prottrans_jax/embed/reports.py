@@ -37,13 +37,72 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is: proteins and residues done of those to be computed."""
+    """How far a run is.
+
+    Attributes:
+      proteins: Computed.
+      residues: Of these.
+      of_proteins: To be computed.
+      of_residues: Of these.
+      seconds: Since computing began, compilation included.
+      residues_per_second: Without the time of compilation.
+      seconds_left: An estimate from the pace so far, without the time of compilation;
+        None as long as that was too short to tell.
+      computing: What the device computes now, for people.
+    """
 
     proteins: int
     residues: int
     of_proteins: int
     of_residues: int
     seconds: float
+    residues_per_second: float = 0.0
+    seconds_left: float | None = None
+    computing: str = ""
+
+
+class Pace:
+    """What a job has computed, and how long it took without compilation.
+
+    Args:
+      proteins: To be computed.
+      residues: Of these.
+      cost: Of these; time is proportional to it.
+    """
+
+    # Before that, start-up effects would be multiplied by the size of the job.
+    _LEAST_S = 2.0
+
+    def __init__(self, proteins: int, residues: int, cost: float):
+        self._total = proteins, residues
+        self._cost = cost
+        self._done = 0.0
+        self.compile_seconds = 0.0
+        self.proteins = self.residues = 0
+        self.computing = ""
+
+    def add(self, residues: int, cost: float) -> None:
+        """Counts one protein as computed."""
+        self.proteins += 1
+        self.residues += residues
+        self._done += cost
+
+    def progress(self, seconds: float) -> Progress:
+        """How far the job is after `seconds`, compilation included."""
+        steady = seconds - self.compile_seconds
+        rate, left = 0.0, None
+        if steady >= self._LEAST_S and self._done:
+            rate = self.residues / steady
+            left = steady * max(self._cost / self._done - 1.0, 0.0)
+        return Progress(
+            self.proteins,
+            self.residues,
+            *self._total,
+            seconds,
+            rate,
+            left,
+            self.computing,
+        )
 
 
 @dataclasses.dataclass

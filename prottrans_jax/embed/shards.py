@@ -24,6 +24,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from prottrans_jax import stop_signals
 from prottrans_jax.interop import safetensors
 
 _JOURNAL = "journal.jsonl"
@@ -222,6 +223,7 @@ class Parts:
             entry = json.loads(line)
             shards[entry["shard"]] = entry
         for number, entry in list(shards.items()):
+            stop_signals.check()
             if fault := self._fault(number, entry):
                 logging.warning("%s: computed again.", fault)
                 del shards[number]

@@ -12,6 +12,7 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
+from prottrans_jax import stop_signals
 from prottrans_jax.interop import casting, memory_map
 
 _DTYPES = {
@@ -103,6 +104,7 @@ def save(
         with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name, array in arrays.items():
+                stop_signals.check()
                 in_order = np.ascontiguousarray(casting.cast(name, array, dtype))
                 file.write(in_order.reshape(-1).view(np.uint8).data)
                 memory_map.release(array)
