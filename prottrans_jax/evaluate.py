@@ -43,14 +43,15 @@ def _run(argv: Sequence[str]) -> int:
     gin_utils.parse_flags()
 
     from prottrans_jax import checkpoints, evaluation, trainer
+    from prottrans_jax.data import records
 
     directory = pathlib.Path(gin_utils.build("%MODEL_DIR"))
     bound = gin_utils.bound(trainer.train)
-    arguments = {
-        name: gin_utils.build(bound[name])
-        for name in ("objective", "optimizer", "partitioner", "eval_data")
-    }
     try:
+        arguments = {
+            name: gin_utils.build(bound[name])
+            for name in ("objective", "optimizer", "partitioner", "eval_data")
+        }
         for step, results in evaluation.evaluate_checkpoints(
             model_dir=directory,
             step=_STEP.value,
@@ -63,7 +64,7 @@ def _run(argv: Sequence[str]) -> int:
                 print(f"step {step}  {name}")
                 for key, value in scalars.items():
                     print(f"  {key:24} {value:10.4f}")
-    except checkpoints.CheckpointError as error:
+    except (checkpoints.CheckpointError, records.DamageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ValueError as error:

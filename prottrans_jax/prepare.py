@@ -63,7 +63,9 @@ _ON_BAD = flags.DEFINE_enum(
 _MIN_LENGTH = flags.DEFINE_integer("min_length", 1, "Residues; shorter is left out.")
 _MAX_LENGTH = flags.DEFINE_integer("max_length", None, "Residues; longer is left out.")
 _DEDUPLICATE = flags.DEFINE_bool(
-    "deduplicate", True, "Keep only the first of records with the same sequence."
+    "deduplicate",
+    True,
+    "Keep only the first of records with the same sequence; else all, in one split.",
 )
 _VALIDATION_FRACTION = flags.DEFINE_float(
     "validation_fraction", 0.01, "Share of ids that goes to the validation split."
@@ -160,6 +162,11 @@ def _summary(report: prepare_lib.Report, folder: pathlib.Path) -> list[str]:
         lines.append(f"Left out {number:,}: {why}, e.g. {'; '.join(examples)}")
     if report.skipped:
         lines.append(f"All that was left out: {folder / prepare_lib.SKIPPED_FILE}")
+    if report.manifest.moved_copies:
+        lines.append(
+            f"Moved {report.manifest.moved_copies:,}: copies of a sequence into the "
+            "split of its first record."
+        )
     alphabet: dict[str, int] = {}
     for name, split in report.manifest.splits.items():
         mean = split.num_residues / max(split.num_records, 1)

@@ -227,16 +227,25 @@ class RowLoader:
 
     def _corrupt(self, pieces: rows_lib.RowBlock) -> tuple[streams.Stream, ...]:
         """Reads and corrupts pieces, kept in their order."""
+        chosen = [
+            np.flatnonzero(pieces.component == c) for c in range(len(self._components))
+        ]
+        # Pieces of one record may lie in several rows: it is read once.
+        needed = [np.unique(pieces.record[m], return_inverse=True) for m in chosen]
+        # All components are read at once.
+        readings = [
+            component.split.begin(record)
+            for component, (record, _) in zip(self._components, needed, strict=True)
+        ]
         parts, order = [], []
         for c, component in enumerate(self._components):
-            mine = np.flatnonzero(pieces.component == c)
+            mine = chosen[c]
             if len(mine) == 0 and c > 0:
                 continue
             record, start = pieces.record[mine], pieces.start[mine]
             length = pieces.length[mine]
-            # Pieces of one record may lie in several rows: it is read once.
-            needed, which = np.unique(record, return_inverse=True)
-            data = component.split.read(needed)
+            which = needed[c][1]
+            data = readings[c].residues()
             begins = np.cumsum([0] + [len(d) for d in data])[which] + start
             letters = np.frombuffer(b"".join(data), np.uint8)
             piece_begins = np.cumsum(length) - length

@@ -36,7 +36,13 @@ _PIECE_BYTES = 16 << 10
 _SHARDS_OF_UNKNOWN = 256
 # Text of a packed byte of protein FASTA, about.
 _UNPACKED = 2.2
-_ASKED_FOR = (spill.TOO_SHORT, spill.TOO_LONG, spill.REPEATED, spill.DUPLICATE)
+_ASKED_FOR = (
+    spill.TOO_SHORT,
+    spill.TOO_LONG,
+    spill.REPEATED,
+    spill.DUPLICATE,
+    spill.HELD_OUT,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Options:
         to the split "validation" (in place of those of `validation_inputs`, if given).
       min_length: residues; shorter ones are left out, counted and named.
       max_length: residues; longer ones likewise. None: no limit (rows are cut later).
-      deduplicate: keep only the first of records with the same sequence.
+      deduplicate: keep only the first of records with the same sequence; else keep all,
+        in the split of the first.
       shuffle: put all records in a random order, else keep the order of the input.
       seed: of the shuffle.
       num_shards: of the split "train"; None: 64 MiB of text each.
@@ -173,7 +180,8 @@ def prepare(
     """Makes the folder `output` of the records of `sources`.
 
     Args:
-      sources: inputs; a sequence that occurs twice is kept where it comes first.
+      sources: inputs; a sequence that occurs twice is kept where it comes first, but
+        in a split that is not trained on if a source is for one.
       output: the folder to make.
       name: of the data set.
       options: see `Options`.
@@ -185,7 +193,7 @@ def prepare(
       ValueError: nothing is left, or the folder cannot be written.
     """
     options = options or Options()
-    # A sequence of the validation files must not be trained on: they come first.
+    # Of two copies the first is kept, and it should be that of the validation files.
     ordered = sorted(sources, key=lambda s: s.split != "validation")
     started = time.monotonic()
     with (
@@ -208,6 +216,7 @@ def prepare(
             inputs=run.inputs,
             options=given,
             skipped={why: n for why, (n, _) in sorted(run.skipped.items())},
+            moved_copies=run.num_moved,
         )
     return Report(
         manifest=manifest,
@@ -239,6 +248,7 @@ class _Run:
         self.skipped: dict[str, tuple[int, tuple[str, ...]]] = {}
         self.inputs: list[dict[str, Any]] = []
         self.num_segments = 0
+        self.num_moved = 0
         self.plan: spill.Plan
         self._progress = progress
         self._started = self._told = time.monotonic()
@@ -264,6 +274,9 @@ class _Run:
             folder=self.folder,
             paths=tuple(s.path for s in self.sources),
             splits=tuple(splits),
+            given_splits=tuple(
+                None if s.split is None else splits.index(s.split) for s in self.sources
+            ),
             num_buckets=options.num_shards or (1 if fits else self._num_shards()),
             held_out=0.0 if given else options.validation_fraction,
             min_length=options.min_length,
@@ -277,9 +290,7 @@ class _Run:
         def calls() -> Iterator[tuple]:
             taken = (head.popleft() for _ in range(len(head)))
             for number, (file, block) in enumerate(itertools.chain(taken, blocks)):
-                split = self.sources[file].split
-                index = None if split is None else splits.index(split)
-                yield spill.spill_block, self.plan, number, file, index, block
+                yield spill.spill_block, self.plan, number, file, block
 
         for done in _in_order(pool, self._width, calls()):
             self.num_segments += 1
@@ -354,6 +365,7 @@ class _Run:
         for bucket, done in enumerate(_in_order(pool, self._width, calls)):
             if done.shard is not None:
                 self.writer.adopt("train", done.shard)
+            self.num_moved += done.num_moved
             self._note(done.skipped)
             self._tell(f"shard {bucket + 1} of {self.plan.num_buckets};")
 

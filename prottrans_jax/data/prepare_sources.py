@@ -5,6 +5,7 @@ import importlib
 from typing import Any
 
 import seqio
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from prottrans_jax.data import prepare
@@ -66,7 +67,7 @@ def of_tfds(name: str, data_dir: str | None = None) -> list[prepare.Source]:
 
 
 def _pairs(where: str, examples: Iterable[Any]) -> Iterator[tuple[str, bytes]]:
-    for i, example in enumerate(examples):
+    for i, example in enumerate(_readable(where, examples)):
         if "sequence" not in example:
             raise ValueError(
                 f"{where} yields {{{', '.join(sorted(example))}}}, not 'sequence' and "
@@ -74,3 +75,17 @@ def _pairs(where: str, examples: Iterable[Any]) -> Iterator[tuple[str, bytes]]:
             )
         name = example.get("id")
         yield name.decode() if name is not None else f"{where}:{i}", example["sequence"]
+
+
+def _readable(where: str, examples: Iterable[Any]) -> Iterator[Any]:
+    count = 0
+    try:
+        for example in examples:
+            yield example
+            count += 1
+    except (tf.errors.OpError, RuntimeError) as e:  # RuntimeError: array_record's.
+        raise ValueError(
+            f"{where} cannot be read after {count} examples: "
+            f"{str(e).splitlines()[0] if str(e) else type(e).__name__}. Build or copy "
+            "the data set again."
+        ) from e

@@ -193,6 +193,7 @@ class Writer:
         inputs: Iterable[dict[str, Any]] = (),
         options: dict[str, Any] | None = None,
         skipped: dict[str, int] | None = None,
+        moved_copies: int = 0,
     ) -> manifest_lib.Manifest:
         """Names the shards, writes indices and manifest, and moves the folder."""
         manifest = manifest_lib.Manifest(
@@ -204,7 +205,8 @@ class Writer:
             inputs=tuple(inputs),
             options=options or {},
             skipped=skipped or {},
-        )
+            moved_copies=moved_copies,
+        ).sealed()
         path = self.work / manifest_lib.FILE
         path.write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
         _fsync(path)

@@ -15,41 +15,48 @@ Shards are compressed with zstd in groups of 64 records: 0.56 bytes a residue (a
 acids have 4.2 bits each), and a random read unpacks some 20 kB.
 """
 
-from collections.abc import Iterator
+import collections
+from collections.abc import Callable, Iterator
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import os
 import pathlib
-import resource
-import threading
 from typing import Any
+import weakref
 
-from array_record.python import array_record_module
 import jaxtyping
 import numpy as np
 
 from prottrans_jax.data import manifest as manifest_lib
-from prottrans_jax.data import record_writer
-
-
-class DamageError(ValueError):
-    """A file of a prepared folder is missing or not what the manifest says."""
-
+from prottrans_jax.data import record_writer, shard_readers
 
 # The whole of the format under one name.
+DamageError = manifest_lib.DamageError
 Manifest = manifest_lib.Manifest
 Writer = record_writer.Writer
 verify = manifest_lib.verify
 
 
-def open(folder: str | os.PathLike) -> "RecordFolder":
+def open(
+    folder: str | os.PathLike,
+    *,
+    open_reader: Callable[[str], shard_readers.Reader] = (
+        shard_readers.open_array_record
+    ),
+) -> "RecordFolder":
     """Opens a prepared folder: reads its manifest, nothing else yet.
 
+    Args:
+      folder: made by `prepare`.
+      open_reader: path of a shard to what reads it.
+
     Raises:
-      ValueError: the folder is not finished, damaged, or of another format.
+      DamageError: the manifest is damaged.
+      ValueError: the folder is not finished, or of another format.
     """
-    return RecordFolder(pathlib.Path(folder), Manifest.read(folder))
+    return RecordFolder(pathlib.Path(folder), Manifest.read(folder), open_reader)
 
 
 def sample_dir() -> pathlib.Path:
@@ -63,14 +70,15 @@ class RecordFolder:
 
     path: pathlib.Path
     manifest: Manifest
+    open_reader: Callable[[str], shard_readers.Reader] = shard_readers.open_array_record
 
     def split(self, name: str) -> "RecordSplit":
         """The split `name`, e.g. "train".
 
         Raises:
           ValueError: there is no such split.
-          DamageError: a file of it is missing or has another size than the manifest
-            says.
+          DamageError: a shard is missing or has another size than the manifest says,
+            or the length index another SHA-256.
         """
         if name not in self.manifest.splits:
             raise ValueError(
@@ -79,40 +87,49 @@ class RecordFolder:
                 "--validation_fraction or --validation_input; the gin macros "
                 "EVAL_SPLIT and EVAL_MIXTURE_OR_TASK_NAME choose what is evaluated."
             )
-        return RecordSplit(self.path, name, self.manifest.splits[name])
+        manifest_lib.check_lengths(self.path, self.manifest.splits[name])
+        return RecordSplit(
+            self.path, name, self.manifest.splits[name], self.open_reader
+        )
 
 
 class RecordSplit:
-    """Random access to the records of one split. Threads may share it."""
+    """Random access to the records of one split. Threads may share it.
 
-    def __init__(self, folder: pathlib.Path, name: str, info: manifest_lib.SplitInfo):
+    Shards are opened when they are first read. Those of one call are read side by side.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        name: str,
+        info: manifest_lib.SplitInfo,
+        open_reader: Callable[[str], shard_readers.Reader],
+    ):
         self.folder = folder
         self.name = name
         self.info = info
+        self._open_reader = open_reader
         for shard in info.shards:
             _check_size(folder / shard.file, shard.num_bytes)
-        lengths_file = folder / info.lengths_file
-        try:
-            self.lengths: jaxtyping.UInt32[np.ndarray, " records"] = np.load(
-                lengths_file, mmap_mode="r" if info.num_records else None
-            )
-        except (OSError, ValueError) as e:
-            raise DamageError(f"{lengths_file} is missing or damaged: {e}") from e
-        if self.lengths.shape != (info.num_records,):
-            raise DamageError(
-                f"{lengths_file} has {self.lengths.size} entries for "
-                f"{info.num_records} records. Prepare the data again."
-            )
+        self.lengths: jaxtyping.UInt32[np.ndarray, " records"] = _lengths(folder, info)
         self._starts = np.cumsum([0] + [s.num_records for s in info.shards])
-        self._readers: dict[tuple[int, int], Any] = {}
-        self._lock = threading.Lock()
-        allow_open_files(len(info.shards))
+        shard_readers.allow_open_files(len(info.shards))
+        # Not `self`: that would never be freed.
+        keys = self._keys = [(object(), i) for i in range(len(info.shards))]
+        weakref.finalize(self, shard_readers.OPEN.close, keys)
 
     def __getstate__(self) -> dict[str, Any]:
         # Readers stay behind: each process opens its own.
-        return {"folder": self.folder, "name": self.name, "info": self.info}
+        return {
+            "folder": self.folder,
+            "name": self.name,
+            "info": self.info,
+            "open_reader": self._open_reader,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # Lengths are not hashed once more: whoever made the pickle has.
         self.__init__(**state)  # type: ignore[misc]
 
     @property
@@ -143,13 +160,18 @@ class RecordSplit:
           ValueError: an index is outside the split.
           DamageError: a record is corrupt: which file and record.
         """
-        return [residues for _, residues in self._read(indices)]
+        return self.begin(indices).residues()
 
     def ids(self, indices: np.typing.ArrayLike) -> list[str]:
         """Ids of the records `indices`, in that order. Raises as `read` does."""
-        return [name.decode() for name, _ in self._read(indices)]
+        return [name.decode() for name, _ in self.begin(indices).records()]
 
-    def _read(self, indices: np.typing.ArrayLike) -> list[tuple[bytes, bytes]]:
+    def begin(self, indices: np.typing.ArrayLike) -> "Reading":
+        """Starts to read the records `indices`.
+
+        Raises:
+          ValueError: an index is outside the split.
+        """
         index = np.asarray(indices, np.int64).reshape(-1)
         outside = (index < 0) | (index >= self.num_records)
         if outside.any():
@@ -157,26 +179,37 @@ class RecordSplit:
                 f"{self.folder}: split {self.name} has {self.num_records} records, "
                 f"there is no record {index[outside][0]}."
             )
-        # [records] -> one call a shard, each with its records in rising order.
+        # [records] -> one read a shard, each with its records in rising order.
         shards = np.searchsorted(self._starts, index, side="right") - 1
-        out: list[tuple[bytes, bytes]] = [(b"", b"")] * len(index)
         order = np.lexsort((index, shards))
         borders = np.flatnonzero(np.diff(shards[order])) + 1
-        for part in np.split(order, borders) if len(index) else ():
-            shard = int(shards[part[0]])
-            local = index[part] - self._starts[shard]
-            for at, record, where in zip(
-                part.tolist(), self._raw(shard, local.tolist()), local, strict=True
-            ):
-                name, _, residues = record.partition(b"\n")
-                if len(residues) != self.lengths[index[at]]:
-                    raise self._corrupt(
-                        shard,
-                        int(where),
-                        f"it has {len(residues)} residues, the index says "
-                        f"{self.lengths[index[at]]}",
-                    )
-                out[at] = (name, residues)
+        places = np.split(order, borders) if len(index) else []
+        parts = [
+            shard_readers.submit(self._read_shard, int(shards[place[0]]), index[place])
+            for place in places
+        ]
+        return Reading(places, parts)
+
+    def _read_shard(
+        self, shard: int, index: jaxtyping.Int64[np.ndarray, " some"]
+    ) -> list[tuple[bytes, bytes]]:
+        """(id, residues) of records of one shard."""
+        local = index - self._starts[shard]
+        out = []
+        for record, where, length in zip(
+            self._raw(shard, local.tolist()),
+            local.tolist(),
+            self.lengths[index].tolist(),
+            strict=True,
+        ):
+            name, _, residues = record.partition(b"\n")
+            if len(residues) != length:
+                raise self._corrupt(
+                    shard,
+                    where,
+                    f"it has {len(residues)} residues, the index says {length}",
+                )
+            out.append((name, residues))
         return out
 
     def _raw(self, shard: int, local: list[int]) -> list[bytes]:
@@ -201,53 +234,96 @@ class RecordSplit:
             f"{self.folder}` lists all damaged files."
         )
 
-    def _reader(self, shard: int) -> Any:
-        # By process as well: a reader's threads do not survive a fork.
-        key = (os.getpid(), shard)
-        with self._lock:
-            if key not in self._readers:
-                info = self.info.shards[shard]
-                path = self.folder / info.file
-                try:
-                    reader = array_record_module.ArrayRecordReader(str(path))
-                    found = reader.num_records()
-                except RuntimeError as e:
-                    raise DamageError(f"{path} cannot be read: {e}") from e
-                if found != info.num_records:
-                    raise DamageError(
-                        f"{path} has {found} readable records, the manifest says "
-                        f"{info.num_records}: it is damaged."
-                    )
-                self._readers[key] = reader
-            return self._readers[key]
+    def _reader(self, shard: int) -> shard_readers.Reader:
+        info = self.info.shards[shard]
+        path = self.folder / info.file
+
+        def checked() -> shard_readers.Reader:
+            try:
+                reader = self._open_reader(str(path))
+                num_records = reader.num_records()
+            except RuntimeError as e:
+                if shard_readers.is_too_many_files(e):
+                    raise
+                raise DamageError(f"{path} cannot be read: {e}") from e
+            if num_records != info.num_records:
+                raise DamageError(
+                    f"{path} has {num_records} readable records, the manifest says "
+                    f"{info.num_records}: it is damaged. {manifest_lib.REMEDY}."
+                )
+            return reader
+
+        return shard_readers.OPEN.get(self._keys[shard], checked)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Records that are being read, shard by shard.
+
+    Attributes:
+      places: of the records of each shard, in the order that was asked for.
+      parts: (id, residues) of the records of each shard.
+    """
+
+    places: list[np.ndarray]
+    parts: list[concurrent.futures.Future]
+
+    def records(self) -> list[tuple[bytes, bytes]]:
+        """(id, residues) of all; waits for them.
+
+        Raises:
+          DamageError: a record is corrupt: the first one, in the order of the shards.
+        """
+        out: list[tuple[bytes, bytes]] = [(b"", b"")] * sum(map(len, self.places))
+        for place, part in zip(self.places, self.parts, strict=True):
+            for at, record in zip(place.tolist(), part.result(), strict=True):
+                out[at] = record
+        return out
+
+    def residues(self) -> list[bytes]:
+        """As `records`, residues only."""
+        return [residues for _, residues in self.records()]
 
 
 def iterate(split: RecordSplit, batch: int = 4096) -> Iterator[tuple[str, bytes]]:
-    """All (id, residues) of `split` in order."""
+    """All (id, residues) of `split` in order; reads one batch ahead."""
+    ahead: collections.deque[Reading] = collections.deque()
     for start in range(0, split.num_records, batch):
-        part = np.arange(start, min(start + batch, split.num_records))
-        for name, residues in split._read(part):
+        ahead.append(
+            split.begin(np.arange(start, min(start + batch, split.num_records)))
+        )
+        if len(ahead) > 1:
+            for name, residues in ahead.popleft().records():
+                yield name.decode(), residues
+    for reading in ahead:
+        for name, residues in reading.records():
             yield name.decode(), residues
+
+
+def _lengths(
+    folder: pathlib.Path, info: manifest_lib.SplitInfo
+) -> jaxtyping.UInt32[np.ndarray, " records"]:
+    path = folder / info.lengths_file
+    try:
+        # An empty file cannot be mapped.
+        lengths = np.load(path, mmap_mode="r" if info.num_records else None)
+    except (OSError, ValueError, EOFError) as e:
+        raise DamageError(f"{path} is damaged: {e}. {manifest_lib.REMEDY}.") from e
+    if lengths.shape != (info.num_records,) or lengths.dtype != np.uint32:
+        raise DamageError(
+            f"{path} is damaged: it holds {lengths.dtype} of shape {lengths.shape}, "
+            f"not uint32 lengths of {info.num_records} records. {manifest_lib.REMEDY}."
+        )
+    return lengths
 
 
 def _check_size(path: pathlib.Path, num_bytes: int) -> None:
     try:
         found = path.stat().st_size
     except FileNotFoundError:
-        raise DamageError(
-            f"{path} is missing. Copy or prepare the data again."
-        ) from None
+        raise DamageError(f"{path} is missing. {manifest_lib.REMEDY}.") from None
     if found != num_bytes:
         raise DamageError(
-            f"{path} has {found} bytes, the manifest says {num_bytes}. Copy or prepare "
-            "the data again."
+            f"{path} has {found} bytes, the manifest says {num_bytes}. "
+            f"{manifest_lib.REMEDY}."
         )
-
-
-def allow_open_files(count: int) -> None:
-    """Random access keeps every shard open; the usual limit is 1,024 files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        ceiling = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))

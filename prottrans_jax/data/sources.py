@@ -16,6 +16,7 @@ from prottrans_jax.data import manifest, permutation, random_bits, records
 DATA_DIR = "PROTTRANS_DATA_DIR"
 SPLITS = ("train", "validation")
 _READ_AHEAD_RECORDS = 256
+_READ_AHEAD = 2  # times so many records
 _default_data_dir: contextvars.ContextVar[str | os.PathLike | None] = (
     contextvars.ContextVar("default_data_dir", default=None)
 )
@@ -103,6 +104,8 @@ class RecordSource(seqio.DataSource):
         """Records of the split; None where the corpus is not prepared yet."""
         try:
             return self.open().split(split).num_records
+        except records.DamageError:
+            raise
         except ValueError:
             return None
 
@@ -124,7 +127,8 @@ class RecordSource(seqio.DataSource):
             if shuffle:
                 positions = permutation.permute(positions, opened.num_records, key)
             # ids() and read() would each unpack the records.
-            names, residues = zip(*opened._read(positions), strict=True)
+            reading = opened.begin(positions)
+            names, residues = zip(*reading.records(), strict=True)
             return np.array(names, object), np.array(residues, object)
 
         dataset = tf.data.Dataset.range(opened.num_records)
@@ -132,7 +136,9 @@ class RecordSource(seqio.DataSource):
             dataset = dataset.shard(shard_info.num_shards, shard_info.index)
         dataset = dataset.batch(_READ_AHEAD_RECORDS)
         dataset = dataset.map(
-            lambda p: tf.numpy_function(read, [p], (tf.string, tf.string))
+            lambda p: tf.numpy_function(read, [p], (tf.string, tf.string)),
+            num_parallel_calls=_READ_AHEAD,
+            deterministic=True,
         ).unbatch()
         return dataset.map(
             lambda name, residues: {

@@ -20,7 +20,7 @@ import jaxtyping
 import numpy as np
 
 from prottrans_jax import fasta
-from prottrans_jax.data import record_writer, records
+from prottrans_jax.data import record_writer, shard_readers
 
 # `ordinal` is file << 40 | line: the place in the input, and an order of all records.
 _META = np.dtype(
@@ -44,6 +44,7 @@ TOO_LONG = "longer than --max_length"
 REPEATED = "repeated record (same id, same sequence)"
 DUPLICATE = "exact duplicate of another sequence"
 SAME_ID = "id used for two sequences"
+HELD_OUT = "same sequence as a record of another split, which is not trained on"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Plan:
       folder: where segments, parts and shards are written.
       paths: inputs by their number in ordinals.
       splits: names of the splits; the first one gets what no rule gives to another.
+      given_splits: of each input, the number of the split that all of it is for; None:
+        it is divided by the hash of ids.
       num_buckets: number of shards of the first split.
       held_out: share of ids, by their hash, that goes to the second split.
       min_length: residues; shorter records are left out.
@@ -67,6 +70,7 @@ class Plan:
     folder: pathlib.Path
     paths: tuple[str, ...]
     splits: tuple[str, ...]
+    given_splits: tuple[int | None, ...]
     num_buckets: int
     held_out: float
     min_length: int
@@ -92,10 +96,14 @@ class Spilled:
 
 @dataclasses.dataclass(frozen=True)
 class Sorted:
-    """What became of one bucket: its shard of the first split, if it is final."""
+    """What became of one bucket: its shard of the first split, if it is final.
+
+    `num_moved`: copies that were put into the split of another record.
+    """
 
     shard: record_writer.WrittenShard | None
     skipped: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+    num_moved: int = 0
 
 
 class Skips:
@@ -121,16 +129,13 @@ class Skips:
         )
 
 
-def spill_block(
-    plan: Plan, number: int, file: int, split: int | None, block: fasta.Block
-) -> Spilled:
+def spill_block(plan: Plan, number: int, file: int, block: fasta.Block) -> Spilled:
     """Parses one block and writes its records as segment `number`.
 
     Args:
       plan: the run.
       number: of the segment.
       file: number of the input.
-      split: all records go to this one; None: by the hash of their id.
       block: text.
 
     Raises:
@@ -162,6 +167,7 @@ def spill_block(
     meta["id_hi"], meta["id_lo"] = id_hi, id_lo
     meta["size"] = np.fromiter(map(len, names), np.int64, len(names)) + 1 + lengths
     meta["length"] = lengths
+    split = plan.given_splits[file]
     if split is not None:
         meta["split"] = split
     else:
@@ -210,6 +216,9 @@ def check_ids(plan: Plan, num_segments: int, bucket: int) -> np.ndarray:
 def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
     """Removes copies from one bucket, orders the rest and writes them by split.
 
+    No sequence gets into two splits. Records of a sequence follow the first one; those
+    of an input that is trained on are left out if an input that is not has it too.
+
     Args:
       plan: the run.
       num_segments: how many segments there are.
@@ -238,22 +247,30 @@ def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
         keep = ~np.isin(meta["ordinal"], np.load(plan.folder / DROPPED))
         leave_out(np.flatnonzero(~keep), SAME_ID)
     order = np.flatnonzero(keep)
+    num_moved = 0
     # Nearly always no two hashes are equal, and one cheap sort shows it.
     if not _all_differ(meta["seq_hi"]):
-        # Copies of a sequence become neighbours, the first in the input leading.
-        order = np.lexsort((meta["ordinal"], meta["seq_lo"], meta["seq_hi"]))
+        # Copies of a sequence become neighbours, led by the one that decides.
+        claims = _claims(plan, meta["ordinal"])
+        order = np.lexsort((meta["ordinal"], claims, meta["seq_lo"], meta["seq_hi"]))
         order = order[keep[order]]
         copy = np.zeros(len(order), bool)
         copy[1:] = (np.diff(meta["seq_hi"][order]) == 0) & (
             np.diff(meta["seq_lo"][order]) == 0
         )
-        repeated = _repeated(meta[order], copy)
+        leader = order[np.maximum.accumulate(np.where(copy, 0, np.arange(len(order))))]
+        elsewhere = meta["split"][order] != meta["split"][leader]
+        held_out = elsewhere & (claims[leader] == _NOT_TRAINED_ON)
+        repeated = _repeated(meta[order], copy) & ~held_out
+        leave_out(order[held_out], HELD_OUT)
         leave_out(order[repeated], REPEATED)
+        dropped = held_out | repeated
         if plan.deduplicate:
-            leave_out(order[copy & ~repeated], DUPLICATE)
-            order = order[~copy]
-        else:
-            order = order[~repeated]
+            leave_out(order[copy & ~dropped], DUPLICATE)
+            dropped |= copy
+        num_moved = int((elsewhere & ~dropped).sum())
+        meta["split"][order] = meta["split"][leader]
+        order = order[~dropped]
     # By hash of the id or by place in the input: both are different for each record.
     key = shuffle_key(meta["id_lo"], plan.seed) if plan.shuffle else meta["ordinal"]
     order = order[np.argsort(key[order])]
@@ -268,7 +285,23 @@ def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
             shard = record_writer.write_shard(path, chunks)
         elif len(chosen):
             _write_part(_part(plan, split, bucket), meta[chosen], key[chosen], chunks)
-    return Sorted(shard, skips.close())
+    return Sorted(shard, skips.close(), num_moved)
+
+
+# Which of the records of one sequence decides where it goes: the first of an input for
+# a split that is not trained on, else of one for training, else of any other.
+_NOT_TRAINED_ON, _TRAINED_ON, _DIVIDED = range(3)
+
+
+def _claims(
+    plan: Plan, ordinals: jaxtyping.UInt64[np.ndarray, " records"]
+) -> jaxtyping.UInt8[np.ndarray, " records"]:
+    of_file = [
+        _DIVIDED if s is None else _TRAINED_ON if s == 0 else _NOT_TRAINED_ON
+        for s in plan.given_splits
+    ]
+    files = ordinals >> np.uint64(_LINE_BITS)
+    return np.array(of_file, np.uint8)[files.astype(np.int64)]
 
 
 def _cut(
@@ -301,7 +334,7 @@ def merged(plan: Plan, split: int) -> Iterator[tuple[bytes, int]]:
     """(payload, length) of a split's parts: bucket after bucket, or in input order."""
     paths = [_part(plan, split, b) for b in range(plan.num_buckets)]
     parts = [_read_part(path) for path in paths if path.exists()]
-    records.allow_open_files(len(parts))
+    shard_readers.allow_open_files(len(parts))
     if plan.shuffle:
         for part in parts:
             yield from ((payload, length) for _, payload, length in part)

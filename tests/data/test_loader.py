@@ -2,6 +2,8 @@ import collections
 import concurrent.futures
 from fractions import Fraction
 import json
+import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from prottrans_jax.data import (
     order,
     preprocessors,
     records,
+    shard_readers,
     sources,
 )
 import prottrans_jax.tasks  # noqa: F401 (registers tasks)
@@ -469,3 +472,56 @@ def test_wrong_arguments_are_refused(toy_corpus):
         ValueError, match="has inputs and targets; it must have inputs for this task"
     ):
         _loader(toy_corpus, task="fasta_masked_lm")
+
+
+def test_damaged_lengths_stop_a_loader_before_its_first_batch(toy_corpus, tmp_path):
+    folder = shutil.copytree(toy_corpus, tmp_path / "damaged")
+    path = folder / "train.lengths.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(records.DamageError, match=r"train\.lengths\.npy is damaged"):
+        _loader(folder)
+    with pytest.raises(records.DamageError, match=r"train\.lengths\.npy is damaged"):
+        _FolderSource(folder).num_input_examples("train")
+    _loader(folder, split="validation")
+
+
+def test_corpora_of_a_mixture_are_read_at_the_same_time(toy_corpus, other_corpus):
+    # Both wait for each other: one after another, the first would wait for ever.
+    barrier = threading.Barrier(2, timeout=60)
+
+    class Waiting:
+        def __init__(self, path):
+            self._reader = shard_readers.open_array_record(path)
+            self.num_records = self._reader.num_records
+            self._waited = "other" not in path and "00001" in path
+
+        def read(self, indices):
+            if not self._waited:
+                self._waited = True
+                barrier.wait()
+            return self._reader.read(indices)
+
+    class Source(_FolderSource):
+        def open(self, data_dir=None):
+            return records.open(self._folder, open_reader=Waiting)
+
+    names = []
+    for folder in (toy_corpus, other_corpus):
+        corrupt = preprocessors.iid_denoise()
+        seqio.TaskRegistry.add(
+            f"waiting_{folder.name}",
+            source=Source(folder),
+            preprocessors=preprocessors.pretraining(corrupt),
+            output_features=preprocessors.output_features(corrupt),
+        )
+        names.append(f"waiting_{folder.name}")
+    seqio.MixtureRegistry.add("waiting", names, default_rate=1.0)
+    try:
+        batch = _loader(None, task="waiting", batch_size=40).batch(0)
+        assert (batch["decoder_segment_ids"] > 0).any()
+    finally:
+        seqio.MixtureRegistry.remove("waiting")
+        for name in names:
+            seqio.TaskRegistry.remove(name)

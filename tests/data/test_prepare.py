@@ -144,7 +144,73 @@ def test_a_sequence_of_the_validation_files_is_not_trained_on(toy, tmp_path):
     report = run([toy], tmp_path / "out", validation=[validation])
     assert dict(content(tmp_path / "out", "validation")) == stolen
     assert len(content(tmp_path / "out")) == 540
-    assert report.skipped["exact duplicate of another sequence"][0] == 60
+    assert report.manifest.skipped == {HELD_OUT: 60}
+    assert report.num_bad == 0
+    rows = (tmp_path / "out/skipped.tsv").read_text().splitlines()[1:]
+    assert {row.split("\t")[1] for row in rows} == set(list(PROTEINS)[::10])
+
+
+HELD_OUT = "same sequence as a record of another split, which is not trained on"
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_kept_copies_share_the_split_of_their_first_record(toy, tmp_path, shuffle):
+    options = dict(validation_fraction=0.3, num_shards=3, shuffle=shuffle)
+    run([toy], tmp_path / "plain", **options)
+    # Cleaned, they are the same: letter case and gaps do not count.
+    copies = {f"C{n}": b"-" + s.lower() for n, s in list(PROTEINS.items())[:200]}
+    more = write(tmp_path / "copies.fasta", copies)
+    report = run([toy, more], tmp_path / "out", deduplicate=False, **options)
+    train, validation = (content(tmp_path / "out", s) for s in ("train", "validation"))
+    assert len(train) + len(validation) == 800
+    assert not {s for _, s in train} & {s for _, s in validation}
+    # Records without copies, and first ones, are where they always were.
+    first = [item for item in validation if not item[0].startswith("C")]
+    assert first == content(tmp_path / "plain", "validation")
+    # Of 200 pairs of ids, 2 x 0.3 x 0.7 would be parted.
+    assert 60 < report.manifest.moved_copies < 110
+    assert records.open(tmp_path / "out").manifest.moved_copies > 0
+
+
+def test_kept_copies_of_the_validation_files_are_not_trained_on(toy, tmp_path):
+    items = list(PROTEINS.items())
+    # One with the same id, one with another, two copies in the file itself.
+    held_out = [items[0], ("V1", items[1][1].lower()), ("V2", b"MKV"), ("V3", b"MKV")]
+    validation = write(tmp_path / "valid.fasta", held_out)
+    report = run([toy], tmp_path / "out", validation=[validation], deduplicate=False)
+    assert len(content(tmp_path / "out", "validation")) == 4
+    assert dict(content(tmp_path / "out")) == dict(items[2:])
+    assert report.manifest.skipped == {HELD_OUT: 2}
+
+
+def test_a_sequence_of_a_test_split_is_not_trained_on(tmp_path):
+    made = {
+        "train": [("a", b"MKV"), ("b", b"ACD"), ("c", b"WWW")],
+        "validation": [("d", b"ACD")],
+        "test": [("e", b"MKV"), ("f", b"ACD"), ("g", b"YYY")],
+    }
+    sources = [prepare.example_source(f"mine/{s}", made[s], s) for s in made]
+    report = prepare.prepare(sources, tmp_path / "out", name="x")
+    kept = {s: {n for n, _ in content(tmp_path / "out", s)} for s in made}
+    assert kept == {"train": {"c"}, "validation": {"d"}, "test": {"e", "g"}}
+    assert report.manifest.skipped == {HELD_OUT: 3}
+
+
+def test_the_command_says_what_became_of_copies(toy, tmp_path):
+    copies = write(tmp_path / "copies.fasta", {f"C{n}": s for n, s in PROTEINS.items()})
+    held_out = write(tmp_path / "v.fasta", {"V": PROTEINS["P0007"]})
+    for extra, line in [
+        (["--nodeduplicate", "--validation_fraction=0.5"], "Moved "),
+        ([f"--validation_input={held_out}"], f"Left out 2: {HELD_OUT}, e.g. {toy}:15"),
+    ]:
+        done = command(
+            f"--input={toy},{copies}",
+            f"--output={tmp_path / line[:4]}",
+            "--num_processes=1",
+            *extra,
+        )
+        assert done.returncode == 0, done.stderr
+        assert line in done.stdout
 
 
 def test_lengths_outside_the_limits_are_left_out_and_named(toy, tmp_path):

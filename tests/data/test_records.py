@@ -1,5 +1,6 @@
 """Prepared folders: random access, damage that is named, nothing half finished."""
 
+import hashlib
 import json
 import multiprocessing
 import pickle
@@ -11,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 
-from prottrans_jax.data import records
+from prottrans_jax.data import records, shard_readers
 
 LETTERS = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWYX", np.uint8)
 
@@ -100,6 +101,97 @@ def test_a_forked_process_opens_its_own_readers(folder):
         ]
 
 
+class Gate:
+    """Opens shards whose reads wait until `count` of them are under way."""
+
+    def __init__(self, count):
+        self.barrier = threading.Barrier(count, timeout=60)
+
+    def open(self, path):
+        reader = shard_readers.open_array_record(path)
+
+        class Waiting:
+            num_records = staticmethod(reader.num_records)
+
+            @staticmethod
+            def read(indices):
+                self.barrier.wait()
+                return reader.read(indices)
+
+        return Waiting()
+
+
+def test_shards_of_one_call_are_read_at_the_same_time(folder):
+    # One after another, the first would wait for ever.
+    split = records.open(folder, open_reader=Gate(3).open).split("train")
+    assert split.read([649, 0, 300]) == [PROTEINS[i][1] for i in (649, 0, 300)]
+
+
+def test_shards_are_opened_when_they_are_first_read_and_once(folder):
+    opened = []
+
+    def count(path):
+        opened.append(path[-27:-18])
+        return shard_readers.open_array_record(path)
+
+    split = records.open(folder, open_reader=count).split("train")
+    assert opened == []
+    split.read([0, 5])
+    split.read([300, 7])
+    split.read([300, 1])
+    assert opened == ["00000-of-", "00001-of-"]
+
+
+def test_at_most_so_many_readers_stay_open():
+    readers = shard_readers.OpenReaders(max_open=2)
+    opened = []
+
+    def get(key):
+        return readers.get(key, lambda: opened.append(key) or key)
+
+    # Of 1 and 2, 1 was used last.
+    assert [get(k) for k in (1, 2, 1, 3, 1, 2)] == [1, 2, 1, 3, 1, 2]
+    assert opened == [1, 2, 3, 2]
+
+
+def test_a_reader_that_failed_to_open_is_tried_again():
+    readers = shard_readers.OpenReaders()
+
+    def fail():
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        readers.get(1, fail)
+    assert readers.get(1, lambda: "open") == "open"
+
+
+def test_more_shards_than_open_files_are_allowed(folder):
+    few = 60
+    script = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, ({few}, {few}))
+from prottrans_jax.data import records
+with records.Writer("many", name="many") as writer:
+    for i in range({2 * few}):
+        writer.add_shard("train", [(f"P{{i}}", "M" * (i + 1))])
+split = records.open("many").split("train")
+assert [len(s) for s in split.read(range({2 * few}))] == list(range(1, {2 * few} + 1))
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True)
+
+
+def test_of_several_corrupt_records_the_first_shard_is_named(folder):
+    for shard in (2, 0):
+        path = folder / f"train-0000{shard}-of-00003.array_record"
+        data = bytearray(path.read_bytes())
+        data[400:60_000] = bytes(len(data[400:60_000]))
+        path.write_bytes(data)
+    split = records.open(folder).split("train")
+    for _ in range(5):
+        with pytest.raises(records.DamageError, match=r"train-00000-of-.*record 10 "):
+            split.read([640, 10, 11, 310])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_flipped_bit_is_an_error_naming_file_and_record(folder, seed):
     rng = np.random.default_rng(seed)
@@ -120,9 +212,8 @@ def test_a_flipped_bit_is_an_error_naming_file_and_record(folder, seed):
         assert f"{path}: record {i - 301} (record {i} of train) is corrupt" in message
     with pytest.raises(ValueError, match=r"record 650 .*|record \d+ \(record \d+ of"):
         split.read(np.arange(650))
-    assert records.verify(folder) == [
-        f"{path}: its SHA-256 is not that of the manifest"
-    ]
+    [problem] = records.verify(folder)
+    assert problem.startswith(f"{path}: its SHA-256 is not that of the manifest: ")
 
 
 def test_cut_missing_and_swapped_files_are_named(folder):
@@ -139,15 +230,67 @@ def test_cut_missing_and_swapped_files_are_named(folder):
     assert records.verify(folder) == [f"{good}: missing"]
     good.write_bytes(data)
     assert records.verify(folder) == []
-    lengths = folder / "train.lengths.npy"
-    index = np.load(lengths)
-    index[3] += 1
-    np.save(lengths, index)
-    with pytest.raises(ValueError, match=r"record 3 \(record 3 of train\) is corrupt"):
-        records.open(folder).split("train").read([2, 3])
-    assert records.verify(folder) == [
-        f"{lengths}: its SHA-256 is not that of the manifest"
-    ]
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+LENGTHS_DAMAGE = {
+    "flipped bit": flip_a_bit,
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    "header alone": lambda path: path.write_bytes(path.read_bytes()[:128]),
+    "other type": lambda path: np.save(path, np.load(path).astype(np.int64)),
+    "other text": lambda path: path.write_bytes(b"404: Not Found"),
+}
+
+
+@pytest.mark.parametrize("damage", LENGTHS_DAMAGE)
+def test_damaged_lengths_are_named_with_both_digests_when_a_split_is_opened(
+    folder, damage
+):
+    path = folder / "train.lengths.npy"
+    before = sha256(path)
+    LENGTHS_DAMAGE[damage](path)
+    with pytest.raises(records.DamageError) as error:
+        records.open(folder).split("train")
+    for part in (str(path), before, sha256(path), "Copy the folder again"):
+        assert part in str(error.value)
+    records.open(folder).split("validation")
+    [problem] = records.verify(folder)
+    assert str(path) in problem and before in problem and sha256(path) in problem
+
+
+def without_digest(path):
+    """A manifest as earlier versions wrote it."""
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    path.write_text(json.dumps(manifest))
+    return manifest
+
+
+@pytest.mark.parametrize("damage", ["empty", "other type", "header alone"])
+def test_lengths_that_no_digest_tells_of_are_named(folder, damage):
+    path = folder / "train.lengths.npy"
+    LENGTHS_DAMAGE[damage](path)
+    manifest = without_digest(folder / "manifest.json")
+    manifest["splits"]["train"]["lengths_sha256"] = sha256(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(records.DamageError, match=r"train\.lengths\.npy is damaged: "):
+        records.open(folder).split("train")
+
+
+def test_a_missing_length_index_is_named(folder):
+    (folder / "train.lengths.npy").unlink()
+    with pytest.raises(records.DamageError, match=r"train\.lengths\.npy is missing"):
+        records.open(folder).split("train")
 
 
 def test_wrong_questions_are_answered_with_what_there_is(folder, tmp_path):
@@ -163,19 +306,56 @@ def test_wrong_questions_are_answered_with_what_there_is(folder, tmp_path):
         records.open(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"splits": {"train": {}}}'])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b"\xff\xfe", b'{"splits": {"train": {}}}', b"null"]
+)
 def test_a_damaged_manifest_is_named(folder, damage):
-    (folder / "manifest.json").write_text(damage)
-    with pytest.raises(ValueError, match=r"manifest.json is damaged"):
+    (folder / "manifest.json").write_bytes(damage)
+    with pytest.raises(records.DamageError, match=r"manifest.json is damaged: .+Copy"):
         records.open(folder)
+    [problem] = records.verify(folder)
+    assert "manifest.json is damaged" in problem
 
 
-def test_a_manifest_whose_counts_do_not_add_up_is_refused(folder):
+@pytest.mark.parametrize(
+    "field, other",
+    [
+        ("version", "2.0.1"),
+        ("skipped", {"x": 1}),
+        ("sha256", "0" * 64),
+        ("splits", {}),
+    ],
+)
+def test_a_manifest_that_was_changed_is_named_with_both_digests(folder, field, other):
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["splits"]["train"]["num_records"] -= 1
+    before = manifest["sha256"]
+    manifest[field] = other
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="do not add up to 649"):
+    with pytest.raises(records.DamageError) as error:
+        records.open(folder)
+    expected = other if field == "sha256" else before
+    assert f"it says {expected}" in str(error.value)
+    assert str(path) in str(error.value) and 'remove the line "sha256"' in str(
+        error.value
+    )
+
+
+def test_a_manifest_without_a_digest_opens(folder):
+    without_digest(folder / "manifest.json")
+    split = records.open(folder).split("train")
+    assert split.read([5]) == [PROTEINS[5][1]]
+    assert records.verify(folder) == []
+
+
+@pytest.mark.parametrize("field", ["num_records", "num_residues"])
+def test_a_manifest_whose_counts_do_not_add_up_is_refused(folder, field):
+    path = folder / "manifest.json"
+    manifest = without_digest(path)
+    manifest["splits"]["train"][field] -= 1
+    path.write_text(json.dumps(manifest))
+    total = manifest["splits"]["train"][field]
+    with pytest.raises(records.DamageError, match=f"do not add up to {total}"):
         records.open(folder)
 
 

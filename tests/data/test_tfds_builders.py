@@ -155,3 +155,17 @@ def test_the_source_of_a_seqio_task_is_prepared_with_its_splits(tmp_path):
         ("a_task_to_prepare/train:1", b"ACD"),
     ]
     assert opened.split("validation").read([0]) == [b"WWW"]
+
+
+def test_a_damaged_tfds_file_is_named_with_how_far_it_was_read(tmp_path):
+    (tmp_path / "uniref100.fasta").write_bytes(FASTA)
+    build(uniref100.Uniref100, tmp_path, tmp_path)
+    [path] = tmp_path.glob("tfds/**/*-train.tfrecord*")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    [source, *_] = prepare_sources.of_tfds("uniref100", str(tmp_path / "tfds"))
+    with pytest.raises(
+        ValueError, match=r"uniref100/train cannot be read after \d+ examples: .*again"
+    ):
+        prepare.prepare([source], tmp_path / "out", name="x")
