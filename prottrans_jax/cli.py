@@ -70,12 +70,13 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
     from prottrans_jax import fasta, manifests
     from prottrans_jax.commands import console
     from prottrans_jax.embed import job, shards
+    from prottrans_jax.files import locks
 
     if isinstance(error, fasta.FastaError):
         skippable = error.problem.line and not error.problem.fatal
         hint = " (--on-bad skip leaves such records out.)" if skippable else ""
         return console.fail(3, f"{error}{hint}")
-    refusals = shards.LockedError | shards.OtherRunError | manifests.CheckpointError
+    refusals = locks.LockedError | shards.OtherRunError | manifests.CheckpointError
     if isinstance(error, refusals):
         return console.fail(2, str(error))
     if isinstance(error, job.DiskFullError):

@@ -290,7 +290,7 @@ class Encoder:
 
         Raises:
           ValueError: The input or an option cannot be used; says which and why.
-          embed.shards.LockedError: Another process writes to this output.
+          files.locks.LockedError: Another process writes to this output.
           embed.job.DiskFullError: No space left; what was computed so far is kept.
         """
         from prottrans_jax.embed import job, settings

@@ -27,6 +27,7 @@ from jaxtyping import PyTree
 import numpy as np
 
 from prottrans_jax import checkpoints, run_identity, stored_arrays
+from prottrans_jax.files import paths
 from prottrans_jax.interop import (
     families,
     huggingface,
@@ -68,7 +69,7 @@ def read(
       ValueError: It is there, but is damaged or fits no model of ours.
     """
     kind, place = split(source)
-    kind = kind or _kind_of(pathlib.Path(place).expanduser())
+    kind = kind or _kind_of(pathlib.Path(place))
     if kind == "hf":
         return huggingface.read(place, download=download, **overrides)
     if kind == "t5x":
@@ -79,10 +80,14 @@ def read(
 
 
 def split(source: str | os.PathLike) -> tuple[str, str]:
-    """Kind and place of a source; the kind is "" if no prefix says it."""
-    kind, colon, place = str(source).partition(":")
-    known = ("hf", "t5x", "mtf")
-    return (kind, place) if colon and kind in known else ("", str(source))
+    """Kind and place of a source; the kind is "" if no prefix says it.
+
+    Raises:
+      paths.PathError: It is a URL, or in the home folder of an unknown user.
+    """
+    text = paths.source(source, "checkpoint")
+    kind, colon, place = text.partition(":")
+    return (kind, place) if colon and kind in paths.SOURCE_KINDS else ("", text)
 
 
 def model_of(found: families.Checkpoint) -> nn.Module:
@@ -182,7 +187,7 @@ def load_params(
 
 def _load_params(source, abstract_params: PyTree, model_config: Any) -> PyTree:
     kind, place = split(source)
-    path = pathlib.Path(place).expanduser()
+    path = pathlib.Path(place)
     if not kind and path.exists():
         kind = _kind_of(path)
     if kind in ("", "run"):

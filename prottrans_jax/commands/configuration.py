@@ -7,8 +7,9 @@ input and the output are given there only, so that one file serves many runs.
 import argparse
 import difflib
 import os
-import pathlib
 from typing import Any
+
+from prottrans_jax.files import paths
 
 _ELSEWHERE = ("input", "output", "config", "help")
 
@@ -43,7 +44,7 @@ def set_defaults(parser: argparse.ArgumentParser, path: str | os.PathLike) -> No
 def _read(path: str | os.PathLike) -> dict[Any, Any]:
     import yaml
 
-    text = pathlib.Path(path).read_text(encoding="utf-8")
+    text = paths.local(path, "--config").read_text(encoding="utf-8")
     try:
         content = yaml.safe_load(text)  # JSON is YAML.
     except yaml.YAMLError as error:

@@ -6,6 +6,7 @@ import os
 import pathlib
 
 from prottrans_jax.commands import console, progress
+from prottrans_jax.files import paths
 
 _WHEN_STOPPED = "What was computed is kept: the same command goes on from there."
 
@@ -83,7 +84,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(
             arguments.device, arguments.device
         )
-    from prottrans_jax.embed import job, process, settings
+    from prottrans_jax.embed import job, outputs, process, settings
 
     # Its fields have the flags' names; devices are for Python alone.
     options = settings.Options(
@@ -93,14 +94,17 @@ def _embed(arguments: argparse.Namespace) -> int:
             if field.name != "devices"
         }
     )
-    # A wrong ending shows before the model is loaded.
-    settings.output_paths(arguments.output, options)
+    # Mistakes show before the model is loaded.
+    source = paths.local_input(arguments.input, "--input")
+    output = paths.local(arguments.output, "--output")
+    outputs.refuse_foreign(output, settings.output_paths(output, options).values())
+    model = _model(arguments.model)
     from prottrans_jax import encoders
 
     process.prepare()
     _check_device(arguments.device)
     encoder = encoders.load_encoder(
-        _model(arguments.model),
+        model,
         dtype=arguments.dtype,
         download=arguments.download,
         revision=arguments.revision,
@@ -109,8 +113,8 @@ def _embed(arguments: argparse.Namespace) -> int:
     with progress.Lines(silent=arguments.no_progress or arguments.quiet) as lines:
         report = job.embed_fasta(
             encoder,
-            arguments.input,
-            arguments.output,
+            source,
+            output,
             options,
             on_plan=say.plan,
             on_progress=lines.show,
@@ -136,6 +140,7 @@ def _check_device(name: str) -> None:
 
 def _model(name: str) -> str:
     """The model that was meant."""
+    name = paths.source(name, "--model")
     folder = pathlib.Path(name)
     # prott5_embedder's --model is where transformers kept its download of one model.
     if (folder / "models--Rostlab--prot_t5_xl_half_uniref50-enc").is_dir():

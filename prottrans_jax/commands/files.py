@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from prottrans_jax.commands import console
+from prottrans_jax.files import paths
 
 
 def add_info(commands) -> None:
@@ -17,7 +18,7 @@ def add_info(commands) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    path = pathlib.Path(arguments.path)
+    path = paths.local(arguments.path, "path")
     if (path / "config.json").is_file():
         about = _info_of_model(path)
     elif path.is_dir() and not (path / "zarr.json").is_file():
@@ -78,8 +79,9 @@ def _convert(arguments: argparse.Namespace) -> int:
     from prottrans_jax.embed import files, pooling
 
     pool = pooling.check(arguments.pool, has_cls=False)
-    number = files.convert(arguments.input, arguments.output, pool=pool)
-    console.say(f"Wrote {number:,} proteins to {arguments.output}")
+    output = paths.local(arguments.output, "output")
+    number = files.convert(paths.local(arguments.input, "input"), output, pool=pool)
+    console.say(f"Wrote {number:,} proteins to {output}")
     return 0
 
 
@@ -107,6 +109,12 @@ def add_verify(commands) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    for name in ("file", "golden"):
+        if getattr(arguments, name):
+            flag = name if name == "file" else f"--{name}"
+            setattr(arguments, name, paths.local(getattr(arguments, name), flag))
+    if arguments.input:
+        arguments.input = paths.local_input(arguments.input, "--input")
     if arguments.model and arguments.golden and arguments.input:
         return _verify_model(arguments)
     if not arguments.file or arguments.model or arguments.golden:
@@ -133,7 +141,9 @@ def _verify_model(arguments: argparse.Namespace) -> int:
     from prottrans_jax.embed import verifying
 
     encoder = encoders.load_encoder(
-        arguments.model, dtype=arguments.dtype, revision=arguments.revision
+        paths.source(arguments.model, "--model"),
+        dtype=arguments.dtype,
+        revision=arguments.revision,
     )
     results, others = verifying.compare(encoder, arguments.golden, arguments.input)
     for result in results:

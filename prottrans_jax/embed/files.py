@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from prottrans_jax import stop_signals
-from prottrans_jax.embed import pooling, shards, writers
+from prottrans_jax.embed import outputs, pooling, writers
+from prottrans_jax.files import paths, writing
 
 MAX_BYTES = 64 << 30
-# Attribute of an HDF5 file's root with the run that made it, as JSON.
-IDENTITY = "prottrans_run"
 _HDF5 = (".h5", ".hdf5")
 
 
@@ -57,7 +56,7 @@ def entries(
       FileNotFoundError: There is no such file.
       ValueError: It is damaged, or of a kind that is not read here.
     """
-    path = pathlib.Path(path)
+    path = paths.local(path, "path")
     reader = _READERS[_suffix(path)]
     try:
         for entry in reader(path, wanted):
@@ -69,7 +68,7 @@ def entries(
 
 def keys(path: str | os.PathLike) -> Iterator[str]:
     """Keys of an embedding file; of HDF5 and npz without the vectors."""
-    path = pathlib.Path(path)
+    path = paths.local(path, "path")
     suffix = _suffix(path)
     if suffix in _HDF5:
         with open_hdf5(path) as file:
@@ -90,7 +89,8 @@ def open_hdf5(path: str | os.PathLike) -> Any:
     """
     import h5py
 
-    _check_exists(pathlib.Path(path))
+    path = paths.local(path, "path")
+    _check_exists(path)
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -118,12 +118,12 @@ def _suffix(path: pathlib.Path) -> str:
 
 def metadata(path: str | os.PathLike) -> dict[str, Any]:
     """What the file, or that beside it, says about how it was made."""
-    path = pathlib.Path(path)
+    path = paths.local(path, "path")
     about: dict[str, Any] = {}
     if path.suffix.lower() in _HDF5:
         with open_hdf5(path) as file:
             about.update({key: _plain(value) for key, value in file.attrs.items()})
-    beside = path.with_name(path.name + ".json")
+    beside = outputs.companion(path)
     if beside.is_file():
         about.update(json.loads(beside.read_text(encoding="utf-8")))
     return about
@@ -134,11 +134,11 @@ def run_of(path: str | os.PathLike) -> Mapping[str, Any] | None:
 
     In HDF5 in the file, where it cannot be parted from it; else in that beside.
     """
-    path = pathlib.Path(path)
+    path = paths.local(path, "path")
     about = metadata(path)
     if path.suffix.lower() not in _HDF5:
         return about.get("run")
-    return json.loads(about[IDENTITY]) if IDENTITY in about else None
+    return json.loads(about[outputs.IDENTITY]) if outputs.IDENTITY in about else None
 
 
 def is_per_protein(about: Mapping[str, Any]) -> bool | None:
@@ -198,15 +198,16 @@ def convert(
       ValueError: The output's format cannot hold them.
     """
     output = writers.check_path(output, per_residue=False)
-    if output.exists():
+    if os.path.lexists(output):
         raise FileExistsError(f"{output} exists. Choose another name.")
-    temporary = output.with_name(f"{output.stem}.partial{output.suffix}")
+    outputs.refuse_foreign_companions(output)
+    source = paths.local(source, "input")
     about = metadata(source)
     if is_per_protein(about):
         pool = None
     if pool is not None:
         # No longer what a run made: none may go on with it.
-        about = {key: about[key] for key in about.keys() - {IDENTITY, "run"}}
+        about = {key: about[key] for key in about.keys() - {outputs.IDENTITY, "run"}}
         about["pooling"] = pool
     attributes = {
         key: value
@@ -215,27 +216,25 @@ def convert(
     }
     number = 0
     try:
-        writer = writers.create(temporary, attributes)
-        try:
-            for entry in entries(source):
-                if pool is not None and entry.array.ndim > 1:
-                    pooled = pooling.pool_protein(entry.array, pool)
-                    entry = entry._replace(array=pooled)
-                writer.add(entry)
-                number += 1
-        finally:
-            writer.close()
-        os.replace(temporary, output)
-    except BaseException as error:
-        writers.remove(temporary)
-        if isinstance(error, OSError) and error.errno and not error.filename:
+        with writing.new_file(output) as temporary:
+            writer = writers.create(temporary, attributes)
+            try:
+                for entry in entries(source):
+                    if pool is not None and entry.array.ndim > 1:
+                        pooled = pooling.pool_protein(entry.array, pool)
+                        entry = entry._replace(array=pooled)
+                    writer.add(entry)
+                    number += 1
+            finally:
+                writer.close()
+    except OSError as error:
+        if error.errno and not error.filename:
             raise OSError(error.errno, error.strerror, str(output)) from error
         raise
     plain = str | int | float | list | dict | None
     about = {key: value for key, value in about.items() if isinstance(value, plain)}
     about["converted_from"] = os.fspath(source)
-    beside = output.with_name(output.name + ".json")
-    shards.write_synced(beside, writers.to_json(about))
+    writing.write_synced(outputs.companion(output), writers.to_json(about))
     return number
 
 

@@ -20,6 +20,7 @@ from prottrans_jax.embed import (
     computing,
     inputs,
     merging,
+    outputs,
     provenance,
     reports,
     reuse,
@@ -27,6 +28,7 @@ from prottrans_jax.embed import (
     shards,
     writers,
 )
+from prottrans_jax.files import ownership, paths
 
 
 class DiskFullError(OSError):
@@ -58,22 +60,29 @@ def embed_fasta(
     Raises:
       fasta.FastaError: The input is odd; says where.
       ValueError: Duplicate ids, proteins over the limit, unknown names.
-      shards.LockedError: Another process writes to this output.
+      locks.LockedError: Another process writes to this output.
+      ownership.ForeignError: What is at the output was not made by this program.
       shards.OtherRunError: The output was made with another model or settings.
       DiskFullError: No space left; what was committed stays.
     """
     asked = settings.resolve(encoder, output, options or settings.Options())
+    source = paths.local_input(source, "source")
+    outputs.refuse_foreign(asked.output, asked.paths.values())
+    if source != paths.STANDARD_INPUT:
+        written = outputs.written(asked.output, asked.paths.values())
+        ownership.refuse_same([source], written)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     parts = shards.Parts(
         asked.output,
         asked.identity,
+        outputs=asked.paths,
         fresh=not asked.options.resume,
         overwrite=asked.options.overwrite,
     )
     try:
         return _run(
             asked,
-            str(source),
+            source,
             parts,
             on_plan or (lambda plan: None),
             on_progress or (lambda progress: None),
@@ -98,7 +107,7 @@ def embed_fasta(
 def _run(asked, source, parts, on_plan, on_progress) -> reports.Report:
     options = asked.options
     report = reports.Report(list(asked.paths.values()))
-    if source == "-":
+    if source == paths.STANDARD_INPUT:
         source = str(inputs.spool(None, parts.folder))
     found = inputs.look(
         source,

@@ -1,8 +1,9 @@
 """Shards and vectors that existed before, in the input's order, into the output."""
 
+from collections.abc import Iterator
 import os
 
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 import numpy as np
 
 from prottrans_jax.embed import (
@@ -16,6 +17,7 @@ from prottrans_jax.embed import (
     shards,
     writers,
 )
+from prottrans_jax.files import writing
 
 
 def merge(
@@ -44,31 +46,47 @@ def merge(
     provenance.write(asked, found, number, complete=False)
     for kind, path in asked.paths.items():
         temporary = parts.folder / f"merged.{kind}{path.suffix}"
-        writers.remove(temporary)
-        writer = writers.create(temporary, metadata[kind])
         try:
-            for protein in found.proteins():
-                place = places[protein.number]
-                if place[0] >= 0:
-                    array = parts.arrays(place, kind)
-                    array = array.reshape((*asked.shape[:-1], -1, asked.shape[-1]))
-                    if kind == "protein":
-                        array = array[..., 0, :]
-                else:
-                    array = computing.to_stored(
-                        known.array(protein, kind), asked.dtypes[kind], protein.name
-                    )
-                writer.add(_entry(protein, array))
-            for entry in known.others(kind, entries):
-                writer.add(entry)
+            writer = writers.create(temporary, metadata[kind])
+            try:
+                for entry in _entries(kind, asked, found, places, known, parts):
+                    writer.add(entry)
+                for entry in known.others(kind, entries):
+                    writer.add(entry)
+            finally:
+                writer.close()
+            if path.is_dir():
+                # A folder cannot be replaced at once; see `shards.Parts`.
+                os.replace(path, parts.folder / f"before.{kind}")
+            os.replace(temporary, path)
         finally:
-            writer.close()
-        if path.is_dir():
-            # A folder cannot be replaced at once; the shards are still there.
-            os.replace(path, parts.folder / f"before.{kind}")
-        os.replace(temporary, path)
-    shards.sync_folder(asked.output.parent)
+            # After a failure it takes the room that a full disk lacks.
+            writing.remove(temporary)
+    writing.sync_folder(asked.output.parent)
     provenance.write(asked, found, number, complete=True)
+
+
+def _entries(
+    kind: str,
+    asked: settings.Settings,
+    found: inputs.Inputs,
+    places: Int[np.ndarray, "records 2"],
+    known: reuse.Known,
+    parts: shards.Parts,
+) -> Iterator[writers.Entry]:
+    """The input's proteins with their vectors, from the shards or known before."""
+    for protein in found.proteins():
+        place = places[protein.number]
+        if place[0] >= 0:
+            array = parts.arrays(place, kind)
+            array = array.reshape((*asked.shape[:-1], -1, asked.shape[-1]))
+            if kind == "protein":
+                array = array[..., 0, :]
+        else:
+            array = computing.to_stored(
+                known.array(protein, kind), asked.dtypes[kind], protein.name
+            )
+        yield _entry(protein, array)
 
 
 def _entry(protein: inputs.Protein, array: np.ndarray) -> writers.Entry:

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 import prottrans_jax
-from prottrans_jax.embed import files, inputs, settings, shards, writers
+from prottrans_jax.embed import inputs, outputs, settings, writers
+from prottrans_jax.files import writing
 
 
 def attributes(
@@ -29,7 +30,7 @@ def attributes(
         "layer": str(asked.layers),
         "dtype_compute": asked.dtype_compute,
         "prottrans_version": prottrans_jax.__version__,
-        files.IDENTITY: json.dumps(asked.identity, sort_keys=True),
+        outputs.IDENTITY: json.dumps(asked.identity, sort_keys=True),
     }
     return {
         kind: common
@@ -72,15 +73,13 @@ def write(
         "complete": complete,
     }
     for path in asked.paths.values():
-        shards.write_synced(
-            path.with_name(path.name + ".json"), writers.to_json(content)
-        )
+        writing.write_synced(outputs.companion(path), writers.to_json(content))
 
 
 def is_complete(asked: settings.Settings, found: inputs.Inputs) -> bool:
     """Whether the outputs are of this very input and these settings, and whole."""
     for path in asked.paths.values():
-        beside = path.with_name(path.name + ".json")
+        beside = outputs.companion(path)
         if not (path.exists() and beside.is_file()):
             return False
         about = json.loads(beside.read_text(encoding="utf-8"))
@@ -97,11 +96,11 @@ def is_complete(asked: settings.Settings, found: inputs.Inputs) -> bool:
 
 def write_skipped(asked: settings.Settings, skipped: Sequence[inputs.Skipped]) -> None:
     """Writes OUTPUT.skipped.tsv, or takes away that of an earlier run."""
-    path = asked.output.with_name(asked.output.name + ".skipped.tsv")
+    path = outputs.skipped_list(asked.output)
     if not skipped:
         path.unlink(missing_ok=True)
         return
     rows = [("id", "line", "reason", "detail")]
     rows += [(s.name, str(s.line), s.reason, s.detail) for s in skipped]
     text = "".join("\t".join(row) + "\n" for row in rows)
-    shards.write_synced(path, text.encode())
+    writing.write_synced(path, text.encode())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prottrans_jax.embed import files, inputs, keys, pooling, shards, writers
+from prottrans_jax.embed import files, inputs, keys, outputs, pooling, shards, writers
 
 _HDF5 = (".h5", ".hdf5")
 
@@ -70,13 +70,13 @@ def identity_of(path: pathlib.Path) -> Mapping[str, Any]:
     """What a finished output says it is.
 
     Raises:
-      shards.OtherRunError: It does not say: not made here.
+      shards.OtherRunError: It does not say.
     """
     if run := files.run_of(path):
         return run
     raise shards.OtherRunError(
-        f"{path} exists and was not made by this program. Choose another output, or "
-        "--overwrite."
+        f"{path} exists and was not made by this program's embed, or does not say so. "
+        "Choose another output, or --overwrite."
     )
 
 
@@ -148,9 +148,9 @@ def _open(path: str | os.PathLike, identity: Mapping[str, Any]):
         file = files.open_hdf5(path)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"--reuse {error}") from None
-    if files.IDENTITY not in file.attrs:
+    if outputs.IDENTITY not in file.attrs:
         return file  # UniProt's, for one: believed.
-    before = json.loads(file.attrs[files.IDENTITY])
+    before = json.loads(file.attrs[outputs.IDENTITY])
     names = ["weights_fingerprint", "dtype_compute", "layer"]
     if file.attrs.get("pooling", "none") != "none":
         names.append("pooling")

@@ -20,6 +20,7 @@ from prottrans_jax.embed import (
     pooling,
     writers,
 )
+from prottrans_jax.files import paths as local_paths
 from prottrans_jax.layers import quantized, x86
 
 _FORMAT = 1
@@ -151,7 +152,7 @@ def paths_of(
 ) -> tuple[str, ...]:
     """One path or several, as several."""
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
-    return tuple(os.fspath(path) for path in several)
+    return tuple(str(local_paths.local(path, "reuse")) for path in several)
 
 
 def output_paths(
@@ -279,7 +280,7 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
     return Settings(
         encoder=encoder,
         options=options,
-        output=pathlib.Path(output),
+        output=local_paths.local(output, "output"),
         paths=paths,
         layers=layers,
         pool=pool,

@@ -4,6 +4,8 @@
   OUTPUT.parts/journal.jsonl     one line per committed shard, with its hash
   OUTPUT.parts/00000.safetensors hashes of keys and sequences, and the vectors
   OUTPUT.parts/lock              held by the one process that writes here
+  OUTPUT.parts/merged.*          the output while it is written
+  OUTPUT.parts/before.*          the folder that the output replaces, for a moment
 
 A shard is written under another name, synchronised to disk, renamed, and only then
 entered in the journal. Killed at any moment, what the journal names is whole.
@@ -11,31 +13,31 @@ entered in the journal. Killed at any moment, what the journal names is whole.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import pathlib
-import shutil
-import socket
-import time
+import re
 from typing import Any
 
 from absl import logging
 import numpy as np
 
 from prottrans_jax import stop_signals
+from prottrans_jax.files import locks, ownership, writing
 from prottrans_jax.interop import safetensors
 
 _JOURNAL = "journal.jsonl"
 _RUN = "run.json"
+_LOCK = "lock"
 _MAX_OPEN = 64
 # Recorded by earlier versions: the same weights may lie in a renamed folder.
 _NOT_COMPARED = frozenset({"model_name"})
-
-
-class LockedError(RuntimeError):
-    """Another process writes to the same output."""
+# All names that this program, and versions before it, give in this folder.
+_NAMES = re.compile(
+    r"lock|(run\.json|journal\.jsonl|\d{5,})(\.partial)?(\.tmp)?|"
+    r"\d{5,}\.safetensors|standard_input(\.\w+)*|(merged|before)\.\w+(\.\w+)?"
+)
 
 
 class OtherRunError(ValueError):
@@ -61,11 +63,14 @@ class Parts:
     Args:
       output: The output file.
       identity: What is computed; JSON-able. Shards of another identity are refused.
+      outputs: Output of each kind; a folder that was moved away to be replaced when a
+        kill came is put back.
       fresh: Whether to throw away what is there.
       overwrite: Whether to throw it away if it is of another identity.
 
     Raises:
-      LockedError: Another process writes there; says which.
+      locks.LockedError: Another process writes there; says which.
+      ownership.ForeignError: The folder holds files of others.
       OtherRunError: Lists what differs.
     """
 
@@ -74,12 +79,25 @@ class Parts:
         output: pathlib.Path,
         identity: Mapping[str, Any],
         *,
+        outputs: Mapping[str, pathlib.Path] | None = None,
         fresh: bool = False,
         overwrite: bool = False,
     ):
         self.folder = output.with_name(output.name + ".parts")
-        self._lock: int | None = _take_lock(self.folder / "lock", output)
+        _refuse_foreign(self.folder)
+        self._lock = locks.acquire(
+            self.folder / _LOCK,
+            output=output,
+            advice="Wait for it, or choose another output.",
+        )
         try:
+            for kind, path in (outputs or {}).items():
+                before = self.folder / f"before.{kind}"
+                if before.exists() and not path.exists():
+                    os.replace(before, path)
+            # What a kill left of writing the output takes room.
+            for path in self.folder.glob("merged.*"):
+                writing.remove(path)
             if fresh:
                 self._clear()
             self._shards = self._read_journal()
@@ -114,7 +132,7 @@ class Parts:
                 os.fsync(file.fileno())
             size = temporary.stat().st_size
             os.replace(temporary, path)
-            sync_folder(self.folder)
+            writing.sync_folder(self.folder)
             line = {
                 "shard": number,
                 "bytes": size,
@@ -171,13 +189,8 @@ class Parts:
     def remove(self) -> None:
         """Deletes the folder, when all is merged; then lets go of it."""
         self._open.clear()
-        # The journal last of the files: without it nothing is believed.
-        for path in sorted(self.folder.iterdir()):
-            if path.name not in ("lock", _JOURNAL):
-                path.unlink() if path.is_file() else shutil.rmtree(path)
-        (self.folder / _JOURNAL).unlink(missing_ok=True)
-        (self.folder / "lock").unlink(missing_ok=True)
-        self.close()
+        self._clear()
+        self._lock.release(remove=True)
         try:
             self.folder.rmdir()
         except OSError:  # Somebody put something in: not ours to delete.
@@ -185,32 +198,34 @@ class Parts:
 
     def close(self) -> None:
         """Lets another process write here."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def _path(self, number: int) -> pathlib.Path:
         return self.folder / f"{number:05d}.safetensors"
 
     def _clear(self) -> None:
-        for path in self.folder.iterdir():
-            if path.name != "lock":
-                path.unlink() if path.is_file() else shutil.rmtree(path)
+        """Deletes what this program made here, but the lock."""
+        # Journal and run last: by them a folder is recognised that a kill leaves.
+        for path in sorted(
+            self.folder.iterdir(), key=lambda path: path.name in (_JOURNAL, _RUN)
+        ):
+            if path.name != _LOCK and _is_ours(path.name):
+                writing.remove(path)
 
     def _check_identity(self, identity, overwrite) -> None:
         path = self.folder / _RUN
         # Without a shard nothing is lost: a run that only saw its input be refused.
         if path.exists() and self._shards:
-            before = json.loads(path.read_text(encoding="utf-8"))
             try:
-                refuse_other_run(self.folder, before, identity)
+                refuse_other_run(self.folder, _read_json(path), identity)
                 return
             except OtherRunError:
                 if not overwrite:
                     raise
             self._clear()
             self._shards = {}
-        write_synced(path, json.dumps(identity, indent=1, sort_keys=True).encode())
+        text = json.dumps(identity, indent=1, sort_keys=True)
+        writing.write_synced(path, text.encode())
 
     def _read_journal(self) -> dict[int, dict[str, Any]]:
         """Shards that are there and whole; others are named and dropped."""
@@ -220,8 +235,11 @@ class Parts:
         lines = text.splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")]
         for line in whole:
-            entry = json.loads(line)
-            shards[entry["shard"]] = entry
+            try:
+                entry = json.loads(line)
+                shards[entry["shard"]] = entry
+            except (ValueError, KeyError, TypeError):
+                logging.warning("%s: a damaged line; computed again.", path)
         for number, entry in list(shards.items()):
             stop_signals.check()
             if fault := self._fault(number, entry):
@@ -229,11 +247,12 @@ class Parts:
                 del shards[number]
         kept = [json.dumps(entry).encode() + b"\n" for entry in shards.values()]
         if b"".join(kept) != text:
-            write_synced(path, b"".join(kept))
+            writing.write_synced(path, b"".join(kept))
         for file in self.folder.iterdir():
-            if file.name.split(".")[0].isdigit() and (
-                file.suffix != ".safetensors"
-                or int(file.name.split(".")[0]) not in shards
+            stem = file.name.split(".")[0]
+            is_shard = stem.isdigit() and _is_ours(file.name)
+            if writing.is_temporary(file.name) or (
+                is_shard and (file.suffix != ".safetensors" or int(stem) not in shards)
             ):
                 file.unlink()  # Not committed, or damaged.
         return shards
@@ -286,60 +305,29 @@ def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     ]
 
 
-def write_synced(path: pathlib.Path, data: bytes) -> None:
-    """Writes a small file so that it is there whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+def _is_ours(name: str) -> bool:
+    return _NAMES.fullmatch(name) is not None or writing.is_temporary(name)
 
 
-def sync_folder(folder: pathlib.Path) -> None:
-    """Makes renames in a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _refuse_foreign(folder: pathlib.Path) -> None:
+    """Raises `ownership.ForeignError` if a folder of parts is not one of ours."""
+    ownership.refuse_foreign_entries(folder, _is_ours)
+    if not folder.is_dir():
+        return
+    names = {path.name for path in folder.iterdir()}
+    # These may be there before the run is known.
+    begun = {_LOCK, f"{_RUN}.partial", *filter(writing.is_temporary, names)}
+    if names - begun and not names & {_RUN, _JOURNAL}:
+        raise ownership.ForeignError(
+            f"{folder} was not made by this program: it holds "
+            f"{ownership.shortened(sorted(names - begun))} but no {_RUN}. Move it, or "
+            "choose another output."
+        )
+
+
+def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _take_lock(path: pathlib.Path, output: pathlib.Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        # The kernel lets go of it when the holder dies, however that is.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        try:
-            holder = json.loads(os.read(descriptor, 4096))
-            who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-        except (ValueError, KeyError, OSError):
-            who = "another process"
-        os.close(descriptor)
-        raise LockedError(
-            f"{output} is being written by {who}. Wait for it, or choose another "
-            "output."
-        ) from None
-    except OSError as error:
-        os.close(descriptor)
-        raise OSError(
-            error.errno,
-            f"the file system of {path.parent} does not lock files "
-            f"({os.strerror(error.errno or 0)}), so two writers could not be told "
-            "apart. Write to another one, and copy the output there.",
-        ) from None
-    if not path.exists() or path.stat().st_ino != os.fstat(descriptor).st_ino:
-        # The holder finished and deleted the file between our two calls.
-        os.close(descriptor)
-        return _take_lock(path, output)
-    holder = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-    return descriptor
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    return content if isinstance(content, dict) else {}

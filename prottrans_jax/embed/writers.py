@@ -7,7 +7,6 @@ import io
 import json
 import os
 import pathlib
-import shutil
 import struct
 import tempfile
 from typing import Any, NamedTuple, Protocol
@@ -15,8 +14,12 @@ import zipfile
 
 import numpy as np
 
+from prottrans_jax.files import paths
+
 # What writing to a full disk gives; EFBIG by `ulimit -f`, for one.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# All that a Zarr output holds besides its metadata.
+ZARR_METADATA, ZARR_ARRAYS = "zarr.json", ("embeddings", "shapes", "ids", "id_stops")
 
 
 class Entry(NamedTuple):
@@ -299,7 +302,7 @@ class _Zarr:
         self._path = path
         path.mkdir(parents=True)
         group = {"zarr_format": 3, "node_type": "group", "attributes": dict(metadata)}
-        (path / "zarr.json").write_bytes(to_json(group))
+        (path / ZARR_METADATA).write_bytes(to_json(group))
         self._arrays: dict[str, _GrowingArray] = {}
         self._id_bytes = 0
 
@@ -382,7 +385,6 @@ def open_zarr(path: pathlib.Path) -> dict[str, Any]:
     """The four arrays of a `_Zarr` folder."""
     import tensorstore as ts
 
-    names = ("embeddings", "shapes", "ids", "id_stops")
     if not (path / "embeddings").is_dir():
         raise ValueError(f"{path} is no folder of embeddings in Zarr.")
     return {
@@ -393,7 +395,7 @@ def open_zarr(path: pathlib.Path) -> dict[str, Any]:
             },
             read=True,
         ).result()
-        for name in names
+        for name in ZARR_ARRAYS
     }
 
 
@@ -410,14 +412,6 @@ def import_parquet() -> Any:
             "Parquet needs pyarrow: pip install 'prottrans_jax[parquet]'."
         ) from None
     return parquet
-
-
-def remove(path: pathlib.Path) -> None:
-    """Deletes an output, file or folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 FORMATS: dict[str, type] = {
@@ -437,10 +431,10 @@ def check_path(
     """The path of an output.
 
     Raises:
-      ValueError: No such format, one whose library is not installed, or one that cannot
-        hold vectors per residue or of several layers.
+      ValueError: A URL, no such format, one whose library is not installed, or one
+        that cannot hold vectors per residue or of several layers.
     """
-    path = pathlib.Path(path)
+    path = paths.local(path, "output")
     if path.suffix.lower() not in FORMATS:
         raise ValueError(
             f"{path}: the ending says the format; {path.suffix or 'none'!r} is not "

@@ -30,6 +30,16 @@ def local(path: str | os.PathLike, flag: str) -> pathlib.Path:
     Raises:
       PathError: It is empty, a URL such as gs://bucket, or in an unknown user's home.
     """
+    text = expanded(path, flag)
+    plain = pathlib.Path(text)
+    # `./~` and `./gs:/x`, which pathlib shortens, are the names of real files.
+    if str(plain).startswith("~") or _URL.match(str(plain)):
+        return pathlib.Path.cwd() / plain
+    return plain
+
+
+def expanded(path: str | os.PathLike, flag: str) -> str:
+    """As `local`, as text: `./name` stays `./name`. Raises as `local` does."""
     text = _text(path, flag)
     if not text:
         raise PathError(f"{flag} is empty: give a path.")
@@ -37,24 +47,20 @@ def local(path: str | os.PathLike, flag: str) -> pathlib.Path:
         raise PathError(f"{flag}={text!r}: a path cannot hold a NUL character.")
     if url := _URL.match(text):
         raise PathError(f"{flag}={text}: {_way_out(url[1].lower())}")
-    expanded = pathlib.Path(os.path.expanduser(text))
-    if not text.startswith("~"):
-        # `./~` and `./gs:/x`, which pathlib shortens, are the names of real files.
-        real = str(expanded).startswith("~") or _URL.match(str(expanded))
-        return pathlib.Path.cwd() / expanded if real else expanded
-    if str(expanded).startswith("~"):
+    full = os.path.expanduser(text)
+    if full.startswith("~"):
         raise PathError(
             f"{flag}={text}: the home folder of {text.split('/')[0]} is not known. "
             f"Give the whole path, or ./{text} for a file of that name."
         )
-    return expanded
+    return full
 
 
 def local_input(path: str | os.PathLike, flag: str) -> str:
     """As `local`, but "-", which stands for standard input, stays as it is."""
     if path == STANDARD_INPUT:
         return STANDARD_INPUT
-    return str(local(path, flag))
+    return expanded(path, flag)
 
 
 def source(place: str | os.PathLike, flag: str) -> str:
@@ -66,8 +72,8 @@ def source(place: str | os.PathLike, flag: str) -> str:
     text = _text(place, flag)
     kind, colon, rest = text.partition(":")
     if not (colon and kind in SOURCE_KINDS):
-        return ",".join(str(local(part, flag)) for part in text.split(","))
-    parts = [str(local(part, flag)) for part in rest.split(",")]
+        return ",".join(expanded(part, flag) for part in text.split(","))
+    parts = [expanded(part, flag) for part in rest.split(",")]
     return f"{kind}:{','.join(parts)}"
 
 

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
+import re
 import secrets
 import shutil
 
 # Of a name's bytes, leaving room in the 255 of a file system for what is added.
 _NAME_BYTES = 200
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.partial(\.\w+)?")
 
 
 @contextlib.contextmanager
@@ -80,6 +82,11 @@ def temporary_name(path: pathlib.Path) -> pathlib.Path:
     stem = os.fsencode(path.stem)[:_NAME_BYTES].decode(errors="ignore")
     token = secrets.token_hex(8)
     return path.with_name(f".{stem}.{token}.partial{path.suffix}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one that `temporary_name` gives."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def remove(path: pathlib.Path) -> None:

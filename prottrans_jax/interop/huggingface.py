@@ -19,6 +19,7 @@ from absl import logging
 import numpy as np
 
 from prottrans_jax import types
+from prottrans_jax.files import paths
 from prottrans_jax.interop import (
     casting,
     families,
@@ -231,7 +232,7 @@ def write(
     Needs memory for one array besides `params`.
 
     Args:
-      folder: Made if absent; must not hold weights already.
+      folder: Made if absent; must not hold weights or a config.json already.
       config: Configuration of the model.
       params: Its parameters.
       dtype: Floating-point type in the files; None keeps that of the parameters.
@@ -241,14 +242,14 @@ def write(
       The files of weights.
 
     Raises:
-      FileExistsError: The folder holds weights already.
+      FileExistsError: The folder holds such files already.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _WEIGHT_FILES:
-        for path in (folder / name, folder / f"{name}.index.json"):
-            if path.exists():
-                raise FileExistsError(f"{path} exists. Choose another folder.")
+    taken = [*_WEIGHT_FILES, *(f"{name}.index.json" for name in _WEIGHT_FILES)]
+    for name in (*taken, "config.json"):
+        if os.path.lexists(folder / name):
+            raise FileExistsError(f"{folder / name} exists. Choose another folder.")
     family = families.family_of_config(config)
     layers = layer_stacks.convert(params, stack=False)
     arrays = family.table.params_to_hf(
@@ -322,7 +323,7 @@ def find(
       FileNotFoundError: It is nowhere; says where was looked and what to do.
       ValueError: A folder has no revisions.
     """
-    folder = pathlib.Path(source).expanduser()
+    folder = paths.local(source, "checkpoint")
     if folder.is_dir():
         if revision is not None:
             raise ValueError(

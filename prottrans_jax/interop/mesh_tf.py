@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prottrans_jax import types
+from prottrans_jax.files import paths
 from prottrans_jax.interop import casting, families, layer_stacks, rules, t5_names
 from prottrans_jax.models import t5
 
@@ -119,7 +120,7 @@ def _check_complete(path: pathlib.Path) -> None:
 
 def find(source: str | os.PathLike) -> pathlib.Path:
     """Prefix of a checkpoint's files: itself, or the newest in a folder."""
-    path = pathlib.Path(source).expanduser()
+    path = paths.local(source, "checkpoint")
     if path.with_name(f"{path.name}.index").is_file():
         return path
     if not path.is_dir():
@@ -157,12 +158,16 @@ def write(
       Prefix of the files.
 
     Raises:
-      FileExistsError: The step is there already.
+      FileExistsError: The folder holds a checkpoint already.
       ValueError: Each layer has a relative bias of its own.
     """
     target = pathlib.Path(folder) / f"model.ckpt-{step}"
-    if target.with_name(f"{target.name}.index").exists():
-        raise FileExistsError(f"{target}.index exists. Choose another folder.")
+    for path in (
+        target.with_name(f"{target.name}.index"),
+        target.parent / "checkpoint",
+    ):
+        if os.path.lexists(path):
+            raise FileExistsError(f"{path} exists. Choose another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     tf = _tensorflow()
     flat = traverse_util.flatten_dict(

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from prottrans_jax import stop_signals
+from prottrans_jax.files import writing
 from prottrans_jax.interop import casting, memory_map
 
 _DTYPES = {
@@ -98,10 +99,8 @@ def save(
         offset += num_bytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # arrays start at a multiple of 8
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
+    with writing.new_file(path) as temporary:
+        with open(temporary, "xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name, array in arrays.items():
                 stop_signals.check()
@@ -110,6 +109,3 @@ def save(
                 memory_map.release(array)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from prottrans_jax import types
+from prottrans_jax.files import paths
 from prottrans_jax.interop import (
     casting,
     families,
@@ -127,7 +128,7 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
 
 def open_(source: str | os.PathLike) -> Contents:
     """Finds a checkpoint and what is in it; reads no array yet."""
-    path = find(pathlib.Path(source).expanduser())
+    path = find(paths.local(source, "checkpoint"))
     if (path / "_METADATA").exists():
         return _open_metadata(path)
     if path.is_dir():

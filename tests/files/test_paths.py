@@ -78,6 +78,7 @@ def test_sources_keep_their_prefix_and_expand_each_place(home):
     assert paths.source("t5x:~/m", "-m") == f"t5x:{home}/m"
     assert paths.source("mtf:/abs/model.ckpt-1", "-m") == "mtf:/abs/model.ckpt-1"
     assert paths.source("Rostlab/prot_bert", "-m") == "Rostlab/prot_bert"
+    assert paths.source("./model/", "-m") == "./model/"  # A folder, not of the hub.
     assert paths.source("~/run/checkpoints/3", "-m") == f"{home}/run/checkpoints/3"
     for bucket in ("gs://b/x", "t5x:gs://b/x", "hf:~/a,gs://b"):
         with pytest.raises(paths.PathError, match="gcsfuse"):

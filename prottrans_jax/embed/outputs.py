@@ -1,0 +1,150 @@
+"""Which outputs of embedding are ours: only those are ever replaced.
+
+An output is known by attributes in it (HDF5, Parquet, Zarr), or by OUTPUT.json beside
+it (npz, CSV, TSV, and what earlier versions wrote).
+"""
+
+from collections.abc import Iterable, Mapping
+import json
+import os
+import pathlib
+from typing import Any
+
+from prottrans_jax.embed import writers
+from prottrans_jax.files import ownership
+
+# Attribute of an output with the run that made it, as JSON.
+IDENTITY = "prottrans_run"
+_VERSION = "prottrans_version"
+# Keys of OUTPUT.json: of what `embed` wrote, and `convert`.
+_COMPANION_KEYS = ("run", "converted_from")
+_FIRST_BYTES: Mapping[str, bytes] = {
+    ".h5": b"\x89HDF\r\n\x1a\n",
+    ".hdf5": b"\x89HDF\r\n\x1a\n",
+    ".npz": b"PK",
+    ".parquet": b"PAR1",
+    ".csv": b"id,",
+    ".tsv": b"id\t",
+}
+
+
+def companion(path: pathlib.Path) -> pathlib.Path:
+    """OUTPUT.json, which says how an output was made."""
+    return path.with_name(path.name + ".json")
+
+
+def skipped_list(path: pathlib.Path) -> pathlib.Path:
+    """OUTPUT.skipped.tsv, which names what was left out."""
+    return path.with_name(path.name + ".skipped.tsv")
+
+
+def written(output: pathlib.Path, paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """Every file or folder that is written for an output, besides OUTPUT.parts.
+
+    Args:
+      output: As the user named it.
+      paths: Files or folders with vectors.
+    """
+    paths = list(paths)
+    return [*paths, *map(companion, paths), skipped_list(output)]
+
+
+def refuse_foreign(output: pathlib.Path, paths: Iterable[pathlib.Path]) -> None:
+    """Raises unless all that an output would replace was made by this program.
+
+    Args:
+      output: As the user named it.
+      paths: Files or folders that will be written for it.
+
+    Raises:
+      ownership.ForeignError: Names what is in the way; nothing was touched.
+    """
+    for path in paths:
+        if os.path.lexists(path) and not _is_ours(path):
+            what = "folder" if path.is_dir() else "file"
+            raise ownership.ForeignError(
+                f"{path} is a {what} that was not made by this program, so it is not "
+                "replaced, nor with --overwrite. Move or delete it, or choose another "
+                "output."
+            )
+        refuse_foreign_companions(path)
+    skipped = skipped_list(output)
+    if os.path.lexists(skipped) and not _begins_with(skipped, b"id\t"):
+        raise ownership.ForeignError(_in_the_way(skipped, "a list of skipped records"))
+
+
+def refuse_foreign_companions(path: pathlib.Path) -> None:
+    """Raises if OUTPUT.json is there and was not written by this program.
+
+    Raises:
+      ownership.ForeignError: Names it.
+    """
+    beside = companion(path)
+    if os.path.lexists(beside) and not _has_companion(path):
+        raise ownership.ForeignError(_in_the_way(beside, f"the account of {path.name}"))
+
+
+def _in_the_way(path: pathlib.Path, what: str) -> str:
+    return (
+        f"{path} is in the way: {what} goes there, and this was not made by this "
+        "program. Move it, or choose another output."
+    )
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix == ".zarr":
+        return path.is_dir() and _is_our_zarr(path)
+    if not path.is_file():
+        return False
+    if path.stat().st_size == 0:  # Nothing is lost.
+        return True
+    if not _begins_with(path, _FIRST_BYTES[suffix]):
+        return False
+    return _has_companion(path) or bool({IDENTITY, _VERSION} & _attributes(path))
+
+
+def _is_our_zarr(path: pathlib.Path) -> bool:
+    names = {entry.name for entry in path.iterdir()}
+    if names - {writers.ZARR_METADATA, *writers.ZARR_ARRAYS}:
+        return False
+    group = _read_json(path / writers.ZARR_METADATA)
+    attributes = group.get("attributes")
+    marked = isinstance(attributes, dict) and {IDENTITY, _VERSION} & attributes.keys()
+    return not names or (bool(group) and bool(marked or _has_companion(path)))
+
+
+def _has_companion(path: pathlib.Path) -> bool:
+    return any(key in _read_json(companion(path)) for key in _COMPANION_KEYS)
+
+
+def _attributes(path: pathlib.Path) -> set[str]:
+    """Names of what a file says about itself; none if it is damaged."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            metadata = writers.import_parquet().read_schema(path).metadata or {}
+            return {name.decode(errors="replace") for name in metadata}
+        if path.suffix.lower() in (".h5", ".hdf5"):
+            import h5py
+
+            with h5py.File(path, "r") as file:
+                return set(file.attrs)
+    except (OSError, ValueError):
+        pass
+    return set()
+
+
+def _begins_with(path: pathlib.Path, start: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        content = file.read(len(start))
+    return content == start or not content
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
