@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 import prottrans_jax
-from prottrans_jax.embed import inputs, outputs, settings, writers
+from prottrans_jax.embed import inputs, outputs, settings, shards, writers
 from prottrans_jax.files import writing
 
 

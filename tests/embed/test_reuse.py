@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import prottrans_jax
-from prottrans_jax.embed import files, job, settings, shards
+from prottrans_jax.embed import files, job, outputs, settings, shards
 from prottrans_jax.layers import quantized, x86
 
 
@@ -145,7 +145,7 @@ def test_an_output_that_an_earlier_version_wrote_goes_on_under_another_name(
     about["run"]["model_name"] = "a name that is recorded"
     beside.write_text(json.dumps(about))
     with h5py.File(output, "a") as file:
-        file.attrs[files.IDENTITY] = json.dumps(about["run"])
+        file.attrs[outputs.IDENTITY] = json.dumps(about["run"])
     more = write_fasta(tmp_path / "more.fasta", {"P0": "MKT", "NEW": "WYV"})
     assert embed(encoder, fasta_file, output).embedded == 0
     assert embed(encoder, more, output).embedded == 2
