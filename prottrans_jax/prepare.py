@@ -1,12 +1,16 @@
 """Prepares a data set: FASTA in, checksummed and shuffled records out.
 
   python -m prottrans_jax.prepare --input=uniref50.fasta.gz --output=data/uniref50
+  python -m prottrans_jax.prepare --input=a.fasta --input=b.fasta --output=data/both
   zcat *.fasta.gz | python -m prottrans_jax.prepare --input=- --output=data/mine
   python -m prottrans_jax.prepare --task=mine --task_module=my_tasks --output=data/mine
   python -m prottrans_jax.prepare --verify=data/uniref50
 
-Exit status: 0 done; 1 not done, the reason is printed; 2 wrong flags; 3 done, but bad
-records were left out (--on_bad=skip), or --verify found damage.
+Exit status: 0 done; 1 the input cannot be used, the output is finished already or
+cannot be written, the disk is full; 2 a mistake in the flags or places, the output is
+being written by another process or was not made by this program; 3 done, but bad
+records were left out (--on_bad=skip), or --verify found damage; 130 and 143 stopped by
+SIGINT and SIGTERM, nothing is left behind.
 """
 
 import os
@@ -20,9 +24,10 @@ if __name__ == "__main__":
     # Before the heavy imports below.
     stop_signals.install("prepare", _STOPPED, ends_process=True)
 
-from absl import app, flags
+from absl import flags
 
-from prottrans_jax import fasta
+from prottrans_jax import command_flags, fasta
+from prottrans_jax.files import locks, ownership, paths
 
 try:
     from prottrans_jax.data import prepare as prepare_lib
@@ -33,13 +38,17 @@ except ModuleNotFoundError as missing:
         "extra `train`: pip install 'prottrans_jax[train]'"
     )
 
-_INPUT = flags.DEFINE_list(
-    "input", [], "FASTA files (plain, gz, bz2, xz), comma separated; - is stdin."
+_INPUT = flags.DEFINE_multi_string(
+    "input",
+    [],
+    "FASTA files (plain, gz, bz2, xz), comma separated, in this order; - is stdin. May "
+    "be repeated.",
 )
-_VALIDATION_INPUT = flags.DEFINE_list(
+_VALIDATION_INPUT = flags.DEFINE_multi_string(
     "validation_input",
     [],
-    "FASTA files of the validation split, in place of --validation_fraction.",
+    "FASTA files of the validation split, in place of --validation_fraction. May be "
+    "repeated.",
 )
 _TASK = flags.DEFINE_string(
     "task", None, "A SeqIO task instead of files: its source is read, with its splits."
@@ -78,6 +87,15 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 )
 
 
+# Mistakes in places, not in what is there.
+_MISPLACED = (
+    paths.PathError,
+    ownership.ForeignError,
+    locks.LockedError,
+    locks.NotALockError,
+)
+
+
 def main(argv: list[str]) -> int:
     """Returns the exit status."""
     if len(argv) > 1:
@@ -87,7 +105,11 @@ def main(argv: list[str]) -> int:
 
 def _run() -> int:
     try:
-        return _verify(_VERIFY.value) if _VERIFY.value else _prepare()
+        if _VERIFY.value is not None:
+            return _verify(paths.local(_VERIFY.value, "--verify"))
+        return _prepare()
+    except _MISPLACED as e:
+        return _fail(2, str(e))
     except ValueError as e:
         hint = ""
         if isinstance(e, fasta.FastaError) and not e.problem.fatal:
@@ -101,8 +123,9 @@ def _prepare() -> int:
     given = [bool(_INPUT.value or _VALIDATION_INPUT.value), _TASK.value, _TFDS.value]
     if sum(map(bool, given)) != 1:
         return _fail(2, "give one of --input, --task and --tfds.")
-    if not _OUTPUT.value:
+    if _OUTPUT.value is None:
         return _fail(2, "--output is missing: the folder to make.")
+    output = paths.local(_OUTPUT.value, "--output")
     try:
         options = prepare_lib.Options(
             validation_fraction=_VALIDATION_FRACTION.value,
@@ -119,13 +142,13 @@ def _prepare() -> int:
         return _fail(2, str(e))
     report = prepare_lib.prepare(
         _sources(),
-        _OUTPUT.value,
-        name=_NAME.value or pathlib.Path(_OUTPUT.value).name,
+        output,
+        name=_NAME.value or output.name,
         options=options,
         overwrite=_OVERWRITE.value,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    print("\n".join(_summary(report, pathlib.Path(_OUTPUT.value))))
+    print("\n".join(_summary(report, output)))
     return 3 if report.num_bad else 0
 
 
@@ -138,11 +161,9 @@ def _sources() -> list[prepare_lib.Source]:
             return prepare_sources.of_tfds(_TFDS.value, _TFDS_DATA_DIR.value)
         return prepare_sources.of_task(_TASK.value or "", _TASK_MODULE.value)
     return [
-        *(prepare_lib.fasta_source(path) for path in _INPUT.value),
-        *(
-            prepare_lib.fasta_source(path, split="validation")
-            for path in _VALIDATION_INPUT.value
-        ),
+        prepare_lib.fasta_source(paths.local_input(path, f"--{flag.name}"), split)
+        for flag, split in ((_INPUT, None), (_VALIDATION_INPUT, "validation"))
+        for path in command_flags.values_of(flag.value)
     ]
 
 
@@ -192,7 +213,7 @@ def _summary(report: prepare_lib.Report, folder: pathlib.Path) -> list[str]:
     return lines
 
 
-def _verify(folder: str) -> int:
+def _verify(folder: pathlib.Path) -> int:
     problems = records.verify(folder)
     for problem in problems:
         print(problem)
@@ -209,4 +230,4 @@ def _fail(status: int, why: str) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_flags.run(main)

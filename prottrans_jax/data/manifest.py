@@ -8,6 +8,8 @@ import os
 import pathlib
 from typing import Any, Self
 
+from prottrans_jax.files import paths
+
 FILE = "manifest.json"
 FORMAT_VERSION = 1
 # Of lengths: read once a process. Smaller ones take less than 0.2 s.
@@ -201,7 +203,7 @@ def verify(folder: str | os.PathLike) -> list[str]:
     Returns:
       One line for each damaged or missing file, naming it; empty if all is well.
     """
-    folder = pathlib.Path(folder)
+    folder = paths.local(folder, "folder")
     try:
         splits = Manifest.read(folder).splits
     except DamageError as e:

@@ -27,7 +27,7 @@ from prottrans_jax import fasta, stop_signals
 from prottrans_jax.data import manifest as manifest_lib
 from prottrans_jax.data import record_writer, spill
 
-SKIPPED_FILE = "skipped.tsv"
+SKIPPED_FILE = record_writer.SKIPPED_FILE
 _SHARD_BYTES = 64 << 20  # Of text: some 35 MB on disk, 170,000 proteins.
 _MAX_SHARDS = 4096
 _MIN_BLOCK_BYTES = 2 << 20

@@ -2,12 +2,13 @@
 
 import collections
 from collections.abc import Iterable, Iterator
+import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 from typing import Any, Self
 import weakref
@@ -18,11 +19,23 @@ import numpy as np
 
 import prottrans_jax
 from prottrans_jax.data import manifest as manifest_lib
+from prottrans_jax.files import locks, ownership, paths, writing
 
 _WRITER_OPTIONS = "group_size:64,zstd:1"
 # Lower ends of the bins of the manifest's length histogram, in residues.
 _BINS = (0, 32, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384, 32768)
 CHUNK = 2048  # records
+SKIPPED_FILE = "skipped.tsv"
+_MADE_BY = "prottrans_jax "
+# Names in a finished folder, and in one that is being written.
+_FINISHED = re.compile(
+    r"[^/]+-\d{5}-of-\d{5}\.array_record|[^/]+\.lengths\.npy|"
+    + "|".join(map(re.escape, (manifest_lib.FILE, SKIPPED_FILE)))
+)
+_UNFINISHED = re.compile(
+    r"[^/]+\.array_record|[^/]+\.lengths(\.npy)?|spill|"
+    + "|".join(map(re.escape, (manifest_lib.FILE, SKIPPED_FILE)))
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +104,8 @@ class Writer:
     """Builds a prepared folder that appears at its place only when it is complete.
 
     Files are written to `folder`.partial, which is renamed in the end; a killed run
-    leaves that and nothing that looks finished, and the next run clears it away.
+    leaves that, `folder`.lock and nothing that looks finished, and the next run clears
+    them away. Nothing that this program did not make is ever removed.
 
       with records.Writer("toy", name="toy") as writer:
           writer.add_shard("train", [("P1", "MKV"), ("P2", "ACDX")])
@@ -108,58 +122,44 @@ class Writer:
         """Claims `folder`.
 
         Raises:
-          ValueError: it exists and `overwrite` is not set, it holds something else
-            than records, or another process is writing it.
+          ValueError: it exists and `overwrite` is not set, or cannot be written to.
+          ownership.ForeignError: it, or what a killed run would have left beside it,
+            holds something that this program did not make.
+          locks.LockedError: another process is writing it.
         """
-        self.folder = pathlib.Path(os.path.abspath(folder))
+        self.folder = pathlib.Path(os.path.abspath(paths.local(folder, "output")))
         self.name = name
         self.version = version
         self.written: dict[str, list[WrittenShard]] = {}
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is a file, not a folder.")
-        if self.folder.exists() and any(self.folder.iterdir()):
-            if not (self.folder / manifest_lib.FILE).exists():
-                raise ValueError(
-                    f"{self.folder} exists, is not empty and holds no "
-                    f"{manifest_lib.FILE}: not touching it. Give another folder."
-                )
-            if not overwrite:
-                raise ValueError(
-                    f"{self.folder} is finished already. Pass --overwrite to replace "
-                    "it, or give another folder."
-                )
         self.work = self.folder.with_name(self.folder.name + ".partial")
-        self._claim()
+        self._old = self.folder.with_name(self.folder.name + ".replaced")
+        _refuse_foreign(self.folder)
+        if is_finished(self.folder) and not overwrite:
+            raise ValueError(
+                f"{self.folder} is finished already. Pass --overwrite to replace "
+                "it, or give another folder."
+            )
+        _refuse_foreign(self._old)
+        lock = self.folder.with_name(self.folder.name + ".lock")
+        # A killed run leaves both.
+        is_left = _is_unfinished if lock.exists() else (lambda name: False)
+        ownership.refuse_foreign_entries(self.work, is_left)
+        self._claim(lock)
 
-    def _claim(self) -> None:
-        path = self.folder.with_name(self.folder.name + ".lock")
-        while True:
-            try:
-                self.folder.parent.mkdir(parents=True, exist_ok=True)
-                self._lock = path.open("a+")
-            except OSError as e:
-                raise ValueError(f"cannot write to {self.folder.parent}: {e}") from e
-            try:
-                # Freed by the system when the process ends, however it ends.
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                self._lock.seek(0)
-                holder = self._lock.read().strip() or "unknown"
-                self._lock.close()
-                raise ValueError(
-                    f"{self.folder} is being written by another process ({holder})."
-                ) from None
-            # The holder before us may have removed the file that we opened.
-            if path.exists() and path.samefile(f"/dev/fd/{self._lock.fileno()}"):
-                break
-            self._lock.close()
-        self._lock.truncate(0)
-        self._lock.write(f"pid {os.getpid()} on {os.uname().nodename}")
-        self._lock.flush()
-        if self.work.exists():
-            shutil.rmtree(self.work)
+    def _claim(self, lock: pathlib.Path) -> None:
+        try:
+            self._lock = locks.acquire(
+                lock,
+                output=self.folder,
+                advice="Wait for it, or give another folder.",
+            )
+        except OSError as e:
+            raise ValueError(
+                f"cannot write to {self.folder.parent}: {e.strerror}."
+            ) from e
         # Whatever ends this process in an orderly way, nothing half written stays.
-        self._discard = weakref.finalize(self, _remove, self.work, self._lock.name)
+        self._discard = weakref.finalize(self, _remove, self.work, self._lock)
+        writing.remove(self.work)
         self.work.mkdir()
 
     def __enter__(self) -> Self:
@@ -168,7 +168,7 @@ class Writer:
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is not None:
             self.abandon()
-        elif not self._lock.closed:
+        elif self._discard.alive:
             self.finish()
 
     def add_shard(
@@ -200,7 +200,7 @@ class Writer:
             name=self.name,
             version=self.version,
             format_version=manifest_lib.FORMAT_VERSION,
-            created_by=f"prottrans_jax {prottrans_jax.__version__}",
+            created_by=f"{_MADE_BY}{prottrans_jax.__version__}",
             splits={s: self._finish_split(s) for s in self.written},
             inputs=tuple(inputs),
             options=options or {},
@@ -210,20 +210,19 @@ class Writer:
         path = self.work / manifest_lib.FILE
         path.write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
         _fsync(path)
-        old = self.folder.with_name(self.folder.name + ".replaced")
-        shutil.rmtree(old, ignore_errors=True)
+        writing.remove(self._old)
         if self.folder.exists():
-            self.folder.rename(old)
+            self.folder.rename(self._old)
         self.work.rename(self.folder)
-        _fsync(self.folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        writing.sync_folder(self.folder.parent)
+        with contextlib.suppress(OSError):
+            writing.remove(self._old)
         self.abandon()  # There is only the lock left.
         return manifest
 
     def abandon(self) -> None:
         """Removes what was written so far."""
         self._discard()
-        self._lock.close()
 
     def drop(self, split: str) -> None:
         """Removes what was written of a split; it may not exist."""
@@ -280,9 +279,50 @@ class Writer:
         )
 
 
-def _remove(work: pathlib.Path, lock: str) -> None:
+def is_finished(folder: pathlib.Path) -> bool:
+    """Whether a folder holds a manifest."""
+    return (folder / manifest_lib.FILE).exists()
+
+
+def _refuse_foreign(folder: pathlib.Path) -> None:
+    """Raises unless all in a folder is what a finished one of ours holds.
+
+    Raises:
+      ownership.ForeignError: Names what is not.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        ownership.refuse_foreign_entries(folder, _is_unfinished)
+        return
+    if not _has_manifest(folder):
+        raise ownership.ForeignError(
+            f"{folder} exists, is not empty and holds no {manifest_lib.FILE} of a "
+            "prepared folder: not touching it. Give another folder."
+        )
+    ownership.refuse_foreign_entries(
+        folder, lambda name: _FINISHED.fullmatch(name) is not None
+    )
+
+
+def _has_manifest(folder: pathlib.Path) -> bool:
+    """Whether a folder has a manifest of ours; it may be damaged."""
+    try:
+        content = json.loads((folder / manifest_lib.FILE).read_bytes())
+    except OSError:
+        return False
+    except ValueError:  # Damaged: by the other files, which no other program names so.
+        return any(folder.glob("*.lengths.npy"))
+    made_by = content.get("created_by") if isinstance(content, dict) else None
+    return str(made_by).startswith(_MADE_BY)
+
+
+def _is_unfinished(name: str) -> bool:
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def _remove(work: pathlib.Path, lock: locks.Lock) -> None:
     shutil.rmtree(work, ignore_errors=True)
-    pathlib.Path(lock).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        lock.release(remove=True)
 
 
 def _letter_counts(joined: bytes) -> jaxtyping.Int64[np.ndarray, "256"]:

@@ -31,6 +31,7 @@ import numpy as np
 
 from prottrans_jax.data import manifest as manifest_lib
 from prottrans_jax.data import record_writer, shard_readers
+from prottrans_jax.files import paths
 
 # The whole of the format under one name.
 DamageError = manifest_lib.DamageError
@@ -56,7 +57,8 @@ def open(
       DamageError: the manifest is damaged.
       ValueError: the folder is not finished, or of another format.
     """
-    return RecordFolder(pathlib.Path(folder), Manifest.read(folder), open_reader)
+    path = paths.local(folder, "folder")
+    return RecordFolder(path, Manifest.read(path), open_reader)
 
 
 def sample_dir() -> pathlib.Path:

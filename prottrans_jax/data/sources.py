@@ -11,6 +11,7 @@ import seqio
 import tensorflow as tf
 
 from prottrans_jax.data import manifest, permutation, random_bits, records
+from prottrans_jax.files import paths
 
 # Environment variable with the folder that holds one folder a corpus.
 DATA_DIR = "PROTTRANS_DATA_DIR"
@@ -42,14 +43,18 @@ def find(corpus: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path
       data_dir: defaults to the environment variable PROTTRANS_DATA_DIR.
 
     Raises:
-      ValueError: there is none: where it was looked for, and the command to make it.
+      ValueError: there is none: where it was looked for, and the command to make it;
+        or `data_dir` is a URL.
     """
     if corpus == "sample":
         return records.sample_dir()
-    base = data_dir or os.environ.get(DATA_DIR)
+    given, flag = data_dir, "data_dir"
+    if not given:
+        given, flag = os.environ.get(DATA_DIR), DATA_DIR
+    base = paths.local(given, flag) if given else None
     searched = []
     if base:
-        own = pathlib.Path(base)
+        own = base
         if corpus != "fasta":
             searched.append(own / corpus)
         searched.append(own)
@@ -59,7 +64,7 @@ def find(corpus: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path
             # data_dir itself: only if it is what was asked for.
             if folder != own or corpus in ("fasta", manifest.Manifest.read(own).name):
                 return folder
-    target = pathlib.Path(base) if base else pathlib.Path("DIR")
+    target = base or pathlib.Path("DIR")
     source = "YOUR.fasta.gz" if corpus == "fasta" else f"{corpus}.fasta.gz"
     looked = ", ".join(map(str, searched)) or (
         f"nowhere: neither data_dir nor the environment variable {DATA_DIR} is set"

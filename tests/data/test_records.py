@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from prottrans_jax.data import records, shard_readers
+from prottrans_jax.files import locks
 
 LETTERS = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWYX", np.uint8)
 
@@ -406,7 +407,7 @@ def test_a_killed_writer_leaves_no_folder_and_the_next_one_takes_over(tmp_path):
 
 def test_two_writers_of_one_folder_are_refused(tmp_path):
     with records.Writer(tmp_path / "x", name="first") as first:
-        with pytest.raises(ValueError, match=r"written by another process \(pid \d+"):
+        with pytest.raises(locks.LockedError, match=r"by process \d+ on .* since"):
             records.Writer(tmp_path / "x", name="second")
         first.add_shard("train", PROTEINS[:5])
     assert records.open(tmp_path / "x").manifest.name == "first"

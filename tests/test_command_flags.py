@@ -1,0 +1,52 @@
+"""Flags of the mains: a mistake is one line with status 2, and no value is lost."""
+
+from absl import flags
+import pytest
+
+from prottrans_jax import command_flags
+
+
+@pytest.fixture
+def values():
+    values = flags.FlagValues()
+    flags.DEFINE_string("model_dir", None, "", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "", flag_values=values)
+    flags.DEFINE_bool("tensorboard", True, "", flag_values=values)
+    flags.DEFINE_list("modules", [], "", flag_values=values)
+    flags.DEFINE_multi_string("input", [], "", flag_values=values)
+    return values
+
+
+def parse(values, *arguments):
+    return command_flags.parse(["program", *arguments], values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model_dir=a", "--model_dir=b"], "--model_dir=b is the second value"),
+        (["--model_dir", "a", "--model_dir", "b"], "the first is a."),
+        (["--tensorboard", "--notensorboard"], "--tensorboard=false is the second"),
+        (["--modules=a", "--modules=b"], "the first is ['a']."),
+        (["--seed=1", "--seed=2"], "the first is 1."),
+        (["--seed=x"], "--seed=x"),
+        (["--modeldir=a"], "Unknown command line flag 'modeldir'. Did you mean"),
+    ],
+)
+def test_mistakes_are_one_line_with_status_2(values, capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        parse(values, *arguments)
+    assert end.value.code == 2
+    line = capsys.readouterr().err
+    assert message in line and line.count("\n") == 1
+
+
+def test_a_flag_that_takes_several_values_may_be_repeated(values):
+    parse(values, "--input=a,b", "--input=c")
+    assert command_flags.values_of(values.input) == ["a", "b", "c"]
+
+
+def test_each_parse_begins_anew(values):
+    assert parse(values, "--seed=1", "rest") == ["program", "rest"]
+    parse(values, "--seed=2", "--model_dir=a")
+    assert (values.seed, values.model_dir) == (2, "a")
