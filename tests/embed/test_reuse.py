@@ -124,7 +124,7 @@ def test_the_same_weights_in_a_renamed_folder_go_on(
     assert encoder.name != same.name
     output = tmp_path / "out.h5"
     on_progress = None if finished else stop_after(30)
-    limit = {"max_tokens": 200}
+    limit = {"batch_tokens": 200}
     try:
         options = settings.Options(**limit)
         job.embed_fasta(encoder, fasta_file, output, options, on_progress=on_progress)
