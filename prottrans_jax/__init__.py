@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prottrans_jax.encoders import load_encoder, load_model
+    from prottrans_jax.encoders import Encoder, Model, load_encoder, load_model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_encoder", "load_model"]
+_OF_ENCODERS = ("Encoder", "Model", "load_encoder", "load_model")
+__all__ = ["Encoder", "Model", "__version__", "load_encoder", "load_model"]
 
 
 def __dir__() -> list[str]:
@@ -15,7 +16,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     # Lazily: `import prottrans_jax` alone costs nothing, not even JAX.
-    if name in ("load_encoder", "load_model"):
+    if name in _OF_ENCODERS:
         from prottrans_jax import encoders
 
         return getattr(encoders, name)

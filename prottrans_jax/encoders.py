@@ -7,7 +7,7 @@
 Needs neither TensorFlow, seqio nor torch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import difflib
 import functools
@@ -25,7 +25,15 @@ import numpy as np
 
 from prottrans_jax import attention_maps, frozen_params, sources, types
 from prottrans_jax import vocabulary as vocabularies
-from prottrans_jax.embed import batching, embedder, forward, layerwise, pooling
+from prottrans_jax.embed import (
+    batching,
+    embedder,
+    forward,
+    given,
+    layerwise,
+    pooling,
+    progress_bar,
+)
 from prottrans_jax.interop import huggingface
 from prottrans_jax.layers import quantized
 
@@ -49,8 +57,10 @@ NAMES = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Encoder:
+class Encoder(frozen_params.Holder):
     """A frozen encoder; a tree of parameters and a pure function of it.
+
+    It can be pickled and copied, for multiprocessing (start method "spawn") and joblib.
 
     Attributes:
       module: Linen model with `encode(tokens, mask, *, deterministic)`.
@@ -138,9 +148,17 @@ class Encoder:
         return -1 if self.suffix[-1:] == (self.vocabulary.cls_id,) else None
 
     def tokenize(
-        self, sequences: Sequence[str]
+        self, sequences: Iterable[str]
     ) -> tuple[Int[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
-        """Token ids with special ones, padded on the right, and their mask."""
+        """Token ids with special ones, padded on the right, and their mask.
+
+        Args:
+          sequences: A list, or what else gives sequences in order; as in `embed`.
+        """
+        if isinstance(sequences, str):
+            raise ValueError(
+                "tokenize takes a list of sequences; for a single one [sequence]."
+            )
         residues = self._all_residues(sequences)
         longest = max(map(len, residues), default=0) + self._tokens.num_special
         rows = tuple(range(len(residues)))
@@ -150,47 +168,84 @@ class Encoder:
 
     def embed(
         self,
-        sequences: Sequence[str],
+        sequences: str | Iterable[str],
         pool: str | None = None,
         layers: "int | str | Sequence[int]" = -1,
         *,
         max_tokens: int | None = None,
+        progress: bool = False,
     ) -> (
         "list[Float[np.ndarray, '*layers residues d_model']] | Float[np.ndarray, '...']"
     ):
         """Embeddings of proteins, float32.
 
         Args:
-          sequences: Residues, one letter each; U Z O B J count as X.
+          sequences: Residues, one letter each, of one protein or of several: a list,
+            a generator, an array or a pandas Series of str. As in FASTA, U Z O B J
+            count as X, lower case as upper case, and white space, gaps (`-` `.`) and a
+            final `*` are taken out: no row is theirs.
           pool: None for a vector per residue; "mean" or "max" over the residues, or
             "cls", for one per protein.
           layers: A layer's number (-1 the last, 0 the embedded input), several, "all",
             or "last4" for the mean of the last four. Several give a leading axis.
           max_tokens: Tokens that go through the model at once, with padding; None
             chooses by device.
+          progress: Whether to show a progress bar on stderr.
 
         Returns:
-          A list of [residues, d_model]; with `pool` an array [proteins, d_model].
+          Of several proteins a list of [residues, d_model], or with `pool` an array
+          [proteins, d_model]. Of a single str its own array, [residues, d_model] or
+          [d_model].
+
+        Raises:
+          ValueError: A sequence cannot be used; says which, where and why.
         """
-        residues = self._all_residues(sequences)
+        if isinstance(sequences, str):
+            residues = [self._residues("the sequence", sequences)]
+        else:
+            residues = self._all_residues(sequences)
         runner = self.make_embedder(pool=pool, layers=layers, max_tokens=max_tokens)
-        found = _vectors(runner, residues, runner.buckets([len(x) for x in residues]))
+        buckets = runner.buckets([len(x) for x in residues])
+        with progress_bar.bar(progress) as show:
+            vectors = _vectors(runner, residues, buckets, show=show)
+        if isinstance(sequences, str):
+            return vectors[0]
         if runner.pool is None:
-            return found
+            return vectors
         chosen = runner.layers
         lead = (len(chosen.indices),) if chosen.combine == "stack" else ()
-        return np.stack(found) if found else np.zeros((0, *lead, self.d_model))
+        if not vectors:
+            return np.zeros((0, *lead, self.d_model), np.float32)
+        return np.stack(vectors)
 
     def attention_maps(
-        self, sequence: str
-    ) -> Float[np.ndarray, "layers heads length length"]:
-        """Attention weights of one protein, special tokens included.
+        self, sequences: str | Iterable[str]
+    ) -> (
+        "Float[np.ndarray, 'layers heads length length'] | "
+        "list[Float[np.ndarray, 'layers heads length length']]"
+    ):
+        """Attention weights of a protein, special tokens included; rows sum to 1.
+
+        Args:
+          sequences: As in `embed`.
+
+        Returns:
+          Of a single str [layers, heads, length, length], of several proteins a list.
 
         Raises:
           ValueError: The family's attention has no such maps here; see
             `attention_maps`.
         """
-        tokens, _ = self.tokenize([sequence])
+        if not isinstance(sequences, str):
+            # All are checked before the first is computed.
+            residues = self._all_residues(sequences)
+            return [self._attention_maps(x) for x in residues]
+        return self._attention_maps(self._residues("the sequence", sequences))
+
+    def _attention_maps(
+        self, residues: bytes
+    ) -> Float[np.ndarray, "layers heads length length"]:
+        tokens, _ = self.tokenize([residues.decode()])
         return np.asarray(
             attention_maps.attention_maps(self.module, self.params, tokens[0])
         )
@@ -207,19 +262,16 @@ class Encoder:
         """(id, vectors) of proteins in their order, holding one window in memory.
 
         Args:
-          proteins: (id, residues) pairs, of any number.
+          proteins: (id, residues) pairs, of any number; residues as in `embed`.
           pool: As in `embed`.
           layers: As in `embed`.
           window: Proteins that are sorted by length together.
           max_tokens: As in `embed`.
         """
-        if isinstance(proteins, str | Mapping):
-            raise ValueError(
-                f"stream takes (id, sequence) pairs, not a {type(proteins).__name__}: "
-                "of a dict its items()."
-            )
+        if window < 1:
+            raise ValueError(f"window={window}: it must be at least 1.")
         runner = self.make_embedder(pool=pool, layers=layers, max_tokens=max_tokens)
-        source = iter(proteins)
+        source = given.pairs(proteins)
         buckets = None
         while some := list(itertools.islice(source, window)):
             residues = [self._residues(f"protein {name!r}", s) for name, s in some]
@@ -252,6 +304,7 @@ class Encoder:
         resume: bool = True,
         overwrite: bool = False,
         devices: Sequence[jax.Device] | None = None,
+        progress: bool = False,
     ) -> "reports.Report":
         """Embeds a FASTA file into an .h5, .npz, .parquet, .zarr or .csv file.
 
@@ -284,6 +337,7 @@ class Encoder:
           resume: Whether to go on from what an earlier run left.
           overwrite: Whether to replace what another model or other settings made.
           devices: Devices to use in turn; None: all accelerators, or one CPU.
+          progress: Whether to show a progress bar on stderr.
 
         Returns:
           What was done: counts, records left out, seconds, files.
@@ -314,7 +368,14 @@ class Encoder:
             overwrite=overwrite,
             devices=devices,
         )
-        return job.embed_fasta(self, source, output, options)
+        with progress_bar.bar(progress) as show:
+            return job.embed_fasta(
+                self,
+                source,
+                output,
+                options,
+                on_progress=lambda x: show(x.residues, x.of_residues),
+            )
 
     def make_embedder(
         self,
@@ -355,40 +416,38 @@ class Encoder:
             self.cls_position or 0,
         )
 
-    def _all_residues(self, sequences: Sequence[str]) -> list[bytes]:
-        if isinstance(sequences, str | Mapping):
+    def _residues(self, what: str, sequence: Any) -> bytes:
+        residues = given.residues_of(what, sequence)
+        if self.max_residues is not None and len(residues) > self.max_residues:
             raise ValueError(
-                f"A list of sequences is wanted, not a {type(sequences).__name__}: of "
-                "one sequence [sequence], of a dict list(proteins.values())."
-            )
-        return [self._residues(f"sequence {i}", s) for i, s in enumerate(sequences)]
-
-    def _residues(self, what: str, sequence: str) -> bytes:
-        try:
-            self.vocabulary.encode(sequence)
-        except ValueError as error:
-            raise ValueError(f"{what}: {error}") from None
-        if not sequence:
-            raise ValueError(f"{what} is empty.")
-        if self.max_residues is not None and len(sequence) > self.max_residues:
-            raise ValueError(
-                f"{what} has {len(sequence):,} residues; the model has "
+                f"{what} has {len(residues):,} residues; the model has "
                 f"positions for {self.max_residues:,}. Cut it, or use embed_fasta("
                 f"..., max_length={self.max_residues}, long='chunk')."
             )
-        return sequence.encode("ascii").upper()
+        return residues
+
+    def _all_residues(self, sequences: Iterable[str]) -> list[bytes]:
+        return [
+            self._residues(f"sequence {number}", sequence)
+            for number, sequence in enumerate(given.in_order(sequences))
+        ]
 
 
-def _vectors(runner, residues, buckets, more_to_come=False) -> list[Any]:
-    """What was asked of the runner, for each of the sequences in their order."""
+def _vectors(
+    runner, residues, buckets, more_to_come=False, show=lambda done, total: None
+) -> list[Any]:
+    """Vectors of each of the sequences, in their order."""
     work = runner.work(residues, buckets, more_to_come=more_to_come)
-    found: list[Any] = [None] * len(residues)
+    vectors: list[Any] = [None] * len(residues)
+    done, total = 0, sum(map(len, residues))
     for _, index, embedding in runner.run(work):
         if runner.pool is None:
-            found[index] = np.array(embedding.residues, np.float32)
+            vectors[index] = np.array(embedding.residues, np.float32)
         else:
-            found[index] = np.array(embedding.protein)
-    return found
+            vectors[index] = np.array(embedding.protein)
+        done += len(residues[index])
+        show(done, total)
+    return vectors
 
 
 def load_encoder(
@@ -437,7 +496,7 @@ def load_encoder(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Model:
+class Model(frozen_params.Holder):
     """A whole model, decoder and heads included.
 
     Attributes:

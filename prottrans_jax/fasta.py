@@ -34,9 +34,7 @@ BLOCK_BYTES = 2 << 20
 MAX_RECORD_BYTES = 64 << 20
 _PARSE_BYTES = 256 << 10
 _BOM = b"\xef\xbb\xbf"
-_WHITE = b" \t\n\v\f"
 _GAPS_AND_STOPS = vocabulary.GAPS + vocabulary.STOP
-_UPPER = bytes(range(256)).upper()
 
 
 class Record(NamedTuple):
@@ -264,9 +262,7 @@ def _look_closely(
             f"the header of {shown!r} holds a NUL or another control character.",
         )
     lines = [b"" if part.startswith(b";") else part for part in body.split(b"\n")]
-    joined = b"".join(lines).translate(_UPPER, _WHITE)
-    without_gaps = joined.translate(None, vocabulary.GAPS)
-    residues = without_gaps.rstrip(vocabulary.STOP)
+    residues, num_gaps, num_stops = vocabulary.clean(b"".join(lines))
     if not residues:
         return problem(
             line, "no residues", f"record {shown!r} has a header but no residues."
@@ -283,8 +279,6 @@ def _look_closely(
             what,
             f"{char!r} at column {column} of record {shown!r} is {what}.",
         )
-    num_gaps = len(joined) - len(without_gaps)
-    num_stops = len(without_gaps) - len(residues)
     return Record(name, residues, line), num_gaps, num_stops
 
 
@@ -295,7 +289,7 @@ def _first_odd(lines: list[bytes]) -> tuple[int, int, bytes]:
         (at, column)
         for at, part in enumerate(lines)
         for column, byte in enumerate(part)
-        if byte not in _GAPS_AND_STOPS + _WHITE
+        if byte not in _GAPS_AND_STOPS + vocabulary.WHITE_SPACE
     )
     for at, part in enumerate(lines):
         for column, byte in enumerate(part):

@@ -1,9 +1,10 @@
 """Parameters of a frozen model, from where they are stored to the device."""
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 import hashlib
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,33 @@ from prottrans_jax import types
 from prottrans_jax import vocabulary as vocabularies
 from prottrans_jax.interop import memory_map
 from prottrans_jax.layers import quantized
+
+
+class Holder:
+    """A frozen dataclass with `params` that can be pickled, used or not, and copied.
+
+    Pickles hold the parameters as host arrays, bit by bit; they come back on the
+    default device. Copies share the arrays, which nobody can change.
+    """
+
+    params: types.Params
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what is cached: it holds devices.
+        fields: Any = dataclasses.fields(self)  # type: ignore[arg-type]
+        state = {field.name: getattr(self, field.name) for field in fields}
+        return state | {"params": jax.device_get(self.params)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        params = jax.tree.map(jnp.asarray, state["params"])
+        self.__dict__.update(state | {"params": params})
+
+    def __copy__(self) -> Self:
+        return dataclasses.replace(self)  # type: ignore[type-var]
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        containers = jax.tree.map(lambda array: array, self.params)
+        return dataclasses.replace(self, params=containers)  # type: ignore[type-var]
 
 
 def float_dtype(dtype: DTypeLike) -> np.dtype:

@@ -9,10 +9,11 @@ What becomes of a byte of a protein sequence:
                           (Elnaggar et al. 2021, section 2.2); J (Leu or Ile) is as
                           ambiguous as B and Z and no vocabulary has a piece for it.
   lower case              as its upper case (soft-masked or a3m insertions: residues)
-  ``-`` ``.``             alignment gaps: no residue. `fasta` takes them out and
-                          counts them; here they are unknown.
-  ``*``                   a stop. `fasta` takes it from the end of a sequence and
-                          refuses it inside one; here it is unknown.
+  white space             none: `clean` takes it out.
+  ``-`` ``.``             alignment gaps: no residue. `clean` takes them out and
+                          counts them; `Vocabulary.encode` refuses them.
+  ``*``                   a stop. `clean` takes it from the end of a sequence; inside
+                          one it is refused.
   anything else           unknown
   ======================  ==========================================================
 
@@ -22,6 +23,7 @@ one prepared data set serves every family; ids are looked up when rows are made.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jaxtyping
 import numpy as np
@@ -32,6 +34,8 @@ READ_AS_X = "UZOBJ"
 LETTERS = STANDARD + "X" + READ_AS_X
 GAPS = b"-."
 STOP = b"*"
+WHITE_SPACE = b" \t\n\r\v\f"
+_UPPER = bytes(range(256)).upper()
 
 
 def _canonical_letters() -> np.ndarray:
@@ -44,6 +48,28 @@ def _canonical_letters() -> np.ndarray:
 
 # [256] uint8: byte -> the upper-case letter it is stored as; 0 where it is no residue.
 CANONICAL = _canonical_letters()
+
+
+class Cleaned(NamedTuple):
+    """What `clean` makes of a sequence, and how many characters it took out."""
+
+    residues: bytes
+    num_gaps: int
+    num_stops: int
+
+
+def clean(text: bytes) -> Cleaned:
+    """The residues of a sequence as people write it, in FASTA and in Python.
+
+    White space, gaps and the stops at the end are taken out, lower case becomes upper
+    case. Characters that are no residue stay, for the caller to refuse: all letters are
+    residues, so `residues.isalpha()` says whether there are any.
+    """
+    joined = text.translate(_UPPER, WHITE_SPACE)
+    without_gaps = joined.translate(None, GAPS)
+    residues = without_gaps.rstrip(STOP)
+    num_gaps = len(joined) - len(without_gaps)
+    return Cleaned(residues, num_gaps, len(without_gaps) - len(residues))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +201,7 @@ class Vocabulary:
             raise ValueError(
                 f"{sequence[at : at + 1]!r} at position {at} (0-based) of a sequence "
                 f"of {len(data)} is no residue; {unknown.size} such in all. Allowed: "
-                f"{LETTERS} in either case. Gaps and a final '*' are taken out when "
-                "FASTA is read."
+                f"{LETTERS} in either case; `clean` takes out gaps and a final '*'."
             )
         return self.byte_table[letters].astype(np.int32)
 

@@ -100,7 +100,16 @@ def test_nobody_imports_a_main():
         ("commands", {"commands", "embed", "encoders", "files", "interop"}),
         (
             "embed",
-            {"embed", "fasta", "files", "hardware", "interop", "layers", "types"},
+            {
+                "embed",
+                "fasta",
+                "files",
+                "hardware",
+                "interop",
+                "layers",
+                "types",
+                "vocabulary",
+            },
         ),
         (
             "encoders",

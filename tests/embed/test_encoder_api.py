@@ -1,11 +1,18 @@
 """What Python users call: signatures, sequences as they are given, copies."""
 
 import argparse
+import copy
 import inspect
+import pickle
+import subprocess
+import sys
 
+import jax
+import numpy as np
 import pytest
 
-from prottrans_jax import encoders
+import prottrans_jax
+from prottrans_jax import encoders, fasta
 from prottrans_jax.commands import console, embedding
 from prottrans_jax.embed import settings
 
@@ -45,7 +52,8 @@ def test_flags_of_embed_are_parameters_of_embed_fasta_with_their_defaults():
         assert name in parameters, f"--{name} is no parameter of embed_fasta"
         same = {"layers": int, "reuse": tuple}.get(name, lambda value: value)
         assert same(flags[name]) == parameters[name], name
-    assert parameters.keys() - flags.keys() == {"self", "source", "devices"}
+    of_python = {"self", "source", "devices", "progress"}
+    assert parameters.keys() - flags.keys() == of_python
     assert not any(
         p.kind is p.VAR_KEYWORD
         for p in inspect.signature(encoders.Encoder.embed_fasta).parameters.values()
@@ -56,7 +64,12 @@ def test_parameters_of_embed_fasta_are_the_options_of_a_job():
     parameters = _defaults(encoders.Encoder.embed_fasta)
     options = _defaults(settings.Options)
     assert {name: parameters.get(name) for name in options} == options
-    assert parameters.keys() - options.keys() == {"self", "source", "output"}
+    assert parameters.keys() - options.keys() == {
+        "self",
+        "source",
+        "output",
+        "progress",
+    }
 
 
 @pytest.mark.parametrize(
@@ -81,3 +94,194 @@ def test_options_of_a_wrong_type_are_named(
 def test_unknown_options_are_refused(encoder, fasta_file, tmp_path):
     with pytest.raises(TypeError, match="batch_size"):
         encoder.embed_fasta(fasta_file, tmp_path / "out.h5", batch_size=9)
+
+
+def test_a_single_sequence_gives_its_own_array(encoder):
+    [listed] = encoder.embed(["MKTAY"])
+    np.testing.assert_array_equal(encoder.embed("MKTAY"), listed)
+    [pooled] = encoder.embed(["MKTAY"], pool="mean")
+    assert pooled.shape == (12,)
+    np.testing.assert_array_equal(encoder.embed("MKTAY", pool="mean"), pooled)
+    assert encoder.embed(np.str_("MKTAY")).shape == (5, 12)
+
+
+class Series:
+    """What pandas gives: it is iterated over, and has other attributes of a list."""
+
+    def __iter__(self):
+        return iter(["MKTAY", "ACD"])
+
+
+@pytest.mark.parametrize(
+    "sequences",
+    [
+        ("MKTAY", "ACD"),
+        (x for x in ("MKTAY", "ACD")),
+        {"a": "MKTAY", "b": "ACD"}.values(),
+        np.array(["MKTAY", "ACD"]),
+        np.array(["MKTAY", "ACD"], object),
+        Series(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_gives_sequences_in_order_embeds(encoder, sequences):
+    lengths = [len(vectors) for vectors in encoder.embed(sequences)]
+    assert lengths == [5, 3]
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["MKT*", "mkt", "M K T", "M-K.T", " MKT\n", "MK\r\nT", "M\tKT**", "-.MKT*-* "],
+)
+def test_sequences_are_cleaned_as_in_fasta(encoder, tmp_path, written):
+    path = tmp_path / "x.fasta"
+    path.write_bytes(f">A\n{written}\n".encode())
+    assert [record.residues for record in fasta.read([path])] == [b"MKT"]
+    right = encoder.embed(["MKT"])[0]
+    np.testing.assert_array_equal(encoder.embed([written])[0], right)
+    np.testing.assert_array_equal(encoder.embed(written), right)
+    [(_, streamed)] = encoder.stream([("A", written)])
+    np.testing.assert_array_equal(streamed, right)
+    assert (
+        encoder.tokenize([written])[0].tolist() == encoder.tokenize(["MKT"])[0].tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (b"MKT", "sequence 1 is b'MKT' of type bytes.*decode"),
+        (None, "sequence 1 is None of type NoneType.*missing values"),
+        (float("nan"), "sequence 1 is nan of type float.*missing values"),
+        (7, "sequence 1 is 7 of type int, not a str"),
+        (["M", "K"], "sequence 1 is .* of type list.*join"),
+        (("id", "MK"), r"sequence 1 is .* of type tuple.*stream takes"),
+        (np.array(["M", "K"]), "sequence 1 is .* of type ndarray.*join"),
+        ("", "sequence 1 is '': it has no residues"),
+        ("-.* ", "sequence 1 is .*: it has no residues"),
+        ("MK*T", "sequence 1: .*position 2 .* a stop inside the sequence"),
+        ("M K1T", "sequence 1: '1' at position 3 .*no residue"),
+        ("MKé", "sequence 1: 'é' at position 2 .*no residue"),
+        ("M\u2010K", "sequence 1: .* at position 1 .*no residue"),
+        (">A\nMKT", "sequence 1: '>' at position 0 .*embed_fasta"),
+        ("proteins.fasta", "sequence 1 is 'proteins.fasta'.*name of a file"),
+        ("x.fa.gz", "sequence 1 is 'x.fa.gz'.*name of a file"),
+    ],
+)
+def test_a_sequence_that_cannot_be_used_is_named_with_position_and_type(
+    encoder, odd, message
+):
+    for method in (encoder.embed, encoder.tokenize, encoder.attention_maps):
+        with pytest.raises(ValueError, match=message) as error:
+            method(["MKTAY", odd])
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=message.replace("sequence 1", "protein 'P'")):
+        list(encoder.stream([("A", "MKTAY"), ("P", odd)]))
+
+
+class DataFrame:
+    columns = ("id", "sequence")
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (b"MKT", "of type bytes"),
+        (None, "None of type NoneType"),
+        (3.0, "3.0 of type float"),
+        ({"MKT", "ACD"}, "of type set.*no order"),
+        ({"a": "MKT"}, r"of type dict.*list\(proteins.values"),
+        (np.array("MKT"), "of type ndarray"),
+        (DataFrame(), "of type DataFrame.*column"),
+    ],
+)
+def test_what_is_no_list_of_sequences_is_named(encoder, given, message):
+    with pytest.raises(ValueError, match=message):
+        encoder.embed(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["MKT"], "protein 0 is 'MKT' of type str, not an .id, sequence. pair"),
+        ([("a", "MK"), ("b",)], "protein 1 is .* of type tuple, not an"),
+        ([None], "protein 0 is None of type NoneType"),
+    ],
+)
+def test_a_stream_of_other_things_than_pairs_is_named(encoder, given, message):
+    with pytest.raises(ValueError, match=message):
+        list(encoder.stream(given))
+    with pytest.raises(ValueError, match="window=0"):
+        list(encoder.stream([("a", "MK")], window=0))
+
+
+def test_no_sequence_gives_no_vector(encoder):
+    assert encoder.embed([]) == []
+    pooled = encoder.embed([], pool="mean")
+    assert pooled.shape == (0, 12) and pooled.dtype == np.float32
+
+
+def test_attention_maps_of_a_list_are_a_list(encoder):
+    first, second = encoder.attention_maps(["MKTAY", "A-CD*"])
+    assert first.shape == (3, 2, 6, 6) and second.shape == (3, 2, 4, 4)
+    np.testing.assert_array_equal(encoder.attention_maps("MKTAY"), first)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, "pickle"])
+def test_a_used_encoder_that_is_copied_gives_the_same_bits(model_folder, dtype, copied):
+    encoder = prottrans_jax.load_encoder(model_folder, dtype=dtype)
+    sequences = ["MKTAYIAKQR", "ACD"]
+    right = encoder.embed(sequences)
+    if copied == "pickle":
+        other = pickle.loads(pickle.dumps(encoder))
+    else:
+        other = copied(encoder)
+    assert other.fingerprint == encoder.fingerprint and repr(other) == repr(encoder)
+    assert jax.tree.structure(other.params) == jax.tree.structure(encoder.params)
+    leaves = jax.tree.leaves(other.params), jax.tree.leaves(encoder.params)
+    for theirs, ours in zip(*leaves, strict=True):
+        assert theirs.dtype == ours.dtype
+        assert np.asarray(theirs).tobytes() == np.asarray(ours).tobytes()
+    for theirs, ours in zip(other.embed(sequences), right, strict=True):
+        np.testing.assert_array_equal(theirs, ours)
+
+
+def test_a_whole_model_is_pickled(model_folder):
+    model = prottrans_jax.load_model(model_folder, dtype="float32")
+    tokens = np.array([[5, 6, 1]])
+    other = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(other(tokens, tokens), model(tokens, tokens))
+
+
+_IN_ANOTHER_PROCESS = """
+import pickle, sys
+encoder = pickle.load(open(sys.argv[1], "rb"))
+sys.stdout.buffer.write(pickle.dumps(encoder.embed(["MKTAYIAKQR", "ACD"])))
+"""
+
+
+def test_another_process_gives_the_same_bits(encoder, tmp_path):
+    (tmp_path / "encoder").write_bytes(pickle.dumps(encoder))
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_ANOTHER_PROCESS, tmp_path / "encoder"],
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    right = encoder.embed(["MKTAYIAKQR", "ACD"])
+    for theirs, ours in zip(pickle.loads(done.stdout), right, strict=True):
+        np.testing.assert_array_equal(theirs, ours)
+
+
+def test_a_progress_bar_is_shown_if_asked(encoder, fasta_file, tmp_path, capsys):
+    vectors = encoder.embed(["MKTAY", "ACD"], progress=True)
+    shown = capsys.readouterr()
+    assert "8 of 8 residues" in shown.err and not shown.out
+    np.testing.assert_array_equal(vectors[0], encoder.embed(["MKTAY", "ACD"])[0])
+    encoder.embed_fasta(fasta_file, tmp_path / "out.h5", progress=True)
+    assert "100%" in capsys.readouterr().err
+    encoder.embed_fasta(fasta_file, tmp_path / "other.h5")
+    assert capsys.readouterr().err == ""

@@ -293,7 +293,9 @@ def test_blockwise_is_plain_attention(encoder):
 def test_what_is_loaded_is_printed_in_a_line(encoder):
     assert repr(encoder) == "Encoder('tiny_t5', T5, 3 layers, d_model 12, float32)"
     assert repr(prottrans_jax.load_model(encoder.source)) == "Model('tiny_t5', T5)"
-    assert {"load_encoder", "load_model", "__version__"} <= set(dir(prottrans_jax))
+    names = {"Encoder", "Model", "load_encoder", "load_model", "__version__"}
+    assert names <= set(dir(prottrans_jax))
+    assert isinstance(encoder, prottrans_jax.Encoder)
 
 
 @pytest.mark.parametrize(
@@ -305,10 +307,11 @@ def test_unknown_layers_are_refused(encoder, layers, message):
 
 
 def test_other_mistakes_are_explained(encoder):
-    for given in ("MKT", {"protein": "MKT"}):
-        for method in (encoder.embed, encoder.tokenize):
-            with pytest.raises(ValueError, match=r"list of sequences.*proteins.values"):
-                method(given)
+    for method in (encoder.embed, encoder.tokenize, encoder.attention_maps):
+        with pytest.raises(ValueError, match=r"list of sequences.*proteins.values"):
+            method({"protein": "MKT"})
+    with pytest.raises(ValueError, match=r"tokenize takes a list .* \[sequence\]"):
+        encoder.tokenize("MKT")
     with pytest.raises(ValueError, match=r"pairs, not a dict: of a dict its items\(\)"):
         next(encoder.stream({"protein": "MKT"}))
     with pytest.raises(ValueError, match=r"sequence 1: .*position 2"):

@@ -1,0 +1,137 @@
+"""Sequences as they are given in Python, cleaned by the rules of FASTA.
+
+The rules are `vocabulary.clean`; what cannot be used is named with its position.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Set
+import re
+from typing import Any
+
+from prottrans_jax import vocabulary
+
+# Or the letters of "proteins.fasta" would be a protein's: its point is a gap.
+_FILE_NAME = re.compile(
+    r"\.(fasta|fas|faa|fa|fna|a[23]m|sto|txt|csv|tsv|h5|json)(\.(gz|bz2|xz|zst|zip))?$",
+    re.IGNORECASE,
+)
+_MISSING = ("NoneType", "NAType", "NaTType")
+
+
+def in_order(sequences: Iterable[str]) -> Iterator[Any]:
+    """The sequences of a list, generator, array or Series; not checked themselves.
+
+    Raises:
+      ValueError: It is none of these; says what to give instead.
+    """
+    kind = type(sequences).__name__
+    advice = ""
+    if isinstance(sequences, Mapping):
+        advice = "Of a dict give list(proteins.values())."
+    elif isinstance(sequences, Set):
+        advice = "It has no order: give a list."
+    elif hasattr(sequences, "columns"):
+        advice = "Give the column with the sequences."
+    elif isinstance(sequences, str | bytes | bytearray):
+        advice = "Give [sequence], as str."
+    if not advice:
+        try:
+            return iter(sequences)
+        except TypeError:
+            pass
+    raise ValueError(
+        f"A sequence (str) or a list of sequences is needed, not {_shown(sequences)} "
+        f"of type {kind}. {advice}".rstrip()
+    )
+
+
+def pairs(proteins: Iterable[tuple[str, str]]) -> Iterator[tuple[Any, Any]]:
+    """(id, sequence) pairs.
+
+    Raises:
+      ValueError: Something else is given; says at which position.
+    """
+    if isinstance(proteins, str | bytes | Mapping):
+        raise ValueError(
+            f"stream takes (id, sequence) pairs, not a {type(proteins).__name__}: "
+            "of a dict its items()."
+        )
+    for number, pair in enumerate(proteins):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(
+                f"protein {number} is {_shown(pair)} of type {type(pair).__name__}, "
+                "not an (id, sequence) pair."
+            )
+        yield pair[0], pair[1]
+
+
+def residues_of(what: str, sequence: Any) -> bytes:
+    """Upper-case residues of a sequence.
+
+    Args:
+      what: Its name in errors, with its position.
+      sequence: A str, also numpy's.
+
+    Raises:
+      ValueError: It is no str, has no residues, or has a character that is none.
+    """
+    if not isinstance(sequence, str):
+        raise ValueError(
+            f"{what} is {_shown(sequence)} of type {type(sequence).__name__}, not a "
+            f"str. {_advice(sequence)}".rstrip()
+        )
+    # One byte a character, so that positions are those of the str.
+    text = sequence.encode("latin-1", errors="replace")
+    residues = vocabulary.clean(text).residues
+    if _FILE_NAME.search(sequence):
+        raise ValueError(
+            f"{what} is {_shown(sequence)}, which looks like the name of a file: "
+            "embed_fasta reads files."
+        )
+    if not residues:
+        raise ValueError(f"{what} is {_shown(sequence)}: it has no residues.")
+    if not residues.isalpha():
+        raise ValueError(f"{what}: {_first_odd(sequence, text)}")
+    return residues
+
+
+def _first_odd(sequence: str, text: bytes) -> str:
+    around = vocabulary.WHITE_SPACE + vocabulary.GAPS
+    # Stops behind this length are at the end.
+    end = len(text.rstrip(around + vocabulary.STOP))
+    for at, byte in enumerate(text):
+        char = bytes([byte])
+        if char.isalpha() or char in around:
+            continue
+        if char == vocabulary.STOP and at >= end:
+            continue
+        what = "a stop inside the sequence" if char == vocabulary.STOP else "no residue"
+        advice = " Is this FASTA? embed_fasta reads files." if char == b">" else ""
+        return (
+            f"{sequence[at]!r} at position {at} (0-based) of {len(text):,} characters "
+            f"is {what}. Letters in either case are residues; white space, gaps and a "
+            f"final '*' are taken out.{advice}"
+        )
+    raise AssertionError(sequence)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _advice(value: Any) -> str:
+    if isinstance(value, bytes | bytearray):
+        return "Decode it: sequence.decode()."
+    if type(value).__name__ in _MISSING or (
+        isinstance(value, float) and value != value
+    ):
+        return "Leave missing values out; of a Series give series.dropna()."
+    if hasattr(value, "seq"):
+        return "Give str(record.seq)."
+    if isinstance(value, tuple) and len(value) == 2:
+        return "stream takes (id, sequence) pairs."
+    if isinstance(value, list | tuple) or hasattr(value, "tolist"):
+        return "Join letters: ''.join(sequence)."
+    if hasattr(value, "__getitem__"):
+        return "Give str(sequence)."
+    return ""
