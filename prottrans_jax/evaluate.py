@@ -21,6 +21,7 @@ if __name__ == "__main__":
 from absl import flags, logging
 
 from prottrans_jax import gin_utils
+from prottrans_jax.config import places
 
 # TensorFlow only reads records here; its start-up notes are of no use to anybody.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -40,7 +41,7 @@ def _run(argv: Sequence[str]) -> int:
         raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    gin_utils.parse_flags()
+    gin_utils.parse_flags(check_places=places.check_evaluation)
 
     from prottrans_jax import checkpoints, evaluation, trainer
     from prottrans_jax.data import records

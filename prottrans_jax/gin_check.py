@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 import dataclasses
-import importlib
-import inspect
+import importlib.util
 import pathlib
-import types
 from typing import Any
 
 import gin
 from prottrans_jax import gin_config
+from prottrans_jax.config import binding_values, signatures, targets
 
 
 def check(
@@ -19,6 +18,9 @@ def check(
     trust_config: bool = False,
 ) -> gin_config.Config:
     """Reads gin files and bindings, later ones winning, and checks the whole.
+
+    What belongs to the package is read from its source and not imported: a mistake is
+    told at once, not after TensorFlow was loaded.
 
     Args:
       files: Leaf names or paths. A name is looked for as a path, in `search_paths`,
@@ -60,8 +62,9 @@ def check(
             where[statement.selector] = statement.where
     config = gin_config.Config(tuple(reader.files), resolver.imports, macros, bound)
     errors = resolver.errors + _macro_errors(config, where, used)
+    errors = errors or binding_values.Check(config, where, resolver.targets).errors()
     # Missing values would only repeat a misspelt name: report those alone first.
-    errors = errors or _missing(config, where)
+    errors = errors or _missing(config, where, resolver.targets)
     if errors:
         raise gin_config.UsageError("\n".join(dict.fromkeys(errors)))
     return config
@@ -73,12 +76,14 @@ class _Resolver:
     def __init__(self, reader: gin_config.Reader):
         self.imports: dict[str, str] = {}
         self.errors: list[str] = []
+        # Final selector -> what it names.
+        self.targets: dict[str, targets.Target] = {}
         self._everywhere: dict[str, set[str]] = {}
         for source in reader.sources:
             for name, module in source.imports.items():
                 self._everywhere.setdefault(name, set()).add(module)
                 # Even where no name uses it: importing tasks registers them.
-                if self._load(source.name, module) is not None:
+                if self._exists(source.name, module):
                     self._name(module)
         # Full names in use, for short forms on the command line.
         self._in_use: dict[str, set[str]] = {}
@@ -121,7 +126,7 @@ class _Resolver:
         selector, target = self._target(statement, statement.selector)
         if target is None:
             return None
-        known = _parameters(target)
+        known = target.parameters
         if known is not None and statement.parameter not in known:
             parameter = statement.parameter
             self.errors.append(
@@ -133,10 +138,11 @@ class _Resolver:
 
     def _target(
         self, statement: gin_config.Statement, selector: str
-    ) -> tuple[str, Any]:
-        """Final name and object for a name as written; (_, None) after an error."""
+    ) -> tuple[str, targets.Target | None]:
+        """Final name and target of a name as written; (_, None) after an error."""
         if selector in ("gin.macro", "gin.singleton"):
-            return selector, getattr(gin.config, selector.removeprefix("gin."))
+            value = getattr(gin.config, selector.removeprefix("gin."))
+            return selector, targets.Target(value=value)
         root, *rest = selector.split(".")
         modules = self._modules(statement.source, root)
         if not modules:
@@ -164,60 +170,47 @@ class _Resolver:
 
     def _import(
         self, statement: gin_config.Statement, module: str, rest: list[str]
-    ) -> tuple[str, Any]:
+    ) -> tuple[str, targets.Target | None]:
         if not rest:
             self.errors.append(
                 f"{statement.where}: {module} is a module. Name a function or class."
             )
             return module, None
-        found: Any = self._load(statement.where, module)
-        # After `import a`, the first parts of `a.b.c` may be modules too.
-        while (
-            found is not None
-            and len(rest) > 1
-            and isinstance(found, types.ModuleType)
-            and inspect.ismodule(getattr(found, rest[0], found))
-        ):
-            module, rest = f"{module}.{rest[0]}", rest[1:]
-            found = self._load(statement.where, module)
-        if found is None:
+        if not self._exists(statement.where, module):
             return module, None
-        for part in rest:
-            if not hasattr(found, part):
-                public = [name for name in dir(found) if not name.startswith("_")]
-                self.errors.append(
-                    f"{statement.where}: {module} has no {'.'.join(rest)!r}."
-                    f"{gin_config.nearest(part, public)}"
-                )
+        # After `import a`, the first parts of `a.b.c` may be modules too.
+        while len(rest) > 1 and signatures.locate(f"{module}.{rest[0]}") is not None:
+            module, rest = f"{module}.{rest[0]}", rest[1:]
+            if not self._exists(statement.where, module):
                 return module, None
-            found = getattr(found, part)
-            if not callable(found) and not inspect.ismodule(found):
-                self.errors.append(
-                    f"{statement.where}: {module}.{'.'.join(rest)} is no function or "
-                    "class."
-                )
-                return module, None
-            if not statement.source.trusted and not _is_ours(found):
-                self.errors.append(
-                    f"{statement.where}: {module}.{'.'.join(rest)} does not come with "
-                    f"{gin_config.PACKAGE}, and calling it could run anything. If you "
-                    f"trust {statement.source.name}, pass --trust_config."
-                )
-                return module, None
-        return ".".join([self._name(module), *rest]), found
+        try:
+            if signatures.locate(module) is not None:
+                target = targets.own(statement, module, rest)
+            else:
+                target = targets.foreign(statement, module, rest)
+        except gin_config.UsageError as error:
+            self.errors.append(str(error))
+            return module, None
+        selector = ".".join([self._name(module), *rest])
+        self.targets[selector] = target
+        return selector, target
 
-    def _load(self, where: str, module: str) -> types.ModuleType | None:
+    def _exists(self, where: str, module: str) -> bool:
+        """Whether there is such a module; one that is not ours is only looked for."""
         if module in gin_config.NOT_CONFIGURABLE:
             self.errors.append(f"{where}: gin files cannot use {module}.")
-            return None
-        try:
-            return importlib.import_module(module)
-        except ImportError as error:
+            return False
+        root = module.partition(".")[0]
+        if root == gin_config.PACKAGE:
+            exists = signatures.locate(module) is not None
+        else:
+            exists = importlib.util.find_spec(root) is not None
+        if not exists:
             self.errors.append(
-                f"{where}: cannot import {module}: {error}."
+                f"{where}: cannot import {module}: there is no such module."
                 f"{gin_config.nearest(module, _package_modules())}"
             )
-            return None
+        return exists
 
     def _name(self, module: str) -> str:
         """The name under which the configuration imports `module`."""
@@ -226,18 +219,6 @@ class _Resolver:
             name = module.replace(".", "_")
             self.imports[name] = module
         return name
-
-
-def _is_ours(found: Any) -> bool:
-    module = (
-        found.__name__
-        if isinstance(found, types.ModuleType)
-        else getattr(found, "__module__", None) or ""
-    )
-    return (
-        module.startswith(gin_config.PACKAGE + ".")
-        and module not in gin_config.NOT_CONFIGURABLE
-    )
 
 
 def _macro_errors(
@@ -257,7 +238,9 @@ def _macro_errors(
     return errors
 
 
-def _missing(config: gin_config.Config, where: dict[Any, str]) -> list[str]:
+def _missing(
+    config: gin_config.Config, where: dict[Any, str], known: dict[str, targets.Target]
+) -> list[str]:
     """Required values that nobody gave, and parameters of called things."""
     names = [
         f"  {name} = ...    ({where[name]})"
@@ -278,10 +261,9 @@ def _missing(config: gin_config.Config, where: dict[Any, str]) -> list[str]:
             if reference.call and not reference.selector.startswith("gin."):
                 called.setdefault(reference, where[key])
     for reference, place in called.items():
-        target = gin_config.resolve(config.imports, reference.selector)
         bound = config.parameters(reference)
-        for parameter, spec in (_parameters(target) or {}).items():
-            if spec.default is inspect.Parameter.empty and parameter not in bound:
+        for parameter, spec in (known[reference.selector].parameters or {}).items():
+            if spec.required and parameter not in bound:
                 name = gin_config.join(reference.scope, reference.selector)
                 names.append(f"  {name}.{parameter} = ...    ({place} calls it)")
     if not names:
@@ -290,16 +272,6 @@ def _missing(config: gin_config.Config, where: dict[Any, str]) -> list[str]:
         "These values are required; give each with --gin_bindings or in a file:",
         *dict.fromkeys(names),
     ]
-
-
-def _parameters(target: Any) -> dict[str, inspect.Parameter] | None:
-    """Parameters that gin may bind; None if it takes any keyword."""
-    signature = inspect.signature(target).parameters
-    kinds = {parameter.kind for parameter in signature.values()}
-    if inspect.Parameter.VAR_KEYWORD in kinds:
-        return None
-    bindable = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {n: p for n, p in signature.items() if p.kind in bindable and n != "self"}
 
 
 def _package_modules() -> list[str]:

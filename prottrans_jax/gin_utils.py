@@ -9,6 +9,7 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import copy
+import importlib
 import logging as std_logging
 import os
 import pathlib
@@ -53,11 +54,25 @@ def parse(
       UsageError: With all unknown names and missing values found, and where.
     """
     config = gin_check.check(files, bindings, search_paths, trust_config)
+    bind(config)
+    return config
+
+
+def bind(config: Config) -> None:
+    """Imports what a checked configuration names and binds it; forgets the one before.
+
+    Raises:
+      UsageError: A module cannot be imported.
+    """
+    for module in config.imports.values():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(f"cannot import {module}: {error}.") from error
     global _current
     gin.clear_config()
     gin.parse_config(config.text)
     _current = config
-    return config
 
 
 def current() -> Config:
@@ -147,8 +162,17 @@ def define_run_flags() -> None:
         )
 
 
-def parse_flags(bindings: Sequence[str] = ()) -> Config:
-    """`parse` with what the flags say, then `bindings`, which win."""
+def parse_flags(
+    bindings: Sequence[str] = (),
+    check_places: Callable[[Config], None] = lambda config: None,
+) -> Config:
+    """`parse` with what the flags say, then `bindings`, which win.
+
+    Args:
+      bindings: Gin statements.
+      check_places: Called before modules are imported; raises a UsageError if a folder
+        that the command needs cannot be used.
+    """
     values = flags.FLAGS
     given = values.flag_values_dict()
     bindings = [
@@ -164,12 +188,15 @@ def parse_flags(bindings: Sequence[str] = ()) -> Config:
             f"Give a --gin_file, e.g. one of: {', '.join(gin_config.leaves())}."
         )
     with _without_chatter():
-        return parse(
+        config = gin_check.check(
             values.gin_file,
             [*values.gin_bindings, *bindings],
             values.gin_search_paths,
             values.trust_config,
         )
+        check_places(config)
+        bind(config)
+    return config
 
 
 @contextlib.contextmanager

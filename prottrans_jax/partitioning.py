@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -172,7 +172,7 @@ class Partitioner:
         parameters and optimizer state over "data" too. "2d": both. "2d_sequence": both,
         and the residual stream over "model" along the sequence.
       data: Size of the mesh axis "data"; -1 takes what is left.
-      model: Size of the mesh axis "model".
+      model: Size of the mesh axis "model"; -1 takes what is left.
       num_devices: Use only the first so many devices; None uses all.
       devices: Devices to use, real or of a topology; None takes this run's.
       extra_rules: (logical name, mesh axis or None) pairs read before the scheme's.
@@ -184,7 +184,7 @@ class Partitioner:
 
     scheme: str = "data_parallel"
     data: int = -1
-    model: int = 1
+    model: int | Literal[-1] = 1
     num_devices: int | None = None
     devices: Sequence[jax.Device] | None = None
     extra_rules: Sequence[tuple[str, str | None]] = ()

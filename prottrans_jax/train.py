@@ -21,6 +21,7 @@ from absl import flags, logging
 
 try:
     from prottrans_jax import gin_utils
+    from prottrans_jax.config import places
 except ModuleNotFoundError as missing:
     sys.exit(
         f"error: {missing.name} is not installed. Preparing and pre-training need the "
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    gin_utils.parse_flags()
+    gin_utils.parse_flags(check_places=places.check_training)
 
     from prottrans_jax import checkpoints, logbook, multihost, trainer
     from prottrans_jax.data import records

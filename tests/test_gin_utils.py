@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from prottrans_jax import gin_config, gin_utils, partitioning
+from prottrans_jax import gin_check, gin_config, gin_utils, partitioning
 
 BASE = """
     from __gin__ import dynamic_registration
@@ -309,3 +309,62 @@ def test_trusted_file_imports_any_module(write, tmp_path, monkeypatch):
     assert not canary.exists()
     gin_utils.parse([path], trust_config=True)
     assert canary.exists()
+
+
+# ------------------------------------------------------------------ types
+
+
+def test_whole_number_spelled_as_a_float_is_one(write):
+    config = gin_utils.parse([write("a.gin", BASE)], ["MODEL_PARALLEL = 4e0"])
+    assert partitioner().model == 4
+    assert "MODEL_PARALLEL = 4\n" in config.text
+
+
+@pytest.mark.parametrize(
+    ("binding", "expected"),
+    [
+        ("MODEL_PARALLEL = 2.5", "MODEL_PARALLEL = 2.5: expected a whole number"),
+        ("MODEL_PARALLEL = [2]", r"MODEL_PARALLEL = \[2\]: expected a whole number"),
+        ("MODEL_PARALLEL = None", "MODEL_PARALLEL = None: expected a whole number"),
+        ("MODEL_PARALLEL = True", "expected a whole number"),
+        ("MODEL_PARALLEL = -2", "expected a whole number, 0 or more or -1"),
+        ("Partitioner.scheme = 2", "Partitioner.scheme = 2: expected text in quotes"),
+        ("Partitioner.num_devices = 'all'", "expected a whole number.* or None"),
+        ("Partitioner.extra_rules = 'kv'", "expected a list"),
+    ],
+)
+def test_value_of_another_type_is_named_with_the_type_expected(
+    write, binding, expected
+):
+    with pytest.raises(gin_utils.UsageError, match=f"gin_bindings=.*{expected}"):
+        gin_utils.parse([write("a.gin", BASE)], [binding])
+
+
+def test_wrong_type_through_a_macro_names_the_macro_and_its_use(write):
+    with pytest.raises(gin_utils.UsageError) as error:
+        gin_utils.parse([write("a.gin", BASE)], ["MODEL_PARALLEL = 'two'"])
+    (line,) = str(error.value).splitlines()
+    assert "MODEL_PARALLEL = 'two'" in line
+    assert "(for partitioning.Partitioner.model)" in line
+
+
+@pytest.mark.parametrize("leaf", gin_config.leaves())
+def test_every_leaf_has_values_of_the_right_types(leaf):
+    config = gin_config.find_file(leaf).read_text()
+    given = ["MODEL_DIR = 'run'"]
+    if "INITIAL_CHECKPOINT_PATH = %gin.REQUIRED" in config:
+        given.append("INITIAL_CHECKPOINT_PATH = 'start'")
+    gin_check.check([leaf], given)
+
+
+def test_task_that_is_not_registered_names_the_nearest_three():
+    with pytest.raises(gin_utils.UsageError) as error:
+        gin_check.check(
+            ["sample.gin"],
+            ["MODEL_DIR = 'x'", "MIXTURE_OR_TASK_NAME = 'sampel_causal'"],
+        )
+    (line,) = str(error.value).splitlines()
+    assert "no task 'sampel_causal' among 65" in line
+    assert line.endswith(
+        "Nearest: sample_causal_lm, sample_masked_lm, fasta_causal_lm."
+    )

@@ -87,6 +87,8 @@ def test_nobody_imports_a_main():
     [
         ("files", {"files"}),
         ("stop_signals", set()),
+        ("setting_types", set()),
+        ("config", {"config", "data", "files", "gin_config", "setting_types"}),
         ("layers", {"layers", "types"}),
         ("models", {"models", "layers", "types"}),
         ("objectives", {"objectives", "losses", "types", "models"}),

@@ -27,6 +27,7 @@ from prottrans_jax.data import (
     records,
     sources,
     streams,
+    task_names,
 )
 from prottrans_jax.data import (
     order as order_lib,
@@ -420,12 +421,19 @@ def _row_lengths(
     return tuple(lengths[name] for name in names)
 
 
+def _provider(name: str) -> seqio.Task | seqio.Mixture:
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name not in known:
+        raise ValueError(task_names.unknown(name, known))
+    return seqio.get_mixture_or_task(name)
+
+
 def _components(
     task: str | seqio.Task | seqio.Mixture,
     split: str,
     data_dir: str | os.PathLike | None,
 ) -> list[_Component]:
-    provider = seqio.get_mixture_or_task(task) if isinstance(task, str) else task
+    provider = _provider(task) if isinstance(task, str) else task
     found = []
     for part in seqio.get_subtasks(provider):
         corrupt = part.preprocessors[-1] if part.preprocessors else None

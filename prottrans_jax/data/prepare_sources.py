@@ -8,7 +8,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from prottrans_jax.data import prepare
+from prottrans_jax.data import prepare, task_names
 
 
 def of_task(name: str, modules: Sequence[str] = ()) -> list[prepare.Source]:
@@ -26,11 +26,10 @@ def of_task(name: str, modules: Sequence[str] = ()) -> list[prepare.Source]:
             importlib.import_module(module)
         except ImportError as e:
             raise ValueError(f"--task_module={module} cannot be imported: {e}.") from e
-    try:
-        task = seqio.TaskRegistry.get(name)
-    except ValueError:
-        known = ", ".join(sorted(seqio.TaskRegistry.names()))
-        raise ValueError(f"there is no task {name!r}. There are: {known}.") from None
+    known = sorted(seqio.TaskRegistry.names())
+    if name not in known:
+        raise ValueError(f"--task: {task_names.unknown(name, known)}")
+    task = seqio.TaskRegistry.get(name)
 
     def read(split: str) -> Iterator[tuple[str, bytes]]:
         dataset = task.source.get_dataset(split=split, shuffle=False)

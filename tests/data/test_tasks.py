@@ -4,7 +4,14 @@ import seqio
 import tensorflow as tf
 
 from prottrans_jax import vocabulary
-from prottrans_jax.data import preprocessors, records, sources, vocabularies
+from prottrans_jax.data import (
+    loader,
+    preprocessors,
+    records,
+    sources,
+    task_names,
+    vocabularies,
+)
 import prottrans_jax.tasks  # noqa: F401 (registers tasks)
 
 OBJECTIVES = (
@@ -218,3 +225,17 @@ def test_sample_task_works_out_of_the_box():
     example = next(examples.as_numpy_iterator())
     assert example["inputs"].shape == example["targets"].shape
     assert len(example["targets"]) <= 128 and example["targets"][-1] == 1
+
+
+def test_names_known_without_seqio_are_those_registered():
+
+    ours = {
+        n for n in seqio.TaskRegistry.names() if n.split("_")[0] in task_names.CORPORA
+    }
+    assert ours == set(task_names.NAMES)
+
+
+def test_unknown_task_is_one_line_with_the_nearest_three():
+    with pytest.raises(ValueError, match="Nearest: sample_masked_lm, ") as error:
+        loader.RowLoader("sample_maskd_lm", batch_size=2)
+    assert len(str(error.value).splitlines()) == 1

@@ -1,0 +1,1 @@
+"""How gin files are checked without importing what they configure."""

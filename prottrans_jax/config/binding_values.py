@@ -1,0 +1,91 @@
+"""Values of bindings against the parameters they are bound to: types, task names."""
+
+from typing import Any
+
+from prottrans_jax import gin_config, setting_types
+from prottrans_jax.config import targets
+from prottrans_jax.data import task_names
+
+_LOADER = "prottrans_jax.data.loader"
+
+
+class Check:
+    """Values against the types of the parameters they are bound to.
+
+    A macro takes the type of each parameter that uses it, so `TRAIN_STEPS = 1e6`
+    becomes a whole number once, for all.
+    """
+
+    def __init__(
+        self,
+        config: gin_config.Config,
+        where: dict[Any, str],
+        known: dict[str, targets.Target],
+    ):
+        self._config = config
+        self._where = where
+        self._targets = known
+
+    def errors(self) -> list[str]:
+        """One line for each setting of a wrong type."""
+        lines = []
+        for key, value in self._config.bindings.items():
+            scope, selector, name = key
+            target = self._targets.get(selector)
+            parameter = (target.parameters or {}).get(name) if target else None
+            if parameter is None:
+                continue
+            literal = self._literal(value)  # Refuses macros that name each other.
+            setting, owner = self._owner(key, value)
+            if self._is_unknown_task(selector, name, literal):
+                why = task_names.unknown(literal)
+                lines.append(f"{self._where[owner]}: {setting}: {why}")
+                continue
+            try:
+                typed = setting_types.coerce(literal, parameter.kind, parameter.default)
+            except ValueError as error:
+                use = f"{gin_config.join(scope, selector)}.{name}"
+                via = f" (for {use})" if setting != use else ""
+                lines.append(f"{self._where[owner]}: {setting} = {error}{via}.")
+                continue
+            if typed is not literal and not _holds_unknown(literal):
+                settings: dict[Any, Any] = (
+                    self._config.bindings if owner == key else self._config.macros
+                )
+                settings[owner] = typed
+        return lines
+
+    def _is_unknown_task(self, selector: str, parameter: str, value: Any) -> bool:
+        """Whether no module of the configuration can have registered such a task."""
+        imports = self._config.imports
+        return (
+            parameter == "task"
+            and isinstance(value, str)
+            and imports[selector.split(".")[0]] == _LOADER
+            and all(m.startswith(f"{gin_config.PACKAGE}.") for m in imports.values())
+            and value not in task_names.NAMES
+        )
+
+    def _owner(self, key: Any, value: Any) -> tuple[str, Any]:
+        """The setting that holds the value: its name and key in `where`."""
+        scope, selector, name = key
+        setting, owner = f"{gin_config.join(scope, selector)}.{name}", key
+        while isinstance(value, gin_config.Macro) and value != gin_config.REQUIRED:
+            setting = owner = value.name
+            value = self._config.macros[value.name]
+        return setting, owner
+
+    def _literal(self, value: Any) -> Any:
+        """The value with macros followed; references have no type yet."""
+        value = self._config.value(value)
+        if isinstance(value, gin_config.Reference | gin_config.Macro):
+            return setting_types.UNKNOWN
+        if isinstance(value, dict):
+            return {self._literal(k): self._literal(v) for k, v in value.items()}
+        if isinstance(value, list | tuple | set):
+            return type(value)(self._literal(v) for v in value)
+        return value
+
+
+def _holds_unknown(value: Any) -> bool:
+    return any(x is setting_types.UNKNOWN for x in gin_config.walk(value, object))

@@ -1,0 +1,106 @@
+"""The folders that a run needs, looked at before anything heavy is imported.
+
+What is in them is checked by those who read them; here only that they are there.
+"""
+
+from collections.abc import Iterator
+import os
+import pathlib
+from typing import Any
+
+from prottrans_jax import gin_config
+from prottrans_jax.files import paths
+
+
+def check_training(config: gin_config.Config) -> None:
+    """Raises if a run cannot write to its model_dir, or an input is not there.
+
+    Raises:
+      UsageError: One line for each place that cannot be used.
+    """
+    _check(config, writes=True)
+
+
+def check_evaluation(config: gin_config.Config) -> None:
+    """As `check_training`, of a run that exists and of which nothing is trained."""
+    _check(config, writes=False)
+
+
+def _check(config: gin_config.Config, writes: bool) -> None:
+    problems = []
+    starts_anew = True
+    for name, value in _places(config, "model_dir"):
+        try:
+            folder = paths.local(value, name)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        starts_anew = not (folder / "checkpoints").is_dir()
+        problem = _not_writable(folder) if writes else _no_folder(folder)
+        if problem:
+            problems.append(f"{name}={value!r} cannot be used: {problem}.")
+    for name, value in _places(config, "data_dir"):
+        problems += _missing(
+            name, value, "Make it with: python -m prottrans_jax.prepare"
+        )
+    if writes and starts_anew:  # Else parameters come from the run itself.
+        for name, value in _places(config, "init_from"):
+            problems += _missing_source(name, value)
+    if problems:
+        raise gin_config.UsageError("\n".join(dict.fromkeys(problems)))
+
+
+def _places(config: gin_config.Config, parameter: str) -> Iterator[tuple[str, Any]]:
+    """Name and value of each setting that is bound to `parameter`."""
+    for (_, _, name), value in config.bindings.items():
+        setting = value.name if isinstance(value, gin_config.Macro) else name
+        value = config.value(value)
+        if name == parameter and isinstance(value, str):
+            yield setting, value
+
+
+def _missing(name: str, value: str, way_out: str) -> list[str]:
+    try:
+        problem = _no_folder(paths.local(value, name))
+    except ValueError as error:
+        return [str(error)]
+    return [f"{name}={value!r}: {problem}. {way_out}."] if problem else []
+
+
+def _missing_source(name: str, value: str) -> list[str]:
+    kind, colon, rest = value.partition(":")
+    if not (colon and kind in paths.SOURCE_KINDS):
+        kind, rest = "", value
+    problems = []
+    for place in rest.split(","):
+        # OWNER/NAME and short names are repositories of the hub.
+        if kind == "hf" and not place.startswith(("/", ".", "~")):
+            continue
+        try:
+            # A file for formats of one file.
+            if not paths.local(place, name).exists():
+                problems.append(
+                    f"{name}={value!r}: there is no {place}. Give the folder of a run "
+                    "or a checkpoint, or hf:, t5x: or mtf: and a folder."
+                )
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _no_folder(folder: pathlib.Path) -> str:
+    if not folder.exists():
+        return "there is no such folder"
+    return "" if folder.is_dir() else "it is no folder"
+
+
+def _not_writable(folder: pathlib.Path) -> str:
+    """Why a folder cannot be made or written to; "" if it can."""
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        return f"{nearest} is no folder"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"{nearest} is not writable"
+    return ""

@@ -1,0 +1,131 @@
+"""The function or class that a selector names: from source, or another library's."""
+
+import functools
+import importlib
+import inspect
+import typing
+from typing import Any
+
+from prottrans_jax import gin_config, setting_types
+from prottrans_jax.config import signatures
+
+
+class Target:
+    """A function or class that a selector names, with its parameters."""
+
+    def __init__(self, symbol: signatures.Symbol | None = None, value: Any = None):
+        self._symbol = symbol
+        self._value = value
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, signatures.Parameter] | None:
+        """Parameters that gin may bind; None if it takes any keyword."""
+        if self._symbol is not None:
+            return signatures.parameters(self._symbol)
+        signature = inspect.signature(self._value).parameters
+        kinds = {parameter.kind for parameter in signature.values()}
+        if inspect.Parameter.VAR_KEYWORD in kinds:
+            return None
+        bindable = (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        )
+        return {
+            name: _parameter(self._value, parameter)
+            for name, parameter in signature.items()
+            if parameter.kind in bindable and name != "self"
+        }
+
+
+def _parameter(function: Any, parameter: inspect.Parameter) -> signatures.Parameter:
+    try:
+        kind = typing.get_type_hints(function).get(parameter.name, Any)
+    except (NameError, TypeError):  # Annotations that only their own file can read.
+        kind = Any
+    required = parameter.default is inspect.Parameter.empty
+    default = setting_types.UNKNOWN if required else parameter.default
+    return signatures.Parameter(kind, default, required)
+
+
+def own(statement: gin_config.Statement, module: str, rest: list[str]) -> Target:
+    """The target in a module of ours, from its source.
+
+    Raises:
+      UsageError: There is none, or it is not for configurations.
+    """
+    where, name = statement.where, ".".join(rest)
+    source = signatures.find(module)
+    assert source is not None
+    symbol: signatures.Symbol | None = signatures.Symbol("module", module)
+    for index, part in enumerate(rest):
+        assert symbol is not None
+        known: list[str] = []
+        parent = symbol
+        if symbol.kind == "module":
+            source = signatures.find(symbol.module)
+            known = source.public() if source is not None else []
+            symbol = source.lookup(part) if source is not None else None
+        elif symbol.kind == "class":
+            symbol, known = signatures.member(symbol, part)
+        else:
+            symbol = None
+        if symbol is None and not _is_ours(parent.module):
+            raise _untrusted(statement, f"{module}.{name}")
+        if symbol is None:
+            raise gin_config.UsageError(
+                f"{where}: {module} has no {name!r}.{gin_config.nearest(part, known)}"
+            )
+        last = index == len(rest) - 1
+        if symbol.kind == "value" or (last and symbol.kind == "module"):
+            if not _is_ours(symbol.module):
+                raise _untrusted(statement, f"{module}.{name}")
+            raise gin_config.UsageError(
+                f"{where}: {module}.{name} is no function or class."
+            )
+    assert symbol is not None
+    if not _is_ours(symbol.module):
+        raise _untrusted(statement, f"{module}.{name}")
+    return Target(symbol)
+
+
+def foreign(statement: gin_config.Statement, module: str, rest: list[str]) -> Target:
+    """The target in another library's module, which is imported: it is trusted."""
+    where, name = statement.where, ".".join(rest)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in rest:
+            found = getattr(found, part)
+    except ImportError as error:
+        raise gin_config.UsageError(
+            f"{where}: cannot import {module}: {error}."
+        ) from error
+    except AttributeError as error:
+        raise gin_config.UsageError(
+            f"{where}: {module} has no {name!r}."
+            f"{gin_config.nearest(name, [n for n in dir(found) if n[0] != '_'])}"
+        ) from error
+    if not callable(found):
+        raise gin_config.UsageError(
+            f"{where}: {module}.{name} is no function or class."
+        )
+    return Target(value=found)
+
+
+def _untrusted(statement: gin_config.Statement, name: str) -> gin_config.UsageError:
+    if statement.source.trusted:
+        return gin_config.UsageError(
+            f"{statement.where}: {name} does not come with {gin_config.PACKAGE}. "
+            "Import the module that defines it."
+        )
+    return gin_config.UsageError(
+        f"{statement.where}: {name} does not come with {gin_config.PACKAGE}, and "
+        f"calling it could run anything. If you trust {statement.source.name}, pass "
+        "--trust_config."
+    )
+
+
+def _is_ours(module: str) -> bool:
+    return (
+        module.startswith(gin_config.PACKAGE + ".")
+        and module not in gin_config.NOT_CONFIGURABLE
+    )

@@ -1,0 +1,27 @@
+"""Names of the tasks of `prottrans_jax.tasks`, known without importing SeqIO.
+
+`tasks` registers exactly these: CORPUS_OBJECTIVE for every corpus and objective.
+"""
+
+import difflib
+
+CORPORA = ("bfd", "fasta", "sample", "uniref50", "uniref100")
+OBJECTIVES = (
+    *("iid_denoise", "iid_denoise_all_ids", "span_corruption"),
+    *("span_corruption_length_1", "masked_reconstruction"),
+    *("masked_lm", "masked_lm_pairs", "masked_lm_kept"),
+    *("ngram_masked_lm", "ngram_masked_lm_pairs"),
+    *("permutation_lm", "permutation_lm_lanes", "causal_lm"),
+)
+NAMES = tuple(f"{c}_{o}" for c in CORPORA for o in OBJECTIVES)
+
+
+def unknown(name: str, known: "list[str] | tuple[str, ...]" = NAMES) -> str:
+    """One line about a task that is not known: the nearest three of those that are."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = (
+        f"Nearest: {', '.join(near)}"
+        if near
+        else f"One of them: {', '.join(known[:3])}"
+    )
+    return f"there is no task {name!r} among {len(known)}. {hint}."

@@ -1,0 +1,276 @@
+"""Values of settings against the types of their annotations, for every command.
+
+Gin bindings, keys of a YAML file, flags and fields of option classes all pass through
+`coerce`, so that a setting either takes its type or is refused with the value and the
+type it should have.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import math
+import numbers
+import os
+import types
+import typing
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+
+class DType:
+    """Stands for JAX's and numpy's DTypeLike where an annotation is read as text."""
+
+
+class Object:
+    """Stands for an instance of a class of ours: never a number, text or a list."""
+
+
+# A value that has no fixed type yet, such as the result of a call.
+UNKNOWN = object()
+
+_DTYPE_MODULES = (np, ml_dtypes)
+_PLAIN = str | bool | numbers.Number | Mapping | list | tuple | set
+
+
+def coerce(value: Any, kind: Any, default: Any = UNKNOWN) -> Any:
+    """The value as its type, or an error that says what was expected.
+
+    A whole number spelled as a float (1e6) is one; no other value changes. An int may
+    not be negative unless its default is, or the annotation names the value
+    (`int | Literal[-1]`). NaN and infinity are no settings.
+
+    Args:
+      value: Of a setting.
+      kind: Annotation as a typing object; what is not known is taken as `Any`.
+      default: Of the parameter; None allows None.
+
+    Raises:
+      ValueError: "{value!r}: expected a whole number, 0 or more".
+    """
+    if value is UNKNOWN or (value is None and default is None):
+        return value
+    result = _match(value, kind, _is_negative(default))
+    if result is _NO:
+        raise ValueError(f"{value!r}: expected {describe(kind, default)}")
+    return result
+
+
+def describe(kind: Any, default: Any = UNKNOWN) -> str:
+    """The type in words, for messages."""
+    return " or ".join(dict.fromkeys(_words(kind, _is_negative(default))))
+
+
+def check_fields(options: Any, names: Mapping[str, str] | None = None) -> None:
+    """Gives the fields of a frozen dataclass their types.
+
+    Args:
+      options: Instance, of whose class the annotations are read.
+      names: How a field is called by users, where not by its name.
+
+    Raises:
+      ValueError: Names the field, its value and the type expected.
+    """
+    hints = typing.get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        default = field.default
+        try:
+            value = coerce(getattr(options, field.name), hints[field.name], default)
+        except ValueError as error:
+            name = (names or {}).get(field.name, field.name)
+            raise ValueError(f"{name}={error}.") from None
+        object.__setattr__(options, field.name, value)
+
+
+def whole_number(text: str) -> int:
+    """A whole number as it is typed: 1000000, 1_000_000 or 1e6.
+
+    Raises:
+      ValueError: It is none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        number = number_from_text(text)
+        if number.is_integer():
+            return int(number)
+    raise ValueError(f"{text!r}: expected {describe(int, -1)}")
+
+
+def number_from_text(text: str) -> float:
+    """A finite number as it is typed.
+
+    Raises:
+      ValueError: It is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r}: expected {describe(float)}")
+    return number
+
+
+# ------------------------------------------------------------------------ one type
+
+_NO = object()
+
+
+def _match(value: Any, kind: Any, negative: bool) -> Any:
+    """The value as `kind`, or `_NO`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _match(value, arguments[0], negative)
+    if origin in (typing.Union, types.UnionType):
+        results = [_match(value, member, negative) for member in arguments]
+        # 3 is an int before it is a float; 1e6 for `int | float` stays as it is.
+        same = [r for r in results if r is value]
+        return next((r for r in [*same, *results] if r is not _NO), _NO)
+    if origin is typing.Literal:
+        same_type = [a for a in arguments if a == value and type(a) is type(value)]
+        return value if same_type else _NO
+    if kind in (None, type(None)):
+        return value if value is None else _NO
+    simple = _SIMPLE.get(kind)
+    if simple is not None:
+        return simple(value, negative)
+    base = origin or kind
+    if base in (tuple, list, Sequence, Iterable):
+        return _match_sequence(value, base, arguments, negative)
+    if base in (dict, Mapping):
+        return _match_mapping(value, arguments, negative)
+    if base is Callable:
+        return _NO if value is None or isinstance(value, _PLAIN) else value
+    if kind is Object:
+        return _NO if value is None or isinstance(value, _PLAIN) else value
+    return value
+
+
+def _match_bool(value: Any, negative: bool) -> Any:
+    del negative
+    return value if isinstance(value, bool | np.bool_) else _NO
+
+
+def _match_int(value: Any, negative: bool) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        return _NO
+    return value if int(value) >= 0 or negative else _NO
+
+
+def _match_float(value: Any, negative: bool) -> Any:
+    del negative
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return _NO
+    return value if math.isfinite(value) else _NO
+
+
+def _match_str(value: Any, negative: bool) -> Any:
+    del negative
+    return value if isinstance(value, str) else _NO
+
+
+def _match_path(value: Any, negative: bool) -> Any:
+    del negative
+    return value if isinstance(value, str | os.PathLike) else _NO
+
+
+def _match_dtype(value: Any, negative: bool) -> Any:
+    del negative
+    if isinstance(value, str):
+        try:
+            np.dtype(value)
+        except TypeError:
+            return value if hasattr(ml_dtypes, value) else _NO
+        return value
+    return _NO if value is None or isinstance(value, _PLAIN) else value
+
+
+_SIMPLE: dict[Any, Callable[[Any, bool], Any]] = {
+    bool: _match_bool,
+    int: _match_int,
+    float: _match_float,
+    str: _match_str,
+    os.PathLike: _match_path,
+    DType: _match_dtype,
+}
+
+
+def _match_sequence(value: Any, base: Any, arguments: tuple, negative: bool) -> Any:
+    if not isinstance(value, list | tuple):
+        if base not in (Sequence, Iterable) or isinstance(value, _PLAIN):
+            return _NO
+        return _NO if value is None else value
+    if not arguments:
+        return value
+    if base is tuple and arguments[-1] is not Ellipsis:
+        if len(arguments) != len(value):
+            return _NO
+        kinds = arguments
+    else:
+        kinds = arguments[:1] * len(value)
+    items = [_match(v, k, negative) for v, k in zip(value, kinds, strict=True)]
+    if any(item is _NO for item in items):
+        return _NO
+    unchanged = all(a is b for a, b in zip(items, value, strict=True))
+    return value if unchanged else type(value)(items)
+
+
+def _match_mapping(value: Any, arguments: tuple, negative: bool) -> Any:
+    if not isinstance(value, Mapping):
+        return _NO
+    if not arguments:
+        return value
+    keys = [_match(key, arguments[0], negative) for key in value]
+    items = [_match(item, arguments[1], negative) for item in value.values()]
+    if any(x is _NO for x in [*keys, *items]):
+        return _NO
+    unchanged = all(a is b for a, b in zip(items, value.values(), strict=True))
+    return value if unchanged else dict(zip(keys, items, strict=True))
+
+
+def _is_negative(default: Any) -> bool:
+    return isinstance(default, numbers.Real) and default < 0
+
+
+def _words(kind: Any, negative: bool) -> list[str]:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _words(arguments[0], negative)
+    if origin in (typing.Union, types.UnionType):
+        return [word for member in arguments for word in _words(member, negative)]
+    if origin is typing.Literal:
+        return [repr(argument) for argument in arguments]
+    if kind is int and not negative:
+        return ["a whole number, 0 or more"]
+    base = origin or kind
+    words = _WORDS.get(base)
+    if words is None:
+        return [getattr(base, "__name__", str(base))]
+    if base in (tuple, list, Sequence, Iterable) and arguments:
+        return [f"{words} ({_words(arguments[0], negative)[0]} each)"]
+    if base in (dict, Mapping) and arguments:
+        return [f"{words} (each value {_words(arguments[1], negative)[0]})"]
+    return [words]
+
+
+_WORDS: dict[Any, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text in quotes",
+    None: "None",
+    type(None): "None",
+    os.PathLike: "a path",
+    DType: "the name of a dtype such as 'bfloat16'",
+    Object: "an object, as @module.Class()",
+    Callable: "a function",
+    tuple: "a list",
+    list: "a list",
+    Sequence: "a list",
+    Iterable: "a list",
+    dict: "a dictionary",
+    Mapping: "a dictionary",
+}

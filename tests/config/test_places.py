@@ -1,0 +1,91 @@
+"""What is told of a configuration before anything heavy is imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from prottrans_jax import gin_check, gin_utils
+from prottrans_jax.config import places
+
+
+def sample(tmp_path, *bindings):
+    run = f"MODEL_DIR = {str(tmp_path / 'run')!r}"
+    return gin_check.check(["sample.gin"], [run, *bindings])
+
+
+def test_good_places_pass(tmp_path):
+    (tmp_path / "data").mkdir()
+    places.check_training(sample(tmp_path, f"DATA_DIR = {str(tmp_path / 'data')!r}"))
+
+
+def test_every_place_that_is_not_there_is_named_at_once(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    config = sample(
+        tmp_path,
+        "DATA_DIR = '/no/such/data'",
+        "INITIAL_CHECKPOINT_PATH = 't5x:/no/such/start'",
+    )
+    with pytest.raises(gin_utils.UsageError) as error:
+        places.check_training(config)
+    model_dir, data_dir, start = str(error.value).splitlines()
+    assert model_dir.startswith("MODEL_DIR=") and "is no folder" in model_dir
+    assert data_dir.startswith("DATA_DIR='/no/such/data': there is no such folder")
+    assert start.startswith("INITIAL_CHECKPOINT_PATH='t5x:/no/such/start'")
+
+
+def test_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(gin_utils.UsageError, match="is not writable"):
+        places.check_training(sample(tmp_path))
+
+
+def test_repository_of_the_hub_is_no_folder_to_look_for(tmp_path):
+    places.check_training(sample(tmp_path, "INITIAL_CHECKPOINT_PATH = 'hf:prot_bert'"))
+
+
+def test_checkpoint_to_start_from_may_be_gone_once_the_run_has_its_own(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    places.check_training(sample(tmp_path, "INITIAL_CHECKPOINT_PATH = '/gone'"))
+
+
+def test_evaluation_wants_a_run_that_exists(tmp_path):
+    with pytest.raises(gin_utils.UsageError, match="there is no such folder"):
+        places.check_evaluation(sample(tmp_path))
+
+
+WITHOUT_HEAVY_IMPORTS = """
+import atexit, sys
+from prottrans_jax import {main} as main, gin_utils
+def check():
+    bad = sorted({{"jax", "tensorflow", "seqio", "flax", "orbax"}} & set(sys.modules))
+    print("imported:", *bad)
+atexit.register(check)
+gin_utils.run(main.main)
+"""
+
+
+@pytest.mark.parametrize("main", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "--gin.TRAIN_STEP=3",
+        "--gin.PACK='yes'",
+        "--gin.MIXTURE_OR_TASK_NAME='sample_iid_denoise_'",
+        "--data_dir=/no/such/data",
+        "--gin_file=sampel.gin",
+    ],
+)
+def test_mistake_is_told_before_heavy_imports(main, mistake, tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", WITHOUT_HEAVY_IMPORTS.format(main=main)),
+            *("--gin_file=sample.gin", f"--model_dir={tmp_path}", mistake),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == "imported:\n"
+    assert "Traceback" not in done.stderr
