@@ -7,10 +7,15 @@ Prints, of each device: memory against what it has, FLOPs, collectives, and from
 chip's published peaks the least time of a step, the highest MFU and what binds. Several
 topologies may be named; --table adds a line for each to a Markdown file.
 
-Exit status: 0 it fits, 2 a mistake in what was asked, 3 out of memory.
+--compare compiles several layouts of one leaf and ranks them, e.g.
+--compare=fully_sharded:save_attention,2d_sequence:8:full.
+
+Exit status: 0 it fits (with --compare: at least one layout does), 2 a mistake in the
+command line, settings or topology, 3 out of memory.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -35,6 +40,13 @@ _MAX_ROWS = flags.DEFINE_integer(
     "many microbatches what a pod does in one.",
 )
 _TABLE = flags.DEFINE_string("table", None, "Markdown file to put a line per slice in.")
+_COMPARE = flags.DEFINE_list(
+    "compare",
+    [],
+    "Layouts to compile in place of the leaf's own, as scheme:remat or "
+    "scheme:model:remat, by commas: PARTITIONING, MODEL_PARALLEL (1 if not given) and "
+    "REMAT_POLICY. The one with the least step time comes first in a summary.",
+)
 _SAVE_HLO = flags.DEFINE_string("save_hlo", None, "File for the optimised HLO text.")
 gin_utils.define_flags()
 
@@ -48,8 +60,28 @@ Made by `python -m prottrans_jax.precompile --table=docs/precompile.md ...`: eac
 is the trainer's own step, compiled for a slice that nobody had to have. Memory is what
 the compiler assigns to one device (arguments and temporaries). "recomputed" is compiled
 FLOPs over the model's. The three times follow from the chip's published peaks
-(`prottrans_jax/hardware.py`); each is the least possible by itself, and MFU is the
-highest that the longest of them allows. **No step has been timed on a TPU.**
+(`prottrans_jax/hardware.py`). **The step time behind "MFU at most" is the longest of
+them: it assumes that compute, memory and interconnect overlap perfectly, so a real step
+takes longer. No step has been timed on a TPU.** "compiler" is the version of libtpu;
+"earlier" marks lines of an earlier version of this library and of libtpu, whose memory
+may be off by some tenths of a GiB.
+
+## Choosing a layout
+
+A layout is a scheme (`PARTITIONING`), the size of the mesh axis "model"
+(`MODEL_PARALLEL`) and what is kept for the backward pass (`REMAT_POLICY`). Compare some
+by one command; each is compiled, and a summary ranks them by the least time of a step:
+
+    python -m prottrans_jax.precompile --gin_file=prot_t5_xl.gin --topology=v3:16x32 \\
+        --compare=fully_sharded:save_attention,2d_sequence:8:full --table=table.md
+
+**The leaf holds the layout, the mesh file the number of devices.** What is best depends
+on the model and its batch more than on the slice. So each leaf of `gin/` sets the
+layout that has the best bound on the hardware in its header, with the runner-up in a
+comment, and files of `gin/meshes/` set `NUM_DEVICES` alone and go with every leaf. On a
+slice where another layout is better, give it by `--gin.PARTITIONING=...` and so on,
+which come after all files. "fully_sharded", "2d" and "2d_sequence" need a d_model that
+is a multiple of the mesh axis "data".
 
 T5X's own step with the same shapes, full rematerialisation and parameters cut over both
 axes needs 3.72 GiB per core for XL at batch 4,096 and 4.03 GiB for XXL at 2,048 on
@@ -60,9 +92,58 @@ cut along the sequence over the model axis too. Small slices get `--max_rows=32`
 _COLUMNS = (
     *("leaf", "slice", "devices", "data x model", "scheme", "remat", "batch"),
     *("microbatches", "GiB per device", "of", "recomputed", "compute s", "memory s"),
-    *("interconnect s", "binds", "MFU at most"),
+    *("interconnect s", "binds", "MFU at most", "compiler"),
 )
 _KEY_COLUMNS = 8  # What was asked for; the others are what came out.
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What may differ between runs of a leaf without changing what is computed."""
+
+    scheme: str
+    model: int
+    remat: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Layout":
+        """Reads scheme:remat or scheme:model:remat.
+
+        Raises:
+          UsageError: it is neither, or names an unknown scheme or policy.
+        """
+        from prottrans_jax import partitioning
+        from prottrans_jax.layers import stack
+
+        scheme, *model, remat = text.split(":") if ":" in text else (text, "")
+        for value, what, known in (
+            (scheme, "scheme", partitioning.SCHEMES),
+            (remat, "remat policy", stack.REMAT_POLICIES),
+        ):
+            if value not in known:
+                raise gin_utils.UsageError(
+                    f"--compare={text}: {what} {value!r} is not one of "
+                    f"{', '.join(known)}. Give scheme:remat or scheme:model:remat."
+                )
+        if len(model) > 1 or not all(m.isdecimal() and int(m) for m in model):
+            raise gin_utils.UsageError(
+                f"--compare={text}: {':'.join(model)!r} is not a size of the mesh axis "
+                "'model'. Give scheme:remat or scheme:model:remat."
+            )
+        return cls(scheme, int(model[0]) if model else 1, remat)
+
+    @property
+    def bindings(self) -> list[str]:
+        """Gin statements."""
+        return [
+            f"PARTITIONING = {self.scheme!r}",
+            f"MODEL_PARALLEL = {self.model}",
+            f"REMAT_POLICY = {self.remat!r}",
+        ]
+
+    def __str__(self) -> str:
+        model = f" over {self.model}" if self.model > 1 else ""
+        return f"{self.scheme}{model}, {self.remat}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -85,28 +166,63 @@ def _run(argv: Sequence[str]) -> int:
         topologies = [step_report.describe(name) for name in _TOPOLOGY.value]
     except ValueError as error:
         raise gin_utils.UsageError(str(error)) from error
-    gin_utils.parse_flags([f"{name} = 'unused'" for name in _missing()])
+    layouts: Sequence[Layout | None] = [Layout.parse(x) for x in _COMPARE.value]
+    _parse(None)  # Mistakes end here, before anything is compiled.
     leaf = pathlib.Path(flags.FLAGS.gin_file[0]).name.removesuffix(".gin")
-    status = 0
+    all_fit = True
     for topology in topologies:
-        stop_signals.check()
-        print(f"{leaf} on {topology.name}", flush=True)
-        try:
-            parts, settings = _parts(topology)
-            report, text = step_report.compile_step(**parts)
-        except step_report.OutOfMemoryError as error:
-            print(f"Does not fit. The compiler says:\n{error}\n", flush=True)
-            status = 3
-            continue
-        except ValueError as error:
-            raise gin_utils.UsageError(str(error)) from error
-        print(report, flush=True)
-        if _SAVE_HLO.value:
-            pathlib.Path(_SAVE_HLO.value).write_text(text)
-        if _TABLE.value:
-            add_line(pathlib.Path(_TABLE.value), table_line(leaf, settings, report))
-        print()
-    return status
+        reports: dict[Layout | None, Any] = {}
+        refused: dict[Layout | None, str] = {}
+        for layout in layouts or [None]:
+            stop_signals.check()
+            about = f" with {layout}" if layout else ""
+            print(f"{leaf} on {topology.name}{about}", flush=True)
+            try:
+                reports[layout] = _compile(leaf, topology, layout)
+            except step_report.OutOfMemoryError as error:
+                print(f"Does not fit. The compiler says:\n{error}\n", flush=True)
+                refused[layout] = "does not fit into the memory"
+            except ValueError as error:
+                if layout is None:
+                    raise gin_utils.UsageError(str(error)) from error
+                print(f"Not possible: {error}\n", flush=True)
+                refused[layout] = "not possible, see above"
+        if len(layouts) > 1:
+            print("\n".join(_ranking(topology.name, reports, refused)) + "\n")
+        all_fit = all_fit and bool(reports)
+    return 0 if all_fit else 3
+
+
+def _compile(leaf: str, topology: Any, layout: Layout | None) -> Any:
+    """Compiles, prints and notes one step; returns its report."""
+    from prottrans_jax import step_report
+
+    _parse(layout)
+    parts, settings = _parts(topology)
+    report, text = step_report.compile_step(**parts)
+    print(f"{report}\n", flush=True)
+    if _SAVE_HLO.value:
+        pathlib.Path(_SAVE_HLO.value).write_text(text)
+    if _TABLE.value:
+        add_line(pathlib.Path(_TABLE.value), table_line(leaf, settings, report))
+    return report
+
+
+def _ranking(slice_name: str, reports: dict, refused: dict) -> list[str]:
+    """Layouts by the least time of a step, then those without one."""
+    lines = [f"Layouts on {slice_name}, the best first (perfect overlap assumed):"]
+    for layout, report in sorted(reports.items(), key=lambda item: item[1].bound[1]):
+        lines.append(
+            f"  {report.bound[1]:8.4f} s  MFU at most {100 * report.mfu:4.1f} %  "
+            f"{report.peak_bytes / 2**30:5.2f} GiB  {report.bound[0]:12s}  {layout}"
+        )
+    lines += [f"  {layout}: {why}" for layout, why in refused.items()]
+    return lines
+
+
+def _parse(layout: Layout | None) -> None:
+    bindings = [f"{name} = 'unused'" for name in _missing()]
+    gin_utils.parse_flags([*bindings, *(layout.bindings if layout else ())])
 
 
 def _missing() -> list[str]:
@@ -181,6 +297,7 @@ def table_line(leaf: str, settings: dict[str, Any], report: Any) -> str:
         *(f"{seconds:.3f}" for seconds in report.seconds.values()),
         report.bound[0],
         f"{100 * report.mfu:.0f} %",
+        report.compiler,
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import importlib.metadata
 import os
 import time
 from typing import Any
@@ -92,6 +93,7 @@ class Report:
       temporary_bytes: What the step needs beside them.
       model_flops: Analytic, of one device: matrix products without recomputation.
       costs: What the compiled program does.
+      compiler: Version of libtpu.
     """
 
     topology: Topology
@@ -104,6 +106,7 @@ class Report:
     temporary_bytes: int
     model_flops: float
     costs: hlo_costs.Costs
+    compiler: str
 
     @property
     def peak_bytes(self) -> int:
@@ -162,7 +165,11 @@ class Report:
         if unknown:
             lines.append(f"  loops of unknown length, counted once: {len(unknown)}")
         binds, least = self.bound
-        lines += ["", f"Least time of a step, from published peaks {chip.source}"]
+        lines += [
+            "",
+            f"Least time of a step, from published peaks {chip.source}, if compute, "
+            "memory and interconnect overlap perfectly",
+        ]
         lines += [f"  {name:12s}  {s:8.4f} s" for name, s in self.seconds.items()]
         lines.append(
             f"At best {least:.4f} s a step ({self.batch_size / least:,.0f} rows/s), "
@@ -230,5 +237,6 @@ def compile_step(
         temporary_bytes=memory.temp_size_in_bytes,
         model_flops=objective.flops(batch_shapes) / partitioner.mesh.size,
         costs=hlo_costs.costs(hlo.Module(text)),
+        compiler=importlib.metadata.version("libtpu"),
     )
     return report, text

@@ -86,6 +86,65 @@ def test_unknown_topology_is_a_plain_error(tmp_path):
     assert "Traceback" not in out.stderr
 
 
+@needs_libtpu
+def test_compared_layouts_are_ranked_and_impossible_ones_named(tmp_path):
+    out = precompile(
+        tmp_path,
+        "--topology=v3:2x2",
+        # 3 does not divide 8 cores.
+        "--compare=2d:2:full,2d:3:full,fully_sharded:save_outputs",
+        "--table=table.md",
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    summary = out.stdout.split("Layouts on v3:2x2, the best first")[1]
+    ranked = re.findall(r"^ +([\d.]+) s  MFU at most .*  (\S+ .*|\S+)$", summary, re.M)
+    assert [float(seconds) for seconds, _ in ranked] == sorted(
+        float(seconds) for seconds, _ in ranked
+    )
+    assert {layout.split("  ")[-1].strip() for _, layout in ranked} == {
+        "2d over 2, full",
+        "fully_sharded, save_outputs",
+    }
+    assert "2d over 3, full: not possible" in summary
+    assert "perfect overlap assumed" in summary
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    cells = {tuple(x.split(" | ")[3:6]) for x in lines if x.startswith("| tiny")}
+    assert cells == {
+        ("4 x 2", "2d", "full"),
+        ("8 x 1", "fully_sharded", "save_outputs"),
+    }
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("zero:full", "scheme 'zero' is not one of data_parallel, "),
+        ("2d:2:most", "remat policy 'most' is not one of none, full, "),
+        ("fully_sharded", "remat policy '' is not one of"),
+        ("2d:0:full", "'0' is not a size of the mesh axis"),
+        ("2d:two:full", "'two' is not a size"),
+        ("2d:2:2:full", "'2:2' is not a size"),
+    ],
+)
+def test_a_layout_that_is_none_is_refused_with_what_there_is(text, message):
+    from prottrans_jax import gin_utils, precompile
+
+    with pytest.raises(gin_utils.UsageError) as error:
+        precompile.Layout.parse(text)
+    assert message in str(error.value) and f"--compare={text}" in str(error.value)
+
+
+def test_a_layout_is_read_with_and_without_a_size_of_the_axis_model():
+    from prottrans_jax import precompile
+
+    assert precompile.Layout.parse("2d:8:full").bindings == [
+        "PARTITIONING = '2d'",
+        "MODEL_PARALLEL = 8",
+        "REMAT_POLICY = 'full'",
+    ]
+    assert precompile.Layout.parse("fully_sharded:minimal").model == 1
+
+
 def test_lines_of_the_table_are_replaced_not_repeated(tmp_path):
     from prottrans_jax import precompile
 
