@@ -105,9 +105,9 @@ def _of_os(error: OSError) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from prottrans_jax.commands import embedding, files, models
+    from prottrans_jax.commands import console, embedding, files, models
 
-    parser = argparse.ArgumentParser(
+    parser = console.Parser(
         prog="prottrans",
         description="ProtTrans protein language models.",
         epilog="Exit status: 0 done; 2 wrong use; 3 proteins missing; 4 unforeseen.",

@@ -284,7 +284,7 @@ class Encoder(frozen_params.Holder):
 
     def embed_fasta(
         self,
-        source: str | os.PathLike,
+        source: str | os.PathLike | Sequence[str | os.PathLike],
         output: str | os.PathLike,
         *,
         per_residue: bool = False,
@@ -311,7 +311,8 @@ class Encoder(frozen_params.Holder):
         What `prottrans embed` does, with the names and defaults of its flags.
 
         Args:
-          source: FASTA, plain or compressed; "-" is standard input.
+          source: FASTA, plain or compressed, or several in their order, as if they
+            were one; "-" is standard input.
           output: File to write; its ending says the format.
           per_residue: Whether to write a vector per residue; the default if
             `per_protein` is False.

@@ -91,8 +91,11 @@ def test_mistakes_are_one_line(
     model, source, tmp_path, arguments, status, words, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    given = ["embed", "-i", str(source), "-o", "out.h5", "-m", str(model)]
-    assert cli.main([*given, *arguments]) == status
+    given = {"-i": str(source), "-o": "out.h5", "-m": str(model)}
+    if arguments[0] in given:
+        del given[arguments[0]]
+    words_given = [word for pair in given.items() for word in pair]
+    assert cli.main(["embed", *words_given, *arguments]) == status
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said
     assert not (tmp_path / "out.h5").exists()

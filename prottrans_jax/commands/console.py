@@ -3,8 +3,49 @@
 import argparse
 from collections.abc import Callable
 import sys
+from typing import Any, NoReturn
 
 _LEVELS = ("debug", "info", "warning", "error")
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes are one line, and no flag silently replaces its own earlier value."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.register("action", None, _StoreOnce)
+        self.register("action", "store", _StoreOnce)
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong, and ends with status 2."""
+        self.exit(2, f"{self.prog}: {message} (--help lists all flags.)\n")
+
+
+def _set_once(action, parser, namespace, value, flag) -> None:
+    given = vars(namespace).setdefault("_given", {})
+    before = given.setdefault(action.dest, (flag, value))
+    if before[1] != value:
+        name = flag or action.dest
+        parser.error(
+            f"{name} is given twice, with {before[1]} and {value}; it takes one value."
+        )
+    setattr(namespace, action.dest, value)
+
+
+class _StoreOnce(argparse.Action):
+    """Keeps a value; another one is an error."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        _set_once(self, parser, namespace, values, option_string)
+
+
+class Switch(argparse.BooleanOptionalAction):
+    """`--NAME` and `--no-NAME`; both is an error."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Sets the value that the flag's form says."""
+        value = not str(option_string).startswith("--no-")
+        _set_once(self, parser, namespace, value, option_string)
 
 
 def add_command(

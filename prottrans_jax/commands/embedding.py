@@ -18,7 +18,13 @@ def add_embed(commands) -> None:
     )
     parser.set_defaults(when_stopped=_WHEN_STOPPED)
     add = parser.add_argument
-    add("-i", "--input", required=True, help="FASTA, plain or compressed; - is stdin")
+    add(
+        *("-i", "--input"),
+        required=True,
+        nargs="+",
+        action="extend",
+        help="FASTA, plain or compressed; - is stdin; several, or repeated, are one",
+    )
     add("-o", "--output", required=True, help=".h5 .npz .parquet .zarr .csv or .tsv")
     add("-m", "--model", default="prot_t5", help="folder, hub id or name")
     add("--per-residue", action="store_true", help="a vector per residue (default)")
@@ -61,7 +67,7 @@ def add_embed(commands) -> None:
     add("--reuse", action="append", default=[], help="HDF5 file to take vectors from")
     add(
         "--resume",
-        action=argparse.BooleanOptionalAction,
+        action=console.Switch,
         default=True,
         help="go on from what a stopped run left, or begin anew; see --overwrite",
     )
@@ -95,7 +101,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         }
     )
     # Mistakes show before the model is loaded.
-    source = paths.local_input(arguments.input, "--input")
+    sources = paths.local_inputs(arguments.input, "--input")
     output = paths.local(arguments.output, "--output")
     outputs.refuse_foreign(output, settings.output_paths(output, options).values())
     model = _model(arguments.model)
@@ -113,7 +119,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     with progress.Lines(silent=arguments.no_progress or arguments.quiet) as lines:
         report = job.embed_fasta(
             encoder,
-            source,
+            sources,
             output,
             options,
             on_plan=say.plan,

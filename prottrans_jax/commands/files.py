@@ -95,7 +95,11 @@ def add_verify(commands) -> None:
     )
     add = parser.add_argument
     add("file", nargs="?", help="embedding file to read in full")
-    add("-i", "--input", help="FASTA: the file must hold all of it; or, with --golden")
+    add(
+        *("-i", "--input"),
+        action="append",
+        help="FASTA: the file must hold all of it; or, with --golden. May be repeated",
+    )
     add("-m", "--model", help="model to check")
     add("--golden", help=".npz or .h5 with the vectors that the model should give")
     add("--revision", help="branch, tag or commit of the model's repository")
@@ -114,7 +118,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             flag = name if name == "file" else f"--{name}"
             setattr(arguments, name, paths.local(getattr(arguments, name), flag))
     if arguments.input:
-        arguments.input = paths.local_input(arguments.input, "--input")
+        arguments.input = paths.local_inputs(arguments.input, "--input")
     if arguments.model and arguments.golden and arguments.input:
         return _verify_model(arguments)
     if not arguments.file or arguments.model or arguments.golden:
@@ -153,7 +157,8 @@ def _verify_model(arguments: argparse.Namespace) -> int:
         )
     if others:
         some = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
-        print(f"{len(others)} of {arguments.input} not in {arguments.golden}: {some}")
+        source = " and ".join(arguments.input)
+        print(f"{len(others)} of {source} not in {arguments.golden}: {some}")
     failed = sum(not result.passed for result in results)
     if failed or not results:
         return console.fail(3, f"{failed} of {len(results)} proteins differ.")

@@ -1,10 +1,12 @@
-"""What is to be embedded: one look at the whole FASTA file before anything is computed.
+"""What is to be embedded: one look at all FASTA files before anything is computed.
+
+Several files are one input, as if they were concatenated.
 
 The look keeps some 50 bytes of each record: hashes of key and sequence, length, line.
 Sequences and headers are read again, in order, when they are needed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import hashlib
 import os
@@ -17,6 +19,7 @@ import numpy as np
 
 from prottrans_jax import fasta, stop_signals
 from prottrans_jax.embed import keys
+from prottrans_jax.files import paths as local_paths
 
 ON_DUPLICATE = ("error", "suffix", "first")
 # Of standard input, looked at before it is copied.
@@ -35,6 +38,7 @@ class Protein(NamedTuple):
       description: The header's rest.
       residues: Upper-case residues.
       line: Of its header, from 1.
+      path: File that it comes from.
     """
 
     number: int
@@ -43,6 +47,12 @@ class Protein(NamedTuple):
     description: str
     residues: bytes
     line: int
+    path: str = ""
+
+    @property
+    def place(self) -> str:
+        """FILE:LINE, for messages."""
+        return f"{self.path}:{self.line}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +67,12 @@ class Skipped:
 
 @dataclasses.dataclass
 class Inputs:
-    """The records of a FASTA file, in their order.
+    """The records of one or several FASTA files, in their order.
 
     Attributes:
-      path: The file.
+      paths: The files.
+      digests: SHA-256 of each file as it is stored.
+      starts: Number of the first record of each file.
       key_scheme: How keys are made.
       entries: [records, 32] uint8: hash of the key, hash of the sequence.
       lengths: [records] residues.
@@ -70,10 +82,11 @@ class Inputs:
       num_gaps: Gap characters taken out.
       num_stops: Stops at the end of sequences taken out.
       longest: Name of the longest record.
-      sha256: Of the file as it is stored.
     """
 
-    path: str
+    paths: tuple[str, ...]
+    digests: tuple[str, ...]
+    starts: np.ndarray
     key_scheme: str
     entries: np.ndarray
     lengths: np.ndarray
@@ -83,7 +96,23 @@ class Inputs:
     num_gaps: int
     num_stops: int
     longest: str
-    sha256: str
+
+    @property
+    def path(self) -> str:
+        """The file, or the first and how many more."""
+        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+        return self.paths[0] + more
+
+    @property
+    def sha256(self) -> str:
+        """Of the file as it is stored; of several, of their digests."""
+        if len(self.digests) == 1:
+            return self.digests[0]
+        return hashlib.sha256("\n".join(self.digests).encode()).hexdigest()
+
+    def path_of(self, number: int) -> str:
+        """The file that a record comes from."""
+        return self.paths[int(np.searchsorted(self.starts, number, side="right")) - 1]
 
     @property
     def chosen(self) -> np.ndarray:
@@ -95,10 +124,12 @@ class Inputs:
         where = np.asarray(where) & (self.fates == EMBED)
         if not where.any():
             return
+        several = len(self.paths) > 1
         for protein in self.proteins(where):
-            self.skipped.append(
-                Skipped(protein.name, protein.line, reason, detail(protein))
-            )
+            what = detail(protein)
+            if several:
+                what = f"{protein.place}: {what}"
+            self.skipped.append(Skipped(protein.name, protein.line, reason, what))
         self.fates[where] = LEFT_OUT
 
     def proteins(self, where: np.ndarray | None = None) -> Iterator[Protein]:
@@ -109,15 +140,17 @@ class Inputs:
         """
         wanted = (self.fates == EMBED) if where is None else where
         index = -1
-        for index, (record, header) in enumerate(_records(self.path, None, None)):
+        records = _of_all(self.paths, lambda path: _records(path, None, None))
+        for index, (path, (record, header)) in enumerate(records):
             if index >= len(wanted):
                 break
             if not wanted[index]:
                 continue
             protein = _protein(self.key_scheme, index, record, header)
+            protein = protein._replace(path=path)
             entry = _entry(protein.key, record.residues)
             if entry != self.entries[index].tobytes():
-                raise ValueError(f"{self.path} changed while it was being embedded.")
+                raise ValueError(f"{path} changed while it was being embedded.")
             if index in self.suffixes:
                 protein = protein._replace(key=f"{protein.key}_{self.suffixes[index]}")
             yield protein
@@ -138,16 +171,16 @@ class Inputs:
 
 
 def look(
-    path: str | os.PathLike,
+    source: str | os.PathLike | Sequence[str | os.PathLike],
     *,
     key_scheme: str = "auto",
     on_bad: str = "error",
     on_duplicate: str = "error",
 ) -> Inputs:
-    """Reads a FASTA file once, checks it, and remembers what is in it.
+    """Reads FASTA files once, checks them, and remembers what is in them.
 
     Args:
-      path: Plain or compressed FASTA.
+      source: Plain or compressed FASTA: a file, or several in their order.
       key_scheme: One of `keys.SCHEMES`.
       on_bad: "error" raises at the first record that cannot be used, "skip" leaves it
         out.
@@ -169,11 +202,18 @@ def look(
     cleaned = [0, 0]
     entries, lengths, lines = bytearray(), [], []
     longest, longest_length = "", -1
-    sha256 = hashlib.sha256()
+    paths = tuple(local_paths.local_inputs(source, "source"))
+    digests = [hashlib.sha256() for _ in paths]
+    starts: list[int] = []
     columns: list[np.ndarray] = []
-    for index, (record, header) in enumerate(
-        _records(path, on_problem if on_bad == "skip" else None, cleaned, sha256)
-    ):
+    handler = on_problem if on_bad == "skip" else None
+    index = -1
+
+    def read(path: str) -> Iterator[tuple[fasta.Record, bytes]]:
+        starts.append(index + 1)
+        return _records(path, handler, cleaned, digests[len(starts) - 1])
+
+    for index, (_, (record, header)) in enumerate(_of_all(paths, read)):
         protein = _protein(key_scheme, index, record, header)
         entries += _entry(protein.key, record.residues)
         lengths.append(len(record.residues))
@@ -187,7 +227,9 @@ def look(
     all_lengths, all_lines = np.concatenate(columns, axis=1)
     table = np.frombuffer(entries, np.uint8).reshape(-1, 32)
     found = Inputs(
-        path=str(path),
+        paths=paths,
+        digests=tuple(digest.hexdigest() for digest in digests),
+        starts=np.array(starts),
         key_scheme=key_scheme,
         entries=table,
         lengths=all_lengths.astype(np.int32),
@@ -197,7 +239,6 @@ def look(
         num_gaps=cleaned[0],
         num_stops=cleaned[1],
         longest=longest,
-        sha256=sha256.hexdigest(),
     )
     _resolve_duplicates(found, all_lines, on_duplicate)
     return found
@@ -220,6 +261,15 @@ def spool(stream, folder: pathlib.Path) -> pathlib.Path:
         path.unlink(missing_ok=True)
         raise
     return path
+
+
+def _of_all(
+    paths: Sequence[str], read: Callable[[str], Iterator[tuple[fasta.Record, bytes]]]
+) -> Iterator[tuple[str, tuple[fasta.Record, bytes]]]:
+    """(file, (record, header)) of every record of the files, in their order."""
+    for path in paths:
+        for record in read(path):
+            yield path, record
 
 
 def _records(path, on_problem, cleaned, sha256=None):
@@ -296,7 +346,7 @@ def _resolve_duplicates(found: Inputs, lines: np.ndarray, on_duplicate: str) -> 
         for protein in found.proteins(_marks(found, found.suffixes)):
             if key_hash(protein.key) in taken:
                 raise ValueError(
-                    f"{found.path}:{protein.line}: the id {protein.name!r} comes twice "
+                    f"{protein.place}: the id {protein.name!r} comes twice "
                     f"with different sequences, and {protein.key!r} is taken too. "
                     "Rename one, or choose --key header or --key index."
                 )
@@ -305,8 +355,12 @@ def _resolve_duplicates(found: Inputs, lines: np.ndarray, on_duplicate: str) -> 
     proteins = list(found.proteins(where))
     if on_duplicate == "error":
         first_lines = {index: int(lines[original]) for original, index in different}
+        firsts = {index: original for original, index in different}
         shown = "; ".join(
             f"{p.name!r} in lines {first_lines[p.number]} and {p.line}"
+            if len(found.paths) == 1
+            else f"{p.name!r} at {found.path_of(firsts[p.number])}:"
+            f"{first_lines[p.number]} and {p.place}"
             for p in proteins[:5]
         )
         raise ValueError(
@@ -320,8 +374,7 @@ def _resolve_duplicates(found: Inputs, lines: np.ndarray, on_duplicate: str) -> 
                 protein.name,
                 protein.line,
                 "id came before with another sequence",
-                f"{found.path}:{protein.line}: {protein.name!r} came before with "
-                "another sequence.",
+                f"{protein.place}: {protein.name!r} came before with another sequence.",
             )
         )
     found.fates[where] = LEFT_OUT

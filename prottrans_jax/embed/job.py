@@ -8,7 +8,7 @@ Every result is a function of the input and the settings alone: a run that was k
 and goes on writes the same bytes as one that was not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import errno
 import os
 import shutil
@@ -37,18 +37,19 @@ class DiskFullError(OSError):
 
 def embed_fasta(
     encoder: Any,
-    source: str | os.PathLike,
+    source: str | os.PathLike | Sequence[str | os.PathLike],
     output: str | os.PathLike,
     options: settings.Options | None = None,
     *,
     on_plan: Callable[[reports.Plan], None] | None = None,
     on_progress: Callable[[reports.Progress], None] | None = None,
 ) -> reports.Report:
-    """Embeds a FASTA file; goes on where an earlier call was stopped.
+    """Embeds FASTA files; goes on where an earlier call was stopped.
 
     Args:
       encoder: `encoders.Encoder`.
-      source: FASTA, plain or compressed; "-" is standard input.
+      source: FASTA, plain or compressed, or several in their order, as if they were
+        one; "-" is standard input.
       output: File to write, ending in .h5, .npz, .parquet, .zarr, .csv or .tsv.
       options: What to compute.
       on_plan: Called before anything is computed.
@@ -66,11 +67,12 @@ def embed_fasta(
       DiskFullError: No space left; what was committed stays.
     """
     asked = settings.resolve(encoder, output, options or settings.Options())
-    source = paths.local_input(source, "source")
+    sources = paths.local_inputs(source, "source")
     outputs.refuse_foreign(asked.output, asked.paths.values())
-    if source != paths.STANDARD_INPUT:
-        written = outputs.written(asked.output, asked.paths.values())
-        ownership.refuse_same([source], written)
+    ownership.refuse_same(
+        [path for path in sources if path != paths.STANDARD_INPUT],
+        outputs.written(asked.output, asked.paths.values()),
+    )
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     parts = shards.Parts(
         asked.output,
@@ -82,7 +84,7 @@ def embed_fasta(
     try:
         return _run(
             asked,
-            source,
+            sources,
             parts,
             on_plan or (lambda plan: None),
             on_progress or (lambda progress: None),
@@ -104,13 +106,16 @@ def embed_fasta(
         parts.close()
 
 
-def _run(asked, source, parts, on_plan, on_progress) -> reports.Report:
+def _run(asked, sources, parts, on_plan, on_progress) -> reports.Report:
     options = asked.options
     report = reports.Report(list(asked.paths.values()))
-    if source == paths.STANDARD_INPUT:
-        source = str(inputs.spool(None, parts.folder))
     found = inputs.look(
-        source,
+        [
+            str(inputs.spool(None, parts.folder))
+            if path == paths.STANDARD_INPUT
+            else path
+            for path in sources
+        ],
         key_scheme=options.key,
         on_bad=options.on_bad,
         on_duplicate=options.on_duplicate,
@@ -146,7 +151,7 @@ def _apply_limits(asked: settings.Settings, found: inputs.Inputs) -> None:
         if too_long.any() and asked.options.long == "error":
             worst = next(found.proteins(too_long))
             raise ValueError(
-                f"{found.path}:{worst.line}: {worst.name!r} has "
+                f"{worst.place}: {worst.name!r} has "
                 f"{len(worst.residues):,} residues, more than --max-length={limit} "
                 f"({int(too_long.sum())} such in all). Raise it, or say what to do "
                 "about them: --long skip, chunk or truncate."

@@ -59,7 +59,7 @@ def write(
         },
         "model_source": str(asked.encoder.source),
         "model_revision": asked.encoder.revision,
-        "input": {"path": found.path, "sha256": found.sha256},
+        "input": _input(found),
         "proteins": num_proteins,
         "skipped": len(found.skipped),
         "residues_cleaned": {"gaps": found.num_gaps, "stops": found.num_stops},
@@ -74,6 +74,16 @@ def write(
     }
     for path in asked.paths.values():
         writing.write_synced(outputs.companion(path), writers.to_json(content))
+
+
+def _input(found: inputs.Inputs) -> dict[str, Any]:
+    content: dict[str, Any] = {"path": found.path, "sha256": found.sha256}
+    if len(found.paths) > 1:
+        content["files"] = [
+            {"path": path, "sha256": digest}
+            for path, digest in zip(found.paths, found.digests, strict=True)
+        ]
+    return content
 
 
 def is_complete(asked: settings.Settings, found: inputs.Inputs) -> bool:

@@ -1,6 +1,6 @@
 """Whether files are whole and models give what they should."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 from typing import Any, NamedTuple
 
@@ -31,9 +31,9 @@ class Result(NamedTuple):
 
 
 def expected(
-    source: str | os.PathLike, key_scheme: str
+    source: str | os.PathLike | Sequence[str | os.PathLike], key_scheme: str
 ) -> tuple[Mapping[str, tuple], list[str]]:
-    """What a FASTA file asks for.
+    """What FASTA files ask for.
 
     Returns:
       (sha256, residues) of every protein, by key, and what is wrong with the records
@@ -90,7 +90,9 @@ def check_file(
 
 
 def compare(
-    encoder: Any, golden: str | os.PathLike, source: str | os.PathLike
+    encoder: Any,
+    golden: str | os.PathLike,
+    source: str | os.PathLike | Sequence[str | os.PathLike],
 ) -> tuple[list[Result], list[str]]:
     """A model's vectors against a file of vectors known to be right.
 
@@ -100,7 +102,7 @@ def compare(
       encoder: `encoders.Encoder`.
       golden: HDF5 or npz with a dataset per protein; keys are headers, first words,
         accessions or MD5 of the residues.
-      source: FASTA with the proteins.
+      source: FASTA with the proteins, a file or several.
 
     Returns:
       A result per protein of the file that is in the FASTA, and the names of those of
@@ -109,7 +111,8 @@ def compare(
     Raises:
       ValueError: No protein of the FASTA is in the file.
     """
-    proteins = list(inputs.look(source).proteins())
+    found = inputs.look(source)
+    proteins = list(found.proteins())
     by_key: dict[str, inputs.Protein] = {}
     for protein in proteins:
         header = f"{protein.name} {protein.description}"
@@ -140,5 +143,5 @@ def compare(
         largest = float(np.abs(ours - theirs).max())
         results.append(Result(header, largest, cosine, bool(passed)))
     if not results:
-        raise ValueError(f"No protein of {source} is in {golden}.")
+        raise ValueError(f"No protein of {found.path} is in {golden}.")
     return results, [p.name for p in proteins if p.number not in compared]

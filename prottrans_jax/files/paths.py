@@ -4,6 +4,7 @@
 is. URLs are refused: pathlib would make `gs:/bucket` of `gs://bucket`, a local folder.
 """
 
+from collections.abc import Sequence
 import os
 import pathlib
 import re
@@ -61,6 +62,28 @@ def local_input(path: str | os.PathLike, flag: str) -> str:
     if path == STANDARD_INPUT:
         return STANDARD_INPUT
     return expanded(path, flag)
+
+
+def local_inputs(
+    given: str | os.PathLike | Sequence[str | os.PathLike], flag: str
+) -> list[str]:
+    """One input or several, in their order, each as `local_input` gives it.
+
+    Raises:
+      PathError: As `local`; there is none, or standard input comes twice.
+    """
+    several = [given] if isinstance(given, str | bytes | os.PathLike) else given
+    try:
+        found = [local_input(path, flag) for path in several]
+    except TypeError:
+        raise PathError(
+            f"{flag}={given!r}: a path or several, not {type(given).__name__}."
+        ) from None
+    if not found:
+        raise PathError(f"{flag}: no file is given.")
+    if found.count(STANDARD_INPUT) > 1:
+        raise PathError(f"{flag}: standard input (-) can be read only once.")
+    return found
 
 
 def source(place: str | os.PathLike, flag: str) -> str:
