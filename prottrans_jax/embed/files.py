@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from prottrans_jax import stop_signals
-from prottrans_jax.embed import outputs, pooling, writers
+from prottrans_jax.embed import outputs, pooling, writers, zarr_folder
 from prottrans_jax.files import paths, writing
 
 MAX_BYTES = 64 << 30
@@ -298,21 +299,7 @@ def _parquet(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
 
 
 def _zarr(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
-    arrays = writers.open_zarr(path)
-    ids, stops = arrays["ids"], arrays["id_stops"].read().result()
-    shapes = arrays["shapes"].read().result()
-    text = ids.read().result().tobytes()
-    values = arrays["embeddings"]
-    start = at = 0
-    for stop, shape in zip(stops, shapes, strict=True):
-        key, original_id, description, length, digest = json.loads(text[start:stop])
-        start = int(stop)
-        shape = tuple(int(n) for n in shape if n >= 0)
-        rows = int(np.prod(shape[:-1], dtype=np.int64))
-        if wanted(key):
-            array = values[at : at + rows].read().result().reshape(shape)
-            yield writers.Entry(key, original_id, description, length, digest, array)
-        at += rows
+    yield from itertools.starmap(writers.Entry, zarr_folder.read(path, wanted))
 
 
 def _csv(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:

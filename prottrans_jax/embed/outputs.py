@@ -10,7 +10,7 @@ import os
 import pathlib
 from typing import Any
 
-from prottrans_jax.embed import writers
+from prottrans_jax.embed import writers, zarr_folder
 from prottrans_jax.files import ownership
 
 # Attribute of an output with the run that made it, as JSON.
@@ -106,9 +106,9 @@ def _is_ours(path: pathlib.Path) -> bool:
 
 def _is_our_zarr(path: pathlib.Path) -> bool:
     names = {entry.name for entry in path.iterdir()}
-    if names - {writers.ZARR_METADATA, *writers.ZARR_ARRAYS}:
+    if names - {zarr_folder.METADATA, *zarr_folder.ARRAYS}:
         return False
-    group = _read_json(path / writers.ZARR_METADATA)
+    group = _read_json(path / zarr_folder.METADATA)
     attributes = group.get("attributes")
     marked = isinstance(attributes, dict) and {IDENTITY, _VERSION} & attributes.keys()
     return not names or (bool(group) and bool(marked or _has_companion(path)))

@@ -14,12 +14,11 @@ import zipfile
 
 import numpy as np
 
+from prottrans_jax.embed import zarr_folder
 from prottrans_jax.files import paths
 
 # What writing to a full disk gives; EFBIG by `ulimit -f`, for one.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# All that a Zarr output holds besides its metadata.
-ZARR_METADATA, ZARR_ARRAYS = "zarr.json", ("embeddings", "shapes", "ids", "id_stops")
 
 
 class Entry(NamedTuple):
@@ -201,7 +200,16 @@ class _ZipDirectory:
 
 
 class _Parquet:
-    """A row per protein; pages carry checksums."""
+    """A row per protein, in the order of the input; pages carry checksums.
+
+    id, original_id, description, sequence_sha256   string
+    length                                          int64, residues
+    shape                                           list of int64
+    embedding                                       list of floats, in C order
+
+    `embedding` of vectors per residue is [*layers, residues, d_model] laid out flat,
+    which every reader knows; `shape` says how to fold it.
+    """
 
     _ROWS = 256
 
@@ -287,118 +295,6 @@ class _Csv:
         _sync(self._path)
 
 
-class _Zarr:
-    """Zarr v3, every chunk with a CRC-32C, in four arrays.
-
-    embeddings [rows, d_model]   vectors of all proteins, one behind the other
-    shapes [proteins, 3]         shape of each protein's array; -1 where it has fewer
-    ids [bytes]                  JSON of key, id, description, length and hash of each
-    id_stops [proteins]          where each protein's JSON ends
-    """
-
-    _CHUNK_ROWS = 4096
-
-    def __init__(self, path: pathlib.Path, metadata: Mapping[str, Any]):
-        self._path = path
-        path.mkdir(parents=True)
-        group = {"zarr_format": 3, "node_type": "group", "attributes": dict(metadata)}
-        (path / ZARR_METADATA).write_bytes(to_json(group))
-        self._arrays: dict[str, _GrowingArray] = {}
-        self._id_bytes = 0
-
-    def add(self, entry: Entry) -> None:
-        vectors = entry.array.reshape(-1, entry.array.shape[-1])
-        about = json.dumps(list(entry[:5])).encode()
-        self._id_bytes += len(about)
-        shape = [*entry.array.shape, *(-1 for _ in range(3 - entry.array.ndim))]
-        for name, rows, chunk in (
-            ("embeddings", vectors, self._CHUNK_ROWS),
-            ("shapes", np.array([shape], np.int64), 1 << 14),
-            ("ids", np.frombuffer(about, np.uint8), 1 << 20),
-            ("id_stops", np.array([self._id_bytes], np.int64), 1 << 16),
-        ):
-            if name not in self._arrays:
-                self._arrays[name] = _GrowingArray(self._path / name, rows, chunk)
-            self._arrays[name].append(rows)
-
-    def close(self) -> None:
-        for array in self._arrays.values():
-            array.close()
-        for path in self._path.rglob("*"):
-            if path.is_file():
-                _sync(path)
-
-
-class _GrowingArray:
-    """A Zarr array that grows by whole chunks."""
-
-    def __init__(self, path: pathlib.Path, like: np.ndarray, chunk_rows: int):
-        import tensorstore as ts
-
-        chunk = [chunk_rows, *like.shape[1:]]
-        self._store = ts.open(
-            {
-                "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": str(path)},
-                "metadata": {
-                    "shape": [0, *like.shape[1:]],
-                    "chunk_grid": {
-                        "name": "regular",
-                        "configuration": {"chunk_shape": chunk},
-                    },
-                    "data_type": like.dtype.name,
-                    "codecs": [
-                        {"name": "bytes", "configuration": {"endian": "little"}},
-                        {"name": "crc32c"},
-                    ],
-                },
-                "create": True,
-            }
-        ).result()
-        self._chunk_rows = chunk_rows
-        self._rows = 0
-        self._held: list[np.ndarray] = []
-        self._held_rows = 0
-
-    def append(self, rows: np.ndarray) -> None:
-        self._held.append(rows)
-        self._held_rows += len(rows)
-        if self._held_rows >= self._chunk_rows:
-            self._write(self._held_rows - self._held_rows % self._chunk_rows)
-
-    def close(self) -> None:
-        if self._held_rows:
-            self._write(self._held_rows)
-
-    def _write(self, number: int) -> None:
-        held = np.concatenate(self._held)
-        stop = self._rows + number
-        self._store = self._store.resize(
-            exclusive_max=[stop, *self._store.shape[1:]]
-        ).result()
-        self._store[self._rows : stop].write(held[:number]).result()
-        self._rows = stop
-        self._held, self._held_rows = [held[number:]], self._held_rows - number
-
-
-def open_zarr(path: pathlib.Path) -> dict[str, Any]:
-    """The four arrays of a `_Zarr` folder."""
-    import tensorstore as ts
-
-    if not (path / "embeddings").is_dir():
-        raise ValueError(f"{path} is no folder of embeddings in Zarr.")
-    return {
-        name: ts.open(
-            {
-                "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": str(path / name)},
-            },
-            read=True,
-        ).result()
-        for name in ZARR_ARRAYS
-    }
-
-
 def import_parquet() -> Any:
     """pyarrow.parquet.
 
@@ -419,7 +315,7 @@ FORMATS: dict[str, type] = {
     ".hdf5": _Hdf5,
     ".npz": _Npz,
     ".parquet": _Parquet,
-    ".zarr": _Zarr,
+    ".zarr": zarr_folder.Writer,
     ".csv": _Csv,
     ".tsv": _Csv,
 }

@@ -1,8 +1,11 @@
 """Output files: opened by others' rules, converted, checked; bytes that do not lie."""
 
 import errno
+import gzip
 import hashlib
 import io
+import json
+import pathlib
 import subprocess
 import sys
 import zipfile
@@ -289,3 +292,143 @@ def test_golden_vectors_are_compared_by_cosine_in_less_than_float32(
         assert result.largest > 1e-3  # Would not pass as float32.
         assert result.passed == (result.cosine >= 0.999)
     assert any(result.passed for result in results)
+
+
+def test_zarr_folders_of_the_earlier_layout_are_read(tmp_path):
+    """The folders in the archive were written before the layout changed."""
+    with zipfile.ZipFile(pathlib.Path(__file__).with_name("earlier_zarr.zip")) as file:
+        file.extractall(tmp_path)
+    arrays = {
+        "residues": np.arange(12, dtype=np.float16).reshape(4, 3),
+        "layers": np.arange(24, dtype=np.float16).reshape(2, 4, 3),
+        "proteins": np.arange(3, dtype=np.float32) + 0.5,
+    }
+    for name, array in arrays.items():
+        first, second = files.entries(tmp_path / f"{name}.zarr")
+        assert first[:5] == ("P1", "P1", "some text", 4, "ab" * 32)
+        assert second[:5] == ("é%2F2", "é/2", "", 2, "ab" * 32)
+        assert first.array.dtype == array.dtype
+        np.testing.assert_array_equal(first.array, array)
+        # It goes on as the layout of today.
+        files.convert(tmp_path / f"{name}.zarr", tmp_path / f"{name}.new.zarr")
+        again = list(files.entries(tmp_path / f"{name}.new.zarr"))
+        assert [entry[:5] for entry in again] == [first[:5], second[:5]]
+        np.testing.assert_array_equal(again[1].array, second.array)
+
+
+def _write_zarr(path, arrays, **metadata):
+    writer = writers.create(path, metadata)
+    for key, array in arrays.items():
+        length = array.shape[-2] if array.ndim > 1 else 0
+        writer.add(writers.Entry(key, f"{key}|x", "", length, "", array))
+    writer.close()
+    return path
+
+
+def test_zarr_arrays_are_those_of_the_guide(tmp_path):
+    """By the format's specification; zarr-python reads them in the next test."""
+    arrays = {"A": np.ones((2, 3), np.float16), "é": np.zeros((4, 3), np.float16)}
+    path = _write_zarr(tmp_path / "out.zarr", arrays, pooling="none", model_name="m")
+    group = json.loads((path / "zarr.json").read_text())
+    assert group["node_type"] == "group" and group["attributes"]["rows"] == "residues"
+    shapes = {
+        array.name: json.loads((array / "zarr.json").read_text())["shape"]
+        for array in path.iterdir()
+        if array.is_dir()
+    }
+    strings = ["ids", "original_ids", "descriptions", "sequence_sha256", "lengths"]
+    assert shapes == {
+        **{name: [2] for name in strings},
+        "offsets": [3],
+        "vectors": [6, 3],
+    }
+    about = json.loads((path / "ids" / "zarr.json").read_text())
+    assert about["data_type"] == "string"
+    assert [codec["name"] for codec in about["codecs"]] == ["vlen-utf8", "gzip"]
+    chunk = gzip.decompress((path / "ids" / "c" / "0").read_bytes())
+    [number] = about["chunk_grid"]["configuration"]["chunk_shape"]
+    assert int.from_bytes(chunk[:4], "little") == number
+    assert chunk[4:15] == b"\1\0\0\0A\2\0\0\0\xc3\xa9"
+
+
+def test_zarr_python_reads_zarr(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    arrays = {f"P{i}": np.full((i, 3), i, np.float16) for i in (2, 5, 1)}
+    path = _write_zarr(tmp_path / "out.zarr", arrays, pooling="none")
+    group = zarr.open_group(path, mode="r")
+    ids, offsets, vectors = group["ids"][:], group["offsets"][:], group["vectors"]
+    assert ids.tolist() == list(arrays)
+    for i, key in enumerate(ids):
+        rows = vectors[offsets[i] : offsets[i + 1]]
+        np.testing.assert_array_equal(rows, arrays[key])
+    assert group["lengths"][:].tolist() == [2, 5, 1]
+    assert group["original_ids"][:].tolist() == ["P2|x", "P5|x", "P1|x"]
+
+
+def test_zarr_holds_more_proteins_than_a_chunk(tmp_path):
+    number = (1 << 14) + 3
+    arrays = {f"P{i}": np.array([i % 2048, 1], np.float16) for i in range(number)}
+    path = _write_zarr(tmp_path / "out.zarr", arrays, pooling="mean")
+    assert len(list((path / "ids" / "c").iterdir())) == 2
+    read = {
+        e.key: e.array
+        for e in files.entries(path, wanted={"P0", "P16385"}.__contains__)
+    }
+    assert {key: array.tolist() for key, array in read.items()} == {
+        "P0": [0, 1],
+        "P16385": [1, 1],
+    }
+    assert list(files.keys(path))[-1] == f"P{number - 1}"
+
+
+def test_zarr_without_proteins_is_read(tmp_path):
+    path = _write_zarr(tmp_path / "out.zarr", {})
+    assert list(files.entries(path)) == []
+
+
+@pytest.mark.parametrize("array", ["ids", "vectors", "offsets"])
+def test_a_flipped_bit_in_zarr_is_noticed(tmp_path, array):
+    # Keys that compression makes no shorter: every bit counts.
+    keys = (hashlib.sha256(bytes([i])).hexdigest() for i in range(99))
+    arrays = {key: np.ones((2, 3), np.float16) for key in keys}
+    path = _write_zarr(tmp_path / "out.zarr", arrays)
+    [chunk] = [p for p in (path / array / "c").rglob("*") if p.is_file()]
+    data = bytearray(chunk.read_bytes())
+    data[99] ^= 1
+    chunk.write_bytes(data)
+    assert cli.main(["verify", str(path)]) == 3
+
+
+def test_zarr_does_not_mix_kinds_of_vectors(tmp_path):
+    arrays = {"A": np.ones((2, 3), np.float16), "B": np.ones(3, np.float16)}
+    with pytest.raises(ValueError, match=r"B: vectors of shape \(3,\) do not go"):
+        _write_zarr(tmp_path / "out.zarr", arrays)
+
+
+@pytest.mark.parametrize("layers", ["-1", "0,-1"])
+@pytest.mark.parametrize("kind", ["per_residue", "per_protein"])
+@pytest.mark.parametrize("suffix", [".zarr", ".parquet"])
+def test_vectors_come_back_in_their_shape(
+    encoder, tmp_path, proteins, suffix, kind, layers
+):
+    source = write_fasta(tmp_path / "x.fasta", dict(list(proteins.items())[:4]))
+    options = {kind: True, "layers": layers}
+    first = embed_into(encoder, source, tmp_path / "out.h5", **options)
+    other = embed_into(encoder, source, tmp_path / f"out{suffix}", **options)
+    right = {entry.key: entry.array for entry in files.entries(first)}
+    for entry in files.entries(other):
+        np.testing.assert_array_equal(entry.array, right[entry.key])
+
+
+def test_parquet_has_the_columns_of_the_guide(encoder, fasta_file, proteins, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = embed_into(encoder, fasta_file, tmp_path / "out.parquet")
+    table = parquet.read_table(path)
+    assert table.column_names == [
+        *("id", "original_id", "description", "length", "sequence_sha256"),
+        *("shape", "embedding"),
+    ]
+    assert table["id"].to_pylist() == list(proteins)
+    for row in table.to_pylist():
+        assert row["shape"] == [row["length"], 12]
+        assert len(row["embedding"]) == 12 * row["length"]
