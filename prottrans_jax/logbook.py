@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from absl import logging
 import jax
@@ -11,6 +12,8 @@ from jaxtyping import PyTree
 import numpy as np
 
 from prottrans_jax import hardware, metrics
+from prottrans_jax.files import appending
+from prottrans_jax.training import logged_steps
 
 
 class NonFiniteError(RuntimeError):
@@ -103,6 +106,8 @@ class Journal:
       directory: of the run; `metrics.jsonl` and `nonfinite.jsonl` go there.
       writers: further places for scalars.
       resume_at: step from which the run goes on.
+      evaluated: whether the evaluation that is due at that step was made.
+      logged: steps in the log as the checkpoint knows them; see `metrics.JsonlWriter`.
       window: state of the sums since the last log line, from a checkpoint.
       total_steps: where the run ends.
       log_period: steps that one line averages over.
@@ -117,6 +122,8 @@ class Journal:
         *,
         writers: Sequence[metrics.Writer],
         resume_at: int,
+        evaluated: bool,
+        logged: logged_steps.State | None,
         window: Mapping[str, Sequence[float]],
         total_steps: int,
         log_period: int,
@@ -126,10 +133,16 @@ class Journal:
     ):
         main_process = jax.process_index() == 0
         self._directory = directory
-        self._writers: list[metrics.Writer] = []
+        self._log_file: metrics.JsonlWriter | None = None
         if main_process:
-            path = directory / "metrics.jsonl"
-            self._writers = [metrics.JsonlWriter(path, resume_at), *writers]
+            self._log_file = metrics.JsonlWriter(
+                directory / "metrics.jsonl",
+                resume_at,
+                evaluated=evaluated,
+                logged=logged,
+            )
+            writers = (self._log_file, *writers)
+        self._output = _Output(writers if main_process else ())
         self._window = metrics.SumAccumulator(window)
         self._total_steps = total_steps
         self._log_period = log_period
@@ -149,9 +162,15 @@ class Journal:
         """Starts the clock of the first line."""
         self._rates.start(self._resume_at)
 
-    def window_state(self) -> dict[str, list[float]]:
-        """Sums since the last log line, for a checkpoint."""
-        return self._window.state()
+    def state(self) -> dict[str, Any]:
+        """Sums since the last log line, and the steps logged, for a checkpoint."""
+        logged = self._log_file.logged.state() if self._log_file else {}
+        return {"window": self._window.state(), "logged": logged}
+
+    @property
+    def problems(self) -> list[str]:
+        """A line for each file of logs that is not complete."""
+        return self._output.problems()
 
     def push(self, step: int, outputs: PyTree) -> None:
         """Takes a step's outputs as futures and reads those of the step before."""
@@ -163,6 +182,7 @@ class Journal:
         """Reads the outputs of the last step, waiting for it."""
         previous, self._pending = self._pending, None
         self._read(previous)
+        self._output.retry()
 
     def _read(self, pending: tuple[int, PyTree] | None) -> None:
         if pending is None:
@@ -187,8 +207,7 @@ class Journal:
         scalars["train/skipped_steps"] = self._window.total("skipped_steps")
         timing = self._rates.scalars(step, self._residues)
         self._residues = 0.0
-        for writer in self._writers:
-            writer.write_scalars(step, scalars | timing)
+        self._output.write(step, scalars | timing)
         self._line.report(step, _progress_text(scalars | timing))
         self._window.clear()
 
@@ -201,8 +220,7 @@ class Journal:
                 "sums": {k: [str(x) for x in v] for k, v in outputs["sums"].items()},
                 "record_ids": list(self._record_ids(step)),
             }
-            with open(path, "a", encoding="utf-8") as dump:
-                dump.write(json.dumps(record) + "\n")
+            _dump(path, json.dumps(record))
         policy = self._nonfinite
         if policy.action == "stop" or self._skipped_in_a_row > policy.max_in_a_row:
             raise NonFiniteError(
@@ -216,17 +234,86 @@ class Journal:
     def evaluated(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Logs the results of an evaluation, by name of the data set."""
         for name, scalars in results.items():
-            for writer in self._writers:
-                writer.write_scalars(
-                    step, {f"{name}/{key}": value for key, value in scalars.items()}
-                )
+            self._output.write(
+                step, {f"{name}/{key}": value for key, value in scalars.items()}
+            )
             self._line.note(f"step {step}  {name}: {_evaluation_text(scalars)}")
 
     def close(self) -> None:
         """Leaves files and terminal in order."""
-        for writer in self._writers:
-            writer.flush()
+        self._output.close()
         self._line.close()
+
+
+class _Output:
+    """Writes to several places; a place that fails does not end the run.
+
+    Our own writers keep what they could not write and try again with the next line.
+    A writer that raises anything but an OSError (TensorFlow's do) is left out from
+    then on.
+    """
+
+    def __init__(self, writers: Sequence[metrics.Writer]):
+        self._writers = list(writers)
+        self._failures: dict[str, str] = {}  # Place to what it lacks.
+
+    def write(self, step: int, scalars: metrics.Scalars) -> None:
+        """Writes one step's scalars everywhere."""
+        self._each(lambda writer: writer.write_scalars(step, scalars), f"step {step}")
+
+    def retry(self) -> None:
+        """Has the writers that failed try again."""
+        if self._failures:
+            self._each(lambda writer: writer.flush(), "what was kept")
+
+    def close(self) -> None:
+        """Pushes all to the disk; says which files are not complete."""
+        self._each(lambda writer: getattr(writer, "close", writer.flush)(), "the rest")
+        for problem in self.problems():
+            logging.error("%s", problem)
+
+    def problems(self) -> list[str]:
+        """A line for each place that lacks something."""
+        failures = sorted(self._failures.items())
+        return [f"{place} is not complete: {why}." for place, why in failures]
+
+    def _each(self, call: Callable[[metrics.Writer], None], what: str) -> None:
+        for writer in list(self._writers):
+            place = str(getattr(writer, "path", type(writer).__name__))
+            try:
+                call(writer)
+            except OSError as error:
+                self._fail(place, what, error, "tries again with every line")
+            except Exception as error:
+                self._writers.remove(writer)
+                self._fail(place, what, error, "writes nothing more to it")
+            else:
+                if self._failures.pop(place, None):
+                    logging.warning("%s is complete again.", place)
+
+    def _fail(self, place: str, what: str, error: Exception, plan: str) -> None:
+        if place in self._failures:
+            return
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        reason = why.splitlines()[0]
+        self._failures[place] = f"{what} and later could not be written ({reason})"
+        logging.error(
+            "%s: %s could not be written (%s). The run goes on and %s.",
+            place,
+            what,
+            reason,
+            plan,
+        )
+
+
+def _dump(path: pathlib.Path, line: str) -> None:
+    """Appends a line unless it is there: a step done again after a kill."""
+    try:
+        if path.exists() and line.encode() in path.read_bytes().splitlines():
+            return
+        appending.append_line(path, line)
+    except OSError as error:
+        logging.error("%s could not be written (%s): %s", path, error.strerror, line)
 
 
 def _progress_text(scalars: Mapping[str, float]) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -14,7 +13,10 @@ from absl import logging
 import numpy as np
 from rich import progress
 
-Scalars = Mapping[str, float]
+from prottrans_jax.files import appending
+from prottrans_jax.training import logged_steps
+
+Scalars = logged_steps.Scalars
 
 
 class SumAccumulator:
@@ -117,45 +119,138 @@ class Writer(Protocol):
 class JsonlWriter:
     """One JSON object a line and step, next to the checkpoints.
 
-    A restart at step s drops the lines after s first: a step is never logged twice,
-    and a line cut by a kill goes with them.
+    A restart at step s drops what was logged after s first: a step is never logged
+    twice, and a line cut by a kill goes with it. A damaged file is copied to
+    `metrics.jsonl.damaged-N`; its sound lines stay. Steps that should be in the log and
+    are not are named in a warning.
 
     Args:
       path: file to append to.
       resume_at: step from which the run goes on.
+      evaluated: whether the evaluation that is due at that step was made; if not, what
+        was logged of it is dropped.
+      logged: steps logged up to `resume_at` as the checkpoint knows them; None if it
+        does not (no checkpoint, or one of an earlier version).
+
+    Raises:
+      OSError: the file cannot be read or written.
     """
 
-    def __init__(self, path: pathlib.Path, resume_at: int):
-        self._path = path
-        kept = [
-            line
-            for line in _complete_lines(path)
-            if json.loads(line)["step"] <= resume_at
-        ]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
-        self._file = open(path, "a", encoding="utf-8")
+    def __init__(
+        self,
+        path: pathlib.Path,
+        resume_at: int,
+        *,
+        evaluated: bool = True,
+        logged: logged_steps.State | None = None,
+    ):
+        self.path = path
+        self.logged = logged_steps.LoggedSteps()
+        self._last: dict[str, Any] = {}
+        content = path.read_bytes() if path.exists() else None
+        records, bad = _read_lines(content or b"")
+        kept = []
+        for whole, line in records:
+            record = {
+                name: value
+                for name, value in whole.items()
+                if logged_steps.is_kept(whole["step"], name, resume_at, evaluated)
+            }
+            if record == whole:
+                kept.append(line)
+            elif len(record) > 1:
+                kept.append(_line(record))
+            if record:
+                self._last = record
+                self._count(record)
+        self._explain(content, bad, logged_steps.LoggedSteps(logged))
+        if content is not None:
+            appending.replace_content(path, content, b"".join(kept))
+        self._last_line = kept[-1] if kept else b""
+        self._file = appending.AppendedFile(path)
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
-        """Appends {"step": step, **scalars}; floats keep every digit."""
+        """Appends {"step": step, **scalars}; floats keep every digit.
+
+        Scalars of the step written last go into its line.
+
+        Raises:
+          OSError: the disk is full, for instance. The line is kept and tried again.
+        """
         record: dict[str, float | str] = {"step": int(step)}
+        before = b""
+        if self._last.get("step") == step:
+            record, before = dict(self._last), self._last_line
         record |= {name: _plain(value) for name, value in scalars.items()}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._last, self._last_line = record, _line(record)
+        self._count(record)
+        self._file.append(self._last_line, replacing=before)
 
     def flush(self) -> None:
-        """Pushes the lines to the disk."""
+        """Pushes the lines to the disk.
+
+        Raises:
+          OSError: that failed.
+        """
         self._file.flush()
-        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Writes what was kept; the file is closed even if that fails.
+
+        Raises:
+          OSError: that failed.
+        """
+        self._file.close()
+
+    def _count(self, record: Mapping[str, Any]) -> None:
+        for name in record:
+            group = name.partition("/")[0]
+            if group not in ("step", "timing"):
+                self.logged.add(group, record["step"])
+
+    def _explain(
+        self,
+        content: bytes | None,
+        bad: Sequence[int],
+        expected: logged_steps.LoggedSteps,
+    ) -> None:
+        """Says what is wrong with the file, and keeps a copy of a damaged one."""
+        missing = logged_steps.describe(expected.missing_from(self.logged))
+        if not bad and not missing:
+            return
+        if content is None:
+            state = f"{self.path} is gone"
+        else:
+            copy = appending.set_aside(self.path, self.path.name + ".damaged-{}")
+            lines = ", ".join(map(str, bad[:5])) + (" ..." if len(bad) > 5 else "")
+            what = f"is damaged in line {lines}" if bad else "is not complete"
+            state = f"{self.path} {what}; it was copied to {copy.name}"
+        logging.warning(
+            "%s. The run goes on. Steps that its log lacks: %s.",
+            state,
+            missing or ("unknown" if not expected.state() else "none"),
+        )
 
 
-def _complete_lines(path: pathlib.Path) -> Iterator[str]:
-    if path.exists():
-        with open(path, encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):
-                    yield line
+def _read_lines(content: bytes) -> tuple[list[tuple[dict, bytes]], list[int]]:
+    """Records of the sound, complete lines, and these; numbers of the others, from 1.
+
+    A last line without its end is what a kill leaves; it is in neither.
+    """
+    records, bad = [], []
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                raise ValueError
+            records.append((record, line + b"\n"))
+        except (ValueError, KeyError, TypeError):
+            bad.append(number)
+    return records, bad
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 def _plain(value: Any) -> float | str:

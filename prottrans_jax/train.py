@@ -84,10 +84,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _tensorboard():
-    from clu import metric_writers
+    from prottrans_jax.training import event_files
 
-    directory = gin_utils.build("%MODEL_DIR")
-    return (metric_writers.SummaryWriter(str(pathlib.Path(directory) / "tensorboard")),)
+    directory = pathlib.Path(gin_utils.build("%MODEL_DIR"))
+    return (event_files.EventWriter(directory / "tensorboard"),)
 
 
 # Metrics of an evaluation in the order they are printed in; each family has some.
@@ -121,6 +121,8 @@ def _say(summary) -> None:
     run_dir = summary.checkpoint.parent.parent
     print(f"\nCheckpoint  {summary.checkpoint}")
     print(f"Logs        {run_dir}/metrics.jsonl, tensorboard --logdir {run_dir}")
+    for problem in summary.problems:
+        print(f"Warning     {problem}")
     if summary.exit_code:
         print("Stopped by a signal. The same command goes on from here.")
     else:

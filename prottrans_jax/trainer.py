@@ -25,6 +25,7 @@ from prottrans_jax import (
     train_state,
     train_step,
 )
+from prottrans_jax.training import event_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Summary:
       seconds: wall time by cause, "compute" included.
       exit_code: 0, or 128 + the signal that ended the run early.
       checkpoint: directory of the last checkpoint.
+      problems: a line for each file of logs that is not complete.
     """
 
     step: int
@@ -44,6 +46,7 @@ class Summary:
     seconds: Mapping[str, float]
     exit_code: int
     checkpoint: pathlib.Path
+    problems: Sequence[str] = ()
 
 
 def train(
@@ -111,7 +114,8 @@ def train(
       step_timeout_factor: a step may take so many times the median of the steps
         before, at least 120 s and at most `step_timeout_s`.
       writers: makes further places for scalars, e.g. `clu.metric_writers`, once the
-        run may write to `model_dir`.
+        run may write to `model_dir`. Event files below `model_dir/tensorboard` are cut
+        back first, so that no step is in them twice.
       config_text: resolved gin configuration, kept in every checkpoint.
 
     Raises:
@@ -170,17 +174,18 @@ def train(
         if start is None:
             with watch.cause("initialize"):
                 state = run.initialize(seed, init_from)
-            step, next_batch, window, evaluated = 0, 0, {}, False
+            step, next_batch, metadata = 0, 0, {}
         else:
-            state, step = start.state, start.step
-            next_batch = train_data.restore(start.metadata["loader"])
-            window = start.metadata["window"]
-            evaluated = start.metadata["evaluated"]
+            state, step, metadata = start.state, start.step, start.metadata
+            next_batch = train_data.restore(metadata["loader"])
+        evaluated = metadata.get("evaluated", False)
         # Batch `first_batch + n` is that of step n, counted from 0.
         first_batch = next_batch - step
 
-        if config_text and jax.process_index() == 0:
-            (directory / "config.gin").write_text(config_text)
+        main_process = jax.process_index() == 0
+        if main_process:
+            event_files.cut_back(directory, step, evaluated)
+            _write_config(directory / "config.gin", config_text)
         logging.info(
             "%s parameters on %d device(s) %s; batch %d rows in %d microbatch(es).",
             f"{run.plan.num_params:,}",
@@ -191,9 +196,11 @@ def train(
         )
         journal = logbook.Journal(
             directory,
-            writers=writers() if jax.process_index() == 0 else (),
+            writers=writers() if main_process else (),
             resume_at=step,
-            window=window,
+            evaluated=evaluated,
+            window=metadata.get("window", {}),
+            logged=metadata.get("logged"),
             total_steps=total_steps,
             log_period=log_period,
             nonfinite=nonfinite,
@@ -222,7 +229,7 @@ def train(
             metadata = {
                 "identity": identity,
                 "loader": train_data.state(first_batch + step),
-                "window": journal.window_state(),
+                **journal.state(),
                 "evaluated": evaluated,
                 "config": config_text,
             }
@@ -279,6 +286,7 @@ def train(
         seconds=watch.split(),
         exit_code=stop.exit_code,
         checkpoint=directory / "checkpoints" / str(step),
+        problems=journal.problems,
     )
 
 
@@ -295,6 +303,21 @@ def _restore(saver, run, identity, accept_changes) -> checkpoints.Restored | Non
     _check_identity(restored.metadata["identity"], identity, accept_changes)
     logging.info("Going on from the checkpoint of step %d.", restored.step)
     return restored
+
+
+def _write_config(path: pathlib.Path, text: str) -> None:
+    """Writes the configuration for readers; every checkpoint holds it too."""
+    if not text:
+        return
+    try:
+        path.write_text(text)
+    except OSError as error:
+        logging.error(
+            "%s could not be written (%s). The run goes on; its checkpoints hold the "
+            "configuration.",
+            path,
+            error.strerror,
+        )
 
 
 def layout(

@@ -155,8 +155,10 @@ def test_nobody_imports_a_main():
                 "sources",
                 "train_state",
                 "train_step",
+                "training",
             },
         ),
+        ("training", {"files", "training"}),
     ],
 )
 def test_package_imports_only(package, allowed):

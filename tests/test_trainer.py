@@ -1,17 +1,27 @@
 """The training loop on a model of a few thousand parameters and made-up batches."""
 
+import contextlib
 import dataclasses
+import errno
 import json
+import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from prottrans_jax import logbook, multihost, optimizers, partitioning, trainer
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
+from prottrans_jax.training import event_files
 
 LENGTH, BATCH = 8, 16
+
+
+class EndOfRunError(Exception):
+    """Ends a run between two checkpoints, as a kill would."""
 
 
 class Batches:
@@ -20,12 +30,15 @@ class Batches:
     unigram_entropy = 2.5
     batch_size = BATCH
 
-    def __init__(self, seed=0, num_batches=None, poison=()):
+    def __init__(self, seed=0, num_batches=None, poison=(), broken_at=None):
         self.num_batches = num_batches
         self._seed = seed
         self._poison = poison
+        self._broken_at = broken_at
 
     def batch(self, index, rows=slice(None)):
+        if index == self._broken_at:
+            raise EndOfRunError
         rng = np.random.default_rng((self._seed, index))
         tokens = rng.integers(3, 23, (BATCH, LENGTH), np.int32)
         lengths = rng.integers(3, LENGTH + 1, (BATCH, 1))
@@ -122,6 +135,156 @@ def test_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path, monkey
     assert _final_state(whole)[0] == 6
     _assert_same_bits(_final_state(whole), _final_state(parts))
     assert _log(parts) == _log(whole)
+
+
+def _run_that_ends_before(step, arguments):
+    broken = arguments | {"train_data": Batches(broken_at=step - 1)}
+    with pytest.raises(EndOfRunError):
+        trainer.train(**broken)
+
+
+def _with_tensorboard(arguments):
+    directory = pathlib.Path(arguments["model_dir"]) / "tensorboard"
+    return arguments | {"writers": lambda: (event_files.EventWriter(directory),)}
+
+
+def _tensorboard(arguments):
+    """(tag, step) to value, without times; a pair that is there twice is an error."""
+    directory = arguments["model_dir"] + "/tensorboard"
+    reader = event_accumulator.EventAccumulator(
+        directory,
+        size_guidance={event_accumulator.TENSORS: 0},
+        purge_orphaned_data=False,
+    )
+    values = {}
+    for tag in reader.Reload().Tags()["tensors"]:
+        for event in reader.Tensors(tag):
+            assert (tag, event.step) not in values
+            values[tag, event.step] = event.tensor_proto.float_val[0]
+    return {k: v for k, v in values.items() if not k[0].startswith("timing")}
+
+
+def _damage_checkpoint(arguments, step):
+    step_dir = pathlib.Path(arguments["model_dir"]) / "checkpoints" / str(step)
+    (step_dir / "_METADATA").write_text("")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_broken_run_leaves_every_step_once_in_all_logs(tmp_path, damaged):
+    whole = _with_tensorboard(_arguments(tmp_path / "whole", log_period=1))
+    trainer.train(**whole)
+    parts = _with_tensorboard(_arguments(tmp_path / "parts", log_period=1))
+    _run_that_ends_before(6, parts)
+    assert max(line["step"] for line in _log(parts)) == 5  # Saved up to 4.
+    if damaged:
+        _damage_checkpoint(parts, 4)
+    trainer.train(**parts)
+    assert [line["step"] for line in _log(parts)] == [1, 2, 3, 4, 5, 6]
+    assert _log(parts) == _log(whole)
+    assert _tensorboard(parts) == _tensorboard(whole)
+
+
+def test_logs_hold_the_second_pass_with_changed_settings_only(tmp_path):
+    arguments = _with_tensorboard(_arguments(tmp_path, log_period=1))
+    _run_that_ends_before(6, arguments)
+    changed = optimizers.AdamW(learning_rate=0.5)
+    trainer.train(**arguments | {"optimizer": changed, "accept_config_changes": True})
+    rates = {
+        step: value
+        for (tag, step), value in _tensorboard(arguments).items()
+        if tag == "train/learning_rate"
+    }
+    assert rates == pytest.approx({1: 0.01, 2: 0.01, 3: 0.01, 4: 0.01, 5: 0.5, 6: 0.5})
+
+
+def test_evaluation_cut_off_before_its_checkpoint_is_logged_once(tmp_path, monkeypatch):
+    arguments = _with_tensorboard(_arguments(tmp_path, total_steps=5))
+    with monkeypatch.context() as patch:  # Saves step 4 before its evaluation.
+        patch.setattr(multihost.StopSignal, "should_stop", lambda _, step: step == 4)
+        trainer.train(**arguments)
+    # Evaluates step 4, then ends before the next checkpoint.
+    _run_that_ends_before(5, arguments)
+    trainer.train(**arguments)
+    assert [line["step"] for line in _log(arguments)] == [3, 4, 5]
+    assert ("validation/loss", 4) in _tensorboard(arguments)
+
+
+def test_lost_checkpoints_leave_every_step_once_in_the_log(tmp_path):
+    arguments = _arguments(tmp_path, keep_period=100)
+    trainer.train(**arguments)
+    before = _log(arguments)
+    for step in ("2", "4", "6"):
+        shutil.rmtree(pathlib.Path(arguments["model_dir"]) / "checkpoints" / step)
+    trainer.train(**arguments)
+    assert [line["step"] for line in _log(arguments)] == [3, 4, 6]
+    assert _log(arguments) == before
+
+
+def test_damaged_log_does_not_stop_a_sound_run(tmp_path, caplog):
+    arguments = _arguments(tmp_path, total_steps=3)
+    trainer.train(**arguments)
+    path = pathlib.Path(_path(arguments))
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    trainer.train(**arguments | {"total_steps": 6})
+    assert [line["step"] for line in _log(arguments)] == [4, 6]
+    assert path.with_name("metrics.jsonl.damaged-1").exists()
+    assert "Steps that its log lacks: train 3; validation 3." in caplog.text
+
+
+class _FullDisk:
+    """A writer whose disk is full until a step."""
+
+    path = "elsewhere/log"
+
+    def __init__(self, until, error):
+        self._until, self._error, self.steps = until, error, []
+
+    def write_scalars(self, step, scalars):
+        if step < self._until:
+            raise self._error
+        self.steps.append(step)
+
+    def flush(self):
+        pass
+
+
+def test_log_on_a_full_disk_does_not_end_the_run(tmp_path, caplog):
+    writer = _FullDisk(99, OSError(errno.ENOSPC, "No space left on device"))
+    arguments = _arguments(tmp_path, log_period=1) | {"writers": lambda: (writer,)}
+    summary = trainer.train(**arguments)
+    assert summary.step == 6
+    problem = (
+        "elsewhere/log is not complete: step 1 and later could not be written "
+        "(No space left on device)."
+    )
+    # Said once when it begins, and at the end.
+    assert caplog.text.count("No space left") == 2
+    assert list(summary.problems) == [problem]
+
+
+def test_log_is_complete_again_when_the_disk_has_room(tmp_path, caplog):
+    writer = _FullDisk(3, OSError(errno.ENOSPC, "No space left on device"))
+    arguments = _arguments(tmp_path, log_period=1) | {"writers": lambda: (writer,)}
+    assert not trainer.train(**arguments).problems
+    assert "elsewhere/log is complete again" in caplog.text
+
+
+def test_writer_that_fails_in_another_way_is_left_out(tmp_path):
+    writer = _FullDisk(3, RuntimeError("RESOURCE_EXHAUSTED: no space\nmore"))
+    arguments = _arguments(tmp_path, log_period=1) | {"writers": lambda: (writer,)}
+    (problem,) = trainer.train(**arguments).problems
+    assert problem.endswith("(RuntimeError: RESOURCE_EXHAUSTED: no space).")
+    assert writer.steps == []
+
+
+def test_step_skipped_again_after_a_kill_is_dumped_once(tmp_path):
+    arguments = _arguments(tmp_path, on_nonfinite="skip", eval_data={})
+    for broken_at in (3, None):
+        data = Batches(poison={2}, broken_at=broken_at)
+        with contextlib.suppress(EndOfRunError):
+            trainer.train(**arguments | {"train_data": data})
+    lines = open(arguments["model_dir"] + "/nonfinite.jsonl").read().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3]
 
 
 def test_rates_count_what_this_process_did(tmp_path, monkeypatch):
@@ -232,7 +395,7 @@ def test_finished_run_is_evaluated_and_not_trained_again(tmp_path):
     assert summary.step == 6
     assert set(summary.evaluation) == {"validation"}
     _assert_same_bits(before, _final_state(arguments))
-    assert [line["step"] for line in _log(arguments)] == [3, 4, 6, 6]  # As before.
+    assert [line["step"] for line in _log(arguments)] == [3, 4, 6]  # As before.
 
 
 def test_another_configuration_in_the_same_directory_is_refused(tmp_path):

@@ -6,4 +6,5 @@ Imports nothing else of the package.
   locks      the one lock that keeps two processes from writing one output
   ownership  what this program may replace or delete: only what it made
   writing    files that appear whole or not at all
+  appending  files that grow by whole records
 """

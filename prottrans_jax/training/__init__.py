@@ -1,0 +1,1 @@
+"""What surrounds a training step: files that a run writes about itself."""

@@ -1,0 +1,190 @@
+"""TensorBoard's event files: written, and cut back when a run goes on.
+
+The format is TFRecord: length, its checksum, a serialised `Event`, its checksum. Files
+that any other writer left in the folder (`clu.metric_writers`, `tf.summary`) are cut
+back too.
+"""
+
+from collections.abc import Iterator
+import functools
+import os
+import pathlib
+import struct
+import time
+
+from absl import logging
+
+from prottrans_jax.files import appending
+from prottrans_jax.training import logged_steps
+
+_PATTERN = "*tfevents*"
+_HEADER = struct.Struct("<QI")
+_CRC_BYTES = 4
+
+
+class EventWriter:
+    """Writes scalars to a new event file, made with the first of them.
+
+    Args:
+      directory: what TensorBoard is pointed at.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self._directory = pathlib.Path(directory)
+        name = f"events.out.tfevents.{time.time_ns():019d}.{os.getpid()}"
+        self.path = self._directory / name
+        self._file: appending.AppendedFile | None = None
+
+    def write_scalars(self, step: int, scalars: logged_steps.Scalars) -> None:
+        """Appends one event for each scalar.
+
+        Raises:
+          OSError: the disk is full, for instance. The events are kept and tried again.
+        """
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.plugins.scalar import summary_v2
+
+        now = time.time()
+        records = []
+        if self._file is None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._file = appending.AppendedFile(self.path)
+            # A TensorBoard that is open drops what it has read of this step and later.
+            status = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            records += [
+                event_pb2.Event(wall_time=now, file_version="brain.Event:2"),
+                event_pb2.Event(wall_time=now, step=step, session_log=status),
+            ]
+        records += [
+            event_pb2.Event(
+                wall_time=now, step=step, summary=summary_v2.scalar_pb(name, value)
+            )
+            for name, value in scalars.items()
+        ]
+        self._file.append(b"".join(_framed(x.SerializeToString()) for x in records))
+
+    def flush(self) -> None:
+        """Pushes the events to the disk.
+
+        Raises:
+          OSError: that failed.
+        """
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Writes what was kept; the file is closed even if that fails.
+
+        Raises:
+          OSError: that failed.
+        """
+        if self._file is not None:
+            self._file.close()
+
+
+def cut_back(run: pathlib.Path, resume_at: int, evaluated: bool) -> None:
+    """Drops events that a run going on from a checkpoint will write again.
+
+    Looks into the run's folder and below `tensorboard` in it. A damaged file is copied
+    beside itself, and its sound events stay.
+
+    Args:
+      run: the model directory.
+      resume_at: step of the checkpoint.
+      evaluated: see `logged_steps.is_kept`.
+
+    Raises:
+      OSError: a file cannot be read or written.
+    """
+    paths = [*run.glob(_PATTERN), *(run / "tensorboard").rglob(_PATTERN)]
+    for path in sorted(path for path in paths if path.is_file()):
+        if path.name.startswith("."):
+            path.unlink()  # Left by a kill while a file was being cut back.
+        else:
+            _cut_back_file(path, resume_at, evaluated)
+
+
+def _cut_back_file(path: pathlib.Path, resume_at: int, evaluated: bool) -> None:
+    content = path.read_bytes()
+    kept, read, bad = [], 0, 0
+    for record in _records(content):
+        read += len(record)
+        try:
+            kept.append(_kept_part(record, resume_at, evaluated))
+        except ValueError:
+            bad += 1
+    rest = content[read:]
+    # A kill leaves the beginning of a record; anything else is damage.
+    head = rest[: _HEADER.size]
+    if bad or (len(head) == _HEADER.size and not _is_length(head)):
+        # Under a name that TensorBoard does not read.
+        name = path.name.replace("tfevents", "damaged-{}")
+        copy = appending.set_aside(path, name)
+        logging.warning(
+            "%s is damaged; it was copied to %s. Its sound events are kept.",
+            path,
+            copy.name,
+        )
+    appending.replace_content(path, content, b"".join(kept))
+
+
+def _kept_part(record: bytes, resume_at: int, evaluated: bool) -> bytes:
+    """The record, or what stays of it; empty if nothing does.
+
+    Raises:
+      ValueError: it is no event.
+    """
+    from google.protobuf import message
+    from tensorboard.compat.proto import event_pb2
+
+    try:
+        event = event_pb2.Event.FromString(record[_HEADER.size : -_CRC_BYTES])
+    except message.DecodeError as error:
+        raise ValueError("not an event") from error
+    if event.WhichOneof("what") == "file_version":
+        return record
+    if not event.HasField("summary"):
+        return record if event.step <= resume_at else b""
+    values = [
+        value
+        for value in event.summary.value
+        if logged_steps.is_kept(event.step, value.tag, resume_at, evaluated)
+    ]
+    if len(values) == len(event.summary.value):
+        return record
+    del event.summary.value[:]
+    event.summary.value.extend(values)
+    return _framed(event.SerializeToString()) if values else b""
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """Whole records from the front, as far as their lengths can be trusted."""
+    position = 0
+    while len(content) - position >= _HEADER.size:
+        head = content[position : position + _HEADER.size]
+        length = _whole_length(head)
+        if not _is_length(head) or position + length > len(content):
+            return
+        yield content[position : position + length]
+        position += length
+
+
+def _whole_length(head: bytes) -> int:
+    return _HEADER.size + _HEADER.unpack_from(head)[0] + _CRC_BYTES
+
+
+@functools.lru_cache  # The checksum is computed in Python, and lengths recur.
+def _is_length(head: bytes) -> bool:
+    return _HEADER.unpack(head)[1] == _checksum(head[:8])
+
+
+def _framed(data: bytes) -> bytes:
+    length = struct.pack("<Q", len(data))
+    checksums = [struct.pack("<I", _checksum(part)) for part in (length, data)]
+    return length + checksums[0] + data + checksums[1]
+
+
+def _checksum(data: bytes) -> int:
+    from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
+
+    return pywrap_tensorflow.masked_crc32c(data)
