@@ -12,13 +12,16 @@ is read back:
     DIRECTORY/.lock             held by the one run that writes here
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
+import contextlib
 import dataclasses
 import fcntl
 import json
 import logging as std_logging
+import math
 import os
+import re
 import socket
 from typing import Any
 
@@ -37,6 +40,7 @@ _METADATA = "metadata.json"
 _TMP = ".orbax-checkpoint-tmp"
 
 CheckpointError = manifests.CheckpointError
+GoneError = manifests.GoneError
 MismatchError = stored_arrays.MismatchError
 
 
@@ -62,11 +66,13 @@ class Restored:
       step: the step that was restored.
       state: tree like the abstract state, on its shardings and in its dtypes.
       metadata: the JSON saved with it.
+      lost_steps: steps between it and the newest, damaged one.
     """
 
     step: int
     state: Any
     metadata: dict[str, Any]
+    lost_steps: int = 0
 
 
 class Checkpointer:
@@ -174,6 +180,17 @@ class Checkpointer:
         except Exception as error:
             raise self._lost(error) from error
 
+    def check(self) -> None:
+        """Raises if the save that is going on has failed already; never waits for it.
+
+        Raises:
+          SaveError: see `wait`.
+        """
+        try:
+            self._writer.check_for_errors()
+        except Exception as error:
+            raise self._lost(error) from error
+
     def wait(self) -> None:
         """Waits until the last save is committed.
 
@@ -222,29 +239,41 @@ class Checkpointer:
         return manifests.committed(self._directory)
 
     def restore(
-        self, abstract_state: PyTree, step: int | None = None
+        self,
+        abstract_state: PyTree,
+        step: int | None = None,
+        *,
+        max_lost_steps: float | None = math.inf,
+        way_out: str = "or name the step to read",
     ) -> Restored | None:
         """Reads the newest step whose every file matches its manifest.
 
         A damaged step is logged with the file at fault, and the one before it is
-        tried. The mesh need not be the one of the save.
+        tried, back to `max_lost_steps` and never to step 0. With None as limit damaged
+        steps are renamed, unless this object is read-only. The mesh need not be the
+        one of the save.
 
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct`; arrays come back in their
             dtypes and on their shardings (without one: the first local device).
           step: this one and no other.
+          max_lost_steps: see `manifests.choose`.
+          way_out: see `manifests.choose`.
 
         Returns:
           None if nothing was ever saved here.
 
         Raises:
           CheckpointError: `step` is damaged or absent, or steps exist but none is
-            sound: starting from scratch would throw a run away in silence.
+            sound or new enough: going on would throw a run away in silence.
           MismatchError: other arrays, shapes or kinds of dtype; lists both sides.
         """
         self.wait()
         choice = self._on_process_zero(
-            "choose", lambda: manifests.choose(self._directory, step)
+            "choose",
+            lambda: manifests.choose(
+                self._directory, step, max_lost_steps=max_lost_steps, way_out=way_out
+            ),
         )
         self._damaged.update(choice["damaged"])
         if choice["step"] is None:
@@ -257,15 +286,26 @@ class Checkpointer:
                 "restores from. All processes need the same, shared model_dir."
             )
         wanted = stored_arrays.by_name(abstract_state)
-        difference = stored_arrays.compare(wanted, stored_arrays.on_disk(path))
-        if difference:
+        with _explained(path):
+            stored = stored_arrays.on_disk(path)
+        if difference := stored_arrays.compare(wanted, stored):
             raise MismatchError(
                 f"{path} does not fit this run:\n{difference}", _read_metadata(path)
             )
-        restored = stored_arrays.read(path, wanted)
+        with _explained(path):
+            restored = stored_arrays.read(path, wanted)
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), restored)
         self._sound.add(chosen)
-        return Restored(chosen, state, _read_metadata(path))
+        metadata = _read_metadata(path)
+        lost_steps = max(choice["damaged"], default=chosen) - chosen
+        if max_lost_steps is None and not self._read_only:
+            self._on_process_zero("set_aside", self._set_damaged_aside)
+        return Restored(chosen, state, metadata, lost_steps)
+
+    def _set_damaged_aside(self) -> None:
+        for step in sorted(self._damaged):
+            renamed = manifests.set_aside(self._directory / str(step))
+            logging.warning("The damaged checkpoint %d is now %s.", step, renamed)
 
     def _stored_dtype(self, name: str, leaf: Any) -> Any:
         if (
@@ -289,12 +329,10 @@ class Checkpointer:
                 manifests.remove_tree(path)
         good = [good for good in self.steps() if good not in self._damaged]
         last = good[-1] if good else None
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         message = (
-            f"{self._directory}: step {step} was not saved ({reason[0]}). "
+            f"{self._directory}: step {step} was not saved ({_reason(error)}). "
             f"Last good step: {last}."
         )
-        logging.error("%s", message)
         return SaveError(message, -1 if step is None else step, last)
 
     def _open(self) -> None:
@@ -341,39 +379,102 @@ def load_params(
       CheckpointError: no sound step there.
       MismatchError: the parameters differ; lists both sides.
     """
-    directory, step = locate(path, step)
-    choice = multihost.from_process_zero(
-        "checkpoints/load", lambda: manifests.choose(directory, step), 1200.0
-    )
-    if choice["step"] is None:
-        raise CheckpointError(f"{path}: no checkpoint there.")
-    source = directory / str(choice["step"])
     wanted = stored_arrays.by_name({"params": abstract_params})
-    stored = {
+
+    def read(source: epath.Path) -> PyTree:
+        stored = _params_on_disk(source)
+        difference = stored_arrays.compare(wanted, stored)
+        if difference and defaults is None:
+            raise MismatchError(f"{source} does not fit the model:\n{difference}")
+        if difference:
+            logging.warning("Partial load of %s:\n%s", source, difference)
+        loadable = {
+            name: leaf
+            for name, leaf in wanted.items()
+            if name in stored
+            and not stored_arrays.compare({name: leaf}, {name: stored[name]})
+        }
+        values = (
+            dict(stored_arrays.by_name({"params": defaults}))
+            if defaults is not None
+            else {}
+        )
+        values.update(zip(loadable, stored_arrays.read(source, loadable), strict=True))
+        return jax.tree.unflatten(
+            jax.tree.structure(abstract_params), [values[name] for name in wanted]
+        )
+
+    return _read_step(path, step, read)
+
+
+def _read_step(
+    path: str | os.PathLike[str],
+    step: int | None,
+    read: Callable[[epath.Path], Any],
+) -> Any:
+    """What `read` makes of the newest sound step, or of `step`.
+
+    If the run deletes the newest step while it is read, a newer one is there.
+
+    Raises:
+      GoneError: `step` is not there, or was deleted meanwhile.
+      CheckpointError: no sound step there, or it cannot be read.
+    """
+    directory, step = locate(path, step)
+    while True:
+        choice = multihost.from_process_zero(
+            "checkpoints/load", lambda: manifests.choose(directory, step), 1200.0
+        )
+        if choice["step"] is None:
+            raise CheckpointError(f"{path}: no checkpoint there.")
+        source = directory / str(choice["step"])
+        try:
+            with _explained(source):
+                result = read(source)
+                # What reads a file that is gone as zeros must not pass.
+                if manifests.is_gone(source):
+                    raise GoneError(f"{source} was deleted while it was read.")
+            return result
+        except GoneError as error:
+            if step is not None or jax.process_count() > 1:
+                raise
+            logging.warning("%s Taking a newer step.", error)
+
+
+@contextlib.contextmanager
+def _explained(source: epath.Path) -> Iterator[None]:
+    """Turns the errors of storage and of Orbax into those of this module.
+
+    Raises:
+      GoneError: the step was deleted meanwhile.
+      CheckpointError: it cannot be read; says why in one line.
+    """
+    try:
+        yield
+    except (MismatchError, CheckpointError):
+        if manifests.is_gone(source):
+            raise GoneError(f"{source} was deleted while it was read.") from None
+        raise
+    except Exception as error:
+        if manifests.is_gone(source):
+            raise GoneError(f"{source} was deleted while it was read.") from error
+        raise CheckpointError(
+            f"{source} could not be read: {_reason(error)}."
+        ) from error
+
+
+def _params_on_disk(source: epath.Path) -> dict[str, Any]:
+    return {
         name: array
         for name, array in stored_arrays.on_disk(source).items()
         if name.startswith("params/")
     }
-    difference = stored_arrays.compare(wanted, stored)
-    if difference and defaults is None:
-        raise MismatchError(f"{source} does not fit the model:\n{difference}")
-    if difference:
-        logging.warning("Partial load of %s:\n%s", source, difference)
-    loadable = {
-        name: leaf
-        for name, leaf in wanted.items()
-        if name in stored
-        and not stored_arrays.compare({name: leaf}, {name: stored[name]})
-    }
-    values = (
-        dict(stored_arrays.by_name({"params": defaults}))
-        if defaults is not None
-        else {}
-    )
-    values.update(zip(loadable, stored_arrays.read(source, loadable), strict=True))
-    return jax.tree.unflatten(
-        jax.tree.structure(abstract_params), [values[name] for name in wanted]
-    )
+
+
+def _reason(error: Exception) -> str:
+    """First line of an error, without the places in the source that Orbax adds."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"\s*\[(source locations|[a-z_]+)=.*", "", lines[0]).rstrip(". ")
 
 
 def read_numpy(
@@ -404,28 +505,27 @@ def read_params(
     Raises:
       CheckpointError: no sound step there.
     """
-    directory, step = locate(path, step)
-    choice = manifests.choose(directory, step)
-    if choice["step"] is None:
-        raise CheckpointError(f"{path}: no checkpoint there.")
-    source = directory / str(choice["step"])
-    prefix = "params/"
-    stored = {
-        name: array
-        for name, array in stored_arrays.on_disk(source).items()
-        if name.startswith(prefix)
-    }
-    arrays = stored_arrays.read(source, stored, as_numpy=True)
-    named = {
-        name.removeprefix(prefix): array
-        for name, array in zip(stored, arrays, strict=True)
-    }
-    return named, _read_metadata(source), source
+
+    def read(source: epath.Path):
+        stored = _params_on_disk(source)
+        arrays = stored_arrays.read(source, stored, as_numpy=True)
+        named = {
+            name.removeprefix("params/"): array
+            for name, array in zip(stored, arrays, strict=True)
+        }
+        return named, _read_metadata(source), source
+
+    return _read_step(path, step, read)
 
 
 def _drop_orbax_chatter(record: std_logging.LogRecord) -> bool:
-    """A save makes Orbax log dozens of lines; its warnings and errors stay."""
-    return record.levelno >= std_logging.WARNING or "/orbax/" not in record.pathname
+    """A save makes Orbax log dozens of lines; only its warnings stay.
+
+    Its tracebacks tell of errors that it raises as well.
+    """
+    if "/orbax/" not in record.pathname:
+        return True
+    return record.levelno >= std_logging.WARNING and not record.exc_info
 
 
 class _StepHandler(ocp.PyTreeCheckpointHandler):

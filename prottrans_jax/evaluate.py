@@ -2,14 +2,19 @@ r"""Evaluates checkpoints: `python -m prottrans_jax.evaluate --gin_file=sample.g
 
 Takes the gin file and bindings of the run. Prints the means over the whole validation
 split for the newest checkpoint, or with --step=all for every one, and appends them to
-MODEL_DIR/evaluation.jsonl. Reads only; the run may still be going on.
+MODEL_DIR/evaluation.jsonl. The run may still be going on: a step that it deletes
+meanwhile is named and left out, and "latest" takes the newer one.
+
+Exit status: 0 done; 1 a checkpoint is damaged (the others were evaluated) or the
+results could not be written; 2 a mistake in the flags or the configuration.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import os
 import pathlib
 import sys
+from typing import Any
 
 from prottrans_jax import stop_signals
 
@@ -48,6 +53,7 @@ def _run(argv: Sequence[str]) -> int:
 
     directory = pathlib.Path(gin_utils.build("%MODEL_DIR"))
     bound = gin_utils.bound(trainer.train)
+    lost = False
     try:
         arguments = {
             name: gin_utils.build(bound[name])
@@ -59,18 +65,31 @@ def _run(argv: Sequence[str]) -> int:
             max_batches=_MAX_BATCHES.value,
             **arguments,
         ):
-            with open(directory / "evaluation.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **results}) + "\n")
             for name, scalars in results.items():
                 print(f"step {step}  {name}")
                 for key, value in scalars.items():
                     print(f"  {key:24} {value:10.4f}")
+            lost |= not _keep(directory, {"step": step, **results})
     except (checkpoints.CheckpointError, records.DamageError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {gin_utils.message(error)}", file=sys.stderr)
         return 1
     except ValueError as error:
         raise gin_utils.UsageError(str(error)) from error
-    return 0
+    return 1 if lost else 0
+
+
+def _keep(directory: pathlib.Path, results: Mapping[str, Any]) -> bool:
+    """Appends results to `evaluation.jsonl`; says so and returns False if it cannot."""
+    from prottrans_jax.files import appending
+
+    path = directory / "evaluation.jsonl"
+    try:
+        appending.append_line(path, json.dumps(results))
+    except OSError as error:
+        why = error.strerror or error
+        print(f"error: {path} could not be written: {why}.", file=sys.stderr)
+        return False
+    return True
 
 
 if __name__ == "__main__":

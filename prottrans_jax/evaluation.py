@@ -6,6 +6,7 @@ import os
 import pathlib
 from typing import Any
 
+from absl import logging
 from jaxtyping import PyTree
 
 from prottrans_jax import (
@@ -84,6 +85,9 @@ def evaluate_checkpoints(
 ) -> Iterator[tuple[int, dict[str, dict[str, float]]]]:
     """Evaluates steps of a run that is over or still going on; writes nothing.
 
+    A step that the run deletes meanwhile is named in a warning and left out; "latest"
+    takes the newer one instead.
+
     Args:
       model_dir: directory of the run.
       objective: as in training.
@@ -98,13 +102,15 @@ def evaluate_checkpoints(
 
     Raises:
       ValueError: no such step.
+      checkpoints.CheckpointError: steps are damaged; raised after the sound ones.
     """
     directory = pathlib.Path(model_dir) / "checkpoints"
-    steps = checkpoints.Checkpointer(directory, read_only=True).steps()
-    wanted = {"latest": steps[-1:], "all": steps}.get(step)
-    if wanted is None:
-        wanted = [number for number in steps if str(number) == step]
-    if not wanted:
+    reader = checkpoints.Checkpointer(directory, read_only=True)
+    steps = reader.steps()
+    chosen = {"latest": steps[-1:], "all": steps}.get(step)
+    if chosen is None:
+        chosen = [number for number in steps if str(number) == step]
+    if not chosen:
         raise ValueError(
             f"{directory}: no step {step!r}. There are: {steps or 'none'}."
         )
@@ -113,7 +119,22 @@ def evaluate_checkpoints(
         objective, optimizer, partitioner, train_state.batch_shapes(loader)
     )
     evaluator = Evaluator(plan, partitioner, eval_data)
-    for number in wanted:
-        params = checkpoints.load_params(directory, plan.abstract.params, step=number)
+    damaged: list[str] = []
+    while chosen:
+        number = chosen.pop(0)
+        try:
+            params = checkpoints.load_params(
+                directory, plan.abstract.params, step=number
+            )
+        except checkpoints.GoneError:
+            logging.warning("Step %d was deleted by the run and is left out.", number)
+            if step == "latest":
+                chosen = reader.steps()[-1:]
+            continue
+        except checkpoints.CheckpointError as error:
+            damaged.append(str(error).replace("\n", " "))
+            continue
         with partitioner.scope():
             yield number, evaluator(params, max_batches)
+    if damaged:
+        raise checkpoints.CheckpointError("; ".join(damaged))

@@ -113,6 +113,27 @@ class Config:
                     found[parameter] = self.value(value)
         return found
 
+    def depends_on(self, value: Any, macro: str) -> bool:
+        """Whether a value changes with a macro, through others and references."""
+        if isinstance(value, Macro):
+            if value == REQUIRED:
+                return False
+            return value.name == macro or self.depends_on(
+                self.macros[value.name], macro
+            )
+        if isinstance(value, Reference):
+            return any(
+                self.depends_on(bound, macro)
+                for (scope, selector, _), bound in self.bindings.items()
+                if selector == value.selector
+                and f"{value.scope}/".startswith(f"{scope}/" if scope else "")
+            )
+        if isinstance(value, dict):
+            value = [*value.keys(), *value.values()]
+        if isinstance(value, (list, tuple)):
+            return any(self.depends_on(item, macro) for item in value)
+        return False
+
 
 # ------------------------------------------------------------------ finding files
 

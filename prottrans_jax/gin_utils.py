@@ -103,6 +103,19 @@ def bound(function: Callable[..., Any]) -> dict[str, Any]:
     return config.parameters(Reference("", selector, call=True))
 
 
+def total_steps_shape_the_run() -> bool:
+    """Whether the optimizer's schedule, or the objective, depends on TRAIN_STEPS.
+
+    With another number of steps such a run is another run.
+    """
+    config = current()
+    return any(
+        config.depends_on(value, "TRAIN_STEPS")
+        for (_, selector, parameter), value in config.bindings.items()
+        if selector == "trainer.train" and parameter in ("objective", "optimizer")
+    )
+
+
 def build(value: Any, **overrides: Any) -> Any:
     """Evaluates a value of the parsed configuration, e.g. calls `@t5.T5()`.
 
@@ -241,8 +254,28 @@ def rewrite_gin_args(args: Sequence[str]) -> list[str]:
     return rewritten
 
 
+# A path that was given wrongly, not a machine that fails.
+_WRONG_PLACE = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+
+def message(error: BaseException) -> str:
+    """Text of an error without the calls that gin adds, with a function's address."""
+    lines = str(error).splitlines()
+    return "\n".join(x for x in lines if not x.startswith("  In call to configurable"))
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """`absl.app.run` for mains that use gin: a `UsageError` exits with 2, untraced."""
+    """`absl.app.run` for mains that use gin.
+
+    A `UsageError` or `OSError` is one line without a traceback; the exit status is 2
+    for a mistake in what was asked, such as a wrong path, and 1 otherwise.
+    """
     # TensorFlow, which reads records, would report on GPUs that it will not use.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # At INFO it lists the kinds of devices that this machine does not have.
@@ -252,11 +285,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         try:
             return main(argv)
         except UsageError as error:
-            lines = str(error).splitlines()
-            # gin adds where in the file the call stood, with a function's address.
-            kept = [x for x in lines if not x.startswith("  In call to configurable")]
-            print("error: " + "\n".join(kept), file=sys.stderr)
+            print(f"error: {message(error)}", file=sys.stderr)
             return 2
+        except OSError as error:  # Disk full, too many open files, no permission ...
+            print(f"error: {message(error)}", file=sys.stderr)
+            return 2 if isinstance(error, _WRONG_PLACE) else 1
         except KeyboardInterrupt:  # Before the run handles signals by itself.
             return 130
 

@@ -8,13 +8,17 @@ from collections.abc import Iterator, Mapping
 import concurrent.futures
 import hashlib
 import json
+import math
 from typing import Any
 
 from absl import logging
 from etils import epath
 
 NAME = "sha256.json"
-# Its presence says that a deletion began: what is left of such a step is rubbish.
+# A step gets this ending before its files are deleted: its name never leads to a part
+# of it, however a deletion ends and whoever reads meanwhile.
+_DELETED = ".deleted"
+# Earlier versions put this file into a step that they began to delete.
 _DELETING = "DELETING"
 # Orbax stamps these when it commits, after the hashing. Nothing here reads them.
 _AFTER_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -22,6 +26,10 @@ _AFTER_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be believed, or is locked by another run."""
+
+
+class GoneError(CheckpointError):
+    """A step is not there; the run that writes it may have deleted it meanwhile."""
 
 
 def committed(directory: epath.Path) -> list[int]:
@@ -36,7 +44,12 @@ def committed(directory: epath.Path) -> list[int]:
 
 def is_being_deleted(path: epath.Path) -> bool:
     """Whether the deletion of a step began and was cut short."""
-    return (path / _DELETING).exists()
+    return path.name.endswith(_DELETED) or (path / _DELETING).exists()
+
+
+def is_gone(path: epath.Path) -> bool:
+    """Whether a step was deleted, or is being deleted now."""
+    return not path.exists() or is_being_deleted(path)
 
 
 def write(directory: epath.Path, step: int) -> None:
@@ -90,20 +103,48 @@ def problem(directory: epath.Path) -> str | None:
         return next((found for found in pool.map(check, files) if found), None)
 
 
-def choose(directory: epath.Path, step: int | None) -> dict[str, Any]:
-    """The newest sound step, or `step`; and the damaged ones met on the way."""
-    present = step_numbers(directory)
-    if step is not None and step not in present:
-        raise CheckpointError(f"{directory}: no step {step}; there are {present}.")
+def choose(
+    directory: epath.Path,
+    step: int | None,
+    *,
+    max_lost_steps: float | None = math.inf,
+    way_out: str = "or name the step to read",
+) -> dict[str, Any]:
+    """The newest sound step, or `step`; and the damaged ones met on the way.
+
+    Steps that the run deletes meanwhile are passed over: newer ones are there then.
+
+    Args:
+      directory: of the steps.
+      step: this one and no other; None: the newest sound one.
+      max_lost_steps: a sound step so much older than the newest, damaged one is
+        refused. Step 0 is refused behind any damaged one, since it holds nothing
+        learnt. None: no limit, and step 0 will do.
+      way_out: what the error advises beside bringing the files back.
+
+    Raises:
+      GoneError: `step` is not there.
+      CheckpointError: `step` is damaged, none is sound, or too much would be lost.
+    """
     damaged: dict[int, str] = {}
-    for candidate in reversed(present) if step is None else [step]:
+    while True:
+        present = [
+            n for n in step_numbers(directory) if not is_gone(directory / str(n))
+        ]
+        if step is not None and step not in present:
+            raise GoneError(f"{directory}: no step {step}; there are {present}.")
+        candidates = [n for n in present if step in (None, n) and n not in damaged]
+        if not candidates:
+            break
+        candidate = max(candidates)
         fault = problem(directory / str(candidate))
         if fault is None:
             if damaged:
-                logging.warning("Using step %d instead.", candidate)
+                _accept_loss(directory, candidate, damaged, max_lost_steps, way_out)
             return {"step": candidate, "damaged": sorted(damaged)}
-        logging.error("Checkpoint %d is damaged: %s.", candidate, fault)
-        damaged[candidate] = fault
+        if not is_gone(directory / str(candidate)):
+            logging.error("Checkpoint %d is damaged: %s.", candidate, fault)
+            damaged[candidate] = fault
     if damaged:
         listed = "\n".join(f"  step {bad}: {why}" for bad, why in damaged.items())
         raise CheckpointError(
@@ -111,6 +152,26 @@ def choose(directory: epath.Path, step: int | None) -> dict[str, Any]:
             "Bring the files back, or remove these steps to start anew."
         )
     return {"step": None, "damaged": []}
+
+
+def _accept_loss(
+    directory: epath.Path,
+    candidate: int,
+    damaged: Mapping[int, str],
+    max_lost_steps: float | None,
+    way_out: str,
+) -> None:
+    """Says how many steps a fall-back loses; raises if these are too many."""
+    newest = max(damaged)
+    lost = newest - candidate
+    if max_lost_steps is not None and (candidate == 0 or lost > max_lost_steps):
+        steps = ", ".join(map(str, sorted(damaged)))
+        raise CheckpointError(
+            f"{directory}: the checkpoints of steps {steps} are damaged (the newest: "
+            f"{damaged[newest]}). The newest sound one is of step {candidate}: {lost} "
+            f"steps would be lost. Bring the files back, {way_out}."
+        )
+    logging.warning("Using step %d instead, %d steps earlier.", candidate, lost)
 
 
 def step_numbers(directory: epath.Path) -> list[int]:
@@ -125,9 +186,19 @@ def delete(path: epath.Path) -> None:
     """Deletes a step so that a kill in the midst of it leaves nothing believable."""
     if not path.exists():
         return
-    (path / _DELETING).write_text("")
-    (path / NAME).unlink(missing_ok=True)
-    remove_tree(path)
+    renamed = path.with_name(path.name + _DELETED)
+    remove_tree(renamed)
+    path.rename(renamed)
+    remove_tree(renamed)
+
+
+def set_aside(path: epath.Path) -> epath.Path:
+    """Renames a damaged step so that it is no step any more; returns the new path."""
+    number = 1
+    while (renamed := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(renamed)
+    return renamed
 
 
 def remove_tree(path: epath.Path) -> None:

@@ -6,9 +6,10 @@ every host:
   python -m prottrans_jax.train --gin_file=prot_t5_xl.gin \
       --coordinator_address=auto --data_dir=/mnt/records --model_dir=/mnt/xl
 
-Exit status: 0 done, 1 a checkpoint or record is damaged or could not be saved, 2 a
-mistake in what was asked, 3 loss or gradient not finite, 143 and 130 stopped by SIGTERM
-and SIGINT with a checkpoint saved.
+Exit status: 0 done; 1 could not go on: a checkpoint or record is damaged, a save
+failed, another run writes to model_dir, disk full, too many open files; 2 a mistake in
+what was asked; 3 loss or gradient not finite; 143 and 130 stopped by SIGTERM and SIGINT
+before the last step was saved and evaluated, with a checkpoint.
 """
 
 from collections.abc import Sequence
@@ -72,10 +73,10 @@ def main(argv: Sequence[str]) -> int:
             writers=_tensorboard if _TENSORBOARD.value else tuple,
         )
     except logbook.NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {gin_utils.message(error)}", file=sys.stderr)
         return 3
     except (checkpoints.CheckpointError, records.DamageError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {gin_utils.message(error)}", file=sys.stderr)
         return 1
     except ValueError as error:
         raise gin_utils.UsageError(str(error)) from error
@@ -126,13 +127,30 @@ def _say(summary) -> None:
     if summary.exit_code:
         print("Stopped by a signal. The same command goes on from here.")
     else:
+        print(f"Next        {_more_steps(summary)}")
         print(
-            "Next        the same command with --gin_bindings='TRAIN_STEPS = ...' goes "
-            "on from here.\n            Your own proteins: python -m "
+            "            Your own proteins: python -m "
             "prottrans_jax.prepare --input your.fasta --output DIR,\n            then "
             'train with --data_dir=DIR and --gin_bindings="MIXTURE_OR_TASK_NAME = '
             f"'{_task_of_own()}'\"."
         )
+
+
+def _more_steps(summary) -> str:
+    """How a finished run gets more steps."""
+    more = "--gin_bindings='TRAIN_STEPS = ...'"
+    if not gin_utils.total_steps_shape_the_run():
+        return f"the same command with {more} goes on from here."
+    run_dir = summary.checkpoint.parent.parent
+    lines = (
+        f"the learning rate of this run ends at step {summary.step}: with more steps "
+        "it is another run.",
+        f"Start that from these parameters: {more} --model_dir=NEW_DIR",
+        f"--gin_bindings=\"INITIAL_CHECKPOINT_PATH = '{run_dir}'\".",
+        f"Or go on here, along the schedule of the new total: the same with {more}",
+        "--gin_bindings='trainer.train.accept_config_changes = True'.",
+    )
+    return "\n            ".join(lines)
 
 
 def _task_of_own() -> str:

@@ -36,7 +36,7 @@ class Summary:
       step: last step done.
       evaluation: scalars of the last evaluation, by data set name.
       seconds: wall time by cause, "compute" included.
-      exit_code: 0, or 128 + the signal that ended the run early.
+      exit_code: 0, or 128 + the signal that ended the run before it was done.
       checkpoint: directory of the last checkpoint.
       problems: a line for each file of logs that is not complete.
     """
@@ -71,7 +71,9 @@ def train(
     max_skipped_steps: int = 10,
     profile_steps: tuple[int, int] | None = None,
     init_from: str | None = None,
+    on_save_error: str = "retry",
     accept_config_changes: bool = False,
+    accept_lost_steps: bool = False,
     startup_timeout_s: float = 3_600.0,
     step_timeout_s: float = 1_800.0,
     step_timeout_factor: float = 50.0,
@@ -108,7 +110,13 @@ def train(
       init_from: checkpoint whose parameters start this run: of another run, or
         "hf:", "t5x:" or "mtf:" and a folder; see `sources`. Ignored when `model_dir`
         already holds a checkpoint.
+      on_save_error: "stop" ends the run at the step at which a failed save is noticed,
+        at most one after it failed; "retry" saves that step at once and stops if this
+        fails too. With several processes it stops in either case.
       accept_config_changes: go on although the configuration differs.
+      accept_lost_steps: go back to any sound checkpoint, step 0 included, and do again
+        what was saved in damaged ones; these are renamed. Otherwise a run goes back by
+        `keep` checkpoints at most.
       startup_timeout_s: end with stack traces if compilation takes longer.
       step_timeout_s: the same for each later step, batch of an evaluation or save.
       step_timeout_factor: a step may take so many times the median of the steps
@@ -120,8 +128,13 @@ def train(
 
     Raises:
       logbook.NonFiniteError: see `on_nonfinite`.
+      checkpoints.SaveError: see `on_save_error`.
+      checkpoints.CheckpointError: no sound checkpoint that is new enough, or another
+        run writes to `model_dir`.
       ValueError: the model directory holds another run; differences are listed.
     """
+    if on_save_error not in ("retry", "stop"):
+        raise ValueError(f"on_save_error={on_save_error!r}: choose 'retry' or 'stop'.")
     _check_arguments(
         train_data.batch_size,
         num_microbatches,
@@ -169,8 +182,16 @@ def train(
                 save_dtype=save_dtype,
             )
         )
+        saves = _Saves(saver, on_save_error)
         with watch.cause("checkpoint"):
-            start = _restore(saver, run, identity, accept_config_changes)
+            start = _restore(
+                saver,
+                run,
+                identity,
+                accept_config_changes,
+                # Any of the newest `keep` may be gone on with.
+                None if accept_lost_steps else max(keep, 2) * checkpoint_period,
+            )
         if start is None:
             with watch.cause("initialize"):
                 state = run.initialize(seed, init_from)
@@ -234,7 +255,7 @@ def train(
                 "config": config_text,
             }
             with watch.cause("checkpoint"):
-                saver.save(step, state, metadata)
+                saves.save(step, state, metadata)
 
         def evaluation_is_due(step: int) -> bool:
             return step > 0 and (step % eval_period == 0 or step == total_steps)
@@ -243,6 +264,8 @@ def train(
             save(0, evaluated=False)
         elif evaluation_is_due(step) and not evaluated:
             evaluate(step)
+            evaluated = True
+        evaluated_at = step if evaluated else None
         if step < total_steps:
             watchdog.beat("compilation and the first step", startup_timeout_s)
             with watch.cause("compile"):
@@ -266,34 +289,46 @@ def train(
             watchdog.beat(f"step {step + 1}", is_step=True)
             stopping = stop.should_stop(step)
             at_save = step % checkpoint_period == 0 or step == total_steps or stopping
+            at_save |= saves.failed(step)
             at_eval = evaluation_is_due(step) and not stopping
             if at_save or at_eval:
                 journal.settle()
             # Evaluate first: a checkpoint on disk means that the log up to it is too.
             if at_eval:
                 evaluate(step)
+                evaluated_at = step
             if at_save:
                 save(step, evaluated=at_eval)
         if stopping:
             logging.warning("Stopped by a signal; step %d is being saved.", step)
         with watch.cause("checkpoint"):
-            saver.wait()
-        if step == total_steps and not evaluations:  # It is in the log already.
+            if saves.wait(step):
+                save(step, evaluated=evaluated_at == step)
+                saver.wait()
+        done = step == total_steps and evaluated_at == step
+        if done and not evaluations:  # It is in the log already.
             evaluate(step, log=False)
     return Summary(
         step=step,
         evaluation=evaluations,
         seconds=watch.split(),
-        exit_code=stop.exit_code,
+        exit_code=0 if done else stop.exit_code,
         checkpoint=directory / "checkpoints" / str(step),
         problems=journal.problems,
     )
 
 
-def _restore(saver, run, identity, accept_changes) -> checkpoints.Restored | None:
+def _restore(
+    saver, run, identity, accept_changes, max_lost_steps: int | None
+) -> checkpoints.Restored | None:
     """The newest sound checkpoint of this very run; None if there is none at all."""
     try:
-        restored = saver.restore(run.plan.abstract)
+        restored = saver.restore(
+            run.plan.abstract,
+            max_lost_steps=max_lost_steps,
+            way_out="or set trainer.train.accept_lost_steps=True to do these steps "
+            "again",
+        )
     except checkpoints.MismatchError as error:
         # Say which setting is another rather than which arrays are.
         _check_identity(error.metadata["identity"], identity, None)
@@ -302,7 +337,71 @@ def _restore(saver, run, identity, accept_changes) -> checkpoints.Restored | Non
         return None
     _check_identity(restored.metadata["identity"], identity, accept_changes)
     logging.info("Going on from the checkpoint of step %d.", restored.step)
+    if restored.lost_steps:
+        logging.warning(
+            "%d steps are lost and done again: the checkpoints after step %d are "
+            "damaged.",
+            restored.lost_steps,
+            restored.step,
+        )
     return restored
+
+
+class _Saves:
+    """Saves, and does what the policy says about a save that failed.
+
+    Args:
+      saver: where to.
+      on_error: "retry" or "stop"; see `train`.
+    """
+
+    def __init__(self, saver: checkpoints.Checkpointer, on_error: str):
+        self._saver = saver
+        # With several processes only some may have failed: they cannot agree on a
+        # step to save instead.
+        self._retries = on_error == "retry" and jax.process_count() == 1
+        # Step of the save that took the place of a failed one and is not committed.
+        self._instead: int | None = None
+
+    def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
+        """Starts to save; again if the policy says so."""
+        try:
+            self._saver.save(step, state, metadata)
+        except checkpoints.SaveError as error:
+            self._may_retry(error, step)
+            self._saver.save(step, state, metadata)
+
+    def failed(self, step: int) -> bool:
+        """Whether the save that is going on failed and `step` is to be saved instead.
+
+        Raises:
+          checkpoints.SaveError: it failed, and the run is to stop.
+        """
+        try:
+            self._saver.check()
+        except checkpoints.SaveError as error:
+            self._may_retry(error, step)
+            return True
+        return False
+
+    def wait(self, step: int) -> bool:
+        """Waits for the last save; returns whether it is to be made again.
+
+        Raises:
+          checkpoints.SaveError: it failed, and the run is to stop.
+        """
+        try:
+            self._saver.wait()
+        except checkpoints.SaveError as error:
+            self._may_retry(error, step)
+            return True
+        return False
+
+    def _may_retry(self, error: checkpoints.SaveError, step: int) -> None:
+        if not self._retries or error.step == self._instead:
+            raise error
+        self._instead = step
+        logging.error("%s Saving step %d instead.", error, step)
 
 
 def _write_config(path: pathlib.Path, text: str) -> None:
@@ -428,8 +527,9 @@ def _check_identity(
         way_out = (
             "."
             if accept is None
-            else ", or set trainer.train.accept_config_changes=True to go on with the "
-            "new values."
+            else ", where INITIAL_CHECKPOINT_PATH = 'DIR' starts from the parameters "
+            "of this one, or set trainer.train.accept_config_changes=True to go on "
+            "with the new values."
         )
         raise ValueError(
             "The model directory holds a run of another configuration "

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from prottrans_jax import checkpoints, manifests
+from prottrans_jax import checkpoints, manifests, stored_arrays
 
 P = jax.sharding.PartitionSpec
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -199,6 +199,124 @@ def test_a_damaged_step_is_not_replaced_by_another_when_asked_for_by_number(tmp_
         restore(tmp_path, step=4)
     with pytest.raises(checkpoints.CheckpointError, match=r"no step 7.*\[3, 4\]"):
         restore(tmp_path, step=7)
+
+
+def damage(directory, *steps):
+    for step in steps:
+        (directory / str(step) / "_METADATA").write_text("")
+
+
+def test_going_back_to_step_zero_is_refused_unless_it_is_asked_for(tmp_path):
+    save_steps(tmp_path, [0, 10, 20])
+    damage(tmp_path, 10, 20)
+    message = (
+        r"steps 10, 20 are damaged.*20/_METADATA.*sound one is of step 0: "
+        r"20 steps would be lost"
+    )
+    with pytest.raises(checkpoints.CheckpointError, match=message) as error:
+        restore(tmp_path)
+    assert "\n" not in str(error.value)
+    assert restore(tmp_path, step=0).step == 0
+    params = abstract(make_state(0)["params"])
+    with pytest.raises(checkpoints.CheckpointError, match="name the step to read"):
+        checkpoints.load_params(tmp_path, params)
+    checkpoints.load_params(tmp_path / "0", params)
+    with pytest.raises(checkpoints.CheckpointError, match="name the step to read"):
+        checkpoints.read_params(tmp_path)
+
+
+def test_going_back_further_than_the_limit_is_refused(tmp_path, caplog):
+    save_steps(tmp_path, [5, 10, 20], keep=None)
+    damage(tmp_path, 10, 20)
+    with checkpoints.Checkpointer(tmp_path) as checkpointer:
+        with pytest.raises(checkpoints.CheckpointError, match="15 steps would be lost"):
+            checkpointer.restore(abstract(make_state(0)), max_lost_steps=14)
+        restored = checkpointer.restore(abstract(make_state(0)), max_lost_steps=15)
+    assert (restored.step, restored.lost_steps) == (5, 15)
+    assert "Using step 5 instead, 15 steps earlier." in caplog.text
+
+
+def test_damaged_steps_are_renamed_when_their_loss_is_accepted(tmp_path):
+    save_steps(tmp_path, [0, 10, 20])
+    damage(tmp_path, 10, 20)
+    with checkpoints.Checkpointer(tmp_path) as checkpointer:
+        state = abstract(make_state(0))
+        assert checkpointer.restore(state, max_lost_steps=None).step == 0
+        checkpointer.save(5, make_state(5), {})
+    # They are in nobody's way: the next start goes on from step 5.
+    assert restore(tmp_path).step == 5
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".lock", "0", "10.damaged-1", "20.damaged-1", "5"]
+
+
+@pytest.mark.parametrize("how", ["params", "numpy"])
+def test_newer_step_is_read_when_the_newest_is_deleted_meanwhile(
+    tmp_path, monkeypatch, caplog, how
+):
+    save_steps(tmp_path, [1])
+    read = stored_arrays.read
+
+    def read_while_the_run_goes_on(path, *args, **kwargs):
+        if path.name == "1":
+            save_steps(tmp_path, [2], keep=1)
+            assert not path.exists()
+            return [np.zeros(leaf.shape, leaf.dtype) for leaf in args[0].values()]
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(stored_arrays, "read", read_while_the_run_goes_on)
+    params = make_state(2)["params"]
+    if how == "params":
+        assert_bit_equal(checkpoints.load_params(tmp_path, abstract(params)), params)
+    else:
+        assert checkpoints.read_params(tmp_path)[2].name == "2"
+    assert "was deleted while it was read. Taking a newer step." in caplog.text
+
+
+def test_step_that_is_deleted_while_it_is_read_by_number_is_named(
+    tmp_path, monkeypatch
+):
+    save_steps(tmp_path, [1, 2])
+
+    def read_while_the_run_goes_on(path, *args, **kwargs):
+        manifests.delete(path)
+        raise FileNotFoundError(path / "d")
+
+    monkeypatch.setattr(stored_arrays, "read", read_while_the_run_goes_on)
+    params = abstract(make_state(0)["params"])
+    with pytest.raises(checkpoints.GoneError, match="1 was deleted while it was read"):
+        checkpoints.load_params(tmp_path, params, step=1)
+
+
+def test_step_that_cannot_be_read_is_an_error_of_one_line(tmp_path, monkeypatch):
+    save_steps(tmp_path, [1])
+
+    def too_many_files(*args, **kwargs):
+        raise ValueError("Error opening: Too many open files [a='b']\nmore")
+
+    monkeypatch.setattr(stored_arrays, "read", too_many_files)
+    with pytest.raises(checkpoints.CheckpointError) as error:
+        restore(tmp_path)
+    reason = "1 could not be read: Error opening: Too many open files."
+    assert str(error.value).endswith(reason)
+
+
+def test_a_save_that_failed_is_noticed_without_waiting_for_the_next(tmp_path):
+    state = {"params": {"w": jnp.asarray(np.random.default_rng(0).normal(size=90_000))}}
+    with checkpoints.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.check()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            checkpointer.save(2, state, {})
+            with pytest.raises(checkpoints.SaveError, match=r"step 2 was not saved"):
+                while True:
+                    checkpointer.check()
+                    time.sleep(0.01)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        checkpointer.check()  # Raised once.
+        checkpointer.save(3, state, {})
+    assert restore(tmp_path, like=state).step == 3
 
 
 def test_a_damaged_step_does_not_count_as_kept_and_is_written_anew(tmp_path):

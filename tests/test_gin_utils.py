@@ -1,5 +1,6 @@
 """Gin files: where they are found, what they may do, and what mistakes are told."""
 
+import errno
 import os
 import pathlib
 import subprocess
@@ -8,6 +9,7 @@ import textwrap
 
 import pytest
 
+import gin
 from prottrans_jax import gin_check, gin_config, gin_utils, partitioning
 
 BASE = """
@@ -92,6 +94,19 @@ def test_resolved_config_is_a_file_that_gives_the_same_configuration(write):
     again = gin_utils.parse([write("resolved.gin", first.text)])
     assert again.text == first.text
     assert (partitioner().model, partitioner().extra_rules) == (4, [("kv", None)])
+
+
+def test_macro_is_followed_through_references_and_other_macros(write):
+    config = gin_utils.parse(
+        [write("a.gin", BASE)],
+        ["partitioning.make_mesh.data = {'a': (1, @partitioning.Partitioner())}"],
+    )
+    for name, expected in (("data", True), ("devices", True), ("model", False)):
+        bound = config.bindings.get(("", "partitioning.make_mesh", name))
+        assert config.depends_on(bound, "MODEL_PARALLEL") == expected
+    mesh = gin_config.Reference("", "partitioning.make_mesh", call=True)
+    assert config.depends_on(mesh, "MODEL_PARALLEL")
+    assert not config.depends_on(mesh, "SOMETHING_ELSE")
 
 
 def test_t5x_style_arguments_become_bindings():
@@ -215,6 +230,33 @@ def test_main_exits_with_2_and_no_traceback(tmp_path):
     out = subprocess.run(command, capture_output=True, text=True)
     assert out.returncode == 2
     assert "Traceback" not in out.stderr and "No gin file" in out.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "log"), 1),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "log"), 1),
+        (OSError(errno.EMFILE, "Too many open files", "log"), 1),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "log"), 2),
+    ],
+)
+def test_error_of_the_system_in_a_configured_function_is_one_line(
+    error, status, monkeypatch, capsys
+):
+    def main(argv):
+        try:
+            raise error
+        except OSError as cause:  # As gin does for each call that it made.
+            gin.utils.augment_exception_message_and_reraise(
+                cause, "\n  In call to configurable 'train' (<function train at 0x7f>)"
+            )
+
+    monkeypatch.setattr(sys, "argv", ["train"])
+    with pytest.raises(SystemExit) as left:
+        gin_utils.run(main)
+    assert left.value.code == status
+    assert capsys.readouterr().err == f"error: {error}\n"
 
 
 def test_tensorflows_start_is_silent_and_what_others_say_is_not(tmp_path):

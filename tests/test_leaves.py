@@ -293,3 +293,12 @@ def test_continued_leaf_asks_for_its_start():
     ) as error:
         gin_utils.parse(["prot_t5_xl_uniref50.gin"])
     assert "MODEL_DIR = " in str(error.value)
+
+
+def test_leaves_with_a_decay_to_zero_say_that_more_steps_are_another_run():
+    decays = {}
+    for leaf in LEAVES:
+        gin_utils.parse([leaf], GIVEN)
+        decays[leaf] = gin_utils.total_steps_shape_the_run()
+    t5 = {leaf for leaf in LEAVES if "prot_t5" in leaf or leaf == "sample.gin"}
+    assert {leaf for leaf in LEAVES if not decays[leaf]} == t5 - {"smoke/prot_t5.gin"}

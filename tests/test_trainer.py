@@ -4,15 +4,28 @@ import contextlib
 import dataclasses
 import errno
 import json
+import os
 import pathlib
+import resource
 import shutil
+import signal
+import threading
 
 import jax
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from prottrans_jax import logbook, multihost, optimizers, partitioning, trainer
+from prottrans_jax import (
+    checkpoints,
+    evaluation,
+    logbook,
+    multihost,
+    optimizers,
+    partitioning,
+    stored_arrays,
+    trainer,
+)
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
 from prottrans_jax.training import event_files
@@ -171,21 +184,24 @@ def _damage_checkpoint(arguments, step):
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_broken_run_leaves_every_step_once_in_all_logs(tmp_path, damaged):
-    whole = _with_tensorboard(_arguments(tmp_path / "whole", log_period=1))
+    changes = {"log_period": 1, "checkpoint_period": 3, "total_steps": 9}
+    whole = _with_tensorboard(_arguments(tmp_path / "whole", **changes))
     trainer.train(**whole)
-    parts = _with_tensorboard(_arguments(tmp_path / "parts", log_period=1))
-    _run_that_ends_before(6, parts)
-    assert max(line["step"] for line in _log(parts)) == 5  # Saved up to 4.
+    parts = _with_tensorboard(_arguments(tmp_path / "parts", **changes))
+    _run_that_ends_before(9, parts)
+    assert max(line["step"] for line in _log(parts)) > 6  # Saved up to 6.
     if damaged:
-        _damage_checkpoint(parts, 4)
+        _damage_checkpoint(parts, 6)
     trainer.train(**parts)
-    assert [line["step"] for line in _log(parts)] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in _log(parts)] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert _log(parts) == _log(whole)
     assert _tensorboard(parts) == _tensorboard(whole)
 
 
 def test_logs_hold_the_second_pass_with_changed_settings_only(tmp_path):
-    arguments = _with_tensorboard(_arguments(tmp_path, log_period=1))
+    arguments = _with_tensorboard(
+        _arguments(tmp_path, log_period=1, checkpoint_period=3)
+    )
     _run_that_ends_before(6, arguments)
     changed = optimizers.AdamW(learning_rate=0.5)
     trainer.train(**arguments | {"optimizer": changed, "accept_config_changes": True})
@@ -194,7 +210,7 @@ def test_logs_hold_the_second_pass_with_changed_settings_only(tmp_path):
         for (tag, step), value in _tensorboard(arguments).items()
         if tag == "train/learning_rate"
     }
-    assert rates == pytest.approx({1: 0.01, 2: 0.01, 3: 0.01, 4: 0.01, 5: 0.5, 6: 0.5})
+    assert rates == pytest.approx({1: 0.01, 2: 0.01, 3: 0.01, 4: 0.5, 5: 0.5, 6: 0.5})
 
 
 def test_evaluation_cut_off_before_its_checkpoint_is_logged_once(tmp_path, monkeypatch):
@@ -248,6 +264,174 @@ class _FullDisk:
         pass
 
 
+def test_run_without_a_sound_later_checkpoint_does_not_start_over(tmp_path, caplog):
+    arguments = _arguments(tmp_path, keep_period=100, eval_data={})
+    trainer.train(**arguments)
+    before = _log(arguments)
+    for step in (2, 4, 6):
+        _damage_checkpoint(arguments, step)
+    with pytest.raises(
+        checkpoints.CheckpointError,
+        match=r"steps 2, 4, 6 are damaged.*6 steps would be lost.*"
+        r"trainer\.train\.accept_lost_steps=True",
+    ):
+        trainer.train(**arguments)
+    assert _log(arguments) == before
+    trainer.train(**arguments | {"accept_lost_steps": True})
+    assert "6 steps are lost and done again" in caplog.text
+    assert _log(arguments) == before
+    assert _final_state(arguments)[0] == 6
+
+
+def test_fall_back_of_two_checkpoints_says_how_many_steps_are_lost(tmp_path, caplog):
+    arguments = _arguments(tmp_path, eval_data={})
+    trainer.train(**arguments)
+    _damage_checkpoint(arguments, 4)
+    _damage_checkpoint(arguments, 6)
+    assert trainer.train(**arguments).step == 6
+    assert "4 steps are lost and done again" in caplog.text
+
+
+def _evaluations(arguments, **changes):
+    names = ("model_dir", "objective", "optimizer", "partitioner", "eval_data")
+    chosen = {name: arguments[name] for name in names}
+    return evaluation.evaluate_checkpoints(**chosen | changes)
+
+
+def test_evaluation_beside_a_run_leaves_out_what_was_deleted(tmp_path, caplog):
+    arguments = _arguments(tmp_path, keep=4, eval_period=9)
+    trainer.train(**arguments)
+    directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
+    steps = []
+    for step, _ in _evaluations(arguments, step="all"):
+        steps.append(step)
+        shutil.rmtree(directory / "2", ignore_errors=True)
+    assert steps == [0, 4, 6]
+    assert "Step 2 was deleted by the run and is left out." in caplog.text
+    # What is damaged is an error, after the others.
+    _damage_checkpoint(arguments, 4)
+    results = _evaluations(arguments, step="all")
+    assert next(results)[0] == 0 and next(results)[0] == 6
+    with pytest.raises(checkpoints.CheckpointError, match="4/_METADATA"):
+        next(results)
+
+
+def test_evaluation_of_the_latest_step_takes_a_newer_one_if_it_is_deleted(
+    tmp_path, monkeypatch
+):
+    arguments = _arguments(tmp_path, total_steps=2)
+    trainer.train(**arguments)
+    directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
+    read = stored_arrays.read
+
+    def read_while_the_run_goes_on(path, *args, **kwargs):
+        if path.name == "2":
+            monkeypatch.setattr(stored_arrays, "read", read)
+            trainer.train(**arguments | {"total_steps": 4, "keep": 1})
+            assert not (directory / "2").exists()
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(stored_arrays, "read", read_while_the_run_goes_on)
+    assert [step for step, _ in _evaluations(arguments)] == [4]
+
+
+class _DiskFull:
+    """A writer that lets no file grow from a step on, until another one.
+
+    It waits for saves to end, so that they fail while the disk is full.
+    """
+
+    def __init__(self, first, last):
+        self._full = range(first, last + 1)
+        self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_scalars(self, step, scalars):
+        if step > self._full.start:
+            for thread in threading.enumerate():
+                if thread.name == "async_save":
+                    thread.join()
+        size = 4_000 if step in self._full else self._limits[0]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, self._limits[1]))
+
+    def flush(self):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+
+def _saves_on_a_full_disk(tmp_path, last, **changes):
+    """Arguments of a run whose disk is full as step 3 is saved, up to step `last`."""
+    return _arguments(
+        tmp_path,
+        eval_data={},
+        checkpoint_period=3,
+        log_period=1,
+        total_steps=9,
+        writers=lambda: (_DiskFull(3, last),),
+        **changes,
+    )
+
+
+def test_failed_save_is_noticed_at_the_next_step_and_made_again(tmp_path, caplog):
+    whole = _arguments(
+        tmp_path / "whole",
+        eval_data={},
+        checkpoint_period=3,
+        log_period=1,
+        total_steps=9,
+    )
+    trainer.train(**whole)
+    arguments = _saves_on_a_full_disk(tmp_path / "full", 3, keep=9)
+    trainer.train(**arguments)
+    directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
+    steps = sorted(int(path.name) for path in directory.iterdir() if path.is_dir())
+    assert steps == [0, 5, 6, 9]
+    assert "step 3 was not saved" in caplog.text
+    assert "Saving step 5 instead" in caplog.text
+    _assert_same_bits(_final_state(whole), _final_state(arguments))
+    assert _log(arguments) == _log(whole)
+
+
+@pytest.mark.parametrize(("policy", "lost"), [("stop", 3), ("retry", 5)])
+def test_run_stops_at_once_when_saves_keep_failing(tmp_path, policy, lost):
+    arguments = _saves_on_a_full_disk(tmp_path, 99, on_save_error=policy)
+    with pytest.raises(checkpoints.SaveError) as error:
+        trainer.train(**arguments)
+    assert error.value.step == lost and error.value.last_good == 0
+    # Step 5 noticed step 3, and step 7 step 5.
+    assert len(_log(arguments)) == lost + 1
+
+
+def test_unknown_policy_for_failed_saves_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="on_save_error='again': choose"):
+        trainer.train(**_arguments(tmp_path, on_save_error="again"))
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_signal_at_the_end_counts_only_if_something_is_left_to_do(
+    tmp_path, monkeypatch, evaluated
+):
+    arguments = _arguments(tmp_path, total_steps=4)
+
+    class Signalled(Batches):
+        def batch(self, index, rows=slice(None)):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(index, rows)
+
+    if evaluated:  # In the last evaluation, after which step 4 is saved.
+        data = {"validation": Signalled(seed=1, num_batches=2)}
+        summary = trainer.train(**arguments | {"eval_data": data})
+    else:  # Before it: step 4 is saved, and evaluated by the next start.
+        monkeypatch.setattr(
+            multihost.StopSignal,
+            "should_stop",
+            lambda stop, step: step == 4 and not os.kill(os.getpid(), signal.SIGTERM),
+        )
+        summary = trainer.train(**arguments)
+    assert (summary.step, _final_state(arguments)[0]) == (4, 4)
+    assert summary.exit_code == (0 if evaluated else 143)
+    assert bool(summary.evaluation) == evaluated
+    assert ("validation/loss" in _log(arguments)[-1]) == evaluated
+
+
 def test_log_on_a_full_disk_does_not_end_the_run(tmp_path, caplog):
     writer = _FullDisk(99, OSError(errno.ENOSPC, "No space left on device"))
     arguments = _arguments(tmp_path, log_period=1) | {"writers": lambda: (writer,)}
@@ -278,8 +462,10 @@ def test_writer_that_fails_in_another_way_is_left_out(tmp_path):
 
 
 def test_step_skipped_again_after_a_kill_is_dumped_once(tmp_path):
-    arguments = _arguments(tmp_path, on_nonfinite="skip", eval_data={})
-    for broken_at in (3, None):
+    arguments = _arguments(
+        tmp_path, on_nonfinite="skip", eval_data={}, checkpoint_period=6
+    )
+    for broken_at in (4, None):
         data = Batches(poison={2}, broken_at=broken_at)
         with contextlib.suppress(EndOfRunError):
             trainer.train(**arguments | {"train_data": data})
