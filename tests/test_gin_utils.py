@@ -99,9 +99,9 @@ def test_resolved_config_is_a_file_that_gives_the_same_configuration(write):
 def test_macro_is_followed_through_references_and_other_macros(write):
     config = gin_utils.parse(
         [write("a.gin", BASE)],
-        ["partitioning.make_mesh.data = {'a': (1, @partitioning.Partitioner())}"],
+        ["partitioning.make_mesh.devices = [1, (2, @partitioning.Partitioner())]"],
     )
-    for name, expected in (("data", True), ("devices", True), ("model", False)):
+    for name, expected in (("devices", True), ("model", False)):
         bound = config.bindings.get(("", "partitioning.make_mesh", name))
         assert config.depends_on(bound, "MODEL_PARALLEL") == expected
     mesh = gin_config.Reference("", "partitioning.make_mesh", call=True)
