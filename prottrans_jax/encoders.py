@@ -303,6 +303,7 @@ class Encoder(frozen_params.Holder):
         reuse: str | os.PathLike | Sequence[str | os.PathLike] = (),
         resume: bool = True,
         overwrite: bool = False,
+        commit_seconds: float = 30.0,
         devices: Sequence[jax.Device] | None = None,
         progress: bool = False,
     ) -> "reports.Report":
@@ -337,6 +338,8 @@ class Encoder(frozen_params.Holder):
             again.
           resume: Whether to go on from what an earlier run left.
           overwrite: Whether to replace what another model or other settings made.
+          commit_seconds: What was computed is committed at least this often, at first
+            more often; a kill loses no more than that.
           devices: Devices to use in turn; None: all accelerators, or one CPU.
           progress: Whether to show a progress bar on stderr.
 
@@ -367,6 +370,7 @@ class Encoder(frozen_params.Holder):
             reuse=settings.paths_of(reuse),
             resume=resume,
             overwrite=overwrite,
+            commit_seconds=commit_seconds,
             devices=devices,
         )
         with progress_bar.bar(progress) as show:
