@@ -1,7 +1,8 @@
 """Flags of the mains: a mistake in them is one line, with exit status 2.
 
 absl takes a flag that is given twice by its last value, in silence, and ends with
-status 1 at a flag that it does not know.
+status 1 at a flag that it does not know. It takes NaN for a number and a negative
+count, and does not take 1e6 for a whole number.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +11,8 @@ import sys
 from typing import NoReturn
 
 from absl import app, flags
+
+from prottrans_jax import setting_types
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
@@ -36,6 +39,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
     ]
     for flag in single:
         flag.allow_overwrite, flag.present = False, 0
+        flag.parser = _number_parser(flag) or flag.parser
     try:
         return values(argv)
     except flags.IllegalFlagValueError as error:
@@ -51,6 +55,29 @@ def values_of(items: Iterable[str]) -> list[str]:
     """Values of a flag that may be repeated, and hold several with commas between."""
     parser = flags.ListParser()
     return [value for item in items for value in parser.parse(item)]
+
+
+class _WholeNumber(flags.IntegerParser):
+    def convert(self, argument: int | str) -> int:
+        return setting_types.whole_number(str(argument))
+
+
+class _Number(flags.FloatParser):
+    def convert(self, argument: float | str) -> float:
+        return setting_types.number_from_text(str(argument))
+
+
+def _number_parser(flag: flags.Flag) -> flags.ArgumentParser | None:
+    """What reads the values of a flag of numbers; counts are not negative."""
+    parser, default = flag.parser, flag.default
+    if type(parser) is flags.IntegerParser:
+        lower = parser.lower_bound
+        if lower is None and (default is None or default >= 0):
+            lower = 0
+        return _WholeNumber(lower, parser.upper_bound)
+    if type(parser) is flags.FloatParser:
+        return _Number(parser.lower_bound, parser.upper_bound)
+    return None
 
 
 def _explain_twice(message: str) -> str:

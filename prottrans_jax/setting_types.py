@@ -91,10 +91,13 @@ def whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        number = number_from_text(text)
-        if number.is_integer():
-            return int(number)
-    raise ValueError(f"{text!r}: expected {describe(int, -1)}")
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+    if not number.is_integer():
+        raise ValueError(f"{text!r}: expected {describe(int, -1)}")
+    return int(number)
 
 
 def number_from_text(text: str) -> float:
@@ -149,7 +152,10 @@ def _match(value: Any, kind: Any, negative: bool) -> Any:
 
 def _match_bool(value: Any, negative: bool) -> Any:
     del negative
-    return value if isinstance(value, bool | np.bool_) else _NO
+    # 0 and 1 are how some write it.
+    if isinstance(value, int | np.bool_) and value in (0, 1):
+        return value if isinstance(value, bool) else bool(value)
+    return _NO
 
 
 def _match_int(value: Any, negative: bool) -> Any:

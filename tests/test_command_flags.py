@@ -50,3 +50,24 @@ def test_each_parse_begins_anew(values):
     assert parse(values, "--seed=1", "rest") == ["program", "rest"]
     parse(values, "--seed=2", "--model_dir=a")
     assert (values.seed, values.model_dir) == (2, "a")
+
+
+def test_whole_number_may_be_spelled_with_an_exponent(values):
+    parse(values, "--seed=1e6")
+    assert values.seed == 1_000_000
+
+
+@pytest.mark.parametrize("value", ["1.5", "ten", "-1", "nan"])
+def test_value_that_is_no_count_is_one_line_with_the_type(values, capsys, value):
+    with pytest.raises(SystemExit) as end:
+        parse(values, f"--seed={value}")
+    assert end.value.code == 2
+    line = capsys.readouterr().err
+    assert f"--seed={value}: " in line and line.count("\n") == 1
+
+
+def test_numbers_are_finite(values, capsys):
+    flags.DEFINE_float("share", 0.5, "", flag_values=values)
+    with pytest.raises(SystemExit):
+        parse(values, "--share=nan")
+    assert "--share=nan: 'nan': expected a finite number" in capsys.readouterr().err

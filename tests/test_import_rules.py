@@ -99,7 +99,10 @@ def test_nobody_imports_a_main():
         ("fasta", {"unpacking", "vocabulary"}),
         ("unpacking", set()),
         ("tasks", {"tasks", "data", "vocabulary"}),
-        ("commands", {"commands", "embed", "encoders", "files", "interop"}),
+        (
+            "commands",
+            {"commands", "embed", "encoders", "files", "interop", "setting_types"},
+        ),
         (
             "embed",
             {
@@ -109,6 +112,7 @@ def test_nobody_imports_a_main():
                 "hardware",
                 "interop",
                 "layers",
+                "setting_types",
                 "types",
                 "vocabulary",
             },

@@ -5,16 +5,23 @@ from collections.abc import Callable
 import sys
 from typing import Any, NoReturn
 
+from prottrans_jax import setting_types
+
 _LEVELS = ("debug", "info", "warning", "error")
 
 
 class Parser(argparse.ArgumentParser):
-    """Mistakes are one line, and no flag silently replaces its own earlier value."""
+    """Mistakes are one line, and no flag silently replaces its own earlier value.
+
+    `type=int` takes 1e6 too, and numbers are finite; see `setting_types`.
+    """
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self.register("action", None, _StoreOnce)
         self.register("action", "store", _StoreOnce)
+        self.register("type", int, _argument(setting_types.whole_number))
+        self.register("type", float, _argument(setting_types.number_from_text))
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong, and ends with status 2."""
@@ -46,6 +53,16 @@ class Switch(argparse.BooleanOptionalAction):
         """Sets the value that the flag's form says."""
         value = not str(option_string).startswith("--no-")
         _set_once(self, parser, namespace, value, option_string)
+
+
+def _argument(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    def argument(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return argument
 
 
 def add_command(

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import numbers
 import os
 import pathlib
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 from jaxtyping import Int
 import numpy as np
 
+from prottrans_jax import setting_types
 from prottrans_jax.embed import (
     chunks,
     embedder,
@@ -25,7 +25,6 @@ from prottrans_jax.layers import quantized, x86
 
 _FORMAT = 1
 _CUTS = ("chunk", "truncate")
-_SWITCHES = ("per_residue", "per_protein", "resume", "overwrite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +80,8 @@ class Options:
     devices: Any = None
 
     def __post_init__(self):
-        for field in _SWITCHES:
-            if getattr(self, field) not in (True, False):
-                raise ValueError(
-                    f"{field}={getattr(self, field)!r}: it must be True or False."
-                )
         object.__setattr__(self, "reuse", paths_of(self.reuse))
+        setting_types.check_fields(self)
         for field, value, known in (
             ("key", self.key, keys.SCHEMES),
             ("long", self.long, chunks.POLICIES),
@@ -104,23 +99,11 @@ class Options:
             ("max_batch", "--max-batch", 1),
         ):
             value = getattr(self, field)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-                raise ValueError(
-                    f"{field}={value!r} ({flag}): it must be a whole number, not a "
-                    f"{type(value).__name__}."
-                )
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(
                     f"{field}={value} ({flag}): it must be at least {least}."
                 )
         seconds = self.commit_seconds
-        if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
-            raise ValueError(
-                f"commit_seconds={seconds!r} (--commit-seconds): it must be a number, "
-                f"not a {type(seconds).__name__}."
-            )
         if not seconds >= 0:
             raise ValueError(
                 f"commit_seconds={seconds} (--commit-seconds): it must be at least 0."

@@ -12,6 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "embed"))
 import embed_cases
 
 from prottrans_jax import cli
+from prottrans_jax.commands import embedding
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_every_fault_of_a_file_is_listed(given, tmp_path, capsys):
     for words in (
         str(config),
         "max_lenght: there is no flag --max-lenght. Did you mean max-length",
-        "max-batch: 2.5 is no whole number",
+        "max-batch: 2.5: expected a whole number",
         "'float8' is not known. Choose one of float16, float32",
         "overwrite: 1 is neither true nor false",
         "--input is given on the command line",
@@ -76,13 +77,62 @@ def test_every_fault_of_a_file_is_listed(given, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("- a\n- b\n", "a list, not a mapping"), ("a: [", "neither YAML nor JSON")],
+    [
+        ("- a\n- b\n", "a list, not a mapping"),
+        ("a: [", "line 1: neither YAML nor JSON"),
+        ("max-length: [30", "neither YAML nor JSON"),
+        ("long: skip\nlong: chunk\n", "line 2: long has a value already, in line 1"),
+        ("max-length: 9\nmax_length: 8\n", "max_length: a second value"),
+        ("max-length: many", "max-length: 'many': expected a whole number"),
+        ("max-length: .inf", "max-length: inf: expected a whole number"),
+        ("max-length: true", "max-length: True: expected a whole number"),
+        ("max-length: -5", "max_length=-5"),
+        ("commit-seconds: .nan", "commit-seconds: nan: expected a finite number"),
+        ("model: true", "model: True: expected text in quotes"),
+        ("revision: 1.10", "revision: 1.1: expected text in quotes"),
+        ("model: {a: b}", "model: {'a': 'b'}: expected text in quotes"),
+    ],
 )
-def test_what_is_no_mapping_is_refused(given, tmp_path, capsys, text, words):
+def test_fault_of_a_file_is_one_line(given, tmp_path, capsys, text, words):
     config = tmp_path / "run.yaml"
     config.write_text(text)
     assert cli.main([*given, "--config", str(config)]) == 2
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1, said
+
+
+def test_file_that_is_no_text_is_named(given, tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_bytes(b"max-length: \xff\xfe")
+    assert cli.main([*given, "--config", str(config)]) == 2
+    said = capsys.readouterr().err
+    assert f"{config}: is no text in UTF-8" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("spelling", ["3000", "3_000", "3e3", "3000.0"])
+def test_whole_number_may_be_spelled_in_any_way(spelling, tmp_path, monkeypatch):
+    lengths = []
+    monkeypatch.setattr(
+        embedding, "_embed", lambda arguments: lengths.append(arguments.max_length) or 0
+    )
+    config = tmp_path / "run.yaml"
+    config.write_text(f"max-length: {spelling}")
+    given = ["embed", "-i", "x.fasta", "-o", "x.h5"]
+    assert cli.main([*given, "--config", str(config)]) == 0
+    assert cli.main([*given, "--max-length", spelling]) == 0
+    assert lengths == [3000, 3000]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--max-length", "1.5"), ("--max-batch", "ten"), ("--commit-seconds", "nan")],
+)
+def test_flag_of_another_type_is_one_line(flag, value, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["embed", "-i", "x.fasta", "-o", "x.h5", flag, value])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{flag}: {value!r}: expected a" in said and said.count("\n") == 1
 
 
 def test_empty_file_changes_nothing_and_a_lost_one_is_named(given, tmp_path, capsys):
