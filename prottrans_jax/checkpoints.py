@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging as std_logging
 import math
 import os
 import re
-import socket
 from typing import Any
 
 from absl import logging
@@ -35,6 +33,7 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from prottrans_jax import manifests, multihost, stored_arrays
+from prottrans_jax.files import locks, paths
 
 _METADATA = "metadata.json"
 _TMP = ".orbax-checkpoint-tmp"
@@ -118,7 +117,7 @@ class Checkpointer:
         # Steps this object wrote or verified, and steps it found damaged.
         self._sound: set[int] = set()
         self._damaged: set[int] = set()
-        self._lock: int | None = None
+        self._lock: locks.Lock | None = None
         self._deleter = concurrent.futures.ThreadPoolExecutor(1, "delete_checkpoints")
         logging.get_absl_logger().addFilter(_drop_orbax_chatter)
         # Weights shrink by 8 %, for two to three times the work of a save, which would
@@ -221,8 +220,7 @@ class Checkpointer:
             self._deleter.shutdown()
             self._writer.close()
             if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+                self._lock.release()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -336,7 +334,6 @@ class Checkpointer:
         return SaveError(message, -1 if step is None else step, last)
 
     def _open(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
         self._lock = _take_lock(self._directory)
         for path in sorted(self._directory.iterdir()):
             if _TMP in path.name:
@@ -571,28 +568,21 @@ def _read_metadata(path: epath.Path) -> dict[str, Any]:
 
 
 def _absolute(path: str | os.PathLike[str]) -> epath.Path:
-    return epath.Path(path).expanduser().absolute()
+    return epath.Path(paths.local(path, "checkpoint")).absolute()
 
 
-def _take_lock(directory: epath.Path) -> int | None:
-    """Holds DIRECTORY/.lock; the kernel lets go of it however this process ends."""
-    if "://" in str(directory):
-        return None  # Object stores have no locks.
-    path = directory / ".lock"
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _take_lock(directory: epath.Path) -> locks.Lock:
+    """Makes the directory and holds DIRECTORY/.lock."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.read(lock, 200).decode(errors="replace").strip()
-        os.close(lock)
-        raise CheckpointError(
-            f"{directory} is being written by another run ({holder}). Stop that run, "
-            "or choose another model_dir."
-        ) from error
+        return locks.acquire(
+            directory / ".lock",
+            output=directory,
+            advice="Stop that run, or choose another model_dir.",
+        )
+    except locks.LockedError as error:
+        raise CheckpointError(str(error)) from error
     except OSError as error:
-        logging.warning("%s cannot be locked (%s); going on without.", path, error)
-        os.close(lock)
-        return None
-    os.ftruncate(lock, 0)
-    os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    return lock
+        raise CheckpointError(
+            f"{directory} cannot be written to: {error.strerror}. Make room or give "
+            "write permission, or choose another model_dir."
+        ) from error

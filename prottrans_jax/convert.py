@@ -8,7 +8,9 @@ Input: hf:, t5x: or mtf: and a folder (or a repository of the hub after hf:), or
 model_dir of an own run; without a prefix the folder tells what it is. Output: a new
 folder, `hf` for transformers, `t5x` and `mtf` for T5, `prottrans` to train from.
 
-Exit status: 0 done; 1 not done, the reason is printed; 2 wrong flags.
+Exit status: 0 done; 1 the input is not there, damaged or of no model of ours, the
+output is there already or cannot be written; 2 a mistake in the flags or places; 130
+and 143 stopped by SIGINT and SIGTERM, nothing is left behind.
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,10 @@ if __name__ == "__main__":
     # Before the heavy imports below.
     stop_signals.install("convert", _STOPPED, ends_process=True)
 
-from absl import app, flags, logging
+from absl import flags, logging
+
+from prottrans_jax import command_flags
+from prottrans_jax.files import paths, writing
 
 _INPUT = flags.DEFINE_string("input", None, "What to convert; see above.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
@@ -60,32 +65,32 @@ def main(argv: Sequence[str]) -> int:
     # Nothing is computed: no accelerator is taken from a run.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     logging.set_verbosity(logging.WARNING)
-    output = pathlib.Path(_OUTPUT.value or "").expanduser()
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        return _fail(1, f"{output} exists and is not empty. Choose another folder.")
+    try:
+        source = paths.source(_INPUT.value or "", "--input")
+        output = paths.local(_OUTPUT.value or "", "--output")
+    except paths.PathError as error:
+        return _fail(2, str(error))
+    return stop_signals.guarded("convert", _STOPPED, lambda: _run(source, output))
 
-    return stop_signals.guarded("convert", _STOPPED, lambda: _run(output))
 
-
-def _run(output: pathlib.Path) -> int:
+def _run(source: str, output: pathlib.Path) -> int:
     from prottrans_jax import checkpoints
 
-    def clean_up() -> None:
-        shutil.rmtree(output, ignore_errors=True)  # It was empty before.
-
     try:
-        with stop_signals.before_exit(clean_up):
-            _convert(output)
-        return 0
+        with (
+            writing.new_folder(output) as folder,
+            stop_signals.before_exit(lambda: writing.remove(folder.parent)),
+        ):
+            written = _convert(source, folder)
     except (ValueError, OSError, checkpoints.CheckpointError) as error:
-        clean_up()
         return _fail(1, str(error))
-    except BaseException:
-        clean_up()
-        raise
+    for path in written:
+        print(f"  {output / path.relative_to(folder)}")
+    return 0
 
 
-def _convert(output: pathlib.Path) -> None:
+def _convert(source: str, output: pathlib.Path) -> list[pathlib.Path]:
+    """Writes the output, and says what it found and wrote; returns the files."""
     import jax
     from jax import numpy as jnp
 
@@ -97,7 +102,7 @@ def _convert(output: pathlib.Path) -> None:
         options["scan_layers"] = True
         if _DTYPE.value:
             options["param_dtype"] = _DTYPE.value
-    found = sources.read(_INPUT.value or "", **options)
+    found = sources.read(source, **options)
     count = sum(x.size for x in jax.tree.leaves(found.params))
     print(
         f"Found {found.form} in {found.source}\n"
@@ -108,8 +113,7 @@ def _convert(output: pathlib.Path) -> None:
     stored = _DTYPE.value or found.stored_dtype.name
     size = count * jnp.dtype(stored).itemsize
     print(f"Wrote {stored}, {size / 1e6:,.1f} MB of parameters:")
-    for path in written:
-        print(f"  {path}")
+    return written
 
 
 def _sizes(config: Any) -> str:
@@ -186,4 +190,4 @@ def _fail(status: int, why: str) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_flags.run(main)

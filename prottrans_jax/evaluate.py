@@ -27,6 +27,7 @@ from absl import flags, logging
 
 from prottrans_jax import gin_utils
 from prottrans_jax.config import places
+from prottrans_jax.files import paths
 
 # TensorFlow only reads records here; its start-up notes are of no use to anybody.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -51,7 +52,7 @@ def _run(argv: Sequence[str]) -> int:
     from prottrans_jax import checkpoints, evaluation, trainer
     from prottrans_jax.data import records
 
-    directory = pathlib.Path(gin_utils.build("%MODEL_DIR"))
+    directory = paths.local(gin_utils.build("%MODEL_DIR"), "MODEL_DIR")
     bound = gin_utils.bound(trainer.train)
     lost = False
     try:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 import itertools
 import os
-import pathlib
 from typing import Any
 
 from absl import logging
@@ -17,6 +16,7 @@ from prottrans_jax import (
     train_state,
     train_step,
 )
+from prottrans_jax.files import paths
 
 
 class Evaluator:
@@ -104,7 +104,7 @@ def evaluate_checkpoints(
       ValueError: no such step.
       checkpoints.CheckpointError: steps are damaged; raised after the sound ones.
     """
-    directory = pathlib.Path(model_dir) / "checkpoints"
+    directory = paths.local(model_dir, "model_dir") / "checkpoints"
     reader = checkpoints.Checkpointer(directory, read_only=True)
     steps = reader.steps()
     chosen = {"latest": steps[-1:], "all": steps}.get(step)

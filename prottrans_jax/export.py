@@ -8,13 +8,14 @@ The folder holds safetensors weights and config.json, which `load_encoder`, `pro
 embed` and transformers' `from_pretrained` read, the vocabulary, provenance.json (how it
 was trained, step, SHA-256 of every file) and a note on the licence. No optimizer state.
 
-Exit status: 0 done; 1 not done, the reason is printed; 2 wrong flags.
+Exit status: 0 done; 1 the checkpoint is not there, damaged or of no model of ours, the
+output is there already or cannot be written; 2 a mistake in the flags or places; 130
+and 143 stopped by SIGINT and SIGTERM, nothing is left behind.
 """
 
 from collections.abc import Sequence
 import os
 import pathlib
-import shutil
 import sys
 
 from prottrans_jax import stop_signals
@@ -24,7 +25,10 @@ if __name__ == "__main__":
     # Before the heavy imports below.
     stop_signals.install("export", _STOPPED, ends_process=True)
 
-from absl import app, flags, logging
+from absl import flags, logging
+
+from prottrans_jax import command_flags
+from prottrans_jax.files import paths, writing
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -68,38 +72,32 @@ def main(argv: Sequence[str]) -> int:
     # Nothing is computed: no accelerator is taken from a run.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     logging.set_verbosity(logging.WARNING)
-    output = pathlib.Path(_OUTPUT.value or "").expanduser()
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        return _fail(1, f"{output} exists and is not empty. Choose another folder.")
-    return stop_signals.guarded("export", _STOPPED, lambda: _run(output))
+    try:
+        checkpoint = paths.source(_CHECKPOINT.value or "", "--checkpoint")
+        output = paths.local(_OUTPUT.value or "", "--output")
+    except paths.PathError as error:
+        return _fail(2, str(error))
+    return stop_signals.guarded("export", _STOPPED, lambda: _run(checkpoint, output))
 
 
-def _run(output: pathlib.Path) -> int:
+def _run(checkpoint: str, output: pathlib.Path) -> int:
     from prottrans_jax import checkpoints, exporting
 
-    temporary = output.with_name(output.name + ".partial")
-
-    def clean_up() -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-    clean_up()
     try:
-        with stop_signals.before_exit(clean_up):
+        with (
+            writing.new_folder(output) as folder,
+            stop_signals.before_exit(lambda: writing.remove(folder.parent)),
+        ):
             files = exporting.export(
-                _CHECKPOINT.value or "",
-                temporary,
+                checkpoint,
+                folder,
                 encoder_only=_PART.value == "encoder",
                 network=_NETWORK.value,
                 dtype=_DTYPE.value,
                 stablehlo=_STABLEHLO.value,
             )
-        if output.is_dir():
-            output.rmdir()
-        os.replace(temporary, output)
     except (ValueError, OSError, checkpoints.CheckpointError) as error:
         return _fail(1, str(error))
-    finally:
-        clean_up()
     print(f"Exported to {output}:")
     for name, size in files.items():
         print(f"  {name}  {size:,} bytes")
@@ -113,4 +111,4 @@ def _fail(status: int, why: str) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_flags.run(main)

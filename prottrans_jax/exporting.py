@@ -18,6 +18,7 @@ import numpy as np
 import prottrans_jax
 from prottrans_jax import frozen_params, sources, types
 from prottrans_jax.embed import layerwise
+from prottrans_jax.files import writing
 from prottrans_jax.interop import huggingface, vocabularies
 
 PROVENANCE = "provenance.json"
@@ -64,7 +65,7 @@ def export(
 
     Args:
       checkpoint: What `sources.read` takes: an own run, or a foreign checkpoint.
-      output: Folder to make.
+      output: Folder to make; it may exist if it is empty.
       encoder_only: Whether to leave decoder and heads out.
       network: "generator" or "discriminator" of an ELECTRA in training; None: the
         discriminator.
@@ -76,6 +77,7 @@ def export(
 
     Raises:
       FileNotFoundError: There is no such checkpoint.
+      FileExistsError: The output is there and not empty.
       ValueError: It is not a model of ours.
     """
     found = sources.read(checkpoint, scan_layers=False)
@@ -89,7 +91,8 @@ def export(
     module, params = sources.model_of(found), found.params
     if encoder_only:
         module, params = encoder_alone(module, params)
-    output.mkdir(parents=True)
+    writing.refuse_existing(output)
+    output.mkdir(parents=True, exist_ok=True)
     huggingface.write(output, module.config, params, dtype=dtype)
     vocabulary = found.vocabulary
     vocabularies.write(output, vocabulary, found.prefix_ids, found.suffix_ids)
@@ -99,7 +102,7 @@ def export(
         (output / "vocab.txt").write_text(text, encoding="utf-8")
     (output / "README.md").write_text(
         _NOTE.format(
-            title=output.name.removesuffix(".partial"),
+            title=output.name,
             version=prottrans_jax.__version__,
             form=found.form,
         ),

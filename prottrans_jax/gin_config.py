@@ -14,6 +14,8 @@ import pathlib
 import sys
 from typing import Any
 
+from prottrans_jax.files import paths
+
 try:
     from gin import config_parser
 except ModuleNotFoundError:  # Only mains get here, which tell their user.
@@ -174,7 +176,12 @@ def find_file(
       UsageError: Naming the nearest files, the folders searched and all leaves.
     """
     here = [pathlib.Path()]
-    places = [*map(pathlib.Path, folders), package_folder()]
+    try:
+        name = paths.local(name, "gin file")
+        searched = [paths.local(folder, "--gin_search_paths") for folder in folders]
+    except paths.PathError as error:
+        raise UsageError(str(error)) from error
+    places = [*searched, package_folder()]
     places = [included_by.parent, *places, *here] if included_by else here + places
     for place in places:
         for candidate in (place / name, place / f"{name}.gin"):

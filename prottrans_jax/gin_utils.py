@@ -18,10 +18,10 @@ import sys
 import tempfile
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 import gin
-from prottrans_jax import gin_check, gin_config
+from prottrans_jax import command_flags, gin_check, gin_config
 
 Config = gin_config.Config
 Reference = gin_config.Reference
@@ -298,4 +298,4 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    app.run(guarded, argv=argv)
+    command_flags.run(guarded, argv)

@@ -10,8 +10,9 @@ topologies may be named; --table adds a line for each to a Markdown file.
 --compare compiles several layouts of one leaf and ranks them, e.g.
 --compare=fully_sharded:save_attention,2d_sequence:8:full.
 
-Exit status: 0 it fits (with --compare: at least one layout does), 2 a mistake in the
-command line, settings or topology, 3 out of memory.
+Exit status: 0 it fits (with --compare: at least one layout does); 1 --table or
+--save_hlo could not be written; 2 a mistake in the command line, settings, places or
+topology; 3 out of memory; 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ if __name__ == "__main__":
 from absl import flags
 
 from prottrans_jax import gin_config, gin_utils
+from prottrans_jax.files import ownership, paths, writing
 
 _TOPOLOGY = flags.DEFINE_list(
     "topology", None, "Slices as chip:axis x axis, e.g. v3:16x32,v5e:16x16."
@@ -156,6 +158,7 @@ def _run(argv: Sequence[str]) -> int:
         raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     if not _TOPOLOGY.value:
         raise gin_utils.UsageError("Give a --topology, e.g. --topology=v3:16x32.")
+    _outputs()
     import jax
 
     from prottrans_jax import step_report
@@ -201,11 +204,31 @@ def _compile(leaf: str, topology: Any, layout: Layout | None) -> Any:
     parts, settings = _parts(topology)
     report, text = step_report.compile_step(**parts)
     print(f"{report}\n", flush=True)
-    if _SAVE_HLO.value:
-        pathlib.Path(_SAVE_HLO.value).write_text(text)
-    if _TABLE.value:
-        add_line(pathlib.Path(_TABLE.value), table_line(leaf, settings, report))
+    table, hlo = _outputs()
+    if hlo is not None:
+        writing.write_synced(hlo, text.encode())
+    if table is not None:
+        add_line(table, table_line(leaf, settings, report))
     return report
+
+
+def _outputs() -> tuple[pathlib.Path | None, pathlib.Path | None]:
+    """Files of --table and --save_hlo.
+
+    Raises:
+      UsageError: One is a URL, or holds something that is not from here.
+    """
+    outputs = []
+    for flag, start in ((_TABLE, _TABLE_HEAD.partition("\n")[0]), (_SAVE_HLO, "HloM")):
+        path = None
+        if flag.value:
+            try:
+                path = paths.local(flag.value, f"--{flag.name}")
+                ownership.refuse_foreign_file(path, start.encode())
+            except ValueError as error:
+                raise gin_utils.UsageError(str(error)) from error
+        outputs.append(path)
+    return outputs[0], outputs[1]
 
 
 def _ranking(slice_name: str, reports: dict, refused: dict) -> list[str]:

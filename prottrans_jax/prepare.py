@@ -6,9 +6,9 @@
   python -m prottrans_jax.prepare --task=mine --task_module=my_tasks --output=data/mine
   python -m prottrans_jax.prepare --verify=data/uniref50
 
-Exit status: 0 done; 1 the input cannot be used, the output is finished already or
-cannot be written, the disk is full; 2 a mistake in the flags or places, the output is
-being written by another process or was not made by this program; 3 done, but bad
+Exit status: 0 done; 1 the input cannot be used, the output is finished already, cannot
+be written or is being written by another process, the disk is full; 2 a mistake in the
+flags or places, or what is at the output was not made by this program; 3 done, but bad
 records were left out (--on_bad=skip), or --verify found damage; 130 and 143 stopped by
 SIGINT and SIGTERM, nothing is left behind.
 """
@@ -91,7 +91,6 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _MISPLACED = (
     paths.PathError,
     ownership.ForeignError,
-    locks.LockedError,
     locks.NotALockError,
 )
 
@@ -110,6 +109,8 @@ def _run() -> int:
         return _prepare()
     except _MISPLACED as e:
         return _fail(2, str(e))
+    except locks.LockedError as e:
+        return _fail(1, str(e))
     except ValueError as e:
         hint = ""
         if isinstance(e, fasta.FastaError) and not e.problem.fatal:

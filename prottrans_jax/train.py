@@ -14,7 +14,6 @@ before the last step was saved and evaluated, with a checkpoint.
 
 from collections.abc import Sequence
 import os
-import pathlib
 import sys
 import time
 
@@ -23,6 +22,7 @@ from absl import flags, logging
 try:
     from prottrans_jax import gin_utils
     from prottrans_jax.config import places
+    from prottrans_jax.files import paths
 except ModuleNotFoundError as missing:
     sys.exit(
         f"error: {missing.name} is not installed. Preparing and pre-training need the "
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
 def _tensorboard():
     from prottrans_jax.training import event_files
 
-    directory = pathlib.Path(gin_utils.build("%MODEL_DIR"))
+    directory = paths.local(gin_utils.build("%MODEL_DIR"), "MODEL_DIR")
     return (event_files.EventWriter(directory / "tensorboard"),)
 
 

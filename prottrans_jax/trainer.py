@@ -25,6 +25,7 @@ from prottrans_jax import (
     train_state,
     train_step,
 )
+from prottrans_jax.files import paths
 from prottrans_jax.training import event_files
 
 
@@ -145,12 +146,7 @@ def train(
         log_period=log_period,
     )
     nonfinite = logbook.NonFinitePolicy(on_nonfinite, max_skipped_steps)
-    if "://" in str(model_dir):
-        raise ValueError(
-            f"model_dir={model_dir!r} is not a folder. Mount the bucket (gcsfuse) or a "
-            "shared file system on every host and give the path."
-        )
-    directory = pathlib.Path(model_dir)
+    directory = paths.local(model_dir, "model_dir")
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -44,6 +44,29 @@ def refuse_foreign_entries(
         )
 
 
+def refuse_foreign_file(path: pathlib.Path, start: bytes) -> None:
+    """Raises if a file is there that does not begin as those of this program do.
+
+    Args:
+      path: What is to be replaced; it need not exist, and may be empty.
+      start: First bytes of what this program writes there.
+
+    Raises:
+      ForeignError: Names it.
+    """
+    if not os.path.lexists(path):
+        return
+    content = b""
+    if path.is_file():
+        with open(path, "rb") as file:
+            content = file.read(len(start))
+    if not path.is_file() or content not in (start, b""):
+        raise ForeignError(
+            f"{path} was not made by this program, so it is not replaced. Move it, or "
+            "choose another output."
+        )
+
+
 def refuse_same(
     inputs: Iterable[str | os.PathLike], outputs: Iterable[str | os.PathLike]
 ) -> None:
