@@ -1,7 +1,7 @@
 """What the three builders share: FASTA in, {"id", "sequence"} out."""
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 import hashlib
 import pathlib
 from typing import Any
@@ -20,8 +20,9 @@ class FastaBuilder(  # type: ignore[call-arg]
     """A TFDS data set read from FASTA, downloaded or from the manual folder.
 
     The content of a record (id, upper-case residues) and the split by the hash of the
-    id are those of `prottrans_jax.data.prepare`. Bad records are left out and counted
-    in the log. Keys are line numbers: ids of BFD are not unique.
+    id are those of `prottrans_jax.data.prepare`. Bad records, and training records with
+    the sequence of a validation record, are left out and counted in the log. Keys are
+    line numbers: ids of BFD are not unique.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -44,10 +45,17 @@ class FastaBuilder(  # type: ignore[call-arg]
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterable]:
         found = self._manual_file(dl_manager) or dl_manager.download(self.URL)
         path = pathlib.Path(found)
-        splits: dict[str, Iterable] = {"train": self._generate_examples(path, False)}
+        # 8 bytes of each: for BFD a set of 21 million numbers, some 1.3 GB.
+        held_out = {
+            _hash(example["sequence"])
+            for _, example in self._generate_examples(path, True, frozenset())
+        }
+        splits: dict[str, Iterable] = {
+            "train": self._generate_examples(path, False, held_out)
+        }
         # TFDS refuses a split without examples, as a small file may have it.
-        if any(True for _ in self._generate_examples(path, True)):
-            splits["validation"] = self._generate_examples(path, True)
+        if held_out:
+            splits["validation"] = self._generate_examples(path, True, frozenset())
         return splits
 
     def _manual_file(self, dl_manager: Any) -> pathlib.Path | None:
@@ -59,7 +67,7 @@ class FastaBuilder(  # type: ignore[call-arg]
         return next((path for path in found if path.exists()), None)
 
     def _generate_examples(
-        self, path: pathlib.Path, validation: bool
+        self, path: pathlib.Path, validation: bool, left_out: Set[int]
     ) -> Iterator[tuple[int, dict[str, bytes]]]:
         bad: collections.Counter[str] = collections.Counter()
         for block in self._blocks(path):
@@ -71,8 +79,12 @@ class FastaBuilder(  # type: ignore[call-arg]
                 logging.log_first_n(logging.WARNING, "left out: %s", 20, str(problem))
             columns = zip(parsed.names, parsed.residues, parsed.lines, strict=True)
             for name, residues, line in columns:
-                if self._wanted(name) and in_validation(name) == validation:
-                    yield line, {"id": name, "sequence": residues}
+                if not self._wanted(name) or in_validation(name) != validation:
+                    continue
+                if left_out and _hash(residues) in left_out:
+                    bad["same sequence as a validation record"] += 1
+                    continue
+                yield line, {"id": name, "sequence": residues}
         for reason, number in bad.items():
             logging.warning("%s: left out %d: %s", path, number, reason)
 
@@ -88,3 +100,7 @@ def in_validation(name: bytes) -> bool:
     """Whether the hash of an id puts it into the validation split."""
     word = hashlib.sha256(name).digest()[8:16]
     return int.from_bytes(word, "little") < VALIDATION_SHARE * 2**64
+
+
+def _hash(sequence: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(sequence).digest()[:8], "little")
