@@ -19,6 +19,10 @@ MESHES = sorted(path.name for path in (ROOT / "meshes").glob("*.gin"))
 GIVEN = ["MODEL_DIR = 'run'", "INITIAL_CHECKPOINT_PATH = 'start'"]
 
 
+def text_of(leaf):
+    return (ROOT / leaf).read_text()
+
+
 class Device:
     """Enough of a device for a mesh that nothing runs on."""
 
@@ -174,6 +178,29 @@ def test_families_divide_on_every_mesh(family, mesh):
     # Published batches are multiples of the hardware that they ran on.
     if partitioner.mesh.size <= 512:
         assert rows % partitioner.mesh.shape["data"] == 0
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_mesh_file_sets_the_number_of_devices_alone(mesh):
+    # The layout is the leaf's: what comes later would override it for every model.
+    lines = (ROOT / "meshes" / mesh).read_text().splitlines()
+    code = [line for line in lines if not line.startswith("#")]
+    assert len(code) == 1 and re.fullmatch(r"NUM_DEVICES = \d+", code[0])
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [n for n in LEAVES if n not in TRAINED_HERE and "fully_sharded" in text_of(n)],
+)
+def test_fully_sharded_leaf_divides_on_the_hardware_of_its_header(leaf):
+    cores = re.search(r"Hardware: .*?([\d,]+) TPU|meshes/v3-(1024)", text_of(leaf))
+    mesh = {"1024": "v3-1024.gin", "512": "v3-512.gin"}[
+        (cores[1] or cores[2]).replace(",", "")
+    ]
+    state, partitioner, shapes = plan(leaf, mesh)
+    rows = next(iter(shapes.values())).shape[0]
+    assert rows % partitioner.mesh.shape["data"] == 0
+    assert state.num_params > 0
 
 
 def test_every_family_has_all_kinds_of_leaves():
