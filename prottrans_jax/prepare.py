@@ -219,7 +219,7 @@ def _verify(folder: pathlib.Path) -> int:
     for problem in problems:
         print(problem)
     if problems:
-        print(f"{len(problems)} damaged files. Copy or prepare the folder again.")
+        print(f"Damaged: {len(problems)}. Copy or prepare the folder again.")
         return 3
     print(f"{folder}: all files match their checksums.")
     return 0
