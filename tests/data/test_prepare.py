@@ -338,6 +338,10 @@ def test_the_command_reads_standard_input_and_verifies(toy, tmp_path):
     shard.write_bytes(data)
     damaged = command(f"--verify={output}")
     assert damaged.returncode == 3 and str(shard) in damaged.stdout
+    (output / "manifest.json").write_text("{")
+    damaged = command(f"--verify={output}")
+    assert damaged.returncode == 3 and "manifest.json is damaged" in damaged.stdout
+    assert "Traceback" not in damaged.stderr
 
 
 def test_mistakes_get_a_sentence_and_no_traceback(tmp_path):
