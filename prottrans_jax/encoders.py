@@ -300,6 +300,7 @@ class Encoder(frozen_params.Holder):
         key: str = "auto",
         on_bad: str = "error",
         on_duplicate: str = "error",
+        allow_nucleotides: bool = False,
         reuse: str | os.PathLike | Sequence[str | os.PathLike] = (),
         resume: bool = True,
         overwrite: bool = False,
@@ -326,7 +327,8 @@ class Encoder(frozen_params.Holder):
           batch_tokens: Tokens that go through the model at once, with padding; None
             chooses by device.
           max_batch: Limit of the proteins among these.
-          max_length: Residues above which `long` says what is done.
+          max_length: Residues above which `long` says what is done; None: what the
+            model has positions for, or no limit.
           long: "error", "skip", "chunk" or "truncate".
           chunk_overlap: Residues that neighbouring pieces share; None: a quarter of
             `max_length`.
@@ -334,9 +336,11 @@ class Encoder(frozen_params.Holder):
           on_bad: What to do about a record that cannot be used: "error" or "skip".
           on_duplicate: About an id that comes again with another sequence: "error",
             "suffix" or "first".
+          allow_nucleotides: Whether a file of A, C, G, T, U and N is one of proteins.
           reuse: HDF5 files with vectors of the same model that need not be computed
             again.
-          resume: Whether to go on from what an earlier run left.
+          resume: Whether to go on from what an earlier run left and from the output as
+            it is, or to compute everything anew.
           overwrite: Whether to replace what another model or other settings made.
           commit_seconds: What was computed is committed at least this often, at first
             more often; a kill loses no more than that.
@@ -367,6 +371,7 @@ class Encoder(frozen_params.Holder):
             key=key,
             on_bad=on_bad,
             on_duplicate=on_duplicate,
+            allow_nucleotides=allow_nucleotides,
             reuse=settings.paths_of(reuse),
             resume=resume,
             overwrite=overwrite,

@@ -84,12 +84,21 @@ class FastaError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Whole records of one file: text that starts with ">" at line `line`."""
+    """Whole records of one file: text that starts with ">" at line `line`.
+
+    Attributes:
+      path: The file.
+      line: Of the first character.
+      data: The text; "" if there are only problems.
+      problems: What was met before it.
+      first: Whether the file begins with it.
+    """
 
     path: str
     line: int
     data: bytes
     problems: tuple[Problem, ...] = ()
+    first: bool = False
 
 
 @dataclasses.dataclass
@@ -319,6 +328,7 @@ def blocks(
     tail = b""
     line = 1  # Line of the first character of `tail`.
     begun = False
+    first = True
     problems: list[Problem] = []
     chunks = _lines_of(stream or _open(path), digest, block_bytes)
     while True:
@@ -342,7 +352,7 @@ def blocks(
                     "before this place are used.",
                 )
             )
-            yield Block(shown, line, kept, tuple(problems))
+            yield Block(shown, line, kept, tuple(problems), first)
             return
         except (*unpacking.ERRORS, OSError) as e:
             raise FastaError(
@@ -362,14 +372,14 @@ def blocks(
             problems += found
             if not begun:
                 if last:
-                    yield Block(shown, line, b"", tuple(problems))
+                    yield Block(shown, line, b"", tuple(problems), first)
                     return
                 continue
         border = len(tail) if last else tail.rfind(b"\n>") + 1
         if border:
             data, tail = tail[:border], tail[border:]
-            yield Block(shown, line, data, tuple(problems))
-            problems = []
+            yield Block(shown, line, data, tuple(problems), first)
+            problems, first = [], False
             line += data.count(b"\n")
         elif len(tail) > MAX_RECORD_BYTES:
             name = tail.partition(b"\n")[0][1:80].decode("utf-8", "backslashreplace")

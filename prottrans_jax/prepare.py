@@ -26,8 +26,9 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from prottrans_jax import command_flags, fasta
+from prottrans_jax import command_flags, fasta, plurals, vocabulary
 from prottrans_jax.files import locks, ownership, paths
+from prottrans_jax.proteins import nucleotides
 
 try:
     from prottrans_jax.data import prepare as prepare_lib
@@ -69,6 +70,9 @@ _VERIFY = flags.DEFINE_string(
 _ON_BAD = flags.DEFINE_enum(
     "on_bad", "error", ["error", "skip"], "What to do about a bad record."
 )
+_ALLOW_NUCLEOTIDES = flags.DEFINE_bool(
+    "allow_nucleotides", False, "Take files of A, C, G, T, U and N for proteins."
+)
 _MIN_LENGTH = flags.DEFINE_integer("min_length", 1, "Residues; shorter is left out.")
 _MAX_LENGTH = flags.DEFINE_integer("max_length", None, "Residues; longer is left out.")
 _DEDUPLICATE = flags.DEFINE_bool(
@@ -107,6 +111,8 @@ def _run() -> int:
         if _VERIFY.value is not None:
             return _verify(paths.local(_VERIFY.value, "--verify"))
         return _prepare()
+    except nucleotides.NucleotidesError as e:
+        return _fail(2, str(e))
     except _MISPLACED as e:
         return _fail(2, str(e))
     except locks.LockedError as e:
@@ -137,6 +143,7 @@ def _prepare() -> int:
             seed=_SEED.value,
             num_shards=_NUM_SHARDS.value,
             on_bad=_ON_BAD.value,
+            allow_nucleotides=_ALLOW_NUCLEOTIDES.value,
             num_processes=_NUM_PROCESSES.value or len(os.sched_getaffinity(0)),
         )
     except ValueError as e:
@@ -171,14 +178,15 @@ def _sources() -> list[prepare_lib.Source]:
 def _summary(report: prepare_lib.Report, folder: pathlib.Path) -> list[str]:
     seconds = max(report.seconds, 1e-9)
     lines = [
-        f"Read {report.records_read:,} records with {report.residues_read:,} residues "
-        f"in {report.seconds:.1f} s: {report.records_read / seconds:,.0f} records/s, "
+        f"Read {plurals.count(report.records_read, 'record')} with "
+        f"{plurals.count(report.residues_read, 'residue')} in {report.seconds:.1f} s: "
+        f"{report.records_read / seconds:,.0f} records/s, "
         f"{report.residues_read / seconds:,.0f} residues/s."
     ]
     if report.num_gaps or report.num_stops:
         lines.append(
-            f"Taken out: {report.num_gaps:,} gaps ('-', '.') and "
-            f"{report.num_stops:,} stops ('*') at the end of a sequence."
+            f"Taken out: {plurals.count(report.num_gaps, 'gap')} ('-', '.') and "
+            f"{plurals.count(report.num_stops, 'stop')} ('*') at the end of a sequence."
         )
     for why, (number, examples) in sorted(report.skipped.items()):
         lines.append(f"Left out {number:,}: {why}, e.g. {'; '.join(examples)}")
@@ -189,21 +197,24 @@ def _summary(report: prepare_lib.Report, folder: pathlib.Path) -> list[str]:
             f"Moved {report.manifest.moved_copies:,}: copies of a sequence into the "
             "split of its first record."
         )
-    alphabet: dict[str, int] = {}
     for name, split in report.manifest.splits.items():
         mean = split.num_residues / max(split.num_records, 1)
         lines.append(
-            f"{name}: {split.num_records:,} records, {split.num_residues:,} residues, "
+            f"{name}: {plurals.count(split.num_records, 'record')}, "
+            f"{plurals.count(split.num_residues, 'residue')}, "
             f"mean length {mean:.0f}, longest {split.max_length:,}, "
-            f"{len(split.shards)} shard{'s' * (len(split.shards) != 1)}"
+            f"{plurals.count(len(split.shards), 'shard')}"
         )
-        for letter, number in split.alphabet.items():
-            alphabet[letter] = alphabet.get(letter, 0) + number
-    bases = sum(alphabet.get(base, 0) for base in "ACGTUN")
-    if bases > 0.9 * sum(alphabet.values()):
-        lines.append(
-            "Warning: over 90 % of the letters are A, C, G, T, U or N. Is this DNA?"
-        )
+    unusual = {
+        letter: sum(s.alphabet.get(letter, 0) for s in report.manifest.splits.values())
+        for letter in vocabulary.READ_AS_X
+    }
+    if any(unusual.values()):
+        each = ", ".join(f"{number:,} {x}" for x, number in unusual.items() if number)
+        lines.append(f"Letters that models read as X: {each}.")
+    if report.num_only_x:
+        records_of_x = plurals.count(report.num_only_x, "record")
+        lines.append(f"Warning: {records_of_x} with no letter but X.")
     for name in ("train", "validation"):
         if name not in report.manifest.splits:
             lines.append(

@@ -32,6 +32,8 @@ STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 # Letters that stand for a residue but have no id that the models were trained with.
 READ_AS_X = "UZOBJ"
 LETTERS = STANDARD + "X" + READ_AS_X
+# Of a sequence of these alone nothing is known.
+X_LETTERS = ("X" + READ_AS_X).encode()
 GAPS = b"-."
 STOP = b"*"
 WHITE_SPACE = b" \t\n\r\v\f"
@@ -181,6 +183,10 @@ class Vocabulary:
                 table[byte] = self._ids[chr(letter)] if known else self.x_id
         table.flags.writeable = False
         return table
+
+    def reads_as_x(self, letter: str) -> bool:
+        """Whether a letter of a residue has no id of its own."""
+        return self.byte_table[ord(letter)] in (self.x_id, self.unk_id)
 
     def encode(self, sequence: str | bytes) -> jaxtyping.Int32[np.ndarray, " length"]:
         """Ids of the residues of `sequence`, one a letter, without special pieces.

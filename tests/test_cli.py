@@ -152,7 +152,7 @@ def test_what_is_left_out_is_named_and_the_status_says_so(model, source, tmp_pat
     assert not output.exists()
     done = run(*given, "--on-bad", "skip")
     assert done.returncode == 3
-    assert "3 gaps, 1 stops" in done.stderr
+    assert "3 gaps, 1 stop at the end" in done.stderr
     assert "Left out 1" in done.stderr and "BAD" in done.stderr
     assert "BAD\t26" in (tmp_path / "out.h5.skipped.tsv").read_text()
     assert output.exists()

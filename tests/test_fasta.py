@@ -21,7 +21,7 @@ MESSY = {
     "bom_no_final_newline.fasta": (5, []),
     "cr_only.fasta": (5, []),
     "crlf.fasta": (5, []),
-    "dna_by_mistake.fasta": (1, []),  # Every letter is a residue; `prepare` warns.
+    "dna_by_mistake.fasta": (1, []),  # Every letter is a residue; see `nucleotides`.
     "duplicate_ids.fasta": (5, []),  # `prepare` finds them.
     "empty.fasta": (0, [(0, "file without records")]),
     "gz_without_suffix.fasta": (5, []),

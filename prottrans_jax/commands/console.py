@@ -1,7 +1,7 @@
 """What all commands share: flags, lines on stderr, exit statuses."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import sys
 from typing import Any, NoReturn
 
@@ -107,6 +107,11 @@ def fail(status: int, why: str) -> int:
 def say(line: str) -> None:
     """Prints a line for people."""
     print(line, file=sys.stderr, flush=True)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, separated by commas."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def gib(size: int) -> str:

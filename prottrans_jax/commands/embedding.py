@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 
+from prottrans_jax import plurals
 from prottrans_jax.commands import console, progress
 from prottrans_jax.files import paths
 
@@ -58,18 +59,28 @@ def add_embed(commands) -> None:
         help="tokens that are computed at once, with padding",
     )
     add("--max-batch", type=int, help="proteins that are computed at once")
-    add("--max-length", type=int, help="residues above which --long decides")
+    add(
+        "--max-length",
+        type=int,
+        help="residues above which --long decides; default: what the model takes",
+    )
     add("--long", default="error", help="error, skip, chunk or truncate")
     add("--chunk-overlap", type=int, help="residues that pieces share")
     add("--key", default="auto", help="auto, token, header, md5, biotrainer or index")
     add("--on-bad", "--on_bad", default="error", help="error or skip")
+    add(
+        *("--allow-nucleotides", "--allow_nucleotides"),
+        action="store_true",
+        help="take a file of A, C, G, T, U and N for one of proteins",
+    )
     add("--on-duplicate", default="error", help="error, suffix or first")
     add("--reuse", action="append", default=[], help="HDF5 file to take vectors from")
     add(
         "--resume",
         action=console.Switch,
         default=True,
-        help="go on from what a stopped run left, or begin anew; see --overwrite",
+        help="go on from what a stopped run left and from the output as it is, or "
+        "compute everything anew; see --overwrite",
     )
     add("--overwrite", action="store_true", help="replace another run's output")
     add(
@@ -164,47 +175,85 @@ class _Say:
     def plan(self, plan) -> None:
         if self._quiet:
             return
+        residues = plurals.count(plan.residues, "residue")
+        longest = f", longest {plan.longest:,} ({plan.longest_id})"
         console.say(
-            f"{plan.proteins:,} proteins, {plan.residues:,} residues, longest "
-            f"{plan.longest:,} ({plan.longest_id}); {plan.to_compute:,} to compute. "
+            f"{plurals.count(plan.proteins, 'protein')}, {residues}"
+            f"{longest if plan.proteins else ''}; {plan.to_compute:,} to compute. "
             f"About {console.gib(plan.output_bytes)} to write, "
             f"{console.gib(plan.needed_bytes)} while merging; "
             f"{console.gib(plan.free_bytes)} free."
         )
+        for reason, number in sorted(plan.left_out.items()):
+            console.say(
+                f"{plurals.count(number, 'record')} will be left out: {reason}."
+            )
+        for action, number in sorted(plan.cut.items()):
+            console.say(f"{_cut_to(number, action, plan.limit)}.")
         if plan.needed_bytes > plan.free_bytes:
             console.say("Warning: that may not fit on this disk.")
 
     def summary(self, report) -> int:
         if not self._quiet:
-            counts = [f"{report.embedded:,} embedded"]
-            for number, what in (
-                (report.resumed, "from the run before"),
-                (report.reused, "reused"),
-                (report.kept, "of the file as it was kept"),
-                (report.repeated, "repeated records written once"),
-            ):
-                if number:
-                    counts.append(f"{number:,} {what}")
-            console.say(", ".join(counts) + ".")
-            if report.embedded:
-                console.say(
-                    f"{report.residues_per_second:,.0f} residues/s over "
-                    f"{console.duration(report.seconds)}, {100 * report.padding:.1f} % "
-                    f"padding, peak memory {console.gib(report.peak_memory_bytes)}."
-                )
-            if report.gaps or report.stops:
-                console.say(
-                    f"Taken out of sequences: {report.gaps:,} gaps, {report.stops:,} "
-                    "stops at the end."
-                )
+            self._counts(report)
             for path in report.outputs:
                 console.say(f"Wrote {path}")
+        if report.letters.only_x:
+            names = report.letters.only_x
+            console.say(
+                f"Warning: {plurals.count(len(names), 'protein')} with no letter but X "
+                f"({console.some(names)}): such vectors say nothing."
+            )
         if not report.skipped:
             return 0
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[str, list] = {}
         for skipped in report.skipped:
-            reasons.setdefault(skipped.reason, []).append(skipped.name)
-        for reason, names in sorted(reasons.items()):
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            console.say(f"Left out {len(names):,}: {reason} ({shown})")
+            reasons.setdefault(skipped.reason, []).append(skipped)
+        for reason, records in sorted(reasons.items()):
+            names = [r.name or (f"line {r.line}" if r.line else "") for r in records]
+            shown = f" ({console.some(names)})" if any(names) else ""
+            console.say(f"Left out {len(names):,}: {reason}{shown}")
         return 3
+
+    def _counts(self, report) -> None:
+        counts = [f"{report.embedded:,} embedded"]
+        for number, what in (
+            (report.resumed, "from the run before"),
+            (report.reused, "reused"),
+            (report.kept, "kept from an earlier input, not in this one"),
+            (report.dropped, "of an earlier input dropped from the output"),
+        ):
+            if number:
+                counts.append(f"{number:,} {what}")
+        if report.repeated:
+            counts.append(
+                f"{plurals.count(report.repeated, 'repeated record')} written once"
+            )
+        console.say(", ".join(counts) + ".")
+        if report.embedded:
+            console.say(
+                f"{report.residues_per_second:,.0f} residues/s over "
+                f"{console.duration(report.seconds)}, {100 * report.padding:.1f} % "
+                f"padding, peak memory {console.gib(report.peak_memory_bytes)}."
+            )
+        letters = report.letters
+        if letters.gaps or letters.stops:
+            console.say(
+                f"Taken out of sequences: {plurals.count(letters.gaps, 'gap')}, "
+                f"{plurals.count(letters.stops, 'stop')} at the end."
+            )
+        if letters.unusual:
+            each = ", ".join(f"{number:,} {x}" for x, number in letters.unusual.items())
+            console.say(f"Read as X: {each}.")
+        actions: dict[str, list[str]] = {}
+        for cut in report.cut:
+            actions.setdefault(cut.action, []).append(cut.name)
+        for action, names in sorted(actions.items()):
+            console.say(
+                f"{_cut_to(len(names), action, report.limit)}: {console.some(names)}."
+            )
+
+
+def _cut_to(number: int, action: str, limit: int) -> str:
+    how = "truncated to" if action == "truncated" else "embedded in pieces of"
+    return f"{plurals.count(number, 'protein')} {how} {plurals.count(limit, 'residue')}"

@@ -4,6 +4,7 @@ import argparse
 import json
 import pathlib
 
+from prottrans_jax import plurals
 from prottrans_jax.commands import console
 from prottrans_jax.files import paths
 
@@ -81,7 +82,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     pool = pooling.check(arguments.pool, has_cls=False)
     output = paths.local(arguments.output, "output")
     number = files.convert(paths.local(arguments.input, "input"), output, pool=pool)
-    console.say(f"Wrote {number:,} proteins to {output}")
+    console.say(f"Wrote {plurals.count(number, 'protein')} to {output}")
     return 0
 
 
@@ -125,18 +126,45 @@ def _verify(arguments: argparse.Namespace) -> int:
         return console.fail(2, "give a FILE, or -m MODEL, --golden FILE and -i FASTA.")
     from prottrans_jax.embed import files, verifying
 
+    about = files.metadata(arguments.file)
     wanted, unusable = None, list[str]()
     if arguments.input:
         scheme = arguments.key or (files.run_of(arguments.file) or {}).get("key")
-        wanted, unusable = verifying.expected(arguments.input, scheme or "auto")
-    faults = unusable + verifying.check_file(arguments.file, wanted)
+        options = about.get("options", {})
+        wanted, unusable = verifying.expected(
+            arguments.input,
+            scheme or "auto",
+            allow_nucleotides=bool(options.get("allow_nucleotides")),
+        )
+    check = verifying.check_file(arguments.file, wanted)
+    faults = unusable + check.faults
     for fault in faults[:20]:
         print(fault)
+    if len(faults) > 20:
+        print(f"... and {plurals.count(len(faults) - 20, 'more', 'more')}.")
+    if check.extra:
+        print(
+            f"{plurals.count(len(check.extra), 'protein')} of the file not in "
+            f"{' and '.join(arguments.input)} (outputs keep proteins of earlier "
+            f"inputs): "
+            f"{console.some(check.extra)}"
+        )
     if faults:
-        number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        number = plurals.count(len(faults), "fault")
         return console.fail(3, f"{arguments.file}: {number}.")
     found = files.describe(arguments.file)
-    print(f"{arguments.file}: {found.proteins:,} proteins, {found.kind}, sound.")
+    # Not every format keeps both lengths of a protein.
+    truncated = max(check.truncated, about.get("truncated", 0))
+    cut = "".join(
+        f", {number:,} {action} (--long {policy})"
+        for number, action, policy in (
+            (truncated, "truncated", "truncate"),
+            (about.get("chunked", 0), "embedded in pieces", "chunk"),
+        )
+        if number
+    )
+    proteins = plurals.count(found.proteins, "protein")
+    print(f"{arguments.file}: {proteins}, {found.kind}, sound{cut}.")
     return 0
 
 
@@ -156,10 +184,14 @@ def _verify_model(arguments: argparse.Namespace) -> int:
             f"{result.largest:.2e}, least cosine {result.cosine:.6f}"
         )
     if others:
-        some = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
         source = " and ".join(arguments.input)
-        print(f"{len(others)} of {source} not in {arguments.golden}: {some}")
+        print(
+            f"{len(others):,} of {source} not in {arguments.golden}: "
+            f"{console.some(others)}"
+        )
     failed = sum(not result.passed for result in results)
     if failed or not results:
-        return console.fail(3, f"{failed} of {len(results)} proteins differ.")
+        number = plurals.count(len(results), "protein")
+        verb = "differs" if failed == 1 else "differ"
+        return console.fail(3, f"{failed:,} of {number} {verb}.")
     return 0

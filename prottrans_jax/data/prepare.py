@@ -60,6 +60,8 @@ class Options:
       seed: of the shuffle.
       num_shards: of the split "train"; None: 64 MiB of text each.
       on_bad: "error" stops at the first bad record; "skip" leaves bad ones out.
+      allow_nucleotides: whether records of A, C, G, T, U and N are proteins. If not, a
+        file of them is refused, and one among others is a bad record.
       num_processes: parsing, sorting and packing run in so many processes.
     """
 
@@ -71,6 +73,7 @@ class Options:
     seed: int = 0
     num_shards: int | None = None
     on_bad: str = "error"
+    allow_nucleotides: bool = False
     num_processes: int = 1
 
     def __post_init__(self):
@@ -115,6 +118,7 @@ class Report:
     residues_read: int
     num_gaps: int
     num_stops: int
+    num_only_x: int  # Records with no letter that stands for one amino acid.
     # Reason -> (number, examples)
     skipped: dict[str, tuple[int, tuple[str, ...]]]
 
@@ -162,7 +166,7 @@ def example_source(
                 for name, s in some
             )
             digest.update(text)
-            yield fasta.Block(path, line, text)
+            yield fasta.Block(path, line, text, first=line == 1)
             line += 2 * len(some)
 
     return Source(path=path, blocks=blocks, split=split)
@@ -212,6 +216,9 @@ def prepare(
         shutil.rmtree(run.folder)
         given = dataclasses.asdict(options)
         del given["num_processes"]
+        if not options.allow_nucleotides:
+            # Manifests of folders without nucleotides stay what they were.
+            del given["allow_nucleotides"]
         manifest = writer.finish(
             inputs=run.inputs,
             options=given,
@@ -225,6 +232,7 @@ def prepare(
         residues_read=run.totals["residues"],
         num_gaps=run.totals["gaps"],
         num_stops=run.totals["stops"],
+        num_only_x=run.totals["only_x"],
         skipped=run.skipped,
     )
 
@@ -285,6 +293,7 @@ class _Run:
             shuffle=options.shuffle,
             seed=options.seed,
             skip_bad=options.on_bad == "skip",
+            allow_nucleotides=options.allow_nucleotides,
         )
 
         def calls() -> Iterator[tuple]:
@@ -299,6 +308,7 @@ class _Run:
             self.totals["residues"] += done.num_residues
             self.totals["gaps"] += done.num_gaps
             self.totals["stops"] += done.num_stops
+            self.totals["only_x"] += done.num_only_x
             self._note(done.skipped)
             self._tell("read")
 

@@ -19,8 +19,9 @@ import pathlib
 import jaxtyping
 import numpy as np
 
-from prottrans_jax import fasta
+from prottrans_jax import fasta, vocabulary
 from prottrans_jax.data import record_writer, shard_readers
+from prottrans_jax.proteins import nucleotides
 
 # `ordinal` is file << 40 | line: the place in the input, and an order of all records.
 _META = np.dtype(
@@ -45,6 +46,7 @@ REPEATED = "repeated record (same id, same sequence)"
 DUPLICATE = "exact duplicate of another sequence"
 SAME_ID = "id used for two sequences"
 HELD_OUT = "same sequence as a record of another split, which is not trained on"
+_NUCLEOTIDES_WAY_OUT = "Translate them; if they are proteins, pass --allow_nucleotides."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Plan:
       shuffle: whether records are shuffled, or kept in the order of the input.
       seed: of the shuffle.
       skip_bad: whether bad records are left out, or stop the run.
+      allow_nucleotides: whether records of A, C, G, T, U and N are proteins.
     """
 
     folder: pathlib.Path
@@ -79,6 +82,7 @@ class Plan:
     shuffle: bool
     seed: int
     skip_bad: bool
+    allow_nucleotides: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Spilled:
     num_residues: int = 0
     num_gaps: int = 0
     num_stops: int = 0
+    num_only_x: int = 0
     # (reason, number, examples)
     skipped: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
 
@@ -140,10 +145,15 @@ def spill_block(plan: Plan, number: int, file: int, block: fasta.Block) -> Spill
 
     Raises:
       FastaError: a bad record, unless they are skipped.
+      NucleotidesError: the file holds nucleotides.
     """
     parsed = fasta.parse(block)
+    problems = [*block.problems, *parsed.problems]
+    if not plan.allow_nucleotides:
+        parsed, more = nucleotides.check(block, parsed, _NUCLEOTIDES_WAY_OUT)
+        problems += more
     skips = Skips(plan.folder / f"segment-{number:07d}.skipped")
-    for problem in (*block.problems, *parsed.problems):
+    for problem in problems:
         if problem.fatal or not plan.skip_bad:
             raise fasta.FastaError(problem)
         skips.add(problem.reason, f"{problem.path}:{problem.line}", problem.name)
@@ -179,6 +189,7 @@ def spill_block(plan: Plan, number: int, file: int, block: fasta.Block) -> Spill
         num_residues=int(lengths.sum()),
         num_gaps=parsed.num_gaps,
         num_stops=parsed.num_stops,
+        num_only_x=sum(not x.strip(vocabulary.X_LETTERS) for x in residues),
         skipped=skips.close(),
     )
 

@@ -262,6 +262,7 @@ def _hdf5(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
                 int(attributes.get("length", array.shape[0] if array.ndim > 1 else 0)),
                 str(attributes.get("sequence_sha256", "")),
                 array,
+                int(attributes.get("sequence_length", 0)),
             )
 
 

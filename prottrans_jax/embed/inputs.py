@@ -13,19 +13,26 @@ import os
 import pathlib
 import shutil
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from prottrans_jax import fasta, stop_signals
+from prottrans_jax import fasta, stop_signals, vocabulary
 from prottrans_jax.embed import keys
 from prottrans_jax.files import paths as local_paths
+from prottrans_jax.proteins import nucleotides
 
 ON_DUPLICATE = ("error", "suffix", "first")
 # Of standard input, looked at before it is copied.
 _START_BYTES = 64 << 10
 # Fates of records.
 EMBED, SAME, LEFT_OUT = 0, 1, 2
+# What was done to records that `Treated` names.
+SKIPPED, TRUNCATED, CHUNKED = "skipped", "truncated", "chunked"
+_NUCLEOTIDES_WAY_OUT = (
+    "Translate them; if they are proteins, pass --allow-nucleotides (in Python "
+    "allow_nucleotides=True)."
+)
 
 
 class Protein(NamedTuple):
@@ -56,13 +63,53 @@ class Protein(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Skipped:
-    """A record that is left out, and why."""
+class Treated:
+    """A record that is left out or cut, and why.
+
+    Attributes:
+      name: First word of its header.
+      line: Of its header, from 1.
+      reason: The kind, a few fixed words.
+      detail: The sentence for the user.
+      action: `SKIPPED`, `TRUNCATED` or `CHUNKED`.
+    """
 
     name: str
     line: int
     reason: str
     detail: str
+    action: str = SKIPPED
+
+
+@dataclasses.dataclass
+class Letters:
+    """Letters of the input that are not among the 20 amino acids.
+
+    Attributes:
+      gaps: Gap characters taken out.
+      stops: Stops at the end of sequences taken out.
+      unusual: Number of each of `vocabulary.READ_AS_X` that occurs.
+      only_x: Names of the records with no other letters than X and these.
+    """
+
+    gaps: int = 0
+    stops: int = 0
+    unusual: dict[str, int] = dataclasses.field(default_factory=dict)
+    only_x: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, parsed: fasta.Parsed) -> None:
+        """Counts the letters of a block."""
+        self.gaps += parsed.num_gaps
+        self.stops += parsed.num_stops
+        text = b"".join(parsed.residues)
+        for letter in vocabulary.READ_AS_X:
+            if number := text.count(letter.encode()):
+                self.unusual[letter] = self.unusual.get(letter, 0) + number
+        self.only_x += [
+            name.decode()
+            for name, residues in zip(parsed.names, parsed.residues, strict=True)
+            if not residues.strip(vocabulary.X_LETTERS)
+        ]
 
 
 @dataclasses.dataclass
@@ -79,9 +126,10 @@ class Inputs:
       fates: [records] `EMBED`; `SAME` as an earlier record; `LEFT_OUT`.
       suffixes: Number to add to the key of a record with another's key.
       skipped: What is left out.
-      num_gaps: Gap characters taken out.
-      num_stops: Stops at the end of sequences taken out.
-      longest: Name of the longest record.
+      cut: What is embedded in part or in pieces.
+      letters: Letters other than the 20 amino acids.
+      longest: Name of the longest record, and its number.
+      allow_nucleotides: Whether records of nucleotides are taken for proteins.
     """
 
     paths: tuple[str, ...]
@@ -92,10 +140,11 @@ class Inputs:
     lengths: np.ndarray
     fates: np.ndarray
     suffixes: dict[int, int]
-    skipped: list[Skipped]
-    num_gaps: int
-    num_stops: int
-    longest: str
+    skipped: list[Treated]
+    letters: Letters
+    longest: tuple[str, int]
+    allow_nucleotides: bool
+    cut: list[Treated] = dataclasses.field(default_factory=list)
 
     @property
     def path(self) -> str:
@@ -124,13 +173,47 @@ class Inputs:
         where = np.asarray(where) & (self.fates == EMBED)
         if not where.any():
             return
-        several = len(self.paths) > 1
-        for protein in self.proteins(where):
-            what = detail(protein)
-            if several:
-                what = f"{protein.place}: {what}"
-            self.skipped.append(Skipped(protein.name, protein.line, reason, what))
+        self.skipped += self._treated(where, reason, detail, SKIPPED)
         self.fates[where] = LEFT_OUT
+
+    def note_cut(self, where: np.ndarray, action: str, detail: Callable) -> None:
+        """Names the chosen records in `where`, of which not all goes through at once.
+
+        Args:
+          where: [records] True at those.
+          action: `TRUNCATED` or `CHUNKED`.
+          detail: `detail(protein)` is the sentence for the user.
+        """
+        where = np.asarray(where) & (self.fates == EMBED)
+        if not where.any():
+            return
+        self.cut += self._treated(where, "longer than the limit", detail, action)
+
+    def _treated(
+        self, where: np.ndarray, reason: str, detail: Callable, action: str
+    ) -> list[Treated]:
+        several = len(self.paths) > 1
+        return [
+            Treated(
+                protein.name,
+                protein.line,
+                reason,
+                f"{protein.place}: {detail(protein)}" if several else detail(protein),
+                action,
+            )
+            for protein in self.proteins(where)
+        ]
+
+    def longest_chosen(self) -> tuple[str, int]:
+        """Name and residues of the longest record to embed; "" and 0 if none is."""
+        lengths = np.where(self.fates == EMBED, self.lengths, 0)
+        if not lengths.any():
+            return "", 0
+        name, number = self.longest
+        at = int(lengths.argmax())
+        if at != number:
+            name = next(self.proteins(np.arange(len(lengths)) == at)).name
+        return name, int(lengths[at])
 
     def proteins(self, where: np.ndarray | None = None) -> Iterator[Protein]:
         """Reads the file again: the records marked in `where`, by default the chosen.
@@ -140,7 +223,11 @@ class Inputs:
         """
         wanted = (self.fates == EMBED) if where is None else where
         index = -1
-        records = _of_all(self.paths, lambda path: _records(path, None, None))
+        # What cannot be used was reported by the first reading.
+        records = _of_all(
+            self.paths,
+            lambda path: _records(path, self.allow_nucleotides, lambda problem: None),
+        )
         for index, (path, (record, header)) in enumerate(records):
             if index >= len(wanted):
                 break
@@ -176,6 +263,7 @@ def look(
     key_scheme: str = "auto",
     on_bad: str = "error",
     on_duplicate: str = "error",
+    allow_nucleotides: bool = False,
 ) -> Inputs:
     """Reads FASTA files once, checks them, and remembers what is in them.
 
@@ -187,21 +275,24 @@ def look(
       on_duplicate: What to do about a key that came before with another sequence:
         "error", "suffix" (KEY_2, KEY_3, ...) or "first" (leave the later ones out). The
         same key with the same sequence is embedded once in any case.
+      allow_nucleotides: Whether records of A, C, G, T, U and N are proteins. If not, a
+        file of them is refused, and one among others is a record that cannot be used.
 
     Raises:
       fasta.FastaError: File and line of the first problem.
+      nucleotides.NucleotidesError: The file holds nucleotides.
       ValueError: Duplicates, with their lines.
     """
-    skipped: list[Skipped] = []
+    skipped: list[Treated] = []
 
     def on_problem(problem: fasta.Problem) -> None:
         skipped.append(
-            Skipped(problem.name, problem.line, problem.reason, str(problem))
+            Treated(problem.name, problem.line, problem.reason, str(problem))
         )
 
-    cleaned = [0, 0]
+    letters = Letters()
     entries, lengths, lines = bytearray(), [], []
-    longest, longest_length = "", -1
+    longest, longest_length = ("", -1), -1
     paths = tuple(local_paths.local_inputs(source, "source"))
     digests = [hashlib.sha256() for _ in paths]
     starts: list[int] = []
@@ -211,7 +302,8 @@ def look(
 
     def read(path: str) -> Iterator[tuple[fasta.Record, bytes]]:
         starts.append(index + 1)
-        return _records(path, handler, cleaned, digests[len(starts) - 1])
+        digest = digests[len(starts) - 1]
+        return _records(path, allow_nucleotides, handler, letters, digest)
 
     for index, (_, (record, header)) in enumerate(_of_all(paths, read)):
         protein = _protein(key_scheme, index, record, header)
@@ -219,7 +311,7 @@ def look(
         lengths.append(len(record.residues))
         lines.append(record.line)
         if lengths[-1] > longest_length:
-            longest, longest_length = protein.name, lengths[-1]
+            longest, longest_length = (protein.name, index), lengths[-1]
         if len(lengths) == 1 << 16:
             columns.append(np.array([lengths, lines], np.int64))
             lengths, lines = [], []
@@ -236,9 +328,9 @@ def look(
         fates=np.zeros(len(table), np.uint8),
         suffixes={},
         skipped=skipped,
-        num_gaps=cleaned[0],
-        num_stops=cleaned[1],
+        letters=letters,
         longest=longest,
+        allow_nucleotides=allow_nucleotides,
     )
     _resolve_duplicates(found, all_lines, on_duplicate)
     return found
@@ -272,21 +364,32 @@ def _of_all(
             yield path, record
 
 
-def _records(path, on_problem, cleaned, sha256=None):
-    """(record, header) of every record that can be read."""
+def _records(
+    path: str | os.PathLike,
+    allow_nucleotides: bool,
+    on_problem: Callable[[fasta.Problem], None] | None,
+    letters: Letters | None = None,
+    sha256: Any = None,
+) -> Iterator[tuple[fasta.Record, bytes]]:
+    """(record, header) of every record that can be used; see `fasta.raise_or_report`.
 
-    def ignore(problem):
-        del problem
-
-    # The second reading passes over what the first one reported.
-    handler = on_problem if cleaned is not None else ignore
+    Args:
+      path: The file.
+      allow_nucleotides: As in `look`.
+      on_problem: Called with what is wrong; None raises it.
+      letters: Counts the letters.
+      sha256: Updated with the bytes as they are stored.
+    """
     for block in fasta.blocks(path, digest=sha256):
         stop_signals.check()
         parsed = fasta.parse(block, headers=True)
-        fasta.raise_or_report((*block.problems, *parsed.problems), handler)
-        if cleaned is not None:
-            cleaned[0] += parsed.num_gaps
-            cleaned[1] += parsed.num_stops
+        problems = [*block.problems, *parsed.problems]
+        if not allow_nucleotides:
+            parsed, more = nucleotides.check(block, parsed, _NUCLEOTIDES_WAY_OUT)
+            problems += more
+        fasta.raise_or_report(problems, on_problem)
+        if letters is not None:
+            letters.add(parsed)
         for record in zip(
             map(fasta.Record, parsed.names, parsed.residues, parsed.lines),
             parsed.headers,
@@ -370,7 +473,7 @@ def _resolve_duplicates(found: Inputs, lines: np.ndarray, on_duplicate: str) -> 
         )
     for protein in proteins:
         found.skipped.append(
-            Skipped(
+            Treated(
                 protein.name,
                 protein.line,
                 "id came before with another sequence",

@@ -8,7 +8,9 @@ Every result is a function of the input and the settings alone: a run that was k
 and goes on writes the same bytes as one that was not.
 """
 
+import collections
 from collections.abc import Callable, Sequence
+import dataclasses
 import errno
 import os
 import shutil
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from prottrans_jax import plurals
 from prottrans_jax.embed import (
     computing,
     inputs,
@@ -29,6 +32,8 @@ from prottrans_jax.embed import (
     writers,
 )
 from prottrans_jax.files import ownership, paths
+
+_TOO_LONG_FOR_MODEL = "longer than the model has positions for"
 
 
 class DiskFullError(OSError):
@@ -56,10 +61,11 @@ def embed_fasta(
       on_progress: Called after each protein, and before each wait for the device.
 
     Returns:
-      What was done. Records left out are in it and in OUTPUT.skipped.tsv.
+      What was done. Records left out or cut are in it and in OUTPUT.skipped.tsv.
 
     Raises:
       fasta.FastaError: The input is odd; says where.
+      nucleotides.NucleotidesError: The input holds nucleotides.
       ValueError: Duplicate ids, proteins over the limit, unknown names.
       locks.LockedError: Another process writes to this output.
       ownership.ForeignError: What is at the output was not made by this program.
@@ -119,12 +125,24 @@ def _run(asked, sources, parts, on_plan, on_progress) -> reports.Report:
         key_scheme=options.key,
         on_bad=options.on_bad,
         on_duplicate=options.on_duplicate,
+        allow_nucleotides=options.allow_nucleotides,
     )
-    report.gaps, report.stops = found.num_gaps, found.num_stops
+    # Letters that this model has ids for are not read as X.
+    report.letters = dataclasses.replace(
+        found.letters,
+        unusual={
+            letter: number
+            for letter, number in found.letters.unusual.items()
+            if asked.encoder.vocabulary.reads_as_x(letter)
+        },
+    )
+    report.cut, report.limit = found.cut, options.max_length
     _apply_limits(asked, found)
-    if not options.overwrite and provenance.is_complete(asked, found):
-        report.skipped = found.skipped
+    begin_anew = options.overwrite or not options.resume
+    if not begin_anew and (kept := provenance.is_complete(asked, found)) is not None:
+        report.skipped, report.kept = found.skipped, kept
         report.reused = len(found.chosen)
+        provenance.write_treated(asked, found)
         parts.remove()
         return report
     entries = found.stored_entries()
@@ -134,10 +152,17 @@ def _run(asked, sources, parts, on_plan, on_progress) -> reports.Report:
     report.skipped = found.skipped
     report.repeated = int((found.fates == inputs.SAME).sum())
     report.reused = int(known.where.sum())
-    provenance.write_skipped(asked, found.skipped)
-    # Not if the output as it is holds all, and nothing was computed.
-    if not (known.has_output and known.in_output[found.chosen].all()):
-        merging.merge(asked, found, entries, known, parts, report)
+    report.kept = known.count_others(next(iter(asked.paths)), entries)
+    if not known.keeps_others and not options.overwrite:
+        before = [path for path in asked.paths.values() if path.exists()]
+        numbers = [reuse.count_others(path, entries) for path in before]
+        report.dropped = max(numbers, default=0)
+    provenance.write_treated(asked, found)
+    if known.has_output and known.in_output[found.chosen].all():
+        # The output as it is holds all of the input: only what it is known for changes.
+        provenance.write(asked, found, kept=report.kept, complete=True)
+    else:
+        merging.merge(asked, found, entries, known, parts, report.kept)
     known.close()
     parts.remove()
     report.peak_memory_bytes = reports.peak_memory_bytes()
@@ -145,33 +170,57 @@ def _run(asked, sources, parts, on_plan, on_progress) -> reports.Report:
 
 
 def _apply_limits(asked: settings.Settings, found: inputs.Inputs) -> None:
-    limit = asked.options.max_length
-    if limit is not None:
-        too_long = (found.fates == inputs.EMBED) & (found.lengths > limit)
-        if too_long.any() and asked.options.long == "error":
-            worst = next(found.proteins(too_long))
-            raise ValueError(
-                f"{worst.place}: {worst.name!r} has "
-                f"{len(worst.residues):,} residues, more than --max-length={limit} "
-                f"({int(too_long.sum())} such in all). Raise it, or say what to do "
-                "about them: --long skip, chunk or truncate."
+    """Refuses, leaves out or cuts what is too long, as `Options.long` says."""
+    limit, most = asked.options.max_length, asked.encoder.max_residues
+    policy = asked.options.long
+    if policy == "error":
+        if limit is not None and (most is None or limit < most):
+            _refuse_longer(
+                found, limit, f"more than --max-length={limit}", "Raise it, or say"
             )
-        if asked.options.long == "skip":
-            found.leave_out(
-                too_long,
-                "longer than --max-length",
-                lambda p: f"{len(p.residues)} residues, limit {limit}",
-            )
-    most = asked.encoder.max_residues
-    if most is not None and not (asked.cuts and limit and limit <= most):
+        elif most is not None:
+            _refuse_longer(found, most, f"the model has positions for {most:,}", "Say")
+        return
+    assert limit is not None  # `settings.resolve` has seen to it.
+    if policy == "skip":
         found.leave_out(
-            found.lengths > most,
-            "longer than the model has positions for",
-            lambda p: (
-                f"{len(p.residues)} residues, the model takes {most}; "
-                f"--max-length {most} --long chunk embeds it in pieces"
-            ),
+            found.lengths > limit,
+            _TOO_LONG_FOR_MODEL if limit == most else "longer than --max-length",
+            lambda p: f"{len(p.residues)} residues, limit {limit}",
         )
+        if most is not None:
+            found.leave_out(
+                found.lengths > most,
+                _TOO_LONG_FOR_MODEL,
+                lambda p: f"{len(p.residues)} residues, limit {most}",
+            )
+    elif policy == "truncate":
+        found.note_cut(
+            found.lengths > limit,
+            inputs.TRUNCATED,
+            lambda p: f"the first {limit} of {len(p.residues)} residues",
+        )
+    else:
+        found.note_cut(
+            found.lengths > limit,
+            inputs.CHUNKED,
+            lambda p: f"{len(p.residues)} residues in pieces of {limit}",
+        )
+
+
+def _refuse_longer(found: inputs.Inputs, limit: int, what: str, advice: str) -> None:
+    """Raises if a record has more residues than `limit`; names the first."""
+    chosen = found.fates == inputs.EMBED
+    too_long = chosen & (found.lengths > limit)
+    if not too_long.any():
+        return
+    first = next(found.proteins(too_long))
+    raise ValueError(
+        f"{first.place}: {first.name!r} has {len(first.residues):,} "
+        f"residues, {what}; of {plurals.count(int(chosen.sum()), 'protein')} "
+        f"{int(too_long.sum()):,} {'is' if too_long.sum() == 1 else 'are'} longer. "
+        f"{advice} what to do about them: --long skip, chunk or truncate."
+    )
 
 
 def _known(asked: settings.Settings, found: inputs.Inputs) -> reuse.Known:
@@ -183,9 +232,10 @@ def _known(asked: settings.Settings, found: inputs.Inputs) -> reuse.Known:
     }
     for path in before.values():
         shards.refuse_other_run(path, reuse.identity_of(path), asked.identity)
+    whole = asked.options.resume and len(before) == len(asked.paths)
     return reuse.find(
         found,
-        before if len(before) == len(asked.paths) else {},
+        before if whole else {},
         asked.options.reuse,
         identity=asked.identity,
         kinds=list(asked.paths),
@@ -211,17 +261,20 @@ def _figures(asked, found, known, places) -> reports.Plan:
             total += int(where.sum()) * size * asked.dtypes["protein"].itemsize
         return total + 400 * int(where.sum()) * len(asked.paths)
 
-    longest = int(found.lengths[chosen].max()) if chosen.any() else 0
+    longest_id, longest = found.longest_chosen()
     return reports.Plan(
         proteins=int(chosen.sum()),
         residues=int(found.lengths[chosen].sum()),
         longest=longest,
-        longest_id=found.longest if longest else "",
+        longest_id=longest_id,
         to_compute=int(missing.sum()),
         to_compute_residues=int(found.lengths[missing].sum()),
         output_bytes=num_bytes(chosen),
         needed_bytes=num_bytes(chosen) + num_bytes(missing),
         free_bytes=shutil.disk_usage(asked.output.parent).free,
+        left_out=collections.Counter(s.reason for s in found.skipped),
+        cut=collections.Counter(c.action for c in found.cut),
+        limit=asked.options.max_length,
     )
 
 

@@ -11,7 +11,6 @@ from prottrans_jax.embed import (
     inputs,
     keys,
     provenance,
-    reports,
     reuse,
     settings,
     shards,
@@ -26,7 +25,7 @@ def merge(
     entries: UInt8[np.ndarray, "records 32"],
     known: reuse.Known,
     parts: shards.Parts,
-    report: reports.Report,
+    kept: int,
 ) -> None:
     """Writes the outputs; killed at any moment, the next run does it again.
 
@@ -36,14 +35,12 @@ def merge(
       entries: Hashes under which the records are kept.
       known: Vectors that need not be in the shards.
       parts: The shards.
-      report: Gets the number of proteins kept of the output as it was.
+      kept: Number of proteins of the output as it is that are not in the input.
     """
     places = parts.find(entries)
-    report.kept = known.count_others(next(iter(asked.paths)), entries)
-    number = len(found.chosen) + report.kept
-    metadata = provenance.attributes(asked, number)
-    # Before the outputs: killed in between, they are known for what they are.
-    provenance.write(asked, found, number, complete=False)
+    metadata = provenance.attributes(asked, len(found.chosen) + kept)
+    # Before the outputs: those left behind by a kill are then recognisable.
+    provenance.write(asked, found, kept=kept, complete=False)
     for kind, path in asked.paths.items():
         temporary = parts.folder / f"merged.{kind}{path.suffix}"
         try:
@@ -63,7 +60,7 @@ def merge(
             # After a failure it takes the room that a full disk lacks.
             writing.remove(temporary)
     writing.sync_folder(asked.output.parent)
-    provenance.write(asked, found, number, complete=True)
+    provenance.write(asked, found, kept=kept, complete=True)
 
 
 def _entries(
@@ -86,15 +83,19 @@ def _entries(
             array = computing.to_stored(
                 known.array(protein, kind), asked.dtypes[kind], protein.name
             )
-        yield _entry(protein, array)
+        yield _entry(asked, protein, array)
 
 
-def _entry(protein: inputs.Protein, array: np.ndarray) -> writers.Entry:
+def _entry(
+    asked: settings.Settings, protein: inputs.Protein, array: np.ndarray
+) -> writers.Entry:
+    full = len(protein.residues)
     return writers.Entry(
         protein.key,
         protein.name,
         protein.description,
-        len(protein.residues),
+        int(asked.stored_lengths(np.array([full]))[0]),
         keys.digest(protein.residues),
         array,
+        sequence_length=full,
     )

@@ -2,10 +2,10 @@
 
 attributes         in the file: the same for the same embeddings, wherever they ran
 OUTPUT.json        run, options, input, machine; "complete" once the output is whole
-OUTPUT.skipped.tsv what was left out, and why
+OUTPUT.skipped.tsv which records were left out or cut, and why
 """
 
-from collections.abc import Sequence
+import collections
 import dataclasses
 import json
 import time
@@ -43,13 +43,17 @@ def attributes(
 
 
 def write(
-    asked: settings.Settings,
-    found: inputs.Inputs,
-    num_proteins: int,
-    *,
-    complete: bool,
+    asked: settings.Settings, found: inputs.Inputs, *, kept: int, complete: bool
 ) -> None:
-    """Writes OUTPUT.json beside every output."""
+    """Writes OUTPUT.json beside every output.
+
+    Args:
+      asked: What was computed.
+      found: The input.
+      kept: Proteins of the output from earlier inputs that are not in this one.
+      complete: Whether the output is whole.
+    """
+    cut = collections.Counter(treated.action for treated in found.cut)
     options = dataclasses.asdict(dataclasses.replace(asked.options, devices=None))
     content = {
         "run": asked.identity,
@@ -60,9 +64,14 @@ def write(
         "model_source": str(asked.encoder.source),
         "model_revision": asked.encoder.revision,
         "input": _input(found),
-        "proteins": num_proteins,
+        "proteins": len(found.chosen) + kept,
+        "kept_from_earlier_inputs": kept,
         "skipped": len(found.skipped),
-        "residues_cleaned": {"gaps": found.num_gaps, "stops": found.num_stops},
+        "truncated": cut[inputs.TRUNCATED],
+        "chunked": cut[inputs.CHUNKED],
+        "residues_cleaned": {"gaps": found.letters.gaps, "stops": found.letters.stops},
+        "unusual_letters": found.letters.unusual,
+        "nothing_but_x": len(found.letters.only_x),
         "device": jax.devices()[0].device_kind,
         "versions": {
             "prottrans_jax": prottrans_jax.__version__,
@@ -86,31 +95,38 @@ def _input(found: inputs.Inputs) -> dict[str, Any]:
     return content
 
 
-def is_complete(asked: settings.Settings, found: inputs.Inputs) -> bool:
-    """Whether the outputs are of this very input and these settings, and whole."""
+def is_complete(asked: settings.Settings, found: inputs.Inputs) -> int | None:
+    """Whether the outputs are of this very input and these settings, and whole.
+
+    Returns:
+      None if they are not; else the number of proteins in them from earlier inputs.
+    """
+    kept = 0
     for path in asked.paths.values():
         beside = outputs.companion(path)
         if not (path.exists() and beside.is_file()):
-            return False
+            return None
         about = json.loads(beside.read_text(encoding="utf-8"))
         if not about.get("complete"):
-            return False
+            return None
         if shards.differing_fields(about.get("run") or {}, asked.identity):
-            return False
+            return None
         if about.get("input", {}).get("sha256") != found.sha256 or about.get(
             "skipped"
         ) != len(found.skipped):
-            return False
-    return True
+            return None
+        kept = about.get("proteins", 0) - len(found.chosen)
+    return kept
 
 
-def write_skipped(asked: settings.Settings, skipped: Sequence[inputs.Skipped]) -> None:
+def write_treated(asked: settings.Settings, found: inputs.Inputs) -> None:
     """Writes OUTPUT.skipped.tsv, or takes away that of an earlier run."""
     path = outputs.skipped_list(asked.output)
-    if not skipped:
+    treated = [*found.skipped, *found.cut]
+    if not treated:
         path.unlink(missing_ok=True)
         return
-    rows = [("id", "line", "reason", "detail")]
-    rows += [(s.name, str(s.line), s.reason, s.detail) for s in skipped]
+    rows = [("id", "line", "reason", "detail", "action")]
+    rows += [(t.name, str(t.line), t.reason, t.detail, t.action) for t in treated]
     text = "".join("\t".join(row) + "\n" for row in rows)
     writing.write_synced(path, text.encode())

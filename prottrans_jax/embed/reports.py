@@ -1,5 +1,6 @@
 """What a job says of itself: before it computes, meanwhile, and at the end."""
 
+from collections.abc import Mapping
 import dataclasses
 import pathlib
 import resource
@@ -22,6 +23,9 @@ class Plan:
       output_bytes: Size of the output, about.
       needed_bytes: Space needed, shards included.
       free_bytes: Space free at the output.
+      left_out: Records that will not be in the output, by reason.
+      cut: Proteins that are truncated or go through in pieces, by what is done.
+      limit: Residues above which they are.
     """
 
     proteins: int
@@ -33,6 +37,9 @@ class Plan:
     output_bytes: int
     needed_bytes: int
     free_bytes: int
+    left_out: Mapping[str, int]
+    cut: Mapping[str, int]
+    limit: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +122,12 @@ class Report:
       resumed: Proteins that an earlier run of the same job had computed.
       reused: Proteins taken from other files, or from the output as it was.
       repeated: Records whose key and sequence came before.
-      kept: Proteins of the output as it was that are not in this input.
+      kept: Proteins of the output from earlier inputs that are not in this one.
+      dropped: Proteins of the output as it was that are not in it any more.
       skipped: Records left out, with reasons.
-      gaps: Gap characters taken out of sequences.
-      stops: Stops taken off the ends of sequences.
+      cut: Records that were truncated, or went through in pieces.
+      limit: Residues above which they were.
+      letters: Letters of the input that are not among the 20 amino acids.
       residues: Residues computed by this run.
       seconds: Of computing, without start and merging.
       peak_memory_bytes: Of the process.
@@ -131,9 +140,11 @@ class Report:
     reused: int = 0
     repeated: int = 0
     kept: int = 0
-    skipped: list[inputs.Skipped] = dataclasses.field(default_factory=list)
-    gaps: int = 0
-    stops: int = 0
+    dropped: int = 0
+    skipped: list[inputs.Treated] = dataclasses.field(default_factory=list)
+    cut: list[inputs.Treated] = dataclasses.field(default_factory=list)
+    limit: int | None = None
+    letters: inputs.Letters = dataclasses.field(default_factory=inputs.Letters)
     residues: int = 0
     seconds: float = 0.0
     peak_memory_bytes: int = 0

@@ -20,12 +20,14 @@ class Known:
       where: [records] True at those.
       in_output: [records] True at those that the output holds already.
       has_output: Whether there is an output already, in HDF5.
+      keeps_others: Whether proteins of the output that are not in the input stay.
     """
 
     def __init__(self, number: int, paths, outputs, others, pool, protein_ndim):
         self.where = np.zeros(number, bool)
         self.in_output = np.zeros(number, bool)
         self.has_output = bool(outputs)
+        self.keeps_others = bool(paths)
         self._paths: Mapping[str, pathlib.Path] = paths
         self._outputs: Mapping[str, Any] = outputs
         self._others: Sequence[Any] = others
@@ -52,12 +54,17 @@ class Known:
         """Number of `others`."""
         if kind not in self._paths:
             return 0
-        return sum(map(_is_none_of(entries), files.keys(self._paths[kind])))
+        return count_others(self._paths[kind], entries)
 
     def close(self) -> None:
         """Closes the files."""
         for file in (*self._outputs.values(), *self._others):
             file.close()
+
+
+def count_others(path: pathlib.Path, entries: np.ndarray) -> int:
+    """Proteins of an embedding file that are not in the input."""
+    return sum(map(_is_none_of(entries), files.keys(path)))
 
 
 def _is_none_of(entries):

@@ -40,13 +40,15 @@ class Options:
       key: Under which name a protein is stored; see `embed.keys`.
       output_dtype: Stored type, "float16" or "float32". None: float16 for vectors per
         residue, as UniProt, and float32 for those per protein.
-      max_length: Residues above which `long` says what is done; None: no limit.
+      max_length: Residues above which `long` says what is done; None: what the model
+        has positions for, or no limit.
       long: "error", "skip", "chunk" or "truncate".
       chunk_overlap: Residues that neighbouring pieces share; None: a quarter of
         `max_length`.
       on_bad: What to do about a record that cannot be used: "error" or "skip".
       on_duplicate: About a key that comes again with another sequence: "error",
         "suffix" or "first".
+      allow_nucleotides: Whether a file of A, C, G, T, U and N is one of proteins.
       batch_tokens: Tokens that go through the model at once, with padding; None: by
         device.
       max_batch: Limit of the proteins among these.
@@ -71,6 +73,7 @@ class Options:
     chunk_overlap: int | None = None
     on_bad: str = "error"
     on_duplicate: str = "error"
+    allow_nucleotides: bool = False
     batch_tokens: int | None = None
     max_batch: int | None = None
     resume: bool = True
@@ -112,11 +115,6 @@ class Options:
             raise ValueError(
                 f"chunk_overlap={self.chunk_overlap} (--chunk-overlap) is for "
                 f"long='chunk' (--long chunk), not {self.long!r}."
-            )
-        if self.long != "error" and self.max_length is None:
-            raise ValueError(
-                f"long={self.long!r} (--long) needs max_length (--max-length N): above "
-                "how many residues."
             )
         if self.pool is not None and not self.per_protein:
             raise ValueError(
@@ -247,6 +245,7 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
       ValueError: There is no such format, layer or pooling.
     """
     paths = output_paths(output, options)
+    options = _with_limit(encoder, options)
     layers = forward.parse_layers(options.layers, encoder.num_layers)
     pool = pooling.check(
         options.pool or "mean", has_cls=encoder.cls_position is not None
@@ -272,3 +271,28 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
             "protein": np.dtype(options.output_dtype or "float32"),
         },
     )
+
+
+def _with_limit(encoder: Any, options: Options) -> Options:
+    """The options with the model's own limit, where `long` is to treat what exceeds it.
+
+    Raises:
+      ValueError: `long` has no limit, or pieces are longer than the model takes.
+    """
+    most = encoder.max_residues
+    if options.long == "error":
+        return options
+    if options.max_length is None and most is None:
+        raise ValueError(
+            f"long={options.long!r} (--long) needs max_length (--max-length N): this "
+            "model takes proteins of any length."
+        )
+    if options.max_length is None:
+        return dataclasses.replace(options, max_length=most)
+    if options.long in _CUTS and most is not None and options.max_length > most:
+        raise ValueError(
+            f"max_length={options.max_length} (--max-length) with "
+            f"--long {options.long}: the model has positions for {most} residues. "
+            f"Choose {most} or less."
+        )
+    return options

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from prottrans_jax import plurals
 from prottrans_jax.embed import files, inputs, keys
 
 # bio_embeddings' own limits for its reference vectors, which are float32.
@@ -30,17 +31,43 @@ class Result(NamedTuple):
     passed: bool
 
 
+class FileCheck(NamedTuple):
+    """What reading an embedding file in full has shown.
+
+    Attributes:
+      faults: What is wrong, a line each.
+      extra: Keys of proteins that are not in the input.
+      truncated: Number of proteins of which not all residues were embedded.
+    """
+
+    faults: list[str]
+    extra: list[str]
+    truncated: int
+
+
 def expected(
-    source: str | os.PathLike | Sequence[str | os.PathLike], key_scheme: str
+    source: str | os.PathLike | Sequence[str | os.PathLike],
+    key_scheme: str,
+    *,
+    allow_nucleotides: bool = False,
 ) -> tuple[Mapping[str, tuple], list[str]]:
     """What FASTA files ask for.
+
+    Args:
+      source: The file.
+      key_scheme: One of `keys.SCHEMES`.
+      allow_nucleotides: Whether records of nucleotides are taken for proteins.
 
     Returns:
       (sha256, residues) of every protein, by key, and what is wrong with the records
       that cannot be used, a line each.
     """
     found = inputs.look(
-        source, key_scheme=key_scheme, on_bad="skip", on_duplicate="suffix"
+        source,
+        key_scheme=key_scheme,
+        on_bad="skip",
+        on_duplicate="suffix",
+        allow_nucleotides=allow_nucleotides,
     )
     wanted = {
         protein.key: (keys.digest(protein.residues), len(protein.residues))
@@ -51,8 +78,10 @@ def expected(
 
 def check_file(
     path: str | os.PathLike, wanted: Mapping[str, tuple] | None = None
-) -> list[str]:
-    """What is wrong with an embedding file: a line each; reads all of it.
+) -> FileCheck:
+    """Reads all of an embedding file and compares it with an input.
+
+    Proteins that are not in the input are no fault: outputs keep those of earlier ones.
 
     Args:
       path: The file.
@@ -60,33 +89,39 @@ def check_file(
     """
     per_protein = files.is_per_protein(files.metadata(path))
     policy, limit, *_ = (files.run_of(path) or {}).get("long") or ("", None)
-    faults = []
+    check = FileCheck([], [], 0)
+    truncated = 0
     seen = set()
     try:
         for entry in files.entries(path):
             seen.add(entry.key)
+            # Of earlier versions `length` is that of the whole protein.
+            truncated += entry.is_truncated or (
+                policy == "truncate" and entry.length > (limit or 0)
+            )
             if not np.isfinite(entry.array).all():
-                faults.append(f"{entry.key}: values that are not finite")
+                check.faults.append(f"{entry.key}: values that are not finite")
             if wanted is None:
                 continue
             if entry.key not in wanted:
-                faults.append(f"{entry.key}: not in the input")
+                check.extra.append(entry.key)
                 continue
             digest, length = wanted[entry.key]
             if policy == "truncate":
                 length = min(length, limit)
             if entry.sequence_sha256 and entry.sequence_sha256 != digest:
-                faults.append(f"{entry.key}: made from another sequence")
+                check.faults.append(f"{entry.key}: made from another sequence")
             elif per_protein or entry.array.ndim == 1:
                 continue
             elif entry.array.shape[-2] != length:
-                faults.append(
-                    f"{entry.key}: {entry.array.shape[-2]} rows for {length} residues"
-                )
+                rows = plurals.count(entry.array.shape[-2], "row")
+                residues = plurals.count(length, "residue")
+                check.faults.append(f"{entry.key}: {rows} for {residues}")
     except ValueError as error:
-        return [*faults, str(error)]
-    faults += [f"{key}: missing" for key in (wanted or {}) if key not in seen]
-    return faults
+        check.faults.append(str(error))
+        return check
+    check.faults.extend(f"{key}: missing" for key in (wanted or {}) if key not in seen)
+    return check._replace(truncated=truncated)
 
 
 def compare(

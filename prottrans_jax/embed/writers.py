@@ -28,9 +28,11 @@ class Entry(NamedTuple):
       key: Its name there.
       original_id: First word of its FASTA header, whatever is in it.
       description: The header's rest.
-      length: Residues.
-      sequence_sha256: Of the upper-case residues.
+      length: Residues that were embedded.
+      sequence_sha256: Of all upper-case residues of the protein.
       array: [*layers, residues, d_model] or [*layers, d_model].
+      sequence_length: Residues of the protein, more than `length` if it was truncated;
+        0 if that is not known.
     """
 
     key: str
@@ -39,6 +41,12 @@ class Entry(NamedTuple):
     length: int
     sequence_sha256: str
     array: np.ndarray
+    sequence_length: int = 0
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether only the first `length` residues were embedded."""
+        return self.sequence_length > self.length
 
 
 class Writer(Protocol):
@@ -123,6 +131,8 @@ class _Hdf5:
         dataset.attrs["original_id"] = entry.original_id
         dataset.attrs["sequence_sha256"] = entry.sequence_sha256
         dataset.attrs["length"] = entry.length
+        if entry.is_truncated:
+            dataset.attrs["sequence_length"] = entry.sequence_length
         if entry.description:
             dataset.attrs["description"] = _fitting(entry.description)
 

@@ -3,6 +3,7 @@
 import gzip
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from prottrans_jax import fasta, unpacking
 from prottrans_jax.data import prepare, records
+from prottrans_jax.proteins import nucleotides
 
 LETTERS = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
 
@@ -272,6 +274,11 @@ MESSY = {  # Records in the folder under on_bad="skip"; None: nothing is left.
 def test_what_is_left_of_each_damaged_file(shared, tmp_path, name):
     path = str(shared / "data/messy" / name)
     options = dict(validation_fraction=0, on_bad="skip")
+    if name == "dna_by_mistake.fasta":
+        with pytest.raises(nucleotides.NucleotidesError, match=re.escape(path)):
+            run([path], tmp_path / "out", **options)
+        assert list(tmp_path.iterdir()) == []
+        options["allow_nucleotides"] = True
     if MESSY[name] is None:
         with pytest.raises(ValueError, match="no records are left"):
             run([path], tmp_path / "out", **options)
@@ -283,6 +290,22 @@ def test_what_is_left_of_each_damaged_file(shared, tmp_path, name):
     if report.skipped:
         rows = len((tmp_path / "out/skipped.tsv").read_text().splitlines()) - 1
     assert rows == sum(n for n, _ in report.skipped.values())
+
+
+def test_one_record_of_nucleotides_is_a_bad_record(tmp_path):
+    proteins = dict(list(PROTEINS.items())[:20]) | {"GENE": b"ATGGCC" * 12}
+    path = write(tmp_path / "x.fasta", proteins)
+    with pytest.raises(fasta.FastaError, match="'GENE' are A, C, G, T, U or N"):
+        run([path], tmp_path / "out")
+    report = run([path], tmp_path / "out", on_bad="skip")
+    assert report.num_bad == 1 and report.manifest.skipped == {"nucleotides": 1}
+    report = run([path], tmp_path / "all", allow_nucleotides=True)
+    assert report.records_read == 21 and not report.skipped
+
+
+def test_records_of_x_alone_are_counted(tmp_path):
+    path = write(tmp_path / "x.fasta", {"a": b"XXXX", "b": b"MKX", "c": b"XUB"})
+    assert run([path], tmp_path / "out").num_only_x == 2
 
 
 def test_missing_input_is_named(tmp_path):
@@ -347,12 +370,15 @@ def test_the_command_reads_standard_input_and_verifies(toy, tmp_path):
 def test_mistakes_get_a_sentence_and_no_traceback(tmp_path):
     bad = tmp_path / "bad.fasta"
     bad.write_bytes(b">a\nMKV\n>b\nM1V\n")
+    dna = tmp_path / "dna.fasta"
+    dna.write_bytes(b">a\n" + b"ACGT" * 20 + b"\n>b\nGATTACA\n")
     output = f"--output={tmp_path / 'out'}"
     for args, status, message in [
         ([f"--input={bad}", output], 1, f"{bad}:4: b'1' at column 2 of record 'b'"),
         ([f"--input={bad}", output, "--on_bad=skip"], 3, ""),
         ([f"--input={bad}", output, "--on_bad=skip"], 1, "--overwrite"),
         ([output], 2, "give one of --input"),
+        ([f"--input={dna}", "--output=x", "--on_bad=skip"], 2, "--allow_nucleotides"),
         ([f"--input={bad}"], 2, "--output is missing"),
         (["--input=nowhere.fa", output, "--overwrite"], 1, "nowhere.fa"),
         ([f"--input={bad}", "--output=/proc/x/y"], 1, "cannot write to"),

@@ -229,7 +229,9 @@ def test_several_layers_per_protein_are_not_taken_for_residues(
     pooled = tmp_path / "pooled.h5"
     embed_into(encoder, fasta_file, pooled, per_protein=True, layers="0,-1")
     assert files.describe(pooled).kind == "per protein, several layers"
-    assert verifying.check_file(pooled, verifying.expected(fasta_file, "auto")[0]) == []
+    assert not verifying.check_file(
+        pooled, verifying.expected(fasta_file, "auto")[0]
+    ).faults
     again = tmp_path / "again.h5"
     files.convert(pooled, again, pool="mean")
     before = {entry.key: entry.array for entry in files.entries(pooled)}
@@ -242,7 +244,7 @@ def test_truncated_proteins_are_sound(encoder, fasta_file, tmp_path):
         encoder, fasta_file, tmp_path / "out.h5", max_length=20, long="truncate"
     )
     wanted, _ = verifying.expected(fasta_file, "auto")
-    assert verifying.check_file(path, wanted) == []
+    assert verifying.check_file(path, wanted).faults == []
     with h5py.File(path, "r+") as file:
         key = max(file, key=lambda name: file[name].shape[0])
         rows = file[key][:19]
@@ -250,7 +252,9 @@ def test_truncated_proteins_are_sound(encoder, fasta_file, tmp_path):
         del file[key]
         file[key] = rows
         file[key].attrs.update(attributes)
-    assert verifying.check_file(path, wanted) == [f"{key}: 19 rows for 20 residues"]
+    assert verifying.check_file(path, wanted).faults == [
+        f"{key}: 19 rows for 20 residues"
+    ]
 
 
 def test_converted_file_says_what_it_is(encoder, fasta_file, tmp_path):

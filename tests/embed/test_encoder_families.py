@@ -102,7 +102,9 @@ def test_proteins_beyond_the_position_table_are_named(shared, tmp_path):
     assert encoder.max_residues == 126
     source = tmp_path / "x.fasta"
     source.write_text(f">A\n{'MK' * 63}\n>B\n{'MK' * 64}\n")
-    report = encoder.embed_fasta(source, tmp_path / "out.h5")
+    with pytest.raises(ValueError, match="'B' has 128 residues, the model has posit"):
+        encoder.embed_fasta(source, tmp_path / "out.h5")
+    report = encoder.embed_fasta(source, tmp_path / "out.h5", long="skip")
     assert [s.name for s in report.skipped] == ["B"] and report.embedded == 1
     assert "126" in report.skipped[0].detail
     report = encoder.embed_fasta(
