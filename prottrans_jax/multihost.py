@@ -139,19 +139,57 @@ def barrier(name: str, timeout_s: float) -> None:
     client = _client()
     key = _numbered(f"barrier/{name}")
     client.key_value_set(f"{key}/{jax.process_index()}", roll_call.whoami())
+    _wait_for_all(f"barrier {name!r}", key, timeout_s, _directory)
+    if jax.process_index() == 0:
+        client.key_value_delete(f"{key}/")
+
+
+def gather(name: str, value: Any, timeout_s: float) -> list[Any]:
+    """Values of all processes, in their order.
+
+    Args:
+      name: said in the error; every process makes the same calls in the same order.
+      value: of this process; JSON-able.
+      timeout_s: limit of the wait.
+
+    Raises:
+      ProcessesMissing: names the processes that did not come.
+    """
+    if jax.process_count() == 1:
+        return [json.loads(json.dumps(value))]
+    client = _client()
+    key = _numbered(f"gather/{name}")
+    entry = json.dumps({"who": roll_call.whoami(), "value": value})
+    client.key_value_set(f"{key}/{jax.process_index()}", entry)
+
+    def names(client: Any, key: str) -> dict[str, str]:
+        here = _directory(client, key)
+        return {p: json.loads(entry)["who"] for p, entry in here.items()}
+
+    _wait_for_all(name, key, timeout_s, names)
+    entries = _directory(client, key)
+    count = range(jax.process_count())
+    return [json.loads(entries[str(process)])["value"] for process in count]
+
+
+def _wait_for_all(
+    what: str,
+    key: str,
+    timeout_s: float,
+    names: Callable[[Any, str], dict[str, str]],
+) -> None:
+    client = _client()
     try:
         client.wait_at_barrier(key, int(timeout_s * 1000))
     except jax.errors.JaxRuntimeError as error:
-        here = _directory(client, key)
+        here = names(client, key)
         missing = [p for p in range(jax.process_count()) if str(p) not in here]
         came = ", ".join(f"{p} ({who})" for p, who in sorted(here.items()))
         raise ProcessesMissing(
-            f"barrier {name!r}: after {timeout_s:g} s process "
+            f"{what}: after {timeout_s:g} s process "
             f"{', '.join(map(str, missing)) or '(none)'} of {jax.process_count()} is "
             f"missing. Here: {came}."
         ) from error
-    if jax.process_index() == 0:
-        client.key_value_delete(f"{key}/")
 
 
 def from_process_zero(name: str, function: Callable[[], Any], timeout_s: float) -> Any:

@@ -20,13 +20,18 @@ from prottrans_jax import (
     logbook,
     metrics,
     multihost,
+    roll_call,
     run_identity,
     sources,
     train_state,
     train_step,
 )
+from prottrans_jax.distributed import agreement
 from prottrans_jax.files import paths
 from prottrans_jax.training import event_files
+
+# Hosts have opened their data by then; a slow store may take minutes.
+_AGREEMENT_TIMEOUT_S = 900.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +138,8 @@ def train(
       checkpoints.CheckpointError: no sound checkpoint that is new enough, or another
         run writes to `model_dir`.
       ValueError: the model directory holds another run; differences are listed.
+      agreement.DisagreementError: hosts were given different settings or data, or have
+        other packages.
     """
     if on_save_error not in ("retry", "stop"):
         raise ValueError(f"on_save_error={on_save_error!r}: choose 'retry' or 'stop'.")
@@ -165,6 +172,7 @@ def train(
         batch_size=train_data.batch_size,
         init_from=init_from,
     )
+    _check_hosts_agree(config_text, identity, train_data, eval_data or {})
 
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(
@@ -311,6 +319,27 @@ def train(
         exit_code=0 if done else stop.exit_code,
         checkpoint=directory / "checkpoints" / str(step),
         problems=journal.problems,
+    )
+
+
+def _check_hosts_agree(
+    config_text: str,
+    identity: Mapping[str, str],
+    train_data: Any,
+    eval_data: Mapping[str, Any],
+) -> None:
+    """Raises before the first step if this host's run is not that of process 0."""
+    if jax.process_count() == 1:
+        return
+    data = {"train": train_data, **eval_data}
+    agreement.check(
+        lambda name, value: multihost.gather(name, value, _AGREEMENT_TIMEOUT_S),
+        roll_call.whoami(),
+        {
+            "package": agreement.packages(),
+            "setting": agreement.settings_of(config_text) or identity,
+            "data": {name: loader.state(0) for name, loader in data.items()},
+        },
     )
 
 

@@ -87,6 +87,7 @@ def test_nobody_imports_a_main():
     [
         ("files", {"files"}),
         ("stop_signals", set()),
+        ("distributed", {"distributed"}),
         ("setting_types", set()),
         ("config", {"config", "data", "files", "gin_config", "setting_types"}),
         ("layers", {"layers", "types"}),
@@ -161,12 +162,14 @@ def test_nobody_imports_a_main():
             "trainer",
             {
                 "checkpoints",
+                "distributed",
                 "evaluation",
                 "files",
                 "infeed",
                 "logbook",
                 "metrics",
                 "multihost",
+                "roll_call",
                 "run_identity",
                 "sources",
                 "train_state",

@@ -76,6 +76,11 @@ def test_process_zero_answers_for_all_and_its_failure_reaches_all(two_processes)
     assert "failed on process 0: Expecting" in one["failure"]
 
 
+def test_every_process_gathers_the_values_of_all(two_processes):
+    for seen in two_processes[:2]:
+        assert seen["gathered"] == [{"process": 0}, {"process": 1}]
+
+
 def test_a_barrier_names_who_is_missing(two_processes):
     assert "process 1 of 2 is missing. Here: 0 (" in two_processes[0]["missing"]
     assert two_processes[0]["missing"].startswith("ProcessesMissing: barrier 'lonely'")

@@ -34,6 +34,7 @@ def attempt(function):
 
 multihost.barrier("all here", 60)
 multihost.barrier("all here", 60)
+seen["gathered"] = multihost.gather("values", {"process": process}, 60)
 asked = []
 seen["told"] = multihost.from_process_zero(
     "ask", lambda: asked.append(process) or {"answer": 42}, 60
