@@ -28,8 +28,13 @@ def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
         flat[name] = type(value).__name__
         for field in dataclasses.fields(value):
             # Linen adds parent and name to a module's fields.
-            if field.name not in _HOW_NOT_WHAT | {"parent", "name"}:
-                _flatten(f"{name}.{field.name}", getattr(value, field.name), flat)
+            if field.name in _HOW_NOT_WHAT | {"parent", "name"}:
+                continue
+            content = getattr(value, field.name)
+            # A field that earlier versions lacked, at the value that they implied.
+            if field.metadata.get("omit_default") and content == field.default:
+                continue
+            _flatten(f"{name}.{field.name}", content, flat)
     elif isinstance(value, functools.partial):
         _flatten(name, value.func, flat)
         for index, argument in enumerate(value.args):

@@ -1,6 +1,6 @@
 """Hugging Face's T5: configuration and parameters, in both directions."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 from typing import Any
 
@@ -131,7 +131,7 @@ def config_to_hf(config: t5.T5Config) -> dict[str, Any]:
     }
 
 
-def fit_config(config: t5.T5Config, names: frozenset[str]) -> t5.T5Config:
+def fit_config(config: t5.T5Config, names: Collection[str]) -> t5.T5Config:
     """The configuration without a decoder if no array of a checkpoint belongs to one.
 
     Files of encoders alone also name the class with both stacks.

@@ -12,6 +12,7 @@ import numpy as np
 
 from prottrans_jax import types
 from prottrans_jax.interop import rules
+from prottrans_jax.layers import relative_attention
 from prottrans_jax.models import transformer_xl
 
 # Attributes that change no number that the model computes. `adaptive` is not read by
@@ -119,10 +120,23 @@ def config_to_hf(config: transformer_xl.TransformerXLConfig) -> dict[str, Any]:
 
 
 def fit_config(
-    config: transformer_xl.TransformerXLConfig, names: frozenset[str]
+    config: transformer_xl.TransformerXLConfig, arrays: Mapping[str, np.ndarray]
 ) -> transformer_xl.TransformerXLConfig:
-    """The configuration without a head if a checkpoint has none."""
-    return dataclasses.replace(config, lm_head="crit.out_layers.0.bias" in names)
+    """The configuration without a head if a checkpoint has none, and its frequencies.
+
+    Theirs computes with the stored buffer of frequencies, which half precision rounds:
+    by up to 2 % where float16 has no normal numbers.
+    """
+    config = dataclasses.replace(config, lm_head="crit.out_layers.0.bias" in arrays)
+    stored = arrays.get(_FREQUENCIES, arrays.get(_FREQUENCIES_BARE))
+    if stored is None:
+        return config
+    stored = np.asarray(stored, np.float32)
+    exact = relative_attention.frequencies(config.d_model)
+    # Within float32's rounding of the powers they are ours.
+    if stored.shape == exact.shape and np.allclose(stored, exact, rtol=1e-6, atol=0):
+        return config
+    return dataclasses.replace(config, frequencies=tuple(stored.tolist()))
 
 
 def params_from_hf(
@@ -138,7 +152,7 @@ def params_from_hf(
         raise ValueError(
             f"{tied} is another table than {_TABLE}; only tied ones are supported."
         )
-    ignored = {tied, "transformer.pos_emb.inv_freq"}
+    ignored = {tied, _FREQUENCIES}  # `fit_config` reads these.
     if config.shared_biases:
         # Their state dict repeats what all layers share.
         for layer in range(config.num_layers):
@@ -172,12 +186,23 @@ def params_to_hf(
     for layer in range(config.num_layers):
         name = f"transformer.layers.{layer}.dec_attn.qkv_net.weight"
         theirs[name] = np.concatenate([theirs.pop(name + part) for part in _PARTS])
+    if config.frequencies is not None:
+        theirs[_FREQUENCIES] = _as_stored(config)
     if config.lm_head:
         return theirs
     return {name.removeprefix("transformer."): x for name, x in theirs.items()}
 
 
+def _as_stored(config: transformer_xl.TransformerXLConfig) -> np.ndarray:
+    """Frequencies in the type of the parameters if it holds them, else float32."""
+    exact = np.asarray(config.frequencies, np.float32)
+    stored = exact.astype(config.param_dtype)
+    return stored if np.array_equal(stored.astype(np.float32), exact) else exact
+
+
 _TABLE = "transformer.word_emb.emb_layers.0.weight"
+_FREQUENCIES_BARE = "pos_emb.inv_freq"
+_FREQUENCIES = f"transformer.{_FREQUENCIES_BARE}"
 # Query, key and value are one array in theirs; these name its thirds in the table.
 _PARTS = ("[q]", "[k]", "[v]")
 _BIASES = (("r_w_bias", "content_bias"), ("r_r_bias", "position_bias"))

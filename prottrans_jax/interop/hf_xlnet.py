@@ -1,6 +1,6 @@
 """Hugging Face's XLNet: configuration and parameters, in both directions."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 from typing import Any
 
@@ -135,7 +135,7 @@ def config_to_hf(config: xlnet.XLNetConfig) -> dict[str, Any]:
     }
 
 
-def fit_config(config: xlnet.XLNetConfig, names: frozenset[str]) -> xlnet.XLNetConfig:
+def fit_config(config: xlnet.XLNetConfig, names: Collection[str]) -> xlnet.XLNetConfig:
     """The configuration without a head if a checkpoint has none."""
     return dataclasses.replace(config, lm_head="lm_loss.bias" in names)
 

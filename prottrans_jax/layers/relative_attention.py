@@ -7,6 +7,7 @@ projected sinusoid; u, v, w are vectors per head that do not depend on the query
 is one of two vectors, for tokens of the same and of different types.
 """
 
+from collections.abc import Sequence
 import functools
 
 from flax import linen as nn
@@ -38,10 +39,8 @@ def distances(
     return np.arange(kv_length, -1 if causal else -q_length, -1)
 
 
-def position_encoding(
-    distance: Int[np.ndarray, " distances"], d_model: int
-) -> Float[Array, "distances d_model"]:
-    """Sinusoids, all sines first, then all cosines (Vaswani et al. 2017, reordered).
+def frequencies(d_model: int) -> Float[np.ndarray, " half_d_model"]:
+    """Angular frequencies of the sinusoids, in radians per position, float32.
 
     Raises:
       ValueError: `d_model` is odd.
@@ -50,7 +49,27 @@ def position_encoding(
         raise ValueError(
             f"d_model={d_model}: sines and cosines need an even number of features."
         )
-    frequency = 10000.0 ** (-np.arange(0, d_model, 2, dtype=np.float32) / d_model)
+    return 10000.0 ** (-np.arange(0, d_model, 2, dtype=np.float32) / d_model)
+
+
+def position_encoding(
+    distance: Int[np.ndarray, " distances"],
+    d_model: int,
+    stored: Sequence[float] | None = None,
+) -> Float[Array, "distances d_model"]:
+    """Sinusoids, all sines first, then all cosines (Vaswani et al. 2017, reordered).
+
+    Args:
+      distance: Positions from key to query.
+      d_model: Number of features.
+      stored: Frequencies that came with a checkpoint; None: `frequencies(d_model)`.
+
+    Raises:
+      ValueError: `d_model` is odd.
+    """
+    frequency = frequencies(d_model)
+    if stored is not None:
+        frequency = np.asarray(stored, np.float32)
     # On the device, in float32: as constants, tables for 2,000 positions would make
     # the compiled step megabytes larger.
     angle = jnp.asarray(distance, jnp.float32)[:, None] * jnp.asarray(frequency)

@@ -54,6 +54,8 @@ class TransformerXLConfig:
       pre_norm: Whether norms stand before attention and MLP, not after the sums.
       shared_biases: Whether all layers share the global attention biases.
       lm_head: Whether there is a bias for the logits; without it no logits.
+      frequencies: Frequencies of the position encoding, [d_model / 2], where those of a
+        checkpoint are rounded; None: as in the paper.
       dropout_rate: Share dropped in training.
       attention_dropout_rate: Share of the attention weights dropped in training.
       norm_epsilon: Added to the variance in layer norm.
@@ -78,6 +80,10 @@ class TransformerXLConfig:
     pre_norm: bool = False
     shared_biases: bool = False
     lm_head: bool = True
+    # Left out of a run's identity while None: earlier versions did not have it.
+    frequencies: tuple[float, ...] | None = dataclasses.field(
+        default=None, metadata={"omit_default": True}
+    )
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.0
     norm_epsilon: float = 1e-5
@@ -97,6 +103,13 @@ class TransformerXLConfig:
                 "TransformerXLConfig.same_length=True with mem_length=0: a query could "
                 "attend to nothing. Give mem_length, or same_length=False."
             )
+        if self.frequencies is not None:
+            object.__setattr__(self, "frequencies", tuple(self.frequencies))
+            if len(self.frequencies) != self.d_model // 2:
+                raise ValueError(
+                    f"TransformerXLConfig.frequencies has {len(self.frequencies)} "
+                    f"values; d_model={self.d_model} needs {self.d_model // 2}."
+                )
 
 
 def forward_flops(config: TransformerXLConfig, length: int) -> float:
@@ -311,7 +324,9 @@ class Decoder(nn.Module):
         distance = relative_attention.distances(length, kv_length, causal=True)
         if config.clamp_length:
             distance = np.minimum(distance, config.clamp_length)
-        encoding = relative_attention.position_encoding(distance, config.d_model)
+        encoding = relative_attention.position_encoding(
+            distance, config.d_model, config.frequencies
+        )
         # One mask for all rows, whose distances are the same.
         encoding = nn.Dropout(config.dropout_rate)(
             encoding, deterministic=deterministic

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax import losses
-from prottrans_jax.interop import hf_transformer_xl, safetensors
+from prottrans_jax import losses, run_identity
+from prottrans_jax.interop import hf_transformer_xl, huggingface, safetensors
+from prottrans_jax.layers import relative_attention
 from prottrans_jax.models import transformer_xl
 
 MAX_ABS = 2e-5
@@ -181,3 +182,62 @@ def test_attributes_that_are_not_honoured_are_refused_by_name():
             hf_transformer_xl.config_from_hf(SIZES | attributes)
     with pytest.raises(ValueError, match=r"cutoffs=\[20000, 40000, 200000\]"):
         hf_transformer_xl.config_from_hf({"div_val": 1})
+
+
+TINY = transformer_xl.TransformerXLConfig(
+    vocab_size=31,
+    num_layers=1,
+    num_heads=3,
+    head_dim=4,
+    d_model=10,
+    d_ff=14,
+    mem_length=6,
+)
+
+
+def half_precision_folder(folder):
+    """A folder as transformers writes it after `model.half()`, its buffer included."""
+    params = transformer_xl.init_params(TINY, jax.random.key(2))
+    huggingface.write(folder, TINY, jax.tree.map(np.asarray, params), dtype="float16")
+    arrays = dict(safetensors.load(folder / "model.safetensors"))
+    exact = 10000.0 ** (-np.arange(0, 10, 2) / 10)
+    arrays["transformer.pos_emb.inv_freq"] = exact.astype(np.float16)
+    safetensors.save(folder / "model.safetensors", arrays)
+    return arrays
+
+
+def test_stored_frequencies_of_half_precision_are_used(tmp_path):
+    half_precision_folder(tmp_path)
+    config = huggingface.read(tmp_path).config
+    # 10000 ** -0.2, -0.4 ... as float16 holds them.
+    by_hand = [1.0, 0.1584472656, 0.0251159668, 0.0039825439, 0.0006308556]
+    np.testing.assert_allclose(config.frequencies, by_hand, rtol=1e-6)
+    encoding = relative_attention.position_encoding(
+        np.array([300, 2]), 10, config.frequencies
+    )
+    angles = np.outer([300, 2], by_hand)
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    np.testing.assert_allclose(encoding, expected, rtol=0, atol=1e-5)
+    exact = relative_attention.position_encoding(np.array([300, 2]), 10)
+    assert np.abs(exact - encoding).max() > 1e-3
+
+
+def test_stored_frequencies_are_written_back_bit_by_bit(tmp_path):
+    arrays = half_precision_folder(tmp_path / "in")
+    found = huggingface.read(tmp_path / "in")
+    huggingface.write(tmp_path / "out", found.config, found.params)
+    again = safetensors.load(tmp_path / "out" / "model.safetensors")
+    name = "transformer.pos_emb.inv_freq"
+    assert again[name].dtype == np.float16
+    assert np.array_equal(again[name], arrays[name])
+    assert huggingface.read(tmp_path / "out").config == found.config
+
+
+def test_exact_frequencies_leave_the_configuration_as_it_was(tmp_path):
+    arrays = half_precision_folder(tmp_path)
+    exact = 10000.0 ** (-np.arange(0, 10, 2, dtype=np.float32) / 10)
+    arrays["transformer.pos_emb.inv_freq"] = exact * np.float32(1 + 1e-7)
+    safetensors.save(tmp_path / "model.safetensors", arrays)
+    config = huggingface.read(tmp_path).config
+    assert config.frequencies is None
+    assert "m.frequencies" not in run_identity.identity(m=config)
