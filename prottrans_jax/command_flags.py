@@ -1,8 +1,8 @@
 """Flags of the mains: a mistake in them is one line, with exit status 2.
 
 absl takes a flag that is given twice by its last value, in silence, and ends with
-status 1 at a flag that it does not know. It takes NaN for a number and a negative
-count, and does not take 1e6 for a whole number.
+status 1 at a flag that it does not know, and after --help. It takes NaN for a number
+and a negative count, and does not take 1e6 for a whole number.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +29,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
 
     Raises:
       SystemExit: With status 2, after a line that says what is wrong: no such flag, a
-        value that is none of it, or a second value where only one is kept.
+        value that is none of it, or a second value where only one is kept. With status
+        0 after --help.
     """
     single = [
         flag
@@ -42,6 +43,9 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
         flag.parser = _number_parser(flag) or flag.parser
     try:
         return values(argv)
+    except SystemExit:
+        # absl ends with 1 after it has printed the help that was asked for.
+        sys.exit(0)
     except flags.IllegalFlagValueError as error:
         _fail(_explain_twice(str(error)))
     except flags.Error as error:

@@ -1,6 +1,6 @@
 """Flags of the mains: a mistake is one line with status 2, and no value is lost."""
 
-from absl import flags
+from absl import app, flags
 import pytest
 
 from prottrans_jax import command_flags
@@ -39,6 +39,15 @@ def test_mistakes_are_one_line_with_status_2(values, capsys, arguments, message)
     assert end.value.code == 2
     line = capsys.readouterr().err
     assert message in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--help", "--helpshort", "--helpfull"])
+def test_help_is_no_mistake(capsys, flag):
+    app.define_help_flags()
+    with pytest.raises(SystemExit) as end:
+        command_flags.parse(["program", flag])
+    assert end.value.code == 0
+    assert "--help" in capsys.readouterr().out
 
 
 def test_a_flag_that_takes_several_values_may_be_repeated(values):
