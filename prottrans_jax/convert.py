@@ -46,6 +46,12 @@ _DTYPE = flags.DEFINE_enum(
 _DOWNLOAD = flags.DEFINE_bool(
     "download", False, "Whether a repository of the hub may be fetched."
 )
+_VOCABULARY = flags.DEFINE_string(
+    "vocabulary",
+    None,
+    "Tokenizer's file (vocab.txt, spiece.model, tokenizer.json) of a checkpoint that "
+    "lies without one.",
+)
 _MAX_SHARD_GB = flags.DEFINE_float(
     "max_shard_gb", 5.0, "Largest file of --to=hf, in units of 10^9 bytes."
 )
@@ -96,7 +102,10 @@ def _convert(source: str, output: pathlib.Path) -> list[pathlib.Path]:
 
     from prottrans_jax import sources
 
-    options: dict[str, Any] = {"download": _DOWNLOAD.value}
+    options: dict[str, Any] = {
+        "download": _DOWNLOAD.value,
+        "vocabulary": _VOCABULARY.value,
+    }
     if _TO.value == "prottrans":
         # All other forms are written from views, and cast an array at a time.
         options["scan_layers"] = True
@@ -137,11 +146,22 @@ def _write(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
             f"--to={_TO.value} is for T5 only; this is {found.family.name}. Choose "
             "--to=hf or --to=prottrans."
         )
-    from prottrans_jax.interop import mesh_tf, t5x
+    from prottrans_jax.interop import mesh_tf, side_notes, t5x
 
+    if lost := side_notes.lost(found.config):
+        print(
+            f"Note: --to={_TO.value} has no place for {', '.join(lost)}. They are in "
+            f"{side_notes.NAME} beside it, which this library reads; give them to "
+            "other programs in their configuration."
+        )
+    ids = None if found.unknown_ids else found.vocabulary
     if _TO.value == "mtf":
         print("Note: without slots of the optimizer; start from it, do not go on.")
-        return [mesh_tf.write(output, found.config, found.params, dtype=_DTYPE.value)]
+        return [
+            mesh_tf.write(
+                output, found.config, found.params, dtype=_DTYPE.value, ids=ids
+            )
+        ]
     return [
         t5x.write(
             output,
@@ -149,6 +169,7 @@ def _write(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
             found.params,
             dtype=_DTYPE.value,
             scanned=_SCANNED.value,
+            ids=ids,
         )
     ]
 
@@ -175,7 +196,11 @@ def _write_huggingface(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
         if found.source.is_dir() and (found.source / name).is_file():
             shutil.copyfile(found.source / name, output / name)
             written.append(output / name)
-    if not any((output / name).exists() for name in vocabularies.FILES):
+    if found.unknown_ids:
+        print("Note: which id a residue has is not known, and not written.")
+    elif _VOCABULARY.value or not any(
+        (output / name).exists() for name in vocabularies.FILES
+    ):
         written.append(
             vocabularies.write(
                 output, found.vocabulary, found.prefix_ids, found.suffix_ids

@@ -34,7 +34,8 @@ from prottrans_jax.embed import (
     pooling,
     progress_bar,
 )
-from prottrans_jax.interop import huggingface
+from prottrans_jax.interop import families, huggingface
+from prottrans_jax.interop import vocabularies as model_vocabularies
 from prottrans_jax.layers import quantized
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ class Encoder(frozen_params.Holder):
       fingerprint: Hash of the parameters as stored: of all names and shapes, and of
         parts of the values. Of ids too that are not the family's.
       revision: Commit of the hub's repository it came from; "" if that is not known.
+      prefix_piece: The piece before each protein that was asked for, or "".
+      unknown_ids: Why it is not known which id a residue has, "" if it is: such an
+        encoder takes token ids, and refuses residues.
     """
 
     module: nn.Module
@@ -86,6 +90,8 @@ class Encoder(frozen_params.Holder):
     source: pathlib.Path
     fingerprint: str
     revision: str
+    prefix_piece: str = ""
+    unknown_ids: str = ""
 
     def __repr__(self) -> str:
         sizes = f"{self.num_layers} layers, d_model {self.d_model}, {self.dtype}"
@@ -102,7 +108,12 @@ class Encoder(frozen_params.Holder):
         Args:
           tokens: Token ids, special ones included; see `tokenize`.
           mask: True at real tokens, False at padding.
+
+        Raises:
+          ValueError: An id is beyond the table (not looked at while it is traced).
         """
+        if not isinstance(tokens, jax.core.Tracer):
+            self._check_range(np.asarray(tokens))
         return self.apply(self.params, tokens, mask)
 
     def apply(
@@ -138,7 +149,8 @@ class Encoder(frozen_params.Holder):
     def max_residues(self) -> int | None:
         """Longest protein the model has positions for; None if there is no limit."""
         limit = getattr(self.config, "max_length", None)
-        return None if limit is None else limit - self._tokens.num_special
+        special = len(self.prefix) + len(self.suffix)
+        return None if limit is None else limit - special
 
     @property
     def cls_position(self) -> int | None:
@@ -146,6 +158,21 @@ class Encoder(frozen_params.Holder):
         if self.prefix[:1] == (self.vocabulary.cls_id,):
             return 0
         return -1 if self.suffix[-1:] == (self.vocabulary.cls_id,) else None
+
+    def _check_range(self, tokens: np.ndarray) -> None:
+        rows = self.config.vocab_size
+        outside = np.argwhere((tokens < 0) | (tokens >= rows))
+        if len(outside):
+            at = tuple(outside[0].tolist())
+            raise ValueError(
+                f"tokens{list(at)} is {tokens[at]}; ids go from 0 to {rows - 1}, the "
+                f"rows of the embedding table. {len(outside)} such in all."
+            )
+
+    def check_ids(self) -> None:
+        """Raises ValueError if it is not known which id a residue has."""
+        if self.unknown_ids:
+            raise ValueError(self.unknown_ids)
 
     def tokenize(
         self, sequences: Iterable[str]
@@ -418,6 +445,7 @@ class Encoder(frozen_params.Holder):
 
     @functools.cached_property
     def _tokens(self) -> embedder.Tokens:
+        self.check_ids()
         return embedder.Tokens(
             self.vocabulary.byte_table,
             self.prefix,
@@ -466,6 +494,8 @@ def load_encoder(
     dtype: DTypeLike | None = None,
     download: bool = False,
     revision: str | None = None,
+    vocabulary: str | os.PathLike | None = None,
+    prefix: str | None = None,
     **overrides: Any,
 ) -> Encoder:
     """Loads the encoder of a model; see `Encoder`.
@@ -480,29 +510,69 @@ def load_encoder(
         rest is bfloat16.
       download: Whether a repository that is not in the local cache may be fetched.
       revision: Branch, tag or commit of the repository; None: "main".
+      vocabulary: The tokenizer's file, for a model that lies without one: spiece.model,
+        vocab.txt, tokenizer.json, vocabulary.json, or a folder with one of them; or
+        "prot_t5" or "prot_bert" for theirs. Without it such a model takes token ids
+        alone, and `embed` raises ValueError.
+      prefix: Piece to put before each protein, such as "<AA2fold>" of ProstT5; there is
+        no vector of it. After "<fold2AA>" letters are 3Di states.
       **overrides: Further fields of the model's configuration.
 
     Raises:
       FileNotFoundError: It is nowhere; names that are spelled alike are suggested.
-      ValueError: Configuration and weights do not fit.
+      ValueError: Configuration and weights do not fit, ids do not fit the table, or
+        there is no such prefix.
       checkpoints.CheckpointError: An own run has no sound checkpoint.
     """
+    overrides["vocabulary"] = vocabulary
     found, dtype = _read(source, dtype, download, revision, overrides)
     found = sources.encoder_of(found)
+    ids, before = _ids_of(found, prefix)
     module = sources.model_of(found)
     stored = frozen_params.subtree(found.params, layerwise.encoder_shapes(module))
     return Encoder(
         module=module,
         params=frozen_params.place(stored, jnp.dtype(dtype)),
         config=found.config,
-        vocabulary=found.vocabulary,
-        prefix=found.prefix_ids,
+        vocabulary=ids,
+        prefix=before,
         suffix=found.suffix_ids,
         name=_plain_name(source),
         source=found.source,
-        fingerprint=frozen_params.fingerprint(stored, found.own_vocabulary),
+        fingerprint=frozen_params.fingerprint(stored, _other_ids(found)),
         revision=_revision(found.source),
+        prefix_piece=prefix or "",
+        unknown_ids=found.unknown_ids,
     )
+
+
+def _ids_of(
+    found: families.Checkpoint, prefix: str | None
+) -> tuple[vocabularies.Vocabulary, tuple[int, ...]]:
+    """The vocabulary that proteins are read with, and the ids before them."""
+    ids, before = found.vocabulary, found.prefix_ids
+    if found.unknown_ids:
+        return ids, before
+    if prefix:
+        ids, number = model_vocabularies.with_prefix(ids, prefix)
+        before = (*before, number)
+    elif found.own_vocabulary is not None:
+        model_vocabularies.warn_of_unused(ids, found.family.vocabulary, found.source)
+    special = (*before, *found.suffix_ids)
+    model_vocabularies.check_rows(ids, special, found.config.vocab_size, found.source)
+    return ids, before
+
+
+def _other_ids(found: families.Checkpoint) -> vocabularies.Vocabulary | None:
+    """The vocabulary if it makes other vectors than the family's ids would."""
+    own, usual = found.own_vocabulary, found.family.vocabulary
+    if own is None or not usual.num_sentinels:
+        return own
+    # T5s with ProtT5's ids and more pieces had its vocabulary in earlier versions.
+    same = np.array_equal(own.byte_table, usual.byte_table) and (
+        (own.pad_id, own.eos_id) == (usual.pad_id, usual.eos_id)
+    )
+    return None if same else own
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -540,12 +610,15 @@ def load_model(
     dtype: DTypeLike | None = None,
     download: bool = False,
     revision: str | None = None,
+    vocabulary: str | os.PathLike | None = None,
     **overrides: Any,
 ) -> Model:
     """Loads a whole model with whatever heads its checkpoint has.
 
-    Arguments and errors are those of `load_encoder`.
+    Arguments and errors are those of `load_encoder`. A model takes token ids: where a
+    folder has no vocabulary file, `Model.vocabulary` is the family's.
     """
+    overrides["vocabulary"] = vocabulary
     found, dtype = _read(source, dtype, download, revision, overrides)
     return Model(
         module=sources.model_of(found),

@@ -60,6 +60,12 @@ _STABLEHLO = flags.DEFINE_bool(
     "Also write encoder.stablehlo: the encoder with its weights as one program for "
     "cpu, cuda and tpu that needs jax alone; batch and length are free.",
 )
+_VOCABULARY = flags.DEFINE_string(
+    "vocabulary",
+    None,
+    "Tokenizer's file (vocab.txt, spiece.model, tokenizer.json) of a checkpoint that "
+    "lies without one.",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -95,6 +101,7 @@ def _run(checkpoint: str, output: pathlib.Path) -> int:
                 network=_NETWORK.value,
                 dtype=_DTYPE.value,
                 stablehlo=_STABLEHLO.value,
+                vocabulary=_VOCABULARY.value,
             )
     except (ValueError, OSError, checkpoints.CheckpointError) as error:
         return _fail(1, str(error))

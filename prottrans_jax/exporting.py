@@ -60,6 +60,7 @@ def export(
     network: str | None = None,
     dtype: str | None = None,
     stablehlo: bool = False,
+    vocabulary: str | os.PathLike | None = None,
 ) -> dict[str, int]:
     """Writes a frozen model.
 
@@ -71,6 +72,7 @@ def export(
         discriminator.
       dtype: Type of the weights; None keeps the stored one.
       stablehlo: Whether to write the encoder as a program too.
+      vocabulary: Tokenizer's file, where the checkpoint lies without one.
 
     Returns:
       Name and bytes of every file.
@@ -80,8 +82,11 @@ def export(
       FileExistsError: The output is there and not empty.
       ValueError: It is not a model of ours.
     """
-    found = sources.read(checkpoint, scan_layers=False)
+    found = sources.read(checkpoint, scan_layers=False, vocabulary=vocabulary)
     found = sources.encoder_of(found, network)
+    if found.unknown_ids:
+        # A vocabulary.json would say what nobody knows.
+        raise ValueError(found.unknown_ids)
     if stablehlo and found.family.name in _FIXED_LENGTHS:
         raise ValueError(
             f"{checkpoint}: a {found.family.name} cannot be exported as a program of "
@@ -94,11 +99,11 @@ def export(
     writing.refuse_existing(output)
     output.mkdir(parents=True, exist_ok=True)
     huggingface.write(output, module.config, params, dtype=dtype)
-    vocabulary = found.vocabulary
-    vocabularies.write(output, vocabulary, found.prefix_ids, found.suffix_ids)
-    if vocabulary.cls is not None and found.family.name != "xlnet":
+    ids = found.vocabulary
+    vocabularies.write(output, ids, found.prefix_ids, found.suffix_ids)
+    if ids.cls is not None and found.family.name != "xlnet":
         # What BERT's tokenizers read.
-        text = "".join(f"{piece}\n" for piece in vocabulary.pieces)
+        text = "".join(f"{piece}\n" for piece in ids.pieces)
         (output / "vocab.txt").write_text(text, encoding="utf-8")
     (output / "README.md").write_text(
         _NOTE.format(

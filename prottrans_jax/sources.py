@@ -29,6 +29,7 @@ import numpy as np
 from prottrans_jax import checkpoints, run_identity, stored_arrays
 from prottrans_jax.files import paths
 from prottrans_jax.interop import (
+    checkpoint_ids,
     families,
     huggingface,
     layer_stacks,
@@ -44,8 +45,8 @@ _LAYERS = "layers"
 _FREE = frozenset(
     """
     attention attention_block_size attention_dropout_rate bi_data dropout_rate dtype
-    flash initializer_range lm_head max_length mem_length order_head param_dtype pooler
-    remat_policy replaced_head reuse_length scan_layers
+    flash frequencies initializer_range lm_head max_length mem_length order_head
+    param_dtype pooler remat_policy replaced_head reuse_length scan_layers
     """.split()
 )
 # No shape tells them, so they are guesses where a checkpoint has no configuration.
@@ -53,7 +54,11 @@ _GUESSED = frozenset({"mlp_activations", "norm_epsilon", "relative_max_distance"
 
 
 def read(
-    source: str | os.PathLike, *, download: bool = False, **overrides: Any
+    source: str | os.PathLike,
+    *,
+    download: bool = False,
+    vocabulary: str | os.PathLike | None = None,
+    **overrides: Any,
 ) -> families.Checkpoint:
     """Reads a model from wherever it is; see the head of this file.
 
@@ -62,6 +67,8 @@ def read(
     Args:
       source: Where.
       download: Whether a repository of the hub may be fetched.
+      vocabulary: Tokenizer's file that says which id a residue has; None: the place
+        itself says it. See `interop.vocabularies.load`.
       **overrides: Fields of the family's configuration, such as `param_dtype`.
 
     Raises:
@@ -71,11 +78,20 @@ def read(
     kind, place = split(source)
     kind = kind or _kind_of(pathlib.Path(place))
     if kind == "hf":
-        return huggingface.read(place, download=download, **overrides)
-    if kind == "t5x":
-        return t5x.read(place, **overrides)
-    if kind == "mtf":
-        return mesh_tf.read(place, **overrides)
+        return huggingface.read(
+            place, download=download, vocabulary=vocabulary, **overrides
+        )
+    if kind in ("t5x", "mtf"):
+        module = {"t5x": t5x, "mtf": mesh_tf}[kind]
+        found = module.read(place, **overrides)
+        if vocabulary is not None:
+            return checkpoint_ids.named(found, vocabulary)
+        return checkpoint_ids.of_notes(found)
+    if vocabulary is not None:
+        raise ValueError(
+            f"{source} is a run of this library, whose ids are known: leave out "
+            f"--vocabulary {vocabulary}."
+        )
     return _read_run(place, overrides)
 
 
@@ -140,7 +156,7 @@ def _kind_of(path: pathlib.Path) -> str:
         return "mtf" if prefix.exists() else "hf"
     if path.is_file():
         return "t5x"
-    if (path / "config.json").exists():
+    if any((path / name).exists() for name in ("config.json", "adapter_config.json")):
         return "hf"
     if any(path.glob("model.ckpt-*.index")):
         return "mtf"
@@ -196,7 +212,7 @@ def _load_params(source, abstract_params: PyTree, model_config: Any) -> PyTree:
         flat = _read_both_parts(kind, place, model_config)
     else:
         found = read(source)
-        _check_settings(source, found, model_config, kind)
+        _check_settings(source, found, model_config)
         flat = traverse_util.flatten_dict(_family_ids(found), sep="/")
     wanted = stored_arrays.by_name(abstract_params)
     stored = _stacked_shapes(flat, wanted)
@@ -221,19 +237,28 @@ def _read_both_parts(kind: str, place: str, config: Any) -> dict[str, np.ndarray
         places, (config.generator, config.discriminator), strict=True
     ):
         found = read(f"{kind}:{where}")
-        _check_settings(where, found, wanted, kind)
+        _check_settings(where, found, wanted)
         parts.append(_family_ids(found))
     return traverse_util.flatten_dict(electra.join_params(*parts), sep="/")
 
 
 def _family_ids(found: families.Checkpoint) -> PyTree:
     """Parameters for the ids that a run of ours has, whatever ids they came with."""
+    if found.unknown_ids:
+        logging.warning(
+            "%s Until then its rows are taken for %s's ids.",
+            found.unknown_ids,
+            found.family.vocabulary.name,
+        )
+    elif found.own_vocabulary is not None:
+        usual = found.family.vocabulary
+        vocabularies.warn_of_unused(found.vocabulary, usual, found.source)
     return vocabularies.renumber(
         found.params, found.vocabulary, found.family.vocabulary
     )
 
 
-def _check_settings(source, found: families.Checkpoint, wanted: Any, kind: str) -> None:
+def _check_settings(source, found: families.Checkpoint, wanted: Any) -> None:
     """Refuses what has the right shapes but would compute something else."""
     if wanted is None:
         return
@@ -242,7 +267,15 @@ def _check_settings(source, found: families.Checkpoint, wanted: Any, kind: str) 
             f"{source} is a checkpoint for {type(found.config).__name__}, the model "
             f"has a {type(wanted).__name__}."
         )
-    free = _FREE if kind == "hf" else _FREE | _GUESSED
+    if getattr(found.config, "frequencies", None) != getattr(
+        wanted, "frequencies", None
+    ):
+        logging.warning(
+            "%s: its position frequencies are rounded; the run goes on with its own.",
+            source,
+        )
+    # T5X and Mesh-TensorFlow have no settings but those of `side_notes`.
+    free = _FREE if found.attributes else _FREE | _GUESSED
     lines = [
         f"  {field.name}: {theirs!r} -> {ours!r}"
         for field in dataclasses.fields(wanted)

@@ -85,6 +85,7 @@ class Vocabulary:
         has no such piece.
       sentinel: pattern of the k-th sentinel, e.g. ``<extra_id_{}>``.
       x: what X is read as.
+      lower: whether residues are the lower-case pieces: 3Di states of ProstT5.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Vocabulary:
     sep: str | None = None
     sentinel: str | None = None
     x: str = "X"
+    lower: bool = False
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
@@ -104,6 +106,9 @@ class Vocabulary:
 
     def _optional(self, piece: str | None) -> int | None:
         return None if piece is None else self._ids[piece]
+
+    def _residue_id(self, letter: str) -> int:
+        return self._ids[letter.lower() if self.lower else letter]
 
     @property
     def size(self) -> int:
@@ -148,7 +153,7 @@ class Vocabulary:
     @functools.cached_property
     def residue_ids(self) -> jaxtyping.Int32[np.ndarray, "20"]:
         """Ids of the 20 standard amino acids, in the order of their ids."""
-        ids = np.array(sorted(self._ids[a] for a in STANDARD), np.int32)
+        ids = np.array(sorted(self._residue_id(a) for a in STANDARD), np.int32)
         ids.flags.writeable = False
         return ids
 
@@ -180,7 +185,7 @@ class Vocabulary:
         for byte, letter in enumerate(CANONICAL):
             if letter:
                 known = chr(letter) in STANDARD
-                table[byte] = self._ids[chr(letter)] if known else self.x_id
+                table[byte] = self._residue_id(chr(letter)) if known else self.x_id
         table.flags.writeable = False
         return table
 

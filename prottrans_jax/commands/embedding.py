@@ -92,8 +92,23 @@ def add_embed(commands) -> None:
     add("--device", default="auto", choices=("auto", "cpu", "gpu", "tpu"))
     add("--download", action="store_true", help="fetch a model that is not here")
     add("--revision", help="branch, tag or commit of the model's repository")
+    add_vocabulary(add)
     add("--no-progress", action="store_true")
     add("--config", help="YAML or JSON with values for these flags")
+
+
+def add_vocabulary(add) -> None:
+    """Adds the flags that say how residues become ids of the model."""
+    add(
+        "--vocabulary",
+        help="tokenizer's file of a model that lies without one: vocab.txt, "
+        "spiece.model, tokenizer.json; or prot_t5, prot_bert for theirs",
+    )
+    add(
+        "--prefix",
+        help="piece before each protein, as '<AA2fold>' of ProstT5; after '<fold2AA>' "
+        "letters are 3Di states",
+    )
 
 
 def _embed(arguments: argparse.Namespace) -> int:
@@ -125,6 +140,8 @@ def _embed(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         download=arguments.download,
         revision=arguments.revision,
+        vocabulary=arguments.vocabulary,
+        prefix=arguments.prefix,
     )
     say = _Say(arguments)
     with progress.Lines(silent=arguments.no_progress or arguments.quiet) as lines:

@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from prottrans_jax import plurals
-from prottrans_jax.commands import console
+from prottrans_jax.commands import console, embedding
 from prottrans_jax.files import paths
 
 
@@ -57,6 +57,8 @@ def _info_of_model(path: pathlib.Path) -> dict[str, object]:
         "family": found.family.name,
         "parameters": sum(x.size for x in jax.tree.leaves(found.params)),
         "stored": found.stored_dtype.name,
+        "vocabulary": "unknown" if found.unknown_ids else found.vocabulary.name,
+        "left_out": ", ".join(found.left_out) or "nothing",
         "config": found.config,
     }
     if provenance.is_file():
@@ -104,6 +106,7 @@ def add_verify(commands) -> None:
     add("-m", "--model", help="model to check")
     add("--golden", help=".npz or .h5 with the vectors that the model should give")
     add("--revision", help="branch, tag or commit of the model's repository")
+    embedding.add_vocabulary(add)
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16", "int8"),
@@ -176,6 +179,8 @@ def _verify_model(arguments: argparse.Namespace) -> int:
         paths.source(arguments.model, "--model"),
         dtype=arguments.dtype,
         revision=arguments.revision,
+        vocabulary=arguments.vocabulary,
+        prefix=arguments.prefix,
     )
     results, others = verifying.compare(encoder, arguments.golden, arguments.input)
     for result in results:

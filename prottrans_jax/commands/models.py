@@ -50,6 +50,7 @@ def add_export(commands) -> None:
     parser.add_argument("--network", choices=("generator", "discriminator"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--stablehlo", action="store_true")
+    parser.add_argument("--vocabulary", help="as of `prottrans embed`")
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -62,6 +63,7 @@ def _export(arguments: argparse.Namespace) -> int:
     command += [f"--network={arguments.network}"] * bool(arguments.network)
     command += [f"--dtype={arguments.dtype}"] * bool(arguments.dtype)
     command += ["--stablehlo"] * arguments.stablehlo
+    command += [f"--vocabulary={arguments.vocabulary}"] * bool(arguments.vocabulary)
     with subprocess.Popen(command) as process:
         try:
             return _wait_for(process)

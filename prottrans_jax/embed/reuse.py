@@ -158,7 +158,7 @@ def _open(path: str | os.PathLike, identity: Mapping[str, Any]):
     if outputs.IDENTITY not in file.attrs:
         return file  # UniProt's, for one: believed.
     before = json.loads(file.attrs[outputs.IDENTITY])
-    names = ["weights_fingerprint", "dtype_compute", "layer"]
+    names = ["weights_fingerprint", "dtype_compute", "layer", "prefix"]
     if file.attrs.get("pooling", "none") != "none":
         names.append("pooling")
     if (before.get("long") or [""])[0] in ("chunk", "truncate"):

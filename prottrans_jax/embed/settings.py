@@ -184,6 +184,8 @@ class Settings:
         return {
             "format": _FORMAT,
             "weights_fingerprint": self.encoder.fingerprint,
+            # Absent without one, as earlier versions wrote it.
+            **({"prefix": prefix} if (prefix := self.encoder.prefix_piece) else {}),
             "dtype_compute": self.dtype_compute,
             "layer": str(self.layers),
             "outputs": sorted(self.paths),
@@ -242,8 +244,10 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
     """What the options mean for an encoder.
 
     Raises:
-      ValueError: There is no such format, layer or pooling.
+      ValueError: There is no such format, layer or pooling, or the encoder's ids are
+        not known.
     """
+    encoder.check_ids()
     paths = output_paths(output, options)
     options = _with_limit(encoder, options)
     layers = forward.parse_layers(options.layers, encoder.num_layers)

@@ -99,6 +99,9 @@ class Checkpoint:
       form: What was found there, in words.
       attributes: Contents of `config.json`; empty where there is none.
       own_vocabulary: Ids that came with it; None where the family's are taken.
+      unknown_ids: Why it is not known which id a residue has, and what to do about it;
+        "" where it is.
+      left_out: Names of arrays that are not the model's, such as task heads.
     """
 
     family: Family
@@ -109,6 +112,8 @@ class Checkpoint:
     form: str
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     own_vocabulary: vocabularies.Vocabulary | None = None
+    unknown_ids: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def vocabulary(self) -> vocabularies.Vocabulary:

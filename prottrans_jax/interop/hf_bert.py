@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 from typing import Any, TypeVar
 
-from absl import logging
 from flax import traverse_util
 import numpy as np
 
@@ -53,8 +52,6 @@ _FIXED: Mapping[str, Any] = {
     "torchscript": False,
     "use_bfloat16": False,
 }
-# Heads of downstream tasks: not part of a language model, and named when left out.
-_TASK_HEADS = ("classifier.", "qa_outputs.")
 
 _DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 30522,
@@ -123,8 +120,6 @@ def params_from_hf(
     checkpoint: Mapping[str, np.ndarray], config: bert.BertConfig
 ) -> types.Params:
     """Our parameters, stacked as `config.scan_layers` says, from a state dict.
-
-    Heads of downstream tasks (`classifier`) are left out, and named in the log.
 
     Raises:
       ValueError: Parameters are missing, left over, or of another shape.
@@ -290,9 +285,7 @@ def import_params(
     for name, array in checkpoint.items():
         name = _modern_name(name, table_names, prefix)
         if name.endswith(("embeddings.position_ids", "embeddings.token_type_ids")):
-            continue  # Buffers of versions 3 and 4, which count from 0.
-        if name.startswith(_TASK_HEADS):
-            logging.warning("%s is the head of a downstream task: not read.", name)
+            _check_buffer(name, array)
             continue
         arrays[name] = array
     own_table, second_bias = f"{head}{decoder}.weight", f"{head}{decoder}.bias"
@@ -310,6 +303,16 @@ def import_params(
     }
     tree = traverse_util.unflatten_dict(params, sep="/")
     return stack.stack_layers(tree) if config.scan_layers else tree
+
+
+def _check_buffer(name: str, array: np.ndarray) -> None:
+    """Refuses buffers of versions 3 and 4 that do not hold what those computed with."""
+    counts = np.arange(array.size) if name.endswith("position_ids") else 0
+    if not np.all(array.reshape(-1) == counts):
+        raise ValueError(
+            f"{name} does not count from 0, or is not all 0: such a model is not "
+            "supported."
+        )
 
 
 def _modern_name(name: str, known: Collection[str], prefix: str) -> str:

@@ -10,6 +10,7 @@ Nothing here needs torch or transformers, and nothing in a file is executed.
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -22,9 +23,11 @@ from prottrans_jax import types
 from prottrans_jax.files import paths
 from prottrans_jax.interop import (
     casting,
+    checkpoint_ids,
     families,
     layer_stacks,
     safetensors,
+    state_dicts,
     torch_files,
     vocabularies,
 )
@@ -34,6 +37,10 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _ORGANISATION = "Rostlab"
 _SHORTEST_COMMIT = 7
+_HUB_TIMEOUT_S = 20.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# Names of a list that are printed.
+_MAX_NAMES = 8
 # What tokenizers and generation read, besides the configuration and the weights.
 COMPANIONS = (
     "added_tokens.json",
@@ -45,15 +52,23 @@ COMPANIONS = (
     "vocab.txt",
     vocabularies.JSON,
 )
-# Families whose ids in the released models are known from their files alone.
-_NEED_FILE = ("albert", "xlnet")
-
+# What peft and adapters put beside the weights of the model that they change.
+_ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_adapter.bin",
+)
 
 Checkpoint = families.Checkpoint
 
 
 def read(
-    source: str | os.PathLike, *, download: bool = False, **overrides: Any
+    source: str | os.PathLike,
+    *,
+    download: bool = False,
+    vocabulary: str | os.PathLike | None = None,
+    **overrides: Any,
 ) -> Checkpoint:
     """Reads a checkpoint.
 
@@ -65,14 +80,16 @@ def read(
       source: A folder, a repository such as "Rostlab/prot_bert", or a released short
         name such as "prot_t5_xl_uniref50".
       download: Whether a repository that is not in the local cache may be fetched.
+      vocabulary: What says its ids instead of the folder; see `vocabularies.load`.
       **overrides: Fields of the family's configuration, such as `dtype`.
 
     Raises:
       FileNotFoundError: There is no such folder, and it is not in the cache.
-      ValueError: The configuration or the parameters do not fit, and everything that
-        does not is listed; or the folder's vocabulary is none of residues.
+      ValueError: The configuration or the parameters do not fit; the folder's
+        vocabulary is none of residues; or there are adapters beside the weights.
     """
     folder = find(source, download=download)
+    _refuse_adapters(folder)
     attributes = read_attributes(folder)
     family = families.family_of(attributes)
     families.check_fields(family.config_class, overrides)
@@ -80,6 +97,7 @@ def read(
     stored = families.widest_dtype(arrays.values())
     as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}
     try:
+        arrays, left_out = state_dicts.of_model(arrays, family.name)
         config = family.table.config_from_hf(attributes, **as_stored)
         config = _fit_config(family, config, arrays)
         params = family.table.params_from_hf(arrays, config)
@@ -98,16 +116,15 @@ def read(
     params = layer_stacks.convert(
         params, dtype=config.param_dtype, stack=config.scan_layers
     )
-    vocabulary = vocabularies.read(folder, family.vocabulary, config.vocab_size)
-    if vocabulary is None and family.name in _NEED_FILE:
+    if left_out:
         logging.warning(
-            "%s has no vocabulary (%s): residues get this library's ids for %s, which "
-            "are not those of the released model.",
+            "%s: left out, as they belong to a head or to another module: %s%s (%d).",
             folder,
-            ", ".join(vocabularies.FILES),
-            family.vocabulary.name,
+            ", ".join(left_out[:_MAX_NAMES]),
+            ", ..." * (len(left_out) > _MAX_NAMES),
+            len(left_out),
         )
-    return Checkpoint(
+    checkpoint = Checkpoint(
         family=family,
         config=config,
         params=params,
@@ -115,8 +132,22 @@ def read(
         source=folder,
         form=f"Hugging Face ({describe(folder)})",
         attributes=attributes,
-        own_vocabulary=None if vocabulary == family.vocabulary else vocabulary,
+        left_out=tuple(left_out),
     )
+    if vocabulary is not None:
+        return checkpoint_ids.named(checkpoint, vocabulary)
+    return checkpoint_ids.of_folder(checkpoint)
+
+
+def _refuse_adapters(folder: pathlib.Path) -> None:
+    names = [name for name in _ADAPTER_FILES if (folder / name).exists()]
+    if names:
+        raise ValueError(
+            f"{folder} holds an adapter ({', '.join(names)}), without which the model "
+            "computes something else, and which is not read here. Merge it in peft "
+            "with model.merge_and_unload() and save that; or take the adapter's files "
+            "away to use the base model alone."
+        )
 
 
 def _fit_config(
@@ -125,10 +156,10 @@ def _fit_config(
     """The configuration, with parts switched off that the checkpoint lacks.
 
     `architectures` names the class that wrote the file, not what is in it: a table may
-    look at the names themselves.
+    look at the arrays themselves.
     """
     fit = getattr(family.table, "fit_config", None)
-    return fit(config, frozenset(arrays)) if fit else config
+    return fit(config, arrays) if fit else config
 
 
 def read_attributes(folder: pathlib.Path) -> dict[str, Any]:
@@ -401,7 +432,11 @@ def _download(repository: str, revision: str | None) -> pathlib.Path:
             "that."
         ) from None
     try:
-        files = huggingface_hub.list_repo_files(repository, revision=revision)
+        # One request: other ways to list files try for half a minute when off-line.
+        about = huggingface_hub.model_info(
+            repository, revision=revision, timeout=_HUB_TIMEOUT_S
+        )
+        files = [file.rfilename for file in about.siblings or ()]
         suffix = ".safetensors"
         if not any(name.endswith(suffix) for name in files):
             suffix = ".bin"
@@ -409,13 +444,16 @@ def _download(repository: str, revision: str | None) -> pathlib.Path:
         stem = "model" if suffix == ".safetensors" else "pytorch_model"
         patterns = ["config.json", f"{stem}{suffix}", f"{stem}{suffix}.index.json"]
         patterns.append(f"{stem}-*-of-*{suffix}")
-        patterns += vocabularies.FILES
+        # Adapters too, so that they are refused and not left out.
+        patterns += [*vocabularies.FILES, *vocabularies.BESIDE, *_ADAPTER_FILES]
         return pathlib.Path(
             huggingface_hub.snapshot_download(
                 repository, revision=revision, allow_patterns=patterns
             )
         )
-    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except Exception as error:  # Which class it is depends on the hub's version.
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
             f"{repository} could not be fetched: {first}. Check the name and the "

@@ -20,9 +20,16 @@ from flax import traverse_util
 import jax.numpy as jnp
 import numpy as np
 
-from prottrans_jax import types
+from prottrans_jax import types, vocabulary
 from prottrans_jax.files import paths
-from prottrans_jax.interop import casting, families, layer_stacks, rules, t5_names
+from prottrans_jax.interop import (
+    casting,
+    families,
+    layer_stacks,
+    rules,
+    side_notes,
+    t5_names,
+)
 from prottrans_jax.models import t5
 
 _SLOT = re.compile(r".*_slot_(v|vr|vc|m)$")
@@ -53,7 +60,8 @@ _BLOCKS = {
 def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
     """The model of a checkpoint.
 
-    Sizes come from the shapes; what no shape tells is T5's default unless overridden.
+    Sizes come from the shapes; what no shape tells from `side_notes` where `write` made
+    them, else it is T5's default, unless overridden.
 
     Args:
       source: A folder, whose newest step is taken, or FOLDER/model.ckpt-STEP.
@@ -70,6 +78,8 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
     names = [n for n in shapes if not _SLOT.fullmatch(n) and n != _STEP]
     dtypes = reader.get_variable_to_dtype_map()
     stored = np.dtype(jnp.result_type(*{dtypes[n].as_numpy_dtype for n in names}))
+    notes = side_notes.read(_notes_of(path))
+    overrides = {**notes.settings, **overrides}
     as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}
     try:
         table = {rule.theirs: rule for rule in _table(names)}
@@ -104,7 +114,12 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
         stored_dtype=stored,
         source=path,
         form=f"Mesh-TensorFlow ({path.name}, {slots} slots of the optimizer)",
+        attributes=notes._asdict() if notes.settings else {},
     )
+
+
+def _notes_of(prefix: pathlib.Path) -> pathlib.Path:
+    return prefix.with_name(f"{prefix.name}.{side_notes.NAME}")
 
 
 def _check_complete(path: pathlib.Path) -> None:
@@ -144,6 +159,7 @@ def write(
     *,
     dtype: np.typing.DTypeLike | None = None,
     step: int = 0,
+    ids: vocabulary.Vocabulary | None = None,
 ) -> pathlib.Path:
     """Writes `folder/model.ckpt-STEP`: the parameters and the step, no slots.
 
@@ -153,6 +169,7 @@ def write(
       params: Its parameters.
       dtype: Type of the parameters in the file; None keeps theirs.
       step: Number of the step.
+      ids: Which id a piece has, for `side_notes`; None: not known.
 
     Returns:
       Prefix of the files.
@@ -187,6 +204,7 @@ def write(
     tf.raw_ops.MergeV2Checkpoints(
         checkpoint_prefixes=parts, destination_prefix=str(target)
     )
+    side_notes.write(_notes_of(target), config, ids)
     (target.parent / "checkpoint").write_text(
         f'model_checkpoint_path: "{target.name}"\n'
         f'all_model_checkpoint_paths: "{target.name}"\n'

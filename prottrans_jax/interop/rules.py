@@ -1,6 +1,8 @@
 """Tables that rename parameters: theirs, ours, and what is done to the array."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import itertools
+import re
 from typing import Any, NamedTuple
 
 from flax import traverse_util
@@ -13,15 +15,17 @@ from prottrans_jax.layers import stack
 # Parameters by path, such as "encoder/layers_0/mlp/wi/kernel".
 FlatParams = dict[str, np.ndarray]
 
-
+# Lines of a mismatch that are printed.
+_MAX_LINES = 5
 # Attributes that any `config.json` may have: bookkeeping of its training, and defaults
 # of text generation, which older releases wrote beside the model's.
 _BOOKKEEPING = frozenset(
     """
     bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
-    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
-    forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size
-    num_beam_groups num_beams num_return_sequences output_scores prefix
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
+    no_repeat_ngram_size
+    num_beam_groups num_beams num_labels num_return_sequences output_scores prefix
     remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens
     temperature tf_legacy_loss top_k top_p total_flos typical_p
     """.split()
@@ -88,8 +92,8 @@ def to_ours(
       ignored: Foreign names that need no counterpart.
 
     Raises:
-      ValueError: Something is missing, left over or has another shape. Everything that
-        does not fit is listed, not only the first.
+      ValueError: Something is missing, left over or has another shape: the lines that
+        tell most, the number of all, and what to do.
     """
     params, used, wrong = {}, set(ignored), []
     for rule in rules:
@@ -153,9 +157,46 @@ def refuse_unknown(attributes: Mapping[str, Any], ignored: Collection[str]) -> N
 
 
 def _raise_mismatch(missing: list[str], extra: list[str], wrong: list[str]) -> None:
-    lines = [*missing, *extra, *wrong]
-    if lines:
-        raise ValueError(
-            "Parameters do not match (- in model only, + in checkpoint only, ! other "
-            "shape):\n  " + "\n  ".join(lines)
+    total = len(missing) + len(extra) + len(wrong)
+    if not total:
+        return
+    raise ValueError(
+        "Parameters do not match (- in model only, + in checkpoint only, ! other "
+        "shape):\n  "
+        + "\n  ".join(_most_telling(wrong, missing, extra))
+        + f"\n{total} in all: {len(wrong)} of another shape, {len(missing)} in the "
+        f"model only, {len(extra)} in the checkpoint only. {_remedy(missing, extra)}"
+    )
+
+
+def _most_telling(*kinds: list[str]) -> list[str]:
+    """At most five lines: of each kind some, and one for all layers that are alike."""
+    different: list[list[str]] = []
+    for lines in kinds:
+        by_pattern: dict[str, str] = {}
+        for line in lines:
+            by_pattern.setdefault(re.sub(r"\d+", "#", line.partition(" (")[0]), line)
+        different.append(list(by_pattern.values()))
+    rounds = itertools.zip_longest(*different)
+    shown = [line for lines in rounds for line in lines if line is not None]
+    chosen = set(shown[:_MAX_LINES])
+    return [line for lines in different for line in lines if line in chosen]
+
+
+def _remedy(missing: list[str], extra: list[str]) -> str:
+    if missing and extra:
+        return (
+            "Are the names those of another class? Load it there, and save the "
+            "model alone with save_pretrained."
         )
+    if missing:
+        return (
+            "Is the file complete, and config.json of this model? Save it again with "
+            "save_pretrained."
+        )
+    if extra:
+        return (
+            "The model has parts that are not supported here, or config.json is of "
+            "another one (num_layers, tie_word_embeddings)."
+        )
+    return "Sizes in config.json are those of another model: use its own config.json."

@@ -23,7 +23,7 @@ from flax import serialization, traverse_util
 import ml_dtypes
 import numpy as np
 
-from prottrans_jax import types
+from prottrans_jax import types, vocabulary
 from prottrans_jax.files import paths
 from prottrans_jax.interop import (
     casting,
@@ -31,6 +31,7 @@ from prottrans_jax.interop import (
     flax_msgpack,
     layer_stacks,
     memory_map,
+    side_notes,
     t5_names,
 )
 from prottrans_jax.models import t5
@@ -82,7 +83,8 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
     """The model of a checkpoint.
 
     T5X stores no configuration: sizes come from the shapes, and what no shape tells
-    (GELU or another gate, dropout, distances) is T5's default unless overridden.
+    (GELU or another gate, epsilon, distances) from `side_notes` where `write` made
+    them, else it is T5's default, unless overridden.
 
     Args:
       source: A step, or a folder of steps of which the newest is taken.
@@ -95,6 +97,8 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
     contents = open_(source)
     stored = families.widest_dtype(contents.params.values())
     names = t5_names.Scanned.of(contents.params)
+    notes = side_notes.read(contents.path / side_notes.NAME)
+    overrides = {**notes.settings, **overrides}
     as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}
     try:
         flat: dict[str, np.ndarray] = {}
@@ -123,6 +127,7 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
         stored_dtype=stored,
         source=contents.path,
         form=f"T5X {contents.generation}, {layers} layers, {state} optimizer state",
+        attributes=notes._asdict() if notes.settings else {},
     )
 
 
@@ -329,6 +334,7 @@ def write(
     step: int = 0,
     optimizer_state: bool = True,
     scanned: bool = False,
+    ids: vocabulary.Vocabulary | None = None,
 ) -> pathlib.Path:
     """Writes `folder/checkpoint_STEP` in generation v3, which everything public opens.
 
@@ -344,6 +350,7 @@ def write(
         from such a checkpoint only; converters do not mind.
       scanned: Layers as `scalable_t5` has them, rather than `t5`. Each layer then gets
         a relative bias of its own, equal to the shared one.
+      ids: Which id a piece has, for `side_notes`; None: not known.
 
     Returns:
       The folder of the step.
@@ -377,6 +384,7 @@ def write(
             "version": 3,
             "optimizer": traverse_util.unflatten_dict(tree, sep="/"),
         }
+        side_notes.write(temporary / side_notes.NAME, config, ids)
         # Last: without it a reader takes the folder for one that was not finished.
         (temporary / "checkpoint").write_bytes(serialization.msgpack_serialize(content))
         os.replace(temporary, target)

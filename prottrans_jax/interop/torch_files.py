@@ -37,6 +37,8 @@ _STORAGES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
+# Where Lightning and people's own loops keep a state dict among other things.
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 # Local file header of a zip: up to its two length fields, at 26 and 28.
 _ZIP_HEADER_BYTES = 30
 
@@ -48,11 +50,17 @@ class UnsafeFileError(ValueError):
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Tensors of a state dict by name, as views of the mapped file.
 
+    A training library's checkpoint may hold the state dict under a key of its own.
+
     Raises:
       UnsafeFileError: The file wants more than tensors.
       ValueError: It is damaged, or holds something other than a state dict.
     """
     content = load_tree(path)
+    for key in _STATE_DICT_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
     if not isinstance(content, Mapping):
         raise ValueError(
             f"{path} holds a {type(content).__name__}, not a state dict of tensors."

@@ -1,12 +1,9 @@
-"""Ids of a Hugging Face folder's own vocabulary.
+"""Which id a residue has in a model that came from elsewhere.
 
-The first of these files that a folder has says which id a residue has; without any the
-ids are those that `prottrans_jax.vocabulary` has for the family.
-
-    vocabulary.json    what this library's exports hold
-    spiece.model       T5, ALBERT, XLNet: SentencePiece
-    vocab.txt          BERT, ELECTRA: a piece a line
-    tokenizer.json     what transformers 5 saves
+A folder's own vocabulary file says it (`vocabulary_files`), or a file that the caller
+names. Without any, ids are known of the models that the ProtTrans authors released, and
+of T5s with ProtT5's number of rows; of all others they are unknown, and whoever turns
+residues into ids refuses.
 
 A SentencePiece model that begins words with U+2581 has two pieces a residue: inside a
 word and at its beginning. Residues are words of their own, so theirs is the second; the
@@ -16,6 +13,7 @@ first is called ``##A`` here, as BERT does.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
+import os
 import pathlib
 import re
 from typing import Any
@@ -25,14 +23,28 @@ from flax import traverse_util
 import numpy as np
 
 from prottrans_jax import types, vocabulary
-from prottrans_jax.interop import sentencepiece
+from prottrans_jax.files import paths
+from prottrans_jax.interop import sentencepiece, vocabulary_files
 
-JSON = "vocabulary.json"
-FILES = (JSON, "spiece.model", "vocab.txt", "tokenizer.json")
+JSON, FILES = vocabulary_files.JSON, vocabulary_files.FILES
+# Files of a tokenizer that say more about a file of `FILES` beside them.
+BESIDE = vocabulary_files.COMPANIONS
 # `Vocabulary.byte_table` holds ids of one byte.
 _MAX_PIECES = 256
 _SEVERAL_LETTERS = re.compile(rf"{sentencepiece.SPACE}?[A-Z]{{2,}}")
 _ROLES = ("pad", "unk", "eos", "mask", "cls", "sep")
+# Vocabularies that may be named in place of a file. Of the other families' released
+# models the order of the residues is not known.
+NAMED: Mapping[str, vocabulary.Vocabulary] = {
+    "prot_t5": vocabulary.PROT_T5,
+    "prot_bert": vocabulary.PROT_BERT,
+}
+# Pieces that could be put before a protein, and those that tokenizers always have.
+_TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+_USUAL = re.compile(
+    r"<(row_\d+|unused\w*|extra_id_\d+|s|/s|pad|unk|mask|cls|sep|bos|eos|eod|eop)>"
+    r"|\[(unused\d+|PAD|UNK|CLS|SEP|MASK|BOS|EOS)\]"
+)
 # Parameters with a row per id: the end of their name, and which axis.
 _ROWS = {
     "token_embedder/embedding": 0,
@@ -41,17 +53,6 @@ _ROWS = {
     "logits_bias": 0,
     "logits_dense/kernel": 1,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pieces:
-    """Pieces by id, and whether residues are those that begin a word."""
-
-    path: pathlib.Path
-    texts: tuple[str, ...]
-    usable: tuple[bool, ...]
-    marked: bool
-    add_space: bool = False
 
 
 def read(
@@ -64,53 +65,220 @@ def read(
 
     Args:
       folder: In Hugging Face's layout.
-      family: What the family has by default: its special pieces are asked for.
+      family: What the family has by default: its special pieces are looked for.
       num_rows: Rows of the embedding table.
 
     Raises:
       ValueError: A file there is damaged, or not one of single residues.
     """
-    pieces = _read_pieces(folder)
-    if pieces is None:
+    path = vocabulary_files.find(folder)
+    if path is None:
         return None
+    return _fit(vocabulary_files.read(path), family, num_rows)
+
+
+def of_ids(
+    source: pathlib.Path,
+    ids: Mapping[str, int],
+    family: vocabulary.Vocabulary,
+    num_rows: int,
+) -> vocabulary.Vocabulary:
+    """The vocabulary that a table of ids beside a checkpoint says; as `read`."""
+    return _fit(vocabulary_files.of_ids(source, ids), family, num_rows)
+
+
+def load(
+    source: str | os.PathLike, family: vocabulary.Vocabulary, num_rows: int
+) -> vocabulary.Vocabulary:
+    """The vocabulary that a caller names, for a model of `num_rows` rows.
+
+    Args:
+      source: A vocabulary file, a folder with one, or a name of `NAMED`.
+      family: What the family has by default.
+      num_rows: Rows of the embedding table.
+
+    Raises:
+      FileNotFoundError: It is not there.
+      ValueError: It is damaged, has more ids than there are rows, or lacks pieces.
+    """
+    path = paths.local(source, "--vocabulary")
+    if str(source) in NAMED and not path.exists():
+        named = NAMED[str(source)]
+        if named.sentinel != family.sentinel or named.size > num_rows:
+            raise ValueError(
+                f"--vocabulary {source}: {named.name} has {named.size} ids; this model "
+                f"is of {family.name}'s family and has {num_rows} rows."
+            )
+        # ALBERT, XLNet and Transformer-XL frame a protein by pieces of other names.
+        if any(getattr(named, role) != getattr(family, role) for role in _ROLES):
+            raise ValueError(
+                f"--vocabulary {source}: its special pieces are not those of "
+                f"{family.name}. Name the tokenizer's file."
+            )
+        return named
+    try:
+        return _fit(vocabulary_files.read(path), family, num_rows)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"--vocabulary: {error} It takes {', '.join(FILES)}, or one of the names "
+            f"{', '.join(NAMED)}."
+        ) from None
+
+
+def unknown(source: pathlib.Path, family: vocabulary.Vocabulary, num_rows: int) -> str:
+    """Why residues have no ids in this model, and what to do about it."""
+    has = "the checkpoint has"
+    if source.is_dir():
+        names = sorted(path.name for path in source.iterdir())
+        has = f"it has {', '.join(names[:6])}{', ...' * (len(names) > 6)}, and"
+    near = vocabulary_files.near(source)
+    hint = f" There is {near[0]}." if near else ""
+    return (
+        f"{source} has no vocabulary file (none of {', '.join(FILES)}): {has} "
+        f"{num_rows} rows where {family.name} has {family.size} ids, so which id a "
+        "residue has is not known. Name its tokenizer's file with --vocabulary FILE "
+        f"(in Python vocabulary=FILE), or put the file into the folder.{hint}"
+    )
+
+
+def _fit(
+    pieces: vocabulary_files.Pieces, family: vocabulary.Vocabulary, num_rows: int
+) -> vocabulary.Vocabulary:
+    """The vocabulary of a family that has these pieces."""
+    names = _names(pieces)
     if family.num_sentinels:
-        # ProtT5's objectives and sentinels are written for the one vocabulary.
-        _check_same(pieces, family)
-        return family
-    if len(pieces.texts) > num_rows:
+        names = _with_sentinels(names, pieces.sentinels, num_rows)
+    if len(names) > num_rows:
         raise ValueError(
-            f"{pieces.path} has {len(pieces.texts)} pieces, the embedding table has "
+            f"{pieces.path} has {len(names)} pieces, the embedding table has "
             f"{num_rows} rows. It is another model's."
         )
-    names = _names(pieces)
-    if names == family.pieces:
+    # A T5's sentinels may be named nowhere.
+    if names == family.pieces[: max(len(names), family.size - family.num_sentinels)]:
         return family
     _check_residues(pieces, names)
-    missing = [
-        f"{role} ({piece})"
-        for role in ("pad", "unk", "cls", "sep")
-        if (piece := getattr(family, role)) is not None and piece not in names
-    ]
+    roles: dict[str, Any] = {
+        role: _piece_of(role, piece, names, pieces.roles)
+        for role in _ROLES
+        if (piece := getattr(family, role)) is not None
+    }
+    needed = ["pad", "unk", *(("eos",) if family.cls is None else ("cls", "sep"))]
+    missing = [f"{x} ({getattr(family, x)})" for x in needed if roles[x] is None]
     if missing:
         raise ValueError(
             f"{pieces.path} has no piece for {', '.join(missing)}, which "
             f"{family.name}'s tokenizer has."
         )
-    if "X" not in names and family.x == "X":
+    x = "X" if "X" in names else str(roles["unk"])
+    if x != "X" and family.x == "X":
         logging.warning(
             "%s has no piece for X: X, %s are read as %s.",
             pieces.path,
             ", ".join(vocabulary.READ_AS_X),
-            family.unk,
+            x,
         )
     return dataclasses.replace(
         family,
         name=f"{family.name} ({pieces.path.name})",
         pieces=names,
-        x="X" if "X" in names else family.unk,
-        eos=family.eos if family.eos in names else None,
-        mask=family.mask if family.mask in names else None,
+        x=x,
+        **roles,
     )
+
+
+def _piece_of(
+    role: str, usual: str, names: Sequence[str], roles: Mapping[str, str]
+) -> str | None:
+    """The special piece of a role: the family's, or what the tokenizer calls it."""
+    candidates = (usual, roles.get(role))
+    return next((piece for piece in candidates if piece in names), None)
+
+
+def _with_sentinels(
+    names: tuple[str, ...], count: int, num_rows: int
+) -> tuple[str, ...]:
+    """With those that T5's tokenizer adds behind its own pieces, if they fit."""
+    rows = [name.startswith("<row_") for name in names]
+    own = rows.index(True) if True in rows else len(names)
+    free = all(rows[own : own + count])
+    if not count or "<extra_id_0>" in names or own + count > num_rows or not free:
+        return names
+    sentinels = vocabulary_files.sentinel_texts(count)
+    return (*names[:own], *sentinels, *names[own + count :])
+
+
+def tags(vocab: vocabulary.Vocabulary) -> tuple[str, ...]:
+    """Pieces that a model may want before a protein, such as ``<AA2fold>``."""
+    roles = {getattr(vocab, role) for role in _ROLES}
+    return tuple(
+        piece
+        for piece in vocab.pieces
+        if _TAG.fullmatch(piece) and piece not in roles and not _USUAL.fullmatch(piece)
+    )
+
+
+def warn_of_unused(
+    vocab: vocabulary.Vocabulary, family: vocabulary.Vocabulary, source: Any
+) -> None:
+    """Names pieces in the log that a model has beyond its family's, but get no use."""
+    unused = [piece for piece in tags(vocab) if piece not in family.pieces]
+    states = [p for p in vocab.pieces if len(p) == 1 and p.isascii() and p.islower()]
+    if not unused and not states:
+        return
+    parts = [", ".join(unused[:6]) + ", ..." * (len(unused) > 6)] if unused else []
+    parts += [f"{len(states)} lower-case letters"] if states else []
+    logging.warning(
+        "%s: its vocabulary also has %s, which are not used: proteins are read as "
+        "amino acids, with nothing before them.%s",
+        source,
+        " and ".join(parts),
+        f" --prefix '{unused[0]}' puts that piece before each." if unused else "",
+    )
+
+
+def with_prefix(
+    vocab: vocabulary.Vocabulary, prefix: str
+) -> tuple[vocabulary.Vocabulary, int]:
+    """The vocabulary that proteins after a piece are read with, and the piece's id.
+
+    After ``<fold2AA>``, or another piece whose name begins with fold2, come 3Di states:
+    letters in either case are the vocabulary's lower-case pieces.
+
+    Raises:
+      ValueError: There is no such piece, or there are no lower-case ones.
+    """
+    if prefix not in vocab.pieces:
+        known = tags(vocab)
+        raise ValueError(
+            f"prefix={prefix!r} (--prefix) is no piece of {vocab.name}. "
+            + (f"It has {', '.join(known[:8])}." if known else "It has none such.")
+        )
+    number = vocab.pieces.index(prefix)
+    if not prefix.strip("<>[]").lower().startswith("fold2"):
+        return vocab, number
+    missing = [x for x in vocabulary.STANDARD.lower() if x not in vocab.pieces]
+    if missing:
+        raise ValueError(
+            f"prefix={prefix!r} (--prefix) is for 3Di states, but {vocab.name} has no "
+            f"lower-case {', '.join(missing[:5])}{', ...' * (len(missing) > 5)}."
+        )
+    x = "x" if "x" in vocab.pieces else vocab.unk
+    return dataclasses.replace(vocab, lower=True, x=x), number
+
+
+def check_rows(
+    vocab: vocabulary.Vocabulary, special_ids: Sequence[int], num_rows: int, source: Any
+) -> None:
+    """Raises ValueError if an id of a protein's row lies beyond the table's rows."""
+    used = {chr(b): int(vocab.byte_table[b]) for b in vocabulary.LETTERS.encode()}
+    used |= {vocab.pieces[i]: i for i in (*special_ids, vocab.pad_id)}
+    beyond = [f"{piece} {i}" for piece, i in used.items() if i >= num_rows]
+    if beyond:
+        raise ValueError(
+            f"{source}: {vocab.name} has ids beyond the {num_rows} rows of the "
+            f"embedding table: {', '.join(beyond)}. Name the model's own vocabulary "
+            "with --vocabulary FILE (in Python vocabulary=FILE)."
+        )
 
 
 def write(
@@ -177,98 +345,31 @@ def _order(
     return [next(free) if row is None else row for row in order]
 
 
-def _read_pieces(folder: pathlib.Path) -> _Pieces | None:
-    for name in FILES:
-        path = folder / name
-        if not path.is_file():
-            continue
-        if name == "spiece.model":
-            return _read_sentencepiece(path)
-        if name == "vocab.txt":
-            lines = path.read_text(encoding="utf-8").split()
-            return _Pieces(path, tuple(lines), (True,) * len(lines), marked=False)
-        content = _read_json(path)
-        if name == JSON:
-            return _from_ids(path, _mapping(path, content, "pieces"))
-        model = _mapping(path, content, "model")
-        pieces = model.get("vocab")
-        added = {x["content"]: x["id"] for x in content.get("added_tokens", ())}
-        if isinstance(pieces, Mapping):
-            return _from_ids(path, {**pieces, **added})
-        if isinstance(pieces, list) and model.get("type") == "Unigram":
-            ids = {text: i for i, (text, _) in enumerate(pieces)}
-            found = _from_ids(path, {**ids, **added})
-            # Written of a SentencePiece model, so a space comes first.
-            return dataclasses.replace(
-                found, marked=_has_marks(found.texts), add_space=True
-            )
-        raise ValueError(
-            f"{path}: a model of type {model.get('type')!r} is not known here. Put the "
-            "tokenizer's spiece.model or vocab.txt beside it."
-        )
-    return None
+def _names(pieces: vocabulary_files.Pieces) -> tuple[str, ...]:
+    """Pieces as `Vocabulary` has them: a letter alone is a residue.
 
-
-def _read_sentencepiece(path: pathlib.Path) -> _Pieces:
-    model = sentencepiece.read(path)
-    kinds = (sentencepiece.Kind.NORMAL, sentencepiece.Kind.USER_DEFINED)
-    texts = tuple(piece.text for piece in model.pieces)
-    return _Pieces(
-        path,
-        texts,
-        tuple(piece.kind in kinds for piece in model.pieces),
-        marked=_has_marks(texts),
-        add_space=model.add_space,
-    )
-
-
-def _has_marks(texts: Sequence[str]) -> bool:
-    marked = [f"{sentencepiece.SPACE}{letter}" for letter in vocabulary.STANDARD]
-    return not set(marked).isdisjoint(texts)
-
-
-def _from_ids(path: pathlib.Path, ids: Mapping[str, int]) -> _Pieces:
-    texts = [f"<row_{i}>" for i in range(1 + max(ids.values(), default=-1))]
-    for text, i in ids.items():
-        texts[i] = text
-    return _Pieces(path, tuple(texts), (True,) * len(texts), marked=False)
-
-
-def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} is no JSON object.")
-    return content
-
-
-def _mapping(path, content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = content.get(key)
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{path} has no object {key!r}.")
-    return value
-
-
-def _names(pieces: _Pieces) -> tuple[str, ...]:
-    """Pieces as `Vocabulary` has them: a letter alone is a residue."""
+    Upper-case letters are amino acids, lower-case ones what a model has them for.
+    """
     names = []
+    texts = set(pieces.texts)
     for text, usable in zip(pieces.texts, pieces.usable, strict=True):
         letter = text.removeprefix(sentencepiece.SPACE) if pieces.marked else text
-        is_letter = len(letter) == 1 and letter.isascii() and letter.isupper()
+        is_letter = len(letter) == 1 and letter.isascii() and letter.isalpha()
+        inside = pieces.marked and text == letter
+        if letter.islower() and f"{sentencepiece.SPACE}{letter}" not in texts:
+            inside = False  # Added later: matched as it is, marked or not.
         if not is_letter:
             names.append(text)
         elif not usable:
             names.append(f"<unused_{letter}>")
-        elif pieces.marked and text == letter:
+        elif inside:
             names.append(f"##{letter}")
         else:
             names.append(letter)
     return tuple(names)
 
 
-def _check_residues(pieces: _Pieces, names: tuple[str, ...]) -> None:
+def _check_residues(pieces: vocabulary_files.Pieces, names: tuple[str, ...]) -> None:
     """Raises unless every residue is one piece, and no piece is several residues."""
     several = [text for text in pieces.texts if _SEVERAL_LETTERS.fullmatch(text)]
     if several:
@@ -292,23 +393,4 @@ def _check_residues(pieces: _Pieces, names: tuple[str, ...]) -> None:
         raise ValueError(
             f"{pieces.path} has {len(names)} pieces, a vocabulary of single residues "
             f"at most {_MAX_PIECES}."
-        )
-
-
-def _check_same(pieces: _Pieces, family: vocabulary.Vocabulary) -> None:
-    names = _names(pieces)
-    ids = {name: i for i, name in reversed(list(enumerate(names)))}
-    wanted = [*vocabulary.STANDARD, family.x, family.pad, family.unk]
-    wanted += [family.eos] if family.eos is not None else []
-    ours = {piece: i for i, piece in enumerate(family.pieces)}
-    other = [
-        f"{piece} {ids.get(piece, 'missing')} (here {ours[piece]})"
-        for piece in wanted
-        if ids.get(piece) != ours[piece]
-    ]
-    if other:
-        raise ValueError(
-            f"{pieces.path} has other ids than {family.name}: {', '.join(other[:4])}"
-            f"{', ...' if len(other) > 4 else ''}; {len(other)} in all. Its model "
-            "would take residues for others: T5 is read with that vocabulary alone."
         )

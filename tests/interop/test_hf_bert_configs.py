@@ -155,20 +155,6 @@ def test_files_as_old_as_the_released_ones(family):
     assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
 
 
-def test_the_head_of_a_downstream_task_is_left_out_and_named(caplog):
-    config = hf_bert.config_from_hf(
-        {**TINY, "architectures": ["BertForTokenClassification"]}
-    )
-    assert not config.lm_head and not config.pooler
-    params = make_params(hf_bert, config)
-    arrays = hf_bert.params_to_hf(params, config)
-    arrays["classifier.weight"] = np.ones((3, 6))
-    with caplog.at_level("WARNING", logger="absl"):
-        again = hf_bert.params_from_hf(arrays, config)
-    assert set(again) == {"embeddings", "encoder"}
-    assert "classifier.weight" in caplog.text
-
-
 @pytest.mark.parametrize("family", HEADS)
 def test_what_a_file_has_decides_about_heads(family):
     """The released ProtBert names a class without the pooler that it has."""

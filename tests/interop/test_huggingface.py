@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import sys
+import types
 
 import ml_dtypes
 import numpy as np
@@ -348,7 +350,6 @@ def test_revisions_are_branches_tags_and_commits(tmp_path, monkeypatch):
 
 
 def test_download_fetches_only_what_is_read(tmp_path, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
     huggingface.write(tmp_path / "made", T5, random_params(T5))
     listed = ["config.json", "spiece.model", "model.safetensors", "tf_model.h5"]
     listed += ["pytorch_model.bin", "pytorch_model_600k.bin"]
@@ -359,13 +360,16 @@ def test_download_fetches_only_what_is_read(tmp_path, monkeypatch):
         assert revision == "v2"
         return str(tmp_path / "made")
 
-    def list_repo_files(repository, revision):
+    def model_info(repository, revision, timeout):
         assert revision == "v2"
-        return listed
+        files = [types.SimpleNamespace(rfilename=name) for name in listed]
+        return types.SimpleNamespace(siblings=files)
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "list_repo_files", list_repo_files)
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    hub = types.SimpleNamespace(
+        model_info=model_info, snapshot_download=snapshot_download
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     folder = huggingface.find("prot_t5_xl_bfd", download=True, revision="v2")
     assert_same(huggingface.read(folder).params, random_params(T5))
     patterns = asked["Rostlab/prot_t5_xl_bfd"]
@@ -373,6 +377,25 @@ def test_download_fetches_only_what_is_read(tmp_path, monkeypatch):
 
     fetched = [x for x in listed if any(fnmatch.fnmatch(x, p) for p in patterns)]
     assert fetched == ["config.json", "spiece.model", "model.safetensors"]
+
+
+def test_a_download_without_network_is_tried_once_and_said(tmp_path, monkeypatch):
+    calls = []
+
+    class ConnectError(Exception):
+        """No OSError, as in versions of the hub that use httpx."""
+
+    def model_info(repository, revision, timeout):
+        calls.append(repository)
+        raise ConnectError("[Errno -2] Name or service not known\nmore")
+
+    hub = types.SimpleNamespace(model_info=model_info)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="could not be fetched") as error:
+        huggingface.find("prot_bert", download=True)
+    assert calls == ["Rostlab/prot_bert"]
+    assert "Name or service not known. Check" in str(error.value)
 
 
 def test_what_is_missing_is_named(tmp_path):

@@ -1,0 +1,252 @@
+"""Pieces and ids as tokenizer files have them, one reader for each kind of file.
+
+    vocabulary.json    what this library's exports hold
+    spiece.model       T5, ALBERT, XLNet: SentencePiece
+    vocab.txt          BERT, ELECTRA: a piece a line
+    tokenizer.json     what transformers 5 saves
+    vocab.json         {piece: id}
+
+Beside them transformers keeps pieces that were added later (added_tokens.json,
+tokenizer_config.json), and which pieces are special (special_tokens_map.json).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from prottrans_jax import vocabulary
+from prottrans_jax.interop import sentencepiece
+
+JSON = "vocabulary.json"
+# The first of these that a folder has says its ids.
+FILES = (JSON, "spiece.model", "vocab.txt", "tokenizer.json")
+_ADDED, _SPECIAL, _CONFIG = (
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+COMPANIONS = (_ADDED, _SPECIAL, _CONFIG)
+# Sentinels that T5's tokenizer adds behind its SentencePiece model.
+_T5_SENTINELS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Pieces by id.
+
+    Attributes:
+      path: The file.
+      texts: The pieces; ids that no piece has are called ``<row_ID>``.
+      usable: Whether a text may become the piece.
+      marked: Whether residues are the pieces that begin a word.
+      add_space: Whether a space is put before a text.
+      roles: Special pieces by role ("pad", "cls" ...), where a file says so.
+      sentinels: Number of sentinels that T5's tokenizer would add; 0 if they are there.
+    """
+
+    path: pathlib.Path
+    texts: tuple[str, ...]
+    usable: tuple[bool, ...]
+    marked: bool
+    add_space: bool = False
+    roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sentinels: int = 0
+
+
+def find(folder: pathlib.Path) -> pathlib.Path | None:
+    """The file of a folder that says its ids."""
+    paths = [folder / name for name in FILES]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def near(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Vocabulary files beside a folder and in folders inside it, where people look."""
+    places = [folder.resolve().parent]
+    if folder.is_dir():
+        places += sorted(path for path in folder.iterdir() if path.is_dir())
+    return [place / name for place in places for name in FILES if _is_file(place, name)]
+
+
+def _is_file(folder: pathlib.Path, name: str) -> bool:
+    try:
+        return (folder / name).is_file()
+    except OSError:
+        return False
+
+
+def read(path: pathlib.Path) -> Pieces:
+    """Pieces of a file of any of these kinds, whatever its name.
+
+    Raises:
+      FileNotFoundError: It is not there.
+      ValueError: It is damaged, or of no kind that is known.
+    """
+    if path.is_dir():
+        file = find(path)
+        if file is None:
+            raise FileNotFoundError(
+                f"{path} has no vocabulary file: none of {', '.join(FILES)}."
+            )
+        path = file
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such vocabulary file.")
+    if path.suffix == ".json":
+        content = _read_json(path)
+        if "pieces" in content:
+            return of_ids(path, _ids(path, content, "pieces"))
+        if "model" in content:
+            return _with_companions(_read_tokenizer_json(path, content))
+        return _with_companions(of_ids(path, _checked(path, content)))
+    if path.suffix == ".model":
+        return _with_companions(_read_sentencepiece(path))
+    return _with_companions(_read_lines(path))
+
+
+def _read_lines(path: pathlib.Path) -> Pieces:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except ValueError as error:
+        raise ValueError(f"{path} is no text with a piece a line: {error}.") from error
+    lines = [line.strip() for line in lines]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{path} is empty.")
+    texts = tuple(line or f"<row_{i}>" for i, line in enumerate(lines))
+    return Pieces(path, texts, (True,) * len(texts), marked=False)
+
+
+def _read_sentencepiece(path: pathlib.Path) -> Pieces:
+    model = sentencepiece.read(path)
+    kinds = (sentencepiece.Kind.NORMAL, sentencepiece.Kind.USER_DEFINED)
+    texts = tuple(piece.text for piece in model.pieces)
+    return Pieces(
+        path,
+        texts,
+        tuple(piece.kind in kinds for piece in model.pieces),
+        marked=_has_marks(texts),
+        add_space=model.add_space,
+        sentinels=_T5_SENTINELS,
+    )
+
+
+def _read_tokenizer_json(path: pathlib.Path, content: Mapping[str, Any]) -> Pieces:
+    model = content["model"]
+    if not isinstance(model, Mapping):
+        raise ValueError(f"{path} has no object 'model'.")
+    vocab = model.get("vocab")
+    added = {x["content"]: x["id"] for x in content.get("added_tokens") or ()}
+    if isinstance(vocab, Mapping):
+        return of_ids(path, _checked(path, {**vocab, **added}))
+    if isinstance(vocab, list) and model.get("type") == "Unigram":
+        ids = {text: i for i, (text, _) in enumerate(vocab)}
+        pieces = of_ids(path, _checked(path, {**ids, **added}))
+        # Written of a SentencePiece model, so a space comes first, unless it says no.
+        return dataclasses.replace(
+            pieces,
+            marked=_has_marks(pieces.texts),
+            add_space=_adds_space(content),
+        )
+    raise ValueError(
+        f"{path}: a model of type {model.get('type')!r} is not known here. Put the "
+        "tokenizer's spiece.model or vocab.txt beside it."
+    )
+
+
+def _adds_space(content: Mapping[str, Any]) -> bool:
+    """Whether a fast tokenizer's Metaspace puts a space before a text."""
+    steps: list[Any] = [content.get("pre_tokenizer"), content.get("normalizer")]
+    while steps:
+        step = steps.pop()
+        if not isinstance(step, Mapping):
+            continue
+        steps += step.get("pretokenizers") or step.get("normalizers") or []
+        if step.get("type") == "Metaspace":
+            never = step.get("prepend_scheme") == "never"
+            return step.get("add_prefix_space", not never) and not never
+        if step.get("type") == "Prepend":
+            return True
+    return False
+
+
+def _with_companions(pieces: Pieces) -> Pieces:
+    """With pieces that were added later, and with roles, as files beside it say."""
+    folder = pieces.path.parent
+    config, special = (_read_if_there(folder / name) for name in (_CONFIG, _SPECIAL))
+    added: dict[str, Any] = {
+        token["content"]: int(number)
+        for number, token in (config.get("added_tokens_decoder") or {}).items()
+        if isinstance(token, Mapping) and "content" in token
+    }
+    added |= _read_if_there(folder / _ADDED)
+    texts, usable = list(pieces.texts), list(pieces.usable)
+    for text, number in _checked(folder / _ADDED, added).items():
+        missing = 1 + number - len(texts)
+        texts += [f"<row_{len(texts) + i}>" for i in range(missing)]
+        usable += [True] * max(0, missing)
+        if texts[number].startswith("<row_"):
+            texts[number] = text
+    roles = {}
+    for name, token in {**config, **special}.items():
+        piece = token.get("content") if isinstance(token, Mapping) else token
+        if name.endswith("_token") and isinstance(piece, str):
+            roles[name.removesuffix("_token")] = piece
+    extra = config.get("extra_ids", pieces.sentinels)
+    return dataclasses.replace(
+        pieces,
+        texts=tuple(texts),
+        usable=tuple(usable),
+        roles=roles,
+        sentinels=extra if pieces.sentinels and isinstance(extra, int) else 0,
+    )
+
+
+def _read_if_there(path: pathlib.Path) -> Mapping[str, Any]:
+    return _read_json(path) if path.is_file() else {}
+
+
+def _has_marks(texts: Iterable[str]) -> bool:
+    marked = [f"{sentencepiece.SPACE}{letter}" for letter in vocabulary.STANDARD]
+    return not set(marked).isdisjoint(texts)
+
+
+def of_ids(path: pathlib.Path, ids: Mapping[str, int]) -> Pieces:
+    """Pieces from a table of ids."""
+    texts = [f"<row_{i}>" for i in range(1 + max(ids.values(), default=-1))]
+    for text, i in ids.items():
+        texts[i] = text
+    return Pieces(path, tuple(texts), (True,) * len(texts), marked=False)
+
+
+def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} is no JSON object.")
+    return content
+
+
+def _ids(path: pathlib.Path, content: Mapping[str, Any], key: str) -> dict[str, int]:
+    value = content.get(key)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path} has no object {key!r}.")
+    return _checked(path, value)
+
+
+def _checked(path: pathlib.Path, ids: Mapping[str, Any]) -> dict[str, int]:
+    for text, number in ids.items():
+        if type(number) is not int or not 0 <= number < 1 << 20:
+            raise ValueError(
+                f"{path}: {text!r} has the id {number!r}; ids are whole numbers from "
+                "0. Is it the vocabulary of a tokenizer?"
+            )
+    return dict(ids)
+
+
+def sentinel_texts(count: int) -> Sequence[str]:
+    """T5's sentinels in the order of their ids: the last one first."""
+    return [f"<extra_id_{k}>" for k in range(count - 1, -1, -1)]

@@ -1,0 +1,77 @@
+"""Settings and ids that T5X and Mesh-TensorFlow have no place for come back."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from prottrans_jax import sources, vocabulary
+from prottrans_jax.interop import side_notes, t5x
+from prottrans_jax.models import t5
+
+CONFIG = t5.T5Config(
+    vocab_size=131,
+    num_layers=1,
+    num_decoder_layers=0,
+    num_heads=2,
+    head_dim=3,
+    d_model=8,
+    d_ff=7,
+    mlp_activations=("silu", "linear"),
+    relative_max_distance=64,
+    norm_epsilon=1e-3,
+    scan_layers=False,
+)
+
+
+def params_of(config):
+    return jax.tree.map(np.asarray, t5.init_params(config, jax.random.key(1)))
+
+
+def write(kind, folder, **options):
+    if kind == "mtf":
+        pytest.importorskip("tensorflow")
+        from prottrans_jax.interop import mesh_tf
+
+        return mesh_tf.write(folder, CONFIG, params_of(CONFIG), **options)
+    return t5x.write(folder, CONFIG, params_of(CONFIG), **options)
+
+
+@pytest.mark.parametrize("kind", ["t5x", "mtf"])
+def test_what_no_shape_tells_comes_back(tmp_path, kind):
+    write(kind, tmp_path)
+    found = sources.read(f"{kind}:{tmp_path}")
+    assert dataclasses.replace(found.config, scan_layers=False) == CONFIG
+    other = sources.read(f"{kind}:{tmp_path}", norm_epsilon=0.5)
+    assert other.config.norm_epsilon == 0.5
+
+
+@pytest.mark.parametrize("kind", ["t5x", "mtf"])
+def test_ids_come_back_where_they_are_known(tmp_path, kind):
+    pieces = ("<pad>", "</s>", "<unk>", *"YWVTSRQPNMLKIHGFEDCAX")
+    own = dataclasses.replace(vocabulary.PROT_T5, name="own", pieces=pieces)
+    write(kind, tmp_path / "known", ids=own)
+    found = sources.read(f"{kind}:{tmp_path / 'known'}")
+    assert not found.unknown_ids
+    assert found.vocabulary.encode("YWA").tolist() == [3, 4, 22]
+    write(kind, tmp_path / "unknown")
+    assert "vocabulary" in sources.read(f"{kind}:{tmp_path / 'unknown'}").unknown_ids
+
+
+def test_settings_that_other_programs_would_not_know_are_listed():
+    assert side_notes.lost(CONFIG) == [
+        "norm_epsilon=0.001 (by default 1e-06)",
+        "relative_max_distance=64 (by default 128)",
+        "mlp_activations=('silu', 'linear') (by default ('gelu', 'linear'))",
+    ]
+    usual = {"norm_epsilon": 1e-6, "relative_max_distance": 128}
+    plain = dataclasses.replace(CONFIG, mlp_activations=("relu",), **usual)
+    assert not side_notes.lost(plain)
+
+
+def test_a_damaged_note_is_named(tmp_path):
+    step = write("t5x", tmp_path)
+    (step / side_notes.NAME).write_text("{")
+    with pytest.raises(ValueError, match=r"prottrans_jax\.json is damaged"):
+        sources.read(f"t5x:{tmp_path}")
