@@ -1,9 +1,10 @@
 """FASTA as it is met in the wild, read as a stream; every oddity has a stated outcome.
 
-Read: plain, gz (any number of members), bz2 and xz, known by their first bytes, not by
-the file's name; "-" is standard input. Lines end with LF, CRLF or CR. A byte order
-mark, blank lines, white space inside sequences and ``;`` comment lines are passed over.
-The id is the first word behind ``>``.
+Read: plain, gz (any number of members), bz2, xz, Zstandard, LZ4 and a zip of one file,
+known by their first bytes, not by the file's name; "-" is standard input. Lines end
+with LF, CRLF or CR. A byte order mark, blank lines, white space inside sequences and
+``;`` comment lines are passed over. The id is the first word behind ``>``. Tables with
+a header row, such as UniProt's TSV, are read as `proteins.tables` says.
 
 Cleaned, and counted: gaps ``-`` ``.`` (aligned FASTA, a3m) and stops ``*`` at the end
 of a sequence are taken out. Lower case becomes upper case. All 26 letters are residues.
@@ -11,7 +12,8 @@ of a sequence are taken out. Lower case becomes upper case. All 26 letters are r
 Refused, as a `Problem` that names file, line and record: no header before the first
 sequence; a header without an id, or that is not UTF-8; a record without residues; a
 character that is no residue (digits, NUL, a stop inside the sequence); a file without
-records; a compressed file that is cut short or damaged; a record of over 64 MiB.
+records; a compressed file that is cut short or damaged; a record of over 64 MiB. A file
+of another kind is named for what it is (`proteins.kinds`).
 
 Why not a library: dnaio, the fastest strict one, gives no lines, refuses UTF-8 headers
 and keeps NULs and inner white space; and blocks that end at record borders let
@@ -19,6 +21,7 @@ several processes share one compressed file. Its speed is kept (benchmarks/).
 """
 
 from collections.abc import Callable, Iterable, Iterator
+import csv
 import dataclasses
 import itertools
 import os
@@ -29,10 +32,13 @@ from typing import IO, Any, NamedTuple, Self
 import numpy as np
 
 from prottrans_jax import unpacking, vocabulary
+from prottrans_jax.proteins import kinds, tables
 
 BLOCK_BYTES = 2 << 20
 MAX_RECORD_BYTES = 64 << 20
 _PARSE_BYTES = 256 << 10
+# Text in which the first line must end.
+_SNIFF_BYTES = 64 << 10
 _BOM = b"\xef\xbb\xbf"
 _GAPS_AND_STOPS = vocabulary.GAPS + vocabulary.STOP
 
@@ -92,6 +98,7 @@ class Block:
       data: The text; "" if there are only problems.
       problems: What was met before it.
       first: Whether the file begins with it.
+      rows: Of a table the line of each record; `data` then has two lines to each.
     """
 
     path: str
@@ -99,6 +106,7 @@ class Block:
     data: bytes
     problems: tuple[Problem, ...] = ()
     first: bool = False
+    rows: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass
@@ -178,6 +186,12 @@ def parse(block: Block, *, headers: bool = False) -> Parsed:
             _parse_closely(block.path, piece, line, out, headers)
         line += newlines.size + 1
         start = end + 1
+    if block.rows:
+        out.lines = [block.rows[line // 2] for line in out.lines]
+        out.problems = [
+            dataclasses.replace(problem, line=block.rows[(problem.line - 1) // 2])
+            for problem in out.problems
+        ]
     return out
 
 
@@ -327,7 +341,7 @@ def blocks(
     shown = "standard input" if str(path) == "-" else str(path)
     tail = b""
     line = 1  # Line of the first character of `tail`.
-    begun = False
+    begun = sniffed = False
     first = True
     problems: list[Problem] = []
     chunks = _lines_of(stream or _open(path), digest, block_bytes)
@@ -335,38 +349,30 @@ def blocks(
         try:
             chunk = next(chunks, b"")
         except EOFError:
-            chunk = b""
             # The last record may have been cut anywhere: it goes with the rest.
             border = tail.rfind(b"\n>")
             kept = tail[: border + 1] if begun else b""
             at = line + tail.count(b"\n")
             lost = tail[len(kept) :].partition(b"\n")[0][1:].split(None, 1)
-            problems.append(
-                Problem(
-                    shown,
-                    at,
-                    lost[0].decode("utf-8", "backslashreplace") if lost else "",
-                    "compressed file cut short",
-                    "the compressed file is cut short here (or has foreign bytes at "
-                    "its end). Download it again; with --on_bad=skip the records "
-                    "before this place are used.",
-                )
-            )
+            name = lost[0].decode("utf-8", "backslashreplace") if lost else ""
+            problems.append(_cut_short(shown, at, name))
             yield Block(shown, line, kept, tuple(problems), first)
             return
-        except (*unpacking.ERRORS, OSError) as e:
-            raise FastaError(
-                Problem(
-                    shown,
-                    line,
-                    "",
-                    "damaged file",
-                    f"cannot be read behind this line: {e}. Download or copy it again.",
-                    fatal=True,
-                )
-            ) from e
+        except unpacking.UnreadableError as e:
+            raise _other_kind(shown, str(e)) from e
+        except _damage() as e:
+            raise _damaged(shown, line, e) from e
         last = not chunk
         tail += chunk
+        if not sniffed:
+            if not (last or _is_enough(tail)):
+                continue
+            sniffed = True
+            if table := _recognise(shown, tail):
+                yield from _blocks_of_table(
+                    shown, table, itertools.chain([tail], chunks), block_bytes
+                )
+                return
         if not begun:
             tail, line, begun, found = _first_header(shown, tail, line, last)
             problems += found
@@ -398,6 +404,111 @@ def blocks(
             return
 
 
+def _is_enough(start: bytes) -> bool:
+    """Whether the kind of a file can be told from so much of its text."""
+    long_enough = len(start) >= kinds.START_BYTES and b"\n" in start
+    return long_enough or len(start) >= _SNIFF_BYTES
+
+
+def _recognise(path: str, start: bytes) -> tables.Table | None:
+    """The table that begins so; None for FASTA.
+
+    Raises:
+      FastaError: It is neither; says what it is.
+    """
+    if start.startswith((b">", b";")):
+        return None
+    if kind := kinds.describe(start):
+        raise _other_kind(path, kind)
+    line = start.partition(b"\n")[0]
+    table = tables.recognise(line) if len(line) < _SNIFF_BYTES else None
+    if table is not None and table.missing:
+        raise _other_kind(path, table.missing, line=1)
+    return table
+
+
+def _blocks_of_table(
+    path: str, table: tables.Table, chunks: Iterator[bytes], block_bytes: int
+) -> Iterator[Block]:
+    """Rows of a table as FASTA of two lines each."""
+    text, lines, problems = [], [], []
+    held, first, line = 0, True, 1
+    rows = tables.rows(table, _split_lines(chunks), MAX_RECORD_BYTES)
+    while True:
+        try:
+            row = next(rows, None)
+        except EOFError:
+            problems.append(_cut_short(path, line + 1, ""))
+            row = None
+        except csv.Error as e:
+            raise _damaged(path, line + 1, e) from e
+        except _damage() as e:
+            raise _damaged(path, line, e) from e
+        if row is not None:
+            line = row.line
+            if row.fault is not None:
+                problems.append(Problem(path, row.line, row.name, *row.fault))
+                continue
+            header = f"{row.name} {row.description}".rstrip()
+            text.append(f">{header}\n{row.sequence}\n".encode())
+            lines.append(row.line)
+            held += len(text[-1])
+        if row is None and first and not (text or problems):
+            detail = "the table holds no rows."
+            problems.append(Problem(path, 0, "", "file without records", detail))
+        if held >= block_bytes or (row is None and (text or problems)):
+            data = b"".join(text)
+            yield Block(path, 1, data, tuple(problems), first, tuple(lines))
+            text, lines, problems = [], [], []
+            held, first = 0, False
+        if row is None:
+            return
+
+
+def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines with their ends."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line + b"\n"
+    if rest:
+        yield rest
+
+
+def _cut_short(path: str, line: int, name: str) -> Problem:
+    return Problem(
+        path,
+        line,
+        name,
+        "compressed file cut short",
+        "the compressed file is cut short here (or has foreign bytes at its end). "
+        "Download it again; with --on_bad=skip the records before this place are used.",
+    )
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What reading a damaged file raises."""
+    return (*unpacking.errors(), OSError)
+
+
+def _damaged(path: str, line: int, error: Exception) -> FastaError:
+    return FastaError(
+        Problem(
+            path,
+            line,
+            "",
+            "damaged file",
+            f"cannot be read behind this line: {error}. Download or copy it again.",
+            fatal=True,
+        )
+    )
+
+
+def _other_kind(path: str, detail: str, line: int = 0) -> FastaError:
+    return FastaError(Problem(path, line, "", "another kind of file", detail, True))
+
+
 def _first_header(
     path: str, text: bytes, line: int, last: bool
 ) -> tuple[bytes, int, bool, list[Problem]]:
@@ -418,7 +529,7 @@ def _first_header(
                 "text before the first header",
                 "sequence before the first '>' header. Is this FASTA?",
             )
-            if not (found or last):
+            if not found:
                 raise FastaError(dataclasses.replace(problem, fatal=True))
             problems.append(problem)
             break
@@ -438,9 +549,8 @@ def check_start(path: str, start: bytes) -> None:
     if unpacking.is_compressed(start):
         return
     text = start.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    *_, found, problems = _first_header(path, text, 1, last=True)
-    if not found and problems[0].line:  # Without a line: no text at all.
-        raise FastaError(dataclasses.replace(problems[0], fatal=True))
+    if _recognise(path, text) is None:
+        _first_header(path, text, 1, last=True)
 
 
 def _open(path: str | os.PathLike) -> IO[bytes]:

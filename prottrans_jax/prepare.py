@@ -42,7 +42,7 @@ except ModuleNotFoundError as missing:
 _INPUT = flags.DEFINE_multi_string(
     "input",
     [],
-    "FASTA files (plain, gz, bz2, xz), comma separated, in this order; - is stdin. May "
+    "FASTA files or tables, plain or packed, comma separated, in this order; - is stdin. May "
     "be repeated.",
 )
 _VALIDATION_INPUT = flags.DEFINE_multi_string(

@@ -1,10 +1,13 @@
-"""Compressed streams, known by their first bytes: gz of any members, bz2, xz."""
+"""Packed streams, known by their first bytes: gz, bz2, xz, Zstandard, LZ4, zip."""
 
 import bz2
 from collections.abc import Callable, Iterator
 import importlib
 import lzma
+import sys
+import tempfile
 from typing import IO, Any
+import zipfile
 import zlib
 
 try:
@@ -13,14 +16,25 @@ try:
 except ImportError:
     inflate = zlib
 
-# What damaged streams raise, besides OSError.
-ERRORS = (inflate.error, zlib.error, lzma.LZMAError)
+_ERRORS: tuple[type[Exception], ...] = (
+    inflate.error,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+)
 # Of stored bytes; gz can unpack to a thousand times as much.
 _READ_BYTES = 256 << 10
+_ZIP = b"PK\x03\x04"
+# Bytes by which a format is known.
+MAGIC_BYTES = 6
+
+
+class UnreadableError(ValueError):
+    """A packed file that cannot be read here; says what it is and the way out."""
 
 
 def unpacked(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
-    """Contents of a plain, gz, bz2 or xz stream, which is closed at its end.
+    """Contents of a plain or packed stream, which is closed at its end.
 
     Args:
       stream: As it is stored.
@@ -28,47 +42,149 @@ def unpacked(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
 
     Raises:
       EOFError: The stream is cut short, or has foreign bytes at its end.
-      zlib.error, lzma.LZMAError, OSError: It is damaged; see `ERRORS`.
+      UnreadableError: A library is missing, or a zip holds other than one file.
+      zlib.error, lzma.LZMAError, OSError: It is damaged; see `errors`.
     """
-    make: Callable[[], Any] | None = None
-    unpacker: Any = None
-    begun = False
     with stream:
-        while data := stream.read(_READ_BYTES):
-            if digest is not None:
-                digest.update(data)
-            if not begun:
-                begun = True
-                make = _unpacker(data)
-                unpacker = make and make()
-            if make is None:
-                yield data
-                continue
+        data = stream.read(_READ_BYTES)
+        while 0 < len(data) < MAGIC_BYTES and (more := stream.read(_READ_BYTES)):
+            data += more
+        if digest is not None:
+            digest.update(data)
+        if data.startswith(_ZIP):
+            yield from _of_zip(stream, data, digest)
+            return
+        make = _unpacker(data)
+        rest = _stored(stream, digest)
+        if make is None:
             while data:
-                if unpacker.eof:
-                    # Another member, as bgzip and `cat *.gz` make; or padding.
-                    if not data.strip(b"\0"):
-                        break
-                    if _unpacker(data) is None:
-                        raise EOFError
-                    unpacker = make()
-                yield unpacker.decompress(data)
-                data = unpacker.unused_data
-        if unpacker is not None and not unpacker.eof:
-            raise EOFError
+                yield data
+                data = next(rest, b"")
+            return
+        yield from _unpack(make, data, rest)
+
+
+def _stored(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
+    while data := stream.read(_READ_BYTES):
+        if digest is not None:
+            digest.update(data)
+        yield data
+
+
+def _unpack(
+    make: Callable[[], Any], data: bytes, rest: Iterator[bytes]
+) -> Iterator[bytes]:
+    unpacker = make()
+    while data:
+        if unpacker.eof:
+            # Another member, as bgzip and `cat *.gz` make; or padding.
+            while len(data) < MAGIC_BYTES and (more := next(rest, b"")):
+                data += more
+            if not data.strip(b"\0"):
+                data = next(rest, b"")
+                continue
+            if _unpacker(data) is None:
+                raise EOFError
+            unpacker = make()
+        yield unpacker.decompress(data)
+        data = unpacker.unused_data if unpacker.eof else b""
+        data = data or next(rest, b"")
+    if not unpacker.eof:
+        raise EOFError
+
+
+def _of_zip(stream: IO[bytes], start: bytes, digest: Any) -> Iterator[bytes]:
+    """The one file in a zip."""
+    with tempfile.TemporaryFile() as copy:
+        # A pipe cannot be read from its end, where a zip has its list.
+        copy.write(start)
+        for data in _stored(stream, digest):
+            copy.write(data)
+        copy.flush()
+        with zipfile.ZipFile(copy) as archive:
+            with archive.open(_only_member(archive)) as member:
+                while data := member.read(_READ_BYTES):
+                    yield data
+
+
+def _only_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    names = archive.namelist()
+    if "[Content_Types].xml" in names:
+        raise UnreadableError(
+            "this is an Office document (.docx, .xlsx). Save the sequences as FASTA, "
+            "or as CSV with the columns id and sequence."
+        )
+    members = [
+        info
+        for info in archive.infolist()
+        if not (info.is_dir() or info.filename.startswith("__MACOSX/"))
+    ]
+    if members and all(info.filename.endswith(".npy") for info in members):
+        raise UnreadableError("this is an .npz file of NumPy arrays.")
+    if len(members) != 1:
+        names = [info.filename for info in members]
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise UnreadableError(
+            f"this zip holds {len(names)} files{f' ({shown})' if names else ''}. "
+            "Unpack it and give the one that is meant."
+        )
+    if members[0].flag_bits & 1:
+        raise UnreadableError("this zip is encrypted. Unpack it first.")
+    return members[0]
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What damaged streams raise, besides OSError."""
+    more: list[type[Exception]] = []
+    for name in ("compression.zstd", "backports.zstd"):
+        if name in sys.modules:
+            more.append(sys.modules[name].ZstdError)
+    if "lz4.frame" in sys.modules:
+        more.append(RuntimeError)
+    return (*_ERRORS, *more)
 
 
 def is_compressed(start: bytes) -> bool:
     """Whether a file with this beginning is one that `unpacked` unpacks."""
-    return _unpacker(start) is not None
+    return start.startswith((_ZIP, *(magic for magic, _ in _FORMATS)))
 
 
 def _unpacker(start: bytes) -> Callable[[], Any] | None:
     """What unpacks a file with this beginning; None if it is plain."""
-    if start.startswith(b"\x1f\x8b"):
-        return lambda: inflate.decompressobj(16 + zlib.MAX_WBITS)
-    if start.startswith(b"BZh"):
-        return bz2.BZ2Decompressor
-    if start.startswith(b"\xfd7zXZ\0"):
-        return lzma.LZMADecompressor
+    for magic, make in _FORMATS:
+        if start.startswith(magic):
+            return make
     return None
+
+
+def _gzip() -> Any:
+    return inflate.decompressobj(16 + zlib.MAX_WBITS)
+
+
+def _zstandard() -> Any:
+    return _module("Zstandard", "compression.zstd", "backports.zstd").ZstdDecompressor()
+
+
+def _lz4() -> Any:
+    return _module("LZ4", "lz4.frame", "lz4").LZ4FrameDecompressor()
+
+
+def _module(what: str, name: str, package: str) -> Any:
+    for candidate in (name, package):
+        try:
+            return importlib.import_module(candidate)
+        except ImportError:
+            continue
+    raise UnreadableError(
+        f"this is compressed with {what}; reading that needs {package}: pip install "
+        f"{package}."
+    )
+
+
+_FORMATS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
+    (b"\x1f\x8b", _gzip),
+    (b"BZh", bz2.BZ2Decompressor),
+    (b"\xfd7zXZ\0", lzma.LZMADecompressor),
+    (b"\x28\xb5\x2f\xfd", _zstandard),
+    (b"\x04\x22\x4d\x18", _lz4),
+)

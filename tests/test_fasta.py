@@ -262,10 +262,15 @@ def test_any_bytes_give_records_or_problems_and_blocks_do_not_matter(
             mock.patch.object(unpacking, "_READ_BYTES", block_bytes),
             mock.patch.object(fasta, "_PARSE_BYTES", size),
         ):
-            for block in fasta.blocks(path, block_bytes=block_bytes):
-                parsed = fasta.parse(block)
-                records += zip(parsed.names, parsed.residues, parsed.lines, strict=True)
-                problems += [*block.problems, *parsed.problems]
+            try:
+                for block in fasta.blocks(path, block_bytes=block_bytes):
+                    parsed = fasta.parse(block)
+                    names, residues = parsed.names, parsed.residues
+                    records += zip(names, residues, parsed.lines, strict=True)
+                    problems += [*block.problems, *parsed.problems]
+            except fasta.FastaError as error:  # Text without any header.
+                assert not records
+                problems = [error.problem]
         outcomes.append((records, problems))
     assert outcomes[0] == outcomes[1]
     records, problems = outcomes[0]

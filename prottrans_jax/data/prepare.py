@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from prottrans_jax import fasta, stop_signals
+from prottrans_jax import fasta, stop_signals, unpacking
 from prottrans_jax.data import manifest as manifest_lib
 from prottrans_jax.data import record_writer, spill
 
@@ -138,7 +138,7 @@ def fasta_source(path: str, split: str | None = None) -> Source:
     if path != "-":
         try:
             with pathlib.Path(path).open("rb") as f:
-                packed = f.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7")
+                packed = unpacking.is_compressed(f.read(unpacking.MAGIC_BYTES))
                 size = os.fstat(f.fileno()).st_size
         except OSError as e:
             raise ValueError(f"{path}: cannot be read: {e.strerror}.") from e

@@ -1,0 +1,174 @@
+"""Tables of sequences: UniProt's TSV, a CSV of id and sequence.
+
+A table is known by its first row, which names the columns. Every row becomes a record
+of FASTA; the id is the whole cell, with "_" for white space.
+"""
+
+from collections.abc import Iterable, Iterator
+import csv
+import dataclasses
+from typing import NamedTuple
+
+# Names of columns in lower case, with blanks for "_" and "-"; the first that is there.
+_IDS = (
+    *("entry", "accession", "id", "identifier", "protein id", "sequence id", "seq id"),
+    *("uniprot id", "uniprot", "primary accession", "name", "protein", "header"),
+)
+_SEQUENCES = (
+    *("sequence", "seq", "protein sequence", "amino acid sequence", "aa sequence"),
+    "residues",
+)
+_DESCRIPTIONS = ("protein names", "description")
+_DELIMITERS = "\t,;"
+_BOM = b"\xef\xbb\xbf"
+
+
+class Row(NamedTuple):
+    """A protein of a table, or what is wrong with its row.
+
+    Attributes:
+      line: Where the row begins, from 1.
+      name: The id; "" if there is none.
+      description: Other text about the protein.
+      sequence: Letters, not checked.
+      fault: (reason, sentence) if the row cannot be used.
+    """
+
+    line: int
+    name: str
+    description: str
+    sequence: str
+    fault: tuple[str, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The columns of a table.
+
+    Attributes:
+      delimiter: Between cells.
+      name: Number of the column of ids.
+      sequence: Number of the column of sequences.
+      description: Number of the column of descriptions; None: there is none.
+      missing: The sentence that says which column is missing; "" if none is.
+    """
+
+    delimiter: str
+    name: int
+    sequence: int
+    description: int | None
+    missing: str = ""
+
+
+def recognise(first_line: bytes) -> Table | None:
+    """The table whose first line this is; None if it names no known column."""
+    try:
+        text = first_line.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    best: Table | None = None
+    for delimiter in _DELIMITERS:
+        row = next(csv.reader([text.rstrip("\r\n")], delimiter=delimiter), [])
+        if len(row) < 2:
+            continue
+        names = [" ".join(_plain(cell).split()) for cell in row]
+        name, sequence = _first(_IDS, names), _first(_SEQUENCES, names)
+        if name is None and sequence is None:
+            continue
+        table = Table(
+            delimiter,
+            -1 if name is None else name,
+            -1 if sequence is None else sequence,
+            _first(_DESCRIPTIONS, names),
+            _missing(name, sequence, row),
+        )
+        if not table.missing:
+            return table
+        best = best or table
+    return best
+
+
+def _plain(cell: str) -> str:
+    return cell.strip().lower().replace("_", " ").replace("-", " ")
+
+
+def _first(known: tuple[str, ...], names: list[str]) -> int | None:
+    return next((names.index(name) for name in known if name in names), None)
+
+
+def _missing(name: int | None, sequence: int | None, row: list[str]) -> str:
+    there = ", ".join(row[:8]) + (", ..." if len(row) > 8 else "")
+    if sequence is None:
+        return (
+            f"a table without a column of sequences (Sequence); there are {there}. At "
+            "UniProt, add it under `Customize columns`."
+        )
+    if name is None:
+        return f"a table without a column of ids (Entry or id); there are {there}."
+    return ""
+
+
+def rows(table: Table, lines: Iterable[bytes], longest: int) -> Iterator[Row]:
+    """Rows of a table behind its first line.
+
+    Args:
+      table: Its columns.
+      lines: All lines with their ends, the first one included.
+      longest: Characters of a cell at most.
+
+    Raises:
+      csv.Error: A cell is longer, mostly for a quote that is not closed.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), longest))
+    # UniProt's TSV quotes nothing, and a name may begin with a quote.
+    quotes = table.delimiter != "\t"
+    # Surrogates stand for bytes that are not UTF-8, so that the row is named.
+    text = (line.decode("utf-8", "surrogateescape") for line in lines)
+    reader = csv.reader(
+        text,
+        delimiter=table.delimiter,
+        quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+    )
+    next(reader, None)
+    line = reader.line_num + 1
+    for cells in reader:
+        at, line = line, reader.line_num + 1
+        if any(cell.strip() for cell in cells):
+            yield _row(table, at, cells)
+
+
+def _row(table: Table, line: int, cells: list[str]) -> Row:
+    if len(cells) <= max(table.name, table.sequence):
+        detail = f"the row has {len(cells)} cells, too few."
+        return Row(line, "", "", "", ("row with too few cells", detail))
+    name = "_".join(_unquoted(cells[table.name]).split())
+    sequence = "".join(_unquoted(cells[table.sequence]).split())
+    description = ""
+    if table.description is not None and table.description < len(cells):
+        description = " ".join(_unquoted(cells[table.description]).split())
+    fault: tuple[str, str] | None = None
+    try:
+        (name + description + sequence).encode("utf-8")
+    except UnicodeEncodeError:
+        name = name.encode("utf-8", "backslashreplace").decode()
+        fault = (
+            "row is not UTF-8",
+            "the row is not UTF-8. Convert the file, e.g. with "
+            "`iconv -f latin1 -t utf8`.",
+        )
+    if not name:
+        fault = "row without an id", "the row has no id."
+    elif sequence[:1] in (">", ";"):
+        fault = (
+            "a character that is no residue",
+            f"{sequence[0]!r} at column 1 of record {name!r} is a character that is no "
+            "residue.",
+        )
+    return Row(line, name, description, sequence, fault)
+
+
+def _unquoted(cell: str) -> str:
+    cell = cell.strip()
+    if len(cell) > 1 and cell[0] == cell[-1] == '"':
+        return cell[1:-1]
+    return cell
