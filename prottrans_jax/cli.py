@@ -4,10 +4,12 @@
   prottrans models
   prottrans info proteins.h5
 
-Exit status: 0 done; 2 a mistake in what was asked, or the output is taken; 3 proteins
-are missing from the output, or the input cannot be used; 4 anything unforeseen; 130
-and 143 stopped by SIGINT and SIGTERM: what was computed is kept, the same command goes
-on.
+Exit status: 0 done; 2 a mistake in the command line or places, or the output is taken:
+another process writes it, another run or another program made it; 3 proteins are
+missing from the output, the input cannot be used, or `verify` found faults; 4 the disk
+is full, or anything unforeseen; 130 and 143 stopped by SIGINT and SIGTERM: what was
+computed is kept, the same command goes on. `export` ends with the status of
+`prottrans_jax.export`.
 """
 
 import argparse

@@ -28,7 +28,7 @@ from prottrans_jax import (
 )
 from prottrans_jax.distributed import agreement
 from prottrans_jax.files import paths
-from prottrans_jax.training import event_files
+from prottrans_jax.training import earlier_logs, event_files
 
 # Hosts have opened their data by then; a slow store may take minutes.
 _AGREEMENT_TIMEOUT_S = 900.0
@@ -209,8 +209,10 @@ def train(
 
         main_process = jax.process_index() == 0
         if main_process:
+            if start is None:
+                earlier_logs.set_aside(directory, config_text)
             event_files.cut_back(directory, step, evaluated)
-            _write_config(directory / "config.gin", config_text)
+            _write_config(directory / earlier_logs.CONFIG, config_text)
         logging.info(
             "%s parameters on %d device(s) %s; batch %d rows in %d microbatch(es).",
             f"{run.plan.num_params:,}",

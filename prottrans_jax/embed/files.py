@@ -88,12 +88,10 @@ def open_hdf5(path: str | os.PathLike) -> Any:
       FileNotFoundError: There is no such file.
       ValueError: It is a folder, may not be read, or is no HDF5 file.
     """
-    import h5py
-
     path = paths.local(path, "path")
     _check_exists(path)
     try:
-        return h5py.File(path, "r")
+        return writers.open_hdf5(path)
     except OSError as error:
         # HDF5's own text names everything at once.
         reason = "not an HDF5 file, or damaged"

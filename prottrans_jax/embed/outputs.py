@@ -125,9 +125,7 @@ def _attributes(path: pathlib.Path) -> set[str]:
             metadata = writers.import_parquet().read_schema(path).metadata or {}
             return {name.decode(errors="replace") for name in metadata}
         if path.suffix.lower() in (".h5", ".hdf5"):
-            import h5py
-
-            with h5py.File(path, "r") as file:
+            with writers.open_hdf5(path) as file:
                 return set(file.attrs)
     except (OSError, ValueError):
         pass

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import struct
 import tempfile
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +16,7 @@ import zipfile
 import numpy as np
 
 from prottrans_jax.embed import zarr_folder
-from prottrans_jax.files import paths
+from prottrans_jax.files import locks, paths
 
 # What writing to a full disk gives; EFBIG by `ulimit -f`, for one.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -84,6 +85,8 @@ class _Hdf5:
         # What readers since HDF5 1.10 know; per dataset 356 bytes instead of 2,490.
         access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
         access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+        # Nobody else writes here, and some file systems have no locks.
+        access.set_file_locking(False, True)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         # macOS has no such call.
         self._reserves = hasattr(os, "posix_fallocate")
@@ -303,6 +306,20 @@ class _Csv:
     def close(self) -> None:
         self._file.close()
         _sync(self._path)
+
+
+def open_hdf5(path: pathlib.Path) -> Any:
+    """An HDF5 file for reading, also where the file system has no locks."""
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        number = re.search(r"unable to lock file, errno = (\d+)", str(error))
+        if number is None or int(number[1]) not in locks.NO_LOCKS:
+            raise
+    # Not at once: HDF5 refuses a file that this process has open with other locking.
+    return h5py.File(path, "r", locking=False)
 
 
 def import_parquet() -> Any:

@@ -18,7 +18,7 @@ from absl import logging
 
 # What flock answers where the file system or its server has no locks: NFS without a
 # lock daemon, Lustre without `-o flock`, some FUSE file systems.
-_NO_LOCKS = (
+NO_LOCKS = (
     errno.ENOLCK,
     errno.ENOSYS,
     errno.EOPNOTSUPP,
@@ -109,7 +109,7 @@ def _try(path: pathlib.Path, output: pathlib.Path, advice: str) -> Lock | None:
                 f"{output} is being written by {holder or 'another process'}. {advice}"
             ) from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise OSError(error.errno, error.strerror, str(path)) from None
             is_exclusive = False
             logging.warning(

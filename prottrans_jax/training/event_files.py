@@ -96,12 +96,17 @@ def cut_back(run: pathlib.Path, resume_at: int, evaluated: bool) -> None:
     Raises:
       OSError: a file cannot be read or written.
     """
-    paths = [*run.glob(_PATTERN), *(run / "tensorboard").rglob(_PATTERN)]
-    for path in sorted(path for path in paths if path.is_file()):
+    for path in find(run):
         if path.name.startswith("."):
             path.unlink()  # Left by a kill while a file was being cut back.
         else:
             _cut_back_file(path, resume_at, evaluated)
+
+
+def find(run: pathlib.Path) -> list[pathlib.Path]:
+    """Event files in a model directory and below `tensorboard` in it."""
+    paths = [*run.glob(_PATTERN), *(run / "tensorboard").rglob(_PATTERN)]
+    return sorted(path for path in paths if path.is_file())
 
 
 def _cut_back_file(path: pathlib.Path, resume_at: int, evaluated: bool) -> None:
