@@ -81,7 +81,12 @@ def main(argv: Sequence[str]) -> int:
         return 1
     except ValueError as error:
         raise gin_utils.UsageError(str(error)) from error
-    _say(summary)
+    try:
+        _say(summary)
+        sys.stdout.flush()
+    except OSError as error:  # The run is done, whatever holds its standard output.
+        logging.error("Standard output could not be written: %s.", error.strerror)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return summary.exit_code
 
 
