@@ -168,6 +168,11 @@ class Journal:
         return {"window": self._window.state(), "logged": logged}
 
     @property
+    def reached(self) -> int:
+        """Last step that the log held when the run went on; 0 on other processes."""
+        return self._log_file.reached if self._log_file else 0
+
+    @property
     def problems(self) -> list[str]:
         """A line for each file of logs that is not complete."""
         return self._output.problems()

@@ -149,6 +149,8 @@ class JsonlWriter:
         self._last: dict[str, Any] = {}
         content = path.read_bytes() if path.exists() else None
         records, bad = _read_lines(content or b"")
+        # Last step that was logged before, by a run that may have come further.
+        self.reached = max((record["step"] for record, _ in records), default=0)
         kept = []
         for whole, line in records:
             record = {

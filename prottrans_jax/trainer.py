@@ -235,6 +235,14 @@ def train(
             rates=logbook.Rates(watch, run.flops, partitioner.mesh),
         )
         stack.callback(journal.close)
+        if journal.reached - step > checkpoint_period:
+            logging.warning(
+                "The log reaches step %d and the newest checkpoint is of step %d: %d "
+                "steps are done again.",
+                journal.reached,
+                step,
+                journal.reached - step,
+            )
         stack.enter_context(partitioner.scope())
         stop = stack.enter_context(multihost.StopSignal())
 

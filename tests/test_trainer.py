@@ -225,13 +225,16 @@ def test_evaluation_cut_off_before_its_checkpoint_is_logged_once(tmp_path, monke
     assert ("validation/loss", 4) in _tensorboard(arguments)
 
 
-def test_lost_checkpoints_leave_every_step_once_in_the_log(tmp_path):
+def test_lost_checkpoints_leave_every_step_once_in_the_log(tmp_path, caplog):
     arguments = _arguments(tmp_path, keep_period=100)
     trainer.train(**arguments)
     before = _log(arguments)
     for step in ("2", "4", "6"):
         shutil.rmtree(pathlib.Path(arguments["model_dir"]) / "checkpoints" / step)
     trainer.train(**arguments)
+    assert (
+        "reaches step 6 and the newest checkpoint is of step 0: 6 steps" in caplog.text
+    )
     assert [line["step"] for line in _log(arguments)] == [3, 4, 6]
     assert _log(arguments) == before
 
