@@ -71,13 +71,15 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
     """Prints what went wrong in one line, if it is of a kind that was foreseen."""
     from prottrans_jax import fasta, manifests
     from prottrans_jax.commands import console
-    from prottrans_jax.embed import job, shards
+    from prottrans_jax.embed import inputs, job, shards
     from prottrans_jax.files import locks
 
     if isinstance(error, fasta.FastaError):
         skippable = error.problem.line and not error.problem.fatal
         hint = " (--on-bad skip leaves such records out.)" if skippable else ""
         return console.fail(3, f"{error}{hint}")
+    if isinstance(error, inputs.DuplicateError):
+        return console.fail(3, str(error))
     refusals = locks.LockedError | shards.OtherRunError | manifests.CheckpointError
     if isinstance(error, refusals):
         return console.fail(2, str(error))

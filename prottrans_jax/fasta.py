@@ -300,7 +300,8 @@ def _look_closely(
         return problem(
             line + 1 + at,
             what,
-            f"{char!r} at column {column} of record {shown!r} is {what}.",
+            f"{char.decode('latin-1')!r} at column {column} of record {shown!r} is "
+            f"{what}.",
         )
     return Record(name, residues, line), num_gaps, num_stops
 

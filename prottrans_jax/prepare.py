@@ -42,8 +42,8 @@ except ModuleNotFoundError as missing:
 _INPUT = flags.DEFINE_multi_string(
     "input",
     [],
-    "FASTA files or tables, plain or packed, comma separated, in this order; - is stdin. May "
-    "be repeated.",
+    "FASTA files or tables, plain or packed, comma separated, in this order; - is "
+    "stdin. May be repeated.",
 )
 _VALIDATION_INPUT = flags.DEFINE_multi_string(
     "validation_input",

@@ -121,7 +121,7 @@ def test_a_character_that_is_no_residue_is_named(tmp_path, text, line, column, c
     records, [problem] = parse(tmp_path, b">first\nMKV\n" + text + b">last\nACD\n")
     assert [r.name for r in records] == [b"first", b"last"]
     assert (problem.line, problem.name) == (line + 2, "a")
-    assert f"{char!r} at column {column} of record 'a'" in problem.detail
+    assert f"{char.decode()!r} at column {column} of record 'a'" in problem.detail
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """`prottrans info`, `convert` and `verify`: what is in a file, and is it sound."""
 
 import argparse
+from collections.abc import Mapping
+import contextlib
+import dataclasses
 import json
 import pathlib
 
@@ -40,9 +43,24 @@ def _info(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(about, indent=1, default=str))
         return 0
-    for key, value in about.items():
-        print(f"{key:20} {value}")
+    _print(about)
     return 0
+
+
+def _print(about: Mapping[str, object], indent: str = "") -> None:
+    """Prints names and values, a line each; what is nested is indented."""
+    for key, value in about.items():
+        name = f"{indent}{key}"
+        if isinstance(value, str) and value.startswith("{"):
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        if isinstance(value, Mapping) and value:
+            print(name)
+            _print(value, indent + "  ")
+            continue
+        if isinstance(value, list | tuple | Mapping):
+            value = ", ".join(map(str, value)) or "none"
+        print(f"{name:24} {value}")
 
 
 def _info_of_model(path: pathlib.Path) -> dict[str, object]:
@@ -59,7 +77,7 @@ def _info_of_model(path: pathlib.Path) -> dict[str, object]:
         "stored": found.stored_dtype.name,
         "vocabulary": "unknown" if found.unknown_ids else found.vocabulary.name,
         "left_out": ", ".join(found.left_out) or "nothing",
-        "config": found.config,
+        "config": dataclasses.asdict(found.config),
     }
     if provenance.is_file():
         content = json.loads(provenance.read_text(encoding="utf-8"))

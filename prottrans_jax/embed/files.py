@@ -252,7 +252,13 @@ def _hdf5(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
             if dataset.nbytes > MAX_BYTES:
                 raise ValueError(f"{path}: {key} claims {dataset.nbytes:,} bytes.")
             attributes = dataset.attrs
-            array = dataset[()]
+            try:
+                array = dataset[()]
+            except OSError as error:
+                raise ValueError(
+                    f"{path} is damaged: the vectors of {key} cannot be read, or do "
+                    f"not match their checksum ({error})."
+                ) from error
             yield writers.Entry(
                 key,
                 str(attributes.get("original_id", key)),

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prottrans_jax import fasta, stop_signals, vocabulary
+from prottrans_jax import fasta, plurals, stop_signals, vocabulary
 from prottrans_jax.embed import keys
 from prottrans_jax.files import paths as local_paths
 from prottrans_jax.proteins import nucleotides
@@ -33,6 +33,10 @@ _NUCLEOTIDES_WAY_OUT = (
     "Translate them; if they are proteins, pass --allow-nucleotides (in Python "
     "allow_nucleotides=True)."
 )
+
+
+class DuplicateError(ValueError):
+    """A key stands for two sequences."""
 
 
 class Protein(NamedTuple):
@@ -281,7 +285,7 @@ def look(
     Raises:
       fasta.FastaError: File and line of the first problem.
       nucleotides.NucleotidesError: The file holds nucleotides.
-      ValueError: Duplicates, with their lines.
+      DuplicateError: Keys that stand for two sequences, with their lines.
     """
     skipped: list[Treated] = []
 
@@ -448,7 +452,7 @@ def _resolve_duplicates(found: Inputs, lines: np.ndarray, on_duplicate: str) -> 
         taken = {row[:16].tobytes() for row in found.entries}
         for protein in found.proteins(_marks(found, found.suffixes)):
             if key_hash(protein.key) in taken:
-                raise ValueError(
+                raise DuplicateError(
                     f"{protein.place}: the id {protein.name!r} comes twice "
                     f"with different sequences, and {protein.key!r} is taken too. "
                     "Rename one, or choose --key header or --key index."
@@ -466,10 +470,11 @@ def _resolve_duplicates(found: Inputs, lines: np.ndarray, on_duplicate: str) -> 
             f"{first_lines[p.number]} and {p.place}"
             for p in proteins[:5]
         )
-        raise ValueError(
-            f"{found.path}: {len(different)} ids come again with another sequence: "
-            f"{shown}. Rename them, or choose --on-duplicate suffix or first, or "
-            "--key header."
+        ids = plurals.count(len(different), "id")
+        verb = "comes" if len(different) == 1 else "come"
+        raise DuplicateError(
+            f"{found.path}: {ids} {verb} again with another sequence: {shown}. "
+            "Rename, or choose --on-duplicate suffix or first, or --key header."
         )
     for protein in proteins:
         found.skipped.append(

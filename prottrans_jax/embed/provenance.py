@@ -60,6 +60,11 @@ def write(
         "options": {
             name: value if isinstance(value, int | None) else str(value)
             for name, value in options.items()
+        }
+        | {
+            # As resolved: by default it is a vector per residue.
+            "per_residue": "residues" in asked.paths,
+            "per_protein": "protein" in asked.paths,
         },
         "model_source": str(asked.encoder.source),
         "model_revision": asked.encoder.revision,

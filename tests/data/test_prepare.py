@@ -374,7 +374,7 @@ def test_mistakes_get_a_sentence_and_no_traceback(tmp_path):
     dna.write_bytes(b">a\n" + b"ACGT" * 20 + b"\n>b\nGATTACA\n")
     output = f"--output={tmp_path / 'out'}"
     for args, status, message in [
-        ([f"--input={bad}", output], 1, f"{bad}:4: b'1' at column 2 of record 'b'"),
+        ([f"--input={bad}", output], 1, f"{bad}:4: '1' at column 2 of record 'b'"),
         ([f"--input={bad}", output, "--on_bad=skip"], 3, ""),
         ([f"--input={bad}", output, "--on_bad=skip"], 1, "--overwrite"),
         ([output], 2, "give one of --input"),

@@ -304,3 +304,71 @@ def test_proteins_of_x_alone_and_letters_read_as_x_are_told(
     assert "Read as X: 2 U, 1 Z, 1 O, 1 B, 1 J." in said
     about = json.loads((tmp_path / "out.h5.json").read_text())
     assert about["nothing_but_x"] == 2 and about["unusual_letters"]["U"] == 2
+
+
+# ---------------------------------------------------------------------- wording
+
+
+def test_one_protein_is_one_protein(model_folder, tmp_path, capsys):
+    source = write_fasta(tmp_path / "x.fasta", {"A": "MKTAY"})
+    output = str(tmp_path / "out.h5")
+    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    assert cli.main(given) == 0
+    assert cli.main(["verify", output]) == 0
+    assert cli.main(["convert", output, str(tmp_path / "out.npz")]) == 0
+    said = capsys.readouterr()
+    assert "1 protein, 5 residues" in said.err and "Wrote 1 protein to" in said.err
+    assert "1 protein, per residue, sound." in said.out
+    assert "1 proteins" not in said.err + said.out
+
+
+def test_info_prints_nested_values_as_lines(model_folder, tmp_path, capsys):
+    source = write_fasta(tmp_path / "x.fasta", {"A": "MKTAY"})
+    output = str(tmp_path / "out.h5")
+    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    assert cli.main(given) == 0
+    for path in (output, str(model_folder)):
+        assert cli.main(["info", path]) == 0
+        said = capsys.readouterr().out
+        assert "{" not in said and "[" not in said and "Config(" not in said
+    about = json.loads((tmp_path / "out.h5.json").read_text())
+    assert about["options"]["per_residue"] and not about["options"]["per_protein"]
+
+
+def test_damaged_vectors_are_named(model_folder, tmp_path, capsys):
+    proteins = {"A": "MKTAYIAKQR" * 4, "B": "ACDEFGHIKL" * 4}
+    source = write_fasta(tmp_path / "x.fasta", proteins)
+    output = tmp_path / "out.h5"
+    given = ["embed", "-i", str(source), "-o", str(output), "-m", str(model_folder)]
+    assert cli.main(given) == 0
+    vectors = read(output)["B"].tobytes()
+    data = output.read_bytes()
+    at = data.index(vectors) + 9
+    output.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+    assert cli.main(["verify", str(output)]) == 3
+    assert "the vectors of B cannot be read" in capsys.readouterr().out
+
+
+def test_ids_of_two_sequences_are_unusable_input(model_folder, tmp_path, capsys):
+    source = tmp_path / "x.fasta"
+    source.write_text(">A\nMK\n>A\nMKT\n")
+    output = str(tmp_path / "out.h5")
+    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    assert cli.main(given) == 3
+    said = capsys.readouterr().err
+    assert "1 id comes again" in said and "'A' in lines 1 and 3" in said
+
+
+def test_a_character_is_shown_as_text_and_a_nameless_record_by_its_line(
+    model_folder, tmp_path, capsys
+):
+    source = tmp_path / "x.fasta"
+    source.write_text(">A\nMK*T\n>\nMKT\n>C\nMKV\n")
+    output = str(tmp_path / "out.h5")
+    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    assert cli.main(given) == 3
+    assert "'*' at column 3" in capsys.readouterr().err
+    assert cli.main([*given, "--on-bad", "skip"]) == 3
+    said = capsys.readouterr().err
+    assert "1 record will be left out: header without an id." in said
+    assert "Left out 1: header without an id (line 3)" in said
