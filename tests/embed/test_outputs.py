@@ -191,7 +191,7 @@ def test_a_zarr_output_displaced_by_a_kill_is_put_back(encoder, tmp_path):
     os.replace(output, parts.folder / "before.residues")
     parts.close()
     more = {**random_proteins(3), "Q": "MKTAYW"}
-    embed(encoder, write_fasta(source, {"Q": more["Q"]}), output, resume=False)
+    embed(encoder, write_fasta(source, {"Q": more["Q"]}), output)
     assert {*files.keys(output)} == {*more}
     assert not shards_of(output).exists()
 
