@@ -7,6 +7,7 @@ collective has no time-out and does not say who is missing.
 import collections
 from collections.abc import Callable
 import faulthandler
+import functools
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from absl import logging
 import jax
 
 from prottrans_jax import roll_call
-from prottrans_jax.distributed import local_devices
+from prottrans_jax.distributed import local_devices, peers
 
 EXIT_STALLED = roll_call.EXIT_STALLED
 _PREFIX = "prottrans_jax"
@@ -29,6 +30,7 @@ _COORDINATORS = (
     "pod or under SLURM"
 )
 _POLL_S = 0.5
+_PEERS_S = 900.0
 
 # A pause of storage or of a neighbour's is no hang: no limit of a step is shorter.
 MIN_STEP_LIMIT_S = 120.0
@@ -190,6 +192,21 @@ def _wait_for_all(
             f"{', '.join(map(str, missing)) or '(none)'} of {jax.process_count()} is "
             f"missing. Here: {came}."
         ) from error
+
+
+def watch_peers(details: os.PathLike) -> peers.Peers:
+    """Context in which the loss of another process ends this one with one line.
+
+    Args:
+      details: file for the traceback of what failed here.
+    """
+    count = jax.process_count()
+
+    def exchange(address: str | None) -> str:
+        return gather("address of process 0", address, _PEERS_S)[0]
+
+    who = roll_call.whoami()
+    return peers.Peers(jax.process_index(), count, who, exchange, details)
 
 
 def from_process_zero(name: str, function: Callable[[], Any], timeout_s: float) -> Any:
@@ -367,6 +384,7 @@ class Watchdog:
       startup_s: limit in seconds from here to the first beat.
       step_s: limit between later beats, and the longest limit of a step.
       step_factor: limit of a step in multiples of the median step; None: `step_s`.
+      stacks: file for the stacks of all threads; None: standard error.
       abort: called with the message instead of ending the process; for tests.
     """
 
@@ -375,11 +393,13 @@ class Watchdog:
         startup_s: float,
         step_s: float,
         step_factor: float | None = None,
+        stacks: os.PathLike | None = None,
         abort: Callable[[str], None] | None = None,
     ):
         self._step_s = step_s
         self._step_factor = step_factor
-        self._abort = abort or _abort
+        self._abort = abort or functools.partial(_abort, stacks=stacks)
+        self._where = f"are in {stacks}." if stacks else "follow:"
         self._state = ("start-up", time.monotonic(), startup_s)
         self._in_step = False
         self._step_times: collections.deque[float] = collections.deque(
@@ -435,7 +455,9 @@ class Watchdog:
                 process = jax._src.distributed.global_state.process_id or 0
                 self._abort(
                     f"No progress for {limit_s:g} s in {doing!r} (process {process}, "
-                    f"{roll_call.whoami()}). Stacks of all threads:"
+                    f"{roll_call.whoami()}). This host or another hangs. Start the "
+                    "same command again on all hosts: the run goes on from its last "
+                    f"checkpoint. Stacks of all threads {self._where}"
                 )
                 return
             # This thread needs the interpreter's lock, which hung C++ code may hold;
@@ -443,10 +465,13 @@ class Watchdog:
             faulthandler.dump_traceback_later(left_s + 30, exit=True)
 
 
-def _abort(message: str) -> NoReturn:
+def _abort(message: str, stacks: os.PathLike | None) -> NoReturn:
     os.write(2, f"\n{message}\n".encode())
-    faulthandler.dump_traceback(all_threads=True)
-    os._exit(EXIT_STALLED)
+    try:
+        with open(stacks or os.dup(2), "a") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+    finally:
+        os._exit(EXIT_STALLED)
 
 
 def _numbered(name: str) -> str:

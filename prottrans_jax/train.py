@@ -79,6 +79,9 @@ def main(argv: Sequence[str]) -> int:
     except (checkpoints.CheckpointError, records.DamageError) as error:
         print(f"error: {gin_utils.message(error)}", file=sys.stderr)
         return 1
+    except multihost.ProcessesMissing as error:
+        print(f"error: {error} Start the same command on all hosts.", file=sys.stderr)
+        return multihost.EXIT_STALLED
     except ValueError as error:
         raise gin_utils.UsageError(str(error)) from error
     try:

@@ -176,8 +176,17 @@ def train(
 
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(
-            multihost.Watchdog(startup_timeout_s, step_timeout_s, step_timeout_factor)
+            multihost.Watchdog(
+                startup_timeout_s,
+                step_timeout_s,
+                step_timeout_factor,
+                directory / f"stacks.{jax.process_index()}.txt",
+            )
         )
+        others = multihost.watch_peers(
+            directory / f"lost_host.{jax.process_index()}.txt"
+        )
+        stack.enter_context(others)
         saver = stack.enter_context(
             checkpoints.Checkpointer(
                 directory / "checkpoints",
@@ -204,6 +213,7 @@ def train(
             state, step, metadata = start.state, start.step, start.metadata
             next_batch = train_data.restore(metadata["loader"])
         evaluated = metadata.get("evaluated", False)
+        others.step = step
         # Batch `first_batch + n` is that of step n, counted from 0.
         first_batch = next_batch - step
 
@@ -301,6 +311,7 @@ def train(
             # device is at step n + 1.
             journal.push(step, outputs)
             watchdog.beat(f"step {step + 1}", is_step=True)
+            others.step = step + 1
             stopping = stop.should_stop(step)
             at_save = step % checkpoint_period == 0 or step == total_steps or stopping
             at_save |= saves.failed(step)

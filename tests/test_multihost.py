@@ -180,6 +180,25 @@ def test_a_second_interrupt_and_a_stall_end_the_process_with_what_it_did():
     assert 'File "<string>", line 6 in <module>' in said
 
 
+STALLED_WITH_A_FILE = """
+import sys, time
+from prottrans_jax import multihost
+with multihost.Watchdog(60, 0.5, stacks=sys.argv[1]) as watchdog:
+    watchdog.beat("step 7")
+    time.sleep(60)
+"""
+
+
+def test_stacks_of_a_stall_go_to_a_file_and_one_line_says_so(tmp_path):
+    stacks = tmp_path / "stacks.txt"
+    code, said = finish(start("-c", STALLED_WITH_A_FILE, stacks))
+    assert code == multihost.EXIT_STALLED
+    (line,) = said.split("\n")[1:-1]
+    assert "No progress for 0.5 s in 'step 7'" in line and str(stacks) in line
+    assert "Start the same command again on all hosts" in line
+    assert 'File "<string>"' in stacks.read_text()
+
+
 def watch(startup_s, step_s, body):
     fired = threading.Event()
     messages = []

@@ -1,0 +1,96 @@
+"""A host that is lost is named by the others, which end."""
+
+import queue
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from prottrans_jax.distributed import peers
+
+
+class Run:
+    """Processes of one run as threads of the test; `ended[n]` is what n would print."""
+
+    def __init__(self, count, tmp_path):
+        self.ended = [queue.Queue() for _ in range(count)]
+        self.address = queue.Queue()
+        self.count, self._tmp_path = count, tmp_path
+
+    def peers(self, process):
+        def exchange(address):
+            if process == 0:
+                for _ in range(self.count - 1):
+                    self.address.put(
+                        address.replace(address.split(":")[0], "localhost")
+                    )
+                return address
+            return self.address.get(timeout=20)
+
+        details = self._tmp_path / f"details.{process}"
+        end = self.ended[process].put
+        return peers.Peers(
+            process, self.count, f"host{process}", exchange, details, end
+        )
+
+
+def test_a_killed_process_is_named_by_all_others(tmp_path):
+    run = Run(3, tmp_path)
+    zero, one = run.peers(0), run.peers(1)
+    with zero, one:
+        zero.step = 41
+        address = run.address.get(timeout=20)
+        code = (
+            "import sys, time; from prottrans_jax.distributed import peers; "
+            "p = peers.Peers(2, 3, 'host2', lambda _: sys.argv[1], 'd'); "
+            "p.__enter__(); print('in', flush=True); time.sleep(60)"
+        )
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, address], stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout.readline() == "in\n"
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        first = run.ended[0].get(timeout=20)
+        other = run.ended[1].get(timeout=20)
+    assert first.startswith("error: step 41: process 2 (host2) is gone.")
+    assert "Start the same command again on all hosts" in first
+    assert "process 2 (host2) is gone" in other
+    assert first.count("\n") == other.count("\n") == 0
+
+
+def test_processes_that_end_by_themselves_are_not_missed(tmp_path):
+    run = Run(2, tmp_path)
+    with run.peers(0), run.peers(1):
+        pass
+    with pytest.raises(queue.Empty):
+        run.ended[0].get(timeout=0.5)
+    assert run.ended[1].empty()
+
+
+def test_failed_collective_is_one_line_and_its_traceback_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "_GRACE_S", 0.0)
+    run = Run(2, tmp_path)
+    zero, one = run.peers(0), run.peers(1)
+    with zero, pytest.raises(ValueError, match="Gloo"), one:
+        one.step = 7
+        raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+    line = run.ended[1].get(timeout=20)
+    assert line.startswith("error: step 7: a collective failed on process 1 (host1)")
+    assert str(tmp_path / "details.1") in line and line.count("\n") == 0
+    assert "Gloo all-reduce" in (tmp_path / "details.1").read_text()
+
+
+def test_mistakes_of_the_user_are_no_lost_host():
+    assert peers.is_collective(ValueError("UNKNOWN: Gloo all-reduce failed"))
+    assert not peers.is_collective(ValueError("UNKNOWN is not a task."))
+    assert not peers.is_collective(KeyError("INTERNAL: x"))
+
+
+def test_a_run_of_one_process_watches_nobody(tmp_path):
+    threads = threading.active_count()
+    with Run(1, tmp_path).peers(0):
+        assert threading.active_count() == threads
