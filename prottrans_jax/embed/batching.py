@@ -14,6 +14,9 @@ _MAX_BUCKETS = 96
 # Lengths of packed rows between two powers of two. Their padding costs what is neither
 # product nor attention: a row of a fifth more takes 1 % more of the time.
 _LENGTHS_PER_OCTAVE, _SHORTEST_ROW = 8, 64
+# Tokens of a row up to which attention over all of it, most of it masked, costs less
+# than what is padded otherwise, and than a second program.
+WHOLE_ROW = 1024
 
 
 def round_up(lengths: np.typing.ArrayLike) -> np.ndarray:
@@ -66,17 +69,19 @@ class Packed:
       lengths: Tokens of each.
       max_tokens: Tokens of a full row.
       max_length: Tokens of the longest row that the model takes, or None.
+      skips_padding: Whether padding, which comes last, does not go through products.
     """
 
     members: tuple[int, ...]
     lengths: tuple[int, ...]
     max_tokens: int
     max_length: int | None = None
+    skips_padding: bool = True
 
     @property
     def tokens(self) -> int:
-        """How many go through products: padding, which comes last, does not."""
-        return sum(self.lengths)
+        """How many go through products."""
+        return sum(self.lengths) if self.skips_padding else self.length
 
     @property
     def rows(self) -> int:
@@ -86,6 +91,9 @@ class Packed:
     @property
     def length(self) -> int:
         """Tokens of the row, with padding: few different ones, each is a program."""
+        if not self.skips_padding:
+            length = int(round_up(sum(self.lengths)))
+            return length if self.max_length is None else min(length, self.max_length)
         tokens = max(self.tokens, _SHORTEST_ROW)
         grain = (1 << (tokens - 1).bit_length()) // (2 * _LENGTHS_PER_OCTAVE)
         length = -(-tokens // grain) * grain
@@ -99,7 +107,7 @@ class Packed:
 
     def halves(self) -> tuple["Packed", "Packed"]:
         """The same sequences in two rows, of about half the tokens."""
-        cut = bisect.bisect_left(self._ends(), self.tokens / 2)
+        cut = bisect.bisect_left(self._ends(), sum(self.lengths) / 2)
         cut = min(max(cut, 1), len(self.members) - 1)
         return (
             dataclasses.replace(

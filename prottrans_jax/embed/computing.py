@@ -112,7 +112,7 @@ def compute(
 
 def _whole(found, runner, todo, missing, too_large, report, tell) -> Iterator[tuple]:
     """(protein, embedding) of proteins that go through the model in one piece."""
-    buckets = runner.buckets(found.lengths[todo])
+    buckets = runner.buckets(found.lengths[todo], may_share_row=True)
     in_windows = int(todo.sum()) > _WINDOW
     computed = real = 0
 

@@ -176,12 +176,33 @@ class Embedder:
         # FLOPs: 2 size for the products of a token, 4 inner a layer for a pair.
         return tokens * (1.0 + 3 * 2.0 * inner * layers * tokens / max(self._size, 1))
 
-    def buckets(self, lengths: Sequence[int]) -> np.ndarray:
-        """Padded lengths for sequences of so many residues; none if it packs them."""
-        if self.packs:
-            return np.zeros(0, np.int64)
+    def buckets(
+        self, lengths: Sequence[int], *, may_share_row: bool = False
+    ) -> np.ndarray:
+        """Padded lengths for sequences of so many residues; none if it packs them.
+
+        Args:
+          lengths: Of all that is to be computed.
+          may_share_row: Whether a few short sequences may go into one row also where
+            attention then computes, and masks, the scores between them.
+        """
         tokens = np.asarray(lengths, np.int64) + self.tokens.num_special
+        if self.packs or (may_share_row and self._fit_in_a_row(tokens)):
+            return np.zeros(0, np.int64)
         return batching.choose_buckets(tokens, self.compile_cost_tokens())
+
+    def _fit_in_a_row(self, tokens: np.ndarray) -> bool:
+        config = self.module.config
+        most = min(self.max_tokens, batching.WHOLE_ROW)
+        if getattr(config, "max_length", None):
+            most = min(most, config.max_length)
+        return (
+            self.devices[0].platform == "cpu"
+            and hasattr(config, "flash")  # Its attention knows segments.
+            and self.max_rows is None
+            and tokens.size > 1
+            and int(tokens.sum()) <= most
+        )
 
     def work(
         self,
@@ -201,6 +222,10 @@ class Embedder:
         batches: Iterable[batching.Batch | batching.Packed]
         if self.packs:
             batches = batching.pack(lengths, *limits, max_length)
+        elif not len(buckets) and self._fit_in_a_row(np.asarray(lengths)):
+            members = tuple(range(len(lengths)))
+            row = members, tuple(lengths), self.max_tokens, max_length
+            batches = [batching.Packed(*row, skips_padding=False)]
         else:
             batches = batching.plan(
                 lengths,
@@ -295,11 +320,12 @@ class Embedder:
         return _Call(work, module, result)
 
     def _call(self, module, params, tokens, segments):
+        packed = self.packs or int(segments.max()) > 1
         wanted = forward.Wanted(
             layers=self.layers,
             # A row of several is pooled here, by the host.
-            pool=None if self.packs else self.pool,
-            keep_residues=self.packs or self.keep_residues,
+            pool=None if packed else self.pool,
+            keep_residues=packed or self.keep_residues,
             num_prefix=len(self.tokens.prefix),
             num_special=self.tokens.num_special,
             cls=self.tokens.cls,
