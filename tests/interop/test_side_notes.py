@@ -59,6 +59,13 @@ def test_ids_come_back_where_they_are_known(tmp_path, kind):
     assert "vocabulary" in sources.read(f"{kind}:{tmp_path / 'unknown'}").unknown_ids
 
 
+def test_sentinels_without_a_row_do_not_matter(tmp_path):
+    small = dataclasses.replace(CONFIG, vocab_size=31)
+    t5x.write(tmp_path, small, params_of(small), ids=vocabulary.PROT_T5)
+    found = sources.read(f"t5x:{tmp_path}")
+    assert not found.unknown_ids and found.vocabulary is vocabulary.PROT_T5
+
+
 def test_settings_that_other_programs_would_not_know_are_listed():
     assert side_notes.lost(CONFIG) == [
         "norm_epsilon=0.001 (by default 1e-06)",
