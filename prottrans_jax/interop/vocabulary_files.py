@@ -28,6 +28,8 @@ _ADDED, _SPECIAL, _CONFIG = (
     "tokenizer_config.json",
 )
 COMPANIONS = (_ADDED, _SPECIAL, _CONFIG)
+# What a piece `<pad>` or `[PAD]` is for.
+_ROLES = ("pad", "unk", "eos", "mask", "cls", "sep")
 # Sentinels that T5's tokenizer adds behind its SentencePiece model.
 _T5_SENTINELS = 100
 
@@ -136,23 +138,60 @@ def _read_tokenizer_json(path: pathlib.Path, content: Mapping[str, Any]) -> Piec
     model = content["model"]
     if not isinstance(model, Mapping):
         raise ValueError(f"{path} has no object 'model'.")
-    vocab = model.get("vocab")
-    added = {x["content"]: x["id"] for x in content.get("added_tokens") or ()}
-    if isinstance(vocab, Mapping):
-        return of_ids(path, _checked(path, {**vocab, **added}))
-    if isinstance(vocab, list) and model.get("type") == "Unigram":
-        ids = {text: i for i, (text, _) in enumerate(vocab)}
-        pieces = of_ids(path, _checked(path, {**ids, **added}))
-        # Written of a SentencePiece model, so a space comes first, unless it says no.
-        return dataclasses.replace(
-            pieces,
-            marked=_has_marks(pieces.texts),
-            add_space=_adds_space(content),
+    try:
+        added = {x["content"]: x["id"] for x in content.get("added_tokens") or ()}
+        vocab, roles = _own_pieces(model), _roles(content)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged: not as the tokenizers library writes it ({error!r})."
+        ) from error
+    if vocab is None:
+        raise ValueError(
+            f"{path}: a model of type {model.get('type')!r} is not known here. Put the "
+            "tokenizer's spiece.model or vocab.txt beside it."
         )
-    raise ValueError(
-        f"{path}: a model of type {model.get('type')!r} is not known here. Put the "
-        "tokenizer's spiece.model or vocab.txt beside it."
+    pieces = of_ids(path, _checked(path, {**vocab, **added}))
+    pieces = dataclasses.replace(pieces, roles=roles)
+    if isinstance(model["vocab"], Mapping):
+        return pieces
+    # Written of a SentencePiece model, so a space comes first, unless it says no.
+    return dataclasses.replace(
+        pieces,
+        marked=_has_marks(pieces.texts),
+        add_space=_adds_space(content),
     )
+
+
+def _own_pieces(model: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Ids of a fast tokenizer's model; None if it is of a kind that is not read."""
+    vocab = model.get("vocab")
+    if isinstance(vocab, list) and model.get("type") == "Unigram":
+        return {text: i for i, (text, _) in enumerate(vocab)}
+    return vocab if isinstance(vocab, Mapping) else None
+
+
+def _roles(content: Mapping[str, Any]) -> dict[str, str]:
+    """Special pieces that a fast tokenizer says itself, by role."""
+    roles = {}
+    for token in content.get("added_tokens") or ():
+        role = token["content"].strip("<>[]").lower()
+        if token.get("special") and role in _ROLES:
+            roles[role] = token["content"]
+    if unknown := content["model"].get("unk_token"):
+        roles["unk"] = unknown
+    if padding := content.get("padding"):
+        roles["pad"] = padding["pad_token"]
+    frame = content.get("post_processor") or {}
+    for step in (frame, *(frame.get("processors") or ())):
+        roles |= {role: step[role][0] for role in ("cls", "sep") if role in step}
+        single = [next(iter(part.items())) for part in step.get("single") or ()]
+        special = [x["id"] if kind == "SpecialToken" else "" for kind, x in single]
+        # BERT puts a piece on either side of a text, T5 one behind it.
+        if special and special[0] and special[-1]:
+            roles |= {"cls": special[0], "sep": special[-1]}
+        elif special and special[-1]:
+            roles["eos"] = special[-1]
+    return roles
 
 
 def _adds_space(content: Mapping[str, Any]) -> bool:
@@ -175,11 +214,17 @@ def _with_companions(pieces: Pieces) -> Pieces:
     """With pieces that were added later, and with roles, as files beside it say."""
     folder = pieces.path.parent
     config, special = (_read_if_there(folder / name) for name in (_CONFIG, _SPECIAL))
-    added: dict[str, Any] = {
-        token["content"]: int(number)
-        for number, token in (config.get("added_tokens_decoder") or {}).items()
-        if isinstance(token, Mapping) and "content" in token
-    }
+    try:
+        added: dict[str, Any] = {
+            token["content"]: int(number)
+            for number, token in (config.get("added_tokens_decoder") or {}).items()
+            if isinstance(token, Mapping) and "content" in token
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / _CONFIG} is damaged: added_tokens_decoder is not {{ID: TOKEN}} "
+            f"({error!r})."
+        ) from error
     added |= _read_if_there(folder / _ADDED)
     texts, usable = list(pieces.texts), list(pieces.usable)
     for text, number in _checked(folder / _ADDED, added).items():
@@ -188,7 +233,7 @@ def _with_companions(pieces: Pieces) -> Pieces:
         usable += [True] * max(0, missing)
         if texts[number].startswith("<row_"):
             texts[number] = text
-    roles = {}
+    roles = dict(pieces.roles)
     for name, token in {**config, **special}.items():
         piece = token.get("content") if isinstance(token, Mapping) else token
         if name.endswith("_token") and isinstance(piece, str):

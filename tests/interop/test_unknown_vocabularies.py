@@ -228,6 +228,56 @@ def test_special_pieces_of_other_names_are_taken_from_the_tokenizer(tmp_path):
     assert (found.pad, found.cls, found.sep) == ("<pad>", "<cls>", "<sep>")
 
 
+def test_a_tokenizer_json_alone_says_its_special_pieces(tmp_path):
+    folder = write_bert(tmp_path / "model", num_rows=26)
+    special = ["<pad>", "<unknown>", "<start>", "<end>", "<mask>"]
+    pieces = [*special, *LETTERS, "X"]
+    content = {
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "<unknown>",
+            "vocab": {piece: i for i, piece in enumerate(pieces)},
+        },
+        "added_tokens": [
+            {"id": i, "content": x, "special": True} for i, x in enumerate(special)
+        ],
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<start>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "<end>", "type_id": 0}},
+            ],
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    tokens, _ = prottrans_jax.load_encoder(folder).tokenize(["LAX", "L"])
+    assert tokens.tolist() == [[2, 5, 6, 25, 3], [2, 5, 3, 0, 0]]
+    content["post_processor"] = {"cls": ["<end>", 3], "sep": ["<start>", 2]}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    tokens, _ = prottrans_jax.load_encoder(folder).tokenize(["L"])
+    assert tokens.tolist() == [[3, 5, 2]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", {"model": {"type": "Unigram", "vocab": [1, 2]}}),
+        ("tokenizer.json", {"model": {"vocab": {}}, "added_tokens": ["<pad>"]}),
+        ("tokenizer.json", {"model": {"vocab": {"A": 1}}, "post_processor": [1]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"one": {"content": "A"}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": ["A"]}),
+    ],
+)
+def test_a_damaged_tokenizer_file_is_named(tmp_path, name, content):
+    folder = write_bert(tmp_path / "model")
+    if name != "tokenizer.json":
+        (folder / "vocab.txt").write_text("\n".join(ANTIBODY))
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        prottrans_jax.load_encoder(folder)
+
+
 def test_a_blank_line_of_vocab_txt_counts_as_an_id(tmp_path):
     folder = write_bert(tmp_path / "m", num_rows=30)
     (folder / "vocab.txt").write_text("\n".join([*ANTIBODY[:5], "", *ANTIBODY[5:]]))
