@@ -19,12 +19,13 @@ import seqio
 import tensorflow as tf
 
 from prottrans_jax.data import (
-    loader as loader_lib,
-)
-from prottrans_jax.data import (
+    corpora,
     preprocessors,
     sources,
     vocabularies,
+)
+from prottrans_jax.data import (
+    loader as loader_lib,
 )
 import prottrans_jax.tasks  # noqa: F401 (registers tasks)
 
@@ -74,7 +75,7 @@ def _t5_iid_denoise(dataset, output_features):
 
 def rows_by_seqio(data_dir):
     """B: seqio.get_dataset with SeqIO's own encoder-decoder converter."""
-    os.environ[sources.DATA_DIR] = data_dir
+    os.environ[corpora.DATA_DIR] = data_dir
     task = seqio.Task(
         "bench_seqio",
         source=sources.RecordSource("fasta"),

@@ -288,7 +288,9 @@ class Checkpointer:
             stored = stored_arrays.on_disk(path)
         if difference := stored_arrays.compare(wanted, stored):
             raise MismatchError(
-                f"{path} does not fit this run:\n{difference}", _read_metadata(path)
+                f"{path} does not fit this run "
+                f"{difference.summary(stored_arrays.REMEDY)}",
+                _read_metadata(path),
             )
         with _explained(path):
             restored = stored_arrays.read(path, wanted)
@@ -382,9 +384,12 @@ def load_params(
         stored = _params_on_disk(source)
         difference = stored_arrays.compare(wanted, stored)
         if difference and defaults is None:
-            raise MismatchError(f"{source} does not fit the model:\n{difference}")
+            raise MismatchError(
+                f"{source} does not fit the model "
+                f"{difference.summary(stored_arrays.REMEDY)}"
+            )
         if difference:
-            logging.warning("Partial load of %s:\n%s", source, difference)
+            logging.warning("Partial load of %s %s", source, difference.listing())
         loadable = {
             name: leaf
             for name, leaf in wanted.items()

@@ -385,6 +385,7 @@ class Watchdog:
       step_s: limit between later beats, and the longest limit of a step.
       step_factor: limit of a step in multiples of the median step; None: `step_s`.
       stacks: file for the stacks of all threads; None: standard error.
+      who_hangs: called before the process ends; names the process that hangs, or "".
       abort: called with the message instead of ending the process; for tests.
     """
 
@@ -394,10 +395,12 @@ class Watchdog:
         step_s: float,
         step_factor: float | None = None,
         stacks: os.PathLike | None = None,
+        who_hangs: Callable[[], str] = str,
         abort: Callable[[str], None] | None = None,
     ):
         self._step_s = step_s
         self._step_factor = step_factor
+        self._who_hangs = who_hangs
         self._abort = abort or functools.partial(_abort, stacks=stacks)
         self._where = f"are in {stacks}." if stacks else "follow:"
         self._state = ("start-up", time.monotonic(), startup_s)
@@ -455,7 +458,8 @@ class Watchdog:
                 process = jax._src.distributed.global_state.process_id or 0
                 self._abort(
                     f"No progress for {limit_s:g} s in {doing!r} (process {process}, "
-                    f"{roll_call.whoami()}). This host or another hangs. Start the "
+                    f"{roll_call.whoami()}). "
+                    f"{self._who_hangs() or 'This host or another hangs'}. Start the "
                     "same command again on all hosts: the run goes on from its last "
                     f"checkpoint. Stacks of all threads {self._where}"
                 )

@@ -218,7 +218,9 @@ def _load_params(source, abstract_params: PyTree, model_config: Any) -> PyTree:
     stored = _stacked_shapes(flat, wanted)
     needed = {name: leaf for name, leaf in stored.items() if name in wanted}
     if difference := stored_arrays.compare(wanted, needed):
-        raise stored_arrays.MismatchError(f"{source} does not fit:\n{difference}")
+        raise stored_arrays.MismatchError(
+            f"{source} does not fit {difference.summary(stored_arrays.REMEDY)}"
+        )
     if extra := sorted(stored.keys() - wanted.keys()):
         logging.warning("%s: left out, not in the model: %s", source, ", ".join(extra))
     leaves = [_place(flat, name, leaf) for name, leaf in wanted.items()]

@@ -14,9 +14,17 @@ from jaxtyping import PyTree
 import numpy as np
 from orbax import checkpoint as ocp
 
+from prottrans_jax import mismatches
+
+# What helps where a checkpoint is of another model.
+REMEDY = (
+    "The checkpoint is of another model: give the model its settings, which are in "
+    "the config.gin of its run, or choose another checkpoint."
+)
+
 
 class MismatchError(ValueError):
-    """Arrays asked for and arrays on disk differ; the message lists both sides.
+    """Arrays of the model and arrays on disk differ; the message names some and counts.
 
     Attributes:
       metadata: JSON of the step on disk, where it has one.
@@ -67,8 +75,10 @@ def read(
     return [arrays[name] for name in wanted]
 
 
-def compare(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
-    """Lists how two sets of named arrays differ; empty when they fit.
+def compare(
+    wanted: Mapping[str, Any], stored: Mapping[str, Any]
+) -> mismatches.Mismatch:
+    """How two sets of named arrays differ; false when they fit.
 
     Floating-point dtypes fit each other, a restore casts; other dtypes must agree.
 
@@ -76,25 +86,31 @@ def compare(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
       wanted: name to anything with a shape and a dtype.
       stored: the same, of a checkpoint.
     """
-    lines = []
-    for name in sorted(wanted.keys() - stored.keys()):
-        lines.append(f"  - in model only       {name} {_describe(wanted[name])}")
-    for name in sorted(stored.keys() - wanted.keys()):
-        lines.append(f"  + in checkpoint only  {name} {_describe(stored[name])}")
-    for name in sorted(wanted.keys() & stored.keys()):
-        ours, theirs = wanted[name], stored[name]
-        if tuple(ours.shape) == tuple(theirs.shape) and (
-            ours.dtype == theirs.dtype
-            or (
-                jnp.issubdtype(ours.dtype, jnp.floating)
-                and jnp.issubdtype(theirs.dtype, jnp.floating)
-            )
-        ):
-            continue
-        lines.append(
-            f"  ! {name}: model {_describe(ours)}, checkpoint {_describe(theirs)}"
-        )
-    return "\n".join(lines)
+    missing = sorted(wanted.keys() - stored.keys())
+    extra = sorted(stored.keys() - wanted.keys())
+    wrong = [
+        name
+        for name in sorted(wanted.keys() & stored.keys())
+        if not _fits(wanted[name], stored[name])
+    ]
+    return mismatches.Mismatch(
+        wrong=[
+            f"! {name}: model {_describe(wanted[name])}, "
+            f"checkpoint {_describe(stored[name])}"
+            for name in wrong
+        ],
+        missing=[f"- {name} {_describe(wanted[name])}" for name in missing],
+        extra=[f"+ {name} {_describe(stored[name])}" for name in extra],
+    )
+
+
+def _fits(ours: Any, theirs: Any) -> bool:
+    if tuple(ours.shape) != tuple(theirs.shape):
+        return False
+    return ours.dtype == theirs.dtype or bool(
+        jnp.issubdtype(ours.dtype, jnp.floating)
+        and jnp.issubdtype(theirs.dtype, jnp.floating)
+    )
 
 
 def by_name(tree: PyTree) -> dict[str, Any]:

@@ -152,6 +152,11 @@ def train(
         checkpoint_period=checkpoint_period,
         log_period=log_period,
     )
+    _check_limits(
+        startup_timeout_s=startup_timeout_s,
+        step_timeout_s=step_timeout_s,
+        step_timeout_factor=step_timeout_factor,
+    )
     nonfinite = logbook.NonFinitePolicy(on_nonfinite, max_skipped_steps)
     directory = paths.local(model_dir, "model_dir")
     try:
@@ -175,16 +180,17 @@ def train(
     _check_hosts_agree(config_text, identity, train_data, eval_data or {})
 
     with contextlib.ExitStack() as stack:
+        others = multihost.watch_peers(
+            directory / f"lost_host.{jax.process_index()}.txt"
+        )
         watchdog = stack.enter_context(
             multihost.Watchdog(
                 startup_timeout_s,
                 step_timeout_s,
                 step_timeout_factor,
                 directory / f"stacks.{jax.process_index()}.txt",
+                others.report_hang,
             )
-        )
-        others = multihost.watch_peers(
-            directory / f"lost_host.{jax.process_index()}.txt"
         )
         stack.enter_context(others)
         saver = stack.enter_context(
@@ -245,7 +251,9 @@ def train(
             rates=logbook.Rates(watch, run.flops, partitioner.mesh),
         )
         stack.callback(journal.close)
-        if journal.reached - step > checkpoint_period:
+        # What damaged checkpoints lost was said when they were found.
+        told = checkpoint_period + (start.lost_steps if start else 0)
+        if journal.reached - step > told:
             logging.warning(
                 "The log reaches step %d and the newest checkpoint is of step %d: %d "
                 "steps are done again.",
@@ -383,13 +391,6 @@ def _restore(
         return None
     _check_identity(restored.metadata["identity"], identity, accept_changes)
     logging.info("Going on from the checkpoint of step %d.", restored.step)
-    if restored.lost_steps:
-        logging.warning(
-            "%d steps are lost and done again: the checkpoints after step %d are "
-            "damaged.",
-            restored.lost_steps,
-            restored.step,
-        )
     return restored
 
 
@@ -557,6 +558,12 @@ def _check_arguments(batch_size: int, num_microbatches: int, **counts: int) -> N
             f"num_microbatches={num_microbatches} does not divide the batch of "
             f"{batch_size} rows. Choose a divisor."
         )
+
+
+def _check_limits(**limits: float) -> None:
+    for name, value in limits.items():
+        if value <= 0:
+            raise ValueError(f"{name}={value:g}: must be more than 0.")
 
 
 def _check_identity(

@@ -376,10 +376,28 @@ def test_arrays_that_differ_are_listed_on_both_sides(tmp_path):
     with pytest.raises(checkpoints.MismatchError) as caught:
         restore(tmp_path, like=other)
     message = str(caught.value)
-    assert "- in model only       params/decoder/wo float32[2, 3]" in message
-    assert "+ in checkpoint only  params/encoder/half bfloat16[16]" in message
+    assert "- params/decoder/wo float32[2, 3]" in message
+    assert "+ params/encoder/half bfloat16[16]" in message
     assert "! params/scale: model float32[9], checkpoint float32[7]" in message
     assert "! step: model float32[], checkpoint int32[]" in message
+
+
+def test_a_checkpoint_of_another_depth_is_five_lines_a_count_and_a_remedy(tmp_path):
+    save_steps(tmp_path / "checkpoints", [1])
+    params = make_state(1)["params"]
+    del params["scale"]
+    for layer in range(30):
+        params[f"layers_{layer}"] = {"wo": jnp.zeros((2, 3))}
+    with pytest.raises(checkpoints.MismatchError) as caught:
+        checkpoints.load_params(tmp_path, abstract(params))
+    first, *lines, last = str(caught.value).splitlines()
+    assert str(tmp_path) in first
+    assert [line.strip() for line in lines] == [
+        "- params/layers_0/wo float32[2, 3]",
+        "+ params/scale float32[7]",
+    ]
+    assert last.startswith("31 in all: 0 of another shape, 30 in the model only, 1 in")
+    assert "config.gin" in last
 
 
 @pytest.mark.parametrize("below", ["", "checkpoints", "checkpoints/8"])
@@ -399,8 +417,8 @@ def test_a_partial_load_keeps_defaults_and_logs_both_sides(tmp_path, caplog):
         checkpoints.load_params(tmp_path, abstract(defaults))
     loaded = checkpoints.load_params(tmp_path, abstract(defaults), defaults=defaults)
     for line in (
-        "- in model only       params/head",
-        "+ in checkpoint only  params/en",
+        "- params/head",
+        "+ params/en",
     ):
         assert line in caplog.text
     assert "! params/scale: model float32[4], checkpoint float32[7]" in caplog.text

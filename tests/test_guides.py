@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from prottrans_jax import checkpoints, run_identity
-from prottrans_jax.data import records
+from prottrans_jax.data import corpora, records
 from prottrans_jax.interop import huggingface
 from prottrans_jax.models import t5
 
@@ -26,7 +26,7 @@ def _commands(guide: str) -> list[str]:
 
 
 def test_pretraining_guide(tmp_path):
-    split = records.open(records.sample_dir()).split("train")
+    split = records.open(corpora.sample_dir()).split("train")
     some = list(range(300))
     with gzip.open(tmp_path / "proteins.fasta.gz", "wt") as file:
         for name, residues in zip(split.ids(some), split.read(some), strict=True):

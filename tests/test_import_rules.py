@@ -146,7 +146,18 @@ def test_nobody_imports_a_main():
         ),
         ("attention_maps", {"layers", "types"}),
         ("frozen_params", {"interop", "layers", "types", "vocabulary"}),
-        ("interop", {"files", "interop", "models", "layers", "types", "vocabulary"}),
+        (
+            "interop",
+            {
+                "files",
+                "interop",
+                "layers",
+                "mismatches",
+                "models",
+                "types",
+                "vocabulary",
+            },
+        ),
         (
             "sources",
             {

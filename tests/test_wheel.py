@@ -48,13 +48,13 @@ def test_tasks_sample_and_leaves_come_with_the_wheel(installed):
     code = """
 import pathlib, gin, prottrans_jax, prottrans_jax.tasks
 from prottrans_jax import gin_config
-from prottrans_jax.data import records
+from prottrans_jax.data import corpora, records
 site = pathlib.Path("site").resolve()
 for module in (prottrans_jax, prottrans_jax.tasks):
     assert site in pathlib.Path(module.__file__).resolve().parents, module
 assert hasattr(gin, "parse_config"), gin
 assert "sample.gin" in gin_config.leaves(), gin_config.leaves()
-assert records.open(records.sample_dir()).split("train").num_records > 1000
+assert records.open(corpora.sample_dir()).split("train").num_records > 1000
 """
     done = _run(installed, "-c", code)
     assert done.returncode == 0, done.stderr

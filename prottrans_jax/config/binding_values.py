@@ -37,8 +37,7 @@ class Check:
                 continue
             literal = self._literal(value)  # Refuses macros that name each other.
             setting, owner = self._owner(key, value)
-            if self._is_unknown_task(selector, name, literal):
-                why = task_names.unknown(literal)
+            if why := self._task_problem(selector, name, literal):
                 lines.append(f"{self._where[owner]}: {setting}: {why}")
                 continue
             try:
@@ -55,15 +54,18 @@ class Check:
                 settings[owner] = typed
         return lines
 
-    def _is_unknown_task(self, selector: str, parameter: str, value: Any) -> bool:
-        """Whether no module of the configuration can have registered such a task."""
+    def _task_problem(self, selector: str, parameter: str, value: Any) -> str:
+        """Why no module of the configuration can have registered such a task."""
         imports = self._config.imports
+        if parameter != "task" or imports[selector.split(".")[0]] != _LOADER:
+            return ""
+        if value is setting_types.UNKNOWN:
+            return ""
+        if not isinstance(value, str):
+            return f"{value!r}: expected the name of a task, in quotes."
+        ours = all(m.startswith(f"{gin_config.PACKAGE}.") for m in imports.values())
         return (
-            parameter == "task"
-            and isinstance(value, str)
-            and imports[selector.split(".")[0]] == _LOADER
-            and all(m.startswith(f"{gin_config.PACKAGE}.") for m in imports.values())
-            and value not in task_names.NAMES
+            task_names.unknown(value) if ours and value not in task_names.NAMES else ""
         )
 
     def _owner(self, key: Any, value: Any) -> tuple[str, Any]:

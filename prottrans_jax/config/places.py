@@ -9,11 +9,12 @@ import pathlib
 from typing import Any
 
 from prottrans_jax import gin_config
+from prottrans_jax.data import corpora, task_names
 from prottrans_jax.files import paths
 
 
 def check_training(config: gin_config.Config) -> None:
-    """Raises if a run cannot write to its model_dir, or an input is not there.
+    """Makes model_dir; raises if it cannot be written to or an input is not there.
 
     Raises:
       UsageError: One line for each place that cannot be used.
@@ -35,19 +36,53 @@ def _check(config: gin_config.Config, writes: bool) -> None:
         except ValueError as error:
             problems.append(str(error))
             continue
-        starts_anew = not (folder / "checkpoints").is_dir()
+        starts_anew = not os.path.isdir(folder / "checkpoints")
         problem = _not_writable(folder) if writes else _no_folder(folder)
         if problem:
             problems.append(f"{name}={value!r} cannot be used: {problem}.")
-    for name, value in _places(config, "data_dir"):
-        problems += _missing(
-            name, value, "Make it with: python -m prottrans_jax.prepare"
-        )
+    problems += _data_problems(config)
     if writes and starts_anew:  # Else parameters come from the run itself.
         for name, value in _places(config, "init_from"):
             problems += _missing_source(name, value)
     if problems:
         raise gin_config.UsageError("\n".join(dict.fromkeys(problems)))
+    if writes:
+        _make(config)
+
+
+def _make(config: gin_config.Config) -> None:
+    """Makes model_dir: there are reasons against it that nothing else tells."""
+    for name, value in _places(config, "model_dir"):
+        try:
+            paths.local(value, name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise gin_config.UsageError(
+                f"{name}={value!r} cannot be made: {error.strerror}."
+            ) from error
+
+
+def _data_problems(config: gin_config.Config) -> list[str]:
+    """Lines for data folders that are not there, and corpora not prepared in them."""
+    problems = []
+    for name, value in _places(config, "data_dir"):
+        problems += _missing(
+            name, value, "Make it with: python -m prottrans_jax.prepare"
+        )
+    if problems:
+        return problems
+    for scope, selector, parameter in config.bindings:
+        if parameter != "task":
+            continue
+        loader = config.parameters(gin_config.Reference(scope, selector, call=True))
+        if loader["task"] not in task_names.NAMES:
+            continue
+        try:
+            corpora.find(
+                task_names.corpus(loader["task"]), loader.get("data_dir") or None
+            )
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _places(config: gin_config.Config, parameter: str) -> Iterator[tuple[str, Any]]:
@@ -74,11 +109,12 @@ def _missing_source(name: str, value: str) -> list[str]:
     problems = []
     for place in rest.split(","):
         # OWNER/NAME and short names are repositories of the hub.
-        if kind == "hf" and not place.startswith(("/", ".", "~")):
+        is_name = "://" not in place and not place.startswith(("/", ".", "~"))
+        if kind == "hf" and is_name:
             continue
         try:
             # A file for formats of one file.
-            if not paths.local(place, name).exists():
+            if not os.path.exists(paths.local(place, name)):
                 problems.append(
                     f"{name}={value!r}: there is no {place}. Give the folder of a run "
                     "or a checkpoint, or hf:, t5x: or mtf: and a folder."
@@ -89,7 +125,7 @@ def _missing_source(name: str, value: str) -> list[str]:
 
 
 def _no_folder(folder: pathlib.Path) -> str:
-    if not folder.exists():
+    if not os.path.exists(folder):
         return "there is no such folder"
     return "" if folder.is_dir() else "it is no folder"
 
@@ -97,7 +133,7 @@ def _no_folder(folder: pathlib.Path) -> str:
 def _not_writable(folder: pathlib.Path) -> str:
     """Why a folder cannot be made or written to; "" if it can."""
     nearest = folder
-    while not nearest.exists() and nearest != nearest.parent:
+    while not os.path.exists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir():
         return f"{nearest} is no folder"

@@ -92,7 +92,7 @@ class RowLoader:
           long_sequences: "split" or "crop", see `packing.cut`.
           num_epochs: the loader ends after so many; None: never. The last batch is
             filled up with empty rows.
-          data_dir: see `sources.find`.
+          data_dir: see `corpora.find`.
           block_records: records that are packed together; part of what the order of
             rows depends on.
 

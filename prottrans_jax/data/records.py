@@ -61,11 +61,6 @@ def open(
     return RecordFolder(path, Manifest.read(path), open_reader)
 
 
-def sample_dir() -> pathlib.Path:
-    """The prepared sample of Swiss-Prot proteins that the package ships."""
-    return pathlib.Path(__file__).parent / "sample"
-
-
 @dataclasses.dataclass(frozen=True)
 class RecordFolder:
     """A finished folder of records."""

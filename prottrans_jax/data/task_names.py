@@ -16,6 +16,11 @@ OBJECTIVES = (
 NAMES = tuple(f"{c}_{o}" for c in CORPORA for o in OBJECTIVES)
 
 
+def corpus(name: str) -> str:
+    """The corpus of one of `NAMES`."""
+    return next(c for c in CORPORA if name.startswith(f"{c}_"))
+
+
 def unknown(name: str, known: "list[str] | tuple[str, ...]" = NAMES) -> str:
     """One line about a task that is not known: the nearest three of those that are."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)

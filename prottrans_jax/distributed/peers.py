@@ -2,7 +2,8 @@
 
 A collective whose other side died fails with the message of its library, hangs, or the
 process is aborted by JAX's own service. Here every process keeps a connection to
-process 0: the kernel closes it when a process dies, whatever it died of.
+process 0: the kernel closes it when a process dies, whatever it died of. Once a second
+each process sends its step, so that one that hangs can be named.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,11 @@ _CONNECT_S = 60.0
 # Hosts that end for the same reason do so within this time.
 _GRACE_S = 15.0
 _BYE = "bye"
+# What a process sends every second: this, its step, and whom process 0 holds up.
+_AT = "at"
+_BEAT_S = 1.0
+# A process that sent nothing for so long stands still, with all its threads.
+_SILENT_S = 10.0
 _WAY_ON = (
     "Start the same command again on all hosts: the run goes on from its last "
     "checkpoint."
@@ -61,6 +67,11 @@ class Peers:
         self._links: list[socket.socket] = []
         self._lock = threading.Lock()
         self._leaving = False
+        self._closed = threading.Event()
+        # Name of each process that was heard: when (monotonic), and its step.
+        self._heard: dict[str, tuple[float, int]] = {}
+        # What process 0 last said about a process that hangs.
+        self._told = ""
         self.step = 0
 
     def __enter__(self) -> "Peers":
@@ -71,6 +82,7 @@ class Peers:
             port = server.getsockname()[1]
             self._exchange(f"{socket.gethostname()}:{port}")
             self._start(self._accept, server)
+            self._start(self._beat)
             return self
         host, _, port = self._exchange(None).rpartition(":")
         try:
@@ -86,11 +98,13 @@ class Peers:
         link.sendall(f"{self._process} {self._whoami}\n".encode())
         self._links.append(link)
         self._start(self._read, link, f"process 0 ({host})")
+        self._start(self._beat)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self._count == 1:
             return
+        self._closed.set()
         if error is not None and is_collective(error):
             with open(self._details, "a", encoding="utf-8") as file:
                 traceback.print_exception(error, file=file)
@@ -105,6 +119,46 @@ class Peers:
         self._leaving = True
         why = "" if error is None else (str(error) or type(error).__name__)
         self._tell(f"{_BYE} {why.partition(chr(10))[0]}")
+
+    def report_hang(self) -> str:
+        """Who hangs, in one sentence, which the other processes are told too.
+
+        Call it when this process makes no progress and is about to end.
+
+        Returns:
+          "" if it cannot be told, as for a run of one process.
+        """
+        hanging = self._hanging() or self._told
+        with self._lock:
+            self._leaving = True
+        self._tell(hanging or f"process {self._process} ({self._whoami}) gave up")
+        return hanging
+
+    def _hanging(self) -> str:
+        """The process that is silent, or else is at an earlier step than others."""
+        now = time.monotonic()
+        heard = dict(self._heard)
+        for name, (when, step) in heard.items():
+            if now - when > _SILENT_S:
+                return (
+                    f"{name} hangs: it has sent nothing for {now - when:.0f} s, since "
+                    f"step {step}"
+                )
+        # Process 0 alone hears of all.
+        if self._process or not heard:
+            return ""
+        steps = {f"process 0 ({self._whoami})": self.step}
+        steps |= {name: step for name, (_, step) in heard.items()}
+        last = min(steps, key=lambda name: steps[name])
+        furthest = max(steps.values())
+        if steps[last] == furthest:
+            return ""
+        return f"{last} hangs: it is at step {steps[last]}, others at {furthest}"
+
+    def _beat(self) -> None:
+        while not self._closed.wait(_BEAT_S):
+            about = "" if self._process else self._hanging()
+            self._tell(f"{_AT} {self.step} {about}")
 
     def _start(self, run: Callable[..., None], *arguments: Any) -> None:
         threading.Thread(target=run, args=arguments, daemon=True).start()
@@ -125,10 +179,16 @@ class Peers:
                 if not name:
                     number, _, who = line.partition(" ")
                     name = f"process {number} ({who})"
+                    self._heard[name] = time.monotonic(), 0
+                elif line.startswith(f"{_AT} "):
+                    _, step, *about = line.split(" ", 2)
+                    self._heard[name] = time.monotonic(), int(step)
+                    self._told = about[0] if about else ""
                 elif line.startswith(_BYE):
+                    self._heard.pop(name, None)
                     self._left(name, line.removeprefix(_BYE).strip())
                     return
-                else:  # Process 0 tells who is gone.
+                else:  # Who is gone or hangs, as another process saw it.
                     self._lost(line)
                     return
         except OSError:  # Reset by a process that was killed.

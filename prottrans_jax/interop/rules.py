@@ -1,22 +1,18 @@
 """Tables that rename parameters: theirs, ours, and what is done to the array."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-import itertools
-import re
 from typing import Any, NamedTuple
 
 from flax import traverse_util
 import jax
 import numpy as np
 
-from prottrans_jax import types
+from prottrans_jax import mismatches, types
 from prottrans_jax.layers import stack
 
 # Parameters by path, such as "encoder/layers_0/mlp/wi/kernel".
 FlatParams = dict[str, np.ndarray]
 
-# Lines of a mismatch that are printed.
-_MAX_LINES = 5
 # Attributes that any `config.json` may have: bookkeeping of its training, and defaults
 # of text generation, which older releases wrote beside the model's.
 _BOOKKEEPING = frozenset(
@@ -157,30 +153,11 @@ def refuse_unknown(attributes: Mapping[str, Any], ignored: Collection[str]) -> N
 
 
 def _raise_mismatch(missing: list[str], extra: list[str], wrong: list[str]) -> None:
-    total = len(missing) + len(extra) + len(wrong)
-    if not total:
-        return
-    raise ValueError(
-        "Parameters do not match (- in model only, + in checkpoint only, ! other "
-        "shape):\n  "
-        + "\n  ".join(_most_telling(wrong, missing, extra))
-        + f"\n{total} in all: {len(wrong)} of another shape, {len(missing)} in the "
-        f"model only, {len(extra)} in the checkpoint only. {_remedy(missing, extra)}"
-    )
-
-
-def _most_telling(*kinds: list[str]) -> list[str]:
-    """At most five lines: of each kind some, and one for all layers that are alike."""
-    different: list[list[str]] = []
-    for lines in kinds:
-        by_pattern: dict[str, str] = {}
-        for line in lines:
-            by_pattern.setdefault(re.sub(r"\d+", "#", line.partition(" (")[0]), line)
-        different.append(list(by_pattern.values()))
-    rounds = itertools.zip_longest(*different)
-    shown = [line for lines in rounds for line in lines if line is not None]
-    chosen = set(shown[:_MAX_LINES])
-    return [line for lines in different for line in lines if line in chosen]
+    mismatch = mismatches.Mismatch(wrong, missing, extra)
+    if mismatch:
+        raise ValueError(
+            f"Parameters do not match {mismatch.summary(_remedy(missing, extra))}"
+        )
 
 
 def _remedy(missing: list[str], extra: list[str]) -> str:

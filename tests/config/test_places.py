@@ -15,9 +15,40 @@ def sample(tmp_path, *bindings):
     return gin_check.check(["sample.gin"], [run, *bindings])
 
 
-def test_good_places_pass(tmp_path):
+def test_good_places_pass_and_model_dir_is_made(tmp_path):
     (tmp_path / "data").mkdir()
     places.check_training(sample(tmp_path, f"DATA_DIR = {str(tmp_path / 'data')!r}"))
+    assert (tmp_path / "run").is_dir()
+
+
+@pytest.mark.parametrize("corpus", ["fasta", "uniref50"])
+def test_corpus_that_is_not_prepared_is_named_with_the_command(
+    corpus, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("PROTTRANS_DATA_DIR", raising=False)
+    task = f"MIXTURE_OR_TASK_NAME = '{corpus}_iid_denoise'"
+    with pytest.raises(gin_utils.UsageError, match="neither data_dir nor"):
+        places.check_training(sample(tmp_path, task))
+    (tmp_path / "data").mkdir()
+    data_dir = f"DATA_DIR = {str(tmp_path / 'data')!r}"
+    with pytest.raises(
+        gin_utils.UsageError, match=f"corpus '{corpus}' is not"
+    ) as error:
+        places.check_evaluation(sample(tmp_path, task, data_dir))
+    assert "prottrans_jax.prepare" in str(error.value)
+
+
+@pytest.mark.parametrize("folder", ["/proc/run", "/proc/a/run", "x" * 300])
+def test_model_dir_that_cannot_be_made_is_refused(folder, tmp_path):
+    config = sample(tmp_path, f"MODEL_DIR = {str(tmp_path / folder)!r}")
+    with pytest.raises(gin_utils.UsageError, match=r"cannot be made|not writable"):
+        places.check_training(config)
+
+
+@pytest.mark.parametrize("value", ["3", "None", "['sample_iid_denoise']", "True"])
+def test_task_that_is_no_name_is_refused(value, tmp_path):
+    with pytest.raises(gin_utils.UsageError, match="expected the name of a task"):
+        sample(tmp_path, f"MIXTURE_OR_TASK_NAME = {value}")
 
 
 def test_every_place_that_is_not_there_is_named_at_once(tmp_path):
@@ -29,6 +60,7 @@ def test_every_place_that_is_not_there_is_named_at_once(tmp_path):
     )
     with pytest.raises(gin_utils.UsageError) as error:
         places.check_training(config)
+    assert (tmp_path / "run").is_file()
     model_dir, data_dir, start = str(error.value).splitlines()
     assert model_dir.startswith("MODEL_DIR=") and "is no folder" in model_dir
     assert data_dir.startswith("DATA_DIR='/no/such/data': there is no such folder")
@@ -39,6 +71,13 @@ def test_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(gin_utils.UsageError, match="is not writable"):
         places.check_training(sample(tmp_path))
+
+
+def test_url_after_a_kind_of_source_is_refused(tmp_path):
+    with pytest.raises(gin_utils.UsageError, match="buckets are not supported"):
+        places.check_training(
+            sample(tmp_path, "INITIAL_CHECKPOINT_PATH = 'hf:gs://bucket/model'")
+        )
 
 
 def test_repository_of_the_hub_is_no_folder_to_look_for(tmp_path):

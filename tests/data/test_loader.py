@@ -11,14 +11,15 @@ import seqio
 
 from prottrans_jax import vocabulary
 from prottrans_jax.data import (
-    loader as loader_lib,
-)
-from prottrans_jax.data import (
+    corpora,
     order,
     preprocessors,
     records,
     shard_readers,
     sources,
+)
+from prottrans_jax.data import (
+    loader as loader_lib,
 )
 import prottrans_jax.tasks  # noqa: F401 (registers tasks)
 
@@ -318,7 +319,7 @@ def test_order_of_records_is_kept_without_shuffle(toy_corpus):
 
 
 def test_rates_by_number_of_records_take_the_given_data_dir(toy_corpus, monkeypatch):
-    monkeypatch.delenv(sources.DATA_DIR, raising=False)
+    monkeypatch.delenv(corpora.DATA_DIR, raising=False)
     names = ["fasta_iid_denoise", "fasta_iid_denoise_all_ids"]
     rate = seqio.mixing_rate_num_examples
     loader = _loader(

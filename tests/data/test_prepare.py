@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from prottrans_jax import fasta, unpacking
-from prottrans_jax.data import prepare, records
+from prottrans_jax.data import corpora, prepare, records
 from prottrans_jax.proteins import nucleotides
 
 LETTERS = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
@@ -419,7 +419,7 @@ def test_examples_of_any_source_are_checked_as_fasta_is(tmp_path):
 
 
 def test_the_shipped_sample_is_sound():
-    folder = records.sample_dir()
+    folder = corpora.sample_dir()
     assert records.verify(folder) == []
     train, validation = (content(folder, s) for s in ("train", "validation"))
     assert len(train) >= 4000 and len(validation) >= 400

@@ -5,9 +5,9 @@ import tensorflow as tf
 
 from prottrans_jax.data import (
     assembly,
+    corpora,
     corruption,
     feature_converters,
-    sources,
     streaming,
     streams,
 )
@@ -18,7 +18,7 @@ LENGTHS = {"inputs": 64, "targets": 48}
 
 @pytest.fixture
 def toy_as_fasta(toy_corpus, monkeypatch):
-    monkeypatch.setenv(sources.DATA_DIR, str(toy_corpus))
+    monkeypatch.setenv(corpora.DATA_DIR, str(toy_corpus))
 
 
 def _dataset(examples):

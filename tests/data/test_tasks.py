@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from prottrans_jax import vocabulary
 from prottrans_jax.data import (
+    corpora,
     loader,
     preprocessors,
     records,
@@ -36,7 +37,7 @@ SINGLE_STREAM = {
 
 @pytest.fixture
 def toy_as_fasta(toy_corpus, monkeypatch):
-    monkeypatch.setenv(sources.DATA_DIR, str(toy_corpus))
+    monkeypatch.setenv(corpora.DATA_DIR, str(toy_corpus))
     return toy_corpus
 
 
@@ -161,31 +162,31 @@ def test_same_key_gives_the_same_piece_by_seqio_and_by_batch(toy_corpus):
 
 
 def test_missing_corpus_says_where_it_looked_and_what_to_run(tmp_path, monkeypatch):
-    monkeypatch.delenv(sources.DATA_DIR, raising=False)
+    monkeypatch.delenv(corpora.DATA_DIR, raising=False)
     with pytest.raises(ValueError) as error:
-        sources.find("uniref50", tmp_path)
+        corpora.find("uniref50", tmp_path)
     assert str(tmp_path / "uniref50") in str(error.value)
     assert (
         "python -m prottrans_jax.prepare --input uniref50.fasta.gz "
         f"--output {tmp_path / 'uniref50'}"
     ) in str(error.value)
     with pytest.raises(ValueError, match="PROTTRANS_DATA_DIR is set"):
-        sources.find("bfd")
+        corpora.find("bfd")
 
 
 def test_corpus_is_found_by_argument_before_environment(
     toy_corpus, other_corpus, monkeypatch
 ):
     parent = toy_corpus.parent
-    monkeypatch.setenv(sources.DATA_DIR, str(other_corpus))
-    assert sources.find("toy", parent) == toy_corpus
-    assert sources.find("other") == other_corpus
-    assert sources.find("fasta") == other_corpus
-    assert sources.find("fasta", toy_corpus) == toy_corpus
+    monkeypatch.setenv(corpora.DATA_DIR, str(other_corpus))
+    assert corpora.find("toy", parent) == toy_corpus
+    assert corpora.find("other") == other_corpus
+    assert corpora.find("fasta") == other_corpus
+    assert corpora.find("fasta", toy_corpus) == toy_corpus
     # A folder of another name is not taken for the corpus.
     with pytest.raises(ValueError, match="corpus 'toy' is not prepared"):
-        sources.find("toy")
-    assert sources.find("sample", toy_corpus) == records.sample_dir()
+        corpora.find("toy")
+    assert corpora.find("sample", toy_corpus) == corpora.sample_dir()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -94,3 +95,56 @@ def test_a_run_of_one_process_watches_nobody(tmp_path):
     threads = threading.active_count()
     with Run(1, tmp_path).peers(0):
         assert threading.active_count() == threads
+
+
+STOPPED = (
+    "import sys, time; from prottrans_jax.distributed import peers; "
+    "p = peers.Peers(2, 3, 'host2', lambda _: sys.argv[1], 'd'); p.step = 41; "
+    "p.__enter__(); time.sleep(3); print('in', flush=True); time.sleep(60)"
+)
+
+
+def test_a_stopped_process_is_named_by_all_that_wait_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "_BEAT_S", 0.1)
+    monkeypatch.setattr(peers, "_SILENT_S", 2.0)
+    run = Run(3, tmp_path)
+    zero, one = run.peers(0), run.peers(1)
+    with zero, one:
+        address = run.address.get(timeout=20)
+        child = subprocess.Popen(
+            [sys.executable, "-c", STOPPED, address], stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout.readline() == "in\n"
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        first = zero.report_hang()
+        other = run.ended[1].get(timeout=20)
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    assert first.startswith("process 2 (host2) hangs: it has sent nothing for")
+    assert first.endswith("since step 41")
+    assert first in other and other.startswith("error: step 0: process 2 (host2) hangs")
+
+
+def test_a_process_at_an_earlier_step_is_the_one_that_hangs(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "_BEAT_S", 0.1)
+    run = Run(3, tmp_path)
+    zero, one, two = run.peers(0), run.peers(1), run.peers(2)
+    zero.step, one.step, two.step = 8, 8, 7
+    with zero, one, two:
+        time.sleep(1)
+        # Process 0 told it: the others have no connection to process 2.
+        assert one.report_hang() == (
+            "process 2 (host2) hangs: it is at step 7, others at 8"
+        )
+
+
+def test_nobody_is_accused_where_all_are_at_one_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "_BEAT_S", 0.1)
+    run = Run(2, tmp_path)
+    zero, one = run.peers(0), run.peers(1)
+    zero.step = one.step = 8
+    with zero, one:
+        time.sleep(0.5)
+        assert zero.report_hang() == ""
