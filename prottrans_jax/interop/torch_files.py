@@ -57,10 +57,8 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
       ValueError: It is damaged, or holds something other than a state dict.
     """
     content = load_tree(path)
-    for key in _STATE_DICT_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    if isinstance(content, Mapping):
+        content = _state_dict_in(content)
     if not isinstance(content, Mapping):
         raise ValueError(
             f"{path} holds a {type(content).__name__}, not a state dict of tensors."
@@ -76,6 +74,25 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
             f"{', '.join(others[:5])}{' ...' * (len(others) > 5)}."
         )
     return dict(content)
+
+
+def _state_dict_in(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The state dict of a training library's checkpoint; or `content` itself."""
+    for key in _STATE_DICT_KEYS:
+        if isinstance(content.get(key), Mapping):
+            return content[key]
+    # Other names, such as "net", if only one thing there can be meant.
+    inside = [value for value in content.values() if _is_state_dict(value)]
+    return inside[0] if len(inside) == 1 else content
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) for name in value)
+        and all(isinstance(array, np.ndarray) for array in value.values())
+    )
 
 
 def load_tree(path: str | os.PathLike) -> Any:

@@ -197,12 +197,53 @@ def test_a_cut_off_file_is_named(save):
 
 def test_what_is_no_state_dict_is_said(save):
     torch = pytest.importorskip("torch")
-    path = save({"model": {"x": torch.ones(2)}, "epoch": 3})
-    with pytest.raises(ValueError, match=r"model \(dict\), epoch \(int\)"):
+    path = save({"a": {"x": torch.ones(2)}, "b": {"x": torch.ones(2)}, "epoch": 3})
+    with pytest.raises(ValueError, match=r"a \(dict\), b \(dict\), epoch \(int\)"):
         torch_files.load(path)
     tree = torch_files.load_tree(path)
     assert tree["epoch"] == 3
-    assert np.array_equal(tree["model"]["x"], [1, 1])
+    assert np.array_equal(tree["a"]["x"], [1, 1])
+
+
+def pickled_text(text):
+    return b"X" + len(text).to_bytes(4, "little") + text.encode()
+
+
+def pickled_dict(content):
+    return b"}" + b"".join(pickled_text(k) + v + b"s" for k, v in content.items())
+
+
+def write_checkpoint(path, content):
+    """A file as torch writes it of pickled values; `TENSOR` is [1, 2]."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled_dict(content) + b".")
+        archive.writestr("archive/data/0", np.array([1, 2], np.float32).tobytes())
+
+
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n(("
+    + pickled_text("storage")
+    + b"ctorch\nFloatStorage\n"
+    + pickled_text("0")
+    + pickled_text("cpu")
+    + b"K\x02tQK\x00K\x02\x85K\x01\x85\x89}tR"
+)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "module", "net"])
+def test_a_checkpoints_only_state_dict_is_read_under_any_name(tmp_path, key):
+    path = tmp_path / "model.bin"
+    state = pickled_dict({"x": TENSOR})
+    write_checkpoint(path, {"epoch": b"K\x03", key: state, "loss": TENSOR})
+    assert torch_files.load(path)["x"].tolist() == [1, 2]
+
+
+def test_of_two_state_dicts_without_a_usual_name_none_is_chosen(tmp_path):
+    path = tmp_path / "model.bin"
+    state = pickled_dict({"x": TENSOR})
+    write_checkpoint(path, {"online": state, "target": state})
+    with pytest.raises(ValueError, match=r"online \(dict\), target \(dict\)"):
+        torch_files.load(path)
 
 
 def test_real_heads_of_another_group_are_read(shared):
