@@ -7,7 +7,8 @@ every host:
       --coordinator_address=auto --data_dir=/mnt/records --model_dir=/mnt/xl
 
 Exit status: 0 done; 1 could not go on: a checkpoint or record is damaged, a save
-failed, another run writes to model_dir, disk full, too many open files; 2 a mistake in
+failed, another host was lost or hangs, another run writes to model_dir, disk full, too
+many open files; 2 a mistake in
 the flags, settings or places; 3 loss or gradient not finite; 75 a step, a host or the
 start took too long; 143 and 130 stopped by SIGTERM and SIGINT before the last step was
 saved and evaluated, with a checkpoint.

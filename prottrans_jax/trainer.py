@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import logging
 import jax
+from jax.typing import DTypeLike
 
 from prottrans_jax import (
     checkpoints,
@@ -25,6 +26,7 @@ from prottrans_jax import (
     sources,
     train_state,
     train_step,
+    types,
 )
 from prottrans_jax.distributed import agreement
 from prottrans_jax.files import paths
@@ -58,11 +60,11 @@ class Summary:
 def train(
     *,
     model_dir: str,
-    objective: Any,
-    train_data: Any,
-    eval_data: Mapping[str, Any] | None = None,
-    optimizer: Any,
-    partitioner: Any,
+    objective: types.Component,
+    train_data: types.Component,
+    eval_data: Mapping[str, types.Component] | None = None,
+    optimizer: types.Component,
+    partitioner: types.Component,
     total_steps: int,
     seed: int = 0,
     num_microbatches: int = 1,
@@ -71,7 +73,7 @@ def train(
     checkpoint_period: int = 1_000,
     keep: int = 3,
     keep_period: int | None = None,
-    save_dtype: Any = None,
+    save_dtype: DTypeLike | None = None,
     log_period: int = 100,
     on_nonfinite: str = "stop",
     max_skipped_steps: int = 10,
@@ -148,7 +150,9 @@ def train(
         num_microbatches,
         total_steps=total_steps,
         eval_period=eval_period,
-        eval_batches=eval_batches or 1,
+        eval_batches=1 if eval_batches is None else eval_batches,
+        keep=keep,
+        keep_period=1 if keep_period is None else keep_period,
         checkpoint_period=checkpoint_period,
         log_period=log_period,
     )

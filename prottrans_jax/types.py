@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 Params = Mapping[str, Any]
 # Features of one batch, all [rows, length], under T5X's names.
 Batch = Mapping[str, jax.Array]
+# An object that a gin file makes, @module.Class(); never a number, text or a list.
+Component = Any
 # What one step hands to the next besides the state: `()` for families without memories.
 Carry = Any
 # (total, weight) per metric: both add up over microbatches, batches and hosts.

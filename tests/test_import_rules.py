@@ -185,6 +185,7 @@ def test_nobody_imports_a_main():
                 "sources",
                 "train_state",
                 "train_step",
+                "types",
                 "training",
             },
         ),

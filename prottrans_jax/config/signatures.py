@@ -263,6 +263,7 @@ def resolve(module: Module, name: str) -> Symbol | None:
 _KNOWN: Mapping[str, Any] = {
     "Any": Any,
     "Callable": Callable,
+    "Component": setting_types.Object,
     "DTypeLike": setting_types.DType,
     "Iterable": Iterable,
     "Literal": Literal,

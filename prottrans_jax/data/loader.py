@@ -101,6 +101,8 @@ class RowLoader:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}; there must be 1 row or more.")
+        if num_epochs is not None and num_epochs < 1:
+            raise ValueError(f"num_epochs={num_epochs}: must be at least 1, or None.")
         if block_records < 1:
             raise ValueError(f"block_records={block_records} is not positive.")
         if long_sequences not in packing.LONG_SEQUENCES:

@@ -51,6 +51,27 @@ def test_task_that_is_no_name_is_refused(value, tmp_path):
         sample(tmp_path, f"MIXTURE_OR_TASK_NAME = {value}")
 
 
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "trainer.train.objective = None",
+        "trainer.train.partitioner = 'data_parallel'",
+        "OPTIMIZER = 3",
+        "trainer.train.train_data = ['x']",
+        "trainer.train.eval_data = {'validation': 3}",
+    ],
+)
+def test_parts_of_a_run_are_objects(binding, tmp_path):
+    with pytest.raises(gin_utils.UsageError, match=r"an object|each value an object"):
+        sample(tmp_path, binding)
+
+
+@pytest.mark.parametrize("value", ["'float31'", "16"])
+def test_dtype_that_is_none_is_refused(value, tmp_path):
+    with pytest.raises(gin_utils.UsageError, match="expected the name of a dtype"):
+        sample(tmp_path, f"trainer.train.save_dtype = {value}")
+
+
 def test_every_place_that_is_not_there_is_named_at_once(tmp_path):
     (tmp_path / "run").write_text("a file")
     config = sample(
@@ -127,4 +148,34 @@ def test_mistake_is_told_before_heavy_imports(main, mistake, tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert done.stdout == "imported:\n"
+    assert "Traceback" not in done.stderr
+
+
+MISSING = """
+import sys
+from prottrans_jax import gin_utils, multihost, train
+def initialize(*arguments, **options):
+    raise multihost.ProcessesMissing("data: after 9 s process 1 of 2 is missing.")
+multihost.initialize = initialize
+gin_utils.run(train.main)
+"""
+
+
+def test_process_that_does_not_come_ends_training_with_one_line(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            MISSING,
+            "--gin_file=sample.gin",
+            f"--model_dir={tmp_path}",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1] == (
+        "error: data: after 9 s process 1 of 2 is missing. Start the same command on "
+        "all hosts."
+    )
     assert "Traceback" not in done.stderr
