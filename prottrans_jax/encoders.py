@@ -37,6 +37,7 @@ from prottrans_jax.embed import (
 from prottrans_jax.interop import families, huggingface
 from prottrans_jax.interop import vocabularies as model_vocabularies
 from prottrans_jax.layers import quantized
+from prottrans_jax.proteins import nucleotides
 
 if TYPE_CHECKING:
     from prottrans_jax.embed import reports
@@ -210,7 +211,8 @@ class Encoder(frozen_params.Holder):
           sequences: Residues, one letter each, of one protein or of several: a list,
             a generator, an array or a pandas Series of str. As in FASTA, U Z O B J
             count as X, lower case as upper case, and white space, gaps (`-` `.`) and a
-            final `*` are taken out: no row is theirs.
+            final `*` are taken out: no row is theirs. Nucleotides are embedded as
+            residues, with a warning in the log.
           pool: None for a vector per residue; "mean" or "max" over the residues, or
             "cls", for one per protein.
           layers: A layer's number (-1 the last, 0 the embedded input), several, "all",
@@ -231,6 +233,7 @@ class Encoder(frozen_params.Holder):
             residues = [self._residues("the sequence", sequences)]
         else:
             residues = self._all_residues(sequences)
+        nucleotides.warn_of(residues)
         runner = self.make_embedder(pool=pool, layers=layers, max_tokens=max_tokens)
         buckets = runner.buckets([len(x) for x in residues])
         with progress_bar.bar(progress) as show:
@@ -299,9 +302,10 @@ class Encoder(frozen_params.Holder):
             raise ValueError(f"window={window}: it must be at least 1.")
         runner = self.make_embedder(pool=pool, layers=layers, max_tokens=max_tokens)
         source = given.pairs(proteins)
-        buckets = None
+        buckets, is_warned = None, False
         while some := list(itertools.islice(source, window)):
             residues = [self._residues(f"protein {name!r}", s) for name, s in some]
+            is_warned = is_warned or nucleotides.warn_of(residues)
             if buckets is None:
                 buckets = runner.buckets([len(x) for x in residues])
             vectors = _vectors(

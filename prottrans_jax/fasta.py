@@ -41,6 +41,7 @@ _PARSE_BYTES = 256 << 10
 _SNIFF_BYTES = 64 << 10
 _BOM = b"\xef\xbb\xbf"
 _GAPS_AND_STOPS = vocabulary.GAPS + vocabulary.STOP
+_TABLE_NEEDS = "A table needs a first row that names its columns, such as id,sequence."
 
 
 class Record(NamedTuple):
@@ -530,6 +531,9 @@ def _first_header(
                 "text before the first header",
                 "sequence before the first '>' header. Is this FASTA?",
             )
+            if not found and any(mark in part for mark in b",;\t"):
+                detail = f"{problem.detail} {_TABLE_NEEDS}"
+                problem = dataclasses.replace(problem, detail=detail)
             if not found:
                 raise FastaError(dataclasses.replace(problem, fatal=True))
             problems.append(problem)

@@ -115,6 +115,8 @@ def tar_of_fasta():
         (b"ID   P1_HUMAN\n", "UniProt"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"MKVLAAGIVG\nACDEFG\n", "sequence before the first '>' header"),
+        (b"a,MKVLAAGIVG\nb,ACDEFG\n", "A table needs a first row .* id,sequence"),
+        (b"a\tMKVLAAGIVG\n", "A table needs a first row"),
     ],
     # Packed data hold the time: as ids they would differ between xdist's workers.
     ids=lambda value: value if isinstance(value, str) else "",
@@ -171,6 +173,8 @@ def test_rows_that_cannot_be_used_are_named_by_line(tmp_path):
     ]
     with pytest.raises(fasta.FastaError, match=r"x.csv:\d: "):
         list(fasta.read([tmp_path / "x.csv"]))
+    short = next(p for p in problems if p.line == 4)
+    assert short.detail == "the row has 1 cell; id and sequence are in the first 2."
 
 
 @pytest.mark.parametrize(
@@ -178,9 +182,11 @@ def test_rows_that_cannot_be_used_are_named_by_line(tmp_path):
     [
         ("Entry\tEntry Name\tLength", "without a column of sequences"),
         ("sequence,target,set", "without a column of ids.*sequence, target, set"),
+        ("id,sequence,Sequence", "2 columns of the table are named 'sequence'"),
+        ("ID;id;seq", "2 columns of the table are named 'id'"),
     ],
 )
-def test_a_missing_column_is_named(tmp_path, first, words):
+def test_a_column_that_is_missing_or_ambiguous_is_named(tmp_path, first, words):
     with pytest.raises(fasta.FastaError, match=words):
         read(tmp_path / "x.csv", f"{first}\na\tb\tc\n".encode())
 

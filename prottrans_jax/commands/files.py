@@ -40,6 +40,9 @@ def _info(arguments: argparse.Namespace) -> int:
             "residues": found.residues,
             "examples": list(found.examples),
         } | {key: value for key, value in found.metadata.items() if key != "options"}
+        if found.kind == "per protein":
+            # Vectors per protein do not tell how many residues there were.
+            del about["residues"]
     if arguments.json:
         print(json.dumps(about, indent=1, default=str))
         return 0
@@ -59,8 +62,12 @@ def _print(about: Mapping[str, object], indent: str = "") -> None:
             _print(value, indent + "  ")
             continue
         if isinstance(value, list | tuple | Mapping):
-            value = ", ".join(map(str, value)) or "none"
-        print(f"{name:24} {value}")
+            value = ", ".join(map(_shown, value))
+        print(f"{name:24} {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None or value == "" else str(value)
 
 
 def _info_of_model(path: pathlib.Path) -> dict[str, object]:

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 
+from prottrans_jax import plurals
 from prottrans_jax.commands import console
 
 # Seconds between lines: on a terminal, where one line is written again and again; in a
@@ -87,7 +88,7 @@ def text(progress, computing_s: float) -> str:
     """
     share = 100 * progress.residues / max(progress.of_residues, 1)
     parts = [
-        f"{progress.proteins:,}/{progress.of_proteins:,} proteins",
+        f"{progress.proteins:,} of {plurals.count(progress.of_proteins, 'protein')}",
         f"{share:.1f} % of residues",
     ]
     if progress.seconds_left is not None and progress.residues < progress.of_residues:

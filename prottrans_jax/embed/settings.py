@@ -163,6 +163,7 @@ class Settings:
       layers: Which hidden states.
       pool: How the vector of a protein is made.
       dtypes: Stored type of each kind.
+      limit_is_own: Whether `max_length` was not given and is the model's own limit.
     """
 
     encoder: Any
@@ -172,6 +173,7 @@ class Settings:
     layers: forward.Layers
     pool: str | None
     dtypes: Mapping[str, np.dtype]
+    limit_is_own: bool = False
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -181,6 +183,10 @@ class Settings:
         """
         options = self.options
         limited = options.max_length is not None and options.long != "error"
+        if self.limit_is_own and options.long == "skip":
+            # Earlier versions left out by themselves what the model has no positions
+            # for, and wrote no limit then.
+            limited = False
         return {
             "format": _FORMAT,
             "weights_fingerprint": self.encoder.fingerprint,
@@ -249,7 +255,7 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
     """
     encoder.check_ids()
     paths = output_paths(output, options)
-    options = _with_limit(encoder, options)
+    given, options = options, _with_limit(encoder, options)
     layers = forward.parse_layers(options.layers, encoder.num_layers)
     pool = pooling.check(
         options.pool or "mean", has_cls=encoder.cls_position is not None
@@ -274,6 +280,7 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
             "residues": np.dtype(options.output_dtype or "float16"),
             "protein": np.dtype(options.output_dtype or "float32"),
         },
+        limit_is_own=given.max_length is None and options.max_length is not None,
     )
 
 

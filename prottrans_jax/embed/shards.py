@@ -286,13 +286,24 @@ def refuse_other_run(
 ) -> None:
     """Raises `OtherRunError` if two identities differ."""
     lines = [
-        f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        f"  {name}: {_in_words(before.get(name))} there, "
+        f"{_in_words(now.get(name))} now"
         for name in differing_fields(before, now)
     ]
     if lines:
         raise OtherRunError(
             f"{where} was made in another way:\n" + "\n".join(lines) + f"\n{advice}"
         )
+
+
+def _in_words(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {x}" for name, x in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_in_words, value))
+    return str(value)
 
 
 def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

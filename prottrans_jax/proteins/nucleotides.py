@@ -5,6 +5,10 @@ UniProtKB, UniRef90, BFD, E. coli) with 40 residues or more none has over 81 % o
 letters; an antifreeze peptide of 31 residues has nothing else.
 """
 
+from collections.abc import Sequence
+
+from absl import logging
+from jaxtyping import Int
 import numpy as np
 
 from prottrans_jax import fasta
@@ -14,6 +18,39 @@ _BASES = b"ACGTUN"
 _SHARE = 0.9
 # Residues below which nothing is concluded: of a record among others, of a file.
 _MIN_RECORD, _MIN_FILE = 60, 40
+
+
+def warn_of(residues: Sequence[bytes]) -> bool:
+    """Logs one warning if sequences given in Python are nucleotides altogether.
+
+    Args:
+      residues: Upper case. Fewer than 60 letters in all are not judged.
+
+    Returns:
+      Whether it was logged.
+    """
+    lengths, bases = _counts(residues)
+    total, share = int(lengths.sum()), _SHARE * lengths.sum()
+    if total < _MIN_RECORD or bases.sum() < share:
+        return False
+    logging.warning(
+        "%.0f %% of the %s letters given are A, C, G, T, U or N: nucleotides? They are "
+        "embedded as residues of proteins; translate them if they are not.",
+        100 * bases.sum() / total,
+        f"{total:,}",
+    )
+    return True
+
+
+def _counts(
+    residues: Sequence[bytes],
+) -> tuple[Int[np.ndarray, " records"], Int[np.ndarray, " records"]]:
+    """Letters of each sequence, and how many of them are bases."""
+    lengths = np.fromiter(map(len, residues), np.int64, len(residues))
+    others = np.fromiter(
+        (len(x.translate(None, _BASES)) for x in residues), np.int64, len(residues)
+    )
+    return lengths, lengths - others
 
 
 class NucleotidesError(ValueError):
@@ -33,12 +70,7 @@ def check(
     Raises:
       NucleotidesError: The file is one of nucleotides: share, first record, way out.
     """
-    residues = parsed.residues
-    lengths = np.fromiter(map(len, residues), np.int64, len(residues))
-    others = np.fromiter(
-        (len(x.translate(None, _BASES)) for x in residues), np.int64, len(residues)
-    )
-    bases = lengths - others
+    lengths, bases = _counts(parsed.residues)
     suspect = bases >= _SHARE * lengths
     total = int(lengths.sum())
     if block.first and total >= _MIN_FILE and bases.sum() >= _SHARE * total:

@@ -9,6 +9,8 @@ import csv
 import dataclasses
 from typing import NamedTuple
 
+from prottrans_jax import plurals
+
 # Names of columns in lower case, with blanks for "_" and "-"; the first that is there.
 _IDS = (
     *("entry", "accession", "id", "identifier", "protein id", "sequence id", "seq id"),
@@ -50,7 +52,8 @@ class Table:
       name: Number of the column of ids.
       sequence: Number of the column of sequences.
       description: Number of the column of descriptions; None: there is none.
-      missing: The sentence that says which column is missing; "" if none is.
+      missing: The sentence that says which column is missing, or there twice; "" if
+        none is.
     """
 
     delimiter: str
@@ -80,7 +83,7 @@ def recognise(first_line: bytes) -> Table | None:
             -1 if name is None else name,
             -1 if sequence is None else sequence,
             _first(_DESCRIPTIONS, names),
-            _missing(name, sequence, row),
+            _missing(name, sequence, row) or _twice((name, sequence), names),
         )
         if not table.missing:
             return table
@@ -105,6 +108,16 @@ def _missing(name: int | None, sequence: int | None, row: list[str]) -> str:
         )
     if name is None:
         return f"a table without a column of ids (Entry or id); there are {there}."
+    return ""
+
+
+def _twice(columns: tuple[int | None, ...], names: list[str]) -> str:
+    for column in columns:
+        if column is not None and names.count(names[column]) > 1:
+            return (
+                f"{names.count(names[column])} columns of the table are named "
+                f"{names[column]!r}. Rename those that are not meant."
+            )
     return ""
 
 
@@ -139,7 +152,9 @@ def rows(table: Table, lines: Iterable[bytes], longest: int) -> Iterator[Row]:
 
 def _row(table: Table, line: int, cells: list[str]) -> Row:
     if len(cells) <= max(table.name, table.sequence):
-        detail = f"the row has {len(cells)} cells, too few."
+        here = plurals.count(len(cells), "cell")
+        least = max(table.name, table.sequence) + 1
+        detail = f"the row has {here}; id and sequence are in the first {least}."
         return Row(line, "", "", "", ("row with too few cells", detail))
     name = "_".join(_unquoted(cells[table.name]).split())
     sequence = "".join(_unquoted(cells[table.sequence]).split())

@@ -30,7 +30,8 @@ def test_line_says_what_is_computed_and_for_how_long():
     pace.computing = "TITIN (34,350 residues)"
     line = progress.text(pace.progress(seconds=60.0), computing_s=60.0)
     assert line == (
-        "0/1 proteins, 0.0 % of residues, computing TITIN (34,350 residues) for 60.0 s"
+        "0 of 1 protein, 0.0 % of residues, "
+        "computing TITIN (34,350 residues) for 60.0 s"
     )
 
 

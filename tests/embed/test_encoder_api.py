@@ -288,3 +288,33 @@ def test_a_progress_bar_is_shown_if_asked(encoder, fasta_file, tmp_path, capsys)
     assert "100%" in capsys.readouterr().err
     encoder.embed_fasta(fasta_file, tmp_path / "other.h5")
     assert capsys.readouterr().err == ""
+
+
+_DNA = "ACGTTGCAAGCTTAGGCATN" * 3
+
+
+def _warnings(caplog):
+    return [r.getMessage() for r in caplog.records if "nucleotides?" in r.getMessage()]
+
+
+@pytest.mark.parametrize("sequences", [_DNA, _DNA.lower(), [_DNA[:20]] * 3])
+def test_nucleotides_given_in_python_are_embedded_with_one_warning(
+    encoder, sequences, caplog
+):
+    encoder.embed(sequences)
+    [warning] = _warnings(caplog)
+    assert warning.startswith("100 % of the 60 letters given are A, C, G, T, U or N")
+
+
+def test_a_stream_of_nucleotides_is_warned_of_once(encoder, caplog):
+    pairs = [(str(number), _DNA) for number in range(6)]
+    assert len(list(encoder.stream(pairs, window=2))) == 6
+    assert len(_warnings(caplog)) == 1
+
+
+@pytest.mark.parametrize(
+    "sequences", [[], [_DNA[:59]], ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 2, _DNA]]
+)
+def test_proteins_and_little_of_bases_are_no_reason_to_warn(encoder, sequences, caplog):
+    encoder.embed(sequences)
+    assert not _warnings(caplog)

@@ -35,7 +35,9 @@ def short_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def short_encoder(short_model):
-    return prottrans_jax.load_encoder(short_model, dtype="float32")
+    return prottrans_jax.load_encoder(
+        short_model, dtype="float32", vocabulary="prot_bert"
+    )
 
 
 @pytest.fixture
@@ -165,6 +167,28 @@ def test_the_models_positions_are_the_limit_that_policies_use(
     report = embed(short_encoder, mixed, tmp_path / "out.h5", long=policy)
     assert len(report.cut) == 2 and not report.skipped
     assert read(tmp_path / "out.h5")["LONG"].shape == (length, 8)
+
+
+@pytest.mark.parametrize("ending", ["h5", "npz"])
+def test_skipping_by_the_models_limit_goes_on_from_an_output_without_a_limit(
+    short_encoder, mixed, tmp_path, ending
+):
+    # Earlier versions left the longer ones out by themselves, and wrote `long: null`.
+    output = tmp_path / f"out.{ending}"
+    short = write_fasta(tmp_path / "short.fasta", {"SHORT": "M" * 10})
+    embed(short_encoder, short, output)
+    report = embed(short_encoder, mixed, output, long="skip")
+    assert report.embedded + report.reused == 2 and len(report.skipped) == 2
+    about = json.loads((tmp_path / f"out.{ending}.json").read_text())
+    assert about["run"]["long"] is None
+
+
+def test_a_limit_that_is_given_stays_part_of_what_an_output_is(
+    short_encoder, mixed, tmp_path
+):
+    embed(short_encoder, mixed, tmp_path / "out.h5", long="skip", max_length=30)
+    about = json.loads((tmp_path / "out.h5.json").read_text())
+    assert about["run"]["long"] == ["skip", 30, None]
 
 
 def test_both_limits_leave_out_by_their_own_reason(short_encoder, mixed, tmp_path):
@@ -333,6 +357,39 @@ def test_info_prints_nested_values_as_lines(model_folder, tmp_path, capsys):
         assert "{" not in said and "[" not in said and "Config(" not in said
     about = json.loads((tmp_path / "out.h5.json").read_text())
     assert about["options"]["per_residue"] and not about["options"]["per_protein"]
+
+
+def test_info_shows_neither_none_nor_residues_that_are_not_known(
+    model_folder, tmp_path, capsys
+):
+    source = write_fasta(tmp_path / "x.fasta", {"A": "MKTAY", "B": "MKTAYIAK"})
+    output = str(tmp_path / "out.csv")
+    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    limit = ["--long", "truncate", "--max-length", "6"]
+    assert cli.main([*given, "--per-protein", *limit]) == 0
+    assert cli.main(["info", output]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    about = {line[0]: line[1] for line in lines if len(line) == 2}
+    assert about["long"] == "truncate, 6, none" and "residues" not in about
+    assert about["model_revision"] == "none"
+
+
+def test_another_way_is_told_in_words(model_folder, tmp_path, capsys):
+    source = write_fasta(tmp_path / "x.fasta", {"A": "MKTAY"})
+    output = str(tmp_path / "out.h5")
+    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    assert cli.main(given) == 0
+    capsys.readouterr()
+    limit = ["--long", "skip", "--max-length", "6"]
+    assert cli.main([*given, "--per-protein", *limit]) == 2
+    said = capsys.readouterr().err
+    for words in (
+        "dtype: residues float16 there, protein float32 now",
+        "long: none there, skip, 6, none now",
+        "outputs: residues there, protein now",
+        "pooling: none there, mean now",
+    ):
+        assert words in said
 
 
 def test_damaged_vectors_are_named(model_folder, tmp_path, capsys):
