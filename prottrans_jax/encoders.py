@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import numbers
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -298,8 +299,7 @@ class Encoder(frozen_params.Holder):
           window: Proteins that are sorted by length together.
           max_tokens: As in `embed`.
         """
-        if window < 1:
-            raise ValueError(f"window={window}: it must be at least 1.")
+        _check_count("window", window)
         runner = self.make_embedder(pool=pool, layers=layers, max_tokens=max_tokens)
         source = given.pairs(proteins)
         buckets, is_warned = None, False
@@ -430,6 +430,9 @@ class Encoder(frozen_params.Holder):
     ) -> embedder.Embedder:
         """What runs batches; arguments as in `embed.embedder.Embedder`."""
         pool = pooling.check(pool, has_cls=self.cls_position is not None)
+        for name, value in (("max_tokens", max_tokens), ("max_rows", max_rows)):
+            if value is not None:
+                _check_count(name, value)
         return embedder.Embedder(
             self.module,
             self.params,
@@ -639,8 +642,21 @@ def default_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+def _check_count(name: str, value: Any) -> None:
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or value < 1:
+        raise ValueError(f"{name}={value!r}: expected a whole number, 1 or more.")
+
+
 def _read(source, dtype, download, revision, overrides):
     dtype = default_dtype() if dtype is None else dtype
+    try:
+        jnp.dtype(dtype)
+    except TypeError:
+        raise ValueError(
+            f"dtype={dtype!r} is not known. Choose one of float32, bfloat16, float16, "
+            "int8."
+        ) from None
     try:
         place = NAMES.get(str(source), source)
         if revision is not None:

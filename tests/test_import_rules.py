@@ -99,7 +99,7 @@ def test_nobody_imports_a_main():
         ("data", {"data", "fasta", "files", "proteins", "unpacking", "vocabulary"}),
         ("fasta", {"proteins", "unpacking", "vocabulary"}),
         ("unpacking", set()),
-        ("proteins", {"fasta", "proteins", "unpacking", "vocabulary"}),
+        ("proteins", {"fasta", "plurals", "proteins", "unpacking", "vocabulary"}),
         ("plurals", set()),
         ("tasks", {"tasks", "data", "vocabulary"}),
         (
@@ -139,6 +139,7 @@ def test_nobody_imports_a_main():
                 "frozen_params",
                 "interop",
                 "layers",
+                "proteins",
                 "sources",
                 "types",
                 "vocabulary",

@@ -202,6 +202,7 @@ def convert(
     outputs.refuse_foreign_companions(output)
     source = paths.local(source, "input")
     about = metadata(source)
+    output.parent.mkdir(parents=True, exist_ok=True)
     if is_per_protein(about):
         pool = None
     if pool is not None:

@@ -1,9 +1,10 @@
 """One call of a model on a batch: which hidden states, pooled or not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import copy
 import dataclasses
 import functools
+import numbers
 import re
 from typing import Any
 
@@ -70,21 +71,32 @@ def parse_layers(
             _check_layers(range(-count, 0), num_layers)
             return Layers(tuple(range(-count, 0)), "mean")
         elif re.fullmatch(r"-?\d+(,-?\d+)*", text):
-            numbers = [int(part) for part in text.split(",")]
-            layers = numbers if "," in text else numbers[0]
+            several = [int(part) for part in text.split(",")]
+            layers = several if "," in text else several[0]
         else:
             raise ValueError(
                 f"layers={text!r} is not known. Give a number (-1 is the last), "
                 "several with commas, 'all', or 'last4' for the mean of the last four."
             )
-    if layers is None or isinstance(layers, int):
-        chosen = Layers((-1 if layers is None else int(layers),))
+    if layers is None or isinstance(layers, numbers.Integral):
+        chosen = Layers((-1 if layers is None else _layer(layers),))
+    elif isinstance(layers, Iterable):
+        chosen = Layers(tuple(map(_layer, layers)), "stack")
     else:
-        chosen = Layers(tuple(int(i) for i in layers), "stack")
+        chosen = Layers((_layer(layers),))
     _check_layers(chosen.indices, num_layers)
     # One spelling of each state: two runs that ask for the same are the same.
     indices = tuple(i - num_layers - 1 if i >= 0 else i for i in chosen.indices)
     return Layers(indices, chosen.combine)
+
+
+def _layer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(
+            f"layers: {value!r} is not the number of a layer. Give a whole number (-1 "
+            "is the last), several in a list, 'all' or 'last4'."
+        )
+    return int(value)
 
 
 def _check_layers(indices, num_layers):

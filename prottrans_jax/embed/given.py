@@ -55,6 +55,11 @@ def pairs(proteins: Iterable[tuple[str, str]]) -> Iterator[tuple[Any, Any]]:
             f"stream takes (id, sequence) pairs, not a {type(proteins).__name__}: "
             "of a dict its items()."
         )
+    if not isinstance(proteins, Iterable):
+        raise ValueError(
+            f"stream takes (id, sequence) pairs, not {_shown(proteins)} of type "
+            f"{type(proteins).__name__}."
+        )
     for number, pair in enumerate(proteins):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(

@@ -286,8 +286,7 @@ def refuse_other_run(
 ) -> None:
     """Raises `OtherRunError` if two identities differ."""
     lines = [
-        f"  {name}: {_in_words(before.get(name))} there, "
-        f"{_in_words(now.get(name))} now"
+        f"  {name}: {_in_words(before.get(name))} there, {_in_words(now.get(name))} now"
         for name in differing_fields(before, now)
     ]
     if lines:

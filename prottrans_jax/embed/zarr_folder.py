@@ -15,10 +15,12 @@ behind the other's, whose ends are in `id_stops`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import gzip
 import json
 import os
 import pathlib
+import re
 import struct
 from typing import Any
 import zlib
@@ -111,6 +113,18 @@ class Writer:
         _write_json(self._path / METADATA, group)
 
 
+@contextlib.contextmanager
+def _errors_of_the_system() -> Iterator[None]:
+    """Raises OSError for what tensorstore says of the disk in a ValueError's text."""
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+
+
 class _Numbers:
     """A Zarr array of numbers that grows by whole chunks."""
 
@@ -118,25 +132,26 @@ class _Numbers:
         import tensorstore as ts
 
         chunk = [chunk_rows, *like.shape[1:]]
-        self._store = ts.open(
-            {
-                "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": str(path)},
-                "metadata": {
-                    "shape": [0, *like.shape[1:]],
-                    "chunk_grid": {
-                        "name": "regular",
-                        "configuration": {"chunk_shape": chunk},
+        with _errors_of_the_system():
+            self._store = ts.open(
+                {
+                    "driver": "zarr3",
+                    "kvstore": {"driver": "file", "path": str(path)},
+                    "metadata": {
+                        "shape": [0, *like.shape[1:]],
+                        "chunk_grid": {
+                            "name": "regular",
+                            "configuration": {"chunk_shape": chunk},
+                        },
+                        "data_type": like.dtype.name,
+                        "codecs": [
+                            {"name": "bytes", "configuration": {"endian": "little"}},
+                            {"name": "crc32c"},
+                        ],
                     },
-                    "data_type": like.dtype.name,
-                    "codecs": [
-                        {"name": "bytes", "configuration": {"endian": "little"}},
-                        {"name": "crc32c"},
-                    ],
-                },
-                "create": True,
-            }
-        ).result()
+                    "create": True,
+                }
+            ).result()
         self._chunk_rows = chunk_rows
         self._rows = 0
         self._held: list[np.ndarray] = []
@@ -155,10 +170,11 @@ class _Numbers:
     def _write(self, number: int) -> None:
         held = np.concatenate(self._held)
         stop = self._rows + number
-        self._store = self._store.resize(
-            exclusive_max=[stop, *self._store.shape[1:]]
-        ).result()
-        self._store[self._rows : stop].write(held[:number]).result()
+        with _errors_of_the_system():
+            self._store = self._store.resize(
+                exclusive_max=[stop, *self._store.shape[1:]]
+            ).result()
+            self._store[self._rows : stop].write(held[:number]).result()
         self._rows = stop
         self._held, self._held_rows = [held[number:]], self._held_rows - number
 

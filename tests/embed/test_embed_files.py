@@ -82,6 +82,39 @@ def test_conversion_on_a_full_disk_says_where_and_leaves_nothing(
     assert not list(folder.iterdir())
 
 
+_ZARR_ON_A_FULL_DISK = """
+import errno, pathlib, resource, signal, sys
+import numpy as np
+from prottrans_jax.embed import zarr_folder
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+numbers = zarr_folder._Numbers(
+    pathlib.Path(sys.argv[1]), np.zeros((0, 512), np.float32), 64
+)
+try:
+    numbers.append(np.ones((64, 512), np.float32))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+def test_zarr_on_a_full_disk_is_an_error_of_the_system(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _ZARR_ON_A_FULL_DISK, tmp_path / "vectors"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "EFBIG\n"
+
+
+def test_conversion_makes_the_folder_of_its_output(encoder, fasta_file, tmp_path):
+    source = embed_into(encoder, fasta_file, tmp_path / "out.h5")
+    copy = tmp_path / "new" / "folder" / "copy.npz"
+    assert files.convert(source, copy) == len(list(files.keys(copy)))
+
+
 def test_hdf5_is_no_larger_than_what_is_in_it(tmp_path):
     path = tmp_path / "out.h5"
     writer = writers.create(path, {})

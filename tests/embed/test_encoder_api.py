@@ -318,3 +318,38 @@ def test_a_stream_of_nucleotides_is_warned_of_once(encoder, caplog):
 def test_proteins_and_little_of_bases_are_no_reason_to_warn(encoder, sequences, caplog):
     encoder.embed(sequences)
     assert not _warnings(caplog)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"layers": 1.5}, "layers: 1.5 is not the number of a layer"),
+        ({"layers": True}, "layers: True is not the number of a layer"),
+        ({"layers": [0, "1"]}, "layers: '1' is not the number of a layer"),
+        ({"max_tokens": 0}, "max_tokens=0: expected a whole number, 1 or more"),
+        ({"max_tokens": "9"}, "max_tokens='9': expected a whole number"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(encoder, given, words):
+    with pytest.raises(ValueError, match=words):
+        encoder.embed(["MKT"], **given)
+
+
+def test_a_stream_of_nothing_iterable_and_a_window_of_text_are_named(encoder):
+    with pytest.raises(ValueError, match="pairs, not None of type NoneType"):
+        list(encoder.stream(None))
+    with pytest.raises(ValueError, match="window='x': expected a whole number"):
+        list(encoder.stream([("a", "MKT")], window="x"))
+
+
+def test_layers_may_be_numbers_of_numpy(encoder):
+    chosen = np.array([0, 2])
+    by_list = encoder.embed("MKTAY", layers=[0, 2])
+    np.testing.assert_array_equal(encoder.embed("MKTAY", layers=chosen), by_list)
+    by_number = encoder.embed("MKTAY", layers=chosen[1])
+    np.testing.assert_array_equal(by_number, by_list[1])
+
+
+def test_a_type_that_is_not_known_is_named(model_folder):
+    with pytest.raises(ValueError, match="dtype='float8' is not known"):
+        prottrans_jax.load_encoder(model_folder, dtype="float8")
