@@ -132,13 +132,19 @@ def config_to_hf(config: t5.T5Config) -> dict[str, Any]:
 
 
 def fit_config(config: t5.T5Config, names: Collection[str]) -> t5.T5Config:
-    """The configuration without a decoder if no array of a checkpoint belongs to one.
+    """The configuration with a decoder only if arrays of a checkpoint belong to one.
 
-    Files of encoders alone also name the class with both stacks.
+    Files of encoders alone also name the class with both stacks; and whole models are
+    saved with the `is_encoder_decoder=false` that an encoder alone has set.
     """
-    if any(name.startswith("decoder.block.") for name in names):
+    blocks = {
+        int(name.split(".")[2])
+        for name in names
+        if name.startswith("decoder.block.") and name.split(".")[2].isdecimal()
+    }
+    if blocks and config.num_decoder_layers:
         return config
-    return dataclasses.replace(config, num_decoder_layers=0)
+    return dataclasses.replace(config, num_decoder_layers=len(blocks))
 
 
 def params_from_hf(

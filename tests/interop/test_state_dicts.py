@@ -215,3 +215,15 @@ def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path):
     found = huggingface.read(folder)
     again = families.FAMILIES["bert"].table.params_to_hf(found.params, found.config)
     assert all(np.array_equal(again[name], x) for name, x in arrays.items())
+
+
+def test_a_decoder_is_read_where_the_configuration_denies_it(tmp_path):
+    arrays = state_dict("t5")
+    attributes = families.FAMILIES["t5"].table.config_to_hf(CONFIGS["t5"])
+    attributes["is_encoder_decoder"] = False
+    (tmp_path / "config.json").write_text(json.dumps(attributes))
+    safetensors.save(tmp_path / "model.safetensors", arrays)
+    found = huggingface.read(tmp_path)
+    assert found.config.num_decoder_layers == 1
+    again = families.FAMILIES["t5"].table.params_to_hf(found.params, found.config)
+    assert all(np.array_equal(again[name], x) for name, x in arrays.items())
