@@ -35,6 +35,8 @@ from prottrans_jax.models import t5
 _SLOT = re.compile(r".*_slot_(v|vr|vc|m)$")
 _STEP = "global_step"
 _CHECKPOINT = re.compile(r"(model\.ckpt-(\d+))\.index")
+# The file `checkpoint`, which names the newest one of its folder.
+_NEWEST = 'model_checkpoint_path: "{0}"\nall_model_checkpoint_paths: "{0}"\n'
 # So many bytes of parameters are handed to TensorFlow at once.
 _BLOCK_BYTES = 1 << 28
 
@@ -179,11 +181,10 @@ def write(
       ValueError: Each layer has a relative bias of its own.
     """
     target = pathlib.Path(folder) / f"model.ckpt-{step}"
-    for path in (
-        target.with_name(f"{target.name}.index"),
-        target.parent / "checkpoint",
-    ):
-        if os.path.lexists(path):
+    newest = target.parent / "checkpoint"
+    index = target.with_name(f"{target.name}.index")
+    for path, is_ours in ((index, False), (newest, _is_written_here(newest))):
+        if os.path.lexists(path) and not is_ours:
             raise FileExistsError(f"{path} exists. Choose another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     tf = _tensorflow()
@@ -205,11 +206,18 @@ def write(
         checkpoint_prefixes=parts, destination_prefix=str(target)
     )
     side_notes.write(_notes_of(target), config, ids)
-    (target.parent / "checkpoint").write_text(
-        f'model_checkpoint_path: "{target.name}"\n'
-        f'all_model_checkpoint_paths: "{target.name}"\n'
-    )
+    newest.write_text(_NEWEST.format(target.name))
     return target
+
+
+def _is_written_here(newest: pathlib.Path) -> bool:
+    """Whether a file that names the newest checkpoint is as `write` leaves it."""
+    try:
+        text = newest.read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+    name = text.partition('"')[2].partition('"')[0]
+    return text == _NEWEST.format(name)
 
 
 def _blocks(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:

@@ -101,6 +101,14 @@ def test_own_writes_read_back(tmp_path, monkeypatch, dtype):
         mesh_tf.write(tmp_path, config, params, step=12)
 
 
+def test_a_file_called_checkpoint_of_another_program_stays(tmp_path):
+    theirs = 'model_checkpoint_path: "model.ckpt-3"\n'
+    (tmp_path / "checkpoint").write_text(theirs)
+    with pytest.raises(FileExistsError, match="checkpoint exists"):
+        mesh_tf.write(tmp_path, TINY, random_params(TINY, np.float32), step=7)
+    assert (tmp_path / "checkpoint").read_text() == theirs
+
+
 def test_names_of_another_version_of_the_code(shared):
     """T5X's sample: rms_norm, gated MLP, own table of logits. Its weights are lost."""
     text = (
