@@ -158,11 +158,9 @@ class JsonlWriter:
                 for name, value in whole.items()
                 if logged_steps.is_kept(whole["step"], name, resume_at, evaluated)
             }
-            if record == whole:
-                kept.append(line)
-            elif len(record) > 1:
-                kept.append(_line(record))
-            if record:
+            # Of a step that is done again the number alone may be left.
+            if len(record) > 1:
+                kept.append(line if record == whole else _line(record))
                 self._last = record
                 self._count(record)
         self._explain(content, bad, logged_steps.LoggedSteps(logged))
