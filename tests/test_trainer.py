@@ -257,14 +257,16 @@ class _FullDisk:
 
     def __init__(self, until, error):
         self._until, self._error, self.steps = until, error, []
+        self._is_full = False
 
     def write_scalars(self, step, scalars):
-        if step < self._until:
-            raise self._error
+        self._is_full = step < self._until
+        self.flush()
         self.steps.append(step)
 
     def flush(self):
-        pass
+        if self._is_full:  # What was kept cannot be written yet.
+            raise self._error
 
 
 def test_run_without_a_sound_later_checkpoint_does_not_start_over(tmp_path, caplog):
