@@ -567,7 +567,9 @@ def test_long_evaluation_is_progress(tmp_path, monkeypatch):
     monkeypatch.setattr(
         multihost.Watchdog,
         "beat",
-        lambda self, doing, limit=None: beats.append(doing) or beat(self, doing, limit),
+        lambda self, doing, *limit, **kind: (
+            beats.append(doing) or beat(self, doing, *limit, **kind)
+        ),
     )
     trainer.train(**_arguments(tmp_path))
     # One as it begins and one for each of its two batches, at steps 4 and 6.
