@@ -26,11 +26,16 @@ class Evaluator:
       plan: shapes and shardings of the state.
       partitioner: whose mesh the parameters live on.
       loaders: name to a loader with `num_batches`.
+
+    Raises:
+      ValueError: a loader makes ids for which the model has no embedding row.
     """
 
     def __init__(
         self, plan: train_state.StatePlan, partitioner: Any, loaders: Mapping[str, Any]
     ):
+        for loader in loaders.values():
+            train_state.check_vocabulary(plan.objective, loader)
         self._plan = plan
         self._partitioner = partitioner
         self._loaders = dict(loaders)

@@ -146,6 +146,23 @@ def initialize(
         )
 
 
+def check_vocabulary(objective: Any, data: Any) -> None:
+    """Raises unless the model has an embedding row for each id that `data` makes.
+
+    A missing row would not be noticed: the one-hot of such an id is 0 everywhere.
+
+    Raises:
+      ValueError: With both numbers.
+    """
+    config = getattr(getattr(objective, "model", None), "config", None)
+    if config is not None and config.vocab_size < data.vocab_size:
+        raise ValueError(
+            f"{type(config).__name__}.vocab_size={config.vocab_size} is less than the "
+            f"{data.vocab_size} ids of the task's vocabulary. Set vocab_size to "
+            f"{data.vocab_size} or more, or choose a task of the model's family."
+        )
+
+
 def batch_shapes(data: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a loader's global batches, from one row of the first."""
     return {

@@ -96,8 +96,8 @@ def train(
     Args:
       model_dir: where checkpoints, logs and the resolved configuration go.
       objective: loss on a batch; owns the model.
-      train_data: see `data.loader.RowLoader`: `batch_size`, `batch(index, rows)`,
-        `state(index)`, `restore(state)`.
+      train_data: see `data.loader.RowLoader`: `batch_size`, `vocab_size`,
+        `batch(index, rows)`, `state(index)`, `restore(state)`.
       eval_data: name to a finite loader.
       optimizer: see `optimizers`.
       partitioner: see `partitioning.Partitioner`.
@@ -511,6 +511,7 @@ class _Run:
     def __init__(
         self, objective, optimizer, partitioner, data, seed, num_microbatches, watch
     ):
+        train_state.check_vocabulary(objective, data)
         self.partitioner = partitioner
         self.data = data
         self.rows = partitioner.host_rows(data.batch_size)

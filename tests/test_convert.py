@@ -185,6 +185,7 @@ class Batches:
     """Random rows of whatever features an objective reads."""
 
     unigram_entropy = 2.5
+    vocab_size = 31
     batch_size, num_batches = 4, 3
 
     def __init__(self, features):

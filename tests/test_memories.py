@@ -32,6 +32,7 @@ class Lanes:
     """Rows of proteins of 15 tokens that go on in the next batch."""
 
     unigram_entropy = 2.5
+    vocab_size = 23
     batch_size = BATCH
 
     def __init__(self, seed=0, num_batches=None):

@@ -41,6 +41,7 @@ class Batches:
     """A loader of random rows: a pure function of (seed, index)."""
 
     unigram_entropy = 2.5
+    vocab_size = 128
     batch_size = BATCH
 
     def __init__(self, seed=0, num_batches=None, poison=(), broken_at=None):
@@ -545,6 +546,16 @@ def test_logged_learning_rate_is_the_one_used_after_skipped_steps(tmp_path):
 def test_period_of_0_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=f"{name}=0: must be at least 1"):
         trainer.train(**(_arguments(tmp_path) | {name: 0}))
+
+
+@pytest.mark.parametrize("data", ["train_data", "eval_data"])
+def test_vocabulary_that_the_model_does_not_cover_is_refused(tmp_path, data):
+    arguments = _arguments(tmp_path)
+    loader = Batches(num_batches=2)
+    loader.vocab_size = 131
+    arguments[data] = {"validation": loader} if data == "eval_data" else loader
+    with pytest.raises(ValueError, match=r"T5Config\.vocab_size=128 .* 131 ids"):
+        trainer.train(**arguments)
 
 
 def test_another_start_is_another_run(tmp_path):

@@ -168,6 +168,11 @@ class RowLoader:
         )
 
     @property
+    def vocab_size(self) -> int:
+        """Ids of the task's vocabulary: 0 to `vocab_size` - 1 may be in a batch."""
+        return self._components[0].corrupt.objective.vocabulary.size
+
+    @property
     def feature_shapes(self) -> dict[str, tuple[int, int]]:
         """Shape of each feature of a global batch."""
         return assembly.feature_shapes(self._layouts, self.batch_size, self._lengths)

@@ -39,8 +39,11 @@ class StreamLoader:
     ):
         """Arguments as of `RowLoader`."""
         self.batch_size = batch_size
-        self._converter = feature_converters.converter_for(
-            seqio.get_mixture_or_task(task), pack
+        provider = seqio.get_mixture_or_task(task)
+        self._converter = feature_converters.converter_for(provider, pack)
+        self.vocab_size = max(
+            feature.vocabulary.vocab_size
+            for feature in provider.output_features.values()
         )
         self._lengths = dict(
             feature_lengths or dict.fromkeys(self._converter.TASK_FEATURES, 512)

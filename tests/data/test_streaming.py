@@ -8,6 +8,7 @@ from prottrans_jax.data import (
     corpora,
     corruption,
     feature_converters,
+    loader,
     streaming,
     streams,
 )
@@ -149,10 +150,19 @@ def test_streamed_rows_of_one_stream_are_what_assembly_makes(
         assert value.dtype == streamed[0][name].dtype
 
 
+@pytest.mark.parametrize(
+    ("task", "size"), [("fasta_masked_lm", 30), ("fasta_iid_denoise", 128)]
+)
+def test_loaders_know_how_many_ids_their_batches_may_hold(toy_as_fasta, task, size):
+    streamed = streaming.StreamLoader(task, "validation", batch_size=3)
+    assert streamed.vocab_size == size
+    assert loader.RowLoader(task, "validation", batch_size=3).vocab_size == size
+
+
 def test_stream_loader_takes_tasks_of_one_stream(toy_as_fasta):
-    loader = streaming.StreamLoader("fasta_masked_lm", "validation", batch_size=3)
-    assert loader.feature_shapes["corrupted"] == (3, 512)
-    assert loader.batch(0)["input_tokens"].shape == (3, 512)
+    streamed = streaming.StreamLoader("fasta_masked_lm", "validation", batch_size=3)
+    assert streamed.feature_shapes["corrupted"] == (3, 512)
+    assert streamed.batch(0)["input_tokens"].shape == (3, 512)
 
 
 def test_task_without_loss_weights_weighs_all_targets_alike():
