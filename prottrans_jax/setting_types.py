@@ -23,7 +23,12 @@ class DType:
 
 
 class Object:
-    """Stands for an instance of a class of ours: never a number, text or a list."""
+    """Stands for an instance of a class of ours: never a number, text or a list.
+
+    A subclass stands for those of one class.
+    """
+
+    words = "an object, as @module.Class()"
 
 
 # A value that has no fixed type yet, such as the result of a call.
@@ -145,7 +150,7 @@ def _match(value: Any, kind: Any, negative: bool) -> Any:
         return _match_mapping(value, arguments, negative)
     if base is Callable:
         return _NO if value is None or isinstance(value, _PLAIN) else value
-    if kind is Object:
+    if isinstance(kind, type) and issubclass(kind, Object):
         return _NO if value is None or isinstance(value, _PLAIN) else value
     return value
 
@@ -251,6 +256,8 @@ def _words(kind: Any, negative: bool) -> list[str]:
         return [repr(argument) for argument in arguments]
     if kind is int and not negative:
         return ["a whole number, 0 or more"]
+    if isinstance(kind, type) and issubclass(kind, Object):
+        return [kind.words]
     base = origin or kind
     words = _WORDS.get(base)
     if words is None:
@@ -271,7 +278,6 @@ _WORDS: dict[Any, str] = {
     type(None): "None",
     os.PathLike: "a path",
     DType: "the name of a dtype such as 'bfloat16'",
-    Object: "an object, as @module.Class()",
     Callable: "a function",
     tuple: "a list",
     list: "a list",

@@ -210,7 +210,7 @@ def test_every_mistake_is_told_at_once(write):
 
 def test_required_values_are_listed_together(write):
     text = BASE.replace("= 2", "= %gin.REQUIRED").replace('"2d"', "%gin.REQUIRED")
-    text += "    partitioning.make_mesh.model = @partitioning.is_axes()\n"
+    text += "    partitioning.make_mesh.devices = @partitioning.is_axes()\n"
     with pytest.raises(gin_utils.UsageError) as error:
         gin_utils.parse([write("a.gin", text)])
     message = str(error.value)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from prottrans_jax import gin_config, setting_types
-from prottrans_jax.config import targets
+from prottrans_jax.config import references, signatures, targets
 from prottrans_jax.data import task_names
 
 _LOADER = "prottrans_jax.data.loader"
@@ -40,12 +40,23 @@ class Check:
             if why := self._task_problem(selector, name, literal):
                 lines.append(f"{self._where[owner]}: {setting}: {why}")
                 continue
+            use = f"{gin_config.join(scope, selector)}.{name}"
+            via = f" (for {use})" if setting != use else ""
+            if why := references.problem(
+                self._followed(value), parameter.kind, self._targets
+            ):
+                lines.append(
+                    f"{self._where[owner]}: {setting} = {why}; expected "
+                    f"{self._expected(parameter)}{via}."
+                )
+                continue
             try:
                 typed = setting_types.coerce(literal, parameter.kind, parameter.default)
-            except ValueError as error:
-                use = f"{gin_config.join(scope, selector)}.{name}"
-                via = f" (for {use})" if setting != use else ""
-                lines.append(f"{self._where[owner]}: {setting} = {error}{via}.")
+            except ValueError:
+                lines.append(
+                    f"{self._where[owner]}: {setting} = {literal!r}: expected "
+                    f"{self._expected(parameter)}{via}."
+                )
                 continue
             if typed is not literal and not _holds_unknown(literal):
                 settings: dict[Any, Any] = (
@@ -76,6 +87,18 @@ class Check:
             setting = owner = value.name
             value = self._config.macros[value.name]
         return setting, owner
+
+    def _expected(self, parameter: signatures.Parameter) -> str:
+        """The values that a parameter takes, in words, with classes that would do."""
+        words = setting_types.describe(parameter.kind, parameter.default)
+        return words + references.examples(parameter.kind, self._config.imports)
+
+    def _followed(self, value: Any) -> Any:
+        """The value with macros followed, references as they are."""
+        value = self._config.value(value)
+        if isinstance(value, dict):
+            return {key: self._followed(item) for key, item in value.items()}
+        return value
 
     def _literal(self, value: Any) -> Any:
         """The value with macros followed; references have no type yet."""

@@ -160,6 +160,29 @@ def parameters(symbol: Symbol) -> dict[str, Parameter] | None:
     return None
 
 
+class ObjectOf(setting_types.Object):
+    """Kind of the objects of a class of ours; `symbol` is the class."""
+
+    symbol: Symbol
+
+
+@functools.cache
+def _object_of(symbol: Symbol) -> type[ObjectOf]:
+    assert isinstance(symbol.node, ast.ClassDef)
+    words = f"an object of type {symbol.node.name}"
+    return type(symbol.node.name, (ObjectOf,), {"symbol": symbol, "words": words})
+
+
+def result(symbol: Symbol) -> Any:
+    """Kind of what a call of a function or class of ours gives; `Any` if not known."""
+    if isinstance(symbol.node, ast.ClassDef):
+        return _object_of(symbol)
+    module = find(symbol.module)
+    if module is None or not isinstance(symbol.node, ast.FunctionDef):
+        return Any
+    return _kind(module, symbol.node.returns)
+
+
 def member(symbol: Symbol, name: str) -> tuple[Symbol | None, list[str]]:
     """A method of a class, and the names there are if there is no such method."""
     assert isinstance(symbol.node, ast.ClassDef)
@@ -263,7 +286,6 @@ def resolve(module: Module, name: str) -> Symbol | None:
 _KNOWN: Mapping[str, Any] = {
     "Any": Any,
     "Callable": Callable,
-    "Component": setting_types.Object,
     "DTypeLike": setting_types.DType,
     "Iterable": Iterable,
     "Literal": Literal,
@@ -301,7 +323,7 @@ def _kind(module: Module, node: ast.expr | None) -> Any:
         return known
     symbol = resolve(module, name)
     if symbol is not None and symbol.kind == "class":
-        return setting_types.Object
+        return _object_of(symbol)
     if symbol is not None and isinstance(symbol.node, ast.Assign):
         defined_in = find(symbol.module)
         return _kind(defined_in, symbol.node.value) if defined_in else Any

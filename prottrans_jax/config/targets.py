@@ -14,14 +14,15 @@ class Target:
     """A function or class that a selector names, with its parameters."""
 
     def __init__(self, symbol: signatures.Symbol | None = None, value: Any = None):
-        self._symbol = symbol
+        # None for what is not ours.
+        self.symbol = symbol
         self._value = value
 
     @functools.cached_property
     def parameters(self) -> dict[str, signatures.Parameter] | None:
         """Parameters that gin may bind; None if it takes any keyword."""
-        if self._symbol is not None:
-            return signatures.parameters(self._symbol)
+        if self.symbol is not None:
+            return signatures.parameters(self.symbol)
         signature = inspect.signature(self._value).parameters
         kinds = {parameter.kind for parameter in signature.values()}
         if inspect.Parameter.VAR_KEYWORD in kinds:

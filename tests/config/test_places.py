@@ -66,6 +66,61 @@ def test_parts_of_a_run_are_objects(binding, tmp_path):
         sample(tmp_path, binding)
 
 
+@pytest.mark.parametrize(
+    ("binding", "said"),
+    [
+        (
+            "OBJECTIVE = @optimizers.AdamW()",
+            r"OBJECTIVE = @optimizers.AdamW\(\): it gives an object of type AdamW; "
+            r"expected an object of type Objective, such as @denoising.Denoising\(\)",
+        ),
+        (
+            "OPTIMIZER = @optimizers.AdamW",
+            r"OPTIMIZER = @optimizers.AdamW: without \(\) it is the class itself; "
+            r"expected .*Optimizer, such as .*@optimizers.AdamW\(\)",
+        ),
+        ("OPTIMIZER = @optimizers.Optimizer", "such as @optimizers.Adafactor"),
+        ("OPTIMIZER = @denoising.Denoising()", "of type Denoising; expected .*Optimi"),
+        ("OPTIMIZER = @schedules.inverse_sqrt()", "it gives a function; expected"),
+        ("MODEL = @t5.T5Config()", r"expected .* T5, such as @t5.T5\(\) \(for denois"),
+        ("t5.T5.config = @t5.T5()", r"type T5; expected .* T5Config, such as @t5.T5Co"),
+        ("trainer.train.eval_data = {'a': @t5.T5()}", "type T5; expected a dictionary"),
+        ("TRAIN_STEPS = @t5.T5()", "of type T5; expected a whole number"),
+        ("schedules.inverse_sqrt.peak = @schedules.constant()", "expected a finite"),
+        (
+            "optimizers.AdamW.learning_rate = @schedules.inverse_sqrt",
+            r"without \(\) it is what makes the function; expected a finite number or",
+        ),
+        ("optimizers.AdamW.learning_rate = @optimizers.Lamb()", "type Lamb; expected"),
+    ],
+)
+def test_component_of_the_wrong_kind_is_named_with_what_is_needed(
+    binding, said, tmp_path
+):
+    with pytest.raises(gin_utils.UsageError, match=said) as error:
+        sample(tmp_path, binding)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "trainer.train.train_data = @streaming.StreamLoader()",
+        "optimizers.AdamW.learning_rate = @schedules.constant()",
+        "OPTIMIZER = @optimizers.Lamb()",
+    ],
+)
+def test_component_of_the_right_kind_passes(binding, tmp_path):
+    imports = "from prottrans_jax.data import streaming\n"
+    more = (
+        "streaming.StreamLoader.task = 'sample_iid_denoise'",
+        "streaming.StreamLoader.batch_size = 2",
+        "schedules.constant.learning_rate = 0.1",
+        "optimizers.Lamb.learning_rate = 0.1",
+    )
+    sample(tmp_path, imports + binding, *more)
+
+
 @pytest.mark.parametrize("value", ["'float31'", "16"])
 def test_dtype_that_is_none_is_refused(value, tmp_path):
     with pytest.raises(gin_utils.UsageError, match="expected the name of a dtype"):
