@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 import optax
 
-from prottrans_jax import adafactor, schedules
+from prottrans_jax import adafactor, schedules, setting_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,25 @@ class Optimizer:
       learning_rate: A number, or a function from step to number (see `schedules`).
       clip_norm: Gradients with a larger norm, over all parameters together, are scaled
         down to it before anything else; None for off.
+
+    Raises:
+      ValueError: A number is out of its range, here and in the derived classes.
     """
 
     learning_rate: float | Callable[[Any], Any]
     clip_norm: float | None = None
+
+    def __post_init__(self):
+        if not callable(self.learning_rate):
+            self._check("learning_rate")
+        self._check("clip_norm", exclusive=True)
+
+    def _check(self, *names: str, **limits: Any) -> None:
+        """Raises unless each number is at least 0, or as `check_range` has it."""
+        for name in names:
+            setting_types.check_range(
+                f"{type(self).__name__}.{name}", getattr(self, name), **limits
+            )
 
     def learning_rate_at(self, step: Any) -> Float[Array, ""]:
         """Learning rate of the update from `step` to `step` + 1."""
@@ -111,6 +126,12 @@ class Adafactor(Optimizer):
     epsilon2: float = 1e-3
     dtype_momentum: DTypeLike = jnp.float32
 
+    def __post_init__(self):
+        super().__post_init__()
+        self._check("beta1", below=1)
+        self._check("decay_rate", "weight_decay_rate", "epsilon2")
+        self._check("clipping_threshold", "epsilon1", exclusive=True)
+
     @property
     def _hyper(self) -> adafactor.Hyperparameters:
         names = (field.name for field in dataclasses.fields(adafactor.Hyperparameters))
@@ -141,6 +162,12 @@ class AdamW(Optimizer):
     b2: float = 0.999
     eps: float = 1e-6
     weight_decay: float = 0.01
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check("b1", "b2", below=1)
+        self._check("weight_decay")
+        self._check("eps", exclusive=True)
 
     def _build(self, axes: PyTree) -> optax.GradientTransformation:
         return optax.chain(

@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from prottrans_jax import setting_types
+
 Step = Any  # A Python int or an int32 scalar array.
 Schedule = Callable[[Step], Float[Array, ""]]
 
 
 def constant(learning_rate: float) -> Schedule:
     """The same learning rate at every step."""
+    setting_types.check_range("learning_rate", learning_rate)
     return lambda step: jnp.float32(learning_rate)
 
 
@@ -37,11 +40,12 @@ def inverse_sqrt(
       first_step: Steps done before step 0, of a run that this one goes on from.
 
     Raises:
-      ValueError: Unknown `warmup`, or fewer than 1 warm-up steps.
+      ValueError: Unknown `warmup`, negative `peak`, or fewer than 1 warm-up steps.
     """
     if warmup not in ("hold", "linear"):
         raise ValueError(f"warmup={warmup!r} is not known. Use 'hold' or 'linear'.")
-    _check_positive(warmup_steps=warmup_steps)
+    setting_types.check_range("peak", peak)
+    setting_types.check_range("warmup_steps", warmup_steps, 1)
 
     def schedule(step: Step) -> Array:
         step = jnp.asarray(step, jnp.float32) + first_step
@@ -66,8 +70,9 @@ def linear_warmup_linear_decay(
       total_steps: Step at which it is 0, and stays so.
 
     Raises:
-      ValueError: `total_steps` does not exceed `warmup_steps`.
+      ValueError: `total_steps` does not exceed `warmup_steps`, or `peak` is negative.
     """
+    setting_types.check_range("peak", peak)
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f"warmup_steps={warmup_steps} must be at least 0 and less than "
@@ -118,8 +123,10 @@ def by_factors(
       min_learning_rate: Never less than this.
 
     Raises:
-      ValueError: Unknown factor.
+      ValueError: Unknown factor, a negative learning rate, or fewer than 1 step where
+        a factor divides by them.
     """
+    setting_types.check_range("base_learning_rate", base_learning_rate)
     w = warmup_steps
 
     def cosine(s: Array) -> Array:
@@ -144,6 +151,12 @@ def by_factors(
                 f"Unknown factor {name!r} in factors={factors!r}. "
                 f"There are: {', '.join(table)}."
             )
+    if set(names) - {"constant", "decay_every", "cosine_decay"}:
+        setting_types.check_range("warmup_steps", warmup_steps, 1)
+    if "decay_every" in names:
+        setting_types.check_range("steps_per_decay", steps_per_decay, 1)
+    if "cosine_decay" in names:
+        setting_types.check_range("steps_per_cycle", steps_per_cycle, 1)
 
     def schedule(step: Step) -> Array:
         s = jnp.maximum(jnp.asarray(step, jnp.float32) - step_offset, 0.0)
@@ -157,9 +170,3 @@ def by_factors(
 
 def _rise(step: Array, warmup_steps: int) -> Array | float:
     return step / warmup_steps if warmup_steps else 1.0
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")

@@ -34,6 +34,10 @@ class Object:
 # A value that has no fixed type yet, such as the result of a call.
 UNKNOWN = object()
 
+# Array libraries have no larger integers.
+_INT_END = 2**63
+_TOO_LARGE = "a whole number must be less than 2^63, about 9.2e18"
+
 _DTYPE_MODULES = (np, ml_dtypes)
 _PLAIN = str | bool | numbers.Number | Mapping | list | tuple | set
 
@@ -58,6 +62,8 @@ def coerce(value: Any, kind: Any, default: Any = UNKNOWN) -> Any:
     result = _match(value, kind, _is_negative(default))
     if result is _NO:
         raise ValueError(f"{value!r}: expected {describe(kind, default)}")
+    if isinstance(result, int) and not -_INT_END <= result < _INT_END:
+        raise ValueError(f"{value!r}: {_TOO_LARGE}")
     return result
 
 
@@ -87,21 +93,53 @@ def check_fields(options: Any, names: Mapping[str, str] | None = None) -> None:
         object.__setattr__(options, field.name, value)
 
 
+def check_range(
+    name: str,
+    value: float | None,
+    least: float = 0,
+    *,
+    below: float = math.inf,
+    exclusive: bool = False,
+) -> None:
+    """Raises unless a number is in the range; None, for "not set", is.
+
+    Args:
+      name: Of the setting, as "AdamW.b1".
+      value: Of the setting.
+      least: The least number allowed.
+      below: The range ends before this one.
+      exclusive: Whether `least` itself is not allowed.
+
+    Raises:
+      ValueError: "AdamW.b1=2: must be at least 0 and below 1."
+    """
+    if value is None or (
+        (least < value if exclusive else least <= value) and value < below
+    ):
+        return
+    start = f"{'more than' if exclusive else 'at least'} {least}"
+    end = f" and below {below}" if math.isfinite(below) else ""
+    raise ValueError(f"{name}={value}: must be {start}{end}.")
+
+
 def whole_number(text: str) -> int:
     """A whole number as it is typed: 1000000, 1_000_000 or 1e6.
 
     Raises:
       ValueError: It is none.
     """
+    number: float
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         try:
             number = float(text)
         except ValueError:
             number = math.nan
-    if not number.is_integer():
+    if number != number // 1:
         raise ValueError(f"{text!r}: expected {describe(int, -1)}")
+    if not -_INT_END <= number < _INT_END:
+        raise ValueError(f"{text!r}: {_TOO_LARGE}")
     return int(number)
 
 

@@ -23,6 +23,7 @@ from prottrans_jax import (
     multihost,
     roll_call,
     run_identity,
+    setting_types,
     sources,
     train_state,
     train_step,
@@ -34,6 +35,7 @@ from prottrans_jax.training import earlier_logs, event_files
 
 # Hosts have opened their data by then; a slow store may take minutes.
 _AGREEMENT_TIMEOUT_S = 900.0
+_MAX_STEPS = 2**31 - 1  # `TrainState.step` is int32.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,11 +158,17 @@ def train(
         checkpoint_period=checkpoint_period,
         log_period=log_period,
     )
-    _check_limits(
-        startup_timeout_s=startup_timeout_s,
-        step_timeout_s=step_timeout_s,
-        step_timeout_factor=step_timeout_factor,
-    )
+    for name, limit in (
+        ("startup_timeout_s", startup_timeout_s),
+        ("step_timeout_s", step_timeout_s),
+        ("step_timeout_factor", step_timeout_factor),
+    ):
+        setting_types.check_range(name, limit, exclusive=True)
+    if profile_steps is not None and not 0 <= profile_steps[0] < profile_steps[1]:
+        raise ValueError(
+            f"profile_steps={list(profile_steps)}: must be [first, last), the first "
+            "step at least 0 and less than the last."
+        )
     nonfinite = logbook.NonFinitePolicy(on_nonfinite, max_skipped_steps)
     directory = paths.local(model_dir, "model_dir")
     try:
@@ -556,19 +564,17 @@ class _Run:
 
 def _check_arguments(batch_size: int, num_microbatches: int, **counts: int) -> None:
     for name, value in {**counts, "num_microbatches": num_microbatches}.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1.")
+        setting_types.check_range(name, value, 1)
+    if counts["total_steps"] > _MAX_STEPS:
+        raise ValueError(
+            f"total_steps={counts['total_steps']:,}: a run has at most {_MAX_STEPS:,} "
+            "steps."
+        )
     if batch_size % num_microbatches:
         raise ValueError(
             f"num_microbatches={num_microbatches} does not divide the batch of "
             f"{batch_size} rows. Choose a divisor."
         )
-
-
-def _check_limits(**limits: float) -> None:
-    for name, value in limits.items():
-        if value <= 0:
-            raise ValueError(f"{name}={value:g}: must be more than 0.")
 
 
 def _check_identity(

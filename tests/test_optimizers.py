@@ -339,3 +339,22 @@ def test_update_is_written_into_the_donated_parameters_and_state(name):
     memory = jitted.lower(params, state, params).compile().memory_analysis()
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((params, state)))
     assert memory.alias_size_in_bytes >= held
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "limit"),
+    [
+        (optimizers.AdamW, "learning_rate", -0.1, "at least 0"),
+        (optimizers.AdamW, "b1", 2.0, "at least 0 and below 1"),
+        (optimizers.Lamb, "b2", 1.0, "at least 0 and below 1"),
+        (optimizers.AdamW, "eps", 0.0, "more than 0"),
+        (optimizers.AdamW, "weight_decay", -0.1, "at least 0"),
+        (optimizers.AdamW, "clip_norm", 0.0, "more than 0"),
+        (optimizers.Adafactor, "beta1", 1.5, "at least 0 and below 1"),
+        (optimizers.Adafactor, "clipping_threshold", 0.0, "more than 0"),
+    ],
+)
+def test_number_that_no_optimizer_works_with_is_refused(kind, name, value, limit):
+    said = rf"{kind.__name__}\.{name}={value}: must be {limit}\."
+    with pytest.raises(ValueError, match=said):
+        kind(**{"learning_rate": 0.1} | {name: value})

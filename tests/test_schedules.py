@@ -115,3 +115,22 @@ def test_impossible_schedules_are_refused():
         schedules.inverse_sqrt(0.1, 0)
     with pytest.raises(ValueError, match=r"'rsqrt'.*rsqrt_decay"):
         schedules.by_factors("constant * rsqrt")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: schedules.constant(-1.0), r"learning_rate=-1\.0: .* at least 0"),
+        (lambda: schedules.inverse_sqrt(-0.1, 10), r"peak=-0\.1: .* at least 0"),
+        (lambda: schedules.linear_warmup_linear_decay(-1, 1, 9), "peak=-1: .* least 0"),
+        (lambda: schedules.by_factors(base_learning_rate=-1), "base_learning_rate=-1"),
+        (lambda: schedules.by_factors(warmup_steps=0), "warmup_steps=0: .* least 1"),
+        (
+            lambda: schedules.by_factors("cosine_decay", steps_per_cycle=0),
+            "steps_per_cycle=0: .* at least 1",
+        ),
+    ],
+)
+def test_number_that_gives_no_learning_rate_is_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()

@@ -86,6 +86,12 @@ def test_text_that_is_no_whole_number_is_refused(text):
         types.whole_number(text)
 
 
+@pytest.mark.parametrize("read", [types.whole_number, lambda x: types.coerce(x, int)])
+def test_whole_number_that_no_array_library_has_is_refused(read):
+    with pytest.raises(ValueError, match=r"less than 2\^63"):
+        read(2**63 if read is not types.whole_number else "1e300")
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     length: int | None = None

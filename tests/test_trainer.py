@@ -558,6 +558,17 @@ def test_vocabulary_that_the_model_does_not_cover_is_refused(tmp_path, data):
         trainer.train(**arguments)
 
 
+@pytest.mark.parametrize("steps", [(2, 1), (3, 3), (-1, 2)])
+def test_profile_without_a_step_is_refused(tmp_path, steps):
+    with pytest.raises(ValueError, match=r"profile_steps=\[.*first step at least"):
+        trainer.train(**_arguments(tmp_path, profile_steps=steps))
+
+
+def test_more_steps_than_can_be_counted_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"3,000,000,000: .*2,147,483,647"):
+        trainer.train(**_arguments(tmp_path, total_steps=3_000_000_000))
+
+
 def test_another_start_is_another_run(tmp_path):
     arguments = _arguments(tmp_path)
     trainer.train(**arguments)

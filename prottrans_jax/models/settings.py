@@ -1,10 +1,24 @@
 """What the configurations of all families do with their fields."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 
+from prottrans_jax import setting_types
+
 ATTENTION = ("plain", "blockwise")
+# Sizes of what a model may be without; all others are 1 or more.
+_MAY_BE_0 = frozenset(
+    {
+        "num_decoder_layers",
+        "num_token_types",
+        "mem_length",
+        "reuse_length",
+        "clamp_length",
+    }
+)
+_RATES = frozenset({"dropout_rate", "attention_dropout_rate"})
 
 
 def settle(config: Any, **choices: tuple[str, ...]) -> None:
@@ -16,18 +30,11 @@ def settle(config: Any, **choices: tuple[str, ...]) -> None:
       **choices: What each of these fields, or each item of a tuple, may be.
 
     Raises:
-      ValueError: A field is something else, or a rate or count is out of bounds.
+      ValueError: A field is something else, or a number is out of range.
     """
     for name in ("dtype", "param_dtype"):
         object.__setattr__(config, name, jnp.dtype(getattr(config, name)))
-    for name in ("dropout_rate", "attention_dropout_rate"):
-        rate = getattr(config, name, 0.0)
-        if not 0 <= rate < 1:
-            raise ValueError(
-                f"{type(config).__name__}.{name}={rate}: must be 0 or more, below 1."
-            )
-    if getattr(config, "num_heads", 1) < 1:
-        raise ValueError(f"{type(config).__name__}.num_heads: must be at least 1.")
+    check_numbers(config)
     for field, known in choices.items():
         values = getattr(config, field)
         for value in values if isinstance(values, tuple) else (values,):
@@ -36,3 +43,16 @@ def settle(config: Any, **choices: tuple[str, ...]) -> None:
                     f"{type(config).__name__}.{field}={value!r} is not known. Choose "
                     f"one of {', '.join(known)}."
                 )
+
+
+def check_numbers(config: Any) -> None:
+    """Raises ValueError unless the sizes, rates and constants of a model can be had."""
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), field.name
+        where = f"{type(config).__name__}.{name}"
+        if name in _RATES:
+            setting_types.check_range(where, value, below=1)
+        elif field.type in (int, int | None):
+            setting_types.check_range(where, value, 0 if name in _MAY_BE_0 else 1)
+        elif field.type is float:
+            setting_types.check_range(where, value)

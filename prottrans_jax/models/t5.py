@@ -97,6 +97,15 @@ class T5Config:
             remat_policy=stack.REMAT_POLICIES,
             mlp_activations=tuple(mlp.ACTIVATIONS),
         )
+        # Distances beyond the exact buckets share them by their logarithm.
+        exact = self.relative_num_buckets // (2 if self.num_decoder_layers else 4)
+        if self.relative_num_buckets < 4 or self.relative_max_distance <= exact:
+            raise ValueError(
+                f"T5Config.relative_num_buckets={self.relative_num_buckets} and "
+                f"relative_max_distance={self.relative_max_distance}: there must be at "
+                f"least 4 buckets, and the distance must be more than {exact}, the "
+                "number of buckets of one distance each."
+            )
 
 
 def forward_flops(config: T5Config, length: int, target_length: int) -> float:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from prottrans_jax import losses, types
+from prottrans_jax import losses, setting_types, types
 from prottrans_jax.models import t5
 
 MASKED, SUBSTITUTED = 1, 2  # `decoder_corrupted`; 0 is an intact input
@@ -30,6 +30,12 @@ class Denoising:
     model: t5.T5
     z_loss: float = 0.0
     label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        setting_types.check_range("Denoising.z_loss", self.z_loss)
+        setting_types.check_range(
+            "Denoising.label_smoothing", self.label_smoothing, below=1
+        )
 
     @property
     def features(self) -> tuple[str, ...]:

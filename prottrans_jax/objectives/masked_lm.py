@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from prottrans_jax import losses, types
+from prottrans_jax import losses, setting_types, types
 from prottrans_jax.models import albert, bert, electra
 
 MASKED, SUBSTITUTED, KEPT = 1, 2, 3  # `corrupted`; 0 is a token that is not predicted
@@ -42,6 +42,9 @@ class MaskedLM:
         config = self.model.config
         if not config.lm_head:
             raise ValueError("MaskedLM: the model has no head for it (lm_head=False).")
+        setting_types.check_range(
+            "MaskedLM.sentence_order_weight", self.sentence_order_weight
+        )
         if self.sentence_order_weight and not getattr(config, "order_head", False):
             raise ValueError(
                 f"MaskedLM: sentence_order_weight={self.sentence_order_weight} needs a "

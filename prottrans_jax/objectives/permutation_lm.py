@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from prottrans_jax import losses, types
+from prottrans_jax import losses, setting_types, types
 from prottrans_jax.models import xlnet
 from prottrans_jax.objectives import causal_lm
 
@@ -42,6 +42,7 @@ class PermutationLM:
     memories: bool = False
 
     def __post_init__(self):
+        setting_types.check_range("PermutationLM.max_targets", self.max_targets, 1)
         if self.memories and not self.model.config.mem_length:
             raise ValueError(
                 "PermutationLM.memories=True, but the model's mem_length is 0."

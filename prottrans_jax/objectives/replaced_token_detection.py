@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from prottrans_jax import losses, types
+from prottrans_jax import losses, setting_types, types
 from prottrans_jax.models import electra
 from prottrans_jax.objectives import masked_lm
 
@@ -33,6 +33,11 @@ class ReplacedTokenDetection:
 
     model: electra.Electra
     discriminator_weight: float = 50.0
+
+    def __post_init__(self):
+        setting_types.check_range(
+            "ReplacedTokenDetection.discriminator_weight", self.discriminator_weight
+        )
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -121,6 +121,12 @@ def test_component_of_the_right_kind_passes(binding, tmp_path):
     sample(tmp_path, imports + binding, *more)
 
 
+@pytest.mark.parametrize("value", ["1e300", "2.5", "9223372036854775808"])
+def test_number_of_steps_that_is_no_whole_number_is_refused(value, tmp_path):
+    with pytest.raises(gin_utils.UsageError, match=r"TRAIN_STEPS = .* whole number"):
+        sample(tmp_path, f"TRAIN_STEPS = {value}")
+
+
 @pytest.mark.parametrize("value", ["'float31'", "16"])
 def test_dtype_that_is_none_is_refused(value, tmp_path):
     with pytest.raises(gin_utils.UsageError, match="expected the name of a dtype"):
