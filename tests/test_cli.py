@@ -71,12 +71,15 @@ def test_module_and_old_flags_and_standard_input(model, source, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["-o", "out.xyz"], 2, "format"),
+        (["-o", "out.xyz"], 2, "format, and '.xyz' is not known. Give a name that"),
+        (["-o", "out"], 2, "output out: the ending says the format, and it has none"),
         (["-m", "prot_brt"], 2, "prot_bert"),
         (["-m", "nowhere/at/all"], 2, "no such folder"),
         (["--long", "maybe"], 2, "maybe"),
         (["--layer", "77"], 2, "layer 77"),
         (["--pool", "cls", "--per-protein"], 2, "CLS"),
+        (["--pool", "sum", "--per-protein"], 2, "Choose one of mean, max, cls."),
+        (["--pool", "none", "--per-protein"], 2, "'none' (--pool) is not known. Cho"),
         (["--pool", "max"], 2, "--per-protein"),
         (["--long", "skip"], 2, "--max-length N"),
         (["--max-length", "30", "--chunk-overlap", "5"], 2, "--long chunk"),
@@ -99,6 +102,13 @@ def test_mistakes_are_one_line(
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said
     assert not (tmp_path / "out.h5").exists()
+
+
+def test_poolings_that_convert_takes_are_listed(tmp_path, capsys):
+    words = ["convert", str(tmp_path / "a.h5"), str(tmp_path / "b.h5")]
+    assert cli.main([*words, "--pool", "sum"]) == 2
+    said = "'sum' is not known. Choose one of mean, max, or none for vectors per residu"
+    assert said in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there_is_said(model, source, tmp_path):

@@ -21,8 +21,10 @@ def check(name: str | None, *, has_cls: bool) -> str | None:
     if name in (None, "none"):
         return None
     if name not in POOLINGS:
+        known = ", ".join(POOLINGS if has_cls else POOLINGS[:-1])
         raise ValueError(
-            f"pool={name!r} is not known. Choose none, {', '.join(POOLINGS)}."
+            f"pool={name!r} is not known. Choose one of {known}, or none for vectors "
+            "per residue."
         )
     if name == "cls" and not has_cls:
         raise ValueError("pool='cls': this model has no [CLS] token. Use mean or max.")

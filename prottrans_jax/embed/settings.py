@@ -121,6 +121,11 @@ class Options:
                 f"pool={self.pool!r} (--pool) is for one vector per protein: add "
                 "per_protein (--per-protein)."
             )
+        if self.pool is not None and self.pool not in pooling.POOLINGS:
+            raise ValueError(
+                f"pool={self.pool!r} (--pool) is not known. Choose one of "
+                f"{', '.join(pooling.POOLINGS)}."
+            )
         if self.output_dtype not in (None, "float16", "float32"):
             raise ValueError(
                 f"output_dtype={self.output_dtype!r} (--output-dtype): files hold "
@@ -260,8 +265,6 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
     pool = pooling.check(
         options.pool or "mean", has_cls=encoder.cls_position is not None
     )
-    if "protein" in paths and pool is None:
-        raise ValueError("per_protein needs a pooling: mean, max or cls.")
     if "protein" in paths and layers.combine == "stack":
         writers.check_path(output, per_residue=False, several_layers=True)
     if options.max_length is not None and options.long in _CUTS:

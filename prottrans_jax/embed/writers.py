@@ -359,9 +359,10 @@ def check_path(
     """
     path = paths.local(path, "output")
     if path.suffix.lower() not in FORMATS:
+        why = f"{path.suffix!r} is not known" if path.suffix else "it has none"
         raise ValueError(
-            f"{path}: the ending says the format; {path.suffix or 'none'!r} is not "
-            f"known. Choose one of {', '.join(FORMATS)}."
+            f"output {path}: the ending says the format, and {why}. Give a name that "
+            f"ends with one of {', '.join(FORMATS)}."
         )
     kind = FORMATS[path.suffix.lower()]
     if (per_residue or several_layers) and kind is _Csv:

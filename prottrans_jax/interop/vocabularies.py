@@ -154,7 +154,8 @@ def _fit(
     if len(names) > num_rows:
         raise ValueError(
             f"{pieces.path} has {len(names)} pieces, the embedding table has "
-            f"{num_rows} rows. It is another model's."
+            f"{num_rows} rows: it is another model's. Name the model's own with "
+            "--vocabulary FILE (in Python vocabulary=FILE)."
         )
     # A T5's sentinels may be named nowhere.
     if names == family.pieces[: max(len(names), family.size - family.num_sentinels)]:

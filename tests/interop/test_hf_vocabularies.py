@@ -242,7 +242,7 @@ def special(family):
         ([*(f"\u2581{x}" for x in vocabulary.STANDARD)],
          {"kinds": {"\u2581W": sentencepiece.Kind.UNUSED}}, "the residues W"),
         ([*(f"\u2581{x}" for x in vocabulary.STANDARD), *map(str, range(300))], {},
-         "66 rows. It is another model's"),
+         "66 rows: it is another model's.* --vocabulary FILE"),
     ],
 )  # fmt: skip
 def test_a_model_that_is_none_of_residues_is_refused(
