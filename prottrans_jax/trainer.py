@@ -4,6 +4,7 @@ Reads top to bottom: build, restore or initialise, compile, loop. Nothing
 here knows gin, flags or TensorFlow: objects come in, a model directory comes out.
 """
 
+import ast
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
@@ -187,7 +188,9 @@ def train(
         optimizer=optimizer,
         seed=seed,
         batch_size=train_data.batch_size,
-        init_from=init_from,
+        init_from=(
+            None if init_from is None else paths.whole_source(init_from, "init_from")
+        ),
     )
     _check_hosts_agree(config_text, identity, train_data, eval_data or {})
 
@@ -581,6 +584,11 @@ def _check_identity(
     found: Mapping[str, str], identity: Mapping[str, str], accept: bool | None
 ) -> None:
     """Raises if these are two runs and `accept` is not True; None: cannot be one."""
+    before, now = (
+        ast.literal_eval(x.get("init_from", "None")) for x in (found, identity)
+    )
+    if before is not None and now is not None and paths.same_source(before, now):
+        found = {**found, "init_from": identity["init_from"]}
     lines = run_identity.differences(found, identity)
     if not lines:
         return

@@ -576,6 +576,20 @@ def test_another_start_is_another_run(tmp_path):
         trainer.train(**arguments, init_from="/some/where")
 
 
+def test_start_may_be_spelled_otherwise(tmp_path, monkeypatch):
+    first = _arguments(tmp_path / "first", total_steps=1)
+    trainer.train(**first)
+    monkeypatch.chdir(tmp_path)
+    start = first["model_dir"]
+    (tmp_path / "link").symlink_to(start)
+    second = _arguments(tmp_path / "second", total_steps=1, seed=9)
+    for spelled in (start, "first/run/", "first/../link"):
+        assert trainer.train(**second, init_from=spelled).step == 1
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert trainer.train(**second, init_from="../first/run").step == 1
+
+
 def test_another_seed_cannot_be_accepted(tmp_path):
     arguments = _arguments(tmp_path)
     trainer.train(**arguments)

@@ -108,9 +108,7 @@ def _missing_source(name: str, value: str) -> list[str]:
         kind, rest = "", value
     problems = []
     for place in rest.split(","):
-        # OWNER/NAME and short names are repositories of the hub.
-        is_name = "://" not in place and not place.startswith(("/", ".", "~"))
-        if kind == "hf" and is_name:
+        if kind == "hf" and paths.is_hub_name(place):
             continue
         try:
             # A file for formats of one file.

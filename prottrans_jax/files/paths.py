@@ -92,12 +92,40 @@ def source(place: str | os.PathLike, flag: str) -> str:
     A repository of the hub ("owner/name") and two places with a comma between them are
     such places too.
     """
-    text = _text(place, flag)
+    prefix, parts = _split(_text(place, flag))
+    return prefix + ",".join(expanded(part, flag) for part in parts)
+
+
+def whole_source(place: str | os.PathLike, flag: str) -> str:
+    """As `source`, each folder by its whole path; names of the hub's stay."""
+    prefix, parts = _split(source(place, flag))
+    keep = prefix == "hf:"
+    whole = (p if keep and is_hub_name(p) else os.path.abspath(p) for p in parts)
+    return prefix + ",".join(whole)
+
+
+def same_source(first: str | os.PathLike, second: str | os.PathLike) -> bool:
+    """Whether two places of parameters are one, however they are spelled."""
+    places = [_split(whole_source(place, "checkpoint")) for place in (first, second)]
+    if places[0] == places[1]:
+        return True
+    prefixes = {prefix for prefix, _ in places}
+    real = [[os.path.realpath(part) for part in parts] for _, parts in places]
+    return len(prefixes) == 1 and real[0] == real[1]
+
+
+def is_hub_name(place: str) -> bool:
+    """Whether what follows hf: is a repository, OWNER/NAME or a short name."""
+    path_like = "://" in place or place.startswith(("/", ".", "~"))
+    return not path_like and not os.path.exists(place)
+
+
+def _split(text: str) -> tuple[str, list[str]]:
+    """Prefix of a parameter source with its colon, or "", and the places."""
     kind, colon, rest = text.partition(":")
-    if not (colon and kind in SOURCE_KINDS):
-        return ",".join(expanded(part, flag) for part in text.split(","))
-    parts = [expanded(part, flag) for part in rest.split(",")]
-    return f"{kind}:{','.join(parts)}"
+    if colon and kind in SOURCE_KINDS:
+        return kind + colon, rest.split(",")
+    return "", text.split(",")
 
 
 def _text(path: str | os.PathLike, flag: str) -> str:

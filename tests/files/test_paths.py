@@ -83,3 +83,23 @@ def test_sources_keep_their_prefix_and_expand_each_place(home):
     for bucket in ("gs://b/x", "t5x:gs://b/x", "hf:~/a,gs://b"):
         with pytest.raises(paths.PathError, match="gcsfuse"):
             paths.source(bucket, "-m")
+
+
+def test_places_of_parameters_are_compared_as_folders(home, monkeypatch):
+    monkeypatch.chdir(home)
+    (home / "a").mkdir()
+    (home / "b").symlink_to("a")
+    whole = str(home / "a")
+    for spelled in ("a", "a/", "./a", "~/a", "b", f"{home}/x/../a"):
+        assert paths.same_source(spelled, whole), spelled
+        assert paths.same_source(f"hf:{spelled},b", f"hf:{whole},a"), spelled
+    assert not paths.same_source("c", whole)
+    assert not paths.same_source("hf:a", "t5x:a")
+    assert not paths.same_source("hf:a", "hf:a,a")
+
+
+def test_names_of_the_hub_are_no_folders(home, monkeypatch):
+    monkeypatch.chdir(home)
+    assert paths.whole_source("hf:Owner/name", "x") == "hf:Owner/name"
+    (home / "Owner/name").mkdir(parents=True)
+    assert paths.whole_source("hf:Owner/name", "x") == f"hf:{home}/Owner/name"
