@@ -21,6 +21,7 @@ import logging as std_logging
 import math
 import os
 import re
+import sys
 from typing import Any
 
 from absl import logging
@@ -120,6 +121,8 @@ class Checkpointer:
         self._lock: locks.Lock | None = None
         self._deleter = concurrent.futures.ThreadPoolExecutor(1, "delete_checkpoints")
         logging.get_absl_logger().addFilter(_drop_orbax_chatter)
+        if not isinstance(sys.unraisablehook, _DropTensorstoreChatter):
+            sys.unraisablehook = _DropTensorstoreChatter(sys.unraisablehook)
         # Weights shrink by 8 %, for two to three times the work of a save, which would
         # be taken from the steps it overlaps.
         self._handler = _StepHandler(use_compression=False)
@@ -323,6 +326,7 @@ class Checkpointer:
 
     def _lost(self, error: Exception) -> SaveError:
         step, self._pending = self._pending, None
+        self._end_failed_save()
         if jax.process_index() == 0:
             # What was written of it may be all that fills the disk.
             for path in self._directory.glob(f"{step}{_TMP}*"):
@@ -334,6 +338,19 @@ class Checkpointer:
             f"Last good step: {last}."
         )
         return SaveError(message, -1 if step is None else step, last)
+
+    def _end_failed_save(self) -> None:
+        """Waits for what is still written of a save that failed.
+
+        Orbax writes arrays and its own metadata in several threads; each of them raises
+        its error once, and a later one would be taken for that of another step.
+        """
+        while True:
+            try:
+                self._writer.wait_until_finished()
+                return
+            except Exception as error:
+                logging.debug("The same save failed in a second place: %s", error)
 
     def _open(self) -> None:
         self._lock = _take_lock(self._directory)
@@ -528,6 +545,25 @@ def _drop_orbax_chatter(record: std_logging.LogRecord) -> bool:
     if "/orbax/" not in record.pathname:
         return True
     return record.levelno >= std_logging.WARNING and not record.exc_info
+
+
+class _DropTensorstoreChatter:
+    """Hook for errors that cannot be raised: all but one go to the hook before it.
+
+    When one array cannot be written Orbax raises that and closes its event loop. For
+    each of the other arrays tensorstore then prints a traceback, as it finds the loop
+    closed.
+    """
+
+    def __init__(self, before: Callable[["sys.UnraisableHookArgs"], Any]):
+        self._before = before
+
+    def __call__(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        if (
+            unraisable.object is not None
+            or str(unraisable.exc_value) != "Event loop is closed"
+        ):
+            self._before(unraisable)
 
 
 class _StepHandler(ocp.PyTreeCheckpointHandler):

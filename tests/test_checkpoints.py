@@ -448,6 +448,42 @@ def test_a_full_disk_loses_only_the_step_that_is_named(tmp_path):
     assert restore(tmp_path, like=state).step == 3
 
 
+def test_a_save_that_fails_in_two_places_is_told_once(tmp_path, monkeypatch):
+    errors = [OSError(28, "No space left on device"), ValueError("Failed to write")]
+    with checkpoints.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(2, make_state(2), {})
+        finish = checkpointer._writer.wait_until_finished
+
+        def wait_until_finished():
+            finish()
+            if errors:
+                raise errors.pop(0)
+
+        monkeypatch.setattr(
+            checkpointer._writer, "wait_until_finished", wait_until_finished
+        )
+        with pytest.raises(checkpoints.SaveError, match="step 2 was not saved"):
+            checkpointer.wait()
+        checkpointer.wait()
+
+
+def test_a_full_disk_prints_no_traceback_for_each_array(tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    weights = np.random.default_rng(0).normal(size=(40, 200, 200))
+    state = {"params": {f"w{n}": jnp.asarray(w) for n, w in enumerate(weights)}}
+    with checkpoints.Checkpointer(tmp_path) as checkpointer:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            checkpointer.save(2, state, {})
+            with pytest.raises(checkpoints.SaveError):
+                checkpointer.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not printed
+
+
 def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
     first = checkpoints.Checkpointer(tmp_path)
     with pytest.raises(checkpoints.CheckpointError, match=str(os.getpid())):
