@@ -5,9 +5,9 @@ split for the newest checkpoint, or with --step=all for every one, and appends t
 MODEL_DIR/evaluation.jsonl. The run may still be going on: a step that it deletes
 meanwhile is named and left out, and "latest" takes the newer one.
 
-Exit status: 0 done; 1 a checkpoint is damaged (the others were evaluated) or the
-results could not be written; 2 a mistake in the flags, settings or places; 130 and 143
-stopped by SIGINT and SIGTERM.
+Exit status: 0 done; 1 a checkpoint is damaged (the others were evaluated), the run
+deleted all that were asked for, or the results could not be written; 2 a mistake in
+the flags, settings or places; 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from collections.abc import Mapping, Sequence

@@ -108,6 +108,7 @@ def evaluate_checkpoints(
     Raises:
       ValueError: no such step.
       checkpoints.CheckpointError: steps are damaged; raised after the sound ones.
+      checkpoints.GoneError: the run deleted all of them meanwhile.
     """
     directory = paths.local(model_dir, "model_dir") / "checkpoints"
     reader = checkpoints.Checkpointer(directory, read_only=True)
@@ -125,6 +126,8 @@ def evaluate_checkpoints(
     )
     evaluator = Evaluator(plan, partitioner, eval_data)
     damaged: list[str] = []
+    gone: list[int] = []
+    num_evaluated = 0
     while chosen:
         number = chosen.pop(0)
         try:
@@ -133,13 +136,21 @@ def evaluate_checkpoints(
             )
         except checkpoints.GoneError:
             logging.warning("Step %d was deleted by the run and is left out.", number)
+            gone.append(number)
             if step == "latest":
                 chosen = reader.steps()[-1:]
             continue
         except checkpoints.CheckpointError as error:
             damaged.append(str(error).replace("\n", " "))
             continue
+        num_evaluated += 1
         with partitioner.scope():
             yield number, evaluator(params, max_batches)
+    if gone and not num_evaluated and not damaged:
+        raise checkpoints.GoneError(
+            f"{directory}: no step was evaluated; the run deleted "
+            f"{', '.join(map(str, gone))} meanwhile. Choose the step 'latest', which "
+            "takes the newer one."
+        )
     if damaged:
         raise checkpoints.CheckpointError("; ".join(damaged))

@@ -323,6 +323,23 @@ def test_evaluation_beside_a_run_leaves_out_what_was_deleted(tmp_path, caplog):
         next(results)
 
 
+@pytest.mark.parametrize("step", ["all", "2"])
+def test_evaluation_of_steps_that_are_all_deleted_meanwhile_is_an_error(
+    step, tmp_path, monkeypatch
+):
+    arguments = _arguments(tmp_path, total_steps=2, keep=1)
+    trainer.train(**arguments)
+    directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
+
+    def deleted(path, *args, **kwargs):
+        shutil.rmtree(directory / "2")
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(stored_arrays, "read", deleted)
+    with pytest.raises(checkpoints.GoneError, match="the run deleted 2 meanwhile"):
+        list(_evaluations(arguments, step=step))
+
+
 def test_evaluation_of_the_latest_step_takes_a_newer_one_if_it_is_deleted(
     tmp_path, monkeypatch
 ):
