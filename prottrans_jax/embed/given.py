@@ -120,7 +120,7 @@ def _first_odd(sequence: str, text: bytes) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())  # A table's is of several lines.
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

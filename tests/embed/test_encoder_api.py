@@ -188,6 +188,9 @@ class DataFrame:
     def __iter__(self):
         return iter(self.columns)
 
+    def __repr__(self):
+        return "  id sequence\n0  A      MKT"
+
 
 @pytest.mark.parametrize(
     ("given", "message"),
@@ -198,7 +201,7 @@ class DataFrame:
         ({"MKT", "ACD"}, "of type set.*no order"),
         ({"a": "MKT"}, r"of type dict.*list\(proteins.values"),
         (np.array("MKT"), "of type ndarray"),
-        (DataFrame(), "of type DataFrame.*column"),
+        (DataFrame(), "not id sequence 0 A MKT of type DataFrame.*column"),
     ],
 )
 def test_what_is_no_list_of_sequences_is_named(encoder, given, message):
