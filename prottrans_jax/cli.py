@@ -72,7 +72,7 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
     from prottrans_jax import fasta, manifests
     from prottrans_jax.commands import console
     from prottrans_jax.embed import inputs, job, shards
-    from prottrans_jax.files import locks
+    from prottrans_jax.files import locks, paths
 
     if isinstance(error, fasta.FastaError):
         skippable = error.problem.line and not error.problem.fatal
@@ -93,19 +93,14 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
         | PermissionError
     )
     if isinstance(error, mistakes):
-        return console.fail(2, str(error) if error.errno is None else _of_os(error))
+        return console.fail(2, paths.explain(error))
     if isinstance(error, ValueError):
         return console.fail(2, str(error))
     if isinstance(error, OSError):
-        return console.fail(4, _of_os(error))
+        return console.fail(4, paths.explain(error))
     if arguments.verbose:
         raise error
     return console.fail(4, f"{type(error).__name__}: {error} (-v shows where.)")
-
-
-def _of_os(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}"
 
 
 def _parser() -> argparse.ArgumentParser:

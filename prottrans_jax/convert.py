@@ -88,7 +88,9 @@ def _run(source: str, output: pathlib.Path) -> int:
             stop_signals.before_exit(lambda: writing.remove(folder.parent)),
         ):
             written = _convert(source, folder)
-    except (ValueError, OSError, checkpoints.CheckpointError) as error:
+    except OSError as error:
+        return _fail(1, f"{paths.explain(error).rstrip('.')}.")
+    except (ValueError, checkpoints.CheckpointError) as error:
         return _fail(1, str(error))
     for path in written:
         print(f"  {output / path.relative_to(folder)}")

@@ -103,7 +103,9 @@ def _run(checkpoint: str, output: pathlib.Path) -> int:
                 stablehlo=_STABLEHLO.value,
                 vocabulary=_VOCABULARY.value,
             )
-    except (ValueError, OSError, checkpoints.CheckpointError) as error:
+    except OSError as error:
+        return _fail(1, f"{paths.explain(error).rstrip('.')}.")
+    except (ValueError, checkpoints.CheckpointError) as error:
         return _fail(1, str(error))
     print(f"Exported to {output}:")
     for name, size in files.items():

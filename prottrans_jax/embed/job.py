@@ -11,7 +11,6 @@ and goes on writes the same bytes as one that was not.
 import collections
 from collections.abc import Callable, Sequence
 import dataclasses
-import errno
 import os
 import shutil
 from typing import Any
@@ -29,9 +28,8 @@ from prottrans_jax.embed import (
     reuse,
     settings,
     shards,
-    writers,
 )
-from prottrans_jax.files import ownership, paths
+from prottrans_jax.files import ownership, paths, writing
 
 _TOO_LONG_FOR_MODEL = "longer than the model has positions for"
 
@@ -96,12 +94,13 @@ def embed_fasta(
             on_progress or (lambda progress: None),
         )
     except OSError as error:
-        if not _is_disk_full(error):
+        code = writing.no_room(error)
+        if code is None:
             raise
         raise DiskFullError(
-            error.errno or errno.ENOSPC,
-            f"{_reason(error)} at {asked.output.parent}. What was computed is kept in "
-            f"{parts.folder}: make room and run the same command again.",
+            code,
+            f"{os.strerror(code).lower()} at {asked.output.parent}. What was computed "
+            f"is kept in {parts.folder}: make room and run the same command again.",
         ) from error
     except ValueError:
         # A mistake in what was asked or given: no empty folder stays behind.
@@ -276,12 +275,3 @@ def _figures(asked, found, known, places) -> reports.Plan:
         cut=collections.Counter(c.action for c in found.cut),
         limit=asked.options.max_length,
     )
-
-
-def _is_disk_full(error: OSError) -> bool:
-    # HDF5 puts the number into its text.
-    return error.errno in writers.NO_ROOM or "errno = 28" in str(error)
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno or errno.ENOSPC).lower()

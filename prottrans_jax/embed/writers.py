@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 import csv
-import errno
 import io
 import json
 import os
@@ -16,10 +15,7 @@ import zipfile
 import numpy as np
 
 from prottrans_jax.embed import zarr_folder
-from prottrans_jax.files import locks, paths
-
-# What writing to a full disk gives; EFBIG by `ulimit -f`, for one.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from prottrans_jax.files import locks, paths, writing
 
 
 class Entry(NamedTuple):
@@ -119,7 +115,7 @@ class _Hdf5:
                 self._reserved = end
                 return
             except OSError as error:
-                if error.errno not in NO_ROOM:  # A file system that cannot.
+                if writing.no_room(error) is None:  # A file system that cannot.
                     self._reserves = False
                     return
                 if end == needed:

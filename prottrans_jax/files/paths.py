@@ -17,6 +17,14 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):/")
 _WEB = ("http", "https", "ftp", "ftps")
 
 
+def explain(error: OSError) -> str:
+    """`FILE: reason` of an error of the system; an error of ours has its own text."""
+    if error.errno is None:
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
 class PathError(ValueError):
     """A path that cannot be meant: a URL, an unknown user's home, nothing at all."""
 

@@ -6,12 +6,15 @@ synchronised to disk and renamed.
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import os
 import pathlib
 import re
 import secrets
 import shutil
 
+# What writing to a full disk gives; EFBIG by `ulimit -f`, for one.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Of a name's bytes, leaving room in the 255 of a file system for what is added.
 _NAME_BYTES = 200
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.partial(\.\w+)?")
@@ -40,6 +43,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     Raises:
       FileExistsError: `path` is there and is no empty folder; it is left as it is.
+      OSError: The disk is full; names `path`, whatever the block raised.
     """
     path = pathlib.Path(path)
     refuse_existing(path)
@@ -53,6 +57,12 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         refuse_existing(path)
         os.replace(inner, path.resolve() if path.is_symlink() else path)
         sync_folder(path.parent)
+    except Exception as error:
+        code = no_room(error)
+        if code is None:
+            raise
+        why = f"{os.strerror(code)}. Nothing was left behind: make room, or choose "
+        raise OSError(code, f"{why}another folder", str(path)) from error
     finally:
         shutil.rmtree(around, ignore_errors=True)
 
@@ -66,6 +76,17 @@ def refuse_existing(path: pathlib.Path) -> None:
             )
     elif os.path.lexists(path):
         raise FileExistsError(f"{path} exists and is a file. Choose another name.")
+
+
+def no_room(error: BaseException) -> int | None:
+    """Errno of an error that tells of a full disk, or None if it is another one.
+
+    HDF5, tensorstore and TensorFlow have errors of their own, with the system's text.
+    """
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return error.errno
+    text = str(error)
+    return next((code for code in _NO_ROOM if os.strerror(code) in text), None)
 
 
 def write_synced(path: pathlib.Path, data: bytes) -> None:

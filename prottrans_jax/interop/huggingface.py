@@ -10,7 +10,6 @@ Nothing here needs torch or transformers, and nothing in a file is executed.
 
 from collections.abc import Iterator, Mapping
 import dataclasses
-import errno
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ from absl import logging
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.files import paths
+from prottrans_jax.files import paths, writing
 from prottrans_jax.interop import (
     casting,
     checkpoint_ids,
@@ -38,7 +37,6 @@ DEFAULT_SHARD_BYTES = 5 * 10**9
 _ORGANISATION = "Rostlab"
 _SHORTEST_COMMIT = 7
 _HUB_TIMEOUT_S = 20.0
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # Names of a list that are printed.
 _MAX_NAMES = 8
 # What tokenizers and generation read, besides the configuration and the weights.
@@ -452,7 +450,7 @@ def _download(repository: str, revision: str | None) -> pathlib.Path:
             )
         )
     except Exception as error:  # Which class it is depends on the hub's version.
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if isinstance(error, OSError) and writing.no_room(error) is not None:
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(

@@ -1,10 +1,11 @@
 """Files that appear whole or not at all, and what is never replaced."""
 
+import errno
 import os
 
 import pytest
 
-from prottrans_jax.files import ownership, writing
+from prottrans_jax.files import ownership, paths, writing
 
 
 def names(folder):
@@ -119,3 +120,35 @@ def test_an_output_that_is_an_input_is_refused(tmp_path, monkeypatch, how):
     with pytest.raises(ownership.ForeignError, match="is an input too"):
         ownership.refuse_same([tmp_path / "other", source], [output])
     ownership.refuse_same([source], [tmp_path / "new"])
+
+
+class _ErrorOfALibrary(Exception):
+    """As TensorFlow's ResourceExhaustedError: of no class of Python's."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),  # From write(): no name.
+        OSError(errno.EDQUOT, "Disk quota exceeded", "/hidden/.out.0.partial/x"),
+        ValueError(
+            "RESOURCE_EXHAUSTED: Failed to write 8 bytes: No space left on "
+            "device [os_error_code='28']"
+        ),
+        _ErrorOfALibrary("out/part-0.tempstate1; No space left on device [Op:SaveV2]"),
+    ],
+)
+def test_a_full_disk_names_the_folder_that_was_asked_for(error, tmp_path):
+    with pytest.raises(OSError) as raised, writing.new_folder(tmp_path / "out"):
+        raise error
+    assert raised.value.errno in (errno.ENOSPC, errno.EDQUOT)
+    said = paths.explain(raised.value)
+    assert said.startswith(f"{tmp_path / 'out'}: {os.strerror(raised.value.errno)}.")
+    assert names(tmp_path) == []
+
+
+def test_errors_that_tell_of_no_full_disk_are_left_as_they_are(tmp_path):
+    error = PermissionError(errno.EACCES, "Permission denied", "/theirs")
+    with pytest.raises(PermissionError) as raised, writing.new_folder(tmp_path / "out"):
+        raise error
+    assert raised.value is error and raised.value.filename == "/theirs"
