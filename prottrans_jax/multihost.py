@@ -31,6 +31,10 @@ _COORDINATORS = (
 )
 _POLL_S = 0.5
 _PEERS_S = 900.0
+# Longer than any limit of a run. JAX would abort all processes, with C++ stack traces
+# and without a name, when one is silent for 100 s, where storage or a neighbour may
+# only pause it. `Watchdog` and `peers` tell who hangs or is gone.
+_HEARTBEAT_TIMEOUT_S = 86_400
 
 # A pause of storage or of a neighbour's is no hang: no limit of a step is shorter.
 MIN_STEP_LIMIT_S = 120.0
@@ -53,7 +57,6 @@ def initialize(
     num_processes: int | None = None,
     process_id: int | None = None,
     timeout_s: float = 300.0,
-    heartbeat_timeout_s: float = 100.0,
 ) -> None:
     """Joins the processes of a run. Call it before anything touches a device.
 
@@ -68,8 +71,6 @@ def initialize(
       num_processes: of the whole run.
       process_id: of this process, from 0.
       timeout_s: how long to wait for the others.
-      heartbeat_timeout_s: a process silent for so long is taken for dead, and all
-        others abort.
 
     Raises:
       ValueError: only part of the three is given, or they contradict each other.
@@ -87,7 +88,7 @@ def initialize(
     limits: dict[str, Any] = {
         # Ours must strike first: JAX's ends in an abort.
         "initialization_timeout": int(timeout_s + 30),
-        "heartbeat_timeout_seconds": int(heartbeat_timeout_s),
+        "heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT_S,
         "shutdown_timeout_seconds": int(timeout_s),
     }
     choice = local_devices.choose(os.environ)

@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import pathlib
@@ -8,10 +9,11 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 import test_checkpoints as cases
 
-from prottrans_jax import multihost
+from prottrans_jax import multihost, trainer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -123,6 +125,15 @@ def test_a_start_with_a_process_missing_ends_in_time_and_says_which():
     assert "after 14 s process 1 missing; here: 0 (" in said_0
     assert "process 0 is up, another process is missing" in said_2
     assert "process 0 is not to be reached at localhost" in said_1
+
+
+def test_no_limit_of_a_run_is_beyond_that_at_which_jax_aborts(monkeypatch):
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", given.update)
+    multihost.initialize("auto")
+    defaults = inspect.signature(trainer.train).parameters
+    limits = [x.default for name, x in defaults.items() if name.endswith("timeout_s")]
+    assert len(limits) == 2 and given["heartbeat_timeout_seconds"] > max(limits)
 
 
 def test_a_half_given_cluster_is_refused():

@@ -24,6 +24,9 @@ _BYE = "bye"
 # What a process sends every second: this, its step, and whom process 0 holds up.
 _AT = "at"
 _BEAT_S = 1.0
+# A host whose kernel acknowledges nothing for so long is gone, or the network is; the
+# kernel of one that hangs still does.
+_HOST_GONE_S = 100
 # A process that sent nothing for so long stands still, with all its threads.
 _SILENT_S = 10.0
 _WAY_ON = (
@@ -95,6 +98,7 @@ class Peers:
             )
             return self
         link.settimeout(None)
+        _end_with_the_host(link)
         link.sendall(f"{self._process} {self._whoami}\n".encode())
         self._links.append(link)
         self._start(self._read, link, f"process 0 ({host})")
@@ -166,6 +170,7 @@ class Peers:
     def _accept(self, server: socket.socket) -> None:
         for _ in range(self._count - 1):
             link, _ = server.accept()
+            _end_with_the_host(link)
             self._links.append(link)
             self._start(self._read, link, "")
         server.close()
@@ -218,6 +223,14 @@ class Peers:
                 link.sendall(f"{line}\n".encode())
             except OSError:  # It is the one that is gone.
                 pass
+
+
+def _end_with_the_host(link: socket.socket) -> None:
+    """Lets the kernel close a connection whose other host was switched off."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux.
+        link.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _HOST_GONE_S
+        )
 
 
 def is_collective(error: BaseException) -> bool:

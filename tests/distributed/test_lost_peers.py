@@ -2,6 +2,7 @@
 
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -61,6 +62,17 @@ def test_a_killed_process_is_named_by_all_others(tmp_path):
     assert "Start the same command again on all hosts" in first
     assert "process 2 (host2) is gone" in other
     assert first.count("\n") == other.count("\n") == 0
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
+def test_a_host_that_is_switched_off_ends_the_connection_to_it(tmp_path):
+    run = Run(2, tmp_path)
+    with run.peers(0) as zero, run.peers(1) as one:
+        while not zero._heard:
+            time.sleep(0.01)
+        for link in (*zero._links, *one._links):
+            limit = link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            assert limit == 100_000  # milliseconds
 
 
 def test_processes_that_end_by_themselves_are_not_missed(tmp_path):
