@@ -101,7 +101,9 @@ def check_range(
     below: float = math.inf,
     exclusive: bool = False,
 ) -> None:
-    """Raises unless a number is in the range; None, for "not set", is.
+    """Raises if a number is not in the range.
+
+    None, for "not set", and values that JAX traces pass.
 
     Args:
       name: Of the setting, as "AdamW.b1".
@@ -113,9 +115,9 @@ def check_range(
     Raises:
       ValueError: "AdamW.b1=2: must be at least 0 and below 1."
     """
-    if value is None or (
-        (least < value if exclusive else least <= value) and value < below
-    ):
+    if not isinstance(value, numbers.Real):
+        return
+    if (least < value if exclusive else least <= value) and value < below:
         return
     start = f"{'more than' if exclusive else 'at least'} {least}"
     end = f" and below {below}" if math.isfinite(below) else ""

@@ -584,10 +584,8 @@ def _check_identity(
     found: Mapping[str, str], identity: Mapping[str, str], accept: bool | None
 ) -> None:
     """Raises if these are two runs and `accept` is not True; None: cannot be one."""
-    before, now = (
-        ast.literal_eval(x.get("init_from", "None")) for x in (found, identity)
-    )
-    if before is not None and now is not None and paths.same_source(before, now):
+    starts = [ast.literal_eval(x.get("init_from", "None")) for x in (found, identity)]
+    if None not in starts and paths.same_source(*starts):
         found = {**found, "init_from": identity["init_from"]}
     lines = run_identity.differences(found, identity)
     if not lines:
