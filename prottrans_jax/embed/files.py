@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from prottrans_jax import stop_signals
-from prottrans_jax.embed import outputs, pooling, writers, zarr_folder
+from prottrans_jax import plurals, stop_signals
+from prottrans_jax.embed import damage, outputs, pooling, writers, zarr_folder
 from prottrans_jax.files import paths, writing
 
 MAX_BYTES = 64 << 30
@@ -253,13 +253,8 @@ def _hdf5(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
             if dataset.nbytes > MAX_BYTES:
                 raise ValueError(f"{path}: {key} claims {dataset.nbytes:,} bytes.")
             attributes = dataset.attrs
-            try:
+            with damage.naming(path, f"the vectors of {key}"):
                 array = dataset[()]
-            except OSError as error:
-                raise ValueError(
-                    f"{path} is damaged: the vectors of {key} cannot be read, or do "
-                    f"not match their checksum ({error})."
-                ) from error
             yield writers.Entry(
                 key,
                 str(attributes.get("original_id", key)),
@@ -272,36 +267,63 @@ def _hdf5(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
 
 
 def _npz(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
-    import zipfile
-
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in filter(wanted, file.files):
+    with damage.naming(path, "its list of proteins"):
+        file = np.load(path, allow_pickle=False)
+    with file:
+        for key in filter(wanted, file.files):
+            with damage.naming(path, f"the vectors of {key}"):
                 array = file[key]
-                length = array.shape[-2] if array.ndim > 1 else 0
-                yield writers.Entry(key, key, "", length, "", array)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+            length = array.shape[-2] if array.ndim > 1 else 0
+            yield writers.Entry(key, key, "", length, "", array)
 
 
 def _parquet(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
     pq = writers.import_parquet()
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        for batch in file.iter_batches(batch_size=64):
-            columns = {name: batch.column(name) for name in batch.schema.names}
-            for row in range(batch.num_rows):
-                if not wanted(columns["id"][row].as_py()):
-                    continue
-                shape = columns["shape"][row].as_py()
-                array = columns["embedding"][row].values.to_numpy().reshape(shape)
-                yield writers.Entry(
-                    columns["id"][row].as_py(),
-                    columns["original_id"][row].as_py(),
-                    columns["description"][row].as_py(),
-                    columns["length"][row].as_py(),
-                    columns["sequence_sha256"][row].as_py(),
-                    array,
-                )
+    with damage.naming(path, "its footer"):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    with file:
+        for group in range(file.num_row_groups):
+            batches = file.iter_batches(batch_size=64, row_groups=[group])
+            read = 0
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (OSError, ValueError) as error:
+                    which = _unread_of_group(file, group, read)
+                    raise damage.error_of(path, which, error) from error
+                if batch is None:
+                    break
+                read += batch.num_rows
+                yield from _rows_of_parquet(batch, wanted)
+
+
+def _rows_of_parquet(batch: Any, wanted) -> Iterator[writers.Entry]:
+    columns = {name: batch.column(name) for name in batch.schema.names}
+    for row in range(batch.num_rows):
+        if not wanted(columns["id"][row].as_py()):
+            continue
+        shape = columns["shape"][row].as_py()
+        array = columns["embedding"][row].values.to_numpy().reshape(shape)
+        yield writers.Entry(
+            columns["id"][row].as_py(),
+            columns["original_id"][row].as_py(),
+            columns["description"][row].as_py(),
+            columns["length"][row].as_py(),
+            columns["sequence_sha256"][row].as_py(),
+            array,
+        )
+
+
+def _unread_of_group(file: Any, group: int, read: int) -> str:
+    """The proteins of a row group that stand behind the first `read` of them."""
+    number = file.metadata.row_group(group).num_rows - read
+    named = plurals.count(number, "protein")
+    try:
+        ids = file.read_row_group(group, columns=["id"])["id"].to_pylist()[read:]
+        named += f" from {ids[0]} to {ids[-1]}" if number > 1 else f", {ids[0]}"
+    except (OSError, ValueError):
+        named += ", whose ids cannot be read either"
+    return f"row group {group} of {file.num_row_groups}, counted from 0 ({named})"
 
 
 def _zarr(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
@@ -312,11 +334,16 @@ def _csv(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.reader(file, delimiter=delimiter)
-        next(rows, None)
-        for key, *values in rows:
-            if wanted(key):
+        size = len(next(rows, [])) - 1
+        for row in rows:
+            key, values = "".join(row[:1]), row[1:]
+            if not wanted(key):
+                continue
+            with damage.naming(path, f"the vector of {key} in line {rows.line_num}"):
+                if len(values) != size:
+                    raise ValueError(f"{len(values)} numbers, the header has {size}")
                 array = np.array(values, np.float32)
-                yield writers.Entry(key, key, "", 0, "", array)
+            yield writers.Entry(key, key, "", 0, "", array)
 
 
 _READERS: dict[str, Callable[..., Iterator[writers.Entry]]] = {

@@ -27,6 +27,8 @@ import zlib
 
 import numpy as np
 
+from prottrans_jax.embed import damage
+
 METADATA = "zarr.json"
 STRINGS = ("ids", "original_ids", "descriptions", "sequence_sha256")
 NUMBERS = ("lengths", "offsets", "vectors")
@@ -254,26 +256,40 @@ def read(
     per_protein = group.get("attributes", {}).get("rows") == "proteins"
     texts = [_read_strings(path / name) for name in STRINGS]
     lengths, offsets = (
-        _open_numbers(path / name).read().result() for name in ("lengths", "offsets")
+        _read_numbers(path, _open_numbers(path, name), f"the array {name}")
+        for name in ("lengths", "offsets")
     )
     if {len(offsets) - 1, len(lengths), *map(len, texts)} != {len(lengths)}:
         raise ValueError(f"{path} is damaged: its arrays differ in their proteins.")
-    vectors = _open_numbers(path / "vectors")
+    vectors = _open_numbers(path, "vectors")
     for i, (key, original_id, description, digest) in enumerate(
         zip(*texts, strict=True)
     ):
         if not wanted(key):
             continue
-        rows = vectors[int(offsets[i]) : int(offsets[i + 1])].read().result()
+        part = vectors[int(offsets[i]) : int(offsets[i + 1])]
+        rows = _read_numbers(path, part, f"the vectors of {key}")
         array = rows[0] if per_protein else np.moveaxis(rows, 0, -2)
         yield key, original_id, description, int(lengths[i]), digest, array
 
 
-def _open_numbers(path: pathlib.Path) -> Any:
+def _open_numbers(path: pathlib.Path, name: str) -> Any:
     import tensorstore as ts
 
-    place = {"driver": "file", "path": str(path)}
-    return ts.open({"driver": "zarr3", "kvstore": place}, read=True).result()
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path / name)},
+        # Chunks of zeros are not stored, which vectors and their ends never are: one
+        # of theirs that is not there was lost.
+        "fill_missing_data_reads": name not in ("vectors", "embeddings", "offsets"),
+    }
+    with damage.naming(path, f"the array {name}"):
+        return ts.open(spec, read=True).result()
+
+
+def _read_numbers(path: pathlib.Path, array: Any, part: str) -> np.ndarray:
+    with damage.naming(path, part):
+        return array.read().result()
 
 
 def _read_strings(path: pathlib.Path) -> list[str]:
@@ -300,10 +316,12 @@ def _split(data: bytes) -> Iterator[str]:
 
 
 def _read_earlier(path: pathlib.Path, wanted) -> Iterator[tuple]:
-    arrays = {name: _open_numbers(path / name) for name in _EARLIER}
-    ids, stops = arrays["ids"], arrays["id_stops"].read().result()
-    shapes = arrays["shapes"].read().result()
-    text = ids.read().result().tobytes()
+    arrays = {name: _open_numbers(path, name) for name in _EARLIER}
+    ids, stops, shapes = (
+        _read_numbers(path, arrays[name], f"the array {name}")
+        for name in ("ids", "id_stops", "shapes")
+    )
+    text = ids.tobytes()
     values = arrays["embeddings"]
     start = at = 0
     for stop, shape in zip(stops, shapes, strict=True):
@@ -312,5 +330,7 @@ def _read_earlier(path: pathlib.Path, wanted) -> Iterator[tuple]:
         shape = tuple(int(n) for n in shape if n >= 0)
         rows = int(np.prod(shape[:-1], dtype=np.int64))
         if wanted(about[0]):
-            yield *about, values[at : at + rows].read().result().reshape(shape)
+            part = values[at : at + rows]
+            array = _read_numbers(path, part, f"the vectors of {about[0]}")
+            yield *about, array.reshape(shape)
         at += rows
