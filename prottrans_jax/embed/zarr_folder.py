@@ -255,10 +255,10 @@ def read(
     group = json.loads((path / METADATA).read_text(encoding="utf-8"))
     per_protein = group.get("attributes", {}).get("rows") == "proteins"
     texts = [_read_strings(path / name) for name in STRINGS]
-    lengths, offsets = (
-        _read_numbers(path, _open_numbers(path, name), f"the array {name}")
-        for name in ("lengths", "offsets")
-    )
+    lengths = _read_numbers(path, _open_numbers(path, "lengths"), "the array lengths")
+    if not (len(lengths) or any(texts)):
+        return
+    offsets = _read_numbers(path, _open_numbers(path, "offsets"), "the array offsets")
     if {len(offsets) - 1, len(lengths), *map(len, texts)} != {len(lengths)}:
         raise ValueError(f"{path} is damaged: its arrays differ in their proteins.")
     vectors = _open_numbers(path, "vectors")
@@ -279,8 +279,8 @@ def _open_numbers(path: pathlib.Path, name: str) -> Any:
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(path / name)},
-        # Chunks of zeros are not stored, which vectors and their ends never are: one
-        # of theirs that is not there was lost.
+        # Chunks of zeros are not stored, which those of vectors and of their ends are
+        # not: one of theirs that is not there was lost.
         "fill_missing_data_reads": name not in ("vectors", "embeddings", "offsets"),
     }
     with damage.naming(path, f"the array {name}"):
