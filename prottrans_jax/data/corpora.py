@@ -30,10 +30,10 @@ def find(corpus: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path
     """
     if corpus == "sample":
         return sample_dir()
-    given, flag = data_dir, "data_dir"
-    if not given:
-        given, flag = os.environ.get(DATA_DIR), DATA_DIR
-    base = paths.local(given, flag) if given else None
+    if data_dir:
+        base: pathlib.Path | None = paths.local(data_dir, "data_dir")
+    else:
+        base = paths.of_environment(DATA_DIR)
     searched = []
     if base:
         own = base

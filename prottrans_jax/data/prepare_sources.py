@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from prottrans_jax.data import prepare, task_names
+from prottrans_jax.files import paths
 
 
 def of_task(name: str, modules: Sequence[str] = ()) -> list[prepare.Source]:
@@ -46,8 +47,10 @@ def of_tfds(name: str, data_dir: str | None = None) -> list[prepare.Source]:
       data_dir: where TFDS finds it; None: TFDS's own place.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, or `data_dir` is a URL.
     """
+    if data_dir is not None:
+        data_dir = str(paths.local(data_dir, "tfds_data_dir"))
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         splits = list(builder.info.splits)

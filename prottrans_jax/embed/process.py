@@ -6,6 +6,8 @@ import sys
 
 import jax
 
+from prottrans_jax.files import paths
+
 # Of <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 512 << 20
@@ -33,9 +35,8 @@ def _keep_programs() -> None:
     """The next start need not compile them."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = os.path.join(home, "prottrans_jax", "programs")
-    jax.config.update("jax_compilation_cache_dir", folder)
+    folder = paths.cache_home() / "prottrans_jax" / "programs"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

@@ -65,6 +65,21 @@ def expanded(path: str | os.PathLike, flag: str) -> str:
     return full
 
 
+def of_environment(variable: str) -> pathlib.Path | None:
+    """The folder that an environment variable names; None: not set, or empty.
+
+    Raises:
+      PathError: As `local`.
+    """
+    value = os.environ.get(variable)
+    return local(value, variable) if value else None
+
+
+def cache_home() -> pathlib.Path:
+    """Folder of all programs' caches: $XDG_CACHE_HOME, or ~/.cache."""
+    return of_environment("XDG_CACHE_HOME") or local("~/.cache", "XDG_CACHE_HOME")
+
+
 def local_input(path: str | os.PathLike, flag: str) -> str:
     """As `local`, but "-", which stands for standard input, stays as it is."""
     if path == STANDARD_INPUT:

@@ -386,13 +386,11 @@ def find(
 
 def cache_dir() -> pathlib.Path:
     """Where Hugging Face's libraries keep what they download."""
-    if "HF_HUB_CACHE" in os.environ:
-        return pathlib.Path(os.environ["HF_HUB_CACHE"]).expanduser()
-    home = os.environ.get("HF_HOME")
-    if home is None:
-        cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-        home = os.path.join(cache, "huggingface")
-    return pathlib.Path(home).expanduser() / "hub"
+    cache = paths.of_environment("HF_HUB_CACHE")
+    if cache is not None:
+        return cache
+    home = paths.of_environment("HF_HOME") or paths.cache_home() / "huggingface"
+    return home / "hub"
 
 
 def _cached(repository: str, revision: str | None) -> pathlib.Path | None:

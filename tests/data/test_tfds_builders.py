@@ -179,3 +179,11 @@ def test_no_sequence_is_in_both_splits_of_a_builder(tmp_path, caplog):
     assert b"MKVL" in built["validation"].values()
     assert not set(built["train"].values()) & set(built["validation"].values())
     assert "same sequence as a validation record" in caplog.text
+
+
+def test_folder_of_tfds_is_no_bucket_and_may_lie_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/nowhere")
+    with pytest.raises(ValueError, match="in /nowhere/tfds"):
+        prepare_sources.of_tfds("uniref50", "~/tfds")
+    with pytest.raises(ValueError, match="tfds_data_dir=gs://b: buckets"):
+        prepare_sources.of_tfds("uniref50", "gs://b")

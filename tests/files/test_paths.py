@@ -103,3 +103,15 @@ def test_names_of_the_hub_are_no_folders(home, monkeypatch):
     assert paths.whole_source("hf:Owner/name", "x") == "hf:Owner/name"
     (home / "Owner/name").mkdir(parents=True)
     assert paths.whole_source("hf:Owner/name", "x") == f"hf:{home}/Owner/name"
+
+
+def test_folders_of_environment_variables_are_read_like_all_others(home, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert paths.cache_home() == home / ".cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert paths.cache_home() == home / ".cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/c")
+    assert paths.cache_home() == home / "c"
+    monkeypatch.setenv("XDG_CACHE_HOME", "gs://bucket/c")
+    with pytest.raises(paths.PathError, match="XDG_CACHE_HOME=gs://bucket/c: buckets"):
+        paths.cache_home()

@@ -316,6 +316,23 @@ def test_released_names_are_found_in_the_cache(tmp_path, monkeypatch):
         assert_same(huggingface.read(name).params, random_params(T5))
 
 
+def test_cache_is_where_the_variables_of_hugging_face_say(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert huggingface.cache_dir() == tmp_path / ".cache/huggingface/hub"
+    for name, folder in (
+        ("XDG_CACHE_HOME", "a/huggingface/hub"),
+        ("HF_HOME", "a/hub"),
+        ("HF_HUB_CACHE", "a"),
+    ):
+        monkeypatch.setenv(name, "~/a")
+        assert huggingface.cache_dir() == tmp_path / folder
+        monkeypatch.setenv(name, "gs://bucket")
+        with pytest.raises(ValueError, match=f"{name}=gs://bucket: buckets"):
+            huggingface.cache_dir()
+
+
 def test_a_name_that_is_nowhere_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="hf download Rostlab/prot_bert`") as e:
