@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 import gin
-from prottrans_jax import command_flags, gin_check, gin_config
+from prottrans_jax import command_flags, gin_check, gin_config, stop_signals
 
 Config = gin_config.Config
 Reference = gin_config.Reference
@@ -223,7 +223,9 @@ def _without_chatter() -> Iterator[None]:
     with tempfile.TemporaryFile() as caught:
         os.dup2(caught.fileno(), 2)
         try:
-            yield
+            # A signal that ends the process from another thread has a line to say.
+            with stop_signals.before_exit(lambda: os.dup2(terminal, 2)):
+                yield
         finally:
             sys.stderr.flush()
             os.dup2(terminal, 2)

@@ -52,7 +52,7 @@ class Watch:
         self.program = program
         self.advice = advice
         self.number: int | None = None
-        self.actions: list[Callable[[], None]] = []
+        self.actions: list[Callable[[], object]] = []
         self._ends_process = ends_process
         self._came = 0.0
         self._unwinding = False
@@ -210,7 +210,7 @@ def check() -> None:
 
 
 @contextlib.contextmanager
-def before_exit(action: Callable[[], None]) -> Iterator[None]:
+def before_exit(action: Callable[[], object]) -> Iterator[None]:
     """Within, `action` is called if the process has to be ended from another thread.
 
     Args:

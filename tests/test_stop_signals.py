@@ -83,6 +83,21 @@ def test_a_process_that_never_checks_is_ended_with_one_line(number, status):
     assert done.stderr == f"name: stopped by {number.name}. Advice.\n"
 
 
+def test_a_signal_while_tensorflow_is_imported_says_its_line():
+    code = """
+import os, signal, time
+from prottrans_jax import gin_utils, stop_signals
+
+stop_signals.install("name", "Advice.", ends_process=True)
+with gin_utils._without_chatter():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(600)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 143
+    assert done.stderr == "name: stopped by SIGTERM. Advice.\n"
+
+
 def test_a_second_signal_ends_a_process_at_once():
     code = """
 import os, signal, time
