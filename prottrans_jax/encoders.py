@@ -427,6 +427,7 @@ class Encoder(frozen_params.Holder):
         max_tokens: int | None = None,
         max_rows: int | None = None,
         devices: Sequence[jax.Device] | None = None,
+        may_share_rows: bool = False,
     ) -> embedder.Embedder:
         """What runs batches; arguments as in `embed.embedder.Embedder`."""
         pool = pooling.check(pool, has_cls=self.cls_position is not None)
@@ -443,6 +444,7 @@ class Encoder(frozen_params.Holder):
             max_tokens=max_tokens,
             max_rows=max_rows,
             devices=devices,
+            may_share_rows=may_share_rows,
             copies=self._copies,
         )
 

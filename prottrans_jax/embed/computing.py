@@ -61,7 +61,9 @@ def compute(
         in_pieces = found.lengths > asked.options.max_length
     started = time.perf_counter()
     whole = asked.make_embedder(
-        pool="protein" in asked.paths, residues="residues" in asked.paths
+        pool="protein" in asked.paths,
+        residues="residues" in asked.paths,
+        may_share_rows=True,
     )
     pieces = asked.make_embedder(pool=False, residues=True)
     limit = asked.options.max_length if asked.cuts else None
@@ -112,7 +114,7 @@ def compute(
 
 def _whole(found, runner, todo, missing, too_large, report, tell) -> Iterator[tuple]:
     """(protein, embedding) of proteins that go through the model in one piece."""
-    buckets = runner.buckets(found.lengths[todo], may_share_row=True)
+    buckets = runner.buckets(found.lengths[todo])
     in_windows = int(todo.sum()) > _WINDOW
     computed = real = 0
 

@@ -26,7 +26,9 @@ _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384
 # Seconds to compile a program, which is one layer, on two cores and for an H200; and
 # the tokens they are worth at most: a small model is slowed by all but its products.
-_COMPILE_COSTS = {"cpu": (0.5, 2e4), "accelerator": (1.8, 4e6)}
+# With AVX2, on rows of 200 tokens: 66,000 (0.4 million parameters; 110,000 in `cost`),
+# 6,400 (8 million) and 2,000 (25 million).
+_COMPILE_COSTS = {"cpu": (0.5, 1e5), "accelerator": (1.8, 4e6)}
 # FLOP/s of two cores; the share of its peak that a GPU reaches; and a guess of a peak.
 _CPU_FLOPS, _SHARE_OF_PEAK, _SOME_PEAK = 2e11, 0.6, 5e13
 _LAST = forward.Layers()
@@ -101,6 +103,8 @@ class Embedder:
       max_tokens: Tokens of a call, with padding; None chooses by device.
       max_rows: Limit of sequences of a call.
       devices: Devices to use in turn; None: all local accelerators, or one CPU.
+      may_share_rows: Whether several sequences may go into a row also where attention
+        then computes, and masks, the scores between them.
       copies: The parameters on each device as far as they are there; others are added
         when they are first used. Embedders of one model share it.
     """
@@ -117,6 +121,7 @@ class Embedder:
         max_tokens: int | None = None,
         max_rows: int | None = None,
         devices: Sequence[jax.Device] | None = None,
+        may_share_rows: bool = False,
         copies: dict[jax.Device, types.Params] | None = None,
     ):
         if devices is None:
@@ -139,6 +144,12 @@ class Embedder:
         self.max_rows = max_rows
         self.devices = list(devices)
         self.packs = forward.can_pack(module, self.devices[0].platform)
+        self.shares_rows = (
+            may_share_rows
+            and self.devices[0].platform == "cpu"
+            and hasattr(module.config, "flash")  # Its attention knows segments.
+            and max_rows is None
+        )
         self._params = params
         self._copies = {} if copies is None else copies
         self._turn = 0
@@ -176,33 +187,22 @@ class Embedder:
         # FLOPs: 2 size for the products of a token, 4 inner a layer for a pair.
         return tokens * (1.0 + 3 * 2.0 * inner * layers * tokens / max(self._size, 1))
 
-    def buckets(
-        self, lengths: Sequence[int], *, may_share_row: bool = False
-    ) -> np.ndarray:
-        """Padded lengths for sequences of so many residues; none if it packs them.
+    def buckets(self, lengths: Sequence[int]) -> np.ndarray:
+        """Lengths of rows for sequences of so many residues; none if it packs them.
 
         Args:
           lengths: Of all that is to be computed.
-          may_share_row: Whether a few short sequences may go into one row also where
-            attention then computes, and masks, the scores between them.
         """
         tokens = np.asarray(lengths, np.int64) + self.tokens.num_special
-        if self.packs or (may_share_row and self._fit_in_a_row(tokens)):
+        if self.packs:
             return np.zeros(0, np.int64)
-        return batching.choose_buckets(tokens, self.compile_cost_tokens())
-
-    def _fit_in_a_row(self, tokens: np.ndarray) -> bool:
-        config = self.module.config
-        most = min(self.max_tokens, batching.WHOLE_ROW)
-        if getattr(config, "max_length", None):
-            most = min(most, config.max_length)
-        return (
-            self.devices[0].platform == "cpu"
-            and hasattr(config, "flash")  # Its attention knows segments.
-            and self.max_rows is None
-            and tokens.size > 1
-            and int(tokens.sum()) <= most
-        )
+        compile_cost = self.compile_cost_tokens()
+        if self.shares_rows:
+            max_length = getattr(self.module.config, "max_length", None)
+            return batching.choose_shared(
+                tokens, self.cost, compile_cost, self.max_tokens, max_length
+            )
+        return batching.choose_buckets(tokens, compile_cost)
 
     def work(
         self,
@@ -214,7 +214,13 @@ class Embedder:
     ) -> list["Work"]:
         """Batches of sequences, the longest first.
 
-        Packed as `batching.pack` does it, or padded as `batching.plan`.
+        Packed as `batching.pack` does it, or in rows as `batching.plan`.
+
+        Args:
+          sequences: Residues of each.
+          buckets: Lengths of rows, as `buckets` gives them.
+          tag: The caller's.
+          more_to_come: Whether these are a part of the job only.
         """
         lengths = [len(x) + self.tokens.num_special for x in sequences]
         limits = self.max_tokens, self.max_rows
@@ -222,10 +228,6 @@ class Embedder:
         batches: Iterable[batching.Batch | batching.Packed]
         if self.packs:
             batches = batching.pack(lengths, *limits, max_length)
-        elif not len(buckets) and self._fit_in_a_row(np.asarray(lengths)):
-            members = tuple(range(len(lengths)))
-            row = members, tuple(lengths), self.max_tokens, max_length
-            batches = [batching.Packed(*row, skips_padding=False)]
         else:
             batches = batching.plan(
                 lengths,
@@ -235,6 +237,7 @@ class Embedder:
                 self.compile_cost_tokens(),
                 self._seen,
                 more_to_come,
+                self.shares_rows,
             )
         return [
             Work(batch, [sequences[i] for i in batch.members], tag) for batch in batches
@@ -320,7 +323,8 @@ class Embedder:
         return _Call(work, module, result)
 
     def _call(self, module, params, tokens, segments):
-        packed = self.packs or int(segments.max()) > 1
+        # By what may be, not what is: one program for all calls of a shape.
+        packed = self.packs or self.shares_rows
         wanted = forward.Wanted(
             layers=self.layers,
             # A row of several is pooled here, by the host.
@@ -359,6 +363,14 @@ class Embedder:
                 if length >= batch.length:
                     known = self._rows_limit.get(length, limit)
                     self._rows_limit[length] = min(known, limit)
+            return call.work.halves()
+        if len(batch.members) > 1:
+            logging.warning(
+                "One row of %d tokens does not fit into memory; going on with its "
+                "%d sequences in two.",
+                batch.length,
+                len(batch.members),
+            )
             return call.work.halves()
         if getattr(call.module.config, "attention", "blockwise") == "plain":
             logging.warning(

@@ -239,7 +239,9 @@ class Settings:
             return np.minimum(lengths, self.options.max_length)
         return lengths
 
-    def make_embedder(self, *, pool: bool, residues: bool) -> embedder.Embedder:
+    def make_embedder(
+        self, *, pool: bool, residues: bool, may_share_rows: bool = False
+    ) -> embedder.Embedder:
         """What runs batches, giving vectors per protein, per residue or both."""
         return self.encoder.make_embedder(
             pool=self.pool if pool else None,
@@ -248,6 +250,7 @@ class Settings:
             max_tokens=self.options.batch_tokens,
             max_rows=self.options.max_batch,
             devices=self.options.devices,
+            may_share_rows=may_share_rows,
         )
 
 

@@ -69,3 +69,25 @@ def test_a_vector_alone_and_in_company_is_the_same_within_what_the_guide_says(fa
             company = [SEQUENCE, *OTHERS[: rows - 1]]
             other = embed(runner, company, rows, length)
             assert np.abs(other - alone).max() <= bound * np.abs(alone).max()
+
+
+@pytest.mark.parametrize("family", ["t5", "bert", "albert"])
+def test_a_vector_in_a_shared_row_is_that_alone_within_what_the_guide_says(family):
+    module = make_module(family)
+    tokens = embedder.Tokens(np.arange(256) % 23 + 5, (2,), (3,), 0)
+    for factor, bound in BOUNDS:
+        params = make_params(module, factor)
+        runner = embedder.Embedder(module, params, tokens)
+        alone = embed(runner, [SEQUENCE], 1, len(SEQUENCE) + 2)
+        sharing = embedder.Embedder(module, params, tokens, may_share_rows=True)
+        assert sharing.shares_rows
+        # Between two others in the second row.
+        company = [OTHERS[1], OTHERS[1], SEQUENCE, OTHERS[0]]
+        starts = (0, 0), (1, 0), (1, 21), (1, 43)
+        batch = batching.Batch((0, 1, 2, 3), 2, 64, starts)
+        vectors = {
+            i: found.residues
+            for _, i, found in sharing.run([embedder.Work(batch, company)])
+        }
+        other = np.array(vectors[2], np.float32)
+        assert np.abs(other - alone).max() <= bound * np.abs(alone).max()

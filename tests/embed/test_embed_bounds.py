@@ -125,6 +125,55 @@ def test_padding_is_at_most_three_percent_in_few_shapes():
     assert len({(batch.rows, batch.length) for batch in batches}) <= 66
 
 
+# Compile cost, and attention's share for each token of a row: models of 0.4, 8 and 420
+# million parameters; then the most programs.
+MODELS = [(100_000.0, 0.0037, 6), (6000.0, 0.0017, 64), (120.0, 0.0004, 96)]
+
+
+@pytest.mark.parametrize(("compile_cost", "share", "most_programs"), MODELS)
+def test_shared_rows_have_three_percent_padding_at_most(
+    compile_cost, share, most_programs
+):
+    lengths = lengths_like_proteins(4000)
+    buckets = batching.choose_shared(
+        lengths, lambda n: n * (1 + share * n), compile_cost, 4096
+    )
+    seen: set[tuple[int, int]] = set()
+    options = compile_cost, seen, False, True
+    batches = list(batching.plan(lengths, buckets, 4096, None, None, *options))
+    assert sorted(i for batch in batches for i in batch.members) == list(range(4000))
+    assert 1 - lengths.sum() / sum(batch.tokens for batch in batches) <= 0.03
+    assert len(seen) <= most_programs
+    for batch in batches:
+        taken = np.zeros((batch.rows, batch.length), int)
+        for i, (row, start) in zip(batch.members, batch.places(), strict=True):
+            assert start + lengths[i] <= batch.length
+            taken[row, start : start + lengths[i]] += 1
+        assert taken.max() == 1
+
+
+def test_rows_of_a_small_job_are_one_row_and_of_peptides_longer_than_they_are():
+    def choose(lengths):
+        cost = 100_000.0
+        return batching.choose_shared(lengths, lambda n: n * 1.0, cost, 4096).tolist()
+
+    assert choose([21, 36, 59, 91, 132]) == [344]
+    # 33 tokens would be padded to 40; 8 x 33 are 264.
+    (length,) = choose([33] * 500)
+    assert length >= 128
+    assert choose([]) == []
+
+
+def test_halves_of_shared_rows_hold_the_same_sequences_in_less():
+    whole = batching.Batch((4, 7, 1), 3, 40, ((0, 0), (0, 30), (2, 0)))
+    first, second = whole.halves()
+    assert first == batching.Batch((4, 7), 2, 40, ((0, 0), (0, 30)))
+    assert second == batching.Batch((1,), 2, 40, ((0, 0),))
+    first, second = batching.Batch((4, 7, 1), 1, 50, ((0, 0), (0, 9), (0, 41))).halves()
+    assert first == batching.Batch((4, 7), 1, 48, ((0, 0), (0, 9)))
+    assert second == batching.Batch((1,), 1, 16, ((0, 0),))
+
+
 def test_packed_rows_hold_every_protein_once_and_are_full_but_for_the_last_ones():
     lengths = lengths_like_proteins(4000)
     lengths[17] = 5000
