@@ -26,9 +26,14 @@ _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384
 # Seconds to compile a program, which is one layer, on two cores and for an H200; and
 # the tokens they are worth at most: a small model is slowed by all but its products.
-# With AVX2, on rows of 200 tokens: 66,000 (0.4 million parameters; 110,000 in `cost`),
-# 6,400 (8 million) and 2,000 (25 million).
-_COMPILE_COSTS = {"cpu": (0.5, 1e5), "accelerator": (1.8, 4e6)}
+# Measured with AVX2 in rows of 200 tokens: 66,000 (0.4 million parameters), 6,400 (8
+# million), 2,000 (25 million). Choosing rows to share counts attention too, in `cost`:
+# there the first are 110,000. Of rows of their own only tokens are counted.
+_COMPILE_COSTS = {
+    "cpu": (0.5, 2e4),
+    "cpu, shared rows": (0.5, 1e5),
+    "accelerator": (1.8, 4e6),
+}
 # FLOP/s of two cores; the share of its peak that a GPU reaches; and a guess of a peak.
 _CPU_FLOPS, _SHARE_OF_PEAK, _SOME_PEAK = 2e11, 0.6, 5e13
 _LAST = forward.Layers()
@@ -167,7 +172,8 @@ class Embedder:
         """Tokens that could be computed while one program is compiled; a guess."""
         device = self.devices[0]
         if device.platform == "cpu":
-            seconds, most = _COMPILE_COSTS["cpu"]
+            kind = "cpu, shared rows" if self.shares_rows else "cpu"
+            seconds, most = _COMPILE_COSTS[kind]
             flops = _CPU_FLOPS
         else:
             seconds, most = _COMPILE_COSTS["accelerator"]

@@ -152,6 +152,19 @@ def test_shared_rows_have_three_percent_padding_at_most(
         assert taken.max() == 1
 
 
+@pytest.mark.parametrize(("may_share_rows", "most"), [(False, 0.15), (True, 0.03)])
+def test_padding_of_a_tiny_model_whether_or_not_rows_are_shared(
+    encoder, may_share_rows, most
+):
+    """A program costs more tokens than that: with 100,000 unshared rows have 28 %."""
+    lengths = lengths_like_proteins(4000)
+    runner = encoder.make_embedder(may_share_rows=may_share_rows)
+    specials = runner.tokens.num_special
+    work = runner.work([b"A" * int(n) for n in lengths], runner.buckets(lengths))
+    computed = sum(item.batch.tokens for item in work)
+    assert 1 - (lengths + specials).sum() / computed <= most
+
+
 def test_rows_of_a_small_job_are_one_row_and_of_peptides_longer_than_they_are():
     def choose(lengths):
         cost = 100_000.0
