@@ -165,10 +165,7 @@ def main():
         "",
         "`python benchmarks/loader_bench.py --data_dir=CORPUS --write`",
     ]
-    text = "\n".join(lines)
-    print(text)
-    if args.write:
-        report.replace_section("Host pipeline", text)
+    report.finish("Host pipeline", lines, args.write)
 
 
 if __name__ == "__main__":

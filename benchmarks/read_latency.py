@@ -130,10 +130,7 @@ def main():
         "",
         "`python benchmarks/read_latency.py --write`",
     ]
-    text = "\n".join(lines)
-    print(text)
-    if args.write:
-        report.replace_section("Records in many shards, slow reads", text)
+    report.finish("Records in many shards, slow reads", lines, args.write)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,14 @@ def replace_section(title: str, body: str) -> None:
     RESULTS.write_text("".join(sections).rstrip() + "\n")
 
 
+def finish(title: str, lines: list[str], write: bool) -> None:
+    """Prints the lines of a section, and puts them into RESULTS.md if asked to."""
+    text = "\n".join(lines)
+    print(text)
+    if write:
+        replace_section(title, text)
+
+
 def machine() -> str:
     """The machine, in words."""
     return f"{os.cpu_count()} CPU cores ({cpu()}), Python {platform.python_version()}"

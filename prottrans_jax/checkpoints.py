@@ -22,6 +22,7 @@ import math
 import os
 import re
 import sys
+import time
 from typing import Any
 
 from absl import logging
@@ -38,6 +39,8 @@ from prottrans_jax.files import locks, paths
 
 _METADATA = "metadata.json"
 _TMP = ".orbax-checkpoint-tmp"
+# Times that the folder of a failed save is removed, while it is still written to.
+_REMOVALS = 10
 
 CheckpointError = manifests.CheckpointError
 GoneError = manifests.GoneError
@@ -330,7 +333,7 @@ class Checkpointer:
         if jax.process_index() == 0:
             # What was written of it may be all that fills the disk.
             for path in self._directory.glob(f"{step}{_TMP}*"):
-                manifests.remove_tree(path)
+                _remove_what_is_written(path)
         good = [good for good in self.steps() if good not in self._damaged]
         last = good[-1] if good else None
         message = (
@@ -488,6 +491,20 @@ def _params_on_disk(source: epath.Path) -> dict[str, Any]:
         for name, array in stored_arrays.on_disk(source).items()
         if name.startswith("params/")
     }
+
+
+def _remove_what_is_written(path: epath.Path) -> None:
+    """Removes a folder to which threads that Orbax does not wait for may still write.
+
+    What cannot be removed stays until the next start, which removes it.
+    """
+    for _ in range(_REMOVALS):
+        try:
+            return manifests.remove_tree(path)
+        except OSError as error:  # A file came while the folder was emptied.
+            problem = error
+            time.sleep(0.1)
+    logging.warning("%s could not be removed: %s.", path, problem.strerror)
 
 
 def _reason(error: Exception) -> str:

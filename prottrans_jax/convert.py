@@ -14,23 +14,19 @@ and 143 stopped by SIGINT and SIGTERM, nothing is left behind.
 """
 
 from collections.abc import Sequence
-import os
 import pathlib
 import shutil
-import sys
 from typing import Any
 
 from prottrans_jax import stop_signals
 
-_STOPPED = "nothing was left behind."
 if __name__ == "__main__":
     # Before the heavy imports below.
-    stop_signals.install("convert", _STOPPED, ends_process=True)
+    stop_signals.install("convert", stop_signals.NOTHING_IS_LEFT, ends_process=True)
 
-from absl import flags, logging
+from absl import flags
 
-from prottrans_jax import command_flags
-from prottrans_jax.files import paths, writing
+from prottrans_jax import command_flags, new_folders
 
 _INPUT = flags.DEFINE_string("input", None, "What to convert; see above.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
@@ -62,42 +58,10 @@ _SCANNED = flags.DEFINE_bool(
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
-    if len(argv) > 1:
-        return _fail(2, f"unexpected {argv[1]!r}; see --help.")
-    missing = [flag.name for flag in (_INPUT, _OUTPUT, _TO) if not flag.value]
-    if missing:
-        return _fail(2, f"--{' and --'.join(missing)} must be given; see --help.")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # Nothing is computed: no accelerator is taken from a run.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    logging.set_verbosity(logging.WARNING)
-    try:
-        source = paths.source(_INPUT.value or "", "--input")
-        output = paths.local(_OUTPUT.value or "", "--output")
-    except paths.PathError as error:
-        return _fail(2, str(error))
-    return stop_signals.guarded("convert", _STOPPED, lambda: _run(source, output))
+    return new_folders.run("convert", argv, (_INPUT, _OUTPUT, _TO), _convert, _list)
 
 
-def _run(source: str, output: pathlib.Path) -> int:
-    from prottrans_jax import checkpoints
-
-    try:
-        with (
-            writing.new_folder(output) as folder,
-            stop_signals.before_exit(lambda: writing.remove(folder.parent)),
-        ):
-            written = _convert(source, folder)
-    except OSError as error:
-        return _fail(1, f"{paths.explain(error).rstrip('.')}.")
-    except (ValueError, checkpoints.CheckpointError) as error:
-        return _fail(1, str(error))
-    for path in written:
-        print(f"  {output / path.relative_to(folder)}")
-    return 0
-
-
-def _convert(source: str, output: pathlib.Path) -> list[pathlib.Path]:
+def _convert(source: str, output: pathlib.Path) -> list[pathlib.PurePath]:
     """Writes the output, and says what it found and wrote; returns the files."""
     import jax
     from jax import numpy as jnp
@@ -124,7 +88,12 @@ def _convert(source: str, output: pathlib.Path) -> list[pathlib.Path]:
     stored = _DTYPE.value or found.stored_dtype.name
     size = count * jnp.dtype(stored).itemsize
     print(f"Wrote {stored}, {size / 1e6:,.1f} MB of parameters:")
-    return written
+    return [path.relative_to(output) for path in written]
+
+
+def _list(written: list[pathlib.PurePath], output: pathlib.Path) -> None:
+    for path in written:
+        print(f"  {output / path}")
 
 
 def _sizes(config: Any) -> str:
@@ -209,11 +178,6 @@ def _write_huggingface(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
             )
         )
     return written
-
-
-def _fail(status: int, why: str) -> int:
-    print(f"convert: {why}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

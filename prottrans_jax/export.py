@@ -13,22 +13,18 @@ output is there already or cannot be written; 2 a mistake in the flags or places
 and 143 stopped by SIGINT and SIGTERM, nothing is left behind.
 """
 
-from collections.abc import Sequence
-import os
+from collections.abc import Mapping, Sequence
 import pathlib
-import sys
 
 from prottrans_jax import stop_signals
 
-_STOPPED = "nothing was left behind."
 if __name__ == "__main__":
     # Before the heavy imports below.
-    stop_signals.install("export", _STOPPED, ends_process=True)
+    stop_signals.install("export", stop_signals.NOTHING_IS_LEFT, ends_process=True)
 
-from absl import flags, logging
+from absl import flags
 
-from prottrans_jax import command_flags
-from prottrans_jax.files import paths, writing
+from prottrans_jax import command_flags, new_folders
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -70,53 +66,28 @@ _VOCABULARY = flags.DEFINE_string(
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
-    if len(argv) > 1:
-        return _fail(2, f"unexpected {argv[1]!r}; see --help.")
-    missing = [flag.name for flag in (_CHECKPOINT, _OUTPUT) if not flag.value]
-    if missing:
-        return _fail(2, f"--{' and --'.join(missing)} must be given; see --help.")
-    # Nothing is computed: no accelerator is taken from a run.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    logging.set_verbosity(logging.WARNING)
-    try:
-        checkpoint = paths.source(_CHECKPOINT.value or "", "--checkpoint")
-        output = paths.local(_OUTPUT.value or "", "--output")
-    except paths.PathError as error:
-        return _fail(2, str(error))
-    return stop_signals.guarded("export", _STOPPED, lambda: _run(checkpoint, output))
+    return new_folders.run("export", argv, (_CHECKPOINT, _OUTPUT), _export, _list)
 
 
-def _run(checkpoint: str, output: pathlib.Path) -> int:
-    from prottrans_jax import checkpoints, exporting
+def _export(checkpoint: str, folder: pathlib.Path) -> Mapping[str, int]:
+    from prottrans_jax import exporting
 
-    try:
-        with (
-            writing.new_folder(output) as folder,
-            stop_signals.before_exit(lambda: writing.remove(folder.parent)),
-        ):
-            files = exporting.export(
-                checkpoint,
-                folder,
-                encoder_only=_PART.value == "encoder",
-                network=_NETWORK.value,
-                dtype=_DTYPE.value,
-                stablehlo=_STABLEHLO.value,
-                vocabulary=_VOCABULARY.value,
-            )
-    except OSError as error:
-        return _fail(1, f"{paths.explain(error).rstrip('.')}.")
-    except (ValueError, checkpoints.CheckpointError) as error:
-        return _fail(1, str(error))
+    return exporting.export(
+        checkpoint,
+        folder,
+        encoder_only=_PART.value == "encoder",
+        network=_NETWORK.value,
+        dtype=_DTYPE.value,
+        stablehlo=_STABLEHLO.value,
+        vocabulary=_VOCABULARY.value,
+    )
+
+
+def _list(files: Mapping[str, int], output: pathlib.Path) -> None:
     print(f"Exported to {output}:")
     for name, size in files.items():
         print(f"  {name}  {size:,} bytes")
     print(f"Next: prottrans embed -i proteins.fasta -o proteins.h5 -m {output}")
-    return 0
-
-
-def _fail(status: int, why: str) -> int:
-    print(f"export: {why}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

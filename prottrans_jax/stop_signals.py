@@ -163,6 +163,9 @@ class Watch:
                 action()
 
 
+# Advice of a command that makes its output in one step, at the end.
+NOTHING_IS_LEFT = "nothing was left behind."
+
 _watch: Watch | None = None
 
 

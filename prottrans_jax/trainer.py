@@ -427,11 +427,12 @@ class _Saves:
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
         """Starts to save; again if the policy says so."""
-        try:
+
+        def start() -> None:
             self._saver.save(step, state, metadata)
-        except checkpoints.SaveError as error:
-            self._may_retry(error, step)
-            self._saver.save(step, state, metadata)
+
+        if self._fails(start, step):
+            start()
 
     def failed(self, step: int) -> bool:
         """Whether the save that is going on failed and `step` is to be saved instead.
@@ -439,12 +440,7 @@ class _Saves:
         Raises:
           checkpoints.SaveError: it failed, and the run is to stop.
         """
-        try:
-            self._saver.check()
-        except checkpoints.SaveError as error:
-            self._may_retry(error, step)
-            return True
-        return False
+        return self._fails(self._saver.check, step)
 
     def wait(self, step: int) -> bool:
         """Waits for the last save; returns whether it is to be made again.
@@ -452,18 +448,19 @@ class _Saves:
         Raises:
           checkpoints.SaveError: it failed, and the run is to stop.
         """
+        return self._fails(self._saver.wait, step)
+
+    def _fails(self, action: Callable[[], object], step: int) -> bool:
+        """Whether an action meets a failed save in whose place `step` may be saved."""
         try:
-            self._saver.wait()
+            action()
         except checkpoints.SaveError as error:
-            self._may_retry(error, step)
+            if not self._retries or error.step == self._instead:
+                raise
+            self._instead = step
+            logging.error("%s Saving step %d instead.", error, step)
             return True
         return False
-
-    def _may_retry(self, error: checkpoints.SaveError, step: int) -> None:
-        if not self._retries or error.step == self._instead:
-            raise error
-        self._instead = step
-        logging.error("%s Saving step %d instead.", error, step)
 
 
 def _write_config(path: pathlib.Path, text: str) -> None:

@@ -467,6 +467,29 @@ def test_a_save_that_fails_in_two_places_is_told_once(tmp_path, monkeypatch):
         checkpointer.wait()
 
 
+@pytest.mark.parametrize(("times", "left"), [(2, False), (99, True)])
+def test_failed_save_that_is_still_written_to_is_removed_when_it_can_be(
+    tmp_path, monkeypatch, times, left
+):
+    failures = [OSError(39, "Directory not empty")] * times
+    remove = manifests.remove_tree
+
+    def remove_tree(path):
+        if failures:
+            raise failures.pop()
+        remove(path)
+
+    with checkpoints.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(2, make_state(2), {})
+        checkpointer._writer.wait_until_finished()
+        (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+        monkeypatch.setattr(checkpoints.manifests, "remove_tree", remove_tree)
+        monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
+        error = checkpointer._lost(OSError(28, "No space left on device"))
+    assert isinstance(error, checkpoints.SaveError) and error.step == 2
+    assert (tmp_path / "2.orbax-checkpoint-tmp").exists() == left
+
+
 def test_a_full_disk_prints_no_traceback_for_each_array(tmp_path, monkeypatch):
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
