@@ -19,11 +19,11 @@ def extensions() -> list[setuptools.Extension]:
         import jax
     except ImportError:
         return []
-    source = "prottrans_jax/layers/_x86.cc"
+    source = "prottrans_jax/kernels/_x86.cc"
     digest = hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest()
     return [
         setuptools.Extension(
-            "prottrans_jax.layers._x86",
+            "prottrans_jax.kernels._x86",
             [source],
             define_macros=[("SOURCE_SHA256", f'"{digest}"')],
             include_dirs=[jax.ffi.include_dir()],

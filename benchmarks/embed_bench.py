@@ -270,7 +270,7 @@ def utilisation(
     precision: str,
 ) -> str:
     """MFU of everybody: of the rate that the maker of the GPU publishes."""
-    from prottrans_jax import hardware
+    from prottrans_jax.costs import hardware
 
     chip = hardware.chip_of_kind(gpu_name())
     if chip is None:

@@ -90,7 +90,7 @@ def make_weights(folder: pathlib.Path, name: str, layers: int | None) -> None:
 
 def read_fasta(path: str) -> list[str]:
     """Sequences of a FASTA file in its order, U, Z, O, B and J as X."""
-    from prottrans_jax import fasta
+    from prottrans_jax.proteins import fasta
 
     table = str.maketrans("UZOBJ", "XXXXX")
     return [str(x.residues, "ascii").translate(table) for x in fasta.read([path])]
@@ -224,7 +224,7 @@ class Ours(Peer):
         """As every peer's."""
         import jax.numpy as jnp
 
-        from prottrans_jax.layers import x86
+        from prottrans_jax.kernels import x86
 
         kind = self.dtype
         if kind == "int8" and x86.is_usable():
@@ -276,7 +276,7 @@ class Torch(Peer):
         import torch
         import transformers
 
-        from prottrans_jax import vocabulary
+        from prottrans_jax.proteins import vocabulary
 
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self.torch = torch

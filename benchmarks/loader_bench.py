@@ -18,15 +18,9 @@ import report
 import seqio
 import tensorflow as tf
 
-from prottrans_jax.data import (
-    corpora,
-    preprocessors,
-    sources,
-    vocabularies,
-)
-from prottrans_jax.data import (
-    loader as loader_lib,
-)
+from prottrans_jax.data.records import corpora
+from prottrans_jax.data.rows import loader as loader_lib
+from prottrans_jax.data.seqio import byte_vocabulary, preprocessors, record_source
 import prottrans_jax.tasks  # noqa: F401 (registers tasks)
 
 LENGTHS = {"inputs": 512, "targets": 512}
@@ -78,10 +72,11 @@ def rows_by_seqio(data_dir):
     os.environ[corpora.DATA_DIR] = data_dir
     task = seqio.Task(
         "bench_seqio",
-        source=sources.RecordSource("fasta"),
+        source=record_source.RecordSource("fasta"),
         preprocessors=[preprocessors.Tokenize(), _t5_iid_denoise],
         output_features={
-            name: seqio.Feature(vocabularies.PROT_T5) for name in ("inputs", "targets")
+            name: seqio.Feature(byte_vocabulary.PROT_T5)
+            for name in ("inputs", "targets")
         },
     )
     dataset = seqio.get_dataset(

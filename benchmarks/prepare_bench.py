@@ -21,7 +21,7 @@ import report
 import tensorflow as tf
 
 import prottrans_jax
-from prottrans_jax.data import prepare
+from prottrans_jax.data.records import preparing
 
 
 def naive(paths: list[str], folder: pathlib.Path) -> None:
@@ -44,9 +44,9 @@ def _bytes(value: bytes) -> tf.train.Feature:
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
 
-def ours(paths: list[str], folder: pathlib.Path) -> prepare.Report:
-    return prepare.prepare(
-        [prepare.fasta_source(path) for path in paths],
+def ours(paths: list[str], folder: pathlib.Path) -> preparing.Report:
+    return preparing.prepare(
+        [preparing.fasta_source(path) for path in paths],
         folder / "ours",
         name="benchmark",
         overwrite=True,

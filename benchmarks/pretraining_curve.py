@@ -130,28 +130,31 @@ def losses_by_protein(run_dir: pathlib.Path, data_dir: str) -> dict[str, np.ndar
       substituted), each [proteins]. The unigram's losses are those of the training
       split's residue frequencies at the same positions.
     """
-    from prottrans_jax import gin_utils
+    from prottrans_jax.config import building
 
-    gin_utils.parse(
+    building.parse(
         [CONFIG], [f"MODEL_DIR = {str(run_dir)!r}", f"DATA_DIR = {data_dir!r}"]
     )
     import jax
     import jax.numpy as jnp
 
-    from prottrans_jax import checkpoints, losses, train_state, trainer, vocabulary
-    from prottrans_jax.data import loader, records
-    from prottrans_jax.objectives import denoising
+    from prottrans_jax.checkpoints import checkpointing
+    from prottrans_jax.data.records import store
+    from prottrans_jax.data.rows import loader
+    from prottrans_jax.objectives import denoising, losses
+    from prottrans_jax.proteins import vocabulary
+    from prottrans_jax.training import train_state, trainer
 
-    bound = gin_utils.bound(trainer.train)
+    bound = building.bound(trainer.train)
     objective, optimizer, partitioner = (
-        gin_utils.build(bound[name])
+        building.build(bound[name])
         for name in ("objective", "optimizer", "partitioner")
     )
     data = loader.RowLoader(
-        task=gin_utils.build("%MIXTURE_OR_TASK_NAME"),
+        task=building.build("%MIXTURE_OR_TASK_NAME"),
         split="validation",
         batch_size=8,
-        feature_lengths=gin_utils.build("%TASK_FEATURE_LENGTHS"),
+        feature_lengths=building.build("%TASK_FEATURE_LENGTHS"),
         pack=False,
         shuffle=False,
         num_epochs=1,
@@ -160,10 +163,10 @@ def losses_by_protein(run_dir: pathlib.Path, data_dir: str) -> dict[str, np.ndar
     plan = train_state.plan(
         objective, optimizer, partitioner, train_state.batch_shapes(data)
     )
-    params = checkpoints.load_params(run_dir, plan.abstract.params)
+    params = checkpointing.load_params(run_dir, plan.abstract.params)
 
     counts = np.zeros(128)
-    for letter, count in records.open(data_dir).split("train").alphabet.items():
+    for letter, count in store.open(data_dir).split("train").alphabet.items():
         counts[vocabulary.PROT_T5.byte_table[ord(letter)]] += count
     with np.errstate(divide="ignore"):
         unigram = -np.log(counts / counts.sum()).astype(np.float32)

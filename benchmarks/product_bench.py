@@ -44,7 +44,8 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        from prottrans_jax.layers import dense, x86
+        from prottrans_jax.kernels import x86
+        from prottrans_jax.layers import dense
 
         def multiply(x, kernel, out_dtype):
             if x86.can_multiply(x, kernel, out_dtype):

@@ -18,21 +18,15 @@ import numpy as np
 import report
 import seqio
 
-from prottrans_jax.data import (
-    loader as loader_lib,
-)
-from prottrans_jax.data import (
-    preprocessors,
-    records,
-    shard_readers,
-    sources,
-)
+from prottrans_jax.data.records import shard_readers, store
+from prottrans_jax.data.rows import loader as loader_lib
+from prottrans_jax.data.seqio import preprocessors, record_source
 
 LENGTHS = {"inputs": 512, "targets": 512}
 RECORDS_A_SHARD = 128
 
 
-class SlowSource(sources.RecordSource):
+class SlowSource(record_source.RecordSource):
     """A folder whose shards take `seconds` to open and for every read."""
 
     def __init__(self, folder, seconds, lock):
@@ -44,7 +38,7 @@ class SlowSource(sources.RecordSource):
     def open(self, data_dir=None):
         """The folder, whatever `data_dir` says."""
         del data_dir
-        return records.open(self._folder, open_reader=self._slow)
+        return store.open(self._folder, open_reader=self._slow)
 
     def _wait(self):
         if self._lock is None:
@@ -72,7 +66,7 @@ def make(folder, shards):
     """Proteins of 50 to 699 residues."""
     rng = np.random.default_rng(0)
     letters = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
-    with records.Writer(folder, name="many") as writer:
+    with store.Writer(folder, name="many") as writer:
         for shard in range(shards):
             lengths = rng.integers(50, 700, RECORDS_A_SHARD).tolist()
             writer.add_shard(

@@ -27,7 +27,6 @@ TASKS = {
 
 def our_objective(family: str, common: dict[str, Any]) -> Any:
     """Our objective of a family, with its model."""
-    from prottrans_jax import vocabulary
     from prottrans_jax.models import albert, bert, electra, t5, xlnet
     from prottrans_jax.objectives import (
         denoising,
@@ -35,6 +34,7 @@ def our_objective(family: str, common: dict[str, Any]) -> Any:
         permutation_lm,
         replaced_token_detection,
     )
+    from prottrans_jax.proteins import vocabulary
 
     if family == "t5":
         config = t5.T5Config(
@@ -73,7 +73,9 @@ class Ours:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         import jax
 
-        from prottrans_jax import optimizers, partitioning, train_state, train_step
+        from prottrans_jax import partitioning
+        from prottrans_jax.optimizers import algorithms
+        from prottrans_jax.training import train_state, train_step
 
         objective = our_objective(
             options.family,
@@ -83,7 +85,7 @@ class Ours:
                 "scan_layers": options.scan_layers,
             },
         )
-        kind = optimizers.Adafactor if options.family == "t5" else optimizers.AdamW
+        kind = algorithms.Adafactor if options.family == "t5" else algorithms.AdamW
         optimizer = kind(learning_rate=1e-3)
         self.partitioner = partitioning.Partitioner()
         self.rows = options.rows
@@ -146,7 +148,7 @@ class Torch:
         )
 
     def _models(self, transformers: Any, options: argparse.Namespace) -> list[Any]:
-        from prottrans_jax import vocabulary
+        from prottrans_jax.proteins import vocabulary
 
         def make(kind: Any, config: Any) -> Any:
             return kind._from_config(config, attn_implementation=options.attention)

@@ -24,7 +24,7 @@ import step_peers
 def make_batches(options: argparse.Namespace) -> dict[str, list[dict]]:
     """The sample's proteins as batches of about rows * 512 tokens of each kind."""
     from prottrans_jax import tasks  # noqa: F401
-    from prottrans_jax.data import loader
+    from prottrans_jax.data.rows import loader
 
     length = step_peers.MAX_LENGTH
     lengths = {"inputs": length}

@@ -18,7 +18,8 @@ import re
 import sys
 
 # Nothing heavy here: a signal that comes before `main` has Python's own handlers.
-from prottrans_jax import __version__, stop_signals
+from prottrans_jax import __version__
+from prottrans_jax.distributed import stop_signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,10 +70,11 @@ def _with_negative_layers(argv: Sequence[str]) -> list[str]:
 
 def _explain(error: Exception, arguments: argparse.Namespace) -> int:
     """Prints what went wrong in one line, if it is of a kind that was foreseen."""
-    from prottrans_jax import fasta, manifests
+    from prottrans_jax.checkpoints import manifests
     from prottrans_jax.commands import console
     from prottrans_jax.embed import inputs, job, shards
     from prottrans_jax.files import locks, paths
+    from prottrans_jax.proteins import fasta
 
     if isinstance(error, fasta.FastaError):
         skippable = error.problem.line and not error.problem.fatal
@@ -104,7 +106,7 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from prottrans_jax.commands import console, embedding, files, models
+    from prottrans_jax.commands import console, embedding, inspection, models
 
     parser = console.Parser(
         prog="prottrans",
@@ -115,9 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command")
     embedding.add_embed(commands)
     models.add_models(commands)
-    files.add_info(commands)
-    files.add_convert(commands)
-    files.add_verify(commands)
+    inspection.add_info(commands)
+    inspection.add_convert(commands)
+    inspection.add_verify(commands)
     models.add_export(commands)
     return parser
 

@@ -18,7 +18,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from prottrans_jax import stop_signals
+from prottrans_jax.distributed import stop_signals
 
 if __name__ == "__main__":
     # Before the heavy imports below.
@@ -26,7 +26,8 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from prottrans_jax import command_flags, new_folders
+from prottrans_jax import new_folders
+from prottrans_jax.config import command_flags
 
 _INPUT = flags.DEFINE_string("input", None, "What to convert; see above.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
@@ -66,7 +67,7 @@ def _convert(source: str, output: pathlib.Path) -> list[pathlib.PurePath]:
     import jax
     from jax import numpy as jnp
 
-    from prottrans_jax import sources
+    from prottrans_jax.checkpoints import opening
 
     options: dict[str, Any] = {
         "download": _DOWNLOAD.value,
@@ -77,7 +78,7 @@ def _convert(source: str, output: pathlib.Path) -> list[pathlib.PurePath]:
         options["scan_layers"] = True
         if _DTYPE.value:
             options["param_dtype"] = _DTYPE.value
-    found = sources.read(source, **options)
+    found = opening.read(source, **options)
     count = sum(x.size for x in jax.tree.leaves(found.params))
     print(
         f"Found {found.form} in {found.source}\n"
@@ -107,9 +108,9 @@ def _sizes(config: Any) -> str:
 
 def _write(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
     if _TO.value == "prottrans":
-        from prottrans_jax import sources
+        from prottrans_jax.checkpoints import opening
 
-        return [sources.save(output, found)]
+        return [opening.save(output, found)]
     if _TO.value == "hf":
         return _write_huggingface(found, output)
     if found.family.name != "t5":

@@ -17,7 +17,7 @@ import pathlib
 import sys
 from typing import Any
 
-from prottrans_jax import stop_signals
+from prottrans_jax.distributed import stop_signals
 
 _STOPPED = "Steps that were evaluated are in evaluation.jsonl."
 if __name__ == "__main__":
@@ -26,8 +26,7 @@ if __name__ == "__main__":
 
 from absl import flags, logging
 
-from prottrans_jax import gin_utils
-from prottrans_jax.config import places
+from prottrans_jax.config import building, places
 from prottrans_jax.files import paths
 
 # TensorFlow only reads records here; its start-up notes are of no use to anybody.
@@ -35,7 +34,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _STEP = flags.DEFINE_string("step", "latest", "A step, 'latest' or 'all'.")
 _MAX_BATCHES = flags.DEFINE_integer("max_batches", None, "Batches; default: all.")
-gin_utils.define_run_flags()
+building.define_run_flags()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,20 +44,21 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     if len(argv) > 1:
-        raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
+        raise building.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    gin_utils.parse_flags(check_places=places.check_evaluation)
+    building.parse_flags(check_places=places.check_evaluation)
 
-    from prottrans_jax import checkpoints, evaluation, trainer
-    from prottrans_jax.data import records
+    from prottrans_jax.checkpoints import checkpointing
+    from prottrans_jax.data.records import store
+    from prottrans_jax.training import evaluation, trainer
 
-    directory = paths.local(gin_utils.build("%MODEL_DIR"), "MODEL_DIR")
-    bound = gin_utils.bound(trainer.train)
+    directory = paths.local(building.build("%MODEL_DIR"), "MODEL_DIR")
+    bound = building.bound(trainer.train)
     lost = False
     try:
         arguments = {
-            name: gin_utils.build(bound[name])
+            name: building.build(bound[name])
             for name in ("objective", "optimizer", "partitioner", "eval_data")
         }
         for step, results in evaluation.evaluate_checkpoints(
@@ -72,11 +72,11 @@ def _run(argv: Sequence[str]) -> int:
                 for key, value in scalars.items():
                     print(f"  {key:24} {value:10.4f}")
             lost |= not _keep(directory, {"step": step, **results})
-    except (checkpoints.CheckpointError, records.DamageError) as error:
-        print(f"error: {gin_utils.message(error)}", file=sys.stderr)
+    except (checkpointing.CheckpointError, store.DamageError) as error:
+        print(f"error: {building.message(error)}", file=sys.stderr)
         return 1
     except ValueError as error:
-        raise gin_utils.UsageError(str(error)) from error
+        raise building.UsageError(str(error)) from error
     return 1 if lost else 0
 
 
@@ -95,4 +95,4 @@ def _keep(directory: pathlib.Path, results: Mapping[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    gin_utils.run(main)
+    building.run(main)

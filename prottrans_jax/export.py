@@ -16,7 +16,7 @@ and 143 stopped by SIGINT and SIGTERM, nothing is left behind.
 from collections.abc import Mapping, Sequence
 import pathlib
 
-from prottrans_jax import stop_signals
+from prottrans_jax.distributed import stop_signals
 
 if __name__ == "__main__":
     # Before the heavy imports below.
@@ -24,7 +24,8 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from prottrans_jax import command_flags, new_folders
+from prottrans_jax import new_folders
+from prottrans_jax.config import command_flags
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _export(checkpoint: str, folder: pathlib.Path) -> Mapping[str, int]:
-    from prottrans_jax import exporting
+    from prottrans_jax.encoders import exporting
 
     return exporting.export(
         checkpoint,

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from prottrans_jax import stop_signals
+from prottrans_jax.distributed import stop_signals
 from prottrans_jax.files import paths, writing
 
 
@@ -50,7 +50,7 @@ def run(
         return fail(2, str(error))
 
     def make() -> int:
-        from prottrans_jax import checkpoints
+        from prottrans_jax.checkpoints import checkpointing
 
         try:
             with (
@@ -60,7 +60,7 @@ def run(
                 written = write(source, folder)
         except OSError as error:
             return fail(1, f"{paths.explain(error).rstrip('.')}.")
-        except (ValueError, checkpoints.CheckpointError) as error:
+        except (ValueError, checkpointing.CheckpointError) as error:
             return fail(1, str(error))
         tell(written, output)
         return 0

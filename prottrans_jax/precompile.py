@@ -20,7 +20,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from prottrans_jax import stop_signals
+from prottrans_jax.distributed import stop_signals
 
 if __name__ == "__main__":
     # Before the heavy imports below.
@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from prottrans_jax import gin_config, gin_utils
+from prottrans_jax.config import building, reading
 from prottrans_jax.files import ownership, paths, writing
 
 _TOPOLOGY = flags.DEFINE_list(
@@ -50,7 +50,7 @@ _COMPARE = flags.DEFINE_list(
     "REMAT_POLICY. The one with the least step time comes first in a summary.",
 )
 _SAVE_HLO = flags.DEFINE_string("save_hlo", None, "File for the optimised HLO text.")
-gin_utils.define_flags()
+building.define_flags()
 
 # What a leaf asks of the user does not matter to the compiler.
 _GIVEN = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
@@ -62,7 +62,7 @@ Made by `python -m prottrans_jax.precompile --table=docs/precompile.md ...`: eac
 is the trainer's own step, compiled for a slice that nobody had to have. Memory is what
 the compiler assigns to one device (arguments and temporaries). "recomputed" is compiled
 FLOPs over the model's. The three times follow from the chip's published peaks
-(`prottrans_jax/hardware.py`). **The step time behind "MFU at most" is the longest of
+(`costs/hardware.py`). **The step time behind "MFU at most" is the longest of
 them: it assumes that compute, memory and interconnect overlap perfectly, so a real step
 takes longer. No step has been timed on a TPU.** "compiler" is the version of libtpu;
 "earlier" marks lines of an earlier version of this library and of libtpu, whose memory
@@ -123,12 +123,12 @@ class Layout:
             (remat, "remat policy", stack.REMAT_POLICIES),
         ):
             if value not in known:
-                raise gin_utils.UsageError(
+                raise building.UsageError(
                     f"--compare={text}: {what} {value!r} is not one of "
                     f"{', '.join(known)}. Give scheme:remat or scheme:model:remat."
                 )
         if len(model) > 1 or not all(m.isdecimal() and int(m) for m in model):
-            raise gin_utils.UsageError(
+            raise building.UsageError(
                 f"--compare={text}: {':'.join(model)!r} is not a size of the mesh axis "
                 "'model'. Give scheme:remat or scheme:model:remat."
             )
@@ -155,20 +155,20 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     if len(argv) > 1:
-        raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
+        raise building.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     if not _TOPOLOGY.value:
-        raise gin_utils.UsageError("Give a --topology, e.g. --topology=v3:16x32.")
+        raise building.UsageError("Give a --topology, e.g. --topology=v3:16x32.")
     _outputs()
     import jax
 
-    from prottrans_jax import step_report
+    from prottrans_jax.training import step_report
 
     # Even on a TPU machine: this compiles and runs nothing.
     jax.config.update("jax_platforms", "cpu")
     try:
         topologies = [step_report.describe(name) for name in _TOPOLOGY.value]
     except ValueError as error:
-        raise gin_utils.UsageError(str(error)) from error
+        raise building.UsageError(str(error)) from error
     layouts: Sequence[Layout | None] = [Layout.parse(x) for x in _COMPARE.value]
     _parse(None)  # Mistakes end here, before anything is compiled.
     leaf = pathlib.Path(flags.FLAGS.gin_file[0]).name.removesuffix(".gin")
@@ -187,7 +187,7 @@ def _run(argv: Sequence[str]) -> int:
                 refused[layout] = "does not fit into the memory"
             except ValueError as error:
                 if layout is None:
-                    raise gin_utils.UsageError(str(error)) from error
+                    raise building.UsageError(str(error)) from error
                 print(f"Not possible: {error}\n", flush=True)
                 refused[layout] = "not possible, see above"
         if len(layouts) > 1:
@@ -198,7 +198,7 @@ def _run(argv: Sequence[str]) -> int:
 
 def _compile(leaf: str, topology: Any, layout: Layout | None) -> Any:
     """Compiles, prints and notes one step; returns its report."""
-    from prottrans_jax import step_report
+    from prottrans_jax.training import step_report
 
     _parse(layout)
     parts, settings = _parts(topology)
@@ -226,7 +226,7 @@ def _outputs() -> tuple[pathlib.Path | None, pathlib.Path | None]:
                 path = paths.local(flag.value, f"--{flag.name}")
                 ownership.refuse_foreign_file(path, start.encode())
             except ValueError as error:
-                raise gin_utils.UsageError(str(error)) from error
+                raise building.UsageError(str(error)) from error
         outputs.append(path)
     return outputs[0], outputs[1]
 
@@ -245,7 +245,7 @@ def _ranking(slice_name: str, reports: dict, refused: dict) -> list[str]:
 
 def _parse(layout: Layout | None) -> None:
     bindings = [f"{name} = 'unused'" for name in _missing()]
-    gin_utils.parse_flags([*bindings, *(layout.bindings if layout else ())])
+    building.parse_flags([*bindings, *(layout.bindings if layout else ())])
 
 
 def _missing() -> list[str]:
@@ -253,7 +253,7 @@ def _missing() -> list[str]:
     values = flags.FLAGS
     given = " ".join(values.gin_bindings)
     texts = [
-        gin_config.find_file(file, values.gin_search_paths).read_text()
+        reading.find_file(file, values.gin_search_paths).read_text()
         for file in [*values.gin_file, "runs/pretrain.gin"]
     ]
     return [n for n in _GIVEN if n not in given and any(n in text for text in texts)]
@@ -263,16 +263,16 @@ def _parts(topology: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of `compile_step`, and the settings that the table shows."""
     import jax
 
-    from prottrans_jax import trainer
+    from prottrans_jax.training import trainer
 
-    train = gin_utils.bound(trainer.train)
-    data = gin_utils.current().parameters(train["train_data"])
-    objective = gin_utils.build(train["objective"])
-    partitioner = gin_utils.build(train["partitioner"], devices=topology.devices)
+    train = building.bound(trainer.train)
+    data = building.current().parameters(train["train_data"])
+    objective = building.build(train["objective"])
+    partitioner = building.build(train["partitioner"], devices=topology.devices)
     rows, lengths = data["batch_size"], data["feature_lengths"]
     slices = partitioner.mesh.shape["data"]
     if rows % slices:
-        raise gin_utils.UsageError(
+        raise building.UsageError(
             f"A batch of {rows} rows does not divide over the {slices} slices of the "
             f"mesh axis 'data' on {topology.name}. Set --gin.BATCH_SIZE to a multiple, "
             "or name a smaller topology."
@@ -293,7 +293,7 @@ def _parts(topology: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     return {
         "objective": objective,
-        "optimizer": gin_utils.build(train["optimizer"]),
+        "optimizer": building.build(train["optimizer"]),
         "partitioner": partitioner,
         "batch_shapes": shapes,
         "num_microbatches": microbatches,
@@ -342,4 +342,4 @@ def add_line(path: pathlib.Path, line: str) -> None:
 
 
 if __name__ == "__main__":
-    gin_utils.run(main)
+    building.run(main)

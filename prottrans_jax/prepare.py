@@ -17,7 +17,7 @@ import os
 import pathlib
 import sys
 
-from prottrans_jax import stop_signals
+from prottrans_jax.distributed import stop_signals
 
 _STOPPED = "nothing was left behind."
 if __name__ == "__main__":
@@ -26,13 +26,13 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from prottrans_jax import command_flags, fasta, plurals, vocabulary
+from prottrans_jax.config import command_flags
 from prottrans_jax.files import locks, ownership, paths
-from prottrans_jax.proteins import nucleotides
+from prottrans_jax.proteins import fasta, nucleotides, plurals, vocabulary
 
 try:
-    from prottrans_jax.data import prepare as prepare_lib
-    from prottrans_jax.data import records
+    from prottrans_jax.data.records import preparing as prepare_lib
+    from prottrans_jax.data.records import store
 except ModuleNotFoundError as missing:
     sys.exit(
         f"error: {missing.name} is not installed. Preparing and pre-training need the "
@@ -163,11 +163,11 @@ def _prepare() -> int:
 def _sources() -> list[prepare_lib.Source]:
     if _TASK.value or _TFDS.value:
         # Imported here: TensorFlow takes seconds, and FASTA does not need it.
-        from prottrans_jax.data import prepare_sources
+        from prottrans_jax.data.records import input_sources
 
         if _TFDS.value:
-            return prepare_sources.of_tfds(_TFDS.value, _TFDS_DATA_DIR.value)
-        return prepare_sources.of_task(_TASK.value or "", _TASK_MODULE.value)
+            return input_sources.of_tfds(_TFDS.value, _TFDS_DATA_DIR.value)
+        return input_sources.of_task(_TASK.value or "", _TASK_MODULE.value)
     return [
         prepare_lib.fasta_source(paths.local_input(path, f"--{flag.name}"), split)
         for flag, split in ((_INPUT, None), (_VALIDATION_INPUT, "validation"))
@@ -226,7 +226,7 @@ def _summary(report: prepare_lib.Report, folder: pathlib.Path) -> list[str]:
 
 
 def _verify(folder: pathlib.Path) -> int:
-    problems = records.verify(folder)
+    problems = store.verify(folder)
     for problem in problems:
         print(problem)
     if problems:

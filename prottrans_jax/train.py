@@ -22,8 +22,7 @@ import time
 from absl import flags, logging
 
 try:
-    from prottrans_jax import gin_utils
-    from prottrans_jax.config import places
+    from prottrans_jax.config import building, places
     from prottrans_jax.files import paths
 except ModuleNotFoundError as missing:
     sys.exit(
@@ -48,21 +47,23 @@ _INIT_TIMEOUT = flags.DEFINE_integer(
     "initialization_timeout", 300, "Seconds to wait for all processes at the start."
 )
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write TensorBoard files.")
-gin_utils.define_run_flags()
+building.define_run_flags()
 
 
 def main(argv: Sequence[str]) -> int:
     """Parses the configuration, trains, and says what to do next."""
     if len(argv) > 1:
-        raise gin_utils.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
+        raise building.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    gin_utils.parse_flags(check_places=places.check_training)
+    building.parse_flags(check_places=places.check_training)
 
-    from prottrans_jax import checkpoints, logbook, multihost, trainer
-    from prottrans_jax.data import records
+    from prottrans_jax.checkpoints import checkpointing
+    from prottrans_jax.data.records import store
+    from prottrans_jax.distributed import multihost
+    from prottrans_jax.training import logbook, trainer
 
-    train = gin_utils.configured(trainer.train)
+    train = building.configured(trainer.train)
     try:
         multihost.initialize(
             _COORDINATOR.value,
@@ -71,20 +72,20 @@ def main(argv: Sequence[str]) -> int:
             timeout_s=_INIT_TIMEOUT.value,
         )
         summary = train(
-            config_text=gin_utils.resolved_config(),
+            config_text=building.resolved_config(),
             writers=_tensorboard if _TENSORBOARD.value else tuple,
         )
     except logbook.NonFiniteError as error:
-        print(f"error: {gin_utils.message(error)}", file=sys.stderr)
+        print(f"error: {building.message(error)}", file=sys.stderr)
         return 3
-    except (checkpoints.CheckpointError, records.DamageError) as error:
-        print(f"error: {gin_utils.message(error)}", file=sys.stderr)
+    except (checkpointing.CheckpointError, store.DamageError) as error:
+        print(f"error: {building.message(error)}", file=sys.stderr)
         return 1
     except multihost.ProcessesMissing as error:
         print(f"error: {error} Start the same command on all hosts.", file=sys.stderr)
         return multihost.EXIT_STALLED
     except ValueError as error:
-        raise gin_utils.UsageError(str(error)) from error
+        raise building.UsageError(str(error)) from error
     try:
         _say(summary)
         sys.stdout.flush()
@@ -97,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
 def _tensorboard():
     from prottrans_jax.training import event_files
 
-    directory = paths.local(gin_utils.build("%MODEL_DIR"), "MODEL_DIR")
+    directory = paths.local(building.build("%MODEL_DIR"), "MODEL_DIR")
     return (event_files.EventWriter(directory / "tensorboard"),)
 
 
@@ -149,7 +150,7 @@ def _say(summary) -> None:
 def _more_steps(summary) -> str:
     """How a finished run gets more steps."""
     more = "--gin_bindings='TRAIN_STEPS = ...'"
-    if not gin_utils.total_steps_shape_the_run():
+    if not building.total_steps_shape_the_run():
         return f"the same command with {more} goes on from here."
     run_dir = summary.checkpoint.parent.parent
     lines = (
@@ -165,9 +166,9 @@ def _more_steps(summary) -> str:
 
 def _task_of_own() -> str:
     """The task on the user's own proteins with the objective of this run."""
-    objective = str(gin_utils.build("%MIXTURE_OR_TASK_NAME")).partition("_")[2]
+    objective = str(building.build("%MIXTURE_OR_TASK_NAME")).partition("_")[2]
     return f"fasta_{objective}"
 
 
 if __name__ == "__main__":
-    gin_utils.run(main)
+    building.run(main)

@@ -1,7 +1,7 @@
 """Makes the sample that the package ships: real proteins, no two of them alike.
 
   apt-get install metastudent-data mmseqs2 ncbi-blast+
-  python scripts/make_sample.py --output prottrans_jax/data/sample
+  python scripts/make_sample.py --output prottrans_jax/data/records/sample
 
 Debian's metastudent-data holds the GO-annotated part of Swiss-Prot 2014_01 as BLAST
 databases. They are written out (blastdbcmd) and clustered at 50 % identity over 80 % of
@@ -19,8 +19,8 @@ import pathlib
 import subprocess
 import tempfile
 
-from prottrans_jax import fasta
-from prottrans_jax.data import prepare
+from prottrans_jax.data.records import preparing
+from prottrans_jax.proteins import fasta
 
 SOURCE = "/usr/share/metastudent-data/dataset_201401"
 MIN_LENGTH, MAX_LENGTH = 30, 2000  # residues; leaves out 2 % of the proteins
@@ -62,9 +62,9 @@ def main() -> None:
         close = similar(proteins, validation, candidates, folder)
         train = [c for c in candidates if c not in close][: args.train]
         print(f"{len(close)} training candidates are close to a validation protein")
-        report = prepare.prepare(
+        report = preparing.prepare(
             [
-                prepare.example_source(
+                preparing.example_source(
                     f"metastudent-data/{split}",
                     [(name, proteins[name]) for name in names],
                     split,

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import seqio
 
-from prottrans_jax import vocabulary
-from prottrans_jax.data import preprocessors, sources
+from prottrans_jax.data.seqio import preprocessors, record_source
+from prottrans_jax.proteins import vocabulary
 
 # Name after the corpus -> preprocessor, which knows its vocabulary.
 OBJECTIVES: dict[str, Callable[[], preprocessors.Corrupt]] = {
@@ -46,7 +46,7 @@ def add(corpus: str) -> None:
     for name, corrupt in OBJECTIVES.items():
         seqio.TaskRegistry.add(
             f"{corpus}_{name}",
-            source=sources.RecordSource(corpus),
+            source=record_source.RecordSource(corpus),
             preprocessors=preprocessors.pretraining(corrupt()),
             output_features=preprocessors.output_features(corrupt()),
             metric_fns=[],

@@ -12,9 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "embed"))
-import embed_cases
-
+from cases import embed_cases
 from prottrans_jax import cli
 
 

@@ -10,14 +10,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from prottrans_jax import (
-    checkpoints,
-    optimizers,
-    partitioning,
+from prottrans_jax import partitioning
+from prottrans_jax.checkpoints import (
+    checkpointing,
+    opening,
     run_identity,
-    sources,
     stored_arrays,
-    trainer,
 )
 from prottrans_jax.interop import families, huggingface, mesh_tf, t5x
 from prottrans_jax.models import (
@@ -35,6 +33,8 @@ from prottrans_jax.objectives import (
     permutation_lm,
     replaced_token_detection,
 )
+from prottrans_jax.optimizers import algorithms
+from prottrans_jax.training import trainer
 
 T5 = t5.T5Config(
     vocab_size=31,
@@ -230,7 +230,7 @@ def train_one_step(tmp_path, objective, init_from, **changes):
         model_dir=str(tmp_path / "run"),
         objective=objective,
         train_data=Batches(objective.features),
-        optimizer=optimizers.AdamW(learning_rate=0.0, weight_decay=0.0),
+        optimizer=algorithms.AdamW(learning_rate=0.0, weight_decay=0.0),
         partitioner=partitioning.Partitioner(num_devices=2, scheme="fully_sharded"),
         total_steps=1,
         init_from=init_from,
@@ -253,11 +253,11 @@ def test_training_goes_on_from_a_folder_of_hugging_face(tmp_path, family):
         init_from = f"{tmp_path}/theirs"  # The folder tells what it is.
     objective = OBJECTIVES[family](model_class(config))
     directory = train_one_step(tmp_path, objective, init_from)
-    saved, metadata, _ = checkpoints.read_params(directory)
+    saved, metadata, _ = checkpointing.read_params(directory)
     assert_same(stored_arrays.nested(saved), params)
     # And the run can be read as a model in its turn, by its own description.
-    assert sources.config_of_run(metadata) == config
-    found = sources.read(directory, scan_layers=True)
+    assert opening.config_of_run(metadata) == config
+    found = opening.read(directory, scan_layers=True)
     assert found.family.name == family
     assert_same(found.params, params)
 
@@ -269,7 +269,7 @@ def test_training_goes_on_from_t5x_and_mesh_tensorflow(tmp_path, kind):
     write(tmp_path / "theirs", T5, params)
     objective = denoising.Denoising(t5.T5(T5))
     directory = train_one_step(tmp_path, objective, f"{kind}:{tmp_path}/theirs")
-    assert_same(stored_arrays.nested(checkpoints.read_params(directory)[0]), params)
+    assert_same(stored_arrays.nested(checkpointing.read_params(directory)[0]), params)
 
 
 def test_training_goes_on_from_what_convert_made(tmp_path):
@@ -281,7 +281,7 @@ def test_training_goes_on_from_what_convert_made(tmp_path):
     assert done.returncode == 0, done.stderr
     objective = denoising.Denoising(t5.T5(T5))
     directory = train_one_step(tmp_path, objective, str(tmp_path / "ours"))
-    assert_same(stored_arrays.nested(checkpoints.read_params(directory)[0]), params)
+    assert_same(stored_arrays.nested(checkpointing.read_params(directory)[0]), params)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_another_model_is_refused_by_its_settings(tmp_path, change, message):
 def test_nothing_to_start_from_is_an_error_of_checkpoints(tmp_path, source):
     objective = denoising.Denoising(t5.T5(T5))
     (tmp_path / "theirs").mkdir()
-    with pytest.raises(checkpoints.CheckpointError, match="theirs"):
+    with pytest.raises(checkpointing.CheckpointError, match="theirs"):
         train_one_step(tmp_path, objective, source.format(tmp_path / "theirs"))
 
 
@@ -334,12 +334,12 @@ def test_an_encoder_alone_does_not_start_a_whole_model(tmp_path):
 def test_heads_that_the_model_lacks_are_left_out(tmp_path, monkeypatch):
     import dataclasses
 
-    from prottrans_jax import sources
+    from prottrans_jax.checkpoints import opening
 
     # Not caplog: another test of this process may have turned absl's logger down.
     said: list[str] = []
     monkeypatch.setattr(
-        sources.logging, "warning", lambda text, *args: said.append(text % args)
+        opening.logging, "warning", lambda text, *args: said.append(text % args)
     )
     _, _, config = TRAINED["bert"]
     whole = dataclasses.replace(config, pooler=True, order_head=True)
@@ -348,13 +348,13 @@ def test_heads_that_the_model_lacks_are_left_out(tmp_path, monkeypatch):
     objective = masked_lm.MaskedLM(bert.Bert(config))
     directory = train_one_step(tmp_path, objective, f"hf:{tmp_path}/theirs")
     expected = {k: v for k, v in params.items() if k not in ("pooler", "order_head")}
-    assert_same(stored_arrays.nested(checkpoints.read_params(directory)[0]), expected)
+    assert_same(stored_arrays.nested(checkpointing.read_params(directory)[0]), expected)
     assert any("left out, not in the model: order_head/bias" in x for x in said)
 
 
 def test_joint_electra_becomes_two_folders(tmp_path):
     params = random_params(electra, ELECTRA)
-    saver = checkpoints.Checkpointer(tmp_path / "run" / "checkpoints")
+    saver = checkpointing.Checkpointer(tmp_path / "run" / "checkpoints")
     metadata = {"identity": run_identity.identity(model=ELECTRA)}
     with saver:
         saver.save(3, {"params": params}, metadata)

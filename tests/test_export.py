@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import prottrans_jax
-from prottrans_jax import checkpoints, cli, exporting, run_identity
+from prottrans_jax import cli
+from prottrans_jax.checkpoints import checkpointing, run_identity
+from prottrans_jax.encoders import exporting
 from prottrans_jax.models import electra, t5, transformer_xl
 
 SEQUENCES = ["MKTAYIAKQR", "ACD", "WWYLLKM"]
@@ -39,7 +41,7 @@ def trained(tmp_path_factory):
 
 def save_run(folder, config, params):
     """What training leaves in its directory, as far as export looks at it."""
-    with checkpoints.Checkpointer(folder / "checkpoints") as checkpointer:
+    with checkpointing.Checkpointer(folder / "checkpoints") as checkpointer:
         state = {"params": params, "step": np.int32(7)}
         metadata = {
             "identity": run_identity.identity(model=config),

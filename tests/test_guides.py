@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from prottrans_jax import checkpoints, run_identity
-from prottrans_jax.data import corpora, records
+from prottrans_jax.checkpoints import checkpointing, run_identity
+from prottrans_jax.data.records import corpora, store
 from prottrans_jax.interop import huggingface
 from prottrans_jax.models import t5
 
@@ -26,7 +26,7 @@ def _commands(guide: str) -> list[str]:
 
 
 def test_pretraining_guide(tmp_path):
-    split = records.open(corpora.sample_dir()).split("train")
+    split = store.open(corpora.sample_dir()).split("train")
     some = list(range(300))
     with gzip.open(tmp_path / "proteins.fasta.gz", "wt") as file:
         for name, residues in zip(split.ids(some), split.read(some), strict=True):
@@ -99,7 +99,7 @@ def test_embedding_guide(tmp_path):
         d_model=24,
         d_ff=40,
     )
-    with checkpoints.Checkpointer(tmp_path / "run" / "checkpoints") as checkpointer:
+    with checkpointing.Checkpointer(tmp_path / "run" / "checkpoints") as checkpointer:
         state = {"params": t5.init_params(config, jax.random.key(0))}
         metadata = {"identity": run_identity.identity(model=config)}
         checkpointer.save(3, state, metadata)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MAINS = ("train", "evaluate", "precompile", "prepare", "convert", "export")
-GIN = (*MAINS, "gin_utils", "gin_check", "gin_config")
+GIN = (*MAINS, "config")
 SEQIO = ("data", "tasks")
 
 
@@ -41,11 +41,15 @@ def _tops(name: str) -> set[str]:
 
 def _ours(name: str) -> set[str]:
     """First component below prottrans_jax of what a module imports."""
+    return _ours_of(IMPORTS[name])
+
+
+def _ours_of(imported: set[str]) -> set[str]:
     prefix = "prottrans_jax."
     return {
-        imported.removeprefix(prefix).split(".")[0]
-        for imported in IMPORTS[name]
-        if imported.startswith(prefix)
+        name.removeprefix(prefix).split(".")[0]
+        for name in imported
+        if name.startswith(prefix)
     }
 
 
@@ -73,7 +77,7 @@ def test_gin_lives_in_mains_and_gin_modules():
 
 def test_flags_live_in_mains():
     users = {name for name in IMPORTS if "absl.flags" in IMPORTS[name]}
-    assert users and users <= {*MAINS, "command_flags", "gin_utils"}
+    assert users and users <= {*MAINS, "config.command_flags", "config.building"}
 
 
 def test_nobody_imports_a_main():
@@ -82,125 +86,69 @@ def test_nobody_imports_a_main():
         assert not _ours(name) & set(MAINS), name
 
 
-@pytest.mark.parametrize(
-    ("package", "allowed"),
-    [
-        ("files", {"files"}),
-        ("stop_signals", set()),
-        ("distributed", {"distributed"}),
-        ("setting_types", set()),
-        ("config", {"config", "data", "files", "gin_config", "setting_types"}),
-        ("layers", {"layers", "types"}),
-        ("models", {"models", "layers", "setting_types", "types"}),
-        ("objectives", {"objectives", "losses", "models", "setting_types", "types"}),
-        ("losses", set()),
-        ("partitioning", set()),
-        ("vocabulary", set()),
-        ("data", {"data", "fasta", "files", "proteins", "unpacking", "vocabulary"}),
-        ("fasta", {"proteins", "unpacking", "vocabulary"}),
-        ("unpacking", set()),
-        ("proteins", {"fasta", "plurals", "proteins", "unpacking", "vocabulary"}),
-        ("plurals", set()),
-        ("tasks", {"tasks", "data", "vocabulary"}),
-        (
-            "commands",
-            {
-                "commands",
-                "embed",
-                "encoders",
-                "files",
-                "interop",
-                "plurals",
-                "setting_types",
-            },
-        ),
-        (
-            "embed",
-            {
-                "embed",
-                "fasta",
-                "files",
-                "hardware",
-                "interop",
-                "layers",
-                "plurals",
-                "proteins",
-                "setting_types",
-                "types",
-                "vocabulary",
-            },
-        ),
-        (
-            "encoders",
-            {
-                "attention_maps",
-                "embed",
-                "files",
-                "frozen_params",
-                "interop",
-                "layers",
-                "proteins",
-                "sources",
-                "types",
-                "vocabulary",
-            },
-        ),
-        ("attention_maps", {"layers", "types"}),
-        ("frozen_params", {"interop", "layers", "types", "vocabulary"}),
-        (
-            "interop",
-            {
-                "files",
-                "interop",
-                "layers",
-                "mismatches",
-                "models",
-                "types",
-                "vocabulary",
-            },
-        ),
-        (
-            "sources",
-            {
-                "checkpoints",
-                "files",
-                "interop",
-                "models",
-                "run_identity",
-                "stored_arrays",
-            },
-        ),
-        (
-            "trainer",
-            {
-                "checkpoints",
-                "distributed",
-                "evaluation",
-                "files",
-                "infeed",
-                "logbook",
-                "metrics",
-                "multihost",
-                "roll_call",
-                "run_identity",
-                "setting_types",
-                "sources",
-                "train_state",
-                "train_step",
-                "types",
-                "training",
-            },
-        ),
-        ("training", {"files", "training"}),
-    ],
-)
-def test_package_imports_only(package, allowed):
-    # What `python -m PACKAGE` runs stands above the package.
-    names = [name for name in _of(package) if not name.endswith("__main__")]
+# Each room and the other rooms that it may import; every room may import LEAVES.
+ROOMS = {
+    "types": "",
+    "files": "",
+    "proteins": "",
+    "partitioning": "",
+    "optimizers": "",
+    "distributed": "",
+    "costs": "",
+    "kernels": "",
+    "layers": "kernels types",
+    "models": "layers types",
+    "objectives": "models types",
+    "interop": "files layers models proteins types",
+    "checkpoints": "distributed files interop models",
+    "training": "checkpoints costs distributed files partitioning types",
+    "data": "files proteins",
+    "tasks": "data proteins",
+    "config": "data files",
+    "embed": "costs files interop kernels layers proteins types",
+    "encoders": "checkpoints embed files interop kernels layers proteins types",
+    "commands": "embed encoders files interop proteins",
+}
+LEAVES = {
+    "prottrans_jax.config.setting_types",
+    "prottrans_jax.distributed.stop_signals",
+    "prottrans_jax.layers.relative_bias",
+}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_those_below_it(room):
+    # What `python -m ROOM` runs stands above the room.
+    names = [name for name in _of(room) if not name.endswith("__main__")]
     assert names
     for name in names:
-        # A flag that any loop may read: it imports the standard library alone.
-        assert _ours(name) - {"stop_signals"} <= allowed, name
+        others = _ours_of(IMPORTS[name] - LEAVES) - {room}
+        assert others <= set(ROOMS[room].split()), name
+
+
+@pytest.mark.parametrize("leaf", sorted(LEAVES))
+def test_a_leaf_imports_nothing_of_ours(leaf):
+    assert not _ours(leaf.removeprefix("prottrans_jax."))
+
+
+def test_no_two_rooms_import_each_other():
+    order: list[str] = []
+    for room, below in ROOMS.items():
+        assert set(below.split()) <= set(order), room
+        order.append(room)
+
+
+def test_every_room_says_what_is_in_it():
+    rooms = {path.parent for _, path in _modules()} - {ROOT / "tasks"}
+    for room in rooms:
+        text = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+        assert text and len(text) > 20, room
+
+
+def test_no_file_name_stands_twice():
+    paths = (ROOT / "prottrans_jax").rglob("[a-z]*.py")
+    names = [path.name for path in paths]
+    assert {name for name in names if names.count(name) > 1} == set()
 
 
 def test_only_partitioning_names_mesh_axes():
@@ -222,7 +170,7 @@ def test_tasks_have_one_name():
 
 
 @pytest.mark.parametrize(
-    "module", ["trainer", "encoders", "embed.job", "embed.__main__"]
+    "module", ["training.trainer", "encoders.loading", "embed.job", "embed.__main__"]
 )
 def test_runs_without_tensorflow_seqio_gin_and_torch(module):
     code = (

@@ -8,10 +8,11 @@ import jax
 import pytest
 import seqio
 
-from prottrans_jax import gin_config, gin_utils, train_state
+from prottrans_jax.config import building, reading
+from prottrans_jax.training import train_state
 
-ROOT = gin_config.package_folder()
-LEAVES = gin_config.leaves()
+ROOT = reading.package_folder()
+LEAVES = reading.leaves()
 # Tiny, of our own choosing.
 TRAINED_HERE = tuple(n for n in LEAVES if n.startswith(("sample", "smoke/")))
 MESHES = sorted(path.name for path in (ROOT / "meshes").glob("*.gin"))
@@ -36,14 +37,14 @@ class Device:
 
 def build(leaf, *more, num_devices=1):
     """(objective, optimizer, partitioner, batch shapes) of a leaf, without its data."""
-    config = gin_utils.parse([leaf, *more], GIVEN)
+    config = building.parse([leaf, *more], GIVEN)
     train = {
         parameter: value
         for (_, selector, parameter), value in config.bindings.items()
         if selector == "trainer.train"
     }
     data = config.parameters(train["train_data"])
-    objective = gin_utils.build(train["objective"])
+    objective = building.build(train["objective"])
     lengths = data["feature_lengths"]
     shapes = {
         name: jax.ShapeDtypeStruct(
@@ -55,10 +56,10 @@ def build(leaf, *more, num_devices=1):
         )
         for name in objective.features
     }
-    partitioner = gin_utils.build(
+    partitioner = building.build(
         train["partitioner"], devices=[Device(i) for i in range(num_devices)]
     )
-    return objective, gin_utils.build(train["optimizer"]), partitioner, shapes
+    return objective, building.build(train["optimizer"]), partitioner, shapes
 
 
 def plan(leaf, mesh):
@@ -280,9 +281,9 @@ def test_every_number_of_a_released_model_has_its_source(leaf):
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_task_gives_the_features_and_ids_that_the_model_reads(leaf):
     objective, *_, shapes = build(leaf, num_devices=16)
-    name = gin_utils.build("%MIXTURE_OR_TASK_NAME")
+    name = building.build("%MIXTURE_OR_TASK_NAME")
     made = seqio.get_mixture_or_task(name).preprocessors[-1].objective
-    lengths = gin_utils.build("%TASK_FEATURE_LENGTHS")
+    lengths = building.build("%TASK_FEATURE_LENGTHS")
     assert set(lengths) == {layout.length for layout in made.layouts}
     features = {n for layout in made.layouts for n in layout.features}
     assert set(objective.features) <= features
@@ -294,17 +295,17 @@ def test_task_gives_the_features_and_ids_that_the_model_reads(leaf):
 
 @pytest.mark.parametrize("leaf", TRAINED_HERE)
 def test_leaf_that_trains_here_finds_its_data(leaf):
-    config = gin_utils.parse([leaf], GIVEN)
-    train = config.parameters(gin_utils.Reference("", "trainer.train", call=True))
-    objective = gin_utils.build(train["objective"])
-    batch = gin_utils.build(train["train_data"]).batch(0, slice(1, 2))
+    config = building.parse([leaf], GIVEN)
+    train = config.parameters(building.Reference("", "trainer.train", call=True))
+    objective = building.build(train["objective"])
+    batch = building.build(train["train_data"]).batch(0, slice(1, 2))
     assert set(objective.features) <= set(batch)
-    held_out = gin_utils.build(train["eval_data"])["validation"]
+    held_out = building.build(train["eval_data"])["validation"]
     assert held_out.num_batches > 0
 
 
 def test_leaf_can_be_overridden_as_t5x_users_do():
-    config = gin_utils.parse(
+    config = building.parse(
         ["prot_t5_xl.gin"],
         [*GIVEN[:1], "TRAIN_STEPS = 7", "train.log_period = 3", "t5.T5Config.d_ff = 5"],
     )
@@ -316,16 +317,16 @@ def test_leaf_can_be_overridden_as_t5x_users_do():
 
 def test_continued_leaf_asks_for_its_start():
     with pytest.raises(
-        gin_utils.UsageError, match="INITIAL_CHECKPOINT_PATH = "
+        building.UsageError, match="INITIAL_CHECKPOINT_PATH = "
     ) as error:
-        gin_utils.parse(["prot_t5_xl_uniref50.gin"])
+        building.parse(["prot_t5_xl_uniref50.gin"])
     assert "MODEL_DIR = " in str(error.value)
 
 
 def test_leaves_with_a_decay_to_zero_say_that_more_steps_are_another_run():
     decays = {}
     for leaf in LEAVES:
-        gin_utils.parse([leaf], GIVEN)
-        decays[leaf] = gin_utils.total_steps_shape_the_run()
+        building.parse([leaf], GIVEN)
+        decays[leaf] = building.total_steps_shape_the_run()
     t5 = {leaf for leaf in LEAVES if "prot_t5" in leaf or leaf == "sample.gin"}
     assert {leaf for leaf in LEAVES if not decays[leaf]} == t5 - {"smoke/prot_t5.gin"}

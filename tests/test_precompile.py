@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from prottrans_jax import hardware
+from prottrans_jax.costs import hardware
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -127,9 +127,10 @@ def test_compared_layouts_are_ranked_and_impossible_ones_named(tmp_path):
     ],
 )
 def test_a_layout_that_is_none_is_refused_with_what_there_is(text, message):
-    from prottrans_jax import gin_utils, precompile
+    from prottrans_jax import precompile
+    from prottrans_jax.config import building
 
-    with pytest.raises(gin_utils.UsageError) as error:
+    with pytest.raises(building.UsageError) as error:
         precompile.Layout.parse(text)
     assert message in str(error.value) and f"--compare={text}" in str(error.value)
 

@@ -47,14 +47,14 @@ def _run(installed, *command):
 def test_tasks_sample_and_leaves_come_with_the_wheel(installed):
     code = """
 import pathlib, gin, prottrans_jax, prottrans_jax.tasks
-from prottrans_jax import gin_config
-from prottrans_jax.data import corpora, records
+from prottrans_jax.config import reading
+from prottrans_jax.data.records import corpora, store
 site = pathlib.Path("site").resolve()
 for module in (prottrans_jax, prottrans_jax.tasks):
     assert site in pathlib.Path(module.__file__).resolve().parents, module
 assert hasattr(gin, "parse_config"), gin
-assert "sample.gin" in gin_config.leaves(), gin_config.leaves()
-assert records.open(corpora.sample_dir()).split("train").num_records > 1000
+assert "sample.gin" in reading.leaves(), reading.leaves()
+assert store.open(corpora.sample_dir()).split("train").num_records > 1000
 """
     done = _run(installed, "-c", code)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import difflib
 import os
 from typing import Any
 
-from prottrans_jax import setting_types
+from prottrans_jax.config import setting_types
 from prottrans_jax.files import paths
 
 _NUMBERS: dict[Any, Callable[[str], Any]] = {

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import sys
 from typing import Any, NoReturn
 
-from prottrans_jax import setting_types
+from prottrans_jax.config import setting_types
 
 _LEVELS = ("debug", "info", "warning", "error")
 

@@ -5,9 +5,9 @@ import dataclasses
 import os
 import pathlib
 
-from prottrans_jax import plurals
 from prottrans_jax.commands import console, progress
 from prottrans_jax.files import paths
+from prottrans_jax.proteins import plurals
 
 _WHEN_STOPPED = "What was computed is kept: the same command goes on from there."
 
@@ -131,11 +131,11 @@ def _embed(arguments: argparse.Namespace) -> int:
     output = paths.local(arguments.output, "--output")
     outputs.refuse_foreign(output, settings.output_paths(output, options).values())
     model = _model(arguments.model)
-    from prottrans_jax import encoders
+    from prottrans_jax.encoders import loading
 
     process.prepare()
     _check_device(arguments.device)
-    encoder = encoders.load_encoder(
+    encoder = loading.load_encoder(
         model,
         dtype=arguments.dtype,
         download=arguments.download,

@@ -5,8 +5,8 @@ import json
 import subprocess
 import sys
 
-from prottrans_jax import stop_signals
 from prottrans_jax.commands import console
+from prottrans_jax.distributed import stop_signals
 
 
 def add_models(commands) -> None:
@@ -18,11 +18,11 @@ def add_models(commands) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from prottrans_jax import encoders
+    from prottrans_jax.encoders import loading
     from prottrans_jax.interop import huggingface
 
     rows = []
-    for name, repository in encoders.NAMES.items():
+    for name, repository in loading.NAMES.items():
         try:
             here = str(huggingface.find(repository))
         except FileNotFoundError:

@@ -4,8 +4,8 @@ import sys
 import threading
 import time
 
-from prottrans_jax import plurals
 from prottrans_jax.commands import console
+from prottrans_jax.proteins import plurals
 
 # Seconds between lines: on a terminal, where one line is written again and again; in a
 # log, and the first there.

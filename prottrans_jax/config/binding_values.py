@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from prottrans_jax import gin_config, setting_types
-from prottrans_jax.config import references, signatures, targets
-from prottrans_jax.data import task_names
+from prottrans_jax.config import reading, references, setting_types, signatures, targets
+from prottrans_jax.data.seqio import task_names
 
-_LOADER = "prottrans_jax.data.loader"
+_LOADER = "prottrans_jax.data.rows.loader"
 
 
 class Check:
@@ -18,7 +17,7 @@ class Check:
 
     def __init__(
         self,
-        config: gin_config.Config,
+        config: reading.Config,
         where: dict[Any, str],
         known: dict[str, targets.Target],
     ):
@@ -40,7 +39,7 @@ class Check:
             if why := self._task_problem(selector, name, literal):
                 lines.append(f"{self._where[owner]}: {setting}: {why}")
                 continue
-            use = f"{gin_config.join(scope, selector)}.{name}"
+            use = f"{reading.join(scope, selector)}.{name}"
             via = f" (for {use})" if setting != use else ""
             if why := references.problem(
                 self._followed(value), parameter.kind, self._targets
@@ -74,7 +73,7 @@ class Check:
             return ""
         if not isinstance(value, str):
             return f"{value!r}: expected the name of a task, in quotes."
-        ours = all(m.startswith(f"{gin_config.PACKAGE}.") for m in imports.values())
+        ours = all(m.startswith(f"{reading.PACKAGE}.") for m in imports.values())
         return (
             task_names.unknown(value) if ours and value not in task_names.NAMES else ""
         )
@@ -82,8 +81,8 @@ class Check:
     def _owner(self, key: Any, value: Any) -> tuple[str, Any]:
         """The setting that holds the value: its name and key in `where`."""
         scope, selector, name = key
-        setting, owner = f"{gin_config.join(scope, selector)}.{name}", key
-        while isinstance(value, gin_config.Macro) and value != gin_config.REQUIRED:
+        setting, owner = f"{reading.join(scope, selector)}.{name}", key
+        while isinstance(value, reading.Macro) and value != reading.REQUIRED:
             setting = owner = value.name
             value = self._config.macros[value.name]
         return setting, owner
@@ -103,7 +102,7 @@ class Check:
     def _literal(self, value: Any) -> Any:
         """The value with macros followed; references have no type yet."""
         value = self._config.value(value)
-        if isinstance(value, gin_config.Reference | gin_config.Macro):
+        if isinstance(value, reading.Reference | reading.Macro):
             return setting_types.UNKNOWN
         if isinstance(value, dict):
             return {self._literal(k): self._literal(v) for k, v in value.items()}
@@ -113,4 +112,4 @@ class Check:
 
 
 def _holds_unknown(value: Any) -> bool:
-    return any(x is setting_types.UNKNOWN for x in gin_config.walk(value, object))
+    return any(x is setting_types.UNKNOWN for x in reading.walk(value, object))

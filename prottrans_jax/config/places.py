@@ -8,12 +8,13 @@ import os
 import pathlib
 from typing import Any
 
-from prottrans_jax import gin_config
-from prottrans_jax.data import corpora, task_names
+from prottrans_jax.config import reading
+from prottrans_jax.data.records import corpora
+from prottrans_jax.data.seqio import task_names
 from prottrans_jax.files import paths
 
 
-def check_training(config: gin_config.Config) -> None:
+def check_training(config: reading.Config) -> None:
     """Makes model_dir; raises if it cannot be written to or an input is not there.
 
     Raises:
@@ -22,12 +23,12 @@ def check_training(config: gin_config.Config) -> None:
     _check(config, writes=True)
 
 
-def check_evaluation(config: gin_config.Config) -> None:
+def check_evaluation(config: reading.Config) -> None:
     """As `check_training`, of a run that exists and of which nothing is trained."""
     _check(config, writes=False)
 
 
-def _check(config: gin_config.Config, writes: bool) -> None:
+def _check(config: reading.Config, writes: bool) -> None:
     problems = []
     starts_anew = True
     for name, value in _places(config, "model_dir"):
@@ -45,23 +46,23 @@ def _check(config: gin_config.Config, writes: bool) -> None:
         for name, value in _places(config, "init_from"):
             problems += _missing_source(name, value)
     if problems:
-        raise gin_config.UsageError("\n".join(dict.fromkeys(problems)))
+        raise reading.UsageError("\n".join(dict.fromkeys(problems)))
     if writes:
         _make(config)
 
 
-def _make(config: gin_config.Config) -> None:
+def _make(config: reading.Config) -> None:
     """Makes model_dir: there are reasons against it that nothing else tells."""
     for name, value in _places(config, "model_dir"):
         try:
             paths.local(value, name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise gin_config.UsageError(
+            raise reading.UsageError(
                 f"{name}={value!r} cannot be made: {error.strerror}."
             ) from error
 
 
-def _data_problems(config: gin_config.Config) -> list[str]:
+def _data_problems(config: reading.Config) -> list[str]:
     """Lines for data folders that are not there, and corpora not prepared in them."""
     problems = []
     for name, value in _places(config, "data_dir"):
@@ -73,7 +74,7 @@ def _data_problems(config: gin_config.Config) -> list[str]:
     for scope, selector, parameter in config.bindings:
         if parameter != "task":
             continue
-        loader = config.parameters(gin_config.Reference(scope, selector, call=True))
+        loader = config.parameters(reading.Reference(scope, selector, call=True))
         if loader["task"] not in task_names.NAMES:
             continue
         try:
@@ -85,10 +86,10 @@ def _data_problems(config: gin_config.Config) -> list[str]:
     return problems
 
 
-def _places(config: gin_config.Config, parameter: str) -> Iterator[tuple[str, Any]]:
+def _places(config: reading.Config, parameter: str) -> Iterator[tuple[str, Any]]:
     """Name and value of each setting that is bound to `parameter`."""
     for (_, _, name), value in config.bindings.items():
-        setting = value.name if isinstance(value, gin_config.Macro) else name
+        setting = value.name if isinstance(value, reading.Macro) else name
         value = config.value(value)
         if name == parameter and isinstance(value, str):
             yield setting, value

@@ -11,8 +11,7 @@ import types
 import typing
 from typing import Any
 
-from prottrans_jax import gin_config, setting_types
-from prottrans_jax.config import signatures, targets
+from prottrans_jax.config import reading, setting_types, signatures, targets
 
 _PLAIN = (int, float, str, bool, None, type(None))
 
@@ -57,7 +56,9 @@ def examples(kind: Any, imports: Mapping[str, str]) -> str:
         for public in source.public() if source is not None and needed else ():
             assert source is not None
             symbol = source.lookup(public)
-            if symbol is None or symbol.kind != "class" or symbol.module != module:
+            if symbol is None or symbol.kind != "class":
+                continue
+            if not (symbol.module + ".").startswith(module + "."):  # Imported there.
                 continue
             if any(_fits(signatures.result(symbol), member) for member in needed):
                 fitting[symbol] = f"@{name}.{public}()"
@@ -68,9 +69,9 @@ def examples(kind: Any, imports: Mapping[str, str]) -> str:
     return f", such as {' or '.join(named[:3])}" if named else ""
 
 
-def _places(value: Any, kind: Any) -> Iterator[tuple[gin_config.Reference, list[Any]]]:
+def _places(value: Any, kind: Any) -> Iterator[tuple[reading.Reference, list[Any]]]:
     """Each reference in a value with the kinds of which its place takes any."""
-    if isinstance(value, gin_config.Reference):
+    if isinstance(value, reading.Reference):
         yield value, _members(kind)
     elif isinstance(value, dict):
         for member in _members(kind):

@@ -14,7 +14,7 @@ import os
 import pathlib
 from typing import Any, Literal, Union
 
-from prottrans_jax import setting_types
+from prottrans_jax.config import setting_types
 
 # Any default that is not a literal.
 COMPUTED = setting_types.UNKNOWN

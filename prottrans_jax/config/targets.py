@@ -6,8 +6,7 @@ import inspect
 import typing
 from typing import Any
 
-from prottrans_jax import gin_config, setting_types
-from prottrans_jax.config import signatures
+from prottrans_jax.config import reading, setting_types, signatures
 
 
 class Target:
@@ -48,7 +47,7 @@ def _parameter(function: Any, parameter: inspect.Parameter) -> signatures.Parame
     return signatures.Parameter(kind, default, required)
 
 
-def own(statement: gin_config.Statement, module: str, rest: list[str]) -> Target:
+def own(statement: reading.Statement, module: str, rest: list[str]) -> Target:
     """The target in a module of ours, from its source.
 
     Raises:
@@ -73,14 +72,14 @@ def own(statement: gin_config.Statement, module: str, rest: list[str]) -> Target
         if symbol is None and not _is_ours(parent.module):
             raise _untrusted(statement, f"{module}.{name}")
         if symbol is None:
-            raise gin_config.UsageError(
-                f"{where}: {module} has no {name!r}.{gin_config.nearest(part, known)}"
+            raise reading.UsageError(
+                f"{where}: {module} has no {name!r}.{reading.nearest(part, known)}"
             )
         last = index == len(rest) - 1
         if symbol.kind == "value" or (last and symbol.kind == "module"):
             if not _is_ours(symbol.module):
                 raise _untrusted(statement, f"{module}.{name}")
-            raise gin_config.UsageError(
+            raise reading.UsageError(
                 f"{where}: {module}.{name} is no function or class."
             )
     assert symbol is not None
@@ -89,7 +88,7 @@ def own(statement: gin_config.Statement, module: str, rest: list[str]) -> Target
     return Target(symbol)
 
 
-def foreign(statement: gin_config.Statement, module: str, rest: list[str]) -> Target:
+def foreign(statement: reading.Statement, module: str, rest: list[str]) -> Target:
     """The target in another library's module, which is imported: it is trusted."""
     where, name = statement.where, ".".join(rest)
     try:
@@ -97,29 +96,27 @@ def foreign(statement: gin_config.Statement, module: str, rest: list[str]) -> Ta
         for part in rest:
             found = getattr(found, part)
     except ImportError as error:
-        raise gin_config.UsageError(
+        raise reading.UsageError(
             f"{where}: cannot import {module}: {error}."
         ) from error
     except AttributeError as error:
-        raise gin_config.UsageError(
+        raise reading.UsageError(
             f"{where}: {module} has no {name!r}."
-            f"{gin_config.nearest(name, [n for n in dir(found) if n[0] != '_'])}"
+            f"{reading.nearest(name, [n for n in dir(found) if n[0] != '_'])}"
         ) from error
     if not callable(found):
-        raise gin_config.UsageError(
-            f"{where}: {module}.{name} is no function or class."
-        )
+        raise reading.UsageError(f"{where}: {module}.{name} is no function or class.")
     return Target(value=found)
 
 
-def _untrusted(statement: gin_config.Statement, name: str) -> gin_config.UsageError:
+def _untrusted(statement: reading.Statement, name: str) -> reading.UsageError:
     if statement.source.trusted:
-        return gin_config.UsageError(
-            f"{statement.where}: {name} does not come with {gin_config.PACKAGE}. "
+        return reading.UsageError(
+            f"{statement.where}: {name} does not come with {reading.PACKAGE}. "
             "Import the module that defines it."
         )
-    return gin_config.UsageError(
-        f"{statement.where}: {name} does not come with {gin_config.PACKAGE}, and "
+    return reading.UsageError(
+        f"{statement.where}: {name} does not come with {reading.PACKAGE}, and "
         f"calling it could run anything. If you trust {statement.source.name}, pass "
         "--trust_config."
     )
@@ -127,6 +124,6 @@ def _untrusted(statement: gin_config.Statement, name: str) -> gin_config.UsageEr
 
 def _is_ours(module: str) -> bool:
     return (
-        module.startswith(gin_config.PACKAGE + ".")
-        and module not in gin_config.NOT_CONFIGURABLE
+        module.startswith(reading.PACKAGE + ".")
+        and module not in reading.NOT_CONFIGURABLE
     )

@@ -1,1 +1,5 @@
-"""How the processes of one run start and which devices each takes; imports jax only."""
+"""Several processes as one run: start, agreement, barriers, stop signals, watchdog.
+
+Imports JAX and nothing else of the package. `stop_signals` imports the standard library
+only and may be used everywhere.
+"""

@@ -13,7 +13,7 @@ from absl import logging
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
-from prottrans_jax import stop_signals
+from prottrans_jax.distributed import stop_signals
 from prottrans_jax.embed import (
     chunks,
     embedder,

@@ -13,9 +13,11 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
-from prottrans_jax import hardware, stop_signals, types
+from prottrans_jax import types
+from prottrans_jax.costs import hardware
+from prottrans_jax.distributed import stop_signals
 from prottrans_jax.embed import batching, forward, pooling
-from prottrans_jax.layers import x86
+from prottrans_jax.kernels import x86
 
 # Tokens of a call. XLA's products on a CPU are fastest at some 500 to 1,000 rows, ours
 # at more, for which a kernel is laid out once: with vectors ProtBert takes 1 to 3 %

@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prottrans_jax import types
 from prottrans_jax.embed import layerwise, pooling
-from prottrans_jax.layers import attention, x86
+from prottrans_jax.kernels import x86
+from prottrans_jax.layers import attention
 
 # Scores of all heads of a batch beyond which attention goes block by block.
 PLAIN_SCORES_BYTES = {"cpu": 256 << 20, "accelerator": 2 << 30}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 import re
 from typing import Any
 
-from prottrans_jax import vocabulary
+from prottrans_jax.proteins import vocabulary
 
 # Or the letters of "proteins.fasta" would be a protein's: its point is a gap.
 _FILE_NAME = re.compile(

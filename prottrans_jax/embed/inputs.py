@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prottrans_jax import fasta, plurals, stop_signals, vocabulary
+from prottrans_jax.distributed import stop_signals
 from prottrans_jax.embed import keys
 from prottrans_jax.files import paths as local_paths
-from prottrans_jax.proteins import nucleotides
+from prottrans_jax.proteins import fasta, nucleotides, plurals, vocabulary
 
 ON_DUPLICATE = ("error", "suffix", "first")
 # Of standard input, looked at before it is copied.

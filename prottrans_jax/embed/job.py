@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from prottrans_jax import plurals
 from prottrans_jax.embed import (
     computing,
     inputs,
@@ -30,6 +29,7 @@ from prottrans_jax.embed import (
     shards,
 )
 from prottrans_jax.files import ownership, paths, writing
+from prottrans_jax.proteins import plurals
 
 _TOO_LONG_FOR_MODEL = "longer than the model has positions for"
 

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from prottrans_jax import types
+from prottrans_jax.kernels import x86
 from prottrans_jax.layers import stack as layer_stack
-from prottrans_jax.layers import x86
 
 _ROW = jax.ShapeDtypeStruct((1, 8), jnp.int32)
 _LAYER = re.compile(r"layer(s_\d+)?")

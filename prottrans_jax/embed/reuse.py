@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prottrans_jax.embed import files, inputs, keys, outputs, pooling, shards, writers
+from prottrans_jax.embed import formats, inputs, keys, outputs, pooling, shards, writers
 
 _HDF5 = (".h5", ".hdf5")
 
@@ -48,7 +48,7 @@ class Known:
     def others(self, kind: str, entries: np.ndarray) -> Iterator[writers.Entry]:
         """Proteins of the output as it is that are not in the input."""
         if kind in self._paths:
-            yield from files.entries(self._paths[kind], wanted=_is_none_of(entries))
+            yield from formats.entries(self._paths[kind], wanted=_is_none_of(entries))
 
     def count_others(self, kind: str, entries: np.ndarray) -> int:
         """Number of `others`."""
@@ -64,7 +64,7 @@ class Known:
 
 def count_others(path: pathlib.Path, entries: np.ndarray) -> int:
     """Proteins of an embedding file that are not in the input."""
-    return sum(map(_is_none_of(entries), files.keys(path)))
+    return sum(map(_is_none_of(entries), formats.keys(path)))
 
 
 def _is_none_of(entries):
@@ -79,7 +79,7 @@ def identity_of(path: pathlib.Path) -> Mapping[str, Any]:
     Raises:
       shards.OtherRunError: It does not say.
     """
-    if run := files.run_of(path):
+    if run := formats.run_of(path):
         return run
     raise shards.OtherRunError(
         f"{path} exists and was not made by this program's embed, or does not say so. "
@@ -115,7 +115,7 @@ def find(
       lengths: Rows that each record's vectors should have.
     """
     opened = {
-        kind: files.open_hdf5(path)
+        kind: formats.open_hdf5(path)
         for kind, path in outputs.items()
         if path.suffix.lower() in _HDF5
     }
@@ -152,7 +152,7 @@ def find(
 
 def _open(path: str | os.PathLike, identity: Mapping[str, Any]):
     try:
-        file = files.open_hdf5(path)
+        file = formats.open_hdf5(path)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"--reuse {error}") from None
     if outputs.IDENTITY not in file.attrs:

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Int
 import numpy as np
 
-from prottrans_jax import setting_types
+from prottrans_jax.config import setting_types
 from prottrans_jax.embed import (
     chunks,
     embedder,
@@ -21,7 +21,7 @@ from prottrans_jax.embed import (
     writers,
 )
 from prottrans_jax.files import paths as local_paths
-from prottrans_jax.layers import quantized, x86
+from prottrans_jax.kernels import quantized, x86
 
 _FORMAT = 1
 _CUTS = ("chunk", "truncate")

@@ -23,7 +23,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from prottrans_jax import stop_signals
+from prottrans_jax.distributed import stop_signals
 from prottrans_jax.files import locks, ownership, writing
 from prottrans_jax.interop import safetensors
 

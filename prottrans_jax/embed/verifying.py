@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prottrans_jax import plurals
-from prottrans_jax.embed import files, inputs, keys
+from prottrans_jax.embed import formats, inputs, keys
+from prottrans_jax.proteins import plurals
 
 # bio_embeddings' own limits for its reference vectors, which are float32.
 RTOL, ATOL = 1e-3, 1e-5
@@ -87,13 +87,13 @@ def check_file(
       path: The file.
       wanted: What should be in it, from `expected`.
     """
-    per_protein = files.is_per_protein(files.metadata(path))
-    policy, limit, *_ = (files.run_of(path) or {}).get("long") or ("", None)
+    per_protein = formats.is_per_protein(formats.metadata(path))
+    policy, limit, *_ = (formats.run_of(path) or {}).get("long") or ("", None)
     check = FileCheck([], [], 0)
     truncated = 0
     seen = set()
     try:
-        for entry in files.entries(path):
+        for entry in formats.entries(path):
             seen.add(entry.key)
             # Of earlier versions `length` is that of the whole protein.
             truncated += entry.is_truncated or (
@@ -155,7 +155,7 @@ def compare(
             by_key.setdefault(key, protein)
     results = []
     compared = set()
-    for entry in files.entries(golden, wanted=by_key.__contains__):
+    for entry in formats.entries(golden, wanted=by_key.__contains__):
         protein = by_key[entry.key]
         compared.add(protein.number)
         header = f"{protein.name} {protein.description}".strip()

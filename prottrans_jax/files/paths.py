@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 
-# Prefixes of parameter sources; see `prottrans_jax.sources`.
+# Prefixes of parameter sources; see `prottrans_jax.checkpoints.opening`.
 SOURCE_KINDS = ("hf", "t5x", "mtf")
 STANDARD_INPUT = "-"
 # One slash is what pathlib leaves of two.

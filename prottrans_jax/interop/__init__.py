@@ -1,1 +1,5 @@
-"""Other libraries' checkpoints, in both directions."""
+"""Other libraries' checkpoints, in both directions.
+
+Names of Hugging Face (`hf_*`), T5X and Mesh-TensorFlow as tables of (their name, our
+name, transform) that run both ways. May import files, layers, models and proteins.
+"""

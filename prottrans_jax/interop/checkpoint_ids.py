@@ -10,8 +10,8 @@ import os
 
 from absl import logging
 
-from prottrans_jax import vocabulary
 from prottrans_jax.interop import families, vocabularies
+from prottrans_jax.proteins import vocabulary
 
 _ORGANISATION = "Rostlab"
 # Layers, heads, d_model and d_ff, of Elnaggar et al. 2021, table 2; of ProtElectra the

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prottrans_jax import types as array_types
-from prottrans_jax import vocabulary as vocabularies
+from prottrans_jax.proteins import vocabulary as vocabularies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Family:
       model_name: Class of the model; has `encode(tokens, mask, *, deterministic)`.
       interop_module: Module with the table of Hugging Face's names: `config_from_hf`,
         `config_to_hf`, `params_from_hf`, `params_to_hf`.
-      vocabulary_name: Object of `prottrans_jax.vocabulary`.
+      vocabulary_name: Object of `prottrans_jax.proteins.vocabulary`.
       prefix: Roles of the special pieces before the residues, e.g. ("cls",).
       suffix: Those after them, e.g. ("sep",).
       left_pad: Whether the released model was used with padding on the left.

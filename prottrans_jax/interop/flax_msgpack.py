@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from prottrans_jax.interop import memory_map
+from prottrans_jax.files import memory_map
 
 _CHUNKED = "__msgpack_chunked_array__"
 _NUMBERS = {

@@ -19,9 +19,8 @@ from absl import logging
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.files import paths, writing
+from prottrans_jax.files import casting, paths, writing
 from prottrans_jax.interop import (
-    casting,
     checkpoint_ids,
     families,
     layer_stacks,

@@ -13,7 +13,7 @@ from flax import traverse_util
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.interop import casting, memory_map
+from prottrans_jax.files import casting, memory_map
 
 _LAYER = re.compile(r"layers_(\d+)")
 

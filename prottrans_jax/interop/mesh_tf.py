@@ -20,17 +20,11 @@ from flax import traverse_util
 import jax.numpy as jnp
 import numpy as np
 
-from prottrans_jax import types, vocabulary
-from prottrans_jax.files import paths
-from prottrans_jax.interop import (
-    casting,
-    families,
-    layer_stacks,
-    rules,
-    side_notes,
-    t5_names,
-)
+from prottrans_jax import types
+from prottrans_jax.files import casting, paths
+from prottrans_jax.interop import families, layer_stacks, rules, side_notes, t5_names
 from prottrans_jax.models import t5
+from prottrans_jax.proteins import vocabulary
 
 _SLOT = re.compile(r".*_slot_(v|vr|vc|m)$")
 _STEP = "global_step"

@@ -7,7 +7,8 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from prottrans_jax import mismatches, types
+from prottrans_jax import types
+from prottrans_jax.interop import mismatches
 from prottrans_jax.layers import stack
 
 # Parameters by path, such as "encoder/layers_0/mlp/wi/kernel".

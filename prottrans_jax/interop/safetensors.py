@@ -12,9 +12,8 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
-from prottrans_jax import stop_signals
-from prottrans_jax.files import writing
-from prottrans_jax.interop import casting, memory_map
+from prottrans_jax.distributed import stop_signals
+from prottrans_jax.files import casting, memory_map, writing
 
 _DTYPES = {
     "F64": np.dtype(np.float64),

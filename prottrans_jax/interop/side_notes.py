@@ -9,8 +9,8 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-from prottrans_jax import vocabulary
 from prottrans_jax.models import t5
+from prottrans_jax.proteins import vocabulary
 
 NAME = "prottrans_jax.json"
 # Fields of T5Config that no shape tells.

@@ -23,18 +23,17 @@ from flax import serialization, traverse_util
 import ml_dtypes
 import numpy as np
 
-from prottrans_jax import types, vocabulary
-from prottrans_jax.files import paths
+from prottrans_jax import types
+from prottrans_jax.files import casting, memory_map, paths
 from prottrans_jax.interop import (
-    casting,
     families,
     flax_msgpack,
     layer_stacks,
-    memory_map,
     side_notes,
     t5_names,
 )
 from prottrans_jax.models import t5
+from prottrans_jax.proteins import vocabulary
 
 _PLACEHOLDER = "PLACEHOLDER://"
 _STEP = re.compile(r"checkpoint_(\d+)")

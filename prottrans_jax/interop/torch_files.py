@@ -21,7 +21,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from prottrans_jax.interop import memory_map
+from prottrans_jax.files import memory_map
 
 _STORAGES = {
     "DoubleStorage": np.dtype(np.float64),

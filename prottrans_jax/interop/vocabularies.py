@@ -22,9 +22,10 @@ from absl import logging
 from flax import traverse_util
 import numpy as np
 
-from prottrans_jax import types, vocabulary
+from prottrans_jax import types
 from prottrans_jax.files import paths
 from prottrans_jax.interop import sentencepiece, vocabulary_files
+from prottrans_jax.proteins import vocabulary
 
 JSON, FILES = vocabulary_files.JSON, vocabulary_files.FILES
 # Files of a tokenizer that say more about a file of `FILES` beside them.

@@ -16,8 +16,8 @@ import json
 import pathlib
 from typing import Any
 
-from prottrans_jax import vocabulary
 from prottrans_jax.interop import sentencepiece
+from prottrans_jax.proteins import vocabulary
 
 JSON = "vocabulary.json"
 # The first of these that a folder has says its ids.

@@ -1,1 +1,1 @@
-"""Leaf blocks shared by two or more families."""
+"""Blocks that two or more families share. May import kernels and types."""

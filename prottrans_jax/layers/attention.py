@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from prottrans_jax.layers import dense, relative_bias, x86
+from prottrans_jax.kernels import x86
+from prottrans_jax.layers import dense, relative_bias
 
 # Finite, so that a query with nothing to attend to gives no NaN.
 MASKED = -1e30

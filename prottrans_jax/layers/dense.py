@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from prottrans_jax.layers import cpu, quantized, x86
+from prottrans_jax.kernels import cpu, quantized, x86
 
 Initializer = Callable[..., Any]
 

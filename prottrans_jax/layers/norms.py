@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from prottrans_jax.layers import x86
+from prottrans_jax.kernels import x86
 
 
 def _norm(function, epsilon, dtype, x, addend, *vectors):

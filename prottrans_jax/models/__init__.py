@@ -1,1 +1,4 @@
-"""The six families, one file each."""
+"""The six families, one file each: architecture, layers written out, sizes.
+
+May import layers and types.
+"""

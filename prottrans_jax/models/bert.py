@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prottrans_jax import types
 from prottrans_jax.layers import attention, dense, embeddings, mlp, norms, stack
-from prottrans_jax.models import settings
+from prottrans_jax.models import choices
 
 _ACTIVATION_AXES = ("batch", "length", "embed")
 
@@ -84,9 +84,9 @@ class EncoderConfig:
     flash: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self):
-        settings.settle(
+        choices.settle(
             self,
-            attention=settings.ATTENTION,
+            attention=choices.ATTENTION,
             remat_policy=stack.REMAT_POLICIES,
             activation=tuple(mlp.ACTIVATIONS),
         )

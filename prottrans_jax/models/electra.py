@@ -23,7 +23,7 @@ import numpy as np
 
 from prottrans_jax import types
 from prottrans_jax.layers import embeddings, mlp
-from prottrans_jax.models import bert, settings
+from prottrans_jax.models import bert, choices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class ElectraConfig:
     attention_block_size: int = 512
 
     def __post_init__(self):
-        settings.check_numbers(self)
+        choices.check_numbers(self)
         if self.d_embed is None:
             object.__setattr__(self, "d_embed", self.d_model)
         # Both check what they share, and settle the types.

@@ -31,7 +31,7 @@ from prottrans_jax.layers import (
     relative_bias,
     stack,
 )
-from prottrans_jax.models import settings
+from prottrans_jax.models import choices
 
 _ACTIVATION_AXES = ("batch", "length", "embed")
 
@@ -91,9 +91,9 @@ class T5Config:
     def __post_init__(self):
         # gin binds lists.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        settings.settle(
+        choices.settle(
             self,
-            attention=settings.ATTENTION,
+            attention=choices.ATTENTION,
             remat_policy=stack.REMAT_POLICIES,
             mlp_activations=tuple(mlp.ACTIVATIONS),
         )

@@ -30,7 +30,7 @@ from prottrans_jax.layers import (
     relative_attention,
     stack,
 )
-from prottrans_jax.models import settings
+from prottrans_jax.models import choices
 
 _ACTIVATION_AXES = ("batch", "length", "embed")
 _KERNEL_INIT = nn.initializers.normal(stddev=0.02)
@@ -95,8 +95,8 @@ class TransformerXLConfig:
     attention_block_size: int = 512
 
     def __post_init__(self):
-        settings.settle(
-            self, attention=settings.ATTENTION, remat_policy=stack.REMAT_POLICIES
+        choices.settle(
+            self, attention=choices.ATTENTION, remat_policy=stack.REMAT_POLICIES
         )
         if self.same_length and not self.mem_length:
             raise ValueError(

@@ -30,7 +30,7 @@ from prottrans_jax.layers import (
     relative_attention,
     stack,
 )
-from prottrans_jax.models import settings
+from prottrans_jax.models import choices
 
 _ACTIVATION_AXES = ("batch", "length", "embed")
 _INIT = nn.initializers.normal(stddev=0.02)
@@ -93,9 +93,9 @@ class XLNetConfig:
     attention_block_size: int = 512
 
     def __post_init__(self):
-        settings.settle(
+        choices.settle(
             self,
-            attention=settings.ATTENTION,
+            attention=choices.ATTENTION,
             attn_type=("bi", "uni"),
             activation=tuple(mlp.ACTIVATIONS),
             remat_policy=stack.REMAT_POLICIES,

@@ -1,1 +1,4 @@
-"""Losses on a batch given a model, one file per pre-training objective."""
+"""The device half of each pre-training objective: a batch to its loss.
+
+May import models and types. `losses` holds unreduced losses.
+"""

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from prottrans_jax import losses, types
+from prottrans_jax import types
 from prottrans_jax.models import transformer_xl
+from prottrans_jax.objectives import losses
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from prottrans_jax import losses, setting_types, types
+from prottrans_jax import types
+from prottrans_jax.config import setting_types
 from prottrans_jax.models import t5
+from prottrans_jax.objectives import losses
 
 MASKED, SUBSTITUTED = 1, 2  # `decoder_corrupted`; 0 is an intact input
 

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from prottrans_jax import losses, setting_types, types
+from prottrans_jax import types
+from prottrans_jax.config import setting_types
 from prottrans_jax.models import albert, bert, electra
+from prottrans_jax.objectives import losses
 
 MASKED, SUBSTITUTED, KEPT = 1, 2, 3  # `corrupted`; 0 is a token that is not predicted
 

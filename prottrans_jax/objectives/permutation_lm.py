@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from prottrans_jax import losses, setting_types, types
+from prottrans_jax import types
+from prottrans_jax.config import setting_types
 from prottrans_jax.models import xlnet
-from prottrans_jax.objectives import causal_lm
+from prottrans_jax.objectives import causal_lm, losses
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from prottrans_jax import losses, setting_types, types
+from prottrans_jax import types
+from prottrans_jax.config import setting_types
 from prottrans_jax.models import electra
-from prottrans_jax.objectives import masked_lm
+from prottrans_jax.objectives import losses, masked_lm
 
 
 @dataclasses.dataclass(frozen=True)

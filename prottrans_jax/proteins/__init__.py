@@ -1,4 +1,4 @@
-"""A protein as text: what files of sequences are, and what is in them.
+"""A protein as text and as ids: FASTA, tables, compressed streams, vocabulary.
 
-May import `fasta`, `unpacking` and `vocabulary`, nothing else of the package.
+Imports nothing else of the package.
 """

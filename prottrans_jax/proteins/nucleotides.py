@@ -11,7 +11,7 @@ from absl import logging
 from jaxtyping import Int
 import numpy as np
 
-from prottrans_jax import fasta
+from prottrans_jax.proteins import fasta
 
 REASON = "nucleotides"
 _BASES = b"ACGTUN"

@@ -9,7 +9,7 @@ import csv
 import dataclasses
 from typing import NamedTuple
 
-from prottrans_jax import plurals
+from prottrans_jax.proteins import plurals
 
 # Names of columns in lower case, with blanks for "_" and "-"; the first that is there.
 _IDS = (

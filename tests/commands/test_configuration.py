@@ -2,15 +2,12 @@
 
 import json
 import pathlib
-import sys
 
 from absl import logging
 import h5py
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "embed"))
-import embed_cases
-
+from cases import embed_cases
 from prottrans_jax import cli
 from prottrans_jax.commands import embedding
 

@@ -6,13 +6,12 @@ import sys
 
 import pytest
 
-from prottrans_jax import gin_check, gin_utils
-from prottrans_jax.config import places
+from prottrans_jax.config import building, checking, places
 
 
 def sample(tmp_path, *bindings):
     run = f"MODEL_DIR = {str(tmp_path / 'run')!r}"
-    return gin_check.check(["sample.gin"], [run, *bindings])
+    return checking.check(["sample.gin"], [run, *bindings])
 
 
 def test_good_places_pass_and_model_dir_is_made(tmp_path):
@@ -27,13 +26,11 @@ def test_corpus_that_is_not_prepared_is_named_with_the_command(
 ):
     monkeypatch.delenv("PROTTRANS_DATA_DIR", raising=False)
     task = f"MIXTURE_OR_TASK_NAME = '{corpus}_iid_denoise'"
-    with pytest.raises(gin_utils.UsageError, match="neither data_dir nor"):
+    with pytest.raises(building.UsageError, match="neither data_dir nor"):
         places.check_training(sample(tmp_path, task))
     (tmp_path / "data").mkdir()
     data_dir = f"DATA_DIR = {str(tmp_path / 'data')!r}"
-    with pytest.raises(
-        gin_utils.UsageError, match=f"corpus '{corpus}' is not"
-    ) as error:
+    with pytest.raises(building.UsageError, match=f"corpus '{corpus}' is not") as error:
         places.check_evaluation(sample(tmp_path, task, data_dir))
     assert "prottrans_jax.prepare" in str(error.value)
 
@@ -41,13 +38,13 @@ def test_corpus_that_is_not_prepared_is_named_with_the_command(
 @pytest.mark.parametrize("folder", ["/proc/run", "/proc/a/run", "x" * 300])
 def test_model_dir_that_cannot_be_made_is_refused(folder, tmp_path):
     config = sample(tmp_path, f"MODEL_DIR = {str(tmp_path / folder)!r}")
-    with pytest.raises(gin_utils.UsageError, match=r"cannot be made|not writable"):
+    with pytest.raises(building.UsageError, match=r"cannot be made|not writable"):
         places.check_training(config)
 
 
 @pytest.mark.parametrize("value", ["3", "None", "['sample_iid_denoise']", "True"])
 def test_task_that_is_no_name_is_refused(value, tmp_path):
-    with pytest.raises(gin_utils.UsageError, match="expected the name of a task"):
+    with pytest.raises(building.UsageError, match="expected the name of a task"):
         sample(tmp_path, f"MIXTURE_OR_TASK_NAME = {value}")
 
 
@@ -62,7 +59,7 @@ def test_task_that_is_no_name_is_refused(value, tmp_path):
     ],
 )
 def test_parts_of_a_run_are_objects(binding, tmp_path):
-    with pytest.raises(gin_utils.UsageError, match=r"an object|each value an object"):
+    with pytest.raises(building.UsageError, match=r"an object|each value an object"):
         sample(tmp_path, binding)
 
 
@@ -97,7 +94,7 @@ def test_parts_of_a_run_are_objects(binding, tmp_path):
 def test_component_of_the_wrong_kind_is_named_with_what_is_needed(
     binding, said, tmp_path
 ):
-    with pytest.raises(gin_utils.UsageError, match=said) as error:
+    with pytest.raises(building.UsageError, match=said) as error:
         sample(tmp_path, binding)
     assert len(str(error.value).splitlines()) == 1
 
@@ -111,7 +108,7 @@ def test_component_of_the_wrong_kind_is_named_with_what_is_needed(
     ],
 )
 def test_component_of_the_right_kind_passes(binding, tmp_path):
-    imports = "from prottrans_jax.data import streaming\n"
+    imports = "from prottrans_jax.data.seqio import streaming\n"
     more = (
         "streaming.StreamLoader.task = 'sample_iid_denoise'",
         "streaming.StreamLoader.batch_size = 2",
@@ -123,13 +120,13 @@ def test_component_of_the_right_kind_passes(binding, tmp_path):
 
 @pytest.mark.parametrize("value", ["1e300", "2.5", "9223372036854775808"])
 def test_number_of_steps_that_is_no_whole_number_is_refused(value, tmp_path):
-    with pytest.raises(gin_utils.UsageError, match=r"TRAIN_STEPS = .* whole number"):
+    with pytest.raises(building.UsageError, match=r"TRAIN_STEPS = .* whole number"):
         sample(tmp_path, f"TRAIN_STEPS = {value}")
 
 
 @pytest.mark.parametrize("value", ["'float31'", "16"])
 def test_dtype_that_is_none_is_refused(value, tmp_path):
-    with pytest.raises(gin_utils.UsageError, match="expected the name of a dtype"):
+    with pytest.raises(building.UsageError, match="expected the name of a dtype"):
         sample(tmp_path, f"trainer.train.save_dtype = {value}")
 
 
@@ -140,7 +137,7 @@ def test_every_place_that_is_not_there_is_named_at_once(tmp_path):
         "DATA_DIR = '/no/such/data'",
         "INITIAL_CHECKPOINT_PATH = 't5x:/no/such/start'",
     )
-    with pytest.raises(gin_utils.UsageError) as error:
+    with pytest.raises(building.UsageError) as error:
         places.check_training(config)
     assert (tmp_path / "run").is_file()
     model_dir, data_dir, start = str(error.value).splitlines()
@@ -151,12 +148,12 @@ def test_every_place_that_is_not_there_is_named_at_once(tmp_path):
 
 def test_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(gin_utils.UsageError, match="is not writable"):
+    with pytest.raises(building.UsageError, match="is not writable"):
         places.check_training(sample(tmp_path))
 
 
 def test_url_after_a_kind_of_source_is_refused(tmp_path):
-    with pytest.raises(gin_utils.UsageError, match="buckets are not supported"):
+    with pytest.raises(building.UsageError, match="buckets are not supported"):
         places.check_training(
             sample(tmp_path, "INITIAL_CHECKPOINT_PATH = 'hf:gs://bucket/model'")
         )
@@ -172,18 +169,19 @@ def test_checkpoint_to_start_from_may_be_gone_once_the_run_has_its_own(tmp_path)
 
 
 def test_evaluation_wants_a_run_that_exists(tmp_path):
-    with pytest.raises(gin_utils.UsageError, match="there is no such folder"):
+    with pytest.raises(building.UsageError, match="there is no such folder"):
         places.check_evaluation(sample(tmp_path))
 
 
 WITHOUT_HEAVY_IMPORTS = """
 import atexit, sys
-from prottrans_jax import {main} as main, gin_utils
+from prottrans_jax import {main} as main
+from prottrans_jax.config import building
 def check():
     bad = sorted({{"jax", "tensorflow", "seqio", "flax", "orbax"}} & set(sys.modules))
     print("imported:", *bad)
 atexit.register(check)
-gin_utils.run(main.main)
+building.run(main.main)
 """
 
 
@@ -214,11 +212,13 @@ def test_mistake_is_told_before_heavy_imports(main, mistake, tmp_path):
 
 MISSING = """
 import sys
-from prottrans_jax import gin_utils, multihost, train
+from prottrans_jax.config import building
+from prottrans_jax.distributed import multihost
+from prottrans_jax import train
 def initialize(*arguments, **options):
     raise multihost.ProcessesMissing("data: after 9 s process 1 of 2 is missing.")
 multihost.initialize = initialize
-gin_utils.run(train.main)
+building.run(train.main)
 """
 
 

@@ -7,11 +7,10 @@ import sys
 
 import pytest
 
-from prottrans_jax import setting_types
-from prottrans_jax.config import signatures
+from prottrans_jax.config import setting_types, signatures
 
 MODULES = [
-    "data.loader",
+    "data.rows.loader",
     "models.albert",
     "models.bert",
     "models.electra",
@@ -23,10 +22,10 @@ MODULES = [
     "objectives.masked_lm",
     "objectives.permutation_lm",
     "objectives.replaced_token_detection",
-    "optimizers",
+    "optimizers.algorithms",
     "partitioning",
-    "schedules",
-    "trainer",
+    "optimizers.schedules",
+    "training.trainer",
 ]
 
 
@@ -64,16 +63,16 @@ def test_every_signature_of_a_module_is_read_as_python_has_it(name):
 
 
 def test_names_are_found_through_imports_of_ours():
-    loader = signatures.find("prottrans_jax.data.loader")
-    symbol = signatures.resolve(loader, "records.RecordSplit")
-    assert (symbol.kind, symbol.module) == ("class", "prottrans_jax.data.records")
-    assert signatures.resolve(loader, "records.NoSuchThing") is None
+    loader = signatures.find("prottrans_jax.data.rows.loader")
+    symbol = signatures.resolve(loader, "store.RecordSplit")
+    assert (symbol.kind, symbol.module) == ("class", "prottrans_jax.data.records.store")
+    assert signatures.resolve(loader, "store.NoSuchThing") is None
 
 
 def test_reading_signatures_imports_nothing_heavy():
     code = (
         "import sys; from prottrans_jax.config import signatures as s; "
-        "m = s.find('prottrans_jax.data.loader'); "
+        "m = s.find('prottrans_jax.data.rows.loader'); "
         "assert s.parameters(m.lookup('RowLoader')); "
         "assert s.locate('prottrans_jax.tasks.bfd'); "
         "bad = {'jax', 'tensorflow', 'seqio', 'flax'} & set(sys.modules); "

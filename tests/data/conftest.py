@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prottrans_jax.data import records
+from prottrans_jax.data.records import store
 
 
 def make_examples(count, seed, longest=150):
@@ -20,7 +20,7 @@ def make_examples(count, seed, longest=150):
 def toy_corpus(tmp_path_factory):
     """Folder with 211 + 90 train records in two shards and 23 of validation."""
     folder = tmp_path_factory.mktemp("data") / "toy"
-    with records.Writer(folder, name="toy") as writer:
+    with store.Writer(folder, name="toy") as writer:
         writer.add_shard("train", make_examples(211, 1))
         writer.add_shard("train", make_examples(90, 2))
         writer.add_shard("validation", make_examples(23, 3))
@@ -31,7 +31,7 @@ def toy_corpus(tmp_path_factory):
 def other_corpus(tmp_path_factory):
     """Folder with 40 train records and 10 of validation, other than `toy_corpus`."""
     folder = tmp_path_factory.mktemp("data") / "other"
-    with records.Writer(folder, name="other") as writer:
+    with store.Writer(folder, name="other") as writer:
         writer.add_shard("train", make_examples(40, 4, longest=60))
         writer.add_shard("validation", make_examples(10, 5))
     return folder

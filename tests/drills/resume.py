@@ -36,12 +36,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from etils import epath
 import numpy as np
 
-from prottrans_jax import checkpoints, manifests
-from prottrans_jax.data import record_writer
+from prottrans_jax.checkpoints import checkpointing, manifests
+from prottrans_jax.data.records import record_writer
 
 LEAF = """
 from __gin__ import dynamic_registration
-from prottrans_jax import trainer
+from prottrans_jax.training import trainer
 from prottrans_jax.models import t5
 
 include "runs/pretrain.gin"
@@ -317,7 +317,7 @@ def _inspect(unbroken, broken, when: str, logged: int) -> Kill:
 
 
 def _read(model_dir: pathlib.Path, step: int) -> tuple[dict[str, np.ndarray], Any]:
-    arrays, metadata = checkpoints.read_numpy(model_dir / "checkpoints" / str(step))
+    arrays, metadata = checkpointing.read_numpy(model_dir / "checkpoints" / str(step))
     metadata.pop("config", None)  # Says how many checkpoints are kept.
     return arrays, metadata
 

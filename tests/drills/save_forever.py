@@ -7,15 +7,16 @@ import sys
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import test_checkpoints as cases
+from cases import checkpoint_cases
+from prottrans_jax.checkpoints import checkpointing
 
-from prottrans_jax import checkpoints
-
-checkpointer = checkpoints.Checkpointer(sys.argv[1], keep=2)
-restored = checkpointer.restore(cases.abstract(cases.make_state(0)))
+checkpointer = checkpointing.Checkpointer(sys.argv[1], keep=2)
+restored = checkpointer.restore(
+    checkpoint_cases.abstract(checkpoint_cases.make_state(0))
+)
 step = 0 if restored is None else restored.step + 1
 while True:
     checkpointer.wait()
     print("saving", step, flush=True)
-    checkpointer.save(step, cases.make_state(step), {})
+    checkpointer.save(step, checkpoint_cases.make_state(step), {})
     step += 1

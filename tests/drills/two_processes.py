@@ -16,9 +16,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
-import test_checkpoints as cases
 
-from prottrans_jax import checkpoints, multihost
+from cases import checkpoint_cases
+from prottrans_jax.checkpoints import checkpointing
+from prottrans_jax.distributed import multihost
 
 process, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 multihost.initialize(f"localhost:{port}", 2, process, timeout_s=60)
@@ -45,17 +46,17 @@ seen["failure"] = attempt(
 )
 
 # A state sharded over both processes, saved in steps, the newest one damaged.
-mesh = cases.make_mesh(2, 2)
+mesh = checkpoint_cases.make_mesh(2, 2)
 
 
 def make_state(step):
-    host = cases.make_state(step)
+    host = checkpoint_cases.make_state(step)
     return jax.tree.map(
         lambda leaf, sharding: jax.make_array_from_callback(
             leaf.shape, sharding, lambda index: np.asarray(leaf)[index]
         ),
         host,
-        cases.shardings_of(host, mesh),
+        checkpoint_cases.shardings_of(host, mesh),
     )
 
 
@@ -66,15 +67,15 @@ def local_bytes(tree):
     ]
 
 
-checkpointer = checkpoints.Checkpointer(directory, keep=2)
+checkpointer = checkpointing.Checkpointer(directory, keep=2)
 for step in (1, 2, 3):
     checkpointer.save(step, make_state(step), {"next_row": step})
 checkpointer.close()
 if process == 0:
     next(pathlib.Path(directory, "3", "d").iterdir()).write_bytes(b"")
 multihost.barrier("damaged", 60)
-checkpointer = checkpoints.Checkpointer(directory, keep=2)
-restored = checkpointer.restore(cases.abstract(make_state(0)))
+checkpointer = checkpointing.Checkpointer(directory, keep=2)
+restored = checkpointer.restore(checkpoint_cases.abstract(make_state(0)))
 seen["restored"] = [restored.step, restored.metadata]
 seen["equal"] = local_bytes(restored.state) == local_bytes(make_state(restored.step))
 checkpointer.save(3, make_state(3), {})

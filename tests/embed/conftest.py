@@ -1,8 +1,8 @@
 """A tiny random model in Hugging Face's layout, and proteins to embed."""
 
-import embed_cases
 import pytest
 
+from cases import embed_cases
 import prottrans_jax
 
 

@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 
-from embed_cases import make_model, write_fasta
 import numpy as np
 import pytest
 
+from cases.embed_cases import make_model, write_fasta
 from prottrans_jax.embed import batching
 
 # Embeds and prints the process's peak memory after 10,000 proteins and at the end.

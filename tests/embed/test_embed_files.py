@@ -10,14 +10,14 @@ import subprocess
 import sys
 import zipfile
 
-from embed_cases import embed_into, random_proteins, write_fasta
 import h5py
 import numpy as np
 import pytest
 
+from cases.embed_cases import embed_into, random_proteins, write_fasta
 import prottrans_jax
 from prottrans_jax import cli
-from prottrans_jax.embed import files, job, settings, shards, verifying, writers
+from prottrans_jax.embed import formats, job, settings, shards, verifying, writers
 
 
 def test_protspace_reads_vectors_per_protein(encoder, fasta_file, proteins, tmp_path):
@@ -63,7 +63,7 @@ def test_hdf5_on_a_full_disk_is_an_error_and_what_is_there_can_be_read(tmp_path)
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
-    assert len(list(files.keys(path))) == int(done.stdout) > 500
+    assert len(list(formats.keys(path))) == int(done.stdout) > 500
 
 
 def test_conversion_on_a_full_disk_says_where_and_leaves_nothing(
@@ -78,7 +78,7 @@ def test_conversion_on_a_full_disk_says_where_and_leaves_nothing(
 
     monkeypatch.setattr(writers.os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"No space left on device: .*copy\.h5"):
-        files.convert(source, folder / "copy.h5")
+        formats.convert(source, folder / "copy.h5")
     assert not list(folder.iterdir())
 
 
@@ -112,7 +112,7 @@ def test_zarr_on_a_full_disk_is_an_error_of_the_system(tmp_path):
 def test_conversion_makes_the_folder_of_its_output(encoder, fasta_file, tmp_path):
     source = embed_into(encoder, fasta_file, tmp_path / "out.h5")
     copy = tmp_path / "new" / "folder" / "copy.npz"
-    assert files.convert(source, copy) == len(list(files.keys(copy)))
+    assert formats.convert(source, copy) == len(list(formats.keys(copy)))
 
 
 def test_hdf5_is_no_larger_than_what_is_in_it(tmp_path):
@@ -171,8 +171,8 @@ def test_formats_hold_the_same(encoder, fasta_file, tmp_path, suffix, kind):
     options = {kind: True}
     first = embed_into(encoder, fasta_file, tmp_path / "out.h5", **options)
     other = embed_into(encoder, fasta_file, tmp_path / f"out{suffix}", **options)
-    wanted = {entry.key: entry for entry in files.entries(first)}
-    found = {entry.key: entry for entry in files.entries(other)}
+    wanted = {entry.key: entry for entry in formats.entries(first)}
+    found = {entry.key: entry for entry in formats.entries(other)}
     assert found.keys() == wanted.keys()
     for key, entry in found.items():
         assert entry.array.dtype == wanted[key].array.dtype
@@ -204,7 +204,7 @@ def test_every_flipped_bit_of_vectors_is_noticed(encoder, tmp_path):
     source = write_fasta(tmp_path / "x.fasta", random_proteins(6, seed=2))
     for suffix in (".h5", ".npz", ".parquet"):
         path = embed_into(encoder, source, tmp_path / f"out{suffix}")
-        before = {e.key: e.array.tobytes() for e in files.entries(path)}
+        before = {e.key: e.array.tobytes() for e in formats.entries(path)}
         data = path.read_bytes()
         at = data.find(next(iter(before.values()))[:24])
         assert at > 0
@@ -226,17 +226,17 @@ def test_links_groups_and_odd_types_are_not_followed(tmp_path):
         with h5py.File(path, "w") as file:
             make(file)
         with pytest.raises(ValueError, match="P1"):
-            list(files.entries(path))
+            list(formats.entries(path))
 
 
 def test_layers_stack_in_front(encoder, fasta_file, proteins, tmp_path):
     path = embed_into(encoder, fasta_file, tmp_path / "out.h5", layers="0,-1")
-    for entry in files.entries(path):
+    for entry in formats.entries(path):
         assert entry.array.shape == (2, len(proteins[entry.key]), 12)
     mean = embed_into(
         encoder, fasta_file, tmp_path / "m.h5", layers="last4", output_dtype="float32"
     )
-    found = {entry.key: entry.array for entry in files.entries(mean)}
+    found = {entry.key: entry.array for entry in formats.entries(mean)}
     every = encoder.embed([proteins["P1"]], layers="all")[0]
     np.testing.assert_allclose(found["P1"], every.mean(axis=0), atol=1e-5)
 
@@ -261,14 +261,14 @@ def test_several_layers_per_protein_are_not_taken_for_residues(
 ):
     pooled = tmp_path / "pooled.h5"
     embed_into(encoder, fasta_file, pooled, per_protein=True, layers="0,-1")
-    assert files.describe(pooled).kind == "per protein, several layers"
+    assert formats.describe(pooled).kind == "per protein, several layers"
     assert not verifying.check_file(
         pooled, verifying.expected(fasta_file, "auto")[0]
     ).faults
     again = tmp_path / "again.h5"
-    files.convert(pooled, again, pool="mean")
-    before = {entry.key: entry.array for entry in files.entries(pooled)}
-    for entry in files.entries(again):
+    formats.convert(pooled, again, pool="mean")
+    before = {entry.key: entry.array for entry in formats.entries(pooled)}
+    for entry in formats.entries(again):
         np.testing.assert_array_equal(entry.array, before[entry.key])
 
 
@@ -293,19 +293,19 @@ def test_truncated_proteins_are_sound(encoder, fasta_file, tmp_path):
 def test_converted_file_says_what_it_is(encoder, fasta_file, tmp_path):
     path = embed_into(encoder, fasta_file, tmp_path / "out.h5")
     pooled = tmp_path / "pooled.h5"
-    assert files.convert(path, pooled, pool="mean") == 40
-    about = files.metadata(pooled)
+    assert formats.convert(path, pooled, pool="mean") == 40
+    about = formats.metadata(pooled)
     assert about["pooling"] == "mean" and "prottrans_run" not in about
     assert about["model_name"] == encoder.name
-    assert files.describe(pooled).kind == "per protein"
+    assert formats.describe(pooled).kind == "per protein"
     # Not its own: vectors of the whole input may not be mixed into it.
-    assert files.convert(path, tmp_path / "pooled.npz", pool="mean") == 40
+    assert formats.convert(path, tmp_path / "pooled.npz", pool="mean") == 40
     for output in (pooled, tmp_path / "pooled.npz"):
         with pytest.raises(shards.OtherRunError, match="not made by this program"):
             embed_into(encoder, fasta_file, output, per_protein=True)
     npz = tmp_path / "out.npz"
-    files.convert(path, npz)
-    assert files.metadata(npz)["weights_fingerprint"] == encoder.fingerprint
+    formats.convert(path, npz)
+    assert formats.metadata(npz)["weights_fingerprint"] == encoder.fingerprint
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
@@ -341,14 +341,14 @@ def test_zarr_folders_of_the_earlier_layout_are_read(tmp_path):
         "proteins": np.arange(3, dtype=np.float32) + 0.5,
     }
     for name, array in arrays.items():
-        first, second = files.entries(tmp_path / f"{name}.zarr")
+        first, second = formats.entries(tmp_path / f"{name}.zarr")
         assert first[:5] == ("P1", "P1", "some text", 4, "ab" * 32)
         assert second[:5] == ("é%2F2", "é/2", "", 2, "ab" * 32)
         assert first.array.dtype == array.dtype
         np.testing.assert_array_equal(first.array, array)
         # It goes on as the layout of today.
-        files.convert(tmp_path / f"{name}.zarr", tmp_path / f"{name}.new.zarr")
-        again = list(files.entries(tmp_path / f"{name}.new.zarr"))
+        formats.convert(tmp_path / f"{name}.zarr", tmp_path / f"{name}.new.zarr")
+        again = list(formats.entries(tmp_path / f"{name}.new.zarr"))
         assert [entry[:5] for entry in again] == [first[:5], second[:5]]
         np.testing.assert_array_equal(again[1].array, second.array)
 
@@ -409,18 +409,18 @@ def test_zarr_holds_more_proteins_than_a_chunk(tmp_path):
     assert len(list((path / "ids" / "c").iterdir())) == 2
     read = {
         e.key: e.array
-        for e in files.entries(path, wanted={"P0", "P16385"}.__contains__)
+        for e in formats.entries(path, wanted={"P0", "P16385"}.__contains__)
     }
     assert {key: array.tolist() for key, array in read.items()} == {
         "P0": [0, 1],
         "P16385": [1, 1],
     }
-    assert list(files.keys(path))[-1] == f"P{number - 1}"
+    assert list(formats.keys(path))[-1] == f"P{number - 1}"
 
 
 def test_zarr_without_proteins_is_read(tmp_path):
     path = _write_zarr(tmp_path / "out.zarr", {})
-    assert list(files.entries(path)) == []
+    assert list(formats.entries(path)) == []
 
 
 @pytest.mark.parametrize("array", ["ids", "vectors", "offsets"])
@@ -452,8 +452,8 @@ def test_vectors_come_back_in_their_shape(
     options = {kind: True, "layers": layers}
     first = embed_into(encoder, source, tmp_path / "out.h5", **options)
     other = embed_into(encoder, source, tmp_path / f"out{suffix}", **options)
-    right = {entry.key: entry.array for entry in files.entries(first)}
-    for entry in files.entries(other):
+    right = {entry.key: entry.array for entry in formats.entries(first)}
+    for entry in formats.entries(other):
         np.testing.assert_array_equal(entry.array, right[entry.key])
 
 

@@ -9,15 +9,15 @@ import json
 import subprocess
 import sys
 
-from embed_cases import embed, random_proteins, read, stop_after, write_fasta
 import h5py
 import numpy as np
 import pytest
 
-from prottrans_jax import fasta
+from cases.embed_cases import embed, random_proteins, read, stop_after, write_fasta
 from prottrans_jax.embed import computing, inputs, job, merging, settings, shards
 from prottrans_jax.files import locks
-from prottrans_jax.layers import x86
+from prottrans_jax.kernels import x86
+from prottrans_jax.proteins import fasta
 
 
 def parts_of(path):

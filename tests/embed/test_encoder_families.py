@@ -1,15 +1,15 @@
 """Every family through the one encoder, against Hugging Face's numbers."""
 
-import embed_cases
 import jax
 import numpy as np
 import pytest
 
+from cases import embed_cases
 import prottrans_jax
-from prottrans_jax import vocabulary
 from prottrans_jax.embed import forward, layerwise
 from prottrans_jax.interop import huggingface, vocabularies
 from prottrans_jax.models import xlnet
+from prottrans_jax.proteins import vocabulary
 
 FAMILIES = [
     "prot_bert",

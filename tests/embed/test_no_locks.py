@@ -15,7 +15,7 @@ int flock(int descriptor, int operation) { errno = %s; return -1; }
 _CODE = """
 import pathlib, sys
 import numpy as np
-from prottrans_jax.embed import files, writers
+from prottrans_jax.embed import formats, writers
 path = pathlib.Path(sys.argv[1])
 writer = writers.create(path, {"a": 1})
 writer.add(writers.Entry("P", "P", "", 2, "", np.ones((2, 3), np.float16)))
@@ -47,7 +47,7 @@ def test_hdf5_is_written_and_read_where_flock_fails(tmp_path, name):
 def test_a_file_that_another_program_writes_is_not_read(monkeypatch, tmp_path):
     import h5py
 
-    from prottrans_jax.embed import files
+    from prottrans_jax.embed import formats
 
     def refuse(*unused, **options):
         raise OSError(f"unable to lock file, errno = {errno.EAGAIN}, busy")
@@ -55,4 +55,4 @@ def test_a_file_that_another_program_writes_is_not_read(monkeypatch, tmp_path):
     (tmp_path / "x.h5").write_bytes(b"")
     monkeypatch.setattr(h5py, "File", refuse)
     with pytest.raises(ValueError, match=r"x\.h5"):
-        files.open_hdf5(tmp_path / "x.h5")
+        formats.open_hdf5(tmp_path / "x.h5")

@@ -4,12 +4,12 @@ import errno
 import json
 import os
 
-from embed_cases import embed, embed_into, random_proteins, read, write_fasta
 import h5py
 import numpy as np
 import pytest
 
-from prottrans_jax.embed import files, job, outputs, shards
+from cases.embed_cases import embed, embed_into, random_proteins, read, write_fasta
+from prottrans_jax.embed import formats, job, outputs, shards
 from prottrans_jax.files import ownership
 
 FORMATS = (".h5", ".npz", ".parquet", ".zarr", ".csv", ".tsv")
@@ -107,7 +107,7 @@ def test_outputs_of_our_own_are_replaced_when_asked(
     output = embed_into(encoder, source, tmp_path / f"o{suffix}", per_protein=True)
     write_fasta(source, random_proteins(5, seed=1))
     report = embed(encoder, source, output, per_protein=True, overwrite=True)
-    assert report.embedded == 5 and files.describe(output).proteins == 5
+    assert report.embedded == 5 and formats.describe(output).proteins == 5
     assert not shards_of(output).exists()
 
 
@@ -135,7 +135,7 @@ def test_converted_files_are_our_own(encoder, tmp_path):
     made = embed_into(encoder, source, tmp_path / "o.h5")
     for suffix in (".npz", ".zarr", ".csv"):
         converted = tmp_path / f"c{suffix}"
-        files.convert(made, converted, pool="mean")
+        formats.convert(made, converted, pool="mean")
         report = embed(encoder, source, converted, per_protein=True, overwrite=True)
         assert report.embedded == 3
 
@@ -176,11 +176,11 @@ def test_a_converted_file_replaces_nothing(encoder, tmp_path):
     before = content(tmp_path)
     for output in (made, tmp_path / "link.npz"):
         with pytest.raises(FileExistsError):
-            files.convert(made, output)
+            formats.convert(made, output)
     with pytest.raises(ownership.ForeignError, match=r"c\.npz\.json is in the way"):
-        files.convert(made, tmp_path / "c.npz")
+        formats.convert(made, tmp_path / "c.npz")
     assert content(tmp_path) == before
-    files.convert(made, tmp_path / "d.npz")
+    formats.convert(made, tmp_path / "d.npz")
     assert (tmp_path / "d.partial.npz").read_text() == "mine"
 
 
@@ -192,7 +192,7 @@ def test_a_zarr_output_displaced_by_a_kill_is_put_back(encoder, tmp_path):
     parts.close()
     more = {**random_proteins(3), "Q": "MKTAYW"}
     embed(encoder, write_fasta(source, {"Q": more["Q"]}), output)
-    assert {*files.keys(output)} == {*more}
+    assert {*formats.keys(output)} == {*more}
     assert not shards_of(output).exists()
 
 

@@ -6,9 +6,10 @@ tests are skipped there; `test_embed_files.py` holds the same by the readers' ru
 
 import hashlib
 
-from embed_cases import embed_into
 import numpy as np
 import pytest
+
+from cases.embed_cases import embed_into
 
 
 def test_protspace_loads_vectors_per_protein(encoder, fasta_file, proteins, tmp_path):

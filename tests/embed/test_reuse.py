@@ -5,14 +5,14 @@ import shutil
 import types
 from typing import Any
 
-from embed_cases import embed, read, stop_after, write_fasta
 import h5py
 import numpy as np
 import pytest
 
+from cases.embed_cases import embed, read, stop_after, write_fasta
 import prottrans_jax
-from prottrans_jax.embed import files, job, outputs, settings, shards
-from prottrans_jax.layers import quantized, x86
+from prottrans_jax.embed import formats, job, outputs, settings, shards
+from prottrans_jax.kernels import quantized, x86
 
 
 def test_finished_output_takes_new_and_changed_proteins(
@@ -45,7 +45,7 @@ def test_proteins_of_an_earlier_run_are_kept_in_every_format(encoder, tmp_path, 
         source = write_fasta(tmp_path / f"{number}.fasta", proteins)
         report = embed(encoder, source, output, per_protein=True)
     assert (report.embedded, report.kept) == (2, 1)
-    found = {entry.key: entry.array for entry in files.entries(output)}
+    found = {entry.key: entry.array for entry in formats.entries(output)}
     assert found.keys() == {"A", "B", "C"}
     right = encoder.embed(["MKTAYW", "LLKM", "WYV"], pool="mean")
     for key, vector in zip("ABC", right, strict=True):

@@ -4,12 +4,13 @@ import io
 import json
 import sys
 
-from embed_cases import embed, make_model, random_proteins, read, write_fasta
 import pytest
 
-from prottrans_jax import cli, fasta
+from cases.embed_cases import embed, make_model, random_proteins, read, write_fasta
+from prottrans_jax import cli
 from prottrans_jax.embed import inputs, verifying
 from prottrans_jax.files import paths
+from prottrans_jax.proteins import fasta
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Jobs of a few small proteins: one call, one program, hardly any padding."""
 
-import embed_cases
 import numpy as np
 import pytest
 
+from cases import embed_cases
 import prottrans_jax
 
 LENGTHS = (20, 35, 58, 90, 131)

@@ -2,11 +2,11 @@
 
 import json
 
-from embed_cases import embed, random_proteins, read, write_fasta
 import h5py
 import jax
 import pytest
 
+from cases.embed_cases import embed, random_proteins, read, write_fasta
 import prottrans_jax
 from prottrans_jax import cli
 from prottrans_jax.embed import job, settings, verifying

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax import frozen_params
 from prottrans_jax.embed import batching, embedder, forward, layerwise
-from prottrans_jax.layers import x86
+from prottrans_jax.encoders import frozen_params
+from prottrans_jax.kernels import x86
 from prottrans_jax.models import albert, bert, electra, t5, xlnet
 
 needs_x86 = pytest.mark.skipif(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import prottrans_jax
-from prottrans_jax import checkpoints, run_identity, sources
+from prottrans_jax.checkpoints import checkpointing, opening, run_identity
 from prottrans_jax.interop import families, huggingface, mesh_tf, t5x
 from prottrans_jax.models import bert, electra, t5, xlnet
 
@@ -44,7 +44,7 @@ def random_params(module, config):
 def save_run(folder, config, params):
     """As the trainer does."""
     metadata = {"identity": run_identity.identity(model=config)}
-    with checkpoints.Checkpointer(folder / "checkpoints") as saver:
+    with checkpointing.Checkpointer(folder / "checkpoints") as saver:
         saver.save(4, {"params": params}, metadata)
 
 
@@ -87,7 +87,7 @@ def test_of_an_electra_run_the_discriminator_embeds(tmp_path):
     params = random_params(electra, ELECTRA)
     save_run(tmp_path / "run", ELECTRA, params)
     encoder = prottrans_jax.load_encoder(tmp_path / "run")
-    assert encoder.config == sources.encoder_of(sources.read(tmp_path / "run")).config
+    assert encoder.config == opening.encoder_of(opening.read(tmp_path / "run")).config
     tokens, mask = encoder.tokenize(SEQUENCES)
     both = electra.Electra(ELECTRA)
     wanted = both.apply({"params": params}, tokens, mask, method="encode")
@@ -153,12 +153,12 @@ def test_errors_are_those_of_the_reader(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         prottrans_jax.load_encoder(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    for load in (sources.read, prottrans_jax.load_encoder, prottrans_jax.load_model):
+    for load in (opening.read, prottrans_jax.load_encoder, prottrans_jax.load_model):
         with pytest.raises(FileNotFoundError, match="T5X") as error:
             load(tmp_path / "empty")
         assert str(tmp_path / "empty") in str(error.value)
     save_run(tmp_path / "run", BERT, random_params(bert, BERT))
     weights = max((tmp_path / "run").rglob("d/*"), key=lambda x: x.stat().st_size)
     weights.write_bytes(weights.read_bytes()[::-1])
-    with pytest.raises(checkpoints.CheckpointError, match=weights.name):
+    with pytest.raises(checkpointing.CheckpointError, match=weights.name):
         prottrans_jax.load_encoder(tmp_path / "run")

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax import losses
 from prottrans_jax.interop import huggingface
+from prottrans_jax.objectives import losses
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax import losses
 from prottrans_jax.interop import hf_t5, safetensors
 from prottrans_jax.models import t5
-from prottrans_jax.objectives import denoising
+from prottrans_jax.objectives import denoising, losses
 
 VARIANTS = {
     "scanned": {"scan_layers": True},

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax import losses, run_identity
+from prottrans_jax.checkpoints import run_identity
 from prottrans_jax.interop import hf_transformer_xl, huggingface, safetensors
 from prottrans_jax.layers import relative_attention
 from prottrans_jax.models import transformer_xl
+from prottrans_jax.objectives import losses
 
 MAX_ABS = 2e-5
 RELATIVE = 1e-5  # of losses, and of gradients to the largest of their array

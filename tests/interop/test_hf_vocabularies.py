@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import prottrans_jax
-from prottrans_jax import sources, vocabulary
+from prottrans_jax.checkpoints import opening
 from prottrans_jax.interop import families, huggingface, sentencepiece, vocabularies
 from prottrans_jax.models import albert, bert, electra, xlnet
+from prottrans_jax.proteins import vocabulary
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWYX"
 # Options of spm_train in the scripts of ALBERT and XLNet.
@@ -335,10 +336,10 @@ def test_a_run_starts_from_another_order_of_ids(tmp_path):
             theirs[found.vocabulary.encode(letter)],
         )
     shapes = jax.eval_shape(lambda: albert.init_params(ALBERT, jax.random.key(0)))
-    started = sources.load_params(f"hf:{tmp_path / 'theirs'}", shapes, ALBERT)
+    started = opening.load_params(f"hf:{tmp_path / 'theirs'}", shapes, ALBERT)
     np.testing.assert_array_equal(started["embeddings"]["token"]["embedding"], expected)
-    sources.save(tmp_path / "run", sources.read(tmp_path / "theirs", scan_layers=True))
-    run = sources.read(tmp_path / "run")
+    opening.save(tmp_path / "run", opening.read(tmp_path / "theirs", scan_layers=True))
+    run = opening.read(tmp_path / "run")
     np.testing.assert_array_equal(
         run.params["embeddings"]["token"]["embedding"], expected
     )

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax import losses
 from prottrans_jax.interop import hf_xlnet, safetensors
 from prottrans_jax.models import xlnet
+from prottrans_jax.objectives import losses
 
 MAX_ABS = 2e-5
 RELATIVE = 1e-5  # of losses, and of gradients to the largest of their array

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from prottrans_jax.interop import hf_t5, memory_map, safetensors
+from prottrans_jax.files import memory_map
+from prottrans_jax.interop import hf_t5, safetensors
 from prottrans_jax.models import t5
 
 LIMIT = 1.3  # times the size of the checkpoint

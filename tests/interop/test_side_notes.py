@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from prottrans_jax import sources, vocabulary
+from prottrans_jax.checkpoints import opening
 from prottrans_jax.interop import side_notes, t5x
 from prottrans_jax.models import t5
+from prottrans_jax.proteins import vocabulary
 
 CONFIG = t5.T5Config(
     vocab_size=131,
@@ -41,9 +42,9 @@ def write(kind, folder, **options):
 @pytest.mark.parametrize("kind", ["t5x", "mtf"])
 def test_what_no_shape_tells_comes_back(tmp_path, kind):
     write(kind, tmp_path)
-    found = sources.read(f"{kind}:{tmp_path}")
+    found = opening.read(f"{kind}:{tmp_path}")
     assert dataclasses.replace(found.config, scan_layers=False) == CONFIG
-    other = sources.read(f"{kind}:{tmp_path}", norm_epsilon=0.5)
+    other = opening.read(f"{kind}:{tmp_path}", norm_epsilon=0.5)
     assert other.config.norm_epsilon == 0.5
 
 
@@ -52,17 +53,17 @@ def test_ids_come_back_where_they_are_known(tmp_path, kind):
     pieces = ("<pad>", "</s>", "<unk>", *"YWVTSRQPNMLKIHGFEDCAX")
     own = dataclasses.replace(vocabulary.PROT_T5, name="own", pieces=pieces)
     write(kind, tmp_path / "known", ids=own)
-    found = sources.read(f"{kind}:{tmp_path / 'known'}")
+    found = opening.read(f"{kind}:{tmp_path / 'known'}")
     assert not found.unknown_ids
     assert found.vocabulary.encode("YWA").tolist() == [3, 4, 22]
     write(kind, tmp_path / "unknown")
-    assert "vocabulary" in sources.read(f"{kind}:{tmp_path / 'unknown'}").unknown_ids
+    assert "vocabulary" in opening.read(f"{kind}:{tmp_path / 'unknown'}").unknown_ids
 
 
 def test_sentinels_without_a_row_do_not_matter(tmp_path):
     small = dataclasses.replace(CONFIG, vocab_size=31)
     t5x.write(tmp_path, small, params_of(small), ids=vocabulary.PROT_T5)
-    found = sources.read(f"t5x:{tmp_path}")
+    found = opening.read(f"t5x:{tmp_path}")
     assert not found.unknown_ids and found.vocabulary is vocabulary.PROT_T5
 
 
@@ -81,4 +82,4 @@ def test_a_damaged_note_is_named(tmp_path):
     step = write("t5x", tmp_path)
     (step / side_notes.NAME).write_text("{")
     with pytest.raises(ValueError, match=r"prottrans_jax\.json is damaged"):
-        sources.read(f"t5x:{tmp_path}")
+        opening.read(f"t5x:{tmp_path}")

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 import prottrans_jax
-from prottrans_jax import cli, exporting, sources, vocabulary
+from prottrans_jax import cli
+from prottrans_jax.checkpoints import opening
+from prottrans_jax.encoders import exporting
 from prottrans_jax.interop import checkpoint_ids, huggingface, vocabularies
 from prottrans_jax.models import bert, t5
+from prottrans_jax.proteins import vocabulary
 
 LETTERS = "LAGVSERTIDPKQNFYMHWC"
 # As a published antibody model has them: 25 ids, none for X.
@@ -325,9 +328,9 @@ def test_an_adapter_beside_a_base_model_is_refused(tmp_path, name):
     folder = write_t5(tmp_path / "m", num_rows=128)
     (folder / name).write_bytes(b"{}")
     with pytest.raises(ValueError, match="merge_and_unload") as error:
-        sources.read(folder)
+        opening.read(folder)
     assert name in str(error.value)
     (folder / "config.json").unlink()
     if name == "adapter_config.json":
         with pytest.raises(ValueError, match="merge_and_unload"):
-            sources.read(folder)
+            opening.read(folder)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax import losses
 from prottrans_jax.layers import relative_attention
 from prottrans_jax.models import transformer_xl
+from prottrans_jax.objectives import losses
 
 BATCH, LENGTH = 3, 7
 SIZES = dict(

@@ -5,10 +5,10 @@ import functools
 import jax
 from jax.extend import core
 import jax.numpy as jnp
-import microbatch_cases
 import numpy as np
 import pytest
 
+from cases import microbatch_cases
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
 

@@ -4,10 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import microbatch_cases
 import numpy as np
 import pytest
 
+from cases import microbatch_cases
 from prottrans_jax.models import albert, bert
 from prottrans_jax.objectives import masked_lm
 

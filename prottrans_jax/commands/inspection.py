@@ -1,0 +1,227 @@
+"""`prottrans info`, `convert` and `verify`: what is in a file, and is it sound."""
+
+import argparse
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import json
+import pathlib
+
+from prottrans_jax.commands import console, embedding
+from prottrans_jax.files import paths
+from prottrans_jax.proteins import plurals
+
+
+def add_info(commands) -> None:
+    """Adds `prottrans info`."""
+    parser = console.add_command(
+        commands, "info", _info, "say what is in an embedding file or a model folder"
+    )
+    parser.add_argument("path", help="embedding file, or folder of a model")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    path = paths.local(arguments.path, "path")
+    if (path / "config.json").is_file():
+        about = _info_of_model(path)
+    elif path.is_dir() and not (path / "zarr.json").is_file():
+        raise ValueError(f"{path}: a folder without config.json is no model's.")
+    else:
+        from prottrans_jax.embed import formats
+
+        found = formats.describe(path)
+        about = {
+            "file": str(path),
+            "proteins": found.proteins,
+            "vectors": found.kind,
+            "d_model": list(found.d_model),
+            "dtype": list(found.dtypes),
+            "residues": found.residues,
+            "examples": list(found.examples),
+        } | {key: value for key, value in found.metadata.items() if key != "options"}
+        if found.kind == "per protein":
+            # Vectors per protein do not tell how many residues there were.
+            del about["residues"]
+    if arguments.json:
+        print(json.dumps(about, indent=1, default=str))
+        return 0
+    _print(about)
+    return 0
+
+
+def _print(about: Mapping[str, object], indent: str = "") -> None:
+    """Prints names and values, a line each; what is nested is indented."""
+    for key, value in about.items():
+        name = f"{indent}{key}"
+        if isinstance(value, str) and value.startswith("{"):
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        if isinstance(value, Mapping) and value:
+            print(name)
+            _print(value, indent + "  ")
+            continue
+        if isinstance(value, list | tuple | Mapping):
+            value = ", ".join(map(_shown, value))
+        print(f"{name:24} {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None or value == "" else str(value)
+
+
+def _info_of_model(path: pathlib.Path) -> dict[str, object]:
+    import jax
+
+    from prottrans_jax.interop import huggingface
+
+    found = huggingface.read(path)
+    provenance = path / "provenance.json"
+    about = {
+        "folder": str(path),
+        "family": found.family.name,
+        "parameters": sum(x.size for x in jax.tree.leaves(found.params)),
+        "stored": found.stored_dtype.name,
+        "vocabulary": "unknown" if found.unknown_ids else found.vocabulary.name,
+        "left_out": ", ".join(found.left_out) or "nothing",
+        "config": dataclasses.asdict(found.config),
+    }
+    if provenance.is_file():
+        content = json.loads(provenance.read_text(encoding="utf-8"))
+        about |= {key: content.get(key) for key in ("exported_from", "step", "created")}
+    return about
+
+
+def add_convert(commands) -> None:
+    """Adds `prottrans convert`."""
+    parser = console.add_command(
+        commands, "convert", _convert, "write an embedding file in another format"
+    )
+    parser.set_defaults(when_stopped="No output was written.")
+    parser.add_argument("input", help=".h5 .npz .parquet or .zarr")
+    parser.add_argument("output", help=".h5 .npz .parquet .zarr, or .csv per protein")
+    parser.add_argument("--pool", help="mean or max: one vector per protein")
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from prottrans_jax.embed import formats, pooling
+
+    pool = pooling.check(arguments.pool, has_cls=False)
+    output = paths.local(arguments.output, "output")
+    number = formats.convert(paths.local(arguments.input, "input"), output, pool=pool)
+    console.say(f"Wrote {plurals.count(number, 'protein')} to {output}")
+    return 0
+
+
+def add_verify(commands) -> None:
+    """Adds `prottrans verify`."""
+    parser = console.add_command(
+        commands,
+        "verify",
+        _verify,
+        "check an embedding file, or a model against vectors known to be right",
+    )
+    add = parser.add_argument
+    add("file", nargs="?", help="embedding file to read in full")
+    add(
+        *("-i", "--input"),
+        action="append",
+        help="FASTA: the file must hold all of it; or, with --golden. May be repeated",
+    )
+    add("-m", "--model", help="model to check")
+    add("--golden", help=".npz or .h5 with the vectors that the model should give")
+    add("--revision", help="branch, tag or commit of the model's repository")
+    embedding.add_vocabulary(add)
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        default="float32",
+        help="of the model's products",
+    )
+    add("--key", help="how keys were made, as for embed; default: as the file says")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    for name in ("file", "golden"):
+        if getattr(arguments, name):
+            flag = name if name == "file" else f"--{name}"
+            setattr(arguments, name, paths.local(getattr(arguments, name), flag))
+    if arguments.input:
+        arguments.input = paths.local_inputs(arguments.input, "--input")
+    if arguments.model and arguments.golden and arguments.input:
+        return _verify_model(arguments)
+    if not arguments.file or arguments.model or arguments.golden:
+        return console.fail(2, "give a FILE, or -m MODEL, --golden FILE and -i FASTA.")
+    from prottrans_jax.embed import formats, verifying
+
+    about = formats.metadata(arguments.file)
+    wanted, unusable = None, list[str]()
+    if arguments.input:
+        scheme = arguments.key or (formats.run_of(arguments.file) or {}).get("key")
+        options = about.get("options", {})
+        wanted, unusable = verifying.expected(
+            arguments.input,
+            scheme or "auto",
+            allow_nucleotides=bool(options.get("allow_nucleotides")),
+        )
+    check = verifying.check_file(arguments.file, wanted)
+    faults = unusable + check.faults
+    for fault in faults[:20]:
+        print(fault)
+    if len(faults) > 20:
+        print(f"... and {plurals.count(len(faults) - 20, 'more', 'more')}.")
+    if check.extra:
+        print(
+            f"{plurals.count(len(check.extra), 'protein')} of the file not in "
+            f"{' and '.join(arguments.input)} (outputs keep proteins of earlier "
+            f"inputs): "
+            f"{console.some(check.extra)}"
+        )
+    if faults:
+        number = plurals.count(len(faults), "fault")
+        return console.fail(3, f"{arguments.file}: {number}.")
+    found = formats.describe(arguments.file)
+    # Not every format keeps both lengths of a protein.
+    truncated = max(check.truncated, about.get("truncated", 0))
+    cut = "".join(
+        f", {number:,} {action} (--long {policy})"
+        for number, action, policy in (
+            (truncated, "truncated", "truncate"),
+            (about.get("chunked", 0), "embedded in pieces", "chunk"),
+        )
+        if number
+    )
+    proteins = plurals.count(found.proteins, "protein")
+    print(f"{arguments.file}: {proteins}, {found.kind}, sound{cut}.")
+    return 0
+
+
+def _verify_model(arguments: argparse.Namespace) -> int:
+    from prottrans_jax.embed import verifying
+    from prottrans_jax.encoders import loading
+
+    encoder = loading.load_encoder(
+        paths.source(arguments.model, "--model"),
+        dtype=arguments.dtype,
+        revision=arguments.revision,
+        vocabulary=arguments.vocabulary,
+        prefix=arguments.prefix,
+    )
+    results, others = verifying.compare(encoder, arguments.golden, arguments.input)
+    for result in results:
+        print(
+            f"{'ok  ' if result.passed else 'FAIL'}  {result.name}: largest difference "
+            f"{result.largest:.2e}, least cosine {result.cosine:.6f}"
+        )
+    if others:
+        source = " and ".join(arguments.input)
+        print(
+            f"{len(others):,} of {source} not in {arguments.golden}: "
+            f"{console.some(others)}"
+        )
+    failed = sum(not result.passed for result in results)
+    if failed or not results:
+        number = plurals.count(len(results), "protein")
+        verb = "differs" if failed == 1 else "differ"
+        return console.fail(3, f"{failed:,} of {number} {verb}.")
+    return 0

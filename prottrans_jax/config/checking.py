@@ -1,0 +1,279 @@
+"""Checks a whole gin configuration and says all that is wrong with it, and where."""
+
+from collections.abc import Sequence
+import dataclasses
+import importlib.util
+import pathlib
+from typing import Any
+
+import gin
+from prottrans_jax.config import binding_values, reading, signatures, targets
+
+
+def check(
+    files: Sequence[str | pathlib.Path],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str | pathlib.Path] = (),
+    trust_config: bool = False,
+) -> reading.Config:
+    """Reads gin files and bindings, later ones winning, and checks the whole.
+
+    What belongs to the package is read from its source and not imported: a mistake is
+    told at once, not after TensorFlow was loaded.
+
+    Args:
+      files: Leaf names or paths. A name is looked for as a path, in `search_paths`,
+        then in the package.
+      bindings: Gin statements, after the files. They may use every module that a file
+        imports, and a short form of a name (`train.total_steps`) if it is unambiguous.
+      search_paths: More folders to look in, for `include` too.
+      trust_config: Lets files from outside the package import any module, and with it
+        run any code.
+
+    Raises:
+      UsageError: With all unknown names or missing values found, and where.
+    """
+    reader = reading.Reader(search_paths, trust_config)
+    for file in files:
+        reader.read_file(file)
+    for binding in bindings:
+        reader.read_text(
+            binding,
+            reading.Source(f"--gin_bindings={binding}", trusted=trust_config),
+        )
+    resolver = _Resolver(reader)
+    macros: dict[str, Any] = {}
+    bound: dict[tuple[str, str, str], Any] = {}
+    where: dict[Any, str] = {}
+    used: dict[str, str] = {}
+    for statement in reader.statements:
+        value = resolver.value(statement)
+        for macro in reading.walk(value, reading.Macro):
+            if macro != reading.REQUIRED:
+                used.setdefault(macro.name, statement.where)
+        if statement.parameter:
+            selector = resolver.binding(statement)
+            if selector:
+                key = (statement.scope, selector, statement.parameter)
+                bound[key], where[key] = value, statement.where
+        else:
+            macros[statement.selector] = value
+            where[statement.selector] = statement.where
+    config = reading.Config(tuple(reader.files), resolver.imports, macros, bound)
+    errors = resolver.errors + _macro_errors(config, where, used)
+    errors = errors or binding_values.Check(config, where, resolver.targets).errors()
+    # Missing values would only repeat a misspelt name: report those alone first.
+    errors = errors or _missing(config, where, resolver.targets)
+    if errors:
+        raise reading.UsageError("\n".join(dict.fromkeys(errors)))
+    return config
+
+
+class _Resolver:
+    """Turns names as written in any file into one set of imports and selectors."""
+
+    def __init__(self, reader: reading.Reader):
+        self.imports: dict[str, str] = {}
+        self.errors: list[str] = []
+        # Final selector -> what it names.
+        self.targets: dict[str, targets.Target] = {}
+        self._everywhere: dict[str, set[str]] = {}
+        for source in reader.sources:
+            for name, module in source.imports.items():
+                self._everywhere.setdefault(name, set()).add(module)
+                # Even where no name uses it: importing tasks registers them.
+                if self._exists(source.name, module):
+                    self._name(module)
+        # Full names in use, for short forms on the command line.
+        self._in_use: dict[str, set[str]] = {}
+        for statement in reader.statements:
+            selectors = {
+                r.selector for r in reading.walk(statement.value, reading.Reference)
+            }
+            if statement.parameter:
+                selectors.add(statement.selector)
+            for selector in selectors:
+                if self._modules(statement.source, selector.split(".")[0]):
+                    short = selector.rsplit(".", 1)[-1]
+                    self._in_use.setdefault(short, set()).add(selector)
+
+    def _modules(self, source: reading.Source, name: str) -> set[str]:
+        if name in source.imports:
+            return {source.imports[name]}
+        return self._everywhere.get(name, set())
+
+    def value(self, statement: reading.Statement) -> Any:
+        """The statement's value with every reference under its final name."""
+
+        def replace(value: Any) -> Any:
+            if isinstance(value, reading.Reference):
+                selector, target = self._target(statement, value.selector)
+                if target is None:
+                    return value
+                return dataclasses.replace(value, selector=selector)
+            if isinstance(value, dict):
+                return {replace(k): replace(v) for k, v in value.items()}
+            if isinstance(value, list | tuple | set):
+                return type(value)(replace(v) for v in value)
+            return value
+
+        return replace(statement.value)
+
+    def binding(self, statement: reading.Statement) -> str | None:
+        """The final name of what the statement binds, its parameter checked."""
+        selector, target = self._target(statement, statement.selector)
+        if target is None:
+            return None
+        known = target.parameters
+        if known is not None and statement.parameter not in known:
+            parameter = statement.parameter
+            self.errors.append(
+                f"{statement.where}: {selector} has no parameter {parameter!r}."
+                f"{reading.nearest(parameter, known)}"
+            )
+            return None
+        return selector
+
+    def _target(
+        self, statement: reading.Statement, selector: str
+    ) -> tuple[str, targets.Target | None]:
+        """Final name and target of a name as written; (_, None) after an error."""
+        if selector in ("gin.macro", "gin.singleton"):
+            value = getattr(gin.config, selector.removeprefix("gin."))
+            return selector, targets.Target(value=value)
+        root, *rest = selector.split(".")
+        modules = self._modules(statement.source, root)
+        if not modules:
+            matches = {
+                full
+                for full in self._in_use.get(selector.rsplit(".", 1)[-1], ())
+                if full.endswith("." + selector)
+            }
+            if len(matches) == 1:
+                return self._target(statement, matches.pop())
+            names = sorted({n for full in self._in_use.values() for n in full})
+            either = f" It may be {' or '.join(sorted(matches))}." if matches else ""
+            self.errors.append(
+                f"{statement.where}: no file imports {root!r}, of {selector!r}."
+                f"{either or reading.nearest(selector, [*self._everywhere, *names])}"
+            )
+            return selector, None
+        if len(modules) > 1:
+            self.errors.append(
+                f"{statement.where}: {root!r} is {' and '.join(sorted(modules))} in "
+                "different files. Import the one you mean in this file."
+            )
+            return selector, None
+        return self._import(statement, next(iter(modules)), rest)
+
+    def _import(
+        self, statement: reading.Statement, module: str, rest: list[str]
+    ) -> tuple[str, targets.Target | None]:
+        if not rest:
+            self.errors.append(
+                f"{statement.where}: {module} is a module. Name a function or class."
+            )
+            return module, None
+        if not self._exists(statement.where, module):
+            return module, None
+        # After `import a`, the first parts of `a.b.c` may be modules too.
+        while len(rest) > 1 and signatures.locate(f"{module}.{rest[0]}") is not None:
+            module, rest = f"{module}.{rest[0]}", rest[1:]
+            if not self._exists(statement.where, module):
+                return module, None
+        try:
+            if signatures.locate(module) is not None:
+                target = targets.own(statement, module, rest)
+            else:
+                target = targets.foreign(statement, module, rest)
+        except reading.UsageError as error:
+            self.errors.append(str(error))
+            return module, None
+        selector = ".".join([self._name(module), *rest])
+        self.targets[selector] = target
+        return selector, target
+
+    def _exists(self, where: str, module: str) -> bool:
+        """Whether there is such a module; one that is not ours is only looked for."""
+        if module in reading.NOT_CONFIGURABLE:
+            self.errors.append(f"{where}: gin files cannot use {module}.")
+            return False
+        root = module.partition(".")[0]
+        if root == reading.PACKAGE:
+            exists = signatures.locate(module) is not None
+        else:
+            exists = importlib.util.find_spec(root) is not None
+        if not exists:
+            self.errors.append(
+                f"{where}: cannot import {module}: there is no such module."
+                f"{reading.nearest(module, _package_modules())}"
+            )
+        return exists
+
+    def _name(self, module: str) -> str:
+        """The name under which the configuration imports `module`."""
+        name = module.rsplit(".", 1)[-1]
+        if self.imports.setdefault(name, module) != module:
+            name = module.replace(".", "_")
+            self.imports[name] = module
+        return name
+
+
+def _macro_errors(
+    config: reading.Config, where: dict[Any, str], used: dict[str, str]
+) -> list[str]:
+    """Macros that are used and never set, or set and never used (so misspelt)."""
+    errors = [
+        f"{used[name]}: uses %{name}, which nothing sets."
+        f"{reading.nearest(name, config.macros)}"
+        for name in sorted(set(used) - set(config.macros))
+    ]
+    errors += [
+        f"{where[name]}: sets {name}, which nothing uses.{reading.nearest(name, used)}"
+        for name in sorted(set(config.macros) - set(used))
+    ]
+    return errors
+
+
+def _missing(
+    config: reading.Config, where: dict[Any, str], known: dict[str, targets.Target]
+) -> list[str]:
+    """Required values that nobody gave, and parameters of called things."""
+    names = [
+        f"  {name} = ...    ({where[name]})"
+        for name, value in sorted(config.macros.items())
+        if value == reading.REQUIRED
+    ]
+    names += [
+        f"  {reading.join(scope, selector)}.{parameter} = ...    "
+        f"({where[scope, selector, parameter]})"
+        for (scope, selector, parameter), value in sorted(
+            config.bindings.items(), key=lambda item: item[0]
+        )
+        if value == reading.REQUIRED
+    ]
+    called: dict[reading.Reference, str] = {}
+    for key, value in [*config.bindings.items(), *config.macros.items()]:
+        for reference in reading.walk(value, reading.Reference):
+            if reference.call and not reference.selector.startswith("gin."):
+                called.setdefault(reference, where[key])
+    for reference, place in called.items():
+        bound = config.parameters(reference)
+        for parameter, spec in (known[reference.selector].parameters or {}).items():
+            if spec.required and parameter not in bound:
+                name = reading.join(reference.scope, reference.selector)
+                names.append(f"  {name}.{parameter} = ...    ({place} calls it)")
+    if not names:
+        return []
+    return [
+        "These values are required; give each with --gin_bindings or in a file:",
+        *dict.fromkeys(names),
+    ]
+
+
+def _package_modules() -> list[str]:
+    here = pathlib.Path(__file__).resolve().parents[1]
+    return [
+        ".".join([reading.PACKAGE, *path.relative_to(here).with_suffix("").parts])
+        for path in here.rglob("*.py")
+    ]

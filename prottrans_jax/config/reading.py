@@ -1,0 +1,370 @@
+"""What gin files say, read and checked without running any of it.
+
+gin-config reports the first mistake it meets, forgets a file's imports outside that
+file, and runs whatever a file imports. So every file is first only read, and the whole
+configuration is checked: names, parameters, macros, required values, and what the files
+want to import. The result is one flat configuration; `building` binds it.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import difflib
+import importlib
+import pathlib
+import sys
+from typing import Any
+
+from prottrans_jax.config import former_names
+from prottrans_jax.files import paths
+
+try:
+    from gin import config_parser
+except ModuleNotFoundError:  # Only mains get here, which tell their user.
+    sys.exit(
+        "error: gin-config is not installed. Pre-training needs the extra `train`: "
+        "pip install 'prottrans_jax[train]'"
+    )
+
+PACKAGE = "prottrans_jax"
+# A file that could call these could parse another file as trusted, or start a main.
+NOT_CONFIGURABLE = frozenset(
+    f"{PACKAGE}.{name}"
+    for name in "config.building train evaluate precompile prepare export cli".split()
+)
+
+
+class UsageError(ValueError):
+    """A mistake of the person who runs the command: reported without a traceback."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A value `@scope/module.name` (call=False) or `@scope/module.name()`."""
+
+    scope: str
+    selector: str
+    call: bool
+
+    def __repr__(self) -> str:
+        return f"@{join(self.scope, self.selector)}{'()' if self.call else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Macro:
+    """A value `%NAME`."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return f"%{self.name}"
+
+
+REQUIRED = Macro("gin.REQUIRED")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole configuration, flat: what all files and bindings together say.
+
+    Attributes:
+      files: The files read, in the order in which they were read.
+      imports: Name used in selectors -> module, e.g. {"t5": "prottrans_jax.models.t5"}.
+      macros: Name -> value; values are literals, `Reference` or `Macro`.
+      bindings: (scope, selector, parameter) -> value.
+    """
+
+    files: tuple[pathlib.Path, ...]
+    imports: dict[str, str]
+    macros: dict[str, Any]
+    bindings: dict[tuple[str, str, str], Any]
+
+    @property
+    def text(self) -> str:
+        """The configuration as one gin file that needs no other; sorted."""
+        lines = ["from __gin__ import dynamic_registration"]
+        lines += [import_line(m, n) for n, m in sorted(self.imports.items())]
+        lines += ["", *(f"{n} = {v!r}" for n, v in sorted(self.macros.items())), ""]
+        lines += [
+            f"{join(scope, selector)}.{parameter} = {value!r}"
+            for (scope, selector, parameter), value in sorted(
+                self.bindings.items(), key=lambda item: item[0]
+            )
+        ]
+        return "\n".join(lines) + "\n"
+
+    def value(self, value: Any) -> Any:
+        """Follows macros until a literal or a `Reference` is reached."""
+        seen: list[Macro] = []
+        while isinstance(value, Macro) and value != REQUIRED:
+            if value in seen:
+                raise UsageError(f"Macros that name each other: {seen}.")
+            seen.append(value)
+            value = self.macros[value.name]
+        return value
+
+    def parameters(self, reference: Reference) -> dict[str, Any]:
+        """Parameters bound for what `reference` names, inner scopes first.
+
+        Values are followed through macros but no reference in them is called.
+        """
+        found: dict[str, Any] = {}
+        scopes = reference.scope.split("/") if reference.scope else []
+        for depth in range(len(scopes) + 1):
+            scope = "/".join(scopes[:depth])
+            for (s, selector, parameter), value in self.bindings.items():
+                if (s, selector) == (scope, reference.selector):
+                    found[parameter] = self.value(value)
+        return found
+
+    def depends_on(self, value: Any, macro: str) -> bool:
+        """Whether a value changes with a macro, through others and references."""
+        if isinstance(value, Macro):
+            if value == REQUIRED:
+                return False
+            return value.name == macro or self.depends_on(
+                self.macros[value.name], macro
+            )
+        if isinstance(value, Reference):
+            return any(
+                self.depends_on(bound, macro)
+                for (scope, selector, _), bound in self.bindings.items()
+                if selector == value.selector
+                and f"{value.scope}/".startswith(f"{scope}/" if scope else "")
+            )
+        if isinstance(value, dict):
+            value = [*value.keys(), *value.values()]
+        if isinstance(value, (list, tuple)):
+            return any(self.depends_on(item, macro) for item in value)
+        return False
+
+
+# ------------------------------------------------------------------ finding files
+
+
+def package_folder() -> pathlib.Path:
+    """The folder of the package's own gin files, in a wheel or a checkout.
+
+    By path: in an editable install importlib.resources may not see `prottrans_jax.gin`.
+    """
+    here = pathlib.Path(__file__).resolve().parents[1]
+    for folder in (here / "gin", here.parent / "gin"):
+        if (folder / "runs").is_dir():
+            return folder
+    raise RuntimeError(
+        f"The gin files of {PACKAGE} are neither in {here / 'gin'} nor in "
+        f"{here.parent / 'gin'}: the installation is incomplete. Install it again."
+    )
+
+
+def leaves() -> list[str]:
+    """Names of the package's leaves, sorted; those of `smoke/` come last."""
+    root = package_folder()
+    found = [*sorted(root.glob("*.gin")), *sorted(root.glob("smoke/*.gin"))]
+    return [path.relative_to(root).as_posix() for path in found]
+
+
+def find_file(
+    name: str | pathlib.Path,
+    folders: Sequence[str | pathlib.Path] = (),
+    included_by: pathlib.Path | None = None,
+) -> pathlib.Path:
+    """Finds a gin file by path, then in `folders`, then in the package.
+
+    What a file includes is looked for beside it first, and by path last: where a
+    command runs does not change what a leaf means.
+
+    Raises:
+      UsageError: Naming the nearest files, the folders searched and all leaves.
+    """
+    here = [pathlib.Path()]
+    try:
+        name = paths.local(name, "gin file")
+        searched = [paths.local(folder, "--gin_search_paths") for folder in folders]
+    except paths.PathError as error:
+        raise UsageError(str(error)) from error
+    places = [*searched, package_folder()]
+    places = [included_by.parent, *places, *here] if included_by else here + places
+    for place in places:
+        for candidate in (place / name, place / f"{name}.gin"):
+            if candidate.is_file():
+                return candidate.resolve()
+    known = [
+        p.relative_to(place).as_posix()
+        for place in places
+        if place.is_dir() and place not in here
+        for p in place.rglob("*.gin")
+    ]
+    raise UsageError(
+        f"No gin file {str(name)!r}.{nearest(str(name), known)}\n"
+        f"  Searched: {', '.join(str(p.resolve()) for p in places)}\n"
+        f"  Leaves: {', '.join(leaves())}"
+    )
+
+
+# --------------------------------------------------------------- reading, not running
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """One binding as written, and where."""
+
+    scope: str
+    selector: str
+    parameter: str  # Empty for a macro.
+    value: Any
+    where: str
+    source: "Source"
+
+
+@dataclasses.dataclass
+class Source:
+    """One file, or the command line: its imports, and whether it may run code."""
+
+    name: str
+    trusted: bool
+    imports: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+class _Inert(config_parser.ParserDelegate):
+    """Makes plain records of references and macros, where gin would resolve them."""
+
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        scope, _, selector = scoped_configurable_name.rpartition("/")
+        return Reference(scope, selector, evaluate)
+
+    def macro(self, macro_name):
+        return Macro(macro_name)
+
+
+class Reader:
+    """Collects statements of files and bindings in the order in which they count."""
+
+    def __init__(self, search_paths: Sequence[str | pathlib.Path], trust_config: bool):
+        self.search_paths = list(search_paths)
+        self.trust_config = trust_config
+        self.files: list[pathlib.Path] = []
+        self.sources: list[Source] = []
+        self.statements: list[Statement] = []
+        self._open: list[pathlib.Path] = []
+
+    def read_file(
+        self, name: str | pathlib.Path, included_by: pathlib.Path | None = None
+    ) -> None:
+        """Reads a file and what it includes."""
+        path = find_file(name, self.search_paths, included_by)
+        if path in self._open:
+            raise UsageError(
+                f"{path} includes itself: {' > '.join(map(str, self._open))}"
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: cannot be read: {error}") from error
+        trusted = self.trust_config or path.is_relative_to(package_folder())
+        self._open.append(path)
+        self.read_text(text, Source(str(path), trusted), path)
+        self._open.pop()
+        self.files.append(path)
+
+    def read_text(
+        self, text: str, source: Source, path: pathlib.Path | None = None
+    ) -> None:
+        """Reads gin statements, of the file `path` or of the command line."""
+        self.sources.append(source)
+        for statement in _statements(text, source.name):
+            where = f"{source.name}:{statement.location.line_num}"
+            if isinstance(statement, config_parser.ImportStatement):
+                self._read_import(statement, source, where)
+            elif isinstance(statement, config_parser.IncludeStatement):
+                try:
+                    self.read_file(statement.filename, path)
+                except UsageError as error:
+                    raise UsageError(f"{where}: {error}") from error
+            elif isinstance(statement, config_parser.BindingStatement):
+                scope, selector, parameter, value, _ = statement
+                if not parameter:
+                    scope, selector = "", join(scope, selector)
+                self.statements.append(
+                    Statement(scope, selector, parameter, value, where, source)
+                )
+
+    def _read_import(
+        self, statement: config_parser.ImportStatement, source: Source, where: str
+    ) -> None:
+        module = former_names.MODULES.get(statement.module, statement.module)
+        if module == "__gin__.dynamic_registration":
+            return
+        if module in NOT_CONFIGURABLE:
+            raise UsageError(f"{where}: gin files cannot use {module}.")
+        ours = module == PACKAGE or module.startswith(PACKAGE + ".")
+        if not (ours or source.trusted):
+            raise UsageError(
+                f"{where}: imports {module}, and what a gin file imports runs. Files "
+                f"that do not come with {PACKAGE} may import its modules only. If you "
+                "trust this file, pass --trust_config."
+            )
+        name = statement.bound_name()
+        source.imports[name] = module if statement.is_from or statement.alias else name
+
+
+def _statements(text: str, name: str) -> Iterator[Any]:
+    try:
+        yield from config_parser.ConfigParser(text, _Inert())
+    except SyntaxError as error:
+        line = f":{error.lineno}" if error.lineno else ""
+        found = (error.text or "").strip() or error.msg
+        raise UsageError(
+            f"{name}{line}: not gin syntax: {found!r}. "
+            "A string needs quotes of its own, also inside those of the shell: "
+            "--gin_bindings='MODEL_DIR = \"/tmp/run\"'."
+        ) from error
+    except Exception as error:  # The tokenizer's own errors have no common class.
+        raise UsageError(f"{name}: not gin syntax: {error}") from error
+
+
+# -------------------------------------------------------------------------- helpers
+
+
+def resolve(imports: dict[str, str], selector: str) -> Any:
+    """The function or class that a selector of a `Config` names."""
+    root, *rest = selector.split(".")
+    found: Any = importlib.import_module(imports[root])
+    for part in rest:
+        found = getattr(found, part)
+    return found
+
+
+def walk(value: Any, kind: type) -> Iterator[Any]:
+    """All instances of `kind` in a value, containers included."""
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.items():
+            yield from walk(item, kind)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from walk(item, kind)
+
+
+def join(scope: str, selector: str) -> str:
+    """`scope/selector`, without the slash if there is no scope."""
+    return f"{scope}/{selector}" if scope else selector
+
+
+def import_line(module: str, name: str) -> str:
+    """The statement that imports `module` under `name`."""
+    parent, _, last = module.rpartition(".")
+    if not parent:
+        return f"import {module}" + (f" as {name}" if name != module else "")
+    return f"from {parent} import {last}" + (f" as {name}" if name != last else "")
+
+
+def nearest(name: str, known: Any) -> str:
+    """' Nearest: a, b.' or nothing; case does not count."""
+    lower: dict[str, str] = {}
+    for candidate in sorted(known):
+        lower.setdefault(candidate.lower(), candidate)
+    found = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
+    # A short name may be the last part of a long one.
+    found += [k for k in lower if k.endswith("." + name.lower()) and k not in found]
+    return f" Nearest: {', '.join(lower[f] for f in found[:3])}." if found else ""

@@ -1,0 +1,525 @@
+"""FASTA to a prepared folder: streaming, in several processes, in bounded memory.
+
+Pass 1 reads, checks and hashes the input block by block and spills it by bucket; pass 2
+finds ids that stand for two sequences; pass 3 turns each bucket into a shard without
+duplicates, shuffled. Disk: the folder's file system holds the text once more meanwhile.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from prottrans_jax.data.records import manifest as manifest_lib
+from prottrans_jax.data.records import record_writer, spill
+from prottrans_jax.distributed import stop_signals
+from prottrans_jax.proteins import fasta, unpacking
+
+SKIPPED_FILE = record_writer.SKIPPED_FILE
+_SHARD_BYTES = 64 << 20  # Of text: some 35 MB on disk, 170,000 proteins.
+_MAX_SHARDS = 4096
+_MIN_BLOCK_BYTES = 2 << 20
+_PIECE_BYTES = 16 << 10
+# If the size of the input cannot be known and it is larger than one shard.
+_SHARDS_OF_UNKNOWN = 256
+# Text of a packed byte of protein FASTA, about.
+_UNPACKED = 2.2
+_ASKED_FOR = (
+    spill.TOO_SHORT,
+    spill.TOO_LONG,
+    spill.REPEATED,
+    spill.DUPLICATE,
+    spill.HELD_OUT,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a folder is prepared. Everything but `num_processes` shapes the result.
+
+    Attributes:
+      validation_fraction: share of proteins, chosen by the hash of their id, that goes
+        to the split "validation" (in place of those of `validation_inputs`, if given).
+      min_length: residues; shorter ones are left out, counted and named.
+      max_length: residues; longer ones likewise. None: no limit (rows are cut later).
+      deduplicate: keep only the first of records with the same sequence; else keep all,
+        in the split of the first.
+      shuffle: put all records in a random order, else keep the order of the input.
+      seed: of the shuffle.
+      num_shards: of the split "train"; None: 64 MiB of text each.
+      on_bad: "error" stops at the first bad record; "skip" leaves bad ones out.
+      allow_nucleotides: whether records of A, C, G, T, U and N are proteins. If not, a
+        file of them is refused, and one among others is a bad record.
+      num_processes: parsing, sorting and packing run in so many processes.
+    """
+
+    validation_fraction: float = 0.01
+    min_length: int = 1
+    max_length: int | None = None
+    deduplicate: bool = True
+    shuffle: bool = True
+    seed: int = 0
+    num_shards: int | None = None
+    on_bad: str = "error"
+    allow_nucleotides: bool = False
+    num_processes: int = 1
+
+    def __post_init__(self):
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"--validation_fraction={self.validation_fraction} is not in [0, 1)."
+            )
+        if self.min_length < 1:
+            raise ValueError(f"--min_length={self.min_length} is below 1 residue.")
+        if self.max_length is not None and self.max_length < self.min_length:
+            raise ValueError(
+                f"--max_length={self.max_length} is below "
+                f"--min_length={self.min_length}: nothing would be left."
+            )
+        if self.num_shards is not None and not 1 <= self.num_shards <= 99_999:
+            raise ValueError(f"--num_shards={self.num_shards} is not in [1, 99999].")
+        if self.on_bad not in ("error", "skip"):
+            raise ValueError(f"--on_bad={self.on_bad} is neither error nor skip.")
+        if self.num_processes < 1:
+            raise ValueError(f"--num_processes={self.num_processes} is below 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One input: where it is, how its blocks are made, and which split it is for."""
+
+    path: str
+    # Given the object whose `update` is to see all bytes that are read, and the size of
+    # a block in bytes.
+    blocks: Callable[[Any, int], Iterable[fasta.Block]]
+    num_bytes: int | None = None
+    split: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was done, for the summary."""
+
+    manifest: manifest_lib.Manifest
+    seconds: float
+    records_read: int
+    residues_read: int
+    num_gaps: int
+    num_stops: int
+    num_only_x: int  # Records with no letter that stands for one amino acid.
+    # Reason -> (number, examples)
+    skipped: dict[str, tuple[int, tuple[str, ...]]]
+
+    @property
+    def num_bad(self) -> int:
+        """Records left out that no option asked to leave out."""
+        return sum(n for why, (n, _) in self.skipped.items() if why not in _ASKED_FOR)
+
+
+def fasta_source(path: str, split: str | None = None) -> Source:
+    """A FASTA file as a source; "-" is standard input.
+
+    Raises:
+      ValueError: there is no such file.
+    """
+    num_bytes = None
+    if path != "-":
+        try:
+            with pathlib.Path(path).open("rb") as f:
+                packed = unpacking.is_compressed(f.read(unpacking.MAGIC_BYTES))
+                size = os.fstat(f.fileno()).st_size
+        except OSError as e:
+            raise ValueError(f"{path}: cannot be read: {e.strerror}.") from e
+        num_bytes = int(size * (_UNPACKED if packed else 1))
+    return Source(
+        path=path,
+        blocks=lambda digest, size: fasta.blocks(path, digest=digest, block_bytes=size),
+        num_bytes=num_bytes,
+        split=split,
+    )
+
+
+def example_source(
+    path: str, examples: Iterable[tuple[str, bytes]], split: str | None = None
+) -> Source:
+    """(id, sequence) pairs from anywhere; checked as FASTA is, two lines to each."""
+
+    def blocks(digest: Any, _: int) -> Iterator[fasta.Block]:
+        line = 1
+        iterator = iter(examples)
+        while some := list(itertools.islice(iterator, 8192)):
+            text = b"".join(
+                # White space would end the id, a second line begin another record.
+                b">%b\n%b\n" % ("_".join(name.split()).encode(), b"".join(s.split()))
+                for name, s in some
+            )
+            digest.update(text)
+            yield fasta.Block(path, line, text, first=line == 1)
+            line += 2 * len(some)
+
+    return Source(path=path, blocks=blocks, split=split)
+
+
+def prepare(
+    sources: Iterable[Source],
+    output: str | os.PathLike,
+    *,
+    name: str,
+    options: Options | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Makes the folder `output` of the records of `sources`.
+
+    Args:
+      sources: inputs; a sequence that occurs twice is kept where it comes first, but
+        in a split that is not trained on if a source is for one.
+      output: the folder to make.
+      name: of the data set.
+      options: see `Options`.
+      overwrite: whether a finished folder may be replaced.
+      progress: called with a line of text now and then.
+
+    Raises:
+      FastaError: a bad record and where it is.
+      ValueError: nothing is left, or the folder cannot be written.
+    """
+    options = options or Options()
+    # Of two copies the first is kept, and it should be that of the validation files.
+    ordered = sorted(sources, key=lambda s: s.split != "validation")
+    started = time.monotonic()
+    with (
+        record_writer.Writer(output, name=name, overwrite=overwrite) as writer,
+        stop_signals.before_exit(writer.abandon),
+    ):
+        run = _Run(ordered, writer, options, progress)
+        size = _total_bytes(ordered)
+        small = size is not None and size < _SHARD_BYTES // 2
+        with _pool(1 if small else options.num_processes) as pool:
+            run.spill(pool)
+            run.check_ids(pool)
+            run.sort(pool)
+        run.assemble()
+        run.name_skipped()
+        shutil.rmtree(run.folder)
+        given = dataclasses.asdict(options)
+        del given["num_processes"]
+        if not options.allow_nucleotides:
+            # Manifests of folders without nucleotides stay what they were.
+            del given["allow_nucleotides"]
+        manifest = writer.finish(
+            inputs=run.inputs,
+            options=given,
+            skipped={why: n for why, (n, _) in sorted(run.skipped.items())},
+            moved_copies=run.num_moved,
+        )
+    return Report(
+        manifest=manifest,
+        seconds=time.monotonic() - started,
+        records_read=run.totals["records"],
+        residues_read=run.totals["residues"],
+        num_gaps=run.totals["gaps"],
+        num_stops=run.totals["stops"],
+        num_only_x=run.totals["only_x"],
+        skipped=run.skipped,
+    )
+
+
+class _Run:
+    """The passes of one `prepare`."""
+
+    def __init__(
+        self,
+        sources: list[Source],
+        writer: record_writer.Writer,
+        options: Options,
+        progress: Callable[[str], None],
+    ):
+        self.sources = sources
+        self.writer = writer
+        self.options = options
+        self.folder = writer.work / "spill"
+        self.folder.mkdir()
+        self.totals: collections.Counter[str] = collections.Counter()
+        self.skipped: dict[str, tuple[int, tuple[str, ...]]] = {}
+        self.inputs: list[dict[str, Any]] = []
+        self.num_segments = 0
+        self.num_moved = 0
+        self.plan: spill.Plan
+        self._progress = progress
+        self._started = self._told = time.monotonic()
+
+    def spill(self, pool: concurrent.futures.Executor) -> None:
+        """Pass 1."""
+        splits = ["train", "validation"]
+        splits += sorted({s.split for s in self.sources if s.split} - set(splits))
+        blocks = self._blocks()
+        head: collections.deque[tuple[int, fasta.Block]] = collections.deque()
+        head_bytes = 0
+        if (_total_bytes(self.sources) or 0) <= _SHARD_BYTES:
+            # Small or of unknown size: see whether it fits into one shard.
+            for item in blocks:
+                head.append(item)
+                head_bytes += len(item[1].data)
+                if head_bytes > _SHARD_BYTES:
+                    break
+        fits = 0 < head_bytes <= _SHARD_BYTES
+        options = self.options
+        given = any(s.split == "validation" for s in self.sources)
+        self.plan = spill.Plan(
+            folder=self.folder,
+            paths=tuple(s.path for s in self.sources),
+            splits=tuple(splits),
+            given_splits=tuple(
+                None if s.split is None else splits.index(s.split) for s in self.sources
+            ),
+            num_buckets=options.num_shards or (1 if fits else self._num_shards()),
+            held_out=0.0 if given else options.validation_fraction,
+            min_length=options.min_length,
+            max_length=options.max_length,
+            deduplicate=options.deduplicate,
+            shuffle=options.shuffle,
+            seed=options.seed,
+            skip_bad=options.on_bad == "skip",
+            allow_nucleotides=options.allow_nucleotides,
+        )
+
+        def calls() -> Iterator[tuple]:
+            taken = (head.popleft() for _ in range(len(head)))
+            for number, (file, block) in enumerate(itertools.chain(taken, blocks)):
+                yield spill.spill_block, self.plan, number, file, block
+
+        for done in _in_order(pool, self._width, calls()):
+            self.num_segments += 1
+            self.inputs[done.file]["num_records"] += done.num_records
+            self.totals["records"] += done.num_records
+            self.totals["residues"] += done.num_residues
+            self.totals["gaps"] += done.num_gaps
+            self.totals["stops"] += done.num_stops
+            self.totals["only_x"] += done.num_only_x
+            self._note(done.skipped)
+            self._tell("read")
+
+    @property
+    def _width(self) -> int:
+        return 2 * self.options.num_processes
+
+    def _blocks(self) -> Iterator[tuple[int, fasta.Block]]:
+        for file, source in enumerate(self.sources):
+            digest = _Digest()
+            self.inputs.append({"path": source.path, "num_records": 0})
+            for block in source.blocks(digest, self._block_bytes()):
+                yield file, block
+            self.inputs[file].update(
+                sha256=digest.sha256.hexdigest(), num_bytes=digest.num_bytes
+            )
+
+    def _num_shards(self) -> int:
+        size = _total_bytes(self.sources)
+        if size is None:
+            return _SHARDS_OF_UNKNOWN
+        return min(max(-(-size // _SHARD_BYTES), 1), _MAX_SHARDS)
+
+    def _block_bytes(self) -> int:
+        # Small blocks stay in cache; but every shard reads a piece of every block.
+        size = _total_bytes(self.sources) or 0
+        pieces = min(size // _SHARD_BYTES, _MAX_SHARDS)
+        return max(_MIN_BLOCK_BYTES, pieces * _PIECE_BYTES)
+
+    def check_ids(self, pool: concurrent.futures.Executor) -> None:
+        """Pass 2."""
+        calls = (
+            (spill.check_ids, self.plan, self.num_segments, b)
+            for b in range(self.plan.num_buckets)
+        )
+        found = [c for c in _in_order(pool, self._width, calls) if len(c)]
+        if not found:
+            return
+        conflicts = np.concatenate(found)
+        conflicts = conflicts[np.argsort(conflicts[:, 0])]
+        if not self.plan.skip_bad:
+            at, first = conflicts[0].tolist()
+            name = spill.name_of(self.plan, self.num_segments, at)
+            path, _, line = spill.place(self.plan, at).rpartition(":")
+            raise fasta.FastaError(
+                fasta.Problem(
+                    path,
+                    int(line),
+                    name,
+                    spill.SAME_ID,
+                    f"id {name!r} stands for another sequence at "
+                    f"{spill.place(self.plan, first)}; {len(conflicts)} such in all. "
+                    "Rename one, or pass --on_bad=skip to keep the first.",
+                )
+            )
+        np.save(self.folder / spill.DROPPED, conflicts[:, 0])
+
+    def sort(self, pool: concurrent.futures.Executor) -> None:
+        """Pass 3."""
+        calls = (
+            (spill.sort_bucket, self.plan, self.num_segments, b)
+            for b in range(self.plan.num_buckets)
+        )
+        for bucket, done in enumerate(_in_order(pool, self._width, calls)):
+            if done.shard is not None:
+                self.writer.adopt("train", done.shard)
+            self.num_moved += done.num_moved
+            self._note(done.skipped)
+            self._tell(f"shard {bucket + 1} of {self.plan.num_buckets};")
+
+    def assemble(self) -> None:
+        """Joins what pass 3 could not finish: other splits, and unshuffled records."""
+        plan = self.plan
+        counts = [spill.count(plan, s) for s in range(len(plan.splits))]
+        if plan.shuffle:
+            counts[0] = sum(s.num_records for s in self.writer.written["train"])
+        if not any(counts):
+            raise ValueError(
+                f"{', '.join(plan.paths)}: no records are left. Left out: "
+                + "; ".join(f"{n} {why}" for why, (n, _) in self.skipped.items())
+            )
+        # A set whose source has no split "train" does not get an empty one.
+        if not counts[0]:
+            self.writer.drop("train")
+        for split, count in enumerate(counts):
+            if not count or (split == 0 and plan.shuffle):
+                continue
+            share = plan.num_buckets * count / max(counts[0], count)
+            num_shards = min(count, max(1, round(share)))
+            records = spill.merged(plan, split)
+            for k in range(num_shards):
+                size = (k + 1) * count // num_shards - k * count // num_shards
+                path = self.folder / f"split-{split}-{k}.array_record"
+                chunks = record_writer.chunked(itertools.islice(records, size))
+                shard = record_writer.write_shard(path, chunks)
+                self.writer.adopt(plan.splits[split], shard)
+
+    def name_skipped(self) -> None:
+        """Joins the names of all records left out into one file."""
+        paths = sorted(
+            self.folder.glob("*.skipped"), key=lambda p: (p.name[0] == "b", p.name)
+        )
+        if not paths:
+            return
+        with (self.writer.work / SKIPPED_FILE).open("wb") as out:
+            out.write(b"place\tid\treason\n")
+            for path in paths:
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, out)
+
+    def _note(self, skipped: Iterable[tuple[str, int, tuple[str, ...]]]) -> None:
+        for why, number, examples in skipped:
+            known, shown = self.skipped.get(why, (0, ()))
+            self.skipped[why] = (known + number, (*shown, *examples)[:3])
+
+    def _tell(self, what: str) -> None:
+        now = time.monotonic()
+        if now - self._told > 5:
+            self._told = now
+            seconds = now - self._started
+            self._progress(
+                f"{what} {self.totals['records']:,} records, "
+                f"{self.totals['residues']:,} residues, "
+                f"{self.totals['records'] / seconds:,.0f} records/s"
+            )
+
+
+def _total_bytes(sources: Iterable[Source]) -> int | None:
+    """Text of all inputs, about; None if it is not known of one."""
+    sizes = [s.num_bytes for s in sources]
+    return None if None in sizes else sum(s or 0 for s in sizes)
+
+
+class _Digest:
+    """SHA-256 and length of the bytes of an input."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def update(self, data: bytes) -> None:
+        self.sha256.update(data)
+        self.num_bytes += len(data)
+
+
+class _Here(concurrent.futures.Executor):
+    """Runs each call at once, in this process."""
+
+    def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Any:
+        future: concurrent.futures.Future = concurrent.futures.Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@contextlib.contextmanager
+def _pool(num_processes: int) -> Iterator[concurrent.futures.Executor]:
+    if num_processes == 1:
+        yield _Here()
+        return
+    # spawn: forking a process that has threads (TensorFlow, JAX) can hang.
+    pool = concurrent.futures.ProcessPoolExecutor(
+        num_processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin_worker,
+    )
+    try:
+        yield pool
+    except concurrent.futures.process.BrokenProcessPool as e:
+        stop_signals.check()  # A signal to the whole group kills the workers too.
+        raise ValueError(
+            "a worker process was killed, probably for memory. Try fewer "
+            "--num_processes."
+        ) from e
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    # Ctrl-C is the parent's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        # A killed parent cannot tell its workers to stop.
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _in_order(
+    pool: concurrent.futures.Executor, width: int, calls: Iterable[tuple]
+) -> Iterator[Any]:
+    """Results in the order of `calls`, at most `width` of which are under way."""
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    for call in calls:
+        pending.append(pool.submit(*call))
+        if len(pending) >= width:
+            yield _result_of(pending.popleft())
+    while pending:
+        yield _result_of(pending.popleft())
+
+
+def _result_of(future: concurrent.futures.Future) -> Any:
+    """Its result, unless a stop signal comes first."""
+    while True:
+        stop_signals.check()
+        try:
+            return future.result(timeout=0.2)
+        except TimeoutError:
+            if future.done():  # A worker's own error.
+                raise

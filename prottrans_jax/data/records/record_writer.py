@@ -1,0 +1,343 @@
+"""Writing of prepared folders; their layout is described in `records`."""
+
+import collections
+from collections.abc import Iterable, Iterator
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import Any, Self
+import weakref
+
+from array_record.python import array_record_module
+import jaxtyping
+import numpy as np
+
+import prottrans_jax
+from prottrans_jax.data.records import manifest as manifest_lib
+from prottrans_jax.files import locks, ownership, paths, writing
+
+_WRITER_OPTIONS = "group_size:64,zstd:1"
+# Lower ends of the bins of the manifest's length histogram, in residues.
+_BINS = (0, 32, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384, 32768)
+CHUNK = 2048  # records
+SKIPPED_FILE = "skipped.tsv"
+_MADE_BY = "prottrans_jax "
+# Names in a finished folder, and in one that is being written.
+_FINISHED = re.compile(
+    r"[^/]+-\d{5}-of-\d{5}\.array_record|[^/]+\.lengths\.npy|"
+    + "|".join(map(re.escape, (manifest_lib.FILE, SKIPPED_FILE)))
+)
+_UNFINISHED = re.compile(
+    r"[^/]+\.array_record|[^/]+\.lengths(\.npy)?|spill|"
+    + "|".join(map(re.escape, (manifest_lib.FILE, SKIPPED_FILE)))
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenShard:
+    """A shard on disk that no manifest names yet."""
+
+    path: pathlib.Path
+    lengths_path: pathlib.Path
+    num_records: int
+    num_residues: int
+    sha256: str
+    letter_counts: tuple[int, ...]  # [256]
+
+
+def write_shard(
+    path: str | os.PathLike, chunks: Iterable[tuple[list[bytes], list[int]]]
+) -> WrittenShard:
+    """Writes one shard and, beside it, its length index. May run in any process.
+
+    Args:
+      path: the array_record file to write.
+      chunks: some records each: their bytes as stored, their numbers of residues.
+    """
+    path = pathlib.Path(path)
+    lengths_path = path.with_suffix(".lengths")
+    counts = np.zeros(256, np.int64)
+    num_records = 0
+    writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    with lengths_path.open("wb") as index:
+        for payloads, lengths in chunks:
+            # The quickest way to call something for each of many.
+            collections.deque(map(writer.write, payloads), maxlen=0)
+            pairs = zip(payloads, lengths, strict=True)
+            counts += _letter_counts(b"".join([p[-n:] for p, n in pairs if n]))
+            index.write(np.array(lengths, "<u4").tobytes())
+            num_records += len(lengths)
+    writer.close()
+    _fsync(path)
+    return WrittenShard(
+        path=path,
+        lengths_path=lengths_path,
+        num_records=num_records,
+        num_residues=int(counts.sum()),
+        sha256=manifest_lib.sha256_of(path),
+        letter_counts=tuple(counts.tolist()),
+    )
+
+
+def chunked(
+    records: Iterable[tuple[bytes, int]],
+) -> Iterator[tuple[list[bytes], list[int]]]:
+    """(payload, number of residues) pairs as `write_shard` takes them."""
+    iterator = iter(records)
+    while some := list(itertools.islice(iterator, CHUNK)):
+        yield [p for p, _ in some], [n for _, n in some]
+
+
+def payload(name: str | bytes, residues: str | bytes) -> tuple[bytes, int]:
+    """A record as it is stored, and its number of residues."""
+    name = name.encode() if isinstance(name, str) else name
+    residues = residues.encode("ascii") if isinstance(residues, str) else residues
+    return name + b"\n" + residues, len(residues)
+
+
+class Writer:
+    """Builds a prepared folder that appears at its place only when it is complete.
+
+    Files are written to `folder`.partial, which is renamed in the end; a killed run
+    leaves that, `folder`.lock and nothing that looks finished, and the next run clears
+    them away. Nothing that this program did not make is ever removed.
+
+      with records.Writer("toy", name="toy") as writer:
+          writer.add_shard("train", [("P1", "MKV"), ("P2", "ACDX")])
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        name: str,
+        version: str = "1.0.0",
+        overwrite: bool = False,
+    ):
+        """Claims `folder`.
+
+        Raises:
+          ValueError: it exists and `overwrite` is not set, or cannot be written to.
+          ownership.ForeignError: it, or what a killed run would have left beside it,
+            holds something that this program did not make.
+          locks.LockedError: another process is writing it.
+        """
+        self.folder = pathlib.Path(os.path.abspath(paths.local(folder, "output")))
+        self.name = name
+        self.version = version
+        self.written: dict[str, list[WrittenShard]] = {}
+        self.work = self.folder.with_name(self.folder.name + ".partial")
+        self._old = self.folder.with_name(self.folder.name + ".replaced")
+        _refuse_foreign(self.folder)
+        if is_finished(self.folder) and not overwrite:
+            raise ValueError(
+                f"{self.folder} is finished already. Pass --overwrite to replace "
+                "it, or give another folder."
+            )
+        _refuse_foreign(self._old)
+        lock = self.folder.with_name(self.folder.name + ".lock")
+        # A killed run leaves both.
+        is_left = _is_unfinished if lock.exists() else (lambda name: False)
+        ownership.refuse_foreign_entries(self.work, is_left)
+        self._claim(lock)
+
+    def _claim(self, lock: pathlib.Path) -> None:
+        try:
+            self._lock = locks.acquire(
+                lock,
+                output=self.folder,
+                advice="Wait for it, or give another folder.",
+            )
+        except OSError as e:
+            raise ValueError(
+                f"cannot write to {self.folder.parent}: {e.strerror}."
+            ) from e
+        # Whatever ends this process in an orderly way, nothing half written stays.
+        self._discard = weakref.finalize(self, _remove, self.work, self._lock)
+        writing.remove(self.work)
+        self.work.mkdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None:
+            self.abandon()
+        elif self._discard.alive:
+            self.finish()
+
+    def add_shard(
+        self, split: str, examples: Iterable[tuple[str | bytes, str | bytes]]
+    ) -> None:
+        """Writes (id, residues) pairs as the next shard of `split`."""
+        path = self.work / "next.array_record"
+        self.adopt(split, write_shard(path, chunked(payload(*e) for e in examples)))
+
+    def adopt(self, split: str, shard: WrittenShard) -> None:
+        """Takes over, as the next of `split`, a shard that `write_shard` made."""
+        shards = self.written.setdefault(split, [])
+        path = self.work / f"{split}.{len(shards)}.array_record"
+        lengths_path = path.with_suffix(".lengths")
+        shard.path.rename(path)
+        shard.lengths_path.rename(lengths_path)
+        shards.append(dataclasses.replace(shard, path=path, lengths_path=lengths_path))
+
+    def finish(
+        self,
+        *,
+        inputs: Iterable[dict[str, Any]] = (),
+        options: dict[str, Any] | None = None,
+        skipped: dict[str, int] | None = None,
+        moved_copies: int = 0,
+    ) -> manifest_lib.Manifest:
+        """Names the shards, writes indices and manifest, and moves the folder."""
+        manifest = manifest_lib.Manifest(
+            name=self.name,
+            version=self.version,
+            format_version=manifest_lib.FORMAT_VERSION,
+            created_by=f"{_MADE_BY}{prottrans_jax.__version__}",
+            splits={s: self._finish_split(s) for s in self.written},
+            inputs=tuple(inputs),
+            options=options or {},
+            skipped=skipped or {},
+            moved_copies=moved_copies,
+        ).sealed()
+        path = self.work / manifest_lib.FILE
+        path.write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
+        _fsync(path)
+        writing.remove(self._old)
+        if self.folder.exists():
+            self.folder.rename(self._old)
+        self.work.rename(self.folder)
+        writing.sync_folder(self.folder.parent)
+        with contextlib.suppress(OSError):
+            writing.remove(self._old)
+        self.abandon()  # There is only the lock left.
+        return manifest
+
+    def abandon(self) -> None:
+        """Removes what was written so far."""
+        self._discard()
+
+    def drop(self, split: str) -> None:
+        """Removes what was written of a split; it may not exist."""
+        for shard in self.written.pop(split, ()):
+            shard.path.unlink()
+            shard.lengths_path.unlink()
+
+    def _finish_split(self, split: str) -> manifest_lib.SplitInfo:
+        written = self.written[split]
+        shards = []
+        counts = np.zeros(256, np.int64)
+        histogram = np.zeros(len(_BINS), np.int64)
+        max_length = 0
+        lengths_path = self.work / f"{split}.lengths.npy"
+        num_records = sum(w.num_records for w in written)
+        with lengths_path.open("wb") as out:
+            header = {
+                "descr": "<u4",
+                "fortran_order": False,
+                "shape": (num_records,),
+            }
+            np.lib.format.write_array_header_1_0(out, header)
+            for k, w in enumerate(written):
+                lengths = np.fromfile(w.lengths_path, "<u4")
+                out.write(lengths.tobytes())
+                bins = np.searchsorted(_BINS, lengths, side="right") - 1
+                histogram += np.bincount(bins, minlength=len(_BINS))
+                max_length = max(max_length, int(lengths.max(initial=0)))
+                counts += np.array(w.letter_counts)
+                w.lengths_path.unlink()
+                file = f"{split}-{k:05d}-of-{len(written):05d}.array_record"
+                w.path.rename(self.work / file)
+                num_bytes = (self.work / file).stat().st_size
+                shards.append(
+                    manifest_lib.Shard(
+                        file, w.num_records, w.num_residues, num_bytes, w.sha256
+                    )
+                )
+        _fsync(lengths_path)
+        tops = [*(f"{b - 1}" for b in _BINS[1:]), ""]
+        return manifest_lib.SplitInfo(
+            num_records=num_records,
+            num_residues=int(counts.sum()),
+            max_length=max_length,
+            length_histogram={
+                f"{low}-{top}": int(n)
+                for low, top, n in zip(_BINS, tops, histogram, strict=True)
+                if n
+            },
+            alphabet={chr(b): int(n) for b, n in enumerate(counts) if n},
+            lengths_file=lengths_path.name,
+            lengths_sha256=manifest_lib.sha256_of(lengths_path),
+            shards=tuple(shards),
+        )
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+    """Whether a folder holds a manifest."""
+    return (folder / manifest_lib.FILE).exists()
+
+
+def _refuse_foreign(folder: pathlib.Path) -> None:
+    """Raises unless all in a folder is what a finished one of ours holds.
+
+    Raises:
+      ownership.ForeignError: Names what is not.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        ownership.refuse_foreign_entries(folder, _is_unfinished)
+        return
+    if not _has_manifest(folder):
+        raise ownership.ForeignError(
+            f"{folder} exists, is not empty and holds no {manifest_lib.FILE} of a "
+            "prepared folder: not touching it. Give another folder."
+        )
+    ownership.refuse_foreign_entries(
+        folder, lambda name: _FINISHED.fullmatch(name) is not None
+    )
+
+
+def _has_manifest(folder: pathlib.Path) -> bool:
+    """Whether a folder has a manifest of ours; it may be damaged."""
+    try:
+        content = json.loads((folder / manifest_lib.FILE).read_bytes())
+    except OSError:
+        return False
+    except ValueError:  # Damaged: by the other files, which no other program names so.
+        return any(folder.glob("*.lengths.npy"))
+    made_by = content.get("created_by") if isinstance(content, dict) else None
+    return str(made_by).startswith(_MADE_BY)
+
+
+def _is_unfinished(name: str) -> bool:
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def _remove(work: pathlib.Path, lock: locks.Lock) -> None:
+    shutil.rmtree(work, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        lock.release(remove=True)
+
+
+def _letter_counts(joined: bytes) -> jaxtyping.Int64[np.ndarray, "256"]:
+    # Two letters at a time: twice as fast, and bincount is what costs here.
+    even = len(joined) & ~1
+    pairs = np.bincount(np.frombuffer(joined[:even], "<u2"), minlength=1 << 16)
+    counts = pairs.reshape(256, 256).sum(0) + pairs.reshape(256, 256).sum(1)
+    if even != len(joined):
+        counts[joined[-1]] += 1
+    return counts
+
+
+def _fsync(path: pathlib.Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

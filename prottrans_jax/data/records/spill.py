@@ -1,0 +1,508 @@
+"""Out-of-core sorting for `prepare`: blocks of FASTA in, shuffled shards out.
+
+Each block becomes one segment file whose records are grouped by bucket; a bucket is a
+shard to be. The bucket follows from the hash of the sequence, so that all copies of a
+sequence meet in one bucket, where they are found with no more memory than one shard
+takes. Segments hold a second table, grouped by the hash of the id, for ids used twice.
+
+Every choice (bucket, order, split) is a function of hashes, seed, file and line: the
+result does not depend on the number of processes nor on the size of blocks.
+"""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
+import hashlib
+import heapq
+import os
+import pathlib
+
+import jaxtyping
+import numpy as np
+
+from prottrans_jax.data.records import record_writer, shard_readers
+from prottrans_jax.proteins import fasta, nucleotides, vocabulary
+
+# `ordinal` is file << 40 | line: the place in the input, and an order of all records.
+_META = np.dtype(
+    [
+        ("ordinal", "<u8"),
+        ("seq_hi", "<u8"),
+        ("seq_lo", "<u8"),
+        ("id_hi", "<u8"),
+        ("id_lo", "<u8"),
+        ("size", "<u4"),
+        ("length", "<u4"),
+        ("split", "<u4"),
+    ]
+)
+_ID = np.dtype([("id_hi", "<u8"), ("id_lo", "<u8"), ("seq_hi", "<u8"), ("at", "<u8")])
+_LINE_BITS = 40
+DROPPED = "dropped.npy"
+
+TOO_SHORT = "shorter than --min_length"
+TOO_LONG = "longer than --max_length"
+REPEATED = "repeated record (same id, same sequence)"
+DUPLICATE = "exact duplicate of another sequence"
+SAME_ID = "id used for two sequences"
+HELD_OUT = "same sequence as a record of another split, which is not trained on"
+_NUCLEOTIDES_WAY_OUT = "Translate them; if they are proteins, pass --allow_nucleotides."
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What every worker knows.
+
+    Attributes:
+      folder: where segments, parts and shards are written.
+      paths: inputs by their number in ordinals.
+      splits: names of the splits; the first one gets what no rule gives to another.
+      given_splits: of each input, the number of the split that all of it is for; None:
+        it is divided by the hash of ids.
+      num_buckets: number of shards of the first split.
+      held_out: share of ids, by their hash, that goes to the second split.
+      min_length: residues; shorter records are left out.
+      max_length: residues; longer records are left out. None: no limit.
+      deduplicate: whether only the first record of a sequence is kept.
+      shuffle: whether records are shuffled, or kept in the order of the input.
+      seed: of the shuffle.
+      skip_bad: whether bad records are left out, or stop the run.
+      allow_nucleotides: whether records of A, C, G, T, U and N are proteins.
+    """
+
+    folder: pathlib.Path
+    paths: tuple[str, ...]
+    splits: tuple[str, ...]
+    given_splits: tuple[int | None, ...]
+    num_buckets: int
+    held_out: float
+    min_length: int
+    max_length: int | None
+    deduplicate: bool
+    shuffle: bool
+    seed: int
+    skip_bad: bool
+    allow_nucleotides: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Spilled:
+    """What became of one block of input `file`."""
+
+    file: int
+    num_records: int = 0
+    num_residues: int = 0
+    num_gaps: int = 0
+    num_stops: int = 0
+    num_only_x: int = 0
+    # (reason, number, examples)
+    skipped: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorted:
+    """What became of one bucket: its shard of the first split, if it is final.
+
+    `num_moved`: copies that were put into the split of another record.
+    """
+
+    shard: record_writer.WrittenShard | None
+    skipped: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+    num_moved: int = 0
+
+
+class Skips:
+    """Counts by reason with the first examples; every one is named in a file."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._found: dict[str, list[str]] = {}
+
+    def add(self, reason: str, where: str, name: str) -> None:
+        """Notes one record."""
+        self._found.setdefault(reason, []).append(f"{where}\t{name}")
+
+    def close(self) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
+        """Writes the file, if there is anything to write, and sums up."""
+        if self._found:
+            with self._path.open("w", encoding="utf-8") as out:
+                for reason, lines in self._found.items():
+                    out.writelines(f"{line}\t{reason}\n" for line in lines)
+        return tuple(
+            (reason, len(lines), tuple(line.replace("\t", " ") for line in lines[:3]))
+            for reason, lines in self._found.items()
+        )
+
+
+def spill_block(plan: Plan, number: int, file: int, block: fasta.Block) -> Spilled:
+    """Parses one block and writes its records as segment `number`.
+
+    Args:
+      plan: the run.
+      number: of the segment.
+      file: number of the input.
+      block: text.
+
+    Raises:
+      FastaError: a bad record, unless they are skipped.
+      NucleotidesError: the file holds nucleotides.
+    """
+    parsed = fasta.parse(block)
+    problems = [*block.problems, *parsed.problems]
+    if not plan.allow_nucleotides:
+        parsed, more = nucleotides.check(block, parsed, _NUCLEOTIDES_WAY_OUT)
+        problems += more
+    skips = Skips(plan.folder / f"segment-{number:07d}.skipped")
+    for problem in problems:
+        if problem.fatal or not plan.skip_bad:
+            raise fasta.FastaError(problem)
+        skips.add(problem.reason, f"{problem.path}:{problem.line}", problem.name)
+    num_read = len(parsed.names)
+    lengths = np.fromiter(map(len, parsed.residues), np.int64, num_read)
+    low, high = plan.min_length, plan.max_length or 1 << 62
+    fits = (low <= lengths) & (lengths <= high)
+    if not fits.all():
+        for i in np.flatnonzero(~fits).tolist():
+            reason = TOO_SHORT if lengths[i] < low else TOO_LONG
+            where = f"{block.path}:{parsed.lines[i]}"
+            skips.add(reason, where, parsed.names[i].decode())
+        lengths = lengths[fits]
+        parsed = parsed.only(fits)
+    names, residues = parsed.names, parsed.residues
+    seq_hi, seq_lo = _hashes(residues)
+    id_hi, id_lo = _hashes(names)
+    meta = np.empty(len(names), _META)
+    meta["ordinal"] = np.array(parsed.lines, np.uint64) | np.uint64(file << _LINE_BITS)
+    meta["seq_hi"], meta["seq_lo"] = seq_hi, seq_lo
+    meta["id_hi"], meta["id_lo"] = id_hi, id_lo
+    meta["size"] = np.fromiter(map(len, names), np.int64, len(names)) + 1 + lengths
+    meta["length"] = lengths
+    split = plan.given_splits[file]
+    if split is not None:
+        meta["split"] = split
+    else:
+        meta["split"] = meta["id_lo"] < np.uint64(plan.held_out * (1 << 63) * 2)
+    _write_segment(_segment(plan, number), plan, meta, names, residues)
+    return Spilled(
+        file=file,
+        num_records=num_read,
+        num_residues=int(lengths.sum()),
+        num_gaps=parsed.num_gaps,
+        num_stops=parsed.num_stops,
+        num_only_x=sum(not x.strip(vocabulary.X_LETTERS) for x in residues),
+        skipped=skips.close(),
+    )
+
+
+def _hashes(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """First 128 bits of the SHA-256 of each text, which processors have in hardware."""
+    sha256 = hashlib.sha256
+    digests = b"".join([sha256(text).digest() for text in texts])
+    words = np.frombuffer(digests, "<u8").reshape(-1, 4)
+    return words[:, 0], words[:, 1]
+
+
+def check_ids(plan: Plan, num_segments: int, bucket: int) -> np.ndarray:
+    """Ids of one group that stand for two sequences.
+
+    Returns:
+      [conflicts, 2] uint64: ordinals of the record to be left out and of the first one.
+    """
+    entries = np.concatenate(
+        [_read_ids(_segment(plan, s), plan, bucket) for s in range(num_segments)]
+    )
+    if _all_differ(entries["id_hi"]):
+        return np.empty((0, 2), np.uint64)
+    entries = np.sort(entries, order=["id_hi", "id_lo", "at"])
+    same = (entries["id_hi"][1:] == entries["id_hi"][:-1]) & (
+        entries["id_lo"][1:] == entries["id_lo"][:-1]
+    )
+    starts = np.flatnonzero(np.concatenate([[True], ~same]))[: len(entries)]
+    counts = np.diff(np.append(starts, len(entries)))
+    first = np.repeat(starts, counts)
+    conflict = entries["seq_hi"] != entries["seq_hi"][first]
+    return np.stack([entries["at"][conflict], entries["at"][first[conflict]]], axis=1)
+
+
+def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
+    """Removes copies from one bucket, orders the rest and writes them by split.
+
+    No sequence gets into two splits. Records of a sequence follow the first one; those
+    of an input that is trained on are left out if an input that is not has it too.
+
+    Args:
+      plan: the run.
+      num_segments: how many segments there are.
+      bucket: which bucket.
+
+    Records named in DROPPED, [n] uint64 ordinals, are left out.
+    """
+    metas, blobs = [], []
+    for number in range(num_segments):
+        meta, blob = _read_bucket(_segment(plan, number), plan, bucket)
+        metas.append(meta)
+        blobs.append(blob)
+    meta, blob = np.concatenate(metas), b"".join(blobs)
+    del metas, blobs
+    ends = np.cumsum(meta["size"], dtype=np.int64)
+    starts = ends - meta["size"]
+    skips = Skips(plan.folder / f"bucket-{bucket:07d}.skipped")
+
+    def leave_out(which: np.ndarray, reason: str) -> None:
+        for i in which[np.argsort(meta["ordinal"][which])].tolist():
+            name = blob[starts[i] : ends[i]].partition(b"\n")[0].decode()
+            skips.add(reason, place(plan, int(meta["ordinal"][i])), name)
+
+    keep = np.ones(len(meta), bool)
+    if (plan.folder / DROPPED).exists():
+        keep = ~np.isin(meta["ordinal"], np.load(plan.folder / DROPPED))
+        leave_out(np.flatnonzero(~keep), SAME_ID)
+    order = np.flatnonzero(keep)
+    num_moved = 0
+    # Nearly always no two hashes are equal, and one cheap sort shows it.
+    if not _all_differ(meta["seq_hi"]):
+        # Copies of a sequence become neighbours, led by the one that decides.
+        claims = _claims(plan, meta["ordinal"])
+        order = np.lexsort((meta["ordinal"], claims, meta["seq_lo"], meta["seq_hi"]))
+        order = order[keep[order]]
+        copy = np.zeros(len(order), bool)
+        copy[1:] = (np.diff(meta["seq_hi"][order]) == 0) & (
+            np.diff(meta["seq_lo"][order]) == 0
+        )
+        leader = order[np.maximum.accumulate(np.where(copy, 0, np.arange(len(order))))]
+        elsewhere = meta["split"][order] != meta["split"][leader]
+        held_out = elsewhere & (claims[leader] == _NOT_TRAINED_ON)
+        repeated = _repeated(meta[order], copy) & ~held_out
+        leave_out(order[held_out], HELD_OUT)
+        leave_out(order[repeated], REPEATED)
+        dropped = held_out | repeated
+        if plan.deduplicate:
+            leave_out(order[copy & ~dropped], DUPLICATE)
+            dropped |= copy
+        num_moved = int((elsewhere & ~dropped).sum())
+        meta["split"][order] = meta["split"][leader]
+        order = order[~dropped]
+    # By hash of the id or by place in the input: both are different for each record.
+    key = shuffle_key(meta["id_lo"], plan.seed) if plan.shuffle else meta["ordinal"]
+    order = order[np.argsort(key[order])]
+
+    shard = None
+    splits = meta["split"][order]
+    for split in range(len(plan.splits)):
+        chosen = order[splits == split]
+        chunks = _cut(blob, starts[chosen], ends[chosen], meta["length"][chosen])
+        if split == 0 and plan.shuffle:
+            path = plan.folder / f"bucket-{bucket:07d}.array_record"
+            shard = record_writer.write_shard(path, chunks)
+        elif len(chosen):
+            _write_part(_part(plan, split, bucket), meta[chosen], key[chosen], chunks)
+    return Sorted(shard, skips.close(), num_moved)
+
+
+# Which of the records of one sequence decides where it goes: the first of an input for
+# a split that is not trained on, else of one for training, else of any other.
+_NOT_TRAINED_ON, _TRAINED_ON, _DIVIDED = range(3)
+
+
+def _claims(
+    plan: Plan, ordinals: jaxtyping.UInt64[np.ndarray, " records"]
+) -> jaxtyping.UInt8[np.ndarray, " records"]:
+    of_file = [
+        _DIVIDED if s is None else _TRAINED_ON if s == 0 else _NOT_TRAINED_ON
+        for s in plan.given_splits
+    ]
+    files = ordinals >> np.uint64(_LINE_BITS)
+    return np.array(of_file, np.uint8)[files.astype(np.int64)]
+
+
+def _cut(
+    blob: bytes, starts: np.ndarray, ends: np.ndarray, lengths: np.ndarray
+) -> Iterator[tuple[list[bytes], list[int]]]:
+    for first in range(0, len(starts), record_writer.CHUNK):
+        some = slice(first, first + record_writer.CHUNK)
+        spans = zip(starts[some].tolist(), ends[some].tolist(), strict=True)
+        yield [blob[start:end] for start, end in spans], lengths[some].tolist()
+
+
+def _all_differ(hashes: np.ndarray) -> bool:
+    return bool((np.diff(np.sort(hashes)) != 0).all())
+
+
+def _repeated(meta: np.ndarray, copy: np.ndarray) -> np.ndarray:
+    """Which copies also have the id of an earlier record of the same sequence."""
+    repeated = np.zeros(len(meta), bool)
+    seen: set[tuple[int, int]] = set()
+    for i in np.flatnonzero(copy | np.append(copy[1:], False)).tolist():
+        if not copy[i]:
+            seen = set()
+        name = (int(meta["id_hi"][i]), int(meta["id_lo"][i]))
+        repeated[i] = name in seen
+        seen.add(name)
+    return repeated
+
+
+def merged(plan: Plan, split: int) -> Iterator[tuple[bytes, int]]:
+    """(payload, length) of a split's parts: bucket after bucket, or in input order."""
+    paths = [_part(plan, split, b) for b in range(plan.num_buckets)]
+    parts = [_read_part(path) for path in paths if path.exists()]
+    shard_readers.allow_open_files(len(parts))
+    if plan.shuffle:
+        for part in parts:
+            yield from ((payload, length) for _, payload, length in part)
+    else:
+        for _, payload, length in heapq.merge(*parts):
+            yield payload, length
+
+
+def name_of(plan: Plan, num_segments: int, ordinal: int) -> str:
+    """Id of the record at a place."""
+    for number in range(num_segments):
+        for bucket in range(plan.num_buckets):
+            meta, blob = _read_bucket(_segment(plan, number), plan, bucket)
+            for i in np.flatnonzero(meta["ordinal"] == ordinal).tolist():
+                start = int(meta["size"][:i].sum())
+                return blob[start:].partition(b"\n")[0].decode()
+    raise AssertionError(ordinal)
+
+
+def count(plan: Plan, split: int) -> int:
+    """Records in the parts of a split."""
+    paths = (_part(plan, split, b) for b in range(plan.num_buckets))
+    return sum(len(np.load(p, mmap_mode="r")) for p in paths if p.exists())
+
+
+def place(plan: Plan, ordinal: int) -> str:
+    """file:line of an ordinal."""
+    line = ordinal & ((1 << _LINE_BITS) - 1)
+    return f"{plan.paths[ordinal >> _LINE_BITS]}:{line}"
+
+
+def shuffle_key(
+    hashes: jaxtyping.UInt64[np.ndarray, " records"], seed: int
+) -> jaxtyping.UInt64[np.ndarray, " records"]:
+    """A pseudo-random number of each hash and the seed (splitmix64's finalizer)."""
+    x = hashes ^ np.frombuffer(
+        hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "<u8"
+    )
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _segment(plan: Plan, number: int) -> pathlib.Path:
+    return plan.folder / f"segment-{number:07d}"
+
+
+def _part(plan: Plan, split: int, bucket: int) -> pathlib.Path:
+    return plan.folder / f"part-{split}-{bucket:07d}"
+
+
+# A segment file: records, payload bytes and id entries up to each bucket's end as
+# [3, num_buckets + 1] uint64, then the three tables themselves.
+
+
+def _write_segment(
+    path: pathlib.Path,
+    plan: Plan,
+    meta: np.ndarray,
+    names: list[bytes],
+    residues: list[bytes],
+) -> None:
+    buckets = np.uint64(plan.num_buckets)
+    bucket = shuffle_key(meta["seq_hi"], plan.seed) % buckets
+    if plan.num_buckets > 1:
+        order = np.argsort(bucket, kind="stable")
+        names = [names[i] for i in order.tolist()]
+        residues = [residues[i] for i in order.tolist()]
+        bucket, sorted_meta = bucket[order], meta[order]
+    else:
+        sorted_meta = meta
+    index = np.zeros((3, plan.num_buckets + 1), np.uint64)
+    borders = np.searchsorted(bucket, np.arange(plan.num_buckets + 1))
+    index[0] = borders
+    index[1] = np.concatenate([[0], np.cumsum(sorted_meta["size"], dtype=np.uint64)])[
+        borders
+    ]
+    ids = np.empty(len(meta), _ID)
+    for field in ("id_hi", "id_lo", "seq_hi"):
+        ids[field] = meta[field]
+    ids["at"] = meta["ordinal"]
+    id_bucket = meta["id_hi"] % buckets
+    id_order = np.argsort(id_bucket, kind="stable")
+    index[2] = np.searchsorted(id_bucket[id_order], np.arange(plan.num_buckets + 1))
+    with path.open("wb") as out:
+        out.write(index.tobytes())
+        out.write(sorted_meta.tobytes())
+        out.write(ids[id_order].tobytes())
+        # All payloads (`record_writer.payload`) in one join.
+        parts = [b"\n"] * (3 * len(names))
+        parts[0::3], parts[2::3] = names, residues
+        out.write(b"".join(parts))
+
+
+def _index_of(fd: int, plan: Plan) -> tuple[np.ndarray, int]:
+    num_bytes = 3 * (plan.num_buckets + 1) * 8
+    index = np.frombuffer(os.pread(fd, num_bytes, 0), "<u8").astype(np.int64)
+    return index.reshape(3, -1), num_bytes
+
+
+def _read_bucket(
+    path: pathlib.Path, plan: Plan, bucket: int
+) -> tuple[np.ndarray, bytes]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        index, at = _index_of(fd, plan)
+        low, high = index[0, bucket], index[0, bucket + 1]
+        meta = _pread(fd, (high - low) * _META.itemsize, at + low * _META.itemsize)
+        blobs_at = at + index[0, -1] * (_META.itemsize + _ID.itemsize)
+        low, high = index[1, bucket], index[1, bucket + 1]
+        return np.frombuffer(meta, _META), _pread(fd, high - low, blobs_at + low)
+    finally:
+        os.close(fd)
+
+
+def _read_ids(path: pathlib.Path, plan: Plan, bucket: int) -> np.ndarray:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        index, at = _index_of(fd, plan)
+        low, high = index[2, bucket], index[2, bucket + 1]
+        at += int(index[0, -1]) * _META.itemsize
+        data = _pread(fd, (high - low) * _ID.itemsize, at + low * _ID.itemsize)
+        return np.frombuffer(data, _ID)
+    finally:
+        os.close(fd)
+
+
+def _pread(fd: int, num_bytes: int, at: int) -> bytes:
+    # One call reads 2 GiB at most.
+    pieces = []
+    while num_bytes:
+        piece = os.pread(fd, int(min(num_bytes, 1 << 30)), int(at))
+        if not piece:
+            raise OSError("a segment file ends early")
+        pieces.append(piece)
+        num_bytes -= len(piece)
+        at += len(piece)
+    return b"".join(pieces)
+
+
+def _write_part(
+    path: pathlib.Path,
+    meta: np.ndarray,
+    keys: np.ndarray,
+    chunks: Iterable[tuple[list[bytes], list[int]]],
+) -> None:
+    table = np.empty(len(keys), [("key", "<u8"), ("size", "<u4"), ("length", "<u4")])
+    table["key"], table["size"], table["length"] = keys, meta["size"], meta["length"]
+    with path.open("wb") as out:
+        np.save(out, table)
+    with path.with_suffix(".blob").open("wb") as out:
+        for payloads, _ in chunks:
+            out.write(b"".join(payloads))
+
+
+def _read_part(path: pathlib.Path) -> Iterator[tuple[int, bytes, int]]:
+    table = np.load(path, mmap_mode="r")
+    with path.with_suffix(".blob").open("rb", buffering=1 << 16) as blob:
+        for start in range(0, len(table), 4096):
+            for key, size, length in table[start : start + 4096].tolist():
+                yield key, blob.read(size), length

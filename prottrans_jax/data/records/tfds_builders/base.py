@@ -1,0 +1,106 @@
+"""What the three builders share: FASTA in, {"id", "sequence"} out."""
+
+import collections
+from collections.abc import Iterable, Iterator, Set
+import hashlib
+import pathlib
+from typing import Any
+
+from absl import logging
+import tensorflow_datasets as tfds
+
+from prottrans_jax.proteins import fasta
+
+VALIDATION_SHARE = 0.01  # As `prepare` has it, by the same hash.
+
+
+class FastaBuilder(  # type: ignore[call-arg]
+    tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
+    """A TFDS data set read from FASTA, downloaded or from the manual folder.
+
+    The content of a record (id, upper-case residues) and the split by the hash of the
+    id are those of `data.records.preparing`. Bad records, and training records with the
+    sequence of a validation record, are left out and counted in the log. Keys are line
+    numbers: ids of BFD are not unique.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    URL: str
+    DESCRIPTION: str
+    HOMEPAGE: str
+    CITATION: str
+    # Looked for in the manual folder, in this order; what is found saves the download.
+    MANUAL_FILES: tuple[str, ...]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict({"id": text, "sequence": text}),
+            description=self.DESCRIPTION,
+            homepage=self.HOMEPAGE,
+            citation=self.CITATION,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterable]:
+        found = self._manual_file(dl_manager) or dl_manager.download(self.URL)
+        path = pathlib.Path(found)
+        # 8 bytes of each: for BFD a set of 21 million numbers, some 1.3 GB.
+        held_out = {
+            _hash(example["sequence"])
+            for _, example in self._generate_examples(path, True, frozenset())
+        }
+        splits: dict[str, Iterable] = {
+            "train": self._generate_examples(path, False, held_out)
+        }
+        # TFDS refuses a split without examples, as a small file may have it.
+        if held_out:
+            splits["validation"] = self._generate_examples(path, True, frozenset())
+        return splits
+
+    def _manual_file(self, dl_manager: Any) -> pathlib.Path | None:
+        try:
+            folder = pathlib.Path(dl_manager.manual_dir)
+        except AssertionError:  # TFDS's way of saying that there is none.
+            return None
+        found = (folder / name for name in self.MANUAL_FILES)
+        return next((path for path in found if path.exists()), None)
+
+    def _generate_examples(
+        self, path: pathlib.Path, validation: bool, left_out: Set[int]
+    ) -> Iterator[tuple[int, dict[str, bytes]]]:
+        bad: collections.Counter[str] = collections.Counter()
+        for block in self._blocks(path):
+            parsed = fasta.parse(block)
+            for problem in (*block.problems, *parsed.problems):
+                if problem.fatal:
+                    raise fasta.FastaError(problem)
+                bad[problem.reason] += 1
+                logging.log_first_n(logging.WARNING, "left out: %s", 20, str(problem))
+            columns = zip(parsed.names, parsed.residues, parsed.lines, strict=True)
+            for name, residues, line in columns:
+                if not self._wanted(name) or in_validation(name) != validation:
+                    continue
+                if left_out and _hash(residues) in left_out:
+                    bad["same sequence as a validation record"] += 1
+                    continue
+                yield line, {"id": name, "sequence": residues}
+        for reason, number in bad.items():
+            logging.warning("%s: left out %d: %s", path, number, reason)
+
+    def _blocks(self, path: pathlib.Path) -> Iterator[fasta.Block]:
+        return fasta.blocks(path)
+
+    def _wanted(self, name: bytes) -> bool:
+        del name
+        return True
+
+
+def in_validation(name: bytes) -> bool:
+    """Whether the hash of an id puts it into the validation split."""
+    word = hashlib.sha256(name).digest()[8:16]
+    return int.from_bytes(word, "little") < VALIDATION_SHARE * 2**64
+
+
+def _hash(sequence: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(sequence).digest()[:8], "little")

@@ -1,0 +1,485 @@
+"""Batches of a run as a pure function of (seed, row): the index path.
+
+Row r of a run is found from record lengths alone (`rows`), read by random access and
+corrupted by stateless draws. So any host makes its own part of any
+batch, a run resumes on any number of hosts at once, and step N can be replayed.
+
+What each draw depends on: the order of records on (seed, epoch); a crop and a
+corruption on (seed, task, epoch, record, first residue); never on batch, row or host.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import fractions
+import os
+from typing import Any
+
+import jaxtyping
+import numpy as np
+import seqio
+
+from prottrans_jax.data.corruption import streams
+from prottrans_jax.data.records import store
+from prottrans_jax.data.rows import assembly, lanes, packing, random_bits
+from prottrans_jax.data.rows import order as order_lib
+from prottrans_jax.data.rows import row_blocks as rows_lib
+from prottrans_jax.data.seqio import preprocessors, record_source, task_names
+
+STATE_VERSION = 1
+# Records that are packed together: planned in 0.2 s, more fill rows no better.
+BLOCK_RECORDS = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class _Component:
+    """One task of a run."""
+
+    name: str
+    split: store.RecordSplit
+    corrupt: preprocessors.Corrupt
+    rate: fractions.Fraction
+
+
+class RowLoader:
+    """Global batches of a SeqIO task or mixture over prepared records.
+
+      loader = RowLoader("uniref50_iid_denoise", "train", batch_size=2048)
+      mine = loader.batch(step, rows=slice(256, 512))  # this host's part
+
+    `.batch` may be called from several threads at once, for any batches in any order;
+    rising order is the fast one.
+    """
+
+    def __init__(
+        self,
+        task: str | seqio.Task | seqio.Mixture,
+        split: str = "train",
+        *,
+        batch_size: int,
+        feature_lengths: Mapping[str, int] | None = None,
+        pack: bool = True,
+        shuffle: bool = True,
+        seed: int = 0,
+        long_sequences: str = "split",
+        num_epochs: int | None = None,
+        data_dir: str | os.PathLike | None = None,
+        block_records: int = BLOCK_RECORDS,
+    ):
+        """Opens the records of `task`; reads their lengths, no sequences.
+
+        Args:
+          task: name of a task or mixture (importing `prottrans_jax.tasks` registers the
+            library's), or the object. Its source must be a `sources.RecordSource`, its
+            preprocessors those of `preprocessors.pretraining`.
+          split: "train" or "validation".
+          batch_size: rows of the global batch.
+          feature_lengths: tokens of a row, {"inputs": 512, "targets": 512} for T5,
+            {"inputs": 512} for all others.
+          pack: several proteins a row; else one, as ProtT5 was trained.
+          shuffle: new order in every epoch; else the order of the records.
+          seed: of order, crops and corruption.
+          long_sequences: "split" or "crop", see `packing.cut`.
+          num_epochs: the loader ends after so many; None: never. The last batch is
+            filled up with empty rows.
+          data_dir: see `corpora.find`.
+          block_records: records that are packed together; part of what the order of
+            rows depends on.
+
+        Raises:
+          ValueError: the corpus is not prepared, or the task is not one of records.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}; there must be 1 row or more.")
+        if num_epochs is not None and num_epochs < 1:
+            raise ValueError(f"num_epochs={num_epochs}: must be at least 1, or None.")
+        if block_records < 1:
+            raise ValueError(f"block_records={block_records} is not positive.")
+        if long_sequences not in packing.LONG_SEQUENCES:
+            raise ValueError(
+                f"long_sequences={long_sequences!r} is not one of "
+                f"{', '.join(packing.LONG_SEQUENCES)}."
+            )
+        self.batch_size = batch_size
+        self._components = _components(task, split, data_dir)
+        self._layouts = _layouts(self._components)
+        self._lengths = _row_lengths(feature_lengths, self._layouts)
+        self._in_lanes = self._components[0].corrupt.objective.in_lanes
+        if self._in_lanes and (not pack or long_sequences != "split"):
+            raise ValueError(
+                f"pack={pack}, long_sequences={long_sequences!r}: rows that go on in "
+                "the next batch hold proteins end to end and uncut, so pack=True and "
+                "long_sequences='split'."
+            )
+        self._task_name = task if isinstance(task, str) else task.name
+        self._split_name = split
+        self._settings: dict[str, Any] = {
+            "pack": pack,
+            "shuffle": shuffle,
+            "seed": seed,
+            "long_sequences": long_sequences,
+            "num_epochs": num_epochs,
+            "block_records": block_records,
+        }
+        self._order = order_lib.RecordOrder(
+            sizes=tuple(c.split.num_records for c in self._components),
+            rates=tuple(c.rate for c in self._components),
+            seed=seed,
+            shuffle=shuffle,
+            block_records=block_records,
+        )
+        self._row_offset = 0
+        self._plan = self._new_plan(None)
+
+    def _new_plan(
+        self, anchor: Mapping[str, Any] | None
+    ) -> rows_lib.RowPlan | lanes.LanePlan:
+        parts = [
+            rows_lib.Source(c.split.lengths, c.corrupt.objective)
+            for c in self._components
+        ]
+        if self._in_lanes:
+            return lanes.LanePlan(
+                parts,
+                self._order,
+                self.batch_size,
+                self._lengths[0],
+                num_epochs=self._settings["num_epochs"],
+                anchor=lanes.Anchor(**anchor) if anchor else None,
+            )
+        return rows_lib.RowPlan(
+            parts,
+            self._order,
+            self._lengths,
+            pack=self._settings["pack"],
+            long_sequences=self._settings["long_sequences"],
+            num_epochs=self._settings["num_epochs"],
+            anchor=rows_lib.Anchor(**anchor) if anchor else rows_lib.Anchor(0, 0),
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the task's vocabulary: 0 to `vocab_size` - 1 may be in a batch."""
+        return self._components[0].corrupt.objective.vocabulary.size
+
+    @property
+    def feature_shapes(self) -> dict[str, tuple[int, int]]:
+        """Shape of each feature of a global batch."""
+        return assembly.feature_shapes(self._layouts, self.batch_size, self._lengths)
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of a finite loader; None if it never ends."""
+        if self._settings["num_epochs"] is None:
+            return None
+        left = self._plan.total_rows() - self._row_offset
+        return -(-left // self.batch_size)
+
+    def batch(
+        self, index: int, rows: slice | Sequence[int] | np.ndarray = slice(None)
+    ) -> dict[str, np.ndarray]:
+        """Part of global batch `index`: the features of the objective's layouts.
+
+        Args:
+          index: of the batch, 0 or more.
+          rows: which of its `batch_size` rows, a slice or integers; all by default.
+
+        Raises:
+          IndexError: there is no such batch or row.
+          ValueError: a record that is needed is corrupt: which file and record.
+        """
+        numbers, place, count = self._row_numbers(index, rows)
+        pieces = self._plan.rows(numbers)
+        corrupted = self._corrupt(pieces)
+        # Rows beyond the end are empty.
+        splits = np.pad(pieces.splits, (0, count - len(numbers)), mode="edge")
+        numbering = None
+        if pieces.window is not None:
+            numbering = assembly.Numbering(pieces.window.segment, pieces.window.first)
+        batch = assembly.assemble(corrupted, splits, self._lengths, numbering)
+        return batch if place is None else {k: v[place] for k, v in batch.items()}
+
+    def _row_numbers(
+        self, index: int, rows: slice | Sequence[int] | np.ndarray
+    ) -> tuple[jaxtyping.Int64[np.ndarray, " rows"], np.ndarray | None, int]:
+        """Rows of the run that exist, rising; place of each asked one; their count."""
+        within = np.arange(self.batch_size)
+        if isinstance(rows, slice):
+            within = within[rows]
+        else:
+            within = np.asarray(rows, np.int64)
+            if within.size and not 0 <= within.min() <= within.max() < self.batch_size:
+                raise IndexError(
+                    f"rows {within.min()} to {within.max()} of a batch of "
+                    f"{self.batch_size}."
+                )
+        place = None
+        if (np.diff(within) <= 0).any():
+            within, place = np.unique(within, return_inverse=True)
+        if index < 0 or (self.num_batches is not None and index >= self.num_batches):
+            raise IndexError(f"batch {index} of {self.num_batches}.")
+        numbers = self._row_offset + index * self.batch_size + within
+        if self.num_batches is not None:
+            numbers = numbers[numbers < self._plan.total_rows()]
+        return numbers, place, len(within)
+
+    def _corrupt(self, pieces: rows_lib.RowBlock) -> tuple[streams.Stream, ...]:
+        """Reads and corrupts pieces, kept in their order."""
+        chosen = [
+            np.flatnonzero(pieces.component == c) for c in range(len(self._components))
+        ]
+        # Pieces of one record may lie in several rows: it is read once.
+        needed = [np.unique(pieces.record[m], return_inverse=True) for m in chosen]
+        # All components are read at once.
+        readings = [
+            component.split.begin(record)
+            for component, (record, _) in zip(self._components, needed, strict=True)
+        ]
+        parts, order = [], []
+        for c, component in enumerate(self._components):
+            mine = chosen[c]
+            if len(mine) == 0 and c > 0:
+                continue
+            record, start = pieces.record[mine], pieces.start[mine]
+            length = pieces.length[mine]
+            which = needed[c][1]
+            data = readings[c].residues()
+            begins = np.cumsum([0] + [len(d) for d in data])[which] + start
+            letters = np.frombuffer(b"".join(data), np.uint8)
+            piece_begins = np.cumsum(length) - length
+            at = np.arange(int(length.sum())) + np.repeat(begins - piece_begins, length)
+            objective = component.corrupt.objective
+            residues = objective.vocabulary.byte_table[letters[at]]
+            key = random_bits.key(self._settings["seed"], order_lib.CORRUPT, c)
+            keys = random_bits.fold(random_bits.fold(key, pieces.epoch[mine]), record)
+            keys = random_bits.fold(keys, start)
+            parts.append(objective.corrupt(residues, length, keys).streams)
+            order.append(mine)
+        made = parts[0] if len(parts) == 1 else streams.merge(parts, order)
+        if pieces.window is None:
+            return made
+        return tuple(s.take(pieces.window.first, pieces.window.count) for s in made)
+
+    def example_ids(
+        self, index: int, rows: slice | Sequence[int] | np.ndarray = slice(None)
+    ) -> list[str]:
+        """Ids of the records of a batch, row by row, once for each piece."""
+        numbers, _, _ = self._row_numbers(index, rows)
+        pieces = self._plan.rows(numbers)
+        ids = np.empty(len(pieces.record), object)
+        for c, component in enumerate(self._components):
+            mine = np.flatnonzero(pieces.component == c)
+            ids[mine] = component.split.ids(pieces.record[mine])
+        return ids.tolist()
+
+    def state(self, next_index: int) -> dict[str, Any]:
+        """What `restore` needs to go on with batch `next_index`; plain JSON."""
+        row = self._row_offset + next_index * self.batch_size
+        within = row
+        if self._settings["num_epochs"] is not None:
+            within = min(row, self._plan.total_rows() - 1)
+        anchor = self._plan.anchor(within)
+        return {
+            "version": STATE_VERSION,
+            "next_row": row,
+            "anchor": dataclasses.asdict(anchor),
+            "batch_size": self.batch_size,
+            "task": self._task_name,
+            "split": self._split_name,
+            **self._identity(),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """All that the content of a row depends on, beside its number."""
+        return {
+            "feature_lengths": list(self._lengths),
+            "components": [
+                {
+                    "fingerprint": c.split.fingerprint,
+                    "objective": repr(c.corrupt.objective),
+                    "vocabulary": c.corrupt.objective.vocabulary.name,
+                    "rate": str(c.rate),
+                }
+                for c in self._components
+            ],
+            **self._settings,
+            # The number of lanes decides what is in them.
+            **({"lanes": self.batch_size} if self._in_lanes else {}),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> int:
+        """Goes on where `state` was taken; the batch size may be another.
+
+        Returns:
+          Index of the next batch. `.batch` is right from there on: if the new batch
+          size does not divide the next row, batches begin at that row.
+
+        Raises:
+          ValueError: `state` is of other data, another seed or objective: what differs.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"loader state of version {state.get('version')}, this library reads "
+                f"{STATE_VERSION}."
+            )
+        differences = [
+            *_component_differences(self._components, self._identity(), state),
+            *_differences(self._identity(), state, skip=("components",)),
+        ]
+        if differences:
+            raise ValueError(
+                "the saved run read other rows than this loader would:\n"
+                + "\n".join(f"  {d}" for d in differences)
+                + "\nGive the loader what the run had, or start in a new folder."
+            )
+        index, self._row_offset = divmod(int(state["next_row"]), self.batch_size)
+        self._plan = self._new_plan(state["anchor"])
+        return index
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Entropy of the residues of the split as the model sees them, in nats.
+
+        Over the 20 amino acids and X, and `<eos>` where it is predicted: the loss of a
+        model that knows frequencies only.
+        """
+        counts: np.ndarray = np.zeros(256)
+        for component in self._components:
+            objective = component.corrupt.objective
+            table = objective.vocabulary.byte_table
+            own = np.zeros(256)
+            for letter, count in component.split.alphabet.items():
+                own[table[ord(letter)]] += count
+            own[list(objective.predicted_specials)] += component.split.num_records
+            # A mixture: shares of records, each with its mean number of residues.
+            counts += own * float(component.rate) / component.split.num_records
+        share = counts[counts > 0] / counts.sum()
+        return float(-(share * np.log(share)).sum())
+
+    def describe(self) -> dict[str, Any]:
+        """Size of the data and how full the rows are, from the first block of records.
+
+        `fill`: share of the tokens of a row that are not padding, of the encoder's rows
+        where there are two; `decoder_fill`: the same of the decoder's. `residue_fill`:
+        residues a token, so without special ones; span corruption hides residues
+        behind fewer sentinels and may exceed 1. Lanes are full but for their ends.
+        """
+        num_records = sum(self._order.sizes)
+        num_residues = sum(c.split.num_residues for c in self._components)
+        description: dict[str, Any] = {"records": num_records, "residues": num_residues}
+        if isinstance(self._plan, lanes.LanePlan):
+            return description
+        block = self._plan.block(0)
+        tokens = np.zeros((len(block.record), len(self._layouts)), np.int64)
+        for c, component in enumerate(self._components):
+            mine = block.component == c
+            tokens[mine] = component.corrupt.objective.num_tokens(block.length[mine])
+        space = np.array(self._lengths) * max(block.num_rows, 1)
+        fill = (tokens.sum(0) / space).tolist()
+        seen = min(self._order.block_records, num_records)
+        for layout, value in zip(self._layouts, fill, strict=True):
+            description[layout.prefix.replace("encoder_", "") + "fill"] = value
+        description |= {
+            "residue_fill": float(block.length.sum() / space[0]),
+            "proteins_per_row": len(block.record) / max(block.num_rows, 1),
+        }
+        if self._order.blocks_per_epoch is not None:
+            # Exact where an epoch is one block.
+            rows_per_epoch = round(block.num_rows * num_records / seen)
+            description["rows_per_epoch"] = rows_per_epoch
+            description["batches_per_epoch"] = rows_per_epoch / self.batch_size
+        return description
+
+
+def _layouts(components: list[_Component]) -> tuple[streams.Layout, ...]:
+    first, *others = components
+    mine = first.corrupt.objective
+    for other in others:
+        theirs = other.corrupt.objective
+        if theirs.layouts != mine.layouts or theirs.vocabulary != mine.vocabulary:
+            raise ValueError(
+                f"tasks {first.name} ({mine.vocabulary.name}) and {other.name} "
+                f"({theirs.vocabulary.name}) are for models of different families: "
+                "their rows have other features or ids. Mix tasks of one."
+            )
+    return mine.layouts
+
+
+def _row_lengths(
+    lengths: Mapping[str, int] | None, layouts: Sequence[streams.Layout]
+) -> tuple[int, ...]:
+    names = [layout.length for layout in layouts]
+    lengths = dict.fromkeys(names, 512) if lengths is None else dict(lengths)
+    if set(lengths) != set(names):
+        raise ValueError(
+            f"feature_lengths has {' and '.join(lengths) or 'nothing'}; it must have "
+            f"{' and '.join(names)} for this task."
+        )
+    return tuple(lengths[name] for name in names)
+
+
+def _provider(name: str) -> seqio.Task | seqio.Mixture:
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name not in known:
+        raise ValueError(task_names.unknown(name, known))
+    return seqio.get_mixture_or_task(name)
+
+
+def _components(
+    task: str | seqio.Task | seqio.Mixture,
+    split: str,
+    data_dir: str | os.PathLike | None,
+) -> list[_Component]:
+    provider = _provider(task) if isinstance(task, str) else task
+    found = []
+    for part in seqio.get_subtasks(provider):
+        corrupt = part.preprocessors[-1] if part.preprocessors else None
+        if not isinstance(part.source, record_source.RecordSource) or not isinstance(
+            corrupt, preprocessors.Corrupt
+        ):
+            raise ValueError(
+                f"task {part.name} is not made of prepared records and one of the "
+                "library's objectives, so its rows cannot be computed from lengths. "
+                "Use prottrans_jax.data.seqio.streaming.StreamLoader for it."
+            )
+        opened = part.source.open(data_dir).split(split)
+        rate = fractions.Fraction(1)
+        if isinstance(provider, seqio.Mixture):
+            # A rate may be a function of the number of records.
+            with record_source.default_data_dir(data_dir):
+                rate = fractions.Fraction(provider.get_rate(part))
+            rate = rate.limit_denominator(10**6)
+        if opened.num_records == 0:
+            raise ValueError(f"{opened.folder}: split {split} has no records.")
+        found.append(_Component(part.name, opened, corrupt, rate))
+    return found
+
+
+def _differences(
+    mine: Mapping[str, Any], saved: Mapping[str, Any], skip: Sequence[str] = ()
+) -> list[str]:
+    return [
+        f"{name}: saved {saved.get(name)!r}, now {value!r}"
+        for name, value in mine.items()
+        if name not in skip and saved.get(name) != value
+    ]
+
+
+def _component_differences(
+    components: Sequence[_Component], mine: Mapping[str, Any], saved: Mapping[str, Any]
+) -> list[str]:
+    """One line for each task of a run whose records or objective are others now."""
+    before, now = saved.get("components", []), mine["components"]
+    if len(before) != len(now):
+        return [f"tasks of the mixture: saved {len(before)}, now {len(now)}"]
+    lines = []
+    for component, old, new in zip(components, before, now, strict=True):
+        if old["fingerprint"] != new["fingerprint"]:
+            split = component.split
+            lines.append(
+                f"{component.name}: the data changed. {split.folder}, split "
+                f"{split.name!r}, {split.num_records:,} records, has fingerprint "
+                f"{new['fingerprint'][:12]}; the run read {old['fingerprint'][:12]}"
+            )
+        rest = _differences(new, old, skip=("fingerprint",))
+        lines += [f"{component.name}: {line}" for line in rest]
+    return lines

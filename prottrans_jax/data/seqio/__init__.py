@@ -1,0 +1,1 @@
+"""What SeqIO sees: sources, vocabularies, preprocessors and feature converters."""

@@ -1,0 +1,194 @@
+"""SeqIO's face of the objectives: tokenize, fit to the row, corrupt.
+
+  seqio.TaskRegistry.add(
+      "my_iid_denoise",
+      source=...,                        # examples {"sequence": string}
+      preprocessors=preprocessors.pretraining(preprocessors.iid_denoise()),
+      output_features=preprocessors.output_features(preprocessors.iid_denoise()),
+  )
+
+The corruption itself is NumPy (`corruption`, `masked_lm`, ...), run on one example here
+and on whole batches by the row loader, which recognises these preprocessors in a task.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from prottrans_jax.data.corruption import causal as causal_lm_lib
+from prottrans_jax.data.corruption import iid_noise, streams
+from prottrans_jax.data.corruption import masking as masked_lm_lib
+from prottrans_jax.data.corruption import permuted as permutation_lm_lib
+from prottrans_jax.data.corruption import span_corruption as span_corruption_lib
+from prottrans_jax.data.rows import packing, random_bits
+from prottrans_jax.data.seqio import byte_vocabulary
+
+_CROP = 0  # stream of an example's key
+_CORRUPT = 1
+
+
+def iid_denoise(**options: Any) -> "Corrupt":
+    """ProtT5's objective; see `corruption.IidDenoise` for options and an example."""
+    return Corrupt(iid_noise.IidDenoise(**options))
+
+
+def span_corruption(**options: Any) -> "Corrupt":
+    """T5's span corruption; see `span_corruption.SpanCorruption`."""
+    return Corrupt(span_corruption_lib.SpanCorruption(**options))
+
+
+def masked_reconstruction(**options: Any) -> "Corrupt":
+    """Loss at hidden positions only; see `corruption.MaskedReconstruction`."""
+    return Corrupt(iid_noise.MaskedReconstruction(**options))
+
+
+def masked_lm(**options: Any) -> "Corrupt":
+    """BERT's, ALBERT's and ELECTRA's objective; see `masked_lm.MaskedLM`."""
+    return Corrupt(masked_lm_lib.MaskedLM(**options))
+
+
+def permutation_lm(**options: Any) -> "Corrupt":
+    """XLNet's objective; see `permutation_lm.PermutationLM`."""
+    return Corrupt(permutation_lm_lib.PermutationLM(**options))
+
+
+def causal_lm(**options: Any) -> "Corrupt":
+    """Transformer-XL's objective; see `causal_lm.CausalLM`."""
+    return Corrupt(causal_lm_lib.CausalLM(**options))
+
+
+def pretraining(corrupt: "Corrupt") -> list[Callable[..., tf.data.Dataset]]:
+    """Preprocessors of a pre-training task, as `RowLoader` expects them."""
+    return [Tokenize(), seqio.CacheDatasetPlaceholder(required=False), corrupt]
+
+
+def output_features(corrupt: "Corrupt") -> dict[str, seqio.Feature]:
+    """Features of a pre-training task: ids, and numbers that go with each token."""
+    objective = corrupt.objective
+    vocabulary = byte_vocabulary.ByteTableVocabulary(objective.vocabulary)
+    has_eos = objective.vocabulary.eos_id is not None
+    numbers = seqio.PassThroughVocabulary(size=3)
+    return {
+        name: (
+            seqio.Feature(vocabulary, add_eos=has_eos)
+            if name in ("inputs", "targets")
+            else seqio.Feature(numbers, add_eos=False, dtype=tf.as_dtype(field.dtype))
+        )
+        for name, field in task_features(objective).items()
+    }
+
+
+def task_features(objective: streams.Objective) -> dict[str, streams.Field]:
+    """Features of an example that hold one value a token, by their names in SeqIO."""
+    return {
+        field.task_feature: field
+        for layout in objective.layouts
+        for field in layout.fields.values()
+        if field.task_feature
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenize:
+    """{"sequence": string} -> {"targets": ids of its residues}; no </s> yet."""
+
+    output_features: Mapping[str, seqio.Feature] | None = None
+
+    def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Maps the dataset; `output_features` is set by SeqIO."""
+        assert self.output_features is not None
+        vocabulary = self.output_features["targets"].vocabulary
+
+        def tokenize(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            rest = {k: v for k, v in example.items() if k != "sequence"}
+            return {"targets": vocabulary.encode_tf(example["sequence"]), **rest}
+
+        return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corrupt:
+    """An objective as SeqIO preprocessor: fits residues to the row and corrupts them.
+
+    A sequence longer than fits becomes several examples (`split`) or one random window
+    (`crop`). Seeds come from SeqIO.
+    """
+
+    objective: streams.Objective
+    long_sequences: str = "split"
+    sequence_length: Mapping[str, int] | None = None
+
+    def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Maps the dataset; `sequence_length` is set by SeqIO, None: no limit."""
+        limit = None
+        layouts = self.objective.layouts
+        if self.sequence_length:
+            limit = self.objective.max_residues(
+                *(self.sequence_length[layout.length] for layout in layouts)
+            )
+        fields = task_features(self.objective)
+        types = [tf.as_dtype(field.dtype) for field in fields.values()]
+
+        def corrupt(targets: np.ndarray, seed: np.ndarray) -> list[np.ndarray]:
+            key = random_bits.key(int(seed[0]), int(seed[1]))
+            found = self.corrupt_record(targets, key, limit)
+            values = [
+                stream[name].astype(field.dtype)
+                for stream in found
+                for name, field in stream.layout.fields.items()
+                if field.task_feature
+            ]
+            return [*values, *(stream.lengths for stream in found)]
+
+        @seqio.map_over_dataset(num_seeds=1)
+        def one_record(example: Any, seed: Any) -> Any:
+            out = tf.numpy_function(
+                corrupt,
+                [example["targets"], seed],
+                [*types, *(tf.int64 for _ in layouts)],
+            )
+            kept = {k: v for k, v in example.items() if k != "targets"}
+            return tuple(tf.ensure_shape(o, [None]) for o in out), kept
+
+        def pieces(out: Sequence[tf.Tensor], kept: Any) -> tf.data.Dataset:
+            lengths = {
+                field.task_feature: out[len(fields) + i]
+                for i, layout in enumerate(layouts)
+                for field in layout.fields.values()
+            }
+            parts = tf.data.Dataset.from_tensor_slices(
+                {
+                    name: tf.RaggedTensor.from_row_lengths(values, lengths[name])
+                    for name, values in zip(fields, out, strict=False)
+                }
+            )
+            return parts.map(lambda p: {**kept, **p})
+
+        return one_record(dataset).flat_map(pieces)
+
+    def corrupt_record(
+        self, residues: np.ndarray, key: np.ndarray, limit: int | None
+    ) -> tuple[streams.Stream, ...]:
+        """Pieces of one record, corrupted.
+
+        Args:
+          residues: ids, [residues].
+          key: of this record in this epoch, [1] uint64.
+          limit: most residues of a piece, None for any number.
+        """
+        length = np.array([len(residues)])
+        _, start, count = packing.cut(
+            length,
+            limit or max(len(residues), 1),
+            self.long_sequences,
+            random_bits.fold(key, _CROP),
+        )
+        residues = np.concatenate(
+            [residues[s : s + c] for s, c in zip(start, count, strict=True)]
+        )
+        keys = random_bits.fold(random_bits.fold(key, _CORRUPT), start)
+        return self.objective.corrupt(residues.astype(np.uint8), count, keys).streams

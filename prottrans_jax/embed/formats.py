@@ -1,0 +1,362 @@
+"""Embedding files of every format, ours and others': read, described, converted."""
+
+from collections.abc import Callable, Iterator, Mapping
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from prottrans_jax.distributed import stop_signals
+from prottrans_jax.embed import damage, outputs, pooling, writers, zarr_folder
+from prottrans_jax.files import paths, writing
+from prottrans_jax.proteins import plurals
+
+MAX_BYTES = 64 << 30
+_HDF5 = (".h5", ".hdf5")
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What is in an embedding file.
+
+    Attributes:
+      proteins: Number of them.
+      kind: "per residue" or "per protein", "mixed" or "empty".
+      d_model: Sizes of a vector that occur.
+      dtypes: Types that occur.
+      residues: Rows in all, of vectors per residue.
+      examples: Some keys.
+      metadata: What the file says about itself.
+    """
+
+    proteins: int
+    kind: str
+    d_model: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    residues: int
+    examples: tuple[str, ...]
+    metadata: Mapping[str, Any]
+
+
+def entries(
+    path: str | os.PathLike, *, wanted: Callable[[str], bool] = lambda key: True
+) -> Iterator[writers.Entry]:
+    """Proteins of an embedding file, one in memory at a time.
+
+    Links to other files, virtual and foreign data are not followed.
+
+    Args:
+      path: HDF5, npz, Parquet, Zarr, CSV or TSV.
+      wanted: Which keys to read.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      ValueError: It is damaged, or of a kind that is not read here.
+    """
+    path = paths.local(path, "path")
+    reader = _READERS[_suffix(path)]
+    try:
+        for entry in reader(path, wanted):
+            stop_signals.check()
+            yield entry
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def keys(path: str | os.PathLike) -> Iterator[str]:
+    """Keys of an embedding file; of HDF5 and npz without the vectors."""
+    path = paths.local(path, "path")
+    suffix = _suffix(path)
+    if suffix in _HDF5:
+        with open_hdf5(path) as file:
+            yield from file
+    elif suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            yield from file.files
+    else:
+        yield from (entry.key for entry in entries(path))
+
+
+def open_hdf5(path: str | os.PathLike) -> Any:
+    """The file, for reading.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      ValueError: It is a folder, may not be read, or is no HDF5 file.
+    """
+    path = paths.local(path, "path")
+    _check_exists(path)
+    try:
+        return writers.open_hdf5(path)
+    except OSError as error:
+        # HDF5's own text names everything at once.
+        reason = "not an HDF5 file, or damaged"
+        if error.errno:
+            reason = os.strerror(error.errno)
+        raise ValueError(f"{path}: {reason}.") from error
+
+
+def _check_exists(path: pathlib.Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file.")
+
+
+def _suffix(path: pathlib.Path) -> str:
+    _check_exists(path)
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
+        raise ValueError(
+            f"{path}: the ending says the format; choose one of {', '.join(_READERS)}."
+        )
+    return suffix
+
+
+def metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """What the file, or that beside it, says about how it was made."""
+    path = paths.local(path, "path")
+    about: dict[str, Any] = {}
+    if path.suffix.lower() in _HDF5:
+        with open_hdf5(path) as file:
+            about.update({key: _plain(value) for key, value in file.attrs.items()})
+    beside = outputs.companion(path)
+    if beside.is_file():
+        about.update(json.loads(beside.read_text(encoding="utf-8")))
+    return about
+
+
+def run_of(path: str | os.PathLike) -> Mapping[str, Any] | None:
+    """The run that made the file, as far as that is written; see `Settings.identity`.
+
+    In HDF5 in the file, where it cannot be parted from it; else in that beside.
+    """
+    path = paths.local(path, "path")
+    about = metadata(path)
+    if path.suffix.lower() not in _HDF5:
+        return about.get("run")
+    return json.loads(about[outputs.IDENTITY]) if outputs.IDENTITY in about else None
+
+
+def is_per_protein(about: Mapping[str, Any]) -> bool | None:
+    """What `metadata` says of the vectors: one per protein; None: nothing."""
+    if "pooling" in about:
+        return about["pooling"] not in (None, "none")
+    outputs = about.get("run", {}).get("outputs", ())
+    return outputs[0] == "protein" if len(outputs) == 1 else None
+
+
+def describe(path: str | os.PathLike) -> Description:
+    """Looks at every protein of a file; reads all of it, checksums included."""
+    number = residues = 0
+    about = metadata(path)
+    per_protein = is_per_protein(about)
+    ndims, sizes, dtypes = set(), set(), set()
+    examples: list[str] = []
+    for entry in entries(path):
+        number += 1
+        ndims.add(entry.array.ndim)
+        sizes.add(int(entry.array.shape[-1]))
+        dtypes.add(entry.array.dtype.name)
+        if entry.array.ndim > 1 and not per_protein:
+            residues += entry.array.shape[-2]
+        if len(examples) < 5:
+            examples.append(entry.key)
+    kinds = {1: "per protein", 2: "per residue", 3: "per residue, several layers"}
+    if per_protein:
+        kinds[2] = "per protein, several layers"
+    kind = kinds.get(next(iter(ndims)), "other") if len(ndims) == 1 else "mixed"
+    return Description(
+        number,
+        kind if number else "empty",
+        tuple(sorted(sizes)),
+        tuple(sorted(dtypes)),
+        residues,
+        tuple(examples),
+        about,
+    )
+
+
+def convert(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    pool: str | None = None,
+) -> int:
+    """Writes the proteins of one file into another format; returns their number.
+
+    Args:
+      source: What `entries` reads.
+      output: New file; its ending says the format. OUTPUT.json is written beside it.
+      pool: "mean" or "max", to make vectors per protein of those per residue.
+
+    Raises:
+      FileExistsError: The output exists.
+      ValueError: The output's format cannot hold them.
+    """
+    output = writers.check_path(output, per_residue=False)
+    if os.path.lexists(output):
+        raise FileExistsError(f"{output} exists. Choose another name.")
+    outputs.refuse_foreign_companions(output)
+    source = paths.local(source, "input")
+    about = metadata(source)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if is_per_protein(about):
+        pool = None
+    if pool is not None:
+        # No longer what a run made: none may go on with it.
+        about = {key: about[key] for key in about.keys() - {outputs.IDENTITY, "run"}}
+        about["pooling"] = pool
+    attributes = {
+        key: value
+        for key, value in about.items()
+        if isinstance(value, str | int | float)
+    }
+    number = 0
+    try:
+        with writing.new_file(output) as temporary:
+            writer = writers.create(temporary, attributes)
+            try:
+                for entry in entries(source):
+                    if pool is not None and entry.array.ndim > 1:
+                        pooled = pooling.pool_protein(entry.array, pool)
+                        entry = entry._replace(array=pooled)
+                    writer.add(entry)
+                    number += 1
+            finally:
+                writer.close()
+    except OSError as error:
+        if error.errno and not error.filename:
+            raise OSError(error.errno, error.strerror, str(output)) from error
+        raise
+    plain = str | int | float | list | dict | None
+    about = {key: value for key, value in about.items() if isinstance(value, plain)}
+    about["converted_from"] = os.fspath(source)
+    writing.write_synced(outputs.companion(output), writers.to_json(about))
+    return number
+
+
+def _hdf5(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
+    import h5py
+
+    with open_hdf5(path) as file:
+        for key in filter(wanted, file):
+            if not isinstance(file.get(key, getlink=True), h5py.HardLink):
+                raise ValueError(f"{path}: {key} is a link, which is not followed.")
+            dataset = file[key]
+            if not isinstance(dataset, h5py.Dataset):
+                raise ValueError(f"{path}: {key} is a group, not a protein's vectors.")
+            if dataset.is_virtual or dataset.external or dataset.dtype.kind != "f":
+                raise ValueError(f"{path}: {key} holds no plain floating-point data.")
+            if dataset.nbytes > MAX_BYTES:
+                raise ValueError(f"{path}: {key} claims {dataset.nbytes:,} bytes.")
+            attributes = dataset.attrs
+            with damage.naming(path, f"the vectors of {key}"):
+                array = dataset[()]
+            yield writers.Entry(
+                key,
+                str(attributes.get("original_id", key)),
+                str(attributes.get("description", "")),
+                int(attributes.get("length", array.shape[0] if array.ndim > 1 else 0)),
+                str(attributes.get("sequence_sha256", "")),
+                array,
+                int(attributes.get("sequence_length", 0)),
+            )
+
+
+def _npz(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
+    with damage.naming(path, "its list of proteins"):
+        file = np.load(path, allow_pickle=False)
+    with file:
+        for key in filter(wanted, file.files):
+            with damage.naming(path, f"the vectors of {key}"):
+                array = file[key]
+            length = array.shape[-2] if array.ndim > 1 else 0
+            yield writers.Entry(key, key, "", length, "", array)
+
+
+def _parquet(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
+    pq = writers.import_parquet()
+    with damage.naming(path, "its footer"):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    with file:
+        for group in range(file.num_row_groups):
+            batches = file.iter_batches(batch_size=64, row_groups=[group])
+            read = 0
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (OSError, ValueError) as error:
+                    which = _unread_of_group(file, group, read)
+                    raise damage.error_of(path, which, error) from error
+                if batch is None:
+                    break
+                read += batch.num_rows
+                yield from _rows_of_parquet(batch, wanted)
+
+
+def _rows_of_parquet(batch: Any, wanted) -> Iterator[writers.Entry]:
+    columns = {name: batch.column(name) for name in batch.schema.names}
+    for row in range(batch.num_rows):
+        if not wanted(columns["id"][row].as_py()):
+            continue
+        shape = columns["shape"][row].as_py()
+        array = columns["embedding"][row].values.to_numpy().reshape(shape)
+        yield writers.Entry(
+            columns["id"][row].as_py(),
+            columns["original_id"][row].as_py(),
+            columns["description"][row].as_py(),
+            columns["length"][row].as_py(),
+            columns["sequence_sha256"][row].as_py(),
+            array,
+        )
+
+
+def _unread_of_group(file: Any, group: int, read: int) -> str:
+    """The proteins of a row group that stand behind the first `read` of them."""
+    number = file.metadata.row_group(group).num_rows - read
+    named = plurals.count(number, "protein")
+    try:
+        ids = file.read_row_group(group, columns=["id"])["id"].to_pylist()[read:]
+        named += f" from {ids[0]} to {ids[-1]}" if number > 1 else f", {ids[0]}"
+    except (OSError, ValueError):
+        named += ", whose ids cannot be read either"
+    return f"row group {group} of {file.num_row_groups}, counted from 0 ({named})"
+
+
+def _zarr(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
+    yield from itertools.starmap(writers.Entry, zarr_folder.read(path, wanted))
+
+
+def _csv(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.reader(file, delimiter=delimiter)
+        size = len(next(rows, [])) - 1
+        for row in rows:
+            key, values = "".join(row[:1]), row[1:]
+            if not wanted(key):
+                continue
+            with damage.naming(path, f"the vector of {key} in line {rows.line_num}"):
+                if len(values) != size:
+                    raise ValueError(f"{len(values)} numbers, the header has {size}")
+                array = np.array(values, np.float32)
+            yield writers.Entry(key, key, "", 0, "", array)
+
+
+_READERS: dict[str, Callable[..., Iterator[writers.Entry]]] = {
+    ".h5": _hdf5,
+    ".hdf5": _hdf5,
+    ".npz": _npz,
+    ".parquet": _parquet,
+    ".zarr": _zarr,
+    ".csv": _csv,
+    ".tsv": _csv,
+}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,204 @@
+"""Folders of frozen models: what `prottrans_jax.export` writes."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax import export as jax_export
+import jax.numpy as jnp
+import numpy as np
+
+import prottrans_jax
+from prottrans_jax import types
+from prottrans_jax.checkpoints import opening
+from prottrans_jax.embed import layerwise
+from prottrans_jax.encoders import frozen_params
+from prottrans_jax.files import writing
+from prottrans_jax.interop import huggingface, vocabularies
+
+PROVENANCE = "provenance.json"
+STABLEHLO = "encoder.stablehlo"
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Families whose attention needs lengths that are numbers.
+_FIXED_LENGTHS = ("xlnet", "transformer_xl")
+# Fields of configurations that stand for what an encoder alone has not.
+_WITHOUT_HEADS = {
+    "num_decoder_layers": 0,
+    "lm_head": False,
+    "pooler": False,
+    "order_head": False,
+    "replaced_head": False,
+}
+_NOTE = """\
+# {title}
+
+Exported by prottrans_jax {version} from {form}.
+
+- `config.json`, `*.safetensors`: the model, in Hugging Face's layout
+- `vocabulary.json`: id of every piece; U, Z, O, B and J are read as X
+- `provenance.json`: how it was trained, and the SHA-256 of every file
+
+    import prottrans_jax as pt
+    vectors = pt.load_encoder("{title}").embed(["PRTEINO", "SEQWENCE"])
+
+Licence: the code of prottrans_jax is under Apache-2.0. The weights are whoever's who
+trained them: state a licence here before you hand them on, and name the data. (UniRef
+is under CC BY 4.0; the ProtTrans authors' released weights are under AFL-3.0.)
+"""
+
+
+def export(
+    checkpoint: str | os.PathLike,
+    output: pathlib.Path,
+    *,
+    encoder_only: bool = True,
+    network: str | None = None,
+    dtype: str | None = None,
+    stablehlo: bool = False,
+    vocabulary: str | os.PathLike | None = None,
+) -> dict[str, int]:
+    """Writes a frozen model.
+
+    Args:
+      checkpoint: What `sources.read` takes: an own run, or a foreign checkpoint.
+      output: Folder to make; it may exist if it is empty.
+      encoder_only: Whether to leave decoder and heads out.
+      network: "generator" or "discriminator" of an ELECTRA in training; None: the
+        discriminator.
+      dtype: Type of the weights; None keeps the stored one.
+      stablehlo: Whether to write the encoder as a program too.
+      vocabulary: Tokenizer's file, where the checkpoint lies without one.
+
+    Returns:
+      Name and bytes of every file.
+
+    Raises:
+      FileNotFoundError: There is no such checkpoint.
+      FileExistsError: The output is there and not empty.
+      ValueError: It is not a model of ours.
+    """
+    found = opening.read(checkpoint, scan_layers=False, vocabulary=vocabulary)
+    found = opening.encoder_of(found, network)
+    if found.unknown_ids:
+        # A vocabulary.json would say what nobody knows.
+        raise ValueError(found.unknown_ids)
+    if stablehlo and found.family.name in _FIXED_LENGTHS:
+        raise ValueError(
+            f"{checkpoint}: a {found.family.name} cannot be exported as a program of "
+            "any length: its distances are counted out when it is traced. Leave "
+            "--stablehlo away."
+        )
+    module, params = opening.model_of(found), found.params
+    if encoder_only:
+        module, params = encoder_alone(module, params)
+    writing.refuse_existing(output)
+    output.mkdir(parents=True, exist_ok=True)
+    huggingface.write(output, module.config, params, dtype=dtype)
+    ids = found.vocabulary
+    vocabularies.write(output, ids, found.prefix_ids, found.suffix_ids)
+    if ids.cls is not None and found.family.name != "xlnet":
+        # What BERT's tokenizers read.
+        text = "".join(f"{piece}\n" for piece in ids.pieces)
+        (output / "vocab.txt").write_text(text, encoding="utf-8")
+    (output / "README.md").write_text(
+        _NOTE.format(
+            title=output.name,
+            version=prottrans_jax.__version__,
+            form=found.form,
+        ),
+        encoding="utf-8",
+    )
+    if stablehlo:
+        _, weights = encoder_alone(module, params)
+        program = to_stablehlo(module, weights, dtype)
+        (output / STABLEHLO).write_bytes(program.serialize())
+    files = sorted(path for path in output.iterdir())
+    _write_json(output / PROVENANCE, _provenance(found, files, encoder_only, dtype))
+    return {path.name: path.stat().st_size for path in sorted(output.iterdir())}
+
+
+def encoder_alone(
+    module: nn.Module, params: types.Params
+) -> tuple[nn.Module, types.Params]:
+    """A model without decoder and heads, and its parameters."""
+    fields = {field.name for field in dataclasses.fields(module.config)}
+    changes = {name: x for name, x in _WITHOUT_HEADS.items() if name in fields}
+    module = module.clone(config=dataclasses.replace(module.config, **changes))
+    return module, frozen_params.subtree(params, layerwise.encoder_shapes(module))
+
+
+def to_stablehlo(
+    module: nn.Module, params: types.Params, dtype: str | None = None
+) -> jax_export.Exported:
+    """The encoder and its weights as one portable program.
+
+    Its arguments are tokens int32 and mask bool, both [batch, length]; it gives hidden
+    states [batch, length, d_model]. Load it with `jax.export.deserialize(bytes).call`.
+
+    Args:
+      module: The model.
+      params: Parameters that `encode` needs.
+      dtype: Type of weights and products; None: that of the configuration.
+    """
+    # A symbolic length fits attention in one piece: the number of blocks is a number.
+    config = module.config
+    changes = {"dtype": dtype} if dtype in ("float32", "bfloat16") else {}
+    fields = {field.name for field in dataclasses.fields(config)}
+    if "attention" in fields:
+        changes["attention"] = "plain"
+    module = module.clone(config=dataclasses.replace(config, **changes))
+    weights = jax.tree.map(
+        lambda x: np.asarray(x, dtype if x.ndim >= 2 and dtype else x.dtype), params
+    )
+
+    def encode(tokens, mask):
+        return module.apply(
+            {"params": weights}, tokens, mask, deterministic=True, method="encode"
+        )
+
+    limit = getattr(config, "max_length", None)
+    constraints = () if limit is None else (f"length <= {limit}",)
+    shape = jax_export.symbolic_shape("batch, length", constraints=constraints)
+    return jax_export.export(jax.jit(encode), platforms=PLATFORMS)(
+        jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
+    )
+
+
+def _provenance(found, files, encoder_only, dtype) -> dict[str, Any]:
+    metadata = found.source / "metadata.json"
+    training: Any = None
+    if metadata.is_file():
+        training = json.loads(metadata.read_text(encoding="utf-8"))
+    manifest = found.source / "sha256.json"
+    return {
+        "exported_from": found.form,
+        "source": str(found.source),
+        "step": int(found.source.name) if found.source.name.isdecimal() else None,
+        "source_manifest_sha256": _sha256(manifest) if manifest.is_file() else None,
+        "part": "encoder" if encoder_only else "all",
+        "dtype": dtype or found.stored_dtype.name,
+        "training": training,
+        "prottrans_jax": prottrans_jax.__version__,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "sha256": {path.name: _sha256(path) for path in files},
+    }
+
+
+def _sha256(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(functools.partial(file.read, 1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_json(path: pathlib.Path, content: Any) -> None:
+    text = json.dumps(content, indent=1, sort_keys=True, default=str) + "\n"
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,5 @@
+"""Optimizers and schedules by the papers' names. Imports no other room."""
+
+from prottrans_jax.optimizers.algorithms import Adafactor, AdamW, Lamb, Optimizer
+
+__all__ = ["Adafactor", "AdamW", "Lamb", "Optimizer"]

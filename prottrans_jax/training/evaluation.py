@@ -1,0 +1,151 @@
+"""Means over a held-out split: the same sums as in training, without dropout."""
+
+from collections.abc import Callable, Iterator, Mapping
+import itertools
+import os
+from typing import Any
+
+from absl import logging
+from jaxtyping import PyTree
+
+from prottrans_jax.checkpoints import checkpointing
+from prottrans_jax.distributed import stop_signals
+from prottrans_jax.files import paths
+from prottrans_jax.training import infeed, metrics, train_state, train_step
+
+
+class Evaluator:
+    """Evaluates parameters on named, finite loaders.
+
+    Args:
+      plan: shapes and shardings of the state.
+      partitioner: whose mesh the parameters live on.
+      loaders: name to a loader with `num_batches`.
+
+    Raises:
+      ValueError: a loader makes ids for which the model has no embedding row.
+    """
+
+    def __init__(
+        self, plan: train_state.StatePlan, partitioner: Any, loaders: Mapping[str, Any]
+    ):
+        for loader in loaders.values():
+            train_state.check_vocabulary(plan.objective, loader)
+        self._plan = plan
+        self._partitioner = partitioner
+        self._loaders = dict(loaders)
+        self._step = train_step.make_eval_step(plan, partitioner)
+
+    def __call__(
+        self,
+        params: PyTree,
+        max_batches: int | None = None,
+        after_batch: Callable[[], None] = lambda: None,
+    ) -> dict[str, dict[str, float]]:
+        """Returns, by name of the data set, the mean of each metric.
+
+        Calls `after_batch` after each batch, to show that it goes on.
+
+        Each data set begins without memories; where an objective has them, they go from
+        batch to batch as in training. `unigram_entropy` (nats) stands beside the
+        losses: what a model reaches that has learnt nothing but how frequent each
+        residue is.
+        """
+        results = {}
+        for name, loader in self._loaders.items():
+            sums = metrics.SumAccumulator()
+            rows = self._partitioner.host_rows(loader.batch_size)
+
+            def make(index, loader=loader, rows=rows):
+                local = loader.batch(index, rows=rows)
+                return self._partitioner.put_batch(local, loader.batch_size)
+
+            carry = train_step.initial_carry(self._plan, loader.batch_size)
+            with infeed.Infeed(make, 0, loader.num_batches) as feed:
+                for _, batch in itertools.islice(feed, max_batches):
+                    batch_sums, carry = self._step(params, batch, carry)
+                    sums.add(batch_sums)
+                    stop_signals.check()
+                    after_batch()
+            scalars = metrics.with_perplexity(sums.means())
+            scalars["unigram_entropy"] = loader.unigram_entropy
+            results[name] = scalars
+        return results
+
+
+def evaluate_checkpoints(
+    *,
+    model_dir: str | os.PathLike[str],
+    objective: Any,
+    optimizer: Any,
+    partitioner: Any,
+    eval_data: Mapping[str, Any],
+    step: str = "latest",
+    max_batches: int | None = None,
+) -> Iterator[tuple[int, dict[str, dict[str, float]]]]:
+    """Evaluates steps of a run that is over or still going on; writes nothing.
+
+    A step that the run deletes meanwhile is named in a warning and left out; "latest"
+    takes the newer one instead.
+
+    Args:
+      model_dir: directory of the run.
+      objective: as in training.
+      optimizer: as in training.
+      partitioner: any; a checkpoint restores onto every mesh.
+      eval_data: name to a finite loader.
+      step: a number, "latest" or "all".
+      max_batches: of each loader; None takes the whole split.
+
+    Yields:
+      (step, results by name of the data set), steps rising.
+
+    Raises:
+      ValueError: no such step.
+      checkpoints.CheckpointError: steps are damaged; raised after the sound ones.
+      checkpoints.GoneError: the run deleted all of them meanwhile.
+    """
+    directory = paths.local(model_dir, "model_dir") / "checkpoints"
+    reader = checkpointing.Checkpointer(directory, read_only=True)
+    steps = reader.steps()
+    chosen = {"latest": steps[-1:], "all": steps}.get(step)
+    if chosen is None:
+        chosen = [number for number in steps if str(number) == step]
+    if not chosen:
+        raise ValueError(
+            f"{directory}: no step {step!r}. There are: {steps or 'none'}."
+        )
+    loader = next(iter(eval_data.values()))
+    plan = train_state.plan(
+        objective, optimizer, partitioner, train_state.batch_shapes(loader)
+    )
+    evaluator = Evaluator(plan, partitioner, eval_data)
+    damaged: list[str] = []
+    gone: list[int] = []
+    num_evaluated = 0
+    while chosen:
+        number = chosen.pop(0)
+        try:
+            params = checkpointing.load_params(
+                directory, plan.abstract.params, step=number
+            )
+        except checkpointing.GoneError:
+            logging.warning("Step %d was deleted by the run and is left out.", number)
+            gone.append(number)
+            if step == "latest":
+                chosen = reader.steps()[-1:]
+            continue
+        except checkpointing.CheckpointError as error:
+            damaged.append(str(error).replace("\n", " "))
+            continue
+        num_evaluated += 1
+        with partitioner.scope():
+            yield number, evaluator(params, max_batches)
+    if gone and not num_evaluated and not damaged:
+        raise checkpointing.GoneError(
+            f"{directory}: no step was evaluated; the run deleted "
+            f"{', '.join(map(str, gone))} meanwhile. Choose the step 'latest', which "
+            "takes the newer one."
+        )
+    if damaged:
+        raise checkpointing.CheckpointError("; ".join(damaged))

@@ -1,0 +1,342 @@
+"""The record of a run: outputs of steps to log lines, and what to do about NaN."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+from jaxtyping import PyTree
+import numpy as np
+
+from prottrans_jax.costs import hardware
+from prottrans_jax.files import appending
+from prottrans_jax.training import logged_steps, metrics
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient was not finite and the policy is to stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NonFinitePolicy:
+    """What to do about a step whose loss or gradient is not finite.
+
+    Attributes:
+      action: "stop", or "skip": go on with the state as it was before the step.
+      max_in_a_row: "skip" gives up after so many such steps in a row.
+    """
+
+    action: str = "stop"
+    max_in_a_row: int = 10
+
+    def __post_init__(self):
+        if self.action not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite={self.action!r}: choose 'stop' or 'skip'.")
+
+
+# A run is a function of its settings: unchanged, it meets the same step again.
+_WAY_ON = {
+    "stop": (
+        "The same command meets the same step again. To leave such updates out, add "
+        "--gin_bindings=\"trainer.train.on_nonfinite = 'skip'\"; or lower the learning "
+        "rate or clip gradients, with "
+        "--gin_bindings='trainer.train.accept_config_changes = True'."
+    ),
+    "skip": (
+        "The same command meets the same steps again. Lower the learning rate or clip "
+        "gradients, with --gin_bindings='trainer.train.accept_config_changes = True', "
+        "or raise trainer.train.max_skipped_steps."
+    ),
+}
+
+# Causes of the stopwatch during which no step runs.
+_NOT_STEPS = ("evaluate", "checkpoint", "compile")
+
+
+class Rates:
+    """Rates since the last log line, and the split of the time between them."""
+
+    def __init__(
+        self, watch: metrics.Stopwatch, flops_per_step: float, mesh: jax.sharding.Mesh
+    ):
+        self._watch = watch
+        self._flops = flops_per_step
+        self._num_devices = mesh.size
+        self._peak = hardware.peak_flops(mesh.devices.flat[0])
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Begins a new window after `step`."""
+        self._step = step
+        self._wall = self._watch.wall()
+        self._split = self._watch.split()
+
+    def scalars(self, step: int, residues: float) -> dict[str, float]:
+        """Closes the window at `step`, in which so many residues were read.
+
+        Rates and MFU count the time in which steps ran: all of it but evaluations,
+        saves and compilation. Waiting for data is in it: it overlaps the step before.
+        """
+        wall, split = self._watch.wall(), self._watch.split()
+        seconds = max(wall - self._wall, 1e-9)
+        steps = max(step - self._step, 1)
+        parts = {k: v - self._split.get(k, 0.0) for k, v in split.items()}
+        training = seconds - sum(parts.get(cause, 0.0) for cause in _NOT_STEPS)
+        training = max(training, 1e-9)
+        scalars = {
+            "timing/step_seconds": training / steps,
+            "timing/residues_per_second": residues / training,
+        }
+        scalars |= {f"timing/seconds/{cause}": v for cause, v in split.items()}
+        scalars |= {f"timing/share/{cause}": v / seconds for cause, v in parts.items()}
+        if self._peak is not None:
+            peak = self._peak * self._num_devices
+            scalars["timing/mfu"] = self._flops * steps / (training * peak)
+        self.start(step)
+        return scalars
+
+
+class Journal:
+    """Turns the outputs of steps into log lines, one step behind the device.
+
+    Args:
+      directory: of the run; `metrics.jsonl` and `nonfinite.jsonl` go there.
+      writers: further places for scalars.
+      resume_at: step from which the run goes on.
+      evaluated: whether the evaluation that is due at that step was made.
+      logged: steps in the log as the checkpoint knows them; see `metrics.JsonlWriter`.
+      window: state of the sums since the last log line, from a checkpoint.
+      total_steps: where the run ends.
+      log_period: steps that one line averages over.
+      nonfinite: policy.
+      record_ids: step to the ids of the records in its batch, for dumps.
+      rates: clock of the run.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        writers: Sequence[metrics.Writer],
+        resume_at: int,
+        evaluated: bool,
+        logged: logged_steps.State | None,
+        window: Mapping[str, Sequence[float]],
+        total_steps: int,
+        log_period: int,
+        nonfinite: NonFinitePolicy,
+        record_ids: Callable[[int], Sequence[str]],
+        rates: Rates,
+    ):
+        main_process = jax.process_index() == 0
+        self._directory = directory
+        self._log_file: metrics.JsonlWriter | None = None
+        if main_process:
+            self._log_file = metrics.JsonlWriter(
+                directory / "metrics.jsonl",
+                resume_at,
+                evaluated=evaluated,
+                logged=logged,
+            )
+            writers = (self._log_file, *writers)
+        self._output = _Output(writers if main_process else ())
+        self._window = metrics.SumAccumulator(window)
+        self._total_steps = total_steps
+        self._log_period = log_period
+        self._nonfinite = nonfinite
+        self._record_ids = record_ids
+        self._rates = rates
+        self._line = metrics.ProgressLine(
+            total_steps, resume_at, interactive=None if main_process else False
+        )
+        self._resume_at = resume_at
+        self._pending: tuple[int, PyTree] | None = None
+        self._skipped_in_a_row = 0
+        # Of this process: the window may have begun before a restart.
+        self._residues = 0.0
+
+    def start(self) -> None:
+        """Starts the clock of the first line."""
+        self._rates.start(self._resume_at)
+
+    def state(self) -> dict[str, Any]:
+        """Sums since the last log line, and the steps logged, for a checkpoint."""
+        logged = self._log_file.logged.state() if self._log_file else {}
+        return {"window": self._window.state(), "logged": logged}
+
+    @property
+    def reached(self) -> int:
+        """Last step that the log held when the run went on; 0 on other processes."""
+        return self._log_file.reached if self._log_file else 0
+
+    @property
+    def problems(self) -> list[str]:
+        """A line for each file of logs that is not complete."""
+        return self._output.problems()
+
+    def push(self, step: int, outputs: PyTree) -> None:
+        """Takes a step's outputs as futures and reads those of the step before."""
+        previous, self._pending = self._pending, (step, outputs)
+        self._read(previous)
+        self._line.advance(step)
+
+    def settle(self) -> None:
+        """Reads the outputs of the last step, waiting for it."""
+        previous, self._pending = self._pending, None
+        self._read(previous)
+        self._output.retry()
+
+    def _read(self, pending: tuple[int, PyTree] | None) -> None:
+        if pending is None:
+            return
+        step, outputs = pending[0], jax.device_get(pending[1])
+        self._residues += float(outputs["sums"].get("residues", (0,))[0])
+        if outputs["finite"]:
+            self._skipped_in_a_row = 0
+            self._window.add(outputs["sums"])
+        else:
+            self._skipped_in_a_row += 1
+            self._window.add({"skipped_steps": (1.0, 0.0)})
+            self._on_nonfinite(step, outputs)
+        if step % self._log_period == 0 or step == self._total_steps:
+            self._log(step, outputs)
+
+    def _log(self, step: int, outputs: PyTree) -> None:
+        means = metrics.with_perplexity(self._window.means())
+        scalars = {f"train/{name}": value for name, value in means.items()}
+        for name in ("learning_rate", "grad_norm", "param_norm", "update_norm"):
+            scalars[f"train/{name}"] = float(outputs[name])
+        scalars["train/skipped_steps"] = self._window.total("skipped_steps")
+        timing = self._rates.scalars(step, self._residues)
+        self._residues = 0.0
+        self._output.write(step, scalars | timing)
+        self._line.report(step, _progress_text(scalars | timing))
+        self._window.clear()
+
+    def _on_nonfinite(self, step: int, outputs: PyTree) -> None:
+        path = self._directory / "nonfinite.jsonl"
+        if jax.process_index() == 0:
+            record = {
+                "step": step,
+                "grad_norm": str(outputs["grad_norm"]),
+                "sums": {k: [str(x) for x in v] for k, v in outputs["sums"].items()},
+                "record_ids": list(self._record_ids(step)),
+            }
+            _dump(path, json.dumps(record))
+        policy = self._nonfinite
+        if policy.action == "stop" or self._skipped_in_a_row > policy.max_in_a_row:
+            raise NonFiniteError(
+                f"Step {step}: loss or gradient is not finite (gradient norm "
+                f"{outputs['grad_norm']}), {self._skipped_in_a_row} step(s) in a row. "
+                f"The step and the ids of its records are in {path}. "
+                + _WAY_ON[policy.action]
+            )
+        logging.warning("Step %d is not finite and was skipped; see %s.", step, path)
+
+    def evaluated(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Logs the results of an evaluation, by name of the data set."""
+        for name, scalars in results.items():
+            self._output.write(
+                step, {f"{name}/{key}": value for key, value in scalars.items()}
+            )
+            self._line.note(f"step {step}  {name}: {_evaluation_text(scalars)}")
+
+    def close(self) -> None:
+        """Leaves files and terminal in order."""
+        self._output.close()
+        self._line.close()
+
+
+class _Output:
+    """Writes to several places; a place that fails does not end the run.
+
+    Our own writers keep what they could not write and try again with the next line.
+    A writer that raises anything but an OSError (TensorFlow's do) is left out from
+    then on.
+    """
+
+    def __init__(self, writers: Sequence[metrics.Writer]):
+        self._writers = list(writers)
+        self._failures: dict[str, str] = {}  # Place to what it lacks.
+
+    def write(self, step: int, scalars: metrics.Scalars) -> None:
+        """Writes one step's scalars everywhere."""
+        self._each(lambda writer: writer.write_scalars(step, scalars), f"step {step}")
+
+    def retry(self) -> None:
+        """Has the writers that failed try again."""
+        if self._failures:
+            self._each(lambda writer: writer.flush(), "what was kept")
+
+    def close(self) -> None:
+        """Pushes all to the disk; says which files are not complete."""
+        self._each(lambda writer: getattr(writer, "close", writer.flush)(), "the rest")
+        for problem in self.problems():
+            logging.error("%s", problem)
+
+    def problems(self) -> list[str]:
+        """A line for each place that lacks something."""
+        failures = sorted(self._failures.items())
+        return [f"{place} is not complete: {why}." for place, why in failures]
+
+    def _each(self, call: Callable[[metrics.Writer], None], what: str) -> None:
+        for writer in list(self._writers):
+            place = str(getattr(writer, "path", type(writer).__name__))
+            try:
+                call(writer)
+            except OSError as error:
+                self._fail(place, what, error, "tries again with every line")
+            except Exception as error:
+                self._writers.remove(writer)
+                self._fail(place, what, error, "writes nothing more to it")
+            else:
+                if self._failures.pop(place, None):
+                    logging.warning("%s is complete again.", place)
+
+    def _fail(self, place: str, what: str, error: Exception, plan: str) -> None:
+        if place in self._failures:
+            return
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        reason = why.splitlines()[0]
+        self._failures[place] = f"{what} and later could not be written ({reason})"
+        logging.error(
+            "%s: %s could not be written (%s). The run goes on and %s.",
+            place,
+            what,
+            reason,
+            plan,
+        )
+
+
+def _dump(path: pathlib.Path, line: str) -> None:
+    """Appends a line unless it is there: a step done again after a kill."""
+    try:
+        if path.exists() and line.encode() in path.read_bytes().splitlines():
+            return
+        appending.append_line(path, line)
+    except OSError as error:
+        logging.error("%s could not be written (%s): %s", path, error.strerror, line)
+
+
+def _progress_text(scalars: Mapping[str, float]) -> str:
+    shown = (
+        ("loss {:.3f}", "train/loss"),
+        ("corrupted {:.3f}", "train/corrupted_loss"),
+        ("lr {:.2g}", "train/learning_rate"),
+        ("grad {:.2g}", "train/grad_norm"),
+        ("{:,.0f} residues/s", "timing/residues_per_second"),
+        ("real tokens {:.1%}", "train/real_token_fraction"),
+        ("{:.3f} s/step", "timing/step_seconds"),
+        ("data wait {:.0%}", "timing/share/data"),
+        ("MFU {:.1%}", "timing/mfu"),
+    )
+    return "  ".join(f.format(scalars[k]) for f, k in shown if k in scalars)
+
+
+def _evaluation_text(scalars: Mapping[str, float]) -> str:
+    return "  ".join(
+        f"{key} {value:.4g}" for key, value in scalars.items() if np.isfinite(value)
+    )

@@ -1,0 +1,602 @@
+"""The training loop: one mesh, one jitted step, and what happens around it.
+
+Reads top to bottom: build, restore or initialise, compile, loop. Nothing
+here knows gin, flags or TensorFlow: objects come in, a model directory comes out.
+"""
+
+import ast
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import dataclasses
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+from jax.typing import DTypeLike
+
+from prottrans_jax import types
+from prottrans_jax.checkpoints import checkpointing, opening, run_identity
+from prottrans_jax.config import setting_types
+from prottrans_jax.distributed import agreement, multihost, roll_call
+from prottrans_jax.files import paths
+from prottrans_jax.training import (
+    earlier_logs,
+    evaluation,
+    event_files,
+    infeed,
+    logbook,
+    metrics,
+    train_state,
+    train_step,
+)
+
+# Hosts have opened their data by then; a slow store may take minutes.
+_AGREEMENT_TIMEOUT_S = 900.0
+_MAX_STEPS = 2**31 - 1  # `TrainState.step` is int32.
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a finished (or stopped) run did.
+
+    Attributes:
+      step: last step done.
+      evaluation: scalars of the last evaluation, by data set name.
+      seconds: wall time by cause, "compute" included.
+      exit_code: 0, or 128 + the signal that ended the run before it was done.
+      checkpoint: directory of the last checkpoint.
+      problems: a line for each file of logs that is not complete.
+    """
+
+    step: int
+    evaluation: Mapping[str, Mapping[str, float]]
+    seconds: Mapping[str, float]
+    exit_code: int
+    checkpoint: pathlib.Path
+    problems: Sequence[str] = ()
+
+
+def train(
+    *,
+    model_dir: str,
+    objective: types.Objective,
+    train_data: types.Loader,
+    eval_data: Mapping[str, types.Loader] | None = None,
+    optimizer: types.Optimizer,
+    partitioner: types.Partitioner,
+    total_steps: int,
+    seed: int = 0,
+    num_microbatches: int = 1,
+    eval_period: int = 1_000,
+    eval_batches: int | None = None,
+    checkpoint_period: int = 1_000,
+    keep: int = 3,
+    keep_period: int | None = None,
+    save_dtype: DTypeLike | None = None,
+    log_period: int = 100,
+    on_nonfinite: str = "stop",
+    max_skipped_steps: int = 10,
+    profile_steps: tuple[int, int] | None = None,
+    init_from: str | None = None,
+    on_save_error: str = "retry",
+    accept_config_changes: bool = False,
+    accept_lost_steps: bool = False,
+    startup_timeout_s: float = 3_600.0,
+    step_timeout_s: float = 1_800.0,
+    step_timeout_factor: float = 50.0,
+    writers: Callable[[], Sequence[metrics.Writer]] = tuple,
+    config_text: str = "",
+) -> Summary:
+    """Trains until `total_steps`, going on from whatever `model_dir` holds.
+
+    The result is a function of the arguments alone: a run that was stopped or killed
+    and started again ends with the same bits as one that was not.
+
+    Args:
+      model_dir: where checkpoints, logs and the resolved configuration go.
+      objective: loss on a batch; owns the model.
+      train_data: see `data.loader.RowLoader`: `batch_size`, `vocab_size`,
+        `batch(index, rows)`, `state(index)`, `restore(state)`.
+      eval_data: name to a finite loader.
+      optimizer: see `optimizers`.
+      partitioner: see `partitioning.Partitioner`.
+      total_steps: optimizer steps of the whole run, earlier starts included.
+      seed: of initial parameters and dropout.
+      num_microbatches: slices a batch is computed in; must divide the batch size.
+      eval_period: steps between evaluations; one more follows the last step.
+      eval_batches: batches of an evaluation; None takes the whole split.
+      checkpoint_period: steps between checkpoints; one more follows the last step.
+      keep: newest checkpoints kept.
+      keep_period: checkpoints at its multiples are kept for ever.
+      save_dtype: of saved parameters, e.g. "bfloat16"; None keeps theirs.
+      log_period: steps that one log line averages over.
+      on_nonfinite: "stop" at a loss or gradient that is not finite, writing a dump
+        with the step and the ids of its records; or "skip" the update.
+      max_skipped_steps: "skip" gives up after so many steps in a row.
+      profile_steps: [first, last) steps whose profile goes to `model_dir/profile`.
+      init_from: checkpoint whose parameters start this run: of another run, or
+        "hf:", "t5x:" or "mtf:" and a folder; see `sources`. Ignored when `model_dir`
+        already holds a checkpoint.
+      on_save_error: "stop" ends the run at the step at which a failed save is noticed,
+        at most one after it failed; "retry" saves that step at once and stops if this
+        fails too. With several processes it stops in either case.
+      accept_config_changes: go on although the configuration differs.
+      accept_lost_steps: go back to any sound checkpoint, step 0 included, and do again
+        what was saved in damaged ones; these are renamed. Otherwise a run goes back by
+        `keep` checkpoints at most.
+      startup_timeout_s: end with stack traces if compilation takes longer.
+      step_timeout_s: the same for each later step, batch of an evaluation or save.
+      step_timeout_factor: a step may take so many times the median of the steps
+        before, at least 120 s and at most `step_timeout_s`.
+      writers: makes further places for scalars, e.g. `clu.metric_writers`, once the
+        run may write to `model_dir`. Event files below `model_dir/tensorboard` are cut
+        back first, so that no step is in them twice.
+      config_text: resolved gin configuration, kept in every checkpoint.
+
+    Raises:
+      logbook.NonFiniteError: see `on_nonfinite`.
+      checkpoints.SaveError: see `on_save_error`.
+      checkpoints.CheckpointError: no sound checkpoint that is new enough, or another
+        run writes to `model_dir`.
+      ValueError: the model directory holds another run; differences are listed.
+      agreement.DisagreementError: hosts were given different settings or data, or have
+        other packages.
+    """
+    if on_save_error not in ("retry", "stop"):
+        raise ValueError(f"on_save_error={on_save_error!r}: choose 'retry' or 'stop'.")
+    _check_arguments(
+        train_data.batch_size,
+        num_microbatches,
+        total_steps=total_steps,
+        eval_period=eval_period,
+        eval_batches=1 if eval_batches is None else eval_batches,
+        keep=keep,
+        keep_period=1 if keep_period is None else keep_period,
+        checkpoint_period=checkpoint_period,
+        log_period=log_period,
+    )
+    for name, limit in (
+        ("startup_timeout_s", startup_timeout_s),
+        ("step_timeout_s", step_timeout_s),
+        ("step_timeout_factor", step_timeout_factor),
+    ):
+        setting_types.check_range(name, limit, exclusive=True)
+    if profile_steps is not None and not 0 <= profile_steps[0] < profile_steps[1]:
+        raise ValueError(
+            f"profile_steps={list(profile_steps)}: must be [first, last), the first "
+            "step at least 0 and less than the last."
+        )
+    nonfinite = logbook.NonFinitePolicy(on_nonfinite, max_skipped_steps)
+    directory = paths.local(model_dir, "model_dir")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"model_dir={model_dir!r} cannot be used: {error}") from error
+    watch = metrics.Stopwatch()
+    with watch.cause("initialize"):
+        run = _Run(
+            objective, optimizer, partitioner, train_data, seed, num_microbatches, watch
+        )
+        evaluator = evaluation.Evaluator(run.plan, partitioner, eval_data or {})
+    evaluations: dict[str, dict[str, float]] = {}
+    identity = run_identity.identity(
+        objective=objective,
+        optimizer=optimizer,
+        seed=seed,
+        batch_size=train_data.batch_size,
+        init_from=(
+            None if init_from is None else paths.whole_source(init_from, "init_from")
+        ),
+    )
+    _check_hosts_agree(config_text, identity, train_data, eval_data or {})
+
+    with contextlib.ExitStack() as stack:
+        others = multihost.watch_peers(
+            directory / f"lost_host.{jax.process_index()}.txt"
+        )
+        watchdog = stack.enter_context(
+            multihost.Watchdog(
+                startup_timeout_s,
+                step_timeout_s,
+                step_timeout_factor,
+                directory / f"stacks.{jax.process_index()}.txt",
+                others.report_hang,
+            )
+        )
+        stack.enter_context(others)
+        saver = stack.enter_context(
+            checkpointing.Checkpointer(
+                directory / "checkpoints",
+                keep=keep,
+                keep_period=keep_period,
+                save_dtype=save_dtype,
+            )
+        )
+        saves = _Saves(saver, on_save_error)
+        with watch.cause("checkpoint"):
+            start = _restore(
+                saver,
+                run,
+                identity,
+                accept_config_changes,
+                # Any of the newest `keep` may be gone on with.
+                None if accept_lost_steps else max(keep, 2) * checkpoint_period,
+            )
+        if start is None:
+            with watch.cause("initialize"):
+                state = run.initialize(seed, init_from)
+            step, next_batch, metadata = 0, 0, {}
+        else:
+            state, step, metadata = start.state, start.step, start.metadata
+            next_batch = train_data.restore(metadata["loader"])
+        evaluated = metadata.get("evaluated", False)
+        others.step = step
+        # Batch `first_batch + n` is that of step n, counted from 0.
+        first_batch = next_batch - step
+
+        main_process = jax.process_index() == 0
+        if main_process:
+            if start is None:
+                earlier_logs.set_aside(directory, config_text)
+            event_files.cut_back(directory, step, evaluated)
+            _write_config(directory / earlier_logs.CONFIG, config_text)
+        logging.info(
+            "%s parameters on %d device(s) %s; batch %d rows in %d microbatch(es).",
+            f"{run.plan.num_params:,}",
+            partitioner.mesh.size,
+            dict(partitioner.mesh.shape),
+            train_data.batch_size,
+            num_microbatches,
+        )
+        journal = logbook.Journal(
+            directory,
+            writers=writers() if main_process else (),
+            resume_at=step,
+            evaluated=evaluated,
+            window=metadata.get("window", {}),
+            logged=metadata.get("logged"),
+            total_steps=total_steps,
+            log_period=log_period,
+            nonfinite=nonfinite,
+            record_ids=lambda step: train_data.example_ids(first_batch + step - 1),
+            rates=logbook.Rates(watch, run.flops, partitioner.mesh),
+        )
+        stack.callback(journal.close)
+        # What damaged checkpoints lost was said when they were found.
+        told = checkpoint_period + (start.lost_steps if start else 0)
+        if journal.reached - step > told:
+            logging.warning(
+                "The log reaches step %d and the newest checkpoint is of step %d: %d "
+                "steps are done again.",
+                journal.reached,
+                step,
+                journal.reached - step,
+            )
+        stack.enter_context(partitioner.scope())
+        stop = stack.enter_context(multihost.StopSignal())
+
+        def evaluate(step: int, log: bool = True) -> None:
+            watchdog.beat(f"evaluation at step {step}", startup_timeout_s)  # compiles
+            with watch.cause("evaluate"):
+                evaluations.update(
+                    evaluator(
+                        state.params,
+                        eval_batches,
+                        after_batch=lambda: watchdog.beat(f"evaluation at step {step}"),
+                    )
+                )
+            if log:
+                journal.evaluated(step, evaluations)
+
+        def save(step: int, evaluated: bool) -> None:
+            watchdog.beat(f"checkpoint of step {step}")
+            metadata = {
+                "identity": identity,
+                "loader": train_data.state(first_batch + step),
+                **journal.state(),
+                "evaluated": evaluated,
+                "config": config_text,
+            }
+            with watch.cause("checkpoint"):
+                saves.save(step, state, metadata)
+
+        def evaluation_is_due(step: int) -> bool:
+            return step > 0 and (step % eval_period == 0 or step == total_steps)
+
+        if start is None:
+            save(0, evaluated=False)
+        elif evaluation_is_due(step) and not evaluated:
+            evaluate(step)
+            evaluated = True
+        evaluated_at = step if evaluated else None
+        if step < total_steps:
+            watchdog.beat("compilation and the first step", startup_timeout_s)
+            with watch.cause("compile"):
+                compiled = run.step.lower(state, run.abstract_batch).compile()
+        feed = stack.enter_context(
+            infeed.Infeed(run.make_batch, next_batch, first_batch + total_steps)
+        )
+        batches = iter(feed)
+        profile = stack.enter_context(_Profile(directory / "profile", profile_steps))
+        journal.start()
+        stopping = False
+        while step < total_steps and not stopping:
+            profile.before(step)
+            with watch.cause("data"):
+                _, batch = next(batches)
+            state, outputs = compiled(state, batch)
+            step += 1
+            # Reads the outputs of the step before: while the host looks at step n the
+            # device is at step n + 1.
+            journal.push(step, outputs)
+            watchdog.beat(f"step {step + 1}", is_step=True)
+            others.step = step + 1
+            stopping = stop.should_stop(step)
+            at_save = step % checkpoint_period == 0 or step == total_steps or stopping
+            at_save |= saves.failed(step)
+            at_eval = evaluation_is_due(step) and not stopping
+            if at_save or at_eval:
+                journal.settle()
+            # Evaluate first: a checkpoint on disk means that the log up to it is too.
+            if at_eval:
+                evaluate(step)
+                evaluated_at = step
+            if at_save:
+                save(step, evaluated=at_eval)
+        if stopping:
+            logging.warning("Stopped by a signal; step %d is being saved.", step)
+        with watch.cause("checkpoint"):
+            if saves.wait(step):
+                save(step, evaluated=evaluated_at == step)
+                saver.wait()
+        done = step == total_steps and evaluated_at == step
+        if done and not evaluations:  # It is in the log already.
+            evaluate(step, log=False)
+    return Summary(
+        step=step,
+        evaluation=evaluations,
+        seconds=watch.split(),
+        exit_code=0 if done else stop.exit_code,
+        checkpoint=directory / "checkpoints" / str(step),
+        problems=journal.problems,
+    )
+
+
+def _check_hosts_agree(
+    config_text: str,
+    identity: Mapping[str, str],
+    train_data: Any,
+    eval_data: Mapping[str, Any],
+) -> None:
+    """Raises before the first step if this host's run is not that of process 0."""
+    if jax.process_count() == 1:
+        return
+    data = {"train": train_data, **eval_data}
+    agreement.check(
+        lambda name, value: multihost.gather(name, value, _AGREEMENT_TIMEOUT_S),
+        roll_call.whoami(),
+        {
+            "package": agreement.packages(),
+            "setting": agreement.settings_of(config_text) or identity,
+            "data": {name: loader.state(0) for name, loader in data.items()},
+        },
+    )
+
+
+def _restore(
+    saver, run, identity, accept_changes, max_lost_steps: int | None
+) -> checkpointing.Restored | None:
+    """The newest sound checkpoint of this very run; None if there is none at all."""
+    try:
+        restored = saver.restore(
+            run.plan.abstract,
+            max_lost_steps=max_lost_steps,
+            way_out="or set trainer.train.accept_lost_steps=True to do these steps "
+            "again",
+        )
+    except checkpointing.MismatchError as error:
+        # Say which setting is another rather than which arrays are.
+        _check_identity(error.metadata["identity"], identity, None)
+        raise
+    if restored is None:
+        return None
+    _check_identity(restored.metadata["identity"], identity, accept_changes)
+    logging.info("Going on from the checkpoint of step %d.", restored.step)
+    return restored
+
+
+class _Saves:
+    """Saves, and does what the policy says about a save that failed.
+
+    Args:
+      saver: where to.
+      on_error: "retry" or "stop"; see `train`.
+    """
+
+    def __init__(self, saver: checkpointing.Checkpointer, on_error: str):
+        self._saver = saver
+        # With several processes only some may have failed: they cannot agree on a
+        # step to save instead.
+        self._retries = on_error == "retry" and jax.process_count() == 1
+        # Step of the save that took the place of a failed one and is not committed.
+        self._instead: int | None = None
+
+    def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
+        """Starts to save; again if the policy says so."""
+
+        def start() -> None:
+            self._saver.save(step, state, metadata)
+
+        if self._fails(start, step):
+            start()
+
+    def failed(self, step: int) -> bool:
+        """Whether the save that is going on failed and `step` is to be saved instead.
+
+        Raises:
+          checkpoints.SaveError: it failed, and the run is to stop.
+        """
+        return self._fails(self._saver.check, step)
+
+    def wait(self, step: int) -> bool:
+        """Waits for the last save; returns whether it is to be made again.
+
+        Raises:
+          checkpoints.SaveError: it failed, and the run is to stop.
+        """
+        return self._fails(self._saver.wait, step)
+
+    def _fails(self, action: Callable[[], object], step: int) -> bool:
+        """Whether an action meets a failed save in whose place `step` may be saved."""
+        try:
+            action()
+        except checkpointing.SaveError as error:
+            if not self._retries or error.step == self._instead:
+                raise
+            self._instead = step
+            logging.error("%s Saving step %d instead.", error, step)
+            return True
+        return False
+
+
+def _write_config(path: pathlib.Path, text: str) -> None:
+    """Writes the configuration for readers; every checkpoint holds it too."""
+    if not text:
+        return
+    try:
+        path.write_text(text)
+    except OSError as error:
+        logging.error(
+            "%s could not be written (%s). The run goes on; its checkpoints hold the "
+            "configuration.",
+            path,
+            error.strerror,
+        )
+
+
+def layout(
+    objective: Any, optimizer: Any, partitioner: Any, data: Any
+) -> train_state.StatePlan:
+    """Layout of the state that `train` with these arguments saves and restores."""
+    return train_state.plan(
+        objective, optimizer, partitioner, train_state.batch_shapes(data)
+    )
+
+
+class _Profile(contextlib.AbstractContextManager):
+    """Traces the steps [first, last) into a directory that TensorBoard opens."""
+
+    def __init__(self, directory: pathlib.Path, steps: tuple[int, int] | None):
+        self._directory = directory
+        self._steps = steps
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """Starts or stops the trace, whichever is due before the next step."""
+        if self._steps is None:
+            return
+        first, last = self._steps
+        if first <= step < last and not self._running:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+        elif step >= last:
+            self.__exit__()
+
+    def __exit__(self, *unused) -> None:
+        if self._running:
+            jax.effects_barrier()
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+class _Run:
+    """What is built once from the arguments: layout, step function, batches."""
+
+    def __init__(
+        self, objective, optimizer, partitioner, data, seed, num_microbatches, watch
+    ):
+        train_state.check_vocabulary(objective, data)
+        self.partitioner = partitioner
+        self.data = data
+        self.rows = partitioner.host_rows(data.batch_size)
+        with watch.cause("data"):
+            self.batch_shapes = train_state.batch_shapes(data)
+        self.abstract_batch = {
+            name: jax.ShapeDtypeStruct(
+                shape.shape, shape.dtype, sharding=partitioner.batch_sharding
+            )
+            for name, shape in self.batch_shapes.items()
+        }
+        self.plan = train_state.plan(
+            objective, optimizer, partitioner, self.batch_shapes
+        )
+        self.step = train_step.make_train_step(
+            self.plan,
+            optimizer,
+            partitioner,
+            seed=seed,
+            num_microbatches=num_microbatches,
+        )
+        self.flops = objective.flops(self.batch_shapes)
+
+    def initialize(self, seed: int, init_from: str | None) -> train_state.TrainState:
+        """The state of step 0, from random parameters or those of another run."""
+        params = None
+        if init_from is not None:
+            model = getattr(self.plan.objective, "model", None)
+            params = opening.load_params(
+                init_from, self.plan.abstract.params, getattr(model, "config", None)
+            )
+            logging.info("Parameters start from %s.", init_from)
+        return train_state.initialize(
+            self.plan, self.partitioner, self.batch_shapes, seed, params
+        )
+
+    def make_batch(self, index: int) -> dict[str, jax.Array]:
+        """The global batch `index`, of which this process makes its own rows."""
+        rows = self.data.batch(index, rows=self.rows)
+        return self.partitioner.put_batch(rows, self.data.batch_size)
+
+
+def _check_arguments(batch_size: int, num_microbatches: int, **counts: int) -> None:
+    for name, value in {**counts, "num_microbatches": num_microbatches}.items():
+        setting_types.check_range(name, value, 1)
+    if counts["total_steps"] > _MAX_STEPS:
+        raise ValueError(
+            f"total_steps={counts['total_steps']:,}: a run has at most {_MAX_STEPS:,} "
+            "steps."
+        )
+    if batch_size % num_microbatches:
+        raise ValueError(
+            f"num_microbatches={num_microbatches} does not divide the batch of "
+            f"{batch_size} rows. Choose a divisor."
+        )
+
+
+def _check_identity(
+    found: Mapping[str, str], identity: Mapping[str, str], accept: bool | None
+) -> None:
+    """Raises if these are two runs and `accept` is not True; None: cannot be one."""
+    starts = [ast.literal_eval(x.get("init_from", "None")) for x in (found, identity)]
+    if None not in starts and paths.same_source(*starts):
+        found = {**found, "init_from": identity["init_from"]}
+    lines = run_identity.differences(found, identity)
+    if not lines:
+        return
+    listing = "\n".join(lines)
+    if found.get("seed") != identity["seed"]:
+        accept = None  # Other rows.
+    if not accept:
+        way_out = (
+            "."
+            if accept is None
+            else ", where INITIAL_CHECKPOINT_PATH = 'DIR' starts from the parameters "
+            "of this one, or set trainer.train.accept_config_changes=True to go on "
+            "with the new values."
+        )
+        raise ValueError(
+            "The model directory holds a run of another configuration "
+            f"(there -> asked for):\n{listing}\nChoose another model_dir{way_out}"
+        )
+    logging.warning("Going on with changed values:\n%s", listing)

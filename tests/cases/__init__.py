@@ -1,0 +1,1 @@
+"""Models, states and inputs that several test files share."""

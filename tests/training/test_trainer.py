@@ -1,0 +1,804 @@
+"""The training loop on a model of a few thousand parameters and made-up batches."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+
+from prottrans_jax import partitioning
+from prottrans_jax.checkpoints import checkpointing, stored_arrays
+from prottrans_jax.distributed import multihost
+from prottrans_jax.models import t5
+from prottrans_jax.objectives import denoising
+from prottrans_jax.optimizers import algorithms
+from prottrans_jax.training import evaluation, event_files, logbook, trainer
+
+LENGTH, BATCH = 8, 16
+
+
+class EndOfRunError(Exception):
+    """Ends a run between two checkpoints, as a kill would."""
+
+
+class Batches:
+    """A loader of random rows: a pure function of (seed, index)."""
+
+    unigram_entropy = 2.5
+    vocab_size = 128
+    batch_size = BATCH
+
+    def __init__(self, seed=0, num_batches=None, poison=(), broken_at=None):
+        self.num_batches = num_batches
+        self._seed = seed
+        self._poison = poison
+        self._broken_at = broken_at
+
+    def batch(self, index, rows=slice(None)):
+        if index == self._broken_at:
+            raise EndOfRunError
+        rng = np.random.default_rng((self._seed, index))
+        tokens = rng.integers(3, 23, (BATCH, LENGTH), np.int32)
+        lengths = rng.integers(3, LENGTH + 1, (BATCH, 1))
+        real = np.arange(LENGTH) < lengths
+        corrupted = (rng.random((BATCH, LENGTH)) < 0.3) & real
+        features = {
+            "encoder_input_tokens": np.where(corrupted, 127, tokens) * real,
+            "decoder_target_tokens": tokens * real,
+            "decoder_input_tokens": np.pad(tokens, ((0, 0), (1, 0)))[:, :-1] * real,
+            "decoder_loss_weights": real.astype(np.float32),
+            "encoder_segment_ids": real.astype(np.int32),
+            "decoder_segment_ids": real.astype(np.int32),
+            "decoder_corrupted": corrupted.astype(np.int32),
+        }
+        if index in self._poison:
+            features["decoder_loss_weights"] = features["decoder_loss_weights"] * np.inf
+        return {name: value[rows] for name, value in features.items()}
+
+    def state(self, index):
+        return {"next": index, "seed": self._seed}
+
+    def restore(self, state):
+        return state["next"]
+
+    def example_ids(self, index):
+        return [f"P{index}"]
+
+
+def _arguments(tmp_path, **changes):
+    config = t5.T5Config(
+        vocab_size=128,
+        num_layers=2,
+        num_decoder_layers=1,
+        num_heads=4,
+        head_dim=6,
+        d_model=16,
+        d_ff=24,
+        dropout_rate=changes.pop("dropout_rate", 0.1),
+    )
+    arguments = dict(
+        model_dir=str(tmp_path / "run"),
+        objective=denoising.Denoising(t5.T5(config)),
+        train_data=Batches(),
+        eval_data={"validation": Batches(seed=1, num_batches=2)},
+        optimizer=algorithms.AdamW(learning_rate=1e-2),
+        partitioner=partitioning.Partitioner(num_devices=1),
+        total_steps=6,
+        eval_period=4,
+        checkpoint_period=2,
+        log_period=3,
+        seed=5,
+    )
+    return arguments | changes
+
+
+def _final_state(arguments):
+    from prottrans_jax.checkpoints import checkpointing
+
+    saver = checkpointing.Checkpointer(
+        arguments["model_dir"] + "/checkpoints", read_only=True
+    )
+    plan = trainer.layout(
+        arguments["objective"],
+        arguments["optimizer"],
+        arguments["partitioner"],
+        arguments["train_data"],
+    )
+    restored = saver.restore(plan.abstract)
+    return restored.step, jax.tree.map(np.asarray, restored.state)
+
+
+def _log(arguments):
+    lines = open(arguments["model_dir"] + "/metrics.jsonl").read().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith("timing")}
+        for line in lines
+    ]
+
+
+def _assert_same_bits(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path, monkeypatch):
+    whole = _arguments(tmp_path / "whole")
+    trainer.train(**whole)
+    parts = _arguments(tmp_path / "parts")
+    # In the middle of a log window (3) and of an evaluation period (4).
+    with monkeypatch.context() as patch:
+        patch.setattr(multihost.StopSignal, "should_stop", lambda _, step: step == 5)
+        assert trainer.train(**parts).step == 5
+    assert [line["step"] for line in _log(parts)] == [3, 4]
+    trainer.train(**parts)
+    assert _final_state(whole)[0] == 6
+    _assert_same_bits(_final_state(whole), _final_state(parts))
+    assert _log(parts) == _log(whole)
+
+
+def _run_that_ends_before(step, arguments):
+    broken = arguments | {"train_data": Batches(broken_at=step - 1)}
+    with pytest.raises(EndOfRunError):
+        trainer.train(**broken)
+
+
+def _with_tensorboard(arguments):
+    directory = pathlib.Path(arguments["model_dir"]) / "tensorboard"
+    return arguments | {"writers": lambda: (event_files.EventWriter(directory),)}
+
+
+def _tensorboard(arguments):
+    """(tag, step) to value, without times; a pair that is there twice is an error."""
+    directory = arguments["model_dir"] + "/tensorboard"
+    reader = event_accumulator.EventAccumulator(
+        directory,
+        size_guidance={event_accumulator.TENSORS: 0},
+        purge_orphaned_data=False,
+    )
+    values = {}
+    for tag in reader.Reload().Tags()["tensors"]:
+        for event in reader.Tensors(tag):
+            assert (tag, event.step) not in values
+            values[tag, event.step] = event.tensor_proto.float_val[0]
+    return {k: v for k, v in values.items() if not k[0].startswith("timing")}
+
+
+def _damage_checkpoint(arguments, step):
+    step_dir = pathlib.Path(arguments["model_dir"]) / "checkpoints" / str(step)
+    (step_dir / "_METADATA").write_text("")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_broken_run_leaves_every_step_once_in_all_logs(tmp_path, damaged):
+    changes = {"log_period": 1, "checkpoint_period": 3, "total_steps": 9}
+    whole = _with_tensorboard(_arguments(tmp_path / "whole", **changes))
+    trainer.train(**whole)
+    parts = _with_tensorboard(_arguments(tmp_path / "parts", **changes))
+    _run_that_ends_before(9, parts)
+    assert max(line["step"] for line in _log(parts)) > 6  # Saved up to 6.
+    if damaged:
+        _damage_checkpoint(parts, 6)
+    trainer.train(**parts)
+    assert [line["step"] for line in _log(parts)] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert _log(parts) == _log(whole)
+    assert _tensorboard(parts) == _tensorboard(whole)
+
+
+def test_logs_hold_the_second_pass_with_changed_settings_only(tmp_path):
+    arguments = _with_tensorboard(
+        _arguments(tmp_path, log_period=1, checkpoint_period=3)
+    )
+    _run_that_ends_before(6, arguments)
+    changed = algorithms.AdamW(learning_rate=0.5)
+    trainer.train(**arguments | {"optimizer": changed, "accept_config_changes": True})
+    rates = {
+        step: value
+        for (tag, step), value in _tensorboard(arguments).items()
+        if tag == "train/learning_rate"
+    }
+    assert rates == pytest.approx({1: 0.01, 2: 0.01, 3: 0.01, 4: 0.5, 5: 0.5, 6: 0.5})
+
+
+def test_evaluation_cut_off_before_its_checkpoint_is_logged_once(tmp_path, monkeypatch):
+    arguments = _with_tensorboard(_arguments(tmp_path, total_steps=5))
+    with monkeypatch.context() as patch:  # Saves step 4 before its evaluation.
+        patch.setattr(multihost.StopSignal, "should_stop", lambda _, step: step == 4)
+        trainer.train(**arguments)
+    # Evaluates step 4, then ends before the next checkpoint.
+    _run_that_ends_before(5, arguments)
+    trainer.train(**arguments)
+    assert [line["step"] for line in _log(arguments)] == [3, 4, 5]
+    assert ("validation/loss", 4) in _tensorboard(arguments)
+
+
+def test_lost_checkpoints_leave_every_step_once_in_the_log(tmp_path, caplog):
+    arguments = _arguments(tmp_path, keep_period=100)
+    trainer.train(**arguments)
+    before = _log(arguments)
+    for step in ("2", "4", "6"):
+        shutil.rmtree(pathlib.Path(arguments["model_dir"]) / "checkpoints" / step)
+    trainer.train(**arguments)
+    assert (
+        "reaches step 6 and the newest checkpoint is of step 0: 6 steps" in caplog.text
+    )
+    assert [line["step"] for line in _log(arguments)] == [3, 4, 6]
+    assert _log(arguments) == before
+
+
+def test_damaged_log_does_not_stop_a_sound_run(tmp_path, caplog):
+    arguments = _arguments(tmp_path, total_steps=3)
+    trainer.train(**arguments)
+    path = pathlib.Path(_path(arguments))
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    trainer.train(**arguments | {"total_steps": 6})
+    assert [line["step"] for line in _log(arguments)] == [4, 6]
+    assert path.with_name("metrics.jsonl.damaged-1").exists()
+    assert "Steps that its log lacks: train 3; validation 3." in caplog.text
+
+
+class _FullDisk:
+    """A writer whose disk is full until a step."""
+
+    path = "elsewhere/log"
+
+    def __init__(self, until, error):
+        self._until, self._error, self.steps = until, error, []
+        self._is_full = False
+
+    def write_scalars(self, step, scalars):
+        self._is_full = step < self._until
+        self.flush()
+        self.steps.append(step)
+
+    def flush(self):
+        if self._is_full:  # What was kept cannot be written yet.
+            raise self._error
+
+
+def test_run_without_a_sound_later_checkpoint_does_not_start_over(tmp_path, caplog):
+    arguments = _arguments(tmp_path, keep_period=100, eval_data={})
+    trainer.train(**arguments)
+    before = _log(arguments)
+    for step in (2, 4, 6):
+        _damage_checkpoint(arguments, step)
+    with pytest.raises(
+        checkpointing.CheckpointError,
+        match=r"steps 2, 4, 6 are damaged.*6 steps would be lost.*"
+        r"trainer\.train\.accept_lost_steps=True",
+    ):
+        trainer.train(**arguments)
+    assert _log(arguments) == before
+    trainer.train(**arguments | {"accept_lost_steps": True})
+    assert "Using step 0 instead, 6 steps earlier" in caplog.text
+    assert _log(arguments) == before
+    assert _final_state(arguments)[0] == 6
+
+
+def test_fall_back_of_two_checkpoints_says_how_many_steps_are_lost(tmp_path, caplog):
+    arguments = _arguments(tmp_path, eval_data={})
+    trainer.train(**arguments)
+    _damage_checkpoint(arguments, 4)
+    _damage_checkpoint(arguments, 6)
+    assert trainer.train(**arguments).step == 6
+    lines = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
+    assert lines == ["Using step 2 instead, 4 steps earlier."]
+
+
+def _evaluations(arguments, **changes):
+    names = ("model_dir", "objective", "optimizer", "partitioner", "eval_data")
+    chosen = {name: arguments[name] for name in names}
+    return evaluation.evaluate_checkpoints(**chosen | changes)
+
+
+def test_evaluation_beside_a_run_leaves_out_what_was_deleted(tmp_path, caplog):
+    arguments = _arguments(tmp_path, keep=4, eval_period=9)
+    trainer.train(**arguments)
+    directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
+    steps = []
+    for step, _ in _evaluations(arguments, step="all"):
+        steps.append(step)
+        shutil.rmtree(directory / "2", ignore_errors=True)
+    assert steps == [0, 4, 6]
+    assert "Step 2 was deleted by the run and is left out." in caplog.text
+    # What is damaged is an error, after the others.
+    _damage_checkpoint(arguments, 4)
+    results = _evaluations(arguments, step="all")
+    assert next(results)[0] == 0 and next(results)[0] == 6
+    with pytest.raises(checkpointing.CheckpointError, match="4/_METADATA"):
+        next(results)
+
+
+@pytest.mark.parametrize("step", ["all", "2"])
+def test_evaluation_of_steps_that_are_all_deleted_meanwhile_is_an_error(
+    step, tmp_path, monkeypatch
+):
+    arguments = _arguments(tmp_path, total_steps=2, keep=1)
+    trainer.train(**arguments)
+    directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
+
+    def deleted(path, *args, **kwargs):
+        shutil.rmtree(directory / "2")
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(stored_arrays, "read", deleted)
+    with pytest.raises(checkpointing.GoneError, match="the run deleted 2 meanwhile"):
+        list(_evaluations(arguments, step=step))
+
+
+def test_evaluation_of_the_latest_step_takes_a_newer_one_if_it_is_deleted(
+    tmp_path, monkeypatch
+):
+    arguments = _arguments(tmp_path, total_steps=2)
+    trainer.train(**arguments)
+    directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
+    read = stored_arrays.read
+
+    def read_while_the_run_goes_on(path, *args, **kwargs):
+        if path.name == "2":
+            monkeypatch.setattr(stored_arrays, "read", read)
+            trainer.train(**arguments | {"total_steps": 4, "keep": 1})
+            assert not (directory / "2").exists()
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(stored_arrays, "read", read_while_the_run_goes_on)
+    assert [step for step, _ in _evaluations(arguments)] == [4]
+
+
+class _DiskFull:
+    """A writer that lets no file grow from a step on, until another one.
+
+    It waits for saves to end, so that they fail while the disk is full.
+    """
+
+    def __init__(self, first, last):
+        self._full = range(first, last + 1)
+        self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_scalars(self, step, scalars):
+        if step > self._full.start:
+            for thread in threading.enumerate():
+                if thread.name == "async_save":
+                    thread.join()
+        size = 4_000 if step in self._full else self._limits[0]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, self._limits[1]))
+
+    def flush(self):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+
+def _saves_on_a_full_disk(tmp_path, last, **changes):
+    """Arguments of a run whose disk is full as step 3 is saved, up to step `last`."""
+    return _arguments(
+        tmp_path,
+        eval_data={},
+        checkpoint_period=3,
+        log_period=1,
+        total_steps=9,
+        writers=lambda: (_DiskFull(3, last),),
+        **changes,
+    )
+
+
+def test_failed_save_is_noticed_at_the_next_step_and_made_again(tmp_path, caplog):
+    whole = _arguments(
+        tmp_path / "whole",
+        eval_data={},
+        checkpoint_period=3,
+        log_period=1,
+        total_steps=9,
+    )
+    trainer.train(**whole)
+    arguments = _saves_on_a_full_disk(tmp_path / "full", 3, keep=9)
+    trainer.train(**arguments)
+    directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
+    steps = sorted(int(path.name) for path in directory.iterdir() if path.is_dir())
+    assert steps == [0, 5, 6, 9]
+    assert "step 3 was not saved" in caplog.text
+    assert "Saving step 5 instead" in caplog.text
+    _assert_same_bits(_final_state(whole), _final_state(arguments))
+    assert _log(arguments) == _log(whole)
+
+
+@pytest.mark.parametrize(("policy", "lost"), [("stop", 3), ("retry", 5)])
+def test_run_stops_at_once_when_saves_keep_failing(tmp_path, policy, lost):
+    arguments = _saves_on_a_full_disk(tmp_path, 99, on_save_error=policy)
+    with pytest.raises(checkpointing.SaveError) as error:
+        trainer.train(**arguments)
+    assert error.value.step == lost and error.value.last_good == 0
+    # Step 5 noticed step 3, and step 7 step 5.
+    assert len(_log(arguments)) == lost + 1
+
+
+def test_unknown_policy_for_failed_saves_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="on_save_error='again': choose"):
+        trainer.train(**_arguments(tmp_path, on_save_error="again"))
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_signal_at_the_end_counts_only_if_something_is_left_to_do(
+    tmp_path, monkeypatch, evaluated
+):
+    arguments = _arguments(tmp_path, total_steps=4)
+
+    class Signalled(Batches):
+        def batch(self, index, rows=slice(None)):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(index, rows)
+
+    if evaluated:  # In the last evaluation, after which step 4 is saved.
+        data = {"validation": Signalled(seed=1, num_batches=2)}
+        summary = trainer.train(**arguments | {"eval_data": data})
+    else:  # Before it: step 4 is saved, and evaluated by the next start.
+        monkeypatch.setattr(
+            multihost.StopSignal,
+            "should_stop",
+            lambda stop, step: step == 4 and not os.kill(os.getpid(), signal.SIGTERM),
+        )
+        summary = trainer.train(**arguments)
+    assert (summary.step, _final_state(arguments)[0]) == (4, 4)
+    assert summary.exit_code == (0 if evaluated else 143)
+    assert bool(summary.evaluation) == evaluated
+    assert ("validation/loss" in _log(arguments)[-1]) == evaluated
+
+
+def test_log_on_a_full_disk_does_not_end_the_run(tmp_path, caplog):
+    writer = _FullDisk(99, OSError(errno.ENOSPC, "No space left on device"))
+    arguments = _arguments(tmp_path, log_period=1) | {"writers": lambda: (writer,)}
+    summary = trainer.train(**arguments)
+    assert summary.step == 6
+    problem = (
+        "elsewhere/log is not complete: step 1 and later could not be written "
+        "(No space left on device)."
+    )
+    # Said once when it begins, and at the end.
+    assert caplog.text.count("No space left") == 2
+    assert list(summary.problems) == [problem]
+
+
+def test_log_is_complete_again_when_the_disk_has_room(tmp_path, caplog):
+    writer = _FullDisk(3, OSError(errno.ENOSPC, "No space left on device"))
+    arguments = _arguments(tmp_path, log_period=1) | {"writers": lambda: (writer,)}
+    assert not trainer.train(**arguments).problems
+    assert "elsewhere/log is complete again" in caplog.text
+
+
+def test_writer_that_fails_in_another_way_is_left_out(tmp_path):
+    writer = _FullDisk(3, RuntimeError("RESOURCE_EXHAUSTED: no space\nmore"))
+    arguments = _arguments(tmp_path, log_period=1) | {"writers": lambda: (writer,)}
+    (problem,) = trainer.train(**arguments).problems
+    assert problem.endswith("(RuntimeError: RESOURCE_EXHAUSTED: no space).")
+    assert writer.steps == []
+
+
+def test_step_skipped_again_after_a_kill_is_dumped_once(tmp_path):
+    arguments = _arguments(
+        tmp_path, on_nonfinite="skip", eval_data={}, checkpoint_period=6
+    )
+    for broken_at in (4, None):
+        data = Batches(poison={2}, broken_at=broken_at)
+        with contextlib.suppress(EndOfRunError):
+            trainer.train(**arguments | {"train_data": data})
+    lines = open(arguments["model_dir"] + "/nonfinite.jsonl").read().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3]
+
+
+def test_rates_count_what_this_process_did(tmp_path, monkeypatch):
+    arguments = _arguments(tmp_path) | {"eval_data": {}}
+    with monkeypatch.context() as patch:
+        patch.setattr(multihost.StopSignal, "should_stop", lambda _, step: step == 5)
+        trainer.train(**arguments)
+    asked = []
+    scalars = logbook.Rates.scalars
+    monkeypatch.setattr(
+        logbook.Rates,
+        "scalars",
+        lambda self, step, residues: (
+            asked.append((self._step, step, residues)) or scalars(self, step, residues)
+        ),
+    )
+    trainer.train(**arguments)
+    batch = arguments["train_data"].batch(5)
+    segments = batch["encoder_segment_ids"]
+    residues = (segments > 0).sum() - segments.max(axis=1).sum()
+    assert asked == [(5, 6, residues)]  # Step 4 and 5 were another process's.
+
+
+def test_mfu_counts_the_waiting_for_data_but_no_evaluation(monkeypatch):
+    class Watch:
+        seconds, causes = 0.0, {"compute": 0.0}
+
+        def wall(self):
+            return self.seconds
+
+        def split(self):
+            return dict(self.causes)
+
+    watch = Watch()
+    monkeypatch.setattr(logbook.hardware, "peak_flops", lambda device: 100.0)
+    mesh = partitioning.Partitioner(num_devices=2).mesh
+    rates = logbook.Rates(watch, 30.0, mesh)
+    watch.seconds = 9.0
+    watch.causes = {"compute": 2.0, "data": 4.0, "evaluate": 2.5, "checkpoint": 0.5}
+    scalars = rates.scalars(step=3, residues=18.0)
+    # 3 steps of 30 FLOP in 9 - 2.5 - 0.5 s, of 2 devices' 100 FLOP/s.
+    assert scalars["timing/mfu"] == pytest.approx(3 * 30 / (6 * 200))
+    assert scalars["timing/residues_per_second"] == pytest.approx(18 / 6)
+
+
+def test_logged_learning_rate_is_the_one_used_after_skipped_steps(tmp_path):
+    rates = {}
+    arguments = _arguments(
+        tmp_path,
+        train_data=Batches(poison={1}),
+        optimizer=algorithms.AdamW(learning_rate=lambda step: step * 0.25),
+    )
+    trainer.train(
+        **arguments
+        | {"on_nonfinite": "skip", "log_period": 1, "eval_data": {}, "total_steps": 4}
+    )
+    for line in _log(arguments):
+        rates[line["step"]] = line["train/learning_rate"]
+    # The second step is not finite, so the optimizer counts 0, 1, 1, 2.
+    assert rates == {1: 0.0, 2: 0.25, 3: 0.25, 4: 0.5}
+
+
+@pytest.mark.parametrize(
+    "name", ["num_microbatches", "eval_period", "checkpoint_period", "log_period"]
+)
+def test_period_of_0_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}=0: must be at least 1"):
+        trainer.train(**(_arguments(tmp_path) | {name: 0}))
+
+
+@pytest.mark.parametrize("data", ["train_data", "eval_data"])
+def test_vocabulary_that_the_model_does_not_cover_is_refused(tmp_path, data):
+    arguments = _arguments(tmp_path)
+    loader = Batches(num_batches=2)
+    loader.vocab_size = 131
+    arguments[data] = {"validation": loader} if data == "eval_data" else loader
+    with pytest.raises(ValueError, match=r"T5Config\.vocab_size=128 .* 131 ids"):
+        trainer.train(**arguments)
+
+
+@pytest.mark.parametrize("steps", [(2, 1), (3, 3), (-1, 2)])
+def test_profile_without_a_step_is_refused(tmp_path, steps):
+    with pytest.raises(ValueError, match=r"profile_steps=\[.*first step at least"):
+        trainer.train(**_arguments(tmp_path, profile_steps=steps))
+
+
+def test_more_steps_than_can_be_counted_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"3,000,000,000: .*2,147,483,647"):
+        trainer.train(**_arguments(tmp_path, total_steps=3_000_000_000))
+
+
+def test_another_start_is_another_run(tmp_path):
+    arguments = _arguments(tmp_path)
+    trainer.train(**arguments)
+    with pytest.raises(ValueError, match="init_from: None -> '/some/where'"):
+        trainer.train(**arguments, init_from="/some/where")
+
+
+def test_start_may_be_spelled_otherwise(tmp_path, monkeypatch):
+    first = _arguments(tmp_path / "first", total_steps=1)
+    trainer.train(**first)
+    monkeypatch.chdir(tmp_path)
+    start = first["model_dir"]
+    (tmp_path / "link").symlink_to(start)
+    second = _arguments(tmp_path / "second", total_steps=1, seed=9)
+    for spelled in (start, "first/run/", "first/../link"):
+        assert trainer.train(**second, init_from=spelled).step == 1
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert trainer.train(**second, init_from="../first/run").step == 1
+
+
+def test_another_seed_cannot_be_accepted(tmp_path):
+    arguments = _arguments(tmp_path)
+    trainer.train(**arguments)
+    with pytest.raises(ValueError, match=r"Choose another model_dir\.$"):
+        trainer.train(**arguments | {"seed": 6, "accept_config_changes": True})
+
+
+def test_long_evaluation_is_progress(tmp_path, monkeypatch):
+    beats = []
+    beat = multihost.Watchdog.beat
+    monkeypatch.setattr(
+        multihost.Watchdog,
+        "beat",
+        lambda self, doing, *limit, **kind: (
+            beats.append(doing) or beat(self, doing, *limit, **kind)
+        ),
+    )
+    trainer.train(**_arguments(tmp_path))
+    # One as it begins and one for each of its two batches, at steps 4 and 6.
+    assert sum(doing.startswith("evaluation at step 4") for doing in beats) == 3
+    assert sum(doing.startswith("evaluation at step 6") for doing in beats) == 3
+
+
+def _path(arguments):
+    return arguments["model_dir"] + "/metrics.jsonl"
+
+
+def test_finished_run_is_evaluated_and_not_trained_again(tmp_path):
+    arguments = _arguments(tmp_path)
+    trainer.train(**arguments)
+    before = _final_state(arguments)
+    summary = trainer.train(**arguments)
+    assert summary.step == 6
+    assert set(summary.evaluation) == {"validation"}
+    _assert_same_bits(before, _final_state(arguments))
+    assert [line["step"] for line in _log(arguments)] == [3, 4, 6]  # As before.
+
+
+def test_another_configuration_in_the_same_directory_is_refused(tmp_path):
+    trainer.train(**_arguments(tmp_path, total_steps=2))
+    with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.01 -> 0.5"):
+        trainer.train(
+            **_arguments(tmp_path, optimizer=algorithms.AdamW(learning_rate=0.5))
+        )
+
+
+def test_microbatches_take_the_step_of_the_whole_batch(tmp_path):
+    # Rows have different lengths, so a mean of means would differ. So large an eps
+    # makes the update a multiple of the gradient, as Adam's own is not.
+    optimizer = algorithms.AdamW(learning_rate=1.0, eps=10.0, weight_decay=0.0)
+    finals = []
+    for count in (1, 4):
+        arguments = _arguments(
+            tmp_path / str(count),
+            num_microbatches=count,
+            total_steps=2,
+            dropout_rate=0,
+            optimizer=optimizer,
+        )
+        trainer.train(**arguments)
+        finals.append(_final_state(arguments)[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        finals[0].params,
+        finals[1].params,
+    )
+    moments = [final.opt_state[0].mu for final in finals]
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(moments[0]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * largest), *moments
+    )
+
+
+def test_stop_policy_names_the_step_and_its_records(tmp_path):
+    arguments = _arguments(tmp_path, train_data=Batches(poison={2}))
+    with pytest.raises(logbook.NonFiniteError, match="Step 3") as error:
+        trainer.train(**arguments)
+    # A restart is bit-identical: it would end here again.
+    assert "The same command meets the same step again" in str(error.value)
+    assert "trainer.train.on_nonfinite = 'skip'" in str(error.value)
+    dump = json.loads(open(arguments["model_dir"] + "/nonfinite.jsonl").read())
+    assert (dump["step"], dump["record_ids"]) == (3, ["P2"])
+    assert _final_state(arguments)[0] == 2
+
+
+def test_skipped_step_leaves_the_state_bit_equal(tmp_path):
+    poisoned = _arguments(
+        tmp_path / "a", train_data=Batches(poison={2}), on_nonfinite="skip"
+    )
+    trainer.train(**(poisoned | {"total_steps": 3}))
+    step, after = _final_state(poisoned)
+    clean = _arguments(tmp_path / "b", total_steps=2)
+    trainer.train(**clean)
+    _, before = _final_state(clean)
+    assert step == 3
+    _assert_same_bits(before.params, after.params)
+    _assert_same_bits(before.opt_state, after.opt_state)
+    # The log says so.
+    assert _log(poisoned)[0]["train/skipped_steps"] == 1
+
+
+def test_skip_policy_gives_up_when_nothing_is_finite_any_more(tmp_path):
+    arguments = _arguments(
+        tmp_path,
+        train_data=Batches(poison=set(range(1, 9))),
+        on_nonfinite="skip",
+        max_skipped_steps=2,
+    )
+    with pytest.raises(logbook.NonFiniteError, match="Step 4"):
+        trainer.train(**arguments)
+
+
+def _losses_of_20_steps(tmp_path, partitioner):
+    arguments = _arguments(
+        tmp_path,
+        dropout_rate=0,
+        log_period=1,
+        total_steps=20,
+        eval_data=None,
+        checkpoint_period=20,
+        partitioner=partitioner,
+    )
+    trainer.train(**arguments)
+    return [line["train/loss"] for line in _log(arguments)]
+
+
+@pytest.fixture(scope="module")
+def losses_of_one_device(tmp_path_factory):
+    partitioner = partitioning.Partitioner(num_devices=1)
+    return _losses_of_20_steps(tmp_path_factory.mktemp("one"), partitioner)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "data", "model"),
+    [
+        ("data_parallel", 8, 1),
+        ("tensor_parallel", 2, 4),
+        ("fully_sharded", 8, 1),
+        ("2d", 4, 2),
+        ("2d_sequence", 2, 4),
+    ],
+)
+def test_every_partitioning_gives_the_losses_of_one_device(
+    tmp_path, losses_of_one_device, scheme, data, model
+):
+    partitioner = partitioning.Partitioner(scheme=scheme, data=data, model=model)
+    losses = _losses_of_20_steps(tmp_path, partitioner)
+    assert len(losses) == 20
+    np.testing.assert_allclose(losses, losses_of_one_device, rtol=1e-5)
+
+
+def test_evaluation_is_the_mean_over_all_targets_of_the_split(tmp_path):
+    arguments = _arguments(tmp_path, total_steps=2)
+    scalars = trainer.train(**arguments).evaluation["validation"]
+    params = _final_state(arguments)[1].params
+    model, data = arguments["objective"].model, arguments["eval_data"]["validation"]
+    total = weight = 0.0
+    for index in range(2):
+        batch = data.batch(index)
+        logits = np.asarray(
+            model.apply(
+                {"params": params},
+                batch["encoder_input_tokens"],
+                batch["decoder_input_tokens"],
+                encoder_segment_ids=batch["encoder_segment_ids"],
+                decoder_segment_ids=batch["decoder_segment_ids"],
+                deterministic=True,
+            ),
+            np.float64,
+        )
+        log_z = np.log(np.exp(logits).sum(-1))
+        picked = np.take_along_axis(
+            logits, batch["decoder_target_tokens"][..., None], -1
+        )[..., 0]
+        total += ((log_z - picked) * batch["decoder_loss_weights"]).sum()
+        weight += batch["decoder_loss_weights"].sum()
+    assert scalars["loss"] == pytest.approx(total / weight, rel=1e-6)
+    assert scalars["unigram_entropy"] == 2.5
+
+
+def test_microbatches_must_divide_the_batch(tmp_path):
+    with pytest.raises(ValueError, match="num_microbatches=3"):
+        trainer.train(**_arguments(tmp_path, num_microbatches=3))
+
+
+def test_another_model_in_the_same_directory_is_named_by_its_settings(tmp_path):
+    arguments = _arguments(tmp_path, total_steps=1)
+    trainer.train(**arguments)
+    wider = t5.T5(dataclasses.replace(arguments["objective"].model.config, d_ff=40))
+    with pytest.raises(ValueError, match=r"objective.model.config.d_ff: 24 -> 40"):
+        trainer.train(**(arguments | {"objective": denoising.Denoising(wider)}))
+
+
+def test_run_starts_from_the_parameters_of_another(tmp_path):
+    first = _arguments(tmp_path / "first", total_steps=2)
+    trainer.train(**first)
+    second = _arguments(
+        tmp_path / "second", total_steps=1, init_from=first["model_dir"], seed=9
+    )
+    trainer.train(**(second | {"optimizer": algorithms.AdamW(learning_rate=0.0)}))
+    _assert_same_bits(_final_state(first)[1].params, _final_state(second)[1].params)
