@@ -122,6 +122,7 @@ class Checkpointer:
         # Steps this object wrote or verified, and steps it found damaged.
         self._sound: set[int] = set()
         self._damaged: set[int] = set()
+        self._failed: set[int] = set()
         self._lock: locks.Lock | None = None
         self._deleter = concurrent.futures.ThreadPoolExecutor(1, "delete_checkpoints")
         logging.get_absl_logger().addFilter(_drop_orbax_chatter)
@@ -172,6 +173,7 @@ class Checkpointer:
             name: ocp.SaveArgs(dtype=self._stored_dtype(name, leaf))
             for name, leaf in arrays.items()
         }
+        self._failed.discard(step)
         self._handler.step = step
         self._handler.metadata_text = json.dumps(metadata, indent=1, sort_keys=True)
         self._pending = step
@@ -213,6 +215,7 @@ class Checkpointer:
         self._damaged.discard(self._pending)
         self._pending = None
         if jax.process_index() == 0:
+            self._clear_failed()
             self._deleter.submit(self._delete_old, self.steps())
 
     def close(self) -> None:
@@ -226,6 +229,8 @@ class Checkpointer:
         finally:
             self._deleter.shutdown()
             self._writer.close()
+            if jax.process_index() == 0:
+                self._clear_failed()
             if self._lock is not None:
                 self._lock.release()
 
@@ -331,10 +336,10 @@ class Checkpointer:
     def _lost(self, error: Exception) -> SaveError:
         step, self._pending = self._pending, None
         self._end_failed_save()
+        if step is not None:
+            self._failed.add(step)
         if jax.process_index() == 0:
-            # What was written of it may be all that fills the disk.
-            for path in self._directory.glob(f"{step}{_TMP}*"):
-                _remove_what_is_written(path)
+            self._clear_failed()
         good = [good for good in self.steps() if good not in self._damaged]
         last = good[-1] if good else None
         message = (
@@ -342,6 +347,16 @@ class Checkpointer:
             f"Last good step: {last}."
         )
         return SaveError(message, -1 if step is None else step, last)
+
+    def _clear_failed(self) -> None:
+        """Removes what failed saves have written, which may be all that fills the disk.
+
+        Tensorstore may still write what Orbax no longer waits for, and make the folder
+        anew: a later call removes it again.
+        """
+        for step in self._failed:
+            for path in self._directory.glob(f"{step}{_TMP}*"):
+                _remove_what_is_written(path)
 
     def _end_failed_save(self) -> None:
         """Waits for what is still written of a save that failed.

@@ -436,6 +436,16 @@ def test_failed_save_that_is_still_written_to_is_removed_when_it_can_be(
     assert (tmp_path / "2.orbax-checkpoint-tmp").exists() == left
 
 
+def test_folder_of_a_failed_save_that_comes_back_is_removed_later(tmp_path):
+    with checkpoints.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(2, make_state(2), {})
+        checkpointer._writer.wait_until_finished()
+        checkpointer._lost(OSError(28, "No space left on device"))
+        (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+        checkpointer.save(3, make_state(3), {})
+    assert not (tmp_path / "2.orbax-checkpoint-tmp").exists()
+
+
 def test_a_full_disk_prints_no_traceback_for_each_array(tmp_path, monkeypatch):
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
