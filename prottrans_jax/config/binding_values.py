@@ -51,11 +51,9 @@ class Check:
                 continue
             try:
                 typed = setting_types.coerce(literal, parameter.kind, parameter.default)
-            except ValueError:
-                lines.append(
-                    f"{self._where[owner]}: {setting} = {literal!r}: expected "
-                    f"{self._expected(parameter)}{via}."
-                )
+            except ValueError as error:
+                such = references.examples(parameter.kind, self._config.imports)
+                lines.append(f"{self._where[owner]}: {setting} = {error}{such}{via}.")
                 continue
             if typed is not literal and not _holds_unknown(literal):
                 settings: dict[Any, Any] = (
