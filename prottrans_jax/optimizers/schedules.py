@@ -21,7 +21,7 @@ Schedule = Callable[[Step], Float[Array, ""]]
 
 def constant(learning_rate: float) -> Schedule:
     """The same learning rate at every step."""
-    setting_types.check_range("learning_rate", learning_rate)
+    setting_types.check_range("constant.learning_rate", learning_rate)
     return lambda step: jnp.float32(learning_rate)
 
 
@@ -44,8 +44,8 @@ def inverse_sqrt(
     """
     if warmup not in ("hold", "linear"):
         raise ValueError(f"warmup={warmup!r} is not known. Use 'hold' or 'linear'.")
-    setting_types.check_range("peak", peak)
-    setting_types.check_range("warmup_steps", warmup_steps, 1)
+    setting_types.check_range("inverse_sqrt.peak", peak)
+    setting_types.check_range("inverse_sqrt.warmup_steps", warmup_steps, 1)
 
     def schedule(step: Step) -> Array:
         step = jnp.asarray(step, jnp.float32) + first_step
@@ -72,7 +72,7 @@ def linear_warmup_linear_decay(
     Raises:
       ValueError: `total_steps` does not exceed `warmup_steps`, or `peak` is negative.
     """
-    setting_types.check_range("peak", peak)
+    setting_types.check_range("linear_warmup_linear_decay.peak", peak)
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f"warmup_steps={warmup_steps} must be at least 0 and less than "
@@ -126,7 +126,7 @@ def by_factors(
       ValueError: Unknown factor, a negative learning rate, or fewer than 1 step where
         a factor divides by them.
     """
-    setting_types.check_range("base_learning_rate", base_learning_rate)
+    setting_types.check_range("by_factors.base_learning_rate", base_learning_rate)
     w = warmup_steps
 
     def cosine(s: Array) -> Array:
@@ -152,11 +152,11 @@ def by_factors(
                 f"There are: {', '.join(table)}."
             )
     if set(names) - {"constant", "decay_every", "cosine_decay"}:
-        setting_types.check_range("warmup_steps", warmup_steps, 1)
+        setting_types.check_range("by_factors.warmup_steps", warmup_steps, 1)
     if "decay_every" in names:
-        setting_types.check_range("steps_per_decay", steps_per_decay, 1)
+        setting_types.check_range("by_factors.steps_per_decay", steps_per_decay, 1)
     if "cosine_decay" in names:
-        setting_types.check_range("steps_per_cycle", steps_per_cycle, 1)
+        setting_types.check_range("by_factors.steps_per_cycle", steps_per_cycle, 1)
 
     def schedule(step: Step) -> Array:
         s = jnp.maximum(jnp.asarray(step, jnp.float32) - step_offset, 0.0)

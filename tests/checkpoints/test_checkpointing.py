@@ -437,7 +437,7 @@ def test_failed_save_that_is_still_written_to_is_removed_when_it_can_be(
 
 
 def test_folder_of_a_failed_save_that_comes_back_is_removed_later(tmp_path):
-    with checkpoints.Checkpointer(tmp_path) as checkpointer:
+    with checkpointing.Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(2, make_state(2), {})
         checkpointer._writer.wait_until_finished()
         checkpointer._lost(OSError(28, "No space left on device"))

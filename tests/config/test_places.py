@@ -127,7 +127,7 @@ def test_component_of_the_right_kind_passes(binding, tmp_path):
     ],
 )
 def test_number_of_steps_that_is_no_whole_number_is_refused(value, said, tmp_path):
-    with pytest.raises(reading.UsageError, match=f"TRAIN_STEPS = .*{said}"):
+    with pytest.raises(building.UsageError, match=f"TRAIN_STEPS = .*{said}"):
         sample(tmp_path, f"TRAIN_STEPS = {value}")
 
 
