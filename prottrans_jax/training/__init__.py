@@ -1,12 +1,12 @@
-"""The training loop and what surrounds it.
+"""The training loop and its parts.
 
   trainer                         `train`: the loop
   train_state, train_step         layout of the state; the compiled step
-  evaluation, infeed              means over a split; batches made ahead
-  logbook, metrics                log lines; places for scalars
-  event_files, logged_steps, earlier_logs    logs of a run that is resumed
-  step_report                     what a step costs on devices that are not here
+  evaluation, infeed              means over a split; batches prefetched in a thread
+  logbook, metrics                log lines; writers of scalars
+  event_files, logged_steps, earlier_logs    logs of a resumed run
+  step_report                     cost of a step, compiled for absent devices
 
 May import checkpoints, costs, distributed, files, objectives, optimizers, partitioning.
-Imports no TensorFlow and no gin: a list of batches will do.
+Imports no TensorFlow and no gin: the loop accepts any loader, e.g. a list of batches.
 """

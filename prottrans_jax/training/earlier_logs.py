@@ -1,7 +1,7 @@
-"""Logs that lie in a model directory before its run has a checkpoint.
+"""Log files that are in a model directory before its run has a checkpoint.
 
-They are another program's, or of a run whose checkpoints are gone. This run would
-overwrite them or cut them back to step 0, so they are renamed first.
+Another program wrote them, or a run whose checkpoints were deleted. This run would
+overwrite or truncate them, so they are renamed first.
 """
 
 import os
@@ -15,15 +15,15 @@ CONFIG, METRICS = "config.gin", "metrics.jsonl"
 
 
 def set_aside(run: pathlib.Path, config_text: str) -> list[pathlib.Path]:
-    """Renames such files to NAME.before-N; returns their new paths.
+    """Renames earlier log files to NAME.before-N; returns their new paths.
 
     Args:
       run: The model directory.
-      config_text: What this run will write as its configuration; a file that holds the
-        same stays.
+      config_text: The configuration that this run will write. A configuration file with
+        the same text stays.
 
     Raises:
-      OSError: One cannot be read or renamed.
+      OSError: A file cannot be read or renamed.
     """
     moved = []
     for path in (run / CONFIG, run / METRICS, *event_files.find(run)):
@@ -31,15 +31,15 @@ def set_aside(run: pathlib.Path, config_text: str) -> list[pathlib.Path]:
             continue
         if path.name == CONFIG and content == config_text.encode():
             continue
-        # TensorBoard reads whatever has "tfevents" in its name.
+        # TensorBoard reads every file with "tfevents" in its name.
         name = path.name.replace("tfevents", "events")
         number = 1
         while (target := path.with_name(f"{name}.before-{number}")).exists():
             number += 1
         os.rename(path, target)
         logging.warning(
-            "%s was there before this run, which has no checkpoint yet: it is kept as "
-            "%s.",
+            "%s was there before this run, which has no checkpoint yet: it was renamed "
+            "to %s.",
             path,
             target.name,
         )

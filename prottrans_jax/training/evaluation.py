@@ -1,4 +1,4 @@
-"""Means over a held-out split: the same sums as in training, without dropout."""
+"""Mean metrics over a held-out split: as in training, without dropout."""
 
 from collections.abc import Callable, Iterator, Mapping
 import itertools
@@ -19,11 +19,11 @@ class Evaluator:
 
     Args:
       plan: shapes and shardings of the state.
-      partitioner: whose mesh the parameters live on.
+      partitioner: the parameters are on its mesh.
       loaders: name to a loader with `num_batches`.
 
     Raises:
-      ValueError: a loader makes ids for which the model has no embedding row.
+      ValueError: a loader's vocabulary is larger than the model's embedding table.
     """
 
     def __init__(
@@ -42,14 +42,16 @@ class Evaluator:
         max_batches: int | None = None,
         after_batch: Callable[[], None] = lambda: None,
     ) -> dict[str, dict[str, float]]:
-        """Returns, by name of the data set, the mean of each metric.
+        """Returns the mean of each metric, by name of the data set.
 
-        Calls `after_batch` after each batch, to show that it goes on.
+        Each data set begins with empty memories. Where an objective has memories, they
+        pass from batch to batch as in training. The results include `unigram_entropy`
+        (nats): the loss of a model that has learnt only how frequent each residue is.
 
-        Each data set begins without memories; where an objective has them, they go from
-        batch to batch as in training. `unigram_entropy` (nats) stands beside the
-        losses: what a model reaches that has learnt nothing but how frequent each
-        residue is.
+        Args:
+          params: model parameters.
+          max_batches: of each loader; None takes the whole split.
+          after_batch: called after each batch, e.g. to reset a watchdog.
         """
         results = {}
         for name, loader in self._loaders.items():
@@ -83,27 +85,28 @@ def evaluate_checkpoints(
     step: str = "latest",
     max_batches: int | None = None,
 ) -> Iterator[tuple[int, dict[str, dict[str, float]]]]:
-    """Evaluates steps of a run that is over or still going on; writes nothing.
+    """Evaluates steps of a finished or running run; writes nothing.
 
-    A step that the run deletes meanwhile is named in a warning and left out; "latest"
-    takes the newer one instead.
+    A step that the run deletes meanwhile is skipped with a warning; "latest" takes the
+    newer one instead.
 
     Args:
       model_dir: directory of the run.
       objective: as in training.
       optimizer: as in training.
-      partitioner: any; a checkpoint restores onto every mesh.
+      partitioner: may differ from training's; a checkpoint restores onto any mesh.
       eval_data: name to a finite loader.
       step: a number, "latest" or "all".
       max_batches: of each loader; None takes the whole split.
 
     Yields:
-      (step, results by name of the data set), steps rising.
+      (step, results by name of the data set), in increasing order of steps.
 
     Raises:
       ValueError: no such step.
-      checkpoints.CheckpointError: steps are damaged; raised after the sound ones.
-      checkpoints.GoneError: the run deleted all of them meanwhile.
+      checkpoints.CheckpointError: steps are damaged; raised after all sound ones are
+        evaluated.
+      checkpoints.GoneError: the run deleted all chosen steps meanwhile.
     """
     directory = paths.local(model_dir, "model_dir") / "checkpoints"
     reader = checkpointing.Checkpointer(directory, read_only=True)
@@ -130,7 +133,7 @@ def evaluate_checkpoints(
                 directory, plan.abstract.params, step=number
             )
         except checkpointing.GoneError:
-            logging.warning("Step %d was deleted by the run and is left out.", number)
+            logging.warning("Step %d was deleted by the run and is skipped.", number)
             gone.append(number)
             if step == "latest":
                 chosen = reader.steps()[-1:]

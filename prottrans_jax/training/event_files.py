@@ -1,8 +1,7 @@
-"""TensorBoard's event files: written, and cut back when a run goes on.
+"""TensorBoard's event files: written, and truncated when a run resumes.
 
 The format is TFRecord: length, its checksum, a serialised `Event`, its checksum. Files
-that any other writer left in the folder (`clu.metric_writers`, `tf.summary`) are cut
-back too.
+of other writers in the folder (`clu.metric_writers`, `tf.summary`) are truncated too.
 """
 
 from collections.abc import Iterator
@@ -23,10 +22,10 @@ _CRC_BYTES = 4
 
 
 class EventWriter:
-    """Writes scalars to a new event file, made with the first of them.
+    """Writes scalars to a new event file, created at the first write.
 
     Args:
-      directory: what TensorBoard is pointed at.
+      directory: TensorBoard's --logdir.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -39,7 +38,8 @@ class EventWriter:
         """Appends one event for each scalar.
 
         Raises:
-          OSError: the disk is full, for instance. The events are kept and tried again.
+          OSError: the disk is full, for instance. The events stay buffered; the next
+            write tries again.
         """
         from tensorboard.compat.proto import event_pb2
         from tensorboard.plugins.scalar import summary_v2
@@ -49,7 +49,7 @@ class EventWriter:
         if self._file is None:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._file = appending.AppendedFile(self.path)
-            # A TensorBoard that is open drops what it has read of this step and later.
+            # A running TensorBoard drops the events of this step and later.
             status = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             records += [
                 event_pb2.Event(wall_time=now, file_version="brain.Event:2"),
@@ -64,29 +64,29 @@ class EventWriter:
         self._file.append(b"".join(_framed(x.SerializeToString()) for x in records))
 
     def flush(self) -> None:
-        """Pushes the events to the disk.
+        """Writes buffered events to the disk.
 
         Raises:
-          OSError: that failed.
+          OSError: the write failed.
         """
         if self._file is not None:
             self._file.flush()
 
     def close(self) -> None:
-        """Writes what was kept; the file is closed even if that fails.
+        """Writes buffered events and closes the file, also if the write fails.
 
         Raises:
-          OSError: that failed.
+          OSError: the write failed.
         """
         if self._file is not None:
             self._file.close()
 
 
 def cut_back(run: pathlib.Path, resume_at: int, evaluated: bool) -> None:
-    """Drops events that a run going on from a checkpoint will write again.
+    """Removes events that a run resumed from a checkpoint will write again.
 
-    Looks into the run's folder and below `tensorboard` in it. A damaged file is copied
-    beside itself, and its sound events stay.
+    Covers event files in the run's folder and below `tensorboard` in it. A damaged file
+    is first copied to a new name; its sound events stay.
 
     Args:
       run: the model directory.
@@ -111,18 +111,18 @@ def find(run: pathlib.Path) -> list[pathlib.Path]:
 
 def _cut_back_file(path: pathlib.Path, resume_at: int, evaluated: bool) -> None:
     content = path.read_bytes()
-    kept, read, bad = [], 0, 0
+    kept, num_bytes_read, num_bad_records = [], 0, 0
     for record in _records(content):
-        read += len(record)
+        num_bytes_read += len(record)
         try:
             kept.append(_kept_part(record, resume_at, evaluated))
         except ValueError:
-            bad += 1
-    rest = content[read:]
-    # A kill leaves the beginning of a record; anything else is damage.
+            num_bad_records += 1
+    rest = content[num_bytes_read:]
+    # A kill leaves an incomplete last record; anything else is damage.
     head = rest[: _HEADER.size]
-    if bad or (len(head) == _HEADER.size and not _is_length(head)):
-        # Under a name that TensorBoard does not read.
+    if num_bad_records or (len(head) == _HEADER.size and not _is_length(head)):
+        # TensorBoard must not read the copy.
         name = path.name.replace("tfevents", "damaged-{}")
         copy = appending.set_aside(path, name)
         logging.warning(
@@ -134,10 +134,10 @@ def _cut_back_file(path: pathlib.Path, resume_at: int, evaluated: bool) -> None:
 
 
 def _kept_part(record: bytes, resume_at: int, evaluated: bool) -> bytes:
-    """The record, or what stays of it; empty if nothing does.
+    """The record without scalars that will be written again; empty if none is left.
 
     Raises:
-      ValueError: it is no event.
+      ValueError: the record is not an event.
     """
     from google.protobuf import message
     from tensorboard.compat.proto import event_pb2
@@ -163,7 +163,7 @@ def _kept_part(record: bytes, resume_at: int, evaluated: bool) -> bytes:
 
 
 def _records(content: bytes) -> Iterator[bytes]:
-    """Whole records from the front, as far as their lengths can be trusted."""
+    """Complete records from the start, up to the first length with a bad checksum."""
     position = 0
     while len(content) - position >= _HEADER.size:
         head = content[position : position + _HEADER.size]
@@ -178,7 +178,7 @@ def _whole_length(head: bytes) -> int:
     return _HEADER.size + _HEADER.unpack_from(head)[0] + _CRC_BYTES
 
 
-@functools.lru_cache  # The checksum is computed in Python, and lengths recur.
+@functools.lru_cache  # The checksum is computed in Python, and the same lengths recur.
 def _is_length(head: bytes) -> bool:
     return _HEADER.unpack(head)[1] == _checksum(head[:8])
 

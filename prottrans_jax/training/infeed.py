@@ -1,4 +1,4 @@
-"""Batches made ahead of the step that wants them, on a thread of their own."""
+"""Prefetches batches in a thread."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -15,14 +15,15 @@ class Infeed(contextlib.AbstractContextManager):
     """Runs `make(index)` for index = start, start + 1, ... ahead of the consumer.
 
     The thread does the host's work (reading, packing, corruption) and starts the
-    transfer to the device, so that both hide behind the running step. An error in it
-    is raised by the `next` that would have returned the batch.
+    transfer to the device; both overlap the running step. An error in the thread is
+    raised by the `next` that would have returned the batch.
 
     Args:
       make: index of a global batch to that batch on the device.
       start: first index.
-      stop: one past the last index; None runs on for ever.
-      depth: batches made ahead. Two keep the device busy; more costs its memory.
+      stop: one past the last index; None: no end.
+      depth: number of batches prefetched. Two keep the device busy; more use device
+        memory.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Infeed(contextlib.AbstractContextManager):
                 self._put((index, self._make(index), None))
                 index += 1
             self._put((index, _END, None))
-        except BaseException as error:  # Handed to the consumer, whatever it is.
+        except BaseException as error:  # Raised again in the consumer's thread.
             self._put((index, _END, error))
 
     def _put(self, item) -> None:

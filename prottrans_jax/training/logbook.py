@@ -1,4 +1,4 @@
-"""The record of a run: outputs of steps to log lines, and what to do about NaN."""
+"""Logs of a run: outputs of steps to log lines; steps that are not finite."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -17,16 +17,16 @@ from prottrans_jax.training import logged_steps, metrics
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient was not finite and the policy is to stop."""
+    """A loss or gradient is not finite, and the policy is to stop."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NonFinitePolicy:
-    """What to do about a step whose loss or gradient is not finite.
+    """Policy for a step whose loss or gradient is not finite.
 
     Attributes:
-      action: "stop", or "skip": go on with the state as it was before the step.
-      max_in_a_row: "skip" gives up after so many such steps in a row.
+      action: "stop", or "skip": keep the state from before the step and continue.
+      max_in_a_row: "skip" stops after more consecutive steps than this.
     """
 
     action: str = "stop"
@@ -37,27 +37,28 @@ class NonFinitePolicy:
             raise ValueError(f"on_nonfinite={self.action!r}: choose 'stop' or 'skip'.")
 
 
-# A run is a function of its settings: unchanged, it meets the same step again.
-_WAY_ON = {
+# A run is deterministic: with the same settings it fails at the same step again.
+_WAY_OUT = {
     "stop": (
-        "The same command meets the same step again. To leave such updates out, add "
+        "The same command will fail at the same step again. To skip such updates, add "
         "--gin_bindings=\"trainer.train.on_nonfinite = 'skip'\"; or lower the learning "
         "rate or clip gradients, with "
         "--gin_bindings='trainer.train.accept_config_changes = True'."
     ),
     "skip": (
-        "The same command meets the same steps again. Lower the learning rate or clip "
-        "gradients, with --gin_bindings='trainer.train.accept_config_changes = True', "
-        "or raise trainer.train.max_skipped_steps."
+        "The same command will fail at the same steps again. Lower the learning rate "
+        "or clip gradients, with "
+        "--gin_bindings='trainer.train.accept_config_changes = True', or raise "
+        "trainer.train.max_skipped_steps."
     ),
 }
 
-# Causes of the stopwatch during which no step runs.
+# Causes of the `metrics.Stopwatch` during which no step runs.
 _NOT_STEPS = ("evaluate", "checkpoint", "compile")
 
 
 class Rates:
-    """Rates since the last log line, and the split of the time between them."""
+    """Throughput since the last log line, and shares of the wall time by cause."""
 
     def __init__(
         self, watch: metrics.Stopwatch, flops_per_step: float, mesh: jax.sharding.Mesh
@@ -75,10 +76,14 @@ class Rates:
         self._split = self._watch.split()
 
     def scalars(self, step: int, residues: float) -> dict[str, float]:
-        """Closes the window at `step`, in which so many residues were read.
+        """Ends the window at `step` and starts the next one.
 
-        Rates and MFU count the time in which steps ran: all of it but evaluations,
-        saves and compilation. Waiting for data is in it: it overlaps the step before.
+        Rates and MFU count the time without evaluations, saves and compilation. The
+        wait for data is included: it overlaps the previous step.
+
+        Args:
+          step: last step of the window.
+          residues: residues read in the window.
         """
         wall, split = self._watch.wall(), self._watch.split()
         seconds = max(wall - self._wall, 1e-9)
@@ -103,17 +108,17 @@ class Journal:
     """Turns the outputs of steps into log lines, one step behind the device.
 
     Args:
-      directory: of the run; `metrics.jsonl` and `nonfinite.jsonl` go there.
-      writers: further places for scalars.
-      resume_at: step from which the run goes on.
-      evaluated: whether the evaluation that is due at that step was made.
-      logged: steps in the log as the checkpoint knows them; see `metrics.JsonlWriter`.
-      window: state of the sums since the last log line, from a checkpoint.
-      total_steps: where the run ends.
-      log_period: steps that one line averages over.
+      directory: of the run, for `metrics.jsonl` and `nonfinite.jsonl`.
+      writers: further writers of scalars.
+      resume_at: step at which the run starts or resumes.
+      evaluated: whether the evaluation due at that step is done.
+      logged: steps in the log, as stored in the checkpoint; see `metrics.JsonlWriter`.
+      window: sums since the last log line, as stored in the checkpoint.
+      total_steps: last step of the run.
+      log_period: number of steps that one line averages over.
       nonfinite: policy.
-      record_ids: step to the ids of the records in its batch, for dumps.
-      rates: clock of the run.
+      record_ids: step to the ids of the records in its batch, for `nonfinite.jsonl`.
+      rates: throughput of the run.
     """
 
     def __init__(
@@ -155,11 +160,11 @@ class Journal:
         self._resume_at = resume_at
         self._pending: tuple[int, PyTree] | None = None
         self._skipped_in_a_row = 0
-        # Of this process: the window may have begun before a restart.
+        # Counted since this process started; the window may begin before a restart.
         self._residues = 0.0
 
     def start(self) -> None:
-        """Starts the clock of the first line."""
+        """Starts the time window of the first line."""
         self._rates.start(self._resume_at)
 
     def state(self) -> dict[str, Any]:
@@ -169,16 +174,16 @@ class Journal:
 
     @property
     def reached(self) -> int:
-        """Last step that the log held when the run went on; 0 on other processes."""
+        """Last step in the log when the run resumed; 0 on processes other than 0."""
         return self._log_file.reached if self._log_file else 0
 
     @property
     def problems(self) -> list[str]:
-        """A line for each file of logs that is not complete."""
+        """A line for each incomplete log file."""
         return self._output.problems()
 
     def push(self, step: int, outputs: PyTree) -> None:
-        """Takes a step's outputs as futures and reads those of the step before."""
+        """Takes a step's outputs as futures and reads those of the previous step."""
         previous, self._pending = self._pending, (step, outputs)
         self._read(previous)
         self._line.advance(step)
@@ -232,7 +237,7 @@ class Journal:
                 f"Step {step}: loss or gradient is not finite (gradient norm "
                 f"{outputs['grad_norm']}), {self._skipped_in_a_row} step(s) in a row. "
                 f"The step and the ids of its records are in {path}. "
-                + _WAY_ON[policy.action]
+                + _WAY_OUT[policy.action]
             )
         logging.warning("Step %d is not finite and was skipped; see %s.", step, path)
 
@@ -245,40 +250,41 @@ class Journal:
             self._line.note(f"step {step}  {name}: {_evaluation_text(scalars)}")
 
     def close(self) -> None:
-        """Leaves files and terminal in order."""
+        """Closes the log files and the progress line."""
         self._output.close()
         self._line.close()
 
 
 class _Output:
-    """Writes to several places; a place that fails does not end the run.
+    """Several writers as one; a writer that fails does not end the run.
 
-    Our own writers keep what they could not write and try again with the next line.
-    A writer that raises anything but an OSError (TensorFlow's do) is left out from
-    then on.
+    Our own writers keep unwritten lines and try again with the next line. A writer that
+    raises anything but an OSError (TensorFlow's do) is removed.
     """
 
     def __init__(self, writers: Sequence[metrics.Writer]):
         self._writers = list(writers)
-        self._failures: dict[str, str] = {}  # Place to what it lacks.
+        self._failures: dict[str, str] = {}  # Path or name of a writer to its problem.
 
     def write(self, step: int, scalars: metrics.Scalars) -> None:
-        """Writes one step's scalars everywhere."""
+        """Writes one step's scalars with every writer."""
         self._each(lambda writer: writer.write_scalars(step, scalars), f"step {step}")
 
     def retry(self) -> None:
-        """Has the writers that failed try again."""
+        """Lets the writers that failed try again."""
         if self._failures:
-            self._each(lambda writer: writer.flush(), "what was kept")
+            self._each(lambda writer: writer.flush(), "buffered lines")
 
     def close(self) -> None:
-        """Pushes all to the disk; says which files are not complete."""
-        self._each(lambda writer: getattr(writer, "close", writer.flush)(), "the rest")
+        """Closes the writers and logs which files are incomplete."""
+        self._each(
+            lambda writer: getattr(writer, "close", writer.flush)(), "the last lines"
+        )
         for problem in self.problems():
             logging.error("%s", problem)
 
     def problems(self) -> list[str]:
-        """A line for each place that lacks something."""
+        """A line for each incomplete log."""
         failures = sorted(self._failures.items())
         return [f"{place} is not complete: {why}." for place, why in failures]
 
@@ -312,7 +318,7 @@ class _Output:
 
 
 def _dump(path: pathlib.Path, line: str) -> None:
-    """Appends a line unless it is there: a step done again after a kill."""
+    """Appends a line, unless a step repeated after a kill has written it before."""
     try:
         if path.exists() and line.encode() in path.read_bytes().splitlines():
             return

@@ -1,4 +1,4 @@
-"""Which steps a log holds, small enough to stand in every checkpoint."""
+"""The steps that a log holds, compact enough for every checkpoint's metadata."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,7 +16,7 @@ class LoggedSteps:
     {'train': [[100, 300, 100]]}
 
     Args:
-      state: of a checkpoint.
+      state: from a checkpoint; see the method `state`.
     """
 
     def __init__(self, state: State | None = None):
@@ -25,7 +25,7 @@ class LoggedSteps:
         }
 
     def add(self, group: str, step: int) -> None:
-        """Adds a step that is later than all before it; another is ignored."""
+        """Adds a step; it is ignored unless it is later than all steps of its group."""
         runs = self._runs.setdefault(group, [])
         if runs and step <= runs[-1][1]:
             return
@@ -43,7 +43,7 @@ class LoggedSteps:
         }
 
     def missing_from(self, other: "LoggedSteps") -> dict[str, list[int]]:
-        """Steps, by group, that are here and not there."""
+        """Steps by group that are in self and not in `other`."""
         missing = {}
         for group in self._runs:
             absent = sorted(self._steps(group) - other._steps(group))
@@ -61,7 +61,7 @@ class LoggedSteps:
 
 
 def describe(missing: Mapping[str, Iterable[int]]) -> str:
-    """Steps by group in words: "train 3, 6, 9 ... 60 (20 steps); validation 4"."""
+    """Text such as "train 3, 6, 9 ... 60 (20 steps); validation 4"."""
     parts = []
     for group, steps in missing.items():
         listed = list(steps)
@@ -74,14 +74,14 @@ def describe(missing: Mapping[str, Iterable[int]]) -> str:
 
 
 def is_kept(step: int, name: str, resume_at: int, evaluated: bool) -> bool:
-    """Whether a logged scalar stays when a run goes on from a checkpoint.
+    """Whether a logged scalar stays when a run resumes from a checkpoint.
 
     Args:
       step: of the scalar.
       name: of the scalar, e.g. "train/loss".
       resume_at: step of the checkpoint.
-      evaluated: whether the checkpoint was written after the evaluation due then; if
-        not, that evaluation is made again.
+      evaluated: whether the checkpoint was written after the evaluation due at its
+        step; if not, that evaluation is repeated.
     """
     if step == resume_at and not evaluated:
         return name.partition("/")[0] in ("step", "train", "timing")

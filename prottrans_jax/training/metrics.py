@@ -1,4 +1,4 @@
-"""What a run says of itself: sums to means, time by cause, and where it is written."""
+"""Metrics of a run: sums to means, wall time by cause, writers, progress line."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -22,8 +22,8 @@ Scalars = logged_steps.Scalars
 class SumAccumulator:
     """Adds up (total, weight) pairs on the host in float64, in the order given.
 
-    Its state is JSON, goes into checkpoints, and comes back to the bit: a window of
-    steps that a restart cuts in two is logged as if it had not been cut.
+    Its state is JSON, stored in checkpoints, and restored exactly: a restart inside a
+    window of steps does not change the logged means.
     """
 
     def __init__(self, state: Mapping[str, Sequence[float]] | None = None):
@@ -70,9 +70,9 @@ def with_perplexity(means: Mapping[str, float]) -> dict[str, float]:
 class Stopwatch:
     """Splits the wall time of a run by what the host waited for.
 
-    Causes nest (a checkpoint inside an evaluation); each second counts for the
-    innermost one, and what no cause claims counts as "compute". The parts add up to
-    the wall time.
+    Causes nest (a checkpoint inside an evaluation). Each second counts for the
+    innermost cause; the remaining time counts as "compute". The parts add up to the
+    wall time.
     """
 
     def __init__(self) -> None:
@@ -107,30 +107,29 @@ class Stopwatch:
 
 
 class Writer(Protocol):
-    """Where scalars go. `clu.metric_writers` have this shape too."""
+    """A writer of scalars. Those of `clu.metric_writers` fit this protocol."""
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Writes one step's scalars."""
 
     def flush(self) -> None:
-        """Makes what was written visible to others."""
+        """Makes the written scalars visible to other processes."""
 
 
 class JsonlWriter:
-    """One JSON object a line and step, next to the checkpoints.
+    """Writes one line with a JSON object for each step.
 
-    A restart at step s drops what was logged after s first: a step is never logged
-    twice, and a line cut by a kill goes with it. A damaged file is copied to
-    `metrics.jsonl.damaged-N`; its sound lines stay. Steps that should be in the log and
-    are not are named in a warning.
+    A restart at step s first removes lines after s and an incomplete last line, so that
+    no step is logged twice. A damaged file is copied to `metrics.jsonl.damaged-N`; its
+    sound lines stay. A warning names steps that are missing from the log.
 
     Args:
       path: file to append to.
-      resume_at: step from which the run goes on.
-      evaluated: whether the evaluation that is due at that step was made; if not, what
-        was logged of it is dropped.
-      logged: steps logged up to `resume_at` as the checkpoint knows them; None if it
-        does not (no checkpoint, or one of an earlier version).
+      resume_at: step at which the run resumes.
+      evaluated: whether the evaluation due at that step is done; if not, its scalars
+        are removed.
+      logged: steps logged up to `resume_at`, as stored in the checkpoint; None without
+        a checkpoint, or with one of an earlier version.
 
     Raises:
       OSError: the file cannot be read or written.
@@ -148,8 +147,8 @@ class JsonlWriter:
         self.logged = logged_steps.LoggedSteps()
         self._last: dict[str, Any] = {}
         content = path.read_bytes() if path.exists() else None
-        records, bad = _read_lines(content or b"")
-        # Last step that was logged before, by a run that may have come further.
+        records, bad_lines = _read_lines(content or b"")
+        # Last step in the file, which may be later than `resume_at`.
         self.reached = max((record["step"] for record, _ in records), default=0)
         kept = []
         for whole, line in records:
@@ -158,12 +157,12 @@ class JsonlWriter:
                 for name, value in whole.items()
                 if logged_steps.is_kept(whole["step"], name, resume_at, evaluated)
             }
-            # Of a step that is done again the number alone may be left.
+            # A record of only "step" belongs to a step that is repeated.
             if len(record) > 1:
                 kept.append(line if record == whole else _line(record))
                 self._last = record
                 self._count(record)
-        self._explain(content, bad, logged_steps.LoggedSteps(logged))
+        self._explain(content, bad_lines, logged_steps.LoggedSteps(logged))
         if content is not None:
             appending.replace_content(path, content, b"".join(kept))
         self._last_line = kept[-1] if kept else b""
@@ -172,33 +171,34 @@ class JsonlWriter:
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Appends {"step": step, **scalars}; floats keep every digit.
 
-        Scalars of the step written last go into its line.
+        Scalars of the step written last are merged into its line.
 
         Raises:
-          OSError: the disk is full, for instance. The line is kept and tried again.
+          OSError: the disk is full, for instance. The line stays buffered; the next
+            write tries again.
         """
         record: dict[str, float | str] = {"step": int(step)}
-        before = b""
+        previous_line = b""
         if self._last.get("step") == step:
-            record, before = dict(self._last), self._last_line
+            record, previous_line = dict(self._last), self._last_line
         record |= {name: _plain(value) for name, value in scalars.items()}
         self._last, self._last_line = record, _line(record)
         self._count(record)
-        self._file.append(self._last_line, replacing=before)
+        self._file.append(self._last_line, replacing=previous_line)
 
     def flush(self) -> None:
-        """Pushes the lines to the disk.
+        """Writes buffered lines to the disk.
 
         Raises:
-          OSError: that failed.
+          OSError: the write failed.
         """
         self._file.flush()
 
     def close(self) -> None:
-        """Writes what was kept; the file is closed even if that fails.
+        """Writes buffered lines and closes the file, also if the write fails.
 
         Raises:
-          OSError: that failed.
+          OSError: the write failed.
         """
         self._file.close()
 
@@ -211,33 +211,34 @@ class JsonlWriter:
     def _explain(
         self,
         content: bytes | None,
-        bad: Sequence[int],
+        bad_lines: Sequence[int],
         expected: logged_steps.LoggedSteps,
     ) -> None:
-        """Says what is wrong with the file, and keeps a copy of a damaged one."""
+        """Logs what is wrong with the file, and keeps a copy of a damaged one."""
         missing = logged_steps.describe(expected.missing_from(self.logged))
-        if not bad and not missing:
+        if not bad_lines and not missing:
             return
         if content is None:
-            state = f"{self.path} is gone"
+            state = f"{self.path} is missing"
         else:
             copy = appending.set_aside(self.path, self.path.name + ".damaged-{}")
-            lines = ", ".join(map(str, bad[:5])) + (" ..." if len(bad) > 5 else "")
-            what = f"is damaged in line {lines}" if bad else "is not complete"
-            state = f"{self.path} {what}; it was copied to {copy.name}"
+            numbers = ", ".join(map(str, bad_lines[:5]))
+            numbers += " ..." if len(bad_lines) > 5 else ""
+            fault = f"is damaged in line {numbers}" if bad_lines else "is not complete"
+            state = f"{self.path} {fault}; it was copied to {copy.name}"
         logging.warning(
-            "%s. The run goes on. Steps that its log lacks: %s.",
+            "%s. The run goes on. Steps missing from the log: %s.",
             state,
             missing or ("unknown" if not expected.state() else "none"),
         )
 
 
 def _read_lines(content: bytes) -> tuple[list[tuple[dict, bytes]], list[int]]:
-    """Records of the sound, complete lines, and these; numbers of the others, from 1.
+    """(record, line) of each sound line, and the numbers of damaged lines, from 1.
 
-    A last line without its end is what a kill leaves; it is in neither.
+    A last line without a newline, as left by a kill, is in neither list.
     """
-    records, bad = [], []
+    records, bad_lines = [], []
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
             record = json.loads(line)
@@ -245,8 +246,8 @@ def _read_lines(content: bytes) -> tuple[list[tuple[dict, bytes]], list[int]]:
                 raise ValueError
             records.append((record, line + b"\n"))
         except (ValueError, KeyError, TypeError):
-            bad.append(number)
-    return records, bad
+            bad_lines.append(number)
+    return records, bad_lines
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
@@ -262,9 +263,9 @@ class ProgressLine:
     """A rich progress bar on a terminal, plain log lines elsewhere.
 
     Args:
-      total_steps: where the run ends.
+      total_steps: last step of the run.
       start: step at which it starts.
-      interactive: None asks standard output.
+      interactive: whether to draw a bar; None: if standard output is a terminal.
     """
 
     def __init__(self, total_steps: int, start: int, interactive: bool | None = None):
@@ -285,7 +286,7 @@ class ProgressLine:
             self._bar.start()
 
     def advance(self, step: int) -> None:
-        """Moves the bar; silent elsewhere."""
+        """Moves the bar; without a bar, does nothing."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
@@ -297,13 +298,13 @@ class ProgressLine:
             logging.info("step %d/%d  %s", step, self._total, text)
 
     def note(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line above the bar."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
             logging.info("%s", text)
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Stops the bar and restores the terminal."""
         if self._bar is not None:
             self._bar.stop()

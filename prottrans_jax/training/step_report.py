@@ -1,4 +1,4 @@
-"""Compiles a training step for devices that are not here, and says what it needs."""
+"""Compiles a training step for absent devices, and reports its memory and cost."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -13,8 +13,8 @@ from prottrans_jax.costs import hardware, hlo, hlo_costs
 from prottrans_jax.training import train_state, train_step
 
 GIB = hardware.GIB
-# libtpu would look for the machine's TPU, complain that there is none, and refuse a
-# second process; none of that matters to a compiler.
+# Otherwise libtpu looks for a TPU in this machine, logs that there is none, and refuses
+# a second process. Compilation needs no TPU.
 _COMPILER_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v3-8",
@@ -26,7 +26,7 @@ _COMPILER_ENVIRONMENT = {
 
 
 class OutOfMemoryError(RuntimeError):
-    """The step does not fit into a device's memory; holds what XLA said."""
+    """The step does not fit into a device's memory; holds XLA's message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Topology:
     """Devices of a slice, as the compiler describes them.
 
     Attributes:
-      name: As given, e.g. "v3:16x32".
-      chip: Published peaks of one *device* (on v2 and v3 a chip is two).
+      name: Name of the slice, e.g. "v3:16x32".
+      chip: Published peaks of one *device* (on v2 and v3 a chip is two devices).
       devices: For `partitioning.Partitioner`.
     """
 
@@ -48,7 +48,7 @@ def describe(name: str) -> Topology:
     """Describes a TPU slice, e.g. "v3:16x32": 16 x 32 chips, 1,024 cores.
 
     Raises:
-      ValueError: libtpu is missing, or knows no such slice.
+      ValueError: libtpu is missing, or does not know the slice.
     """
     from jax.experimental import topologies
 
@@ -57,14 +57,14 @@ def describe(name: str) -> Topology:
     kind = name.split(":")[0]
     if kind not in hardware.CHIPS:
         raise ValueError(
-            f"topology {name!r}: nothing is known of chip {kind!r}. Name one of "
+            f"topology {name!r}: unknown chip {kind!r}. Name one of "
             f"{', '.join(c for c in hardware.CHIPS if c.startswith('v'))}, then the "
             "chips along each axis, as in v3:16x32, v4:4x8x8 or v5e:16x16."
         )
     # Two cores of these chips are one device, as on a real v4 or v5p.
     options = {"chip_config_name": "megacore"} if kind in ("v4", "v5p") else {}
     try:
-        found = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform="tpu", topology_name=name, **options
         )
     except Exception as error:  # jaxlib's own type, or RuntimeError without libtpu.
@@ -73,27 +73,27 @@ def describe(name: str) -> Topology:
             '(pip install "prottrans_jax[train,tpu]"), and does such a slice exist? '
             "Examples: v3:16x32, v4:4x8x8, v5e:16x16."
         ) from error
-    devices: Sequence[Any] = found.devices
+    devices: Sequence[Any] = description.devices
     chips = {tuple(device.coords) for device in devices}
-    share = hardware.CHIPS[kind].share(len(found.devices) // len(chips))
-    return Topology(name, share, found.devices)
+    share = hardware.CHIPS[kind].share(len(devices) // len(chips))
+    return Topology(name, share, devices)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one step of a run needs on one device, and the least time it can take.
+    """Memory and FLOPs of one training step on one device, and its minimum time.
 
     Attributes:
-      topology: Where it would run.
+      topology: Devices that the step is compiled for.
       mesh: Sizes of the mesh axes.
       num_params: Parameters of the model.
       batch_size: Rows of the global batch.
-      num_microbatches: In which it is computed.
+      num_microbatches: Microbatches of a batch.
       compile_seconds: On this machine.
-      argument_bytes: State and batch that a device holds.
-      temporary_bytes: What the step needs beside them.
+      argument_bytes: State and batch on one device.
+      temporary_bytes: Further memory that the step needs on one device.
       model_flops: Analytic, of one device: matrix products without recomputation.
-      costs: What the compiled program does.
+      costs: Costs of the compiled program.
       compiler: Version of libtpu.
     """
 
@@ -111,14 +111,14 @@ class Report:
 
     @property
     def peak_bytes(self) -> int:
-        """Memory of a device while the step runs; results replace the arguments."""
+        """Memory of a device while the step runs; results reuse the arguments'."""
         return self.argument_bytes + self.temporary_bytes
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Least time by what limits it, from the published peaks.
+        """Minimum seconds of a step by limiting resource, from published peaks.
 
-        "interconnect" lets every link of a chip be busy in both directions.
+        "interconnect" assumes that every link of a chip is busy in both directions.
         """
         chip = self.topology.chip
         sent = sum(c.wire_bytes for c in self.costs.collectives.values())
@@ -130,12 +130,12 @@ class Report:
 
     @property
     def bound(self) -> tuple[str, float]:
-        """What binds, and the least seconds of a step if all three overlap fully."""
+        """The limiting resource, and the minimum seconds if all three overlap fully."""
         return max(self.seconds.items(), key=lambda item: item[1])
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilisation at `bound`, the highest that is possible."""
+        """Highest possible model FLOPs utilisation, reached at `bound`."""
         return self.model_flops / self.bound[1] / self.topology.chip.flops
 
     def __str__(self) -> str:
@@ -202,7 +202,7 @@ def compile_step(
       The report, and the optimised HLO text.
 
     Raises:
-      OutOfMemoryError: With XLA's account of it.
+      OutOfMemoryError: The step does not fit; with XLA's message.
     """
     plan = train_state.plan(objective, optimizer, partitioner, batch_shapes)
     step = train_step.make_train_step(

@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and how it is laid out on a mesh."""
+"""The training state and its layout on a mesh."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -17,13 +17,13 @@ BatchShapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything a step reads and writes; nothing else decides the next step.
+    """Everything that a step reads and writes besides the batch.
 
     Attributes:
       step: steps done so far, int32 scalar.
       params: model parameters, a plain tree with T5X's names.
       opt_state: state of the optimizer.
-      carry: memories of the objective, each leaf batch-first; `()` without.
+      carry: memories of the objective, each leaf batch-first; `()` without memories.
     """
 
     step: Any  # An array; in a plan, its shape or its sharding.
@@ -34,7 +34,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class StatePlan:
-    """Shapes and shardings of a run's state before any of it exists.
+    """Shapes and shardings of a run's state, planned before it is allocated.
 
     Attributes:
       objective: the loss, which owns the model.
@@ -52,7 +52,7 @@ class StatePlan:
 
     @property
     def abstract(self) -> TrainState:
-        """Shapes that carry their sharding, as a restore or a compile wants."""
+        """Shapes with their shardings, as restoring and compiling require."""
         return jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(
                 shape.shape, shape.dtype, sharding=sharding
@@ -70,7 +70,7 @@ class StatePlan:
 def plan(
     objective: Any, optimizer: Any, partitioner: Any, batch_shapes: BatchShapes
 ) -> StatePlan:
-    """Lays out a run's state on the partitioner's mesh without allocating any.
+    """Lays out a run's state on the partitioner's mesh without allocating it.
 
     Args:
       objective: see `objectives.denoising.Denoising`.
@@ -83,7 +83,7 @@ def plan(
     """
     batch_size = next(iter(batch_shapes.values())).shape[0]
     with partitioner.scope():
-        # The key is made inside: the mesh may be of devices that are not attached.
+        # The key is created inside: the mesh may be of devices that are not attached.
         boxed = jax.eval_shape(lambda: objective.init(jax.random.key(0), batch_shapes))
     axes = partitioning.logical_axes(boxed)
     params = nn.unbox(boxed)
@@ -118,11 +118,11 @@ def initialize(
     seed: int,
     params: PyTree | None = None,
 ) -> TrainState:
-    """Makes the state of step 0, each array born where it will live.
+    """Creates the state of step 0; arrays are initialised with their final sharding.
 
     Args:
       state_plan: from `plan`.
-      partitioner: whose mesh the state lives on.
+      partitioner: provides the mesh.
       batch_shapes: feature name to the shape of the global batch.
       seed: of the initial parameters.
       params: used instead of random ones, e.g. from another run's checkpoint.
@@ -147,12 +147,12 @@ def initialize(
 
 
 def check_vocabulary(objective: Any, data: Any) -> None:
-    """Raises unless the model has an embedding row for each id that `data` makes.
+    """Checks that the model has an embedding row for each id of `data`.
 
-    A missing row would not be noticed: the one-hot of such an id is 0 everywhere.
+    A missing row would cause no error later: the one-hot of such an id is all zeros.
 
     Raises:
-      ValueError: With both numbers.
+      ValueError: The model has fewer rows; names both numbers.
     """
     config = getattr(getattr(objective, "model", None), "config", None)
     if config is not None and config.vocab_size < data.vocab_size:
@@ -164,7 +164,7 @@ def check_vocabulary(objective: Any, data: Any) -> None:
 
 
 def batch_shapes(data: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a loader's global batches, from one row of the first."""
+    """Shapes of a loader's global batches, from one row of the first batch."""
     return {
         name: jax.ShapeDtypeStruct((data.batch_size, *x.shape[1:]), x.dtype)
         for name, x in data.batch(0, rows=slice(0, 1)).items()

@@ -1,7 +1,7 @@
-"""The device side of training and evaluation: one jitted function each.
+"""The jitted functions of a training step and an evaluation step.
 
 Call, lower or trace them inside `partitioner.scope()`: the mesh and the table from
-logical to mesh axes are read while tracing.
+logical to mesh axes are read at trace time.
 """
 
 from typing import Any
@@ -24,20 +24,20 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Builds the jitted step `(state, batch) -> (state, outputs)`; state is donated.
 
-    Row j*k + i of the batch belongs to microbatch i of k, so that a batch laid out
-    over devices in blocks of rows stays where it is. Every microbatch divides by the
-    normalizers of the whole batch; their gradients therefore add up to the gradient
-    of the whole batch, whatever the weighting of tokens.
+    Row j*k + i of the batch belongs to microbatch i of k, so that rows sharded over
+    devices in blocks need no communication. Every microbatch divides by the normalizers
+    of the whole batch. Gradients of microbatches therefore add up to the gradient of
+    the whole batch for every weighting of tokens.
 
     A step whose loss or gradient is not finite leaves parameters, optimizer and carry
-    as they were, bit for bit, and says so in `outputs["finite"]`.
+    unchanged, bit for bit, and sets `outputs["finite"]` to False.
 
     Args:
       plan: shapes and shardings of the state.
       optimizer: for the learning rate that is logged.
-      partitioner: whose mesh and rules the step is compiled under.
+      partitioner: provides the mesh and the sharding rules.
       seed: of dropout; the key of a step is a pure function of (seed, step).
-      num_microbatches: gradients are accumulated over this many slices.
+      num_microbatches: number of slices over which gradients are accumulated.
 
     Returns:
       outputs: {"sums": additive metrics, "finite", "learning_rate", "grad_norm",
@@ -127,7 +127,7 @@ def make_train_step(
 
 
 def _updates_done(opt_state: Any, step: Any) -> Any:
-    """The optimizer's own count, which skipped steps leave as it is."""
+    """The optimizer's own count, which skipped steps do not increase."""
     counts = optax.tree.get_all_with_path(opt_state, "count")
     return counts[0][1] if counts else step
 
@@ -135,7 +135,7 @@ def _updates_done(opt_state: Any, step: Any) -> Any:
 def make_eval_step(plan: train_state.StatePlan, partitioner: Any) -> jax.stages.Wrapped:
     """Builds the jitted `(params, batch, carry) -> (sums, carry)`, without dropout.
 
-    Sums are additive over batches: name -> (total, weight). The first carry is that of
+    Sums are additive over batches: name -> (total, weight). The first carry comes from
     `initial_carry`.
     """
     objective = plan.objective
@@ -165,7 +165,7 @@ def make_eval_step(plan: train_state.StatePlan, partitioner: Any) -> jax.stages.
 
 
 def initial_carry(plan: train_state.StatePlan, batch_size: int) -> types.Carry:
-    """The objective's carry before its first batch, laid out as the plan says."""
+    """The objective's carry before its first batch, with the plan's shardings."""
     create = jax.jit(
         lambda: plan.objective.initial_carry(batch_size),
         out_shardings=plan.shardings.carry,

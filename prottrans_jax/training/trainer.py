@@ -1,7 +1,7 @@
-"""The training loop: one mesh, one jitted step, and what happens around it.
+"""The training loop on one mesh with one jitted step.
 
-Reads top to bottom: build, restore or initialise, compile, loop. Nothing
-here knows gin, flags or TensorFlow: objects come in, a model directory comes out.
+In order: build, restore or initialise, compile, loop. This module uses neither gin,
+flags nor TensorFlow: it takes objects and writes a model directory.
 """
 
 import ast
@@ -31,14 +31,14 @@ from prottrans_jax.training import (
     train_step,
 )
 
-# Hosts have opened their data by then; a slow store may take minutes.
+# Every host opens its data before; slow storage may need minutes.
 _AGREEMENT_TIMEOUT_S = 900.0
 _MAX_STEPS = 2**31 - 1  # `TrainState.step` is int32.
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a finished (or stopped) run did.
+    """Result of a finished or stopped run.
 
     Attributes:
       step: last step done.
@@ -46,7 +46,7 @@ class Summary:
       seconds: wall time by cause, "compute" included.
       exit_code: 0, or 128 + the signal that ended the run before it was done.
       checkpoint: directory of the last checkpoint.
-      problems: a line for each file of logs that is not complete.
+      problems: a line for each incomplete log file.
     """
 
     step: int
@@ -88,60 +88,59 @@ def train(
     writers: Callable[[], Sequence[metrics.Writer]] = tuple,
     config_text: str = "",
 ) -> Summary:
-    """Trains until `total_steps`, going on from whatever `model_dir` holds.
+    """Trains until `total_steps`, resuming from the newest checkpoint in `model_dir`.
 
-    The result is a function of the arguments alone: a run that was stopped or killed
-    and started again ends with the same bits as one that was not.
+    The result depends on the arguments alone: a run that was stopped or killed and
+    resumed ends with the same bits as an uninterrupted one.
 
     Args:
-      model_dir: where checkpoints, logs and the resolved configuration go.
+      model_dir: directory for checkpoints, logs and the resolved configuration.
       objective: loss on a batch; owns the model.
       train_data: see `data.loader.RowLoader`: `batch_size`, `vocab_size`,
         `batch(index, rows)`, `state(index)`, `restore(state)`.
       eval_data: name to a finite loader.
       optimizer: see `optimizers`.
       partitioner: see `partitioning.Partitioner`.
-      total_steps: optimizer steps of the whole run, earlier starts included.
+      total_steps: optimizer steps of the whole run, including those before a resume.
       seed: of initial parameters and dropout.
-      num_microbatches: slices a batch is computed in; must divide the batch size.
+      num_microbatches: number of slices of a batch; must divide the batch size.
       eval_period: steps between evaluations; one more follows the last step.
       eval_batches: batches of an evaluation; None takes the whole split.
       checkpoint_period: steps between checkpoints; one more follows the last step.
-      keep: newest checkpoints kept.
-      keep_period: checkpoints at its multiples are kept for ever.
-      save_dtype: of saved parameters, e.g. "bfloat16"; None keeps theirs.
-      log_period: steps that one log line averages over.
-      on_nonfinite: "stop" at a loss or gradient that is not finite, writing a dump
-        with the step and the ids of its records; or "skip" the update.
-      max_skipped_steps: "skip" gives up after so many steps in a row.
-      profile_steps: [first, last) steps whose profile goes to `model_dir/profile`.
-      init_from: checkpoint whose parameters start this run: of another run, or
-        "hf:", "t5x:" or "mtf:" and a folder; see `sources`. Ignored when `model_dir`
+      keep: number of newest checkpoints to keep.
+      keep_period: checkpoints at multiples of this step number are never deleted.
+      save_dtype: of saved parameters, e.g. "bfloat16"; None: their own dtype.
+      log_period: number of steps that one log line averages over.
+      on_nonfinite: "stop" at a loss or gradient that is not finite, after writing the
+        step and the ids of its records to a file; or "skip" the update.
+      max_skipped_steps: "skip" stops after more consecutive steps than this.
+      profile_steps: [first, last) steps to profile into `model_dir/profile`.
+      init_from: checkpoint of the initial parameters: of another run, or "hf:", "t5x:"
+        or "mtf:" and a folder; see `checkpoints.opening`. Ignored when `model_dir`
         already holds a checkpoint.
       on_save_error: "stop" ends the run at the step at which a failed save is noticed,
-        at most one after it failed; "retry" saves that step at once and stops if this
-        fails too. With several processes it stops in either case.
-      accept_config_changes: go on although the configuration differs.
-      accept_lost_steps: go back to any sound checkpoint, step 0 included, and do again
-        what was saved in damaged ones; these are renamed. Otherwise a run goes back by
-        `keep` checkpoints at most.
-      startup_timeout_s: end with stack traces if compilation takes longer.
-      step_timeout_s: the same for each later step, batch of an evaluation or save.
-      step_timeout_factor: a step may take so many times the median of the steps
-        before, at least 120 s and at most `step_timeout_s`.
-      writers: makes further places for scalars, e.g. `clu.metric_writers`, once the
-        run may write to `model_dir`. Event files below `model_dir/tensorboard` are cut
-        back first, so that no step is in them twice.
-      config_text: resolved gin configuration, kept in every checkpoint.
+        at most one step after the failure. "retry" saves that step at once and stops if
+        this fails too. With several processes the run stops in both cases.
+      accept_config_changes: resume although the configuration differs.
+      accept_lost_steps: resume from any sound checkpoint, step 0 included, repeat the
+        steps of damaged ones, and rename these. Otherwise a run goes back by at most
+        `keep` checkpoints.
+      startup_timeout_s: limit of compilation; then the process ends with stack traces.
+      step_timeout_s: limit of each later step, batch of an evaluation, or save.
+      step_timeout_factor: limit of a step as a multiple of the median of previous
+        steps, at least 120 s and at most `step_timeout_s`.
+      writers: creates further writers of scalars, e.g. `clu.metric_writers`, once
+        `model_dir` is locked. Event files below `model_dir/tensorboard` are truncated
+        first, so that no step is in them twice.
+      config_text: resolved gin configuration, stored in every checkpoint.
 
     Raises:
       logbook.NonFiniteError: see `on_nonfinite`.
       checkpoints.SaveError: see `on_save_error`.
-      checkpoints.CheckpointError: no sound checkpoint that is new enough, or another
-        run writes to `model_dir`.
+      checkpoints.CheckpointError: no sound checkpoint is new enough, or another run
+        writes to `model_dir`.
       ValueError: the model directory holds another run; differences are listed.
-      agreement.DisagreementError: hosts were given different settings or data, or have
-        other packages.
+      agreement.DisagreementError: hosts differ in settings, data or packages.
     """
     if on_save_error not in ("retry", "stop"):
         raise ValueError(f"on_save_error={on_save_error!r}: choose 'retry' or 'stop'.")
@@ -192,7 +191,7 @@ def train(
     _check_hosts_agree(config_text, identity, train_data, eval_data or {})
 
     with contextlib.ExitStack() as stack:
-        others = multihost.watch_peers(
+        peers = multihost.watch_peers(
             directory / f"lost_host.{jax.process_index()}.txt"
         )
         watchdog = stack.enter_context(
@@ -201,11 +200,11 @@ def train(
                 step_timeout_s,
                 step_timeout_factor,
                 directory / f"stacks.{jax.process_index()}.txt",
-                others.report_hang,
+                peers.report_hang,
             )
         )
-        stack.enter_context(others)
-        saver = stack.enter_context(
+        stack.enter_context(peers)
+        checkpointer = stack.enter_context(
             checkpointing.Checkpointer(
                 directory / "checkpoints",
                 keep=keep,
@@ -213,31 +212,32 @@ def train(
                 save_dtype=save_dtype,
             )
         )
-        saves = _Saves(saver, on_save_error)
+        saves = _Saves(checkpointer, on_save_error)
         with watch.cause("checkpoint"):
-            start = _restore(
-                saver,
+            restored = _restore(
+                checkpointer,
                 run,
                 identity,
                 accept_config_changes,
-                # Any of the newest `keep` may be gone on with.
+                # The run may resume from any of the newest `keep` checkpoints.
                 None if accept_lost_steps else max(keep, 2) * checkpoint_period,
             )
-        if start is None:
+        if restored is None:
             with watch.cause("initialize"):
                 state = run.initialize(seed, init_from)
             step, next_batch, metadata = 0, 0, {}
         else:
-            state, step, metadata = start.state, start.step, start.metadata
+            state, step = restored.state, restored.step
+            metadata = restored.metadata
             next_batch = train_data.restore(metadata["loader"])
         evaluated = metadata.get("evaluated", False)
-        others.step = step
-        # Batch `first_batch + n` is that of step n, counted from 0.
+        peers.step = step
+        # Step n, counted from 0, takes batch `first_batch + n`.
         first_batch = next_batch - step
 
         main_process = jax.process_index() == 0
         if main_process:
-            if start is None:
+            if restored is None:
                 earlier_logs.set_aside(directory, config_text)
             event_files.cut_back(directory, step, evaluated)
             _write_config(directory / earlier_logs.CONFIG, config_text)
@@ -263,12 +263,12 @@ def train(
             rates=logbook.Rates(watch, run.flops, partitioner.mesh),
         )
         stack.callback(journal.close)
-        # What damaged checkpoints lost was said when they were found.
-        told = checkpoint_period + (start.lost_steps if start else 0)
-        if journal.reached - step > told:
+        # Steps lost with damaged checkpoints were logged by the restore.
+        expected = checkpoint_period + (restored.lost_steps if restored else 0)
+        if journal.reached - step > expected:
             logging.warning(
                 "The log reaches step %d and the newest checkpoint is of step %d: %d "
-                "steps are done again.",
+                "steps are repeated.",
                 journal.reached,
                 step,
                 journal.reached - step,
@@ -304,7 +304,7 @@ def train(
         def evaluation_is_due(step: int) -> bool:
             return step > 0 and (step % eval_period == 0 or step == total_steps)
 
-        if start is None:
+        if restored is None:
             save(0, evaluated=False)
         elif evaluation_is_due(step) and not evaluated:
             evaluate(step)
@@ -327,18 +327,18 @@ def train(
                 _, batch = next(batches)
             state, outputs = compiled(state, batch)
             step += 1
-            # Reads the outputs of the step before: while the host looks at step n the
-            # device is at step n + 1.
+            # Reads the outputs of the previous step: while the host waits for step n,
+            # the device computes step n + 1.
             journal.push(step, outputs)
             watchdog.beat(f"step {step + 1}", is_step=True)
-            others.step = step + 1
+            peers.step = step + 1
             stopping = stop.should_stop(step)
             at_save = step % checkpoint_period == 0 or step == total_steps or stopping
             at_save |= saves.failed(step)
             at_eval = evaluation_is_due(step) and not stopping
             if at_save or at_eval:
                 journal.settle()
-            # Evaluate first: a checkpoint on disk means that the log up to it is too.
+            # Evaluate first: a checkpoint on disk implies that its log is on disk too.
             if at_eval:
                 evaluate(step)
                 evaluated_at = step
@@ -349,9 +349,9 @@ def train(
         with watch.cause("checkpoint"):
             if saves.wait(step):
                 save(step, evaluated=evaluated_at == step)
-                saver.wait()
+                checkpointer.wait()
         done = step == total_steps and evaluated_at == step
-        if done and not evaluations:  # It is in the log already.
+        if done and not evaluations:  # Logged by an earlier process of the run.
             evaluate(step, log=False)
     return Summary(
         step=step,
@@ -369,7 +369,7 @@ def _check_hosts_agree(
     train_data: Any,
     eval_data: Mapping[str, Any],
 ) -> None:
-    """Raises before the first step if this host's run is not that of process 0."""
+    """Raises `DisagreementError` if hosts differ in packages, settings or data."""
     if jax.process_count() == 1:
         return
     data = {"train": train_data, **eval_data}
@@ -385,83 +385,86 @@ def _check_hosts_agree(
 
 
 def _restore(
-    saver, run, identity, accept_changes, max_lost_steps: int | None
+    checkpointer, run, identity, accept_changes, max_lost_steps: int | None
 ) -> checkpointing.Restored | None:
-    """The newest sound checkpoint of this very run; None if there is none at all."""
+    """The newest sound checkpoint of this run; None if the run has no checkpoint."""
     try:
-        restored = saver.restore(
+        restored = checkpointer.restore(
             run.plan.abstract,
             max_lost_steps=max_lost_steps,
-            way_out="or set trainer.train.accept_lost_steps=True to do these steps "
-            "again",
+            way_out="or set trainer.train.accept_lost_steps=True to repeat these steps",
         )
     except checkpointing.MismatchError as error:
-        # Say which setting is another rather than which arrays are.
+        # Different settings explain more than different arrays.
         _check_identity(error.metadata["identity"], identity, None)
         raise
     if restored is None:
         return None
     _check_identity(restored.metadata["identity"], identity, accept_changes)
-    logging.info("Going on from the checkpoint of step %d.", restored.step)
+    logging.info("Resuming from the checkpoint of step %d.", restored.step)
     return restored
 
 
 class _Saves:
-    """Saves, and does what the policy says about a save that failed.
+    """Saves with a policy for failed saves.
 
     Args:
-      saver: where to.
+      checkpointer: writes the checkpoints.
       on_error: "retry" or "stop"; see `train`.
     """
 
-    def __init__(self, saver: checkpointing.Checkpointer, on_error: str):
-        self._saver = saver
-        # With several processes only some may have failed: they cannot agree on a
+    def __init__(self, checkpointer: checkpointing.Checkpointer, on_error: str):
+        self._checkpointer = checkpointer
+        # With several processes a save may fail on some only: they cannot agree on a
         # step to save instead.
         self._retries = on_error == "retry" and jax.process_count() == 1
-        # Step of the save that took the place of a failed one and is not committed.
-        self._instead: int | None = None
+        # Step of the last retry. If this save fails too, the run stops.
+        self._retried_step: int | None = None
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
-        """Starts to save; again if the policy says so."""
+        """Starts a save, and starts it again if the policy is to retry.
+
+        Raises:
+          checkpoints.SaveError: a save failed, and the run must stop.
+        """
 
         def start() -> None:
-            self._saver.save(step, state, metadata)
+            self._checkpointer.save(step, state, metadata)
 
-        if self._fails(start, step):
+        if self._must_retry(start, step):
             start()
 
     def failed(self, step: int) -> bool:
-        """Whether the save that is going on failed and `step` is to be saved instead.
+        """Whether the pending save failed and `step` must be saved instead.
 
         Raises:
-          checkpoints.SaveError: it failed, and the run is to stop.
+          checkpoints.SaveError: the save failed, and the run must stop.
         """
-        return self._fails(self._saver.check, step)
+        return self._must_retry(self._checkpointer.check, step)
 
     def wait(self, step: int) -> bool:
-        """Waits for the last save; returns whether it is to be made again.
+        """Waits for the last save; returns whether `step` must be saved again.
 
         Raises:
-          checkpoints.SaveError: it failed, and the run is to stop.
+          checkpoints.SaveError: the save failed, and the run must stop.
         """
-        return self._fails(self._saver.wait, step)
+        return self._must_retry(self._checkpointer.wait, step)
 
-    def _fails(self, action: Callable[[], object], step: int) -> bool:
-        """Whether an action meets a failed save in whose place `step` may be saved."""
+    def _must_retry(self, action: Callable[[], object], step: int) -> bool:
+        """Calls `action`; returns whether a save failed and `step` replaces it."""
         try:
             action()
         except checkpointing.SaveError as error:
-            if not self._retries or error.step == self._instead:
+            if not self._retries or error.step == self._retried_step:
                 raise
-            self._instead = step
+            self._retried_step = step
             logging.error("%s Saving step %d instead.", error, step)
             return True
         return False
 
 
 def _write_config(path: pathlib.Path, text: str) -> None:
-    """Writes the configuration for readers; every checkpoint holds it too."""
+    """Writes the configuration for people; every checkpoint holds it too."""
     if not text:
         return
     try:
@@ -478,14 +481,14 @@ def _write_config(path: pathlib.Path, text: str) -> None:
 def layout(
     objective: Any, optimizer: Any, partitioner: Any, data: Any
 ) -> train_state.StatePlan:
-    """Layout of the state that `train` with these arguments saves and restores."""
+    """Layout of the state that `train` saves and restores with these arguments."""
     return train_state.plan(
         objective, optimizer, partitioner, train_state.batch_shapes(data)
     )
 
 
 class _Profile(contextlib.AbstractContextManager):
-    """Traces the steps [first, last) into a directory that TensorBoard opens."""
+    """Profiles the steps [first, last) into a directory for TensorBoard."""
 
     def __init__(self, directory: pathlib.Path, steps: tuple[int, int] | None):
         self._directory = directory
@@ -493,7 +496,7 @@ class _Profile(contextlib.AbstractContextManager):
         self._running = False
 
     def before(self, step: int) -> None:
-        """Starts or stops the trace, whichever is due before the next step."""
+        """Starts or stops the trace if that is due before the next step."""
         if self._steps is None:
             return
         first, last = self._steps
@@ -511,7 +514,7 @@ class _Profile(contextlib.AbstractContextManager):
 
 
 class _Run:
-    """What is built once from the arguments: layout, step function, batches."""
+    """Objects built once from the arguments: layout, step function, batches."""
 
     def __init__(
         self, objective, optimizer, partitioner, data, seed, num_microbatches, watch
@@ -541,7 +544,7 @@ class _Run:
         self.flops = objective.flops(self.batch_shapes)
 
     def initialize(self, seed: int, init_from: str | None) -> train_state.TrainState:
-        """The state of step 0, from random parameters or those of another run."""
+        """The state of step 0, from random parameters or those of a checkpoint."""
         params = None
         if init_from is not None:
             model = getattr(self.plan.objective, "model", None)
@@ -554,7 +557,7 @@ class _Run:
         )
 
     def make_batch(self, index: int) -> dict[str, jax.Array]:
-        """The global batch `index`, of which this process makes its own rows."""
+        """The global batch `index`; this process provides its own rows."""
         rows = self.data.batch(index, rows=self.rows)
         return self.partitioner.put_batch(rows, self.data.batch_size)
 
@@ -575,28 +578,34 @@ def _check_arguments(batch_size: int, num_microbatches: int, **counts: int) -> N
 
 
 def _check_identity(
-    found: Mapping[str, str], identity: Mapping[str, str], accept: bool | None
+    saved: Mapping[str, str], identity: Mapping[str, str], accept: bool | None
 ) -> None:
-    """Raises if these are two runs and `accept` is not True; None: cannot be one."""
-    starts = [ast.literal_eval(x.get("init_from", "None")) for x in (found, identity)]
-    if None not in starts and paths.same_source(*starts):
-        found = {**found, "init_from": identity["init_from"]}
-    lines = run_identity.differences(found, identity)
+    """Raises if the configurations differ; `accept=True` only warns.
+
+    Args:
+      saved: identity in the checkpoint.
+      identity: of this run.
+      accept: None: the change cannot be accepted, and the error does not offer it.
+    """
+    sources = [ast.literal_eval(x.get("init_from", "None")) for x in (saved, identity)]
+    if None not in sources and paths.same_source(*sources):
+        saved = {**saved, "init_from": identity["init_from"]}
+    lines = run_identity.differences(saved, identity)
     if not lines:
         return
     listing = "\n".join(lines)
-    if found.get("seed") != identity["seed"]:
-        accept = None  # Other rows.
+    if saved.get("seed") != identity["seed"]:
+        accept = None  # Another seed draws other rows.
     if not accept:
         way_out = (
             "."
             if accept is None
-            else ", where INITIAL_CHECKPOINT_PATH = 'DIR' starts from the parameters "
-            "of this one, or set trainer.train.accept_config_changes=True to go on "
+            else " (INITIAL_CHECKPOINT_PATH = 'DIR' starts it from the parameters of "
+            "this one), or set trainer.train.accept_config_changes=True to continue "
             "with the new values."
         )
         raise ValueError(
             "The model directory holds a run of another configuration "
-            f"(there -> asked for):\n{listing}\nChoose another model_dir{way_out}"
+            f"(saved -> new):\n{listing}\nChoose another model_dir{way_out}"
         )
-    logging.warning("Going on with changed values:\n%s", listing)
+    logging.warning("Continuing with changed values:\n%s", listing)

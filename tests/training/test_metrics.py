@@ -119,7 +119,7 @@ def test_bad_line_is_named_and_the_file_kept_aside(tmp_path, caplog, bad):
     assert _steps(path) == [3, 9]
     assert (tmp_path / "metrics.jsonl.damaged-1").read_bytes() == damaged
     assert "line 2; it was copied to metrics.jsonl.damaged-1" in caplog.text
-    assert caplog.text.rstrip().endswith("Steps that its log lacks: train 6.")
+    assert caplog.text.rstrip().endswith("Steps missing from the log: train 6.")
 
 
 def test_log_cut_in_half_is_kept_aside_and_its_missing_steps_are_named(
@@ -144,7 +144,7 @@ def test_lost_log_is_named_with_its_steps(tmp_path, caplog):
     logged = _write_log(path, [3, 6])
     path.unlink()
     metrics.JsonlWriter(path, 6, logged=logged)
-    assert "is gone" in caplog.text and "train 3, 6" in caplog.text
+    assert "is missing" in caplog.text and "train 3, 6" in caplog.text
 
 
 def test_log_of_a_killed_run_is_cut_without_a_word(tmp_path, caplog):

@@ -242,7 +242,7 @@ def test_damaged_log_does_not_stop_a_sound_run(tmp_path, caplog):
     trainer.train(**arguments | {"total_steps": 6})
     assert [line["step"] for line in _log(arguments)] == [4, 6]
     assert path.with_name("metrics.jsonl.damaged-1").exists()
-    assert "Steps that its log lacks: train 3; validation 3." in caplog.text
+    assert "Steps missing from the log: train 3; validation 3." in caplog.text
 
 
 class _FullDisk:
@@ -308,7 +308,7 @@ def test_evaluation_beside_a_run_leaves_out_what_was_deleted(tmp_path, caplog):
         steps.append(step)
         shutil.rmtree(directory / "2", ignore_errors=True)
     assert steps == [0, 4, 6]
-    assert "Step 2 was deleted by the run and is left out." in caplog.text
+    assert "Step 2 was deleted by the run and is skipped." in caplog.text
     # What is damaged is an error, after the others.
     _damage_checkpoint(arguments, 4)
     results = _evaluations(arguments, step="all")
@@ -679,7 +679,7 @@ def test_stop_policy_names_the_step_and_its_records(tmp_path):
     with pytest.raises(logbook.NonFiniteError, match="Step 3") as error:
         trainer.train(**arguments)
     # A restart is bit-identical: it would end here again.
-    assert "The same command meets the same step again" in str(error.value)
+    assert "The same command will fail at the same step again" in str(error.value)
     assert "trainer.train.on_nonfinite = 'skip'" in str(error.value)
     dump = json.loads(open(arguments["model_dir"] + "/nonfinite.jsonl").read())
     assert (dump["step"], dump["record_ids"]) == (3, ["P2"])
