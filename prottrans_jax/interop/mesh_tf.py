@@ -74,7 +74,7 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
     names = [n for n in shapes if not _SLOT.fullmatch(n) and n != _STEP]
     dtypes = reader.get_variable_to_dtype_map()
     stored = np.dtype(jnp.result_type(*{dtypes[n].as_numpy_dtype for n in names}))
-    notes = side_notes.read(_notes_of(path))
+    notes = side_notes.read(_notes_of(path), overrides)
     overrides = {**notes.settings, **overrides}
     as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}
     try:

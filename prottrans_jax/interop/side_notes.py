@@ -4,10 +4,12 @@ Both keep arrays alone; a reader takes the rest from a configuration of its own.
 reads this file back, others do not know it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import json
 import pathlib
 from typing import Any, NamedTuple
+
+from absl import logging
 
 from prottrans_jax.models import t5
 from prottrans_jax.proteins import vocabulary
@@ -15,6 +17,12 @@ from prottrans_jax.proteins import vocabulary
 NAME = "prottrans_jax.json"
 # Fields of T5Config that no shape tells.
 _FIELDS = ("mlp_activations", "norm_epsilon", "relative_max_distance", "dropout_rate")
+# What is taken without the file: the defaults of T5 and T5 v1.1.
+_ASSUMED = {
+    "norm_epsilon": "norm_epsilon=1e-06",
+    "relative_max_distance": "relative_max_distance=128",
+    "mlp_activations": "GELU in gated MLPs, ReLU in others",
+}
 
 
 class Notes(NamedTuple):
@@ -42,13 +50,25 @@ def write(
     path.write_text(text, encoding="utf-8")
 
 
-def read(path: pathlib.Path) -> Notes:
-    """The notes of a checkpoint; empty if there are none.
+def read(path: pathlib.Path, given: Collection[str] = ()) -> Notes:
+    """The notes of a checkpoint; empty, with a warning, if there are none.
+
+    Args:
+      path: The file.
+      given: Fields of the configuration that the caller gives.
 
     Raises:
       ValueError: The file is damaged.
     """
     if not path.is_file():
+        assumed = [text for name, text in _ASSUMED.items() if name not in given]
+        if assumed:
+            logging.warning(
+                "%s is not there. No shape tells what it keeps, so T5's own settings "
+                "are taken: %s. If the model has others, its vectors will be wrong.",
+                path,
+                "; ".join(assumed),
+            )
         return Notes({}, None)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

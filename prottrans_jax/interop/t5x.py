@@ -96,7 +96,7 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
     contents = open_(source)
     stored = families.widest_dtype(contents.params.values())
     names = t5_names.Scanned.of(contents.params)
-    notes = side_notes.read(contents.path / side_notes.NAME)
+    notes = side_notes.read(contents.path / side_notes.NAME, overrides)
     overrides = {**notes.settings, **overrides}
     as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}
     try:
