@@ -139,9 +139,10 @@ def losses_by_protein(run_dir: pathlib.Path, data_dir: str) -> dict[str, np.ndar
     import jax.numpy as jnp
 
     from prottrans_jax.checkpoints import checkpointing
+    from prottrans_jax.data.corruption import position_kinds
     from prottrans_jax.data.records import store
     from prottrans_jax.data.rows import loader
-    from prottrans_jax.objectives import denoising, losses
+    from prottrans_jax.objectives import losses
     from prottrans_jax.proteins import vocabulary
     from prottrans_jax.training import train_state, trainer
 
@@ -186,7 +187,7 @@ def losses_by_protein(run_dir: pathlib.Path, data_dir: str) -> dict[str, np.ndar
         nll = losses.softmax_cross_entropy(logits, targets).nll
         result = {}
         for name, chosen in (
-            ("masked", batch["decoder_corrupted"] == denoising.MASKED),
+            ("masked", batch["decoder_corrupted"] == position_kinds.MASKED),
             ("hidden", batch["decoder_corrupted"] > 0),
         ):
             result[name] = jnp.sum(nll * chosen, axis=1)

@@ -282,12 +282,12 @@ def test_every_number_of_a_released_model_has_its_source(leaf):
 def test_task_gives_the_features_and_ids_that_the_model_reads(leaf):
     objective, *_, shapes = build(leaf, num_devices=16)
     name = building.build("%MIXTURE_OR_TASK_NAME")
-    made = seqio.get_mixture_or_task(name).preprocessors[-1].objective
+    corruption = seqio.get_mixture_or_task(name).preprocessors[-1].corruption
     lengths = building.build("%TASK_FEATURE_LENGTHS")
-    assert set(lengths) == {layout.length for layout in made.layouts}
-    features = {n for layout in made.layouts for n in layout.features}
+    assert set(lengths) == {layout.length for layout in corruption.layouts}
+    features = {n for layout in corruption.layouts for n in layout.features}
     assert set(objective.features) <= features
-    assert made.vocabulary.size == objective.model.config.vocab_size
+    assert corruption.vocabulary.size == objective.model.config.vocab_size
     # A row has no more positions than the model has a table for.
     length = shapes[objective.features[0]].shape[1]
     assert length <= getattr(objective.model.config, "max_length", length)

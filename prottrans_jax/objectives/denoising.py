@@ -13,10 +13,9 @@ from jaxtyping import Array, Float
 
 from prottrans_jax import types
 from prottrans_jax.config import setting_types
+from prottrans_jax.data.corruption import position_kinds
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import losses
-
-MASKED, SUBSTITUTED = 1, 2  # `decoder_corrupted`; 0 is an intact input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +122,8 @@ class Denoising:
         )
 
         corrupted = batch["decoder_corrupted"]
-        masked = weights * (corrupted == MASKED)
-        substituted = weights * (corrupted == SUBSTITUTED)
+        masked = weights * (corrupted == position_kinds.MASKED)
+        substituted = weights * (corrupted == position_kinds.SUBSTITUTED)
         hidden = weights * (corrupted > 0)
         pairs = {
             "loss": (entropy.nll, weights),

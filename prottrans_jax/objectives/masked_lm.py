@@ -13,10 +13,9 @@ from jaxtyping import Array, Float
 
 from prottrans_jax import types
 from prottrans_jax.config import setting_types
+from prottrans_jax.data.corruption import position_kinds
 from prottrans_jax.models import albert, bert, electra
 from prottrans_jax.objectives import losses
-
-MASKED, SUBSTITUTED, KEPT = 1, 2, 3  # `corrupted`; 0 is a token that is not predicted
 
 # What every encoder of this kinship reads, beside its tokens, under its own names.
 MODEL_FEATURES = ("segment_ids", "positions", "token_types")
@@ -176,9 +175,12 @@ def token_loss(
     pairs = {
         "loss": (entropy.nll, weights),
         "accuracy": (entropy.correct, weights),
-        "masked_loss": (entropy.nll, weights * (corrupted == MASKED)),
-        "substituted_loss": (entropy.nll, weights * (corrupted == SUBSTITUTED)),
-        "kept_loss": (entropy.nll, weights * (corrupted == KEPT)),
+        "masked_loss": (entropy.nll, weights * (corrupted == position_kinds.MASKED)),
+        "substituted_loss": (
+            entropy.nll,
+            weights * (corrupted == position_kinds.SUBSTITUTED),
+        ),
+        "kept_loss": (entropy.nll, weights * (corrupted == position_kinds.KEPT)),
         "corrupted_loss": (entropy.nll, weights * (corrupted > 0)),
     }
     metrics = {

@@ -23,7 +23,7 @@ LAYOUT = streams.Layout(
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalLM:
+class NextToken:
     """The next token from those before it (Dai et al. 2019).
 
     A protein is one line of Transformer-XL's text, `<eos>` at its end. The same token
@@ -34,7 +34,7 @@ class CausalLM:
 
       >>> from prottrans_jax.proteins import vocabulary
       >>> ids = vocabulary.PROT_TXL.encode("MKTAY").astype(np.uint8)
-      >>> out = CausalLM().corrupt(ids, np.array([5]), np.array([0], np.uint64))
+      >>> out = NextToken().corrupt(ids, np.array([5]), np.array([0], np.uint64))
       >>> print(out["input_tokens"])
       [ 1 19 10 13  4 18]
       >>> print(out["target_tokens"])
@@ -47,27 +47,27 @@ class CausalLM:
 
     @property
     def layouts(self) -> tuple[streams.Layout, ...]:
-        """As `streams.Objective.layouts`."""
+        """As `streams.Corruption.layouts`."""
         return (LAYOUT,)
 
     @property
     def in_lanes(self) -> bool:
-        """As `streams.Objective.in_lanes`."""
+        """As `streams.Corruption.in_lanes`."""
         return True
 
     @property
     def predicted_specials(self) -> tuple[int, ...]:
-        """As `streams.Objective.predicted_specials`: `<eos>`."""
+        """As `streams.Corruption.predicted_specials`: `<eos>`."""
         return (self.vocabulary.eos_id,) if self.vocabulary.eos_id is not None else ()
 
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces 1"]:
-        """As `streams.Objective.num_tokens`: one more than residues."""
+        """As `streams.Corruption.num_tokens`: one more than residues."""
         return np.asarray(lengths, np.int64)[:, None] + 1
 
     def max_residues(self, *capacities: int) -> int:
-        """As `streams.Objective.max_residues`; of no concern to lanes."""
+        """As `streams.Corruption.max_residues`; of no concern to lanes."""
         (length,) = capacities
         return streams.at_least_one(
             length - 1, f"{length} tokens have no room for one residue and <eos>"
@@ -79,7 +79,7 @@ class CausalLM:
         lengths: streams.Lengths,
         keys: jaxtyping.UInt64[np.ndarray, " pieces"],
     ) -> streams.Stream:
-        """As `streams.Objective.corrupt`; nothing is hidden, `keys` are not used."""
+        """As `streams.Corruption.corrupt`; nothing is hidden, `keys` are not used."""
         del keys
         if self.vocabulary.eos_id is None:
             raise ValueError(f"{self.vocabulary.name} has no <eos>.")

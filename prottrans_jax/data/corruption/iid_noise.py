@@ -14,8 +14,8 @@ import dataclasses
 import jaxtyping
 import numpy as np
 
+from prottrans_jax.data.corruption import position_kinds, substitution
 from prottrans_jax.data.corruption import streams as streams_lib
-from prottrans_jax.data.corruption import substitution
 from prottrans_jax.data.rows import random_bits
 from prottrans_jax.proteins import vocabulary as vocabulary_lib
 
@@ -40,9 +40,6 @@ TARGETS = streams_lib.Layout(
     },
 )
 
-# What a target token is to the encoder (feature `decoder_corrupted`).
-INTACT, MASKED, SUBSTITUTED = 0, 1, 2
-
 # Streams of random bits within the key of a piece.
 _NOISE, _KIND, _TOKEN = range(3)
 
@@ -57,7 +54,7 @@ class Corrupted:
       targets: ids for the decoder to predict, [target_tokens] uint8.
       target_lengths: tokens of each piece in `targets`, [pieces].
       loss_weights: weight of each target in the loss, [target_tokens] float32.
-      corrupted: INTACT, MASKED or SUBSTITUTED, [target_tokens] uint8.
+      corrupted: `position_kinds` of the targets, [target_tokens] uint8.
     """
 
     inputs: np.ndarray
@@ -96,17 +93,17 @@ class EncoderDecoder:
 
     @property
     def layouts(self) -> tuple[streams_lib.Layout, ...]:
-        """As `streams.Objective.layouts`."""
+        """As `streams.Corruption.layouts`."""
         return INPUTS, TARGETS
 
     @property
     def in_lanes(self) -> bool:
-        """As `streams.Objective.in_lanes`."""
+        """As `streams.Corruption.in_lanes`."""
         return False
 
     @property
     def predicted_specials(self) -> tuple[int, ...]:
-        """As `streams.Objective.predicted_specials`: none where corrupted."""
+        """As `streams.Corruption.predicted_specials`: none where corrupted."""
         return ()
 
 
@@ -134,11 +131,11 @@ class _TokenByToken(EncoderDecoder):
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces 2"]:
-        """As `streams.Objective.num_tokens`: one more than residues, in both."""
+        """As `streams.Corruption.num_tokens`: one more than residues, in both."""
         return np.repeat(np.asarray(lengths, np.int64)[:, None] + 1, 2, axis=1)
 
     def max_residues(self, *capacities: int) -> int:
-        """As `streams.Objective.max_residues`."""
+        """As `streams.Corruption.max_residues`."""
         inputs_length, targets_length = capacities
         return at_least_one(
             min(inputs_length, targets_length) - 1, inputs_length, targets_length
@@ -150,7 +147,7 @@ class _TokenByToken(EncoderDecoder):
         lengths: Lengths,
         keys: jaxtyping.UInt64[np.ndarray, " pieces"],
     ) -> Corrupted:
-        """As `streams.Objective.corrupt`."""
+        """As `streams.Corruption.corrupt`."""
         eos = eos_id(self.vocabulary)
         ends = np.cumsum(lengths + 1) - 1  # of each piece, where its </s> stands
         targets = np.full(len(residues) + len(lengths), eos, np.uint8)
@@ -175,9 +172,13 @@ class _TokenByToken(EncoderDecoder):
         inputs[tokens] = replacement
         corrupted[tokens] = np.where(
             replacement == self.vocabulary.sentinel_id(0),
-            MASKED,
+            position_kinds.MASKED,
             # A draw over all ids may return the token itself.
-            np.where(replacement == originals, INTACT, SUBSTITUTED),
+            np.where(
+                replacement == originals,
+                position_kinds.INTACT,
+                position_kinds.SUBSTITUTED,
+            ),
         )
         return Corrupted(
             inputs=inputs,
@@ -233,8 +234,8 @@ class IidDenoise(_TokenByToken):
       >>> ids = vocabulary.PROT_T5.encode("MKTAYIAKQR").astype(np.uint8)
       >>> print(ids)
       [19 14 11  3 18 12  3 14 16  8]
-      >>> objective = IidDenoise()
-      >>> out = objective.corrupt(ids, np.array([10]), np.array([18], np.uint64))
+      >>> corruption = IidDenoise()
+      >>> out = corruption.corrupt(ids, np.array([10]), np.array([18], np.uint64))
       >>> print(out.inputs)  # residues 3 and 6 hidden, residue 7 (K) now F
       [ 19  14  11 127  18  12 127  15  16   8   1]
       >>> print(out.targets)
@@ -256,8 +257,8 @@ class MaskedReconstruction(_TokenByToken):
 
       >>> from prottrans_jax.proteins import vocabulary
       >>> ids = vocabulary.PROT_T5.encode("MKTAYIAKQR").astype(np.uint8)
-      >>> objective = MaskedReconstruction()
-      >>> out = objective.corrupt(ids, np.array([10]), np.array([21], np.uint64))
+      >>> corruption = MaskedReconstruction()
+      >>> out = corruption.corrupt(ids, np.array([10]), np.array([21], np.uint64))
       >>> print(out.inputs)
       [ 19  14 127   3  18  12   3 127  16   8   1]
       >>> print(out.targets)

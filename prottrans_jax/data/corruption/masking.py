@@ -10,7 +10,13 @@ import dataclasses
 import jaxtyping
 import numpy as np
 
-from prottrans_jax.data.corruption import framing, ngrams, streams, substitution
+from prottrans_jax.data.corruption import (
+    framing,
+    ngrams,
+    position_kinds,
+    streams,
+    substitution,
+)
 from prottrans_jax.data.rows import random_bits
 from prottrans_jax.proteins import vocabulary as vocabulary_lib
 
@@ -27,15 +33,12 @@ LAYOUT = streams.Layout(
     },
 )
 
-# What a token is (feature `corrupted`).
-INTACT, MASKED, SUBSTITUTED, KEPT = range(4)
-
 # Streams of random bits within the key of a piece.
 _PICK, _KIND, _TOKEN, _NGRAM = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM:
+class TokenMasking:
     """BERT's masked language model (Devlin et al. 2019, section 3.1), as ProtBert's.
 
     Each residue is picked with probability 0.15, by itself; BERT's script picks exactly
@@ -58,7 +61,7 @@ class MaskedLM:
       >>> ids = vocabulary.PROT_BERT.encode("MKTAYIAKQRQISF").astype(np.uint8)
       >>> print(ids)
       [21 12 15  6 20 11  6 12 18 13 18 11 10 19]
-      >>> out = MaskedLM().corrupt(ids, np.array([14]), np.array([25], np.uint64))
+      >>> out = TokenMasking().corrupt(ids, np.array([14]), np.array([25], np.uint64))
       >>> print(out["input_tokens"])  # residues 4, 10 hidden, 11 (I) now G, 0 stays
       [ 2 21 12 15  6  4 11  6 12 18 13  4  7 10 19  3]
       >>> print(out["target_tokens"])
@@ -70,7 +73,7 @@ class MaskedLM:
 
     As a pair, swapped: the last residue, F, comes first.
 
-      >>> pairs = MaskedLM(pairs=True)
+      >>> pairs = TokenMasking(pairs=True)
       >>> out = pairs.corrupt(ids, np.array([14]), np.array([4], np.uint64))
       >>> print(out["input_tokens"])
       [ 2  4  3 21 12 15  6 20 11  6 12 18  4 18 11 10  3]
@@ -105,27 +108,27 @@ class MaskedLM:
 
     @property
     def layouts(self) -> tuple[streams.Layout, ...]:
-        """As `streams.Objective.layouts`."""
+        """As `streams.Corruption.layouts`."""
         return (LAYOUT,)
 
     @property
     def in_lanes(self) -> bool:
-        """As `streams.Objective.in_lanes`."""
+        """As `streams.Corruption.in_lanes`."""
         return False
 
     @property
     def predicted_specials(self) -> tuple[int, ...]:
-        """As `streams.Objective.predicted_specials`: none."""
+        """As `streams.Corruption.predicted_specials`: none."""
         return ()
 
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces 1"]:
-        """As `streams.Objective.num_tokens`."""
+        """As `streams.Corruption.num_tokens`."""
         return framing.num_tokens(lengths, self.pairs)[:, None]
 
     def max_residues(self, *capacities: int) -> int:
-        """As `streams.Objective.max_residues`."""
+        """As `streams.Corruption.max_residues`."""
         (length,) = capacities
         longest = length - 2
         if self.pairs and longest > 1:
@@ -142,7 +145,7 @@ class MaskedLM:
         lengths: streams.Lengths,
         keys: jaxtyping.UInt64[np.ndarray, " pieces"],
     ) -> streams.Stream:
-        """As `streams.Objective.corrupt`."""
+        """As `streams.Corruption.corrupt`."""
         framed = framing.frame(
             residues,
             lengths,
@@ -174,7 +177,11 @@ class MaskedLM:
         inputs = framed.tokens.copy()
         inputs[at] = shown
         corrupted = np.zeros(len(inputs), np.uint8)
-        corrupted[at] = np.where(masked, MASKED, np.where(kept, KEPT, SUBSTITUTED))
+        corrupted[at] = np.select(
+            [masked, kept],
+            [position_kinds.MASKED, position_kinds.KEPT],
+            position_kinds.SUBSTITUTED,
+        )
         return streams.Stream(
             LAYOUT,
             framed.lengths,

@@ -43,7 +43,7 @@ _SIZE, _OFFSET, _PHASE, _RANK = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
-class PermutationLM:
+class PermutationTargets:
     """XLNet's partial prediction (Yang et al. 2019, section 2.3 and appendix).
 
     A piece is `A <sep> <cls>`, as ProtXLNet's tokenizer has it. It is gone through in
@@ -67,7 +67,8 @@ class PermutationLM:
 
       >>> from prottrans_jax.proteins import vocabulary
       >>> ids = vocabulary.PROT_XLNET.encode("MKTAYIAKQRQISFVK").astype(np.uint8)
-      >>> out = PermutationLM().corrupt(ids, np.array([16]), np.array([0], np.uint64))
+      >>> keys = np.array([0], np.uint64)
+      >>> out = PermutationTargets().corrupt(ids, np.array([16]), keys)
       >>> print(out["input_tokens"])
       [33 24 27 18 32 23 18 24 30 25 30 23 22 31 20 24  4  3]
       >>> print(out["factorization_ranks"])
@@ -90,27 +91,27 @@ class PermutationLM:
 
     @property
     def layouts(self) -> tuple[streams.Layout, ...]:
-        """As `streams.Objective.layouts`."""
+        """As `streams.Corruption.layouts`."""
         return (LAYOUT,)
 
     @property
     def in_lanes(self) -> bool:
-        """As `streams.Objective.in_lanes`."""
+        """As `streams.Corruption.in_lanes`."""
         return self.lanes
 
     @property
     def predicted_specials(self) -> tuple[int, ...]:
-        """As `streams.Objective.predicted_specials`: none."""
+        """As `streams.Corruption.predicted_specials`: none."""
         return ()
 
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces 1"]:
-        """As `streams.Objective.num_tokens`: two more than residues."""
+        """As `streams.Corruption.num_tokens`: two more than residues."""
         return np.asarray(lengths, np.int64)[:, None] + 2
 
     def max_residues(self, *capacities: int) -> int:
-        """As `streams.Objective.max_residues`."""
+        """As `streams.Corruption.max_residues`."""
         (length,) = capacities
         return streams.at_least_one(
             length - 2, f"{length} tokens have no room for one residue, <sep> and <cls>"
@@ -122,7 +123,7 @@ class PermutationLM:
         lengths: streams.Lengths,
         keys: jaxtyping.UInt64[np.ndarray, " pieces"],
     ) -> streams.Stream:
-        """As `streams.Objective.corrupt`; the input is left as it is."""
+        """As `streams.Corruption.corrupt`; the input is left as it is."""
         if self.vocabulary.cls_id is None or self.vocabulary.sep_id is None:
             raise ValueError(f"{self.vocabulary.name} has no <cls> and <sep>.")
         lengths = np.asarray(lengths, np.int64)

@@ -5,7 +5,7 @@ import dataclasses
 import jaxtyping
 import numpy as np
 
-from prottrans_jax.data.corruption import iid_noise, streams
+from prottrans_jax.data.corruption import iid_noise, position_kinds, streams
 from prottrans_jax.data.rows import random_bits
 from prottrans_jax.proteins import vocabulary as vocabulary_lib
 
@@ -31,8 +31,8 @@ class SpanCorruption(iid_noise.EncoderDecoder):
       >>> from prottrans_jax.proteins import vocabulary
       >>> ids = vocabulary.PROT_T5.encode("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ")
       >>> ids = ids.astype(np.uint8)
-      >>> objective = SpanCorruption(mean_span_length=3.0)
-      >>> out = objective.corrupt(ids, np.array([33]), np.array([4], np.uint64))
+      >>> corruption = SpanCorruption(mean_span_length=3.0)
+      >>> out = corruption.corrupt(ids, np.array([33]), np.array([4], np.uint64))
       >>> print(out.inputs)  # FSRQ and, 10 residues on, the last Q are cut out
       [ 19  14  11   3  18  12   3  14  16   8  16  12   7  15   6  14   7  20
        127   4   9   9   8   4   5   4  12   9   6 126   1]
@@ -63,14 +63,14 @@ class SpanCorruption(iid_noise.EncoderDecoder):
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces 2"]:
-        """As `streams.Objective.num_tokens`."""
+        """As `streams.Corruption.num_tokens`."""
         lengths = np.asarray(lengths, np.int64)
         noise, spans = self.counts(lengths)
         in_inputs = np.where(lengths < 2, 0, spans)
         return np.stack([lengths - noise + in_inputs + 1, noise + spans + 1], axis=1)
 
     def max_residues(self, *capacities: int) -> int:
-        """As `streams.Objective.max_residues`; the sentinels suffice for it."""
+        """As `streams.Corruption.max_residues`; the sentinels suffice for it."""
         inputs_length, targets_length = capacities
         limit = 2 * (inputs_length + targets_length)
         lengths = np.arange(limit + 1)
@@ -86,7 +86,7 @@ class SpanCorruption(iid_noise.EncoderDecoder):
         lengths: streams.Lengths,
         keys: jaxtyping.UInt64[np.ndarray, " pieces"],
     ) -> iid_noise.Corrupted:
-        """As `streams.Objective.corrupt`."""
+        """As `streams.Corruption.corrupt`."""
         noise, spans = self.counts(lengths)
         if spans.size and spans.max() > self.vocabulary.num_sentinels:
             raise ValueError(
@@ -129,9 +129,9 @@ class SpanCorruption(iid_noise.EncoderDecoder):
             targets=tokens[in_targets],
             target_lengths=num_tokens[:, 1],
             loss_weights=np.ones(int(in_targets.sum()), np.float32),
-            corrupted=np.where(is_noise, iid_noise.MASKED, iid_noise.INTACT)[
-                in_targets
-            ].astype(np.uint8),
+            corrupted=np.where(
+                is_noise[in_targets], position_kinds.MASKED, position_kinds.INTACT
+            ).astype(np.uint8),
         )
 
 

@@ -1,15 +1,18 @@
-"""What an objective is to the rest of `data`: pieces in, streams of tokens out.
+"""The `Corruption` protocol: pieces of proteins in, streams of tokens out.
 
-An objective says how many tokens a piece of so many residues takes in each of its
-streams, and turns residues into them. A stream is the tokens of many pieces end to end,
-with one value of each feature a token. T5 has two streams a row (inputs and targets),
-all others one. Rows, batches and SeqIO's features follow from the layout of the streams
-alone: nothing else knows which family it serves.
+A corruption is the half of a pre-training objective that runs on the host. It gives
+the number of tokens of a piece in each of its streams, and turns residues into these
+tokens.
+
+A stream holds the tokens of many pieces end to end, with one value of each feature per
+token. T5 has two streams (inputs and targets), all other families one. Rows, batches
+and SeqIO features follow from the layouts of the streams; no other code depends on the
+model family.
 """
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import jaxtyping
 import numpy as np
@@ -93,16 +96,19 @@ class Stream:
 
 
 class Pieces(Protocol):
-    """What `Objective.corrupt` returns."""
+    """What `Corruption.corrupt` returns."""
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """One for each layout of the objective."""
+        """One for each layout of the corruption."""
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """A way to hide and frame. Frozen: its repr goes into the state of a loader."""
+class Corruption(Protocol):
+    """How residues are hidden and framed by special tokens.
+
+    An implementation is a frozen dataclass. Its repr is part of the state of a loader,
+    so a run can be resumed only with the same repr.
+    """
 
     @property
     def vocabulary(self) -> vocabulary_lib.Vocabulary:
@@ -153,7 +159,7 @@ class Objective(Protocol):
 def merge(
     parts: list[tuple[Stream, ...]], order: list[np.ndarray]
 ) -> tuple[Stream, ...]:
-    """Pieces of several objectives as one; order[p][i] is the i-th piece of part p."""
+    """Merges pieces of several corruptions; part p's i-th piece goes to order[p][i]."""
     place = np.argsort(np.concatenate(order), kind="stable")
     merged = []
     for streams in zip(*parts, strict=True):

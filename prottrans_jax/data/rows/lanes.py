@@ -206,7 +206,7 @@ class LanePlan:
         for c, source in enumerate(self._sources):
             mine = np.flatnonzero((records.component == c) & exists)
             residues[mine] = source.lengths[records.record[mine]]
-            tokens[mine] = source.objective.num_tokens(residues[mine])[:, 0]
+            tokens[mine] = source.corruption.num_tokens(residues[mine])[:, 0]
         return _Chunk(
             order_lib.RecordBlock(
                 records.component.reshape(shape),

@@ -18,7 +18,7 @@ import jaxtyping
 import numpy as np
 import seqio
 
-from prottrans_jax.data.corruption import streams
+from prottrans_jax.data.corruption import causal, masking, permuted, streams
 from prottrans_jax.data.records import store
 from prottrans_jax.data.rows import assembly, lanes, packing, random_bits
 from prottrans_jax.data.rows import order as order_lib
@@ -28,6 +28,14 @@ from prottrans_jax.data.seqio import preprocessors, record_source, task_names
 STATE_VERSION = 1
 # Records that are packed together: planned in 0.2 s, more fill rows no better.
 BLOCK_RECORDS = 65536
+
+
+# Names of these classes in saved states.
+_SAVED_NAMES = {
+    masking.TokenMasking: "MaskedLM",
+    permuted.PermutationTargets: "PermutationLM",
+    causal.NextToken: "CausalLM",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +108,10 @@ class RowLoader:
                 f"{', '.join(packing.LONG_SEQUENCES)}."
             )
         self.batch_size = batch_size
-        self._components = _components(task, split, data_dir)
+        self._components = _components(task, split, data_dir, long_sequences)
         self._layouts = _layouts(self._components)
         self._lengths = _row_lengths(feature_lengths, self._layouts)
-        self._in_lanes = self._components[0].corrupt.objective.in_lanes
+        self._in_lanes = self._components[0].corrupt.corruption.in_lanes
         if self._in_lanes and (not pack or long_sequences != "split"):
             raise ValueError(
                 f"pack={pack}, long_sequences={long_sequences!r}: rows that go on in "
@@ -134,7 +142,7 @@ class RowLoader:
         self, anchor: Mapping[str, Any] | None
     ) -> rows_lib.RowPlan | lanes.LanePlan:
         parts = [
-            rows_lib.Source(c.split.lengths, c.corrupt.objective)
+            rows_lib.Source(c.split.lengths, c.corrupt.corruption)
             for c in self._components
         ]
         if self._in_lanes:
@@ -159,7 +167,7 @@ class RowLoader:
     @property
     def vocab_size(self) -> int:
         """Ids of the task's vocabulary: 0 to `vocab_size` - 1 may be in a batch."""
-        return self._components[0].corrupt.objective.vocabulary.size
+        return self._components[0].corrupt.corruption.vocabulary.size
 
     @property
     def feature_shapes(self) -> dict[str, tuple[int, int]]:
@@ -247,12 +255,12 @@ class RowLoader:
             letters = np.frombuffer(b"".join(data), np.uint8)
             piece_begins = np.cumsum(length) - length
             at = np.arange(int(length.sum())) + np.repeat(begins - piece_begins, length)
-            objective = component.corrupt.objective
-            residues = objective.vocabulary.byte_table[letters[at]]
+            corruption = component.corrupt.corruption
+            residues = corruption.vocabulary.byte_table[letters[at]]
             key = random_bits.key(self._settings["seed"], order_lib.CORRUPT, c)
             keys = random_bits.fold(random_bits.fold(key, pieces.epoch[mine]), record)
             keys = random_bits.fold(keys, start)
-            parts.append(objective.corrupt(residues, length, keys).streams)
+            parts.append(corruption.corrupt(residues, length, keys).streams)
             order.append(mine)
         made = parts[0] if len(parts) == 1 else streams.merge(parts, order)
         if pieces.window is None:
@@ -295,8 +303,8 @@ class RowLoader:
             "components": [
                 {
                     "fingerprint": c.split.fingerprint,
-                    "objective": repr(c.corrupt.objective),
-                    "vocabulary": c.corrupt.objective.vocabulary.name,
+                    "objective": _saved_repr(c.corrupt.corruption),
+                    "vocabulary": c.corrupt.corruption.vocabulary.name,
                     "rate": str(c.rate),
                 }
                 for c in self._components
@@ -344,12 +352,12 @@ class RowLoader:
         """
         counts: np.ndarray = np.zeros(256)
         for component in self._components:
-            objective = component.corrupt.objective
-            table = objective.vocabulary.byte_table
+            corruption = component.corrupt.corruption
+            table = corruption.vocabulary.byte_table
             own = np.zeros(256)
             for letter, count in component.split.alphabet.items():
                 own[table[ord(letter)]] += count
-            own[list(objective.predicted_specials)] += component.split.num_records
+            own[list(corruption.predicted_specials)] += component.split.num_records
             # A mixture: shares of records, each with its mean number of residues.
             counts += own * float(component.rate) / component.split.num_records
         share = counts[counts > 0] / counts.sum()
@@ -372,7 +380,7 @@ class RowLoader:
         tokens = np.zeros((len(block.record), len(self._layouts)), np.int64)
         for c, component in enumerate(self._components):
             mine = block.component == c
-            tokens[mine] = component.corrupt.objective.num_tokens(block.length[mine])
+            tokens[mine] = component.corrupt.corruption.num_tokens(block.length[mine])
         space = np.array(self._lengths) * max(block.num_rows, 1)
         fill = (tokens.sum(0) / space).tolist()
         seen = min(self._order.block_records, num_records)
@@ -392,9 +400,9 @@ class RowLoader:
 
 def _layouts(components: list[_Component]) -> tuple[streams.Layout, ...]:
     first, *others = components
-    mine = first.corrupt.objective
+    mine = first.corrupt.corruption
     for other in others:
-        theirs = other.corrupt.objective
+        theirs = other.corrupt.corruption
         if theirs.layouts != mine.layouts or theirs.vocabulary != mine.vocabulary:
             raise ValueError(
                 f"tasks {first.name} ({mine.vocabulary.name}) and {other.name} "
@@ -428,19 +436,12 @@ def _components(
     task: str | seqio.Task | seqio.Mixture,
     split: str,
     data_dir: str | os.PathLike | None,
+    long_sequences: str,
 ) -> list[_Component]:
     provider = _provider(task) if isinstance(task, str) else task
-    found = []
+    components = []
     for part in seqio.get_subtasks(provider):
-        corrupt = part.preprocessors[-1] if part.preprocessors else None
-        if not isinstance(part.source, record_source.RecordSource) or not isinstance(
-            corrupt, preprocessors.Corrupt
-        ):
-            raise ValueError(
-                f"task {part.name} is not made of prepared records and one of the "
-                "library's objectives, so its rows cannot be computed from lengths. "
-                "Use prottrans_jax.data.seqio.streaming.StreamLoader for it."
-            )
+        corrupt = _corrupt_of(part, long_sequences)
         opened = part.source.open(data_dir).split(split)
         rate = fractions.Fraction(1)
         if isinstance(provider, seqio.Mixture):
@@ -450,8 +451,53 @@ def _components(
             rate = rate.limit_denominator(10**6)
         if opened.num_records == 0:
             raise ValueError(f"{opened.folder}: split {split} has no records.")
-        found.append(_Component(part.name, opened, corrupt, rate))
-    return found
+        components.append(_Component(part.name, opened, corrupt, rate))
+    return components
+
+
+def _corrupt_of(task: seqio.Task, long_sequences: str) -> preprocessors.Corrupt:
+    """The corruption of a task; ValueError if other steps shape its rows too."""
+    corrupt = task.preprocessors[-1] if task.preprocessors else None
+    if not isinstance(task.source, record_source.RecordSource) or not isinstance(
+        corrupt, preprocessors.Corrupt
+    ):
+        raise ValueError(
+            f"task {task.name} is not made of prepared records and one of the "
+            "library's corruptions, so its rows cannot be computed from lengths. "
+            "Use prottrans_jax.data.seqio.streaming.StreamLoader for it."
+        )
+    tokenize, *others = [
+        step
+        for step in task.preprocessors[:-1]
+        if not isinstance(step, seqio.CacheDatasetPlaceholder)
+    ] or [None]
+    if others or not isinstance(tokenize, preprocessors.Tokenize):
+        names = ", ".join(_step_name(step) for step in task.preprocessors)
+        raise ValueError(
+            f"task {task.name} has the preprocessors {names}. RowLoader computes rows "
+            "from record lengths and runs only those of "
+            "preprocessors.pretraining(...): Tokenize, CacheDatasetPlaceholder, "
+            "Corrupt. Remove the others, e.g. by preparing the changed sequences, or "
+            "use prottrans_jax.data.seqio.streaming.StreamLoader."
+        )
+    if corrupt.long_sequences not in ("split", long_sequences):
+        raise ValueError(
+            f"task {task.name} has Corrupt(long_sequences={corrupt.long_sequences!r}), "
+            f"but RowLoader has long_sequences={long_sequences!r} and follows its own. "
+            f"Pass long_sequences={corrupt.long_sequences!r} to RowLoader too."
+        )
+    return corrupt
+
+
+def _step_name(step: Any) -> str:
+    return getattr(step, "__name__", type(step).__name__)
+
+
+def _saved_repr(corruption: streams.Corruption) -> str:
+    """The repr under the class name that states of loaders use."""
+    name = type(corruption).__qualname__
+    saved_name = _SAVED_NAMES.get(type(corruption), name)
+    return saved_name + repr(corruption).removeprefix(name)
 
 
 def _differences(

@@ -26,7 +26,7 @@ class Source:
     """One component as the plan of rows sees it: lengths and an objective."""
 
     lengths: jaxtyping.Integer[np.ndarray, " records"]
-    objective: streams.Objective
+    corruption: streams.Corruption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,7 @@ class RowPlan:
         self._capacities = row_lengths
         self._pack = pack
         self._long_sequences = long_sequences
-        self._max_residues = [s.objective.max_residues(*row_lengths) for s in sources]
+        self._max_residues = [s.corruption.max_residues(*row_lengths) for s in sources]
         self._num_blocks: int | None = None
         if num_epochs is not None:
             if order.blocks_per_epoch is None:
@@ -232,7 +232,7 @@ class RowPlan:
                 self._long_sequences,
                 random_bits.fold(crop_keys, records.record[of]),
             )
-            tokens = source.objective.num_tokens(length)
+            tokens = source.corruption.num_tokens(length)
             parts.append((of[index], start, length, tokens))
         at, start, length, tokens = (
             np.concatenate(p) for p in zip(*parts, strict=True)

@@ -129,9 +129,9 @@ class SingleStreamFeatureConverter(seqio.FeatureConverter):
     MODEL_FEATURES: Mapping[str, seqio.FeatureConverter.FeatureSpec] = {}
     PACKING_FEATURE_DTYPES: Mapping[str, tf.DType] = {}
 
-    def __init__(self, objective: streams.Objective, pack: bool = True):
+    def __init__(self, corruption: streams.Corruption, pack: bool = True):
         """Converts examples of tasks with this objective."""
-        (self._layout,) = objective.layouts
+        (self._layout,) = corruption.layouts
         spec = seqio.FeatureConverter.FeatureSpec
         self.TASK_FEATURES = {self._layout.length: spec(dtype=tf.int32)}
         self.MODEL_FEATURES = {
@@ -185,7 +185,7 @@ def converter_for(
         for step in part.preprocessors:
             if (
                 isinstance(step, preprocessors.Corrupt)
-                and len(step.objective.layouts) == 1
+                and len(step.corruption.layouts) == 1
             ):
-                return SingleStreamFeatureConverter(step.objective, pack=pack)
+                return SingleStreamFeatureConverter(step.corruption, pack=pack)
     return DenoisingFeatureConverter(pack=pack)

@@ -19,10 +19,13 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from prottrans_jax.data.corruption import causal as causal_lm_lib
-from prottrans_jax.data.corruption import iid_noise, streams
-from prottrans_jax.data.corruption import masking as masked_lm_lib
-from prottrans_jax.data.corruption import permuted as permutation_lm_lib
+from prottrans_jax.data.corruption import (
+    causal,
+    iid_noise,
+    masking,
+    permuted,
+    streams,
+)
 from prottrans_jax.data.corruption import span_corruption as span_corruption_lib
 from prottrans_jax.data.rows import packing, random_bits
 from prottrans_jax.data.seqio import byte_vocabulary
@@ -32,7 +35,7 @@ _CORRUPT = 1
 
 
 def iid_denoise(**options: Any) -> "Corrupt":
-    """ProtT5's objective; see `corruption.IidDenoise` for options and an example."""
+    """ProtT5's objective; see `iid_noise.IidDenoise` for options and an example."""
     return Corrupt(iid_noise.IidDenoise(**options))
 
 
@@ -42,23 +45,23 @@ def span_corruption(**options: Any) -> "Corrupt":
 
 
 def masked_reconstruction(**options: Any) -> "Corrupt":
-    """Loss at hidden positions only; see `corruption.MaskedReconstruction`."""
+    """Loss at hidden positions only; see `iid_noise.MaskedReconstruction`."""
     return Corrupt(iid_noise.MaskedReconstruction(**options))
 
 
 def masked_lm(**options: Any) -> "Corrupt":
-    """BERT's, ALBERT's and ELECTRA's objective; see `masked_lm.MaskedLM`."""
-    return Corrupt(masked_lm_lib.MaskedLM(**options))
+    """BERT's, ALBERT's and ELECTRA's objective; see `masking.TokenMasking`."""
+    return Corrupt(masking.TokenMasking(**options))
 
 
 def permutation_lm(**options: Any) -> "Corrupt":
-    """XLNet's objective; see `permutation_lm.PermutationLM`."""
-    return Corrupt(permutation_lm_lib.PermutationLM(**options))
+    """XLNet's objective; see `permuted.PermutationTargets`."""
+    return Corrupt(permuted.PermutationTargets(**options))
 
 
 def causal_lm(**options: Any) -> "Corrupt":
-    """Transformer-XL's objective; see `causal_lm.CausalLM`."""
-    return Corrupt(causal_lm_lib.CausalLM(**options))
+    """Transformer-XL's objective; see `causal.NextToken`."""
+    return Corrupt(causal.NextToken(**options))
 
 
 def pretraining(corrupt: "Corrupt") -> list[Callable[..., tf.data.Dataset]]:
@@ -68,9 +71,9 @@ def pretraining(corrupt: "Corrupt") -> list[Callable[..., tf.data.Dataset]]:
 
 def output_features(corrupt: "Corrupt") -> dict[str, seqio.Feature]:
     """Features of a pre-training task: ids, and numbers that go with each token."""
-    objective = corrupt.objective
-    vocabulary = byte_vocabulary.ByteTableVocabulary(objective.vocabulary)
-    has_eos = objective.vocabulary.eos_id is not None
+    corruption = corrupt.corruption
+    vocabulary = byte_vocabulary.ByteTableVocabulary(corruption.vocabulary)
+    has_eos = corruption.vocabulary.eos_id is not None
     numbers = seqio.PassThroughVocabulary(size=3)
     return {
         name: (
@@ -78,15 +81,15 @@ def output_features(corrupt: "Corrupt") -> dict[str, seqio.Feature]:
             if name in ("inputs", "targets")
             else seqio.Feature(numbers, add_eos=False, dtype=tf.as_dtype(field.dtype))
         )
-        for name, field in task_features(objective).items()
+        for name, field in task_features(corruption).items()
     }
 
 
-def task_features(objective: streams.Objective) -> dict[str, streams.Field]:
+def task_features(corruption: streams.Corruption) -> dict[str, streams.Field]:
     """Features of an example that hold one value a token, by their names in SeqIO."""
     return {
         field.task_feature: field
-        for layout in objective.layouts
+        for layout in corruption.layouts
         for field in layout.fields.values()
         if field.task_feature
     }
@@ -118,19 +121,19 @@ class Corrupt:
     (`crop`). Seeds come from SeqIO.
     """
 
-    objective: streams.Objective
+    corruption: streams.Corruption
     long_sequences: str = "split"
     sequence_length: Mapping[str, int] | None = None
 
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Maps the dataset; `sequence_length` is set by SeqIO, None: no limit."""
         limit = None
-        layouts = self.objective.layouts
+        layouts = self.corruption.layouts
         if self.sequence_length:
-            limit = self.objective.max_residues(
+            limit = self.corruption.max_residues(
                 *(self.sequence_length[layout.length] for layout in layouts)
             )
-        fields = task_features(self.objective)
+        fields = task_features(self.corruption)
         types = [tf.as_dtype(field.dtype) for field in fields.values()]
 
         def corrupt(targets: np.ndarray, seed: np.ndarray) -> list[np.ndarray]:
@@ -191,4 +194,4 @@ class Corrupt:
             [residues[s : s + c] for s, c in zip(start, count, strict=True)]
         )
         keys = random_bits.fold(random_bits.fold(key, _CORRUPT), start)
-        return self.objective.corrupt(residues.astype(np.uint8), count, keys).streams
+        return self.corruption.corrupt(residues.astype(np.uint8), count, keys).streams

@@ -83,8 +83,8 @@ def test_x_is_hidden_like_any_other_and_replaced_by_an_amino_acid():
 
 def test_all_ids_draws_as_the_t5_library_from_3_to_127():
     ids, lengths, keys = _pieces([500] * 200)
-    objective = iid_noise.IidDenoise(random_tokens="all_ids", random_probability=0.5)
-    out = objective.corrupt(ids, lengths, keys)
+    corruption = iid_noise.IidDenoise(random_tokens="all_ids", random_probability=0.5)
+    out = corruption.corrupt(ids, lengths, keys)
     _assert_share(
         (out.inputs[out.inputs != out.targets] >= 28).mean() * 1000, 1000, 0.9
     )
@@ -131,11 +131,11 @@ def test_noise_is_independent_of_neighbours_and_position():
     ],
 )
 def test_span_corruption_lengths_are_t5s(mean, length, inputs, targets):
-    objective = span_corruption.SpanCorruption(mean_span_length=mean)
+    corruption = span_corruption.SpanCorruption(mean_span_length=mean)
     np.testing.assert_array_equal(
-        objective.num_tokens(np.array([length])), [[inputs, targets]]
+        corruption.num_tokens(np.array([length])), [[inputs, targets]]
     )
-    out = objective.corrupt(*_pieces([length, 7]))
+    out = corruption.corrupt(*_pieces([length, 7]))
     assert (out.input_lengths[0], out.target_lengths[0]) == (inputs, targets)
     assert len(out.inputs) == out.input_lengths.sum()
     assert len(out.targets) == out.target_lengths.sum()
@@ -195,8 +195,8 @@ def test_pieces_too_short_for_noise_are_shown_as_they_are():
     out = span_corruption.SpanCorruption().corrupt(ids, lengths, keys)
     np.testing.assert_array_equal(out.inputs, [1, ids[0], 1])
     np.testing.assert_array_equal(out.targets, [1, 127, 1])
-    for objective in (iid_noise.IidDenoise(), iid_noise.MaskedReconstruction()):
-        out = objective.corrupt(ids, lengths, keys)
+    for corruption in (iid_noise.IidDenoise(), iid_noise.MaskedReconstruction()):
+        out = corruption.corrupt(ids, lengths, keys)
         np.testing.assert_array_equal(out.targets, [1, ids[0], 1])
 
 
@@ -218,9 +218,9 @@ def test_longest_piece_that_fits_leaves_no_room_and_no_lack_of_sentinels():
 def test_a_piece_is_corrupted_alike_in_any_company():
     ids, lengths, keys = _pieces([31, 58, 12, 77])
     parts = _split(ids, lengths)
-    for objective in (iid_noise.IidDenoise(), span_corruption.SpanCorruption()):
-        together = objective.corrupt(ids, lengths, keys)
-        alone = objective.corrupt(parts[2], lengths[2:3], keys[2:3])
+    for corruption in (iid_noise.IidDenoise(), span_corruption.SpanCorruption()):
+        together = corruption.corrupt(ids, lengths, keys)
+        alone = corruption.corrupt(parts[2], lengths[2:3], keys[2:3])
         np.testing.assert_array_equal(
             _split(together.inputs, together.input_lengths)[2], alone.inputs
         )

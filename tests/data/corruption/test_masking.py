@@ -39,7 +39,7 @@ def test_worked_examples_in_docstrings():
 
 def test_15_percent_are_picked_80_10_10():
     ids, lengths, keys = _pieces(np.arange(1, 500))
-    out = masking.MaskedLM().corrupt(ids, lengths, keys)
+    out = masking.TokenMasking().corrupt(ids, lengths, keys)
     np.testing.assert_array_equal(out.lengths, lengths + 2)
     ends = np.cumsum(lengths + 2)
     assert (out["target_tokens"][ends - 1] == SEP).all()
@@ -68,21 +68,21 @@ def test_15_percent_are_picked_80_10_10():
     [(1.0, 0.0, {1}), (0.85, 0.0, {1, 3}), (0.0, 1.0, {2}), (0.0, 0.0, {3})],
 )
 def test_shares_may_be_nothing_or_all(mask, random, expected):
-    objective = masking.MaskedLM(mask_probability=mask, random_probability=random)
-    out = objective.corrupt(*_pieces([900, 50]))
+    corruption = masking.TokenMasking(mask_probability=mask, random_probability=random)
+    out = corruption.corrupt(*_pieces([900, 50]))
     assert set(out["corrupted"]) - {0} == expected
 
 
 def test_what_is_picked_depends_on_key_and_position_alone():
     ids, lengths, keys = _pieces([40, 33, 7])
-    whole = masking.MaskedLM().corrupt(ids, lengths, keys)
-    alone = masking.MaskedLM().corrupt(ids[40:73], lengths[1:2], keys[1:2])
+    whole = masking.TokenMasking().corrupt(ids, lengths, keys)
+    alone = masking.TokenMasking().corrupt(ids[40:73], lengths[1:2], keys[1:2])
     for name, values in alone.values.items():
         np.testing.assert_array_equal(
             values, _split(whole[name], whole.lengths)[1], err_msg=name
         )
     # As a pair the same residues are picked.
-    pairs = masking.MaskedLM(pairs=True, swap_probability=0.0)
+    pairs = masking.TokenMasking(pairs=True, swap_probability=0.0)
     paired = pairs.corrupt(ids[40:73], lengths[1:2], keys[1:2])
     inside = np.delete(paired["corrupted"], np.flatnonzero(paired["input_tokens"] == 3))
     np.testing.assert_array_equal(inside, alone["corrupted"][:-1])
@@ -90,7 +90,7 @@ def test_what_is_picked_depends_on_key_and_position_alone():
 
 def test_pairs_hold_both_parts_of_a_piece_in_the_order_that_they_say():
     ids, lengths, keys = _pieces([1, 2, 3, *range(4, 300)], seed=1)
-    out = masking.MaskedLM(pairs=True).corrupt(ids, lengths, keys)
+    out = masking.TokenMasking(pairs=True).corrupt(ids, lengths, keys)
     np.testing.assert_array_equal(out.lengths, lengths + 2 + (lengths > 1))
     swapped, first_parts = [], []
     for i, (original, tokens, types, targets, weights) in enumerate(
@@ -129,19 +129,19 @@ def test_pairs_hold_both_parts_of_a_piece_in_the_order_that_they_say():
 
 def test_pieces_that_fit_fill_the_row_exactly():
     for pairs in (False, True):
-        objective = masking.MaskedLM(pairs=pairs)
+        corruption = masking.TokenMasking(pairs=pairs)
         for capacity in range(3, 20):
-            longest = objective.max_residues(capacity)
-            assert (objective.num_tokens(np.arange(longest + 1)) <= capacity).all()
-            assert objective.num_tokens(np.array([longest + 1]))[0, 0] > capacity
+            longest = corruption.max_residues(capacity)
+            assert (corruption.num_tokens(np.arange(longest + 1)) <= capacity).all()
+            assert corruption.num_tokens(np.array([longest + 1]))[0, 0] > capacity
         with pytest.raises(ValueError, match="2 tokens have no room for one residue"):
-            objective.max_residues(2)
+            corruption.max_residues(2)
 
 
 def test_ngrams_have_lengths_1_to_3_by_the_inverse_and_cover_15_percent():
     ids, lengths, keys = _pieces([1000] * 300, seed=2)
-    objective = masking.MaskedLM(max_ngram=3)
-    out = objective.corrupt(ids, lengths, keys)
+    corruption = masking.TokenMasking(max_ngram=3)
+    out = corruption.corrupt(ids, lengths, keys)
     _assert_share((out["corrupted"] > 0).sum() / 3, len(ids) / 3, 0.15)
     # Runs by themselves: where nothing before it can have begun one.
     bits = random_bits.fold(random_bits.key(5), np.arange(200_000))
@@ -169,10 +169,10 @@ def test_ngrams_settle_from_left_to_right_and_end_with_their_part():
 
 def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match=r"mask_probability=0\.9 and random_prob"):
-        masking.MaskedLM(mask_probability=0.9, random_probability=0.2)
+        masking.TokenMasking(mask_probability=0.9, random_probability=0.2)
     with pytest.raises(ValueError, match="max_ngram=0"):
-        masking.MaskedLM(max_ngram=0)
+        masking.TokenMasking(max_ngram=0)
     with pytest.raises(ValueError, match=r"noise_density=1\.0"):
-        masking.MaskedLM(noise_density=1.0)
+        masking.TokenMasking(noise_density=1.0)
     with pytest.raises(ValueError, match=r"ProtT5 has no \[CLS\]"):
-        masking.MaskedLM(vocabulary=vocabulary.PROT_T5).corrupt(*_pieces([4]))
+        masking.TokenMasking(vocabulary=vocabulary.PROT_T5).corrupt(*_pieces([4]))

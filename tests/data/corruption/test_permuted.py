@@ -32,7 +32,7 @@ def test_worked_example_in_docstring():
 
 def test_input_is_the_piece_with_sep_and_cls_behind_it():
     ids, lengths, keys = _pieces([1, 50, 7])
-    out = permuted.PermutationLM().corrupt(ids, lengths, keys)
+    out = permuted.PermutationTargets().corrupt(ids, lengths, keys)
     for original, tokens, targets, types in zip(
         _split(ids, lengths),
         _split(out["input_tokens"], out.lengths),
@@ -48,8 +48,8 @@ def test_input_is_the_piece_with_sep_and_cls_behind_it():
 @pytest.mark.parametrize("fraction", [2, 6])
 def test_one_of_k_residues_is_predicted_at_every_place(fraction):
     ids, lengths, keys = _pieces([90] * 4000)
-    objective = permuted.PermutationLM(inverse_fraction=fraction)
-    out = objective.corrupt(ids, lengths, keys)
+    corruption = permuted.PermutationTargets(inverse_fraction=fraction)
+    out = corruption.corrupt(ids, lengths, keys)
     weights = out["loss_weights"].reshape(4000, 92)
     assert not weights[:, 90:].any()
     ranks = out["factorization_ranks"].reshape(4000, 92)
@@ -63,8 +63,8 @@ def test_one_of_k_residues_is_predicted_at_every_place(fraction):
 
 def test_runs_are_of_1_to_5_by_the_inverse():
     _, lengths, keys = _pieces([60_000], seed=1)
-    objective = permuted.PermutationLM(inverse_fraction=30)
-    predicted = objective.predicted(lengths, keys)
+    corruption = permuted.PermutationTargets(inverse_fraction=30)
+    predicted = corruption.predicted(lengths, keys)
     # So far apart that two runs hardly ever touch.
     runs = np.split(predicted, np.flatnonzero(np.diff(predicted) > 1) + 1)
     counts = np.bincount([len(r) for r in runs], minlength=6)[1:6]
@@ -74,7 +74,7 @@ def test_runs_are_of_1_to_5_by_the_inverse():
 
 def test_every_order_of_the_predicted_is_equally_likely():
     ids, lengths, keys = _pieces([18] * 30_000, seed=2)
-    out = permuted.PermutationLM().corrupt(ids, lengths, keys)
+    out = permuted.PermutationTargets().corrupt(ids, lengths, keys)
     orders = {}
     for ranks in out["factorization_ranks"].reshape(-1, 20):
         ranks = ranks[ranks >= 0]
@@ -88,9 +88,9 @@ def test_every_order_of_the_predicted_is_equally_likely():
 
 def test_prediction_depends_on_key_and_position_alone():
     ids, lengths, keys = _pieces([40, 33, 7])
-    objective = permuted.PermutationLM()
-    whole = objective.corrupt(ids, lengths, keys)
-    alone = objective.corrupt(ids[40:73], lengths[1:2], keys[1:2])
+    corruption = permuted.PermutationTargets()
+    whole = corruption.corrupt(ids, lengths, keys)
+    alone = corruption.corrupt(ids[40:73], lengths[1:2], keys[1:2])
     for name, values in alone.values.items():
         np.testing.assert_array_equal(
             values, _split(whole[name], whole.lengths)[1], err_msg=name
@@ -99,8 +99,10 @@ def test_prediction_depends_on_key_and_position_alone():
 
 def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="inverse_fraction=1 is below 2"):
-        permuted.PermutationLM(inverse_fraction=1)
+        permuted.PermutationTargets(inverse_fraction=1)
     with pytest.raises(ValueError, match="max_span=0"):
-        permuted.PermutationLM(max_span=0)
+        permuted.PermutationTargets(max_span=0)
     with pytest.raises(ValueError, match="no <cls> and <sep>"):
-        permuted.PermutationLM(vocabulary=vocabulary.PROT_T5).corrupt(*_pieces([4]))
+        permuted.PermutationTargets(vocabulary=vocabulary.PROT_T5).corrupt(
+            *_pieces([4])
+        )

@@ -1,5 +1,6 @@
 import collections
 import concurrent.futures
+import dataclasses
 from fractions import Fraction
 import json
 import shutil
@@ -8,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import seqio
+import tensorflow as tf
 
 from prottrans_jax.data.records import corpora, shard_readers, store
 from prottrans_jax.data.rows import loader as loader_lib
@@ -441,6 +443,84 @@ def test_rows_of_one_stream_hold_every_residue_once(toy_corpus, objective, pack)
     # Any host's part of any batch, from a loader that read nothing else.
     part = _loader(toy_corpus, **options).batch(3, slice(1, 4))
     _assert_equal(part, {k: v[1:4] for k, v in batches[3].items()})
+
+
+# As written before the classes of corruptions were renamed.
+_SAVED = {
+    "version": 1, "next_row": 6, "batch_size": 3, "split": "train",
+    "feature_lengths": [40], "pack": True, "shuffle": True, "seed": 7,
+    "long_sequences": "split", "num_epochs": None, "block_records": 65536,
+}  # fmt: skip
+_SAMPLE = "d72409b54a067d4f4ae681dde3e58de169dcaa88f0ab7b3a764db61f86ea61d6"
+_ROWS = {"anchor": {"block": 0, "first_row": 0}}
+_LANES = {"anchor": {"chunk": 0, "tokens": [0, 0, 0]}, "lanes": 3}
+_MASKED_LM = (
+    "MaskedLM(noise_density=0.15, mask_probability=0.8, random_probability=0.1, "
+    "max_ngram=1, pairs=False, swap_probability=0.5)"
+)
+_PERMUTATION_LM = "PermutationLM(inverse_fraction=6, max_span=5, lanes=%s)"
+
+
+@pytest.mark.parametrize("task, corruption, family, more", [
+    ("sample_masked_lm", _MASKED_LM, "ProtBert", _ROWS),
+    ("sample_permutation_lm", _PERMUTATION_LM % False, "ProtXLNet", _ROWS),
+    ("sample_permutation_lm_lanes", _PERMUTATION_LM % True, "ProtXLNet", _LANES),
+    ("sample_causal_lm", "CausalLM()", "ProtTXL", _LANES),
+])  # fmt: skip
+def test_state_with_the_former_class_names_is_restored(task, corruption, family, more):
+    component = {"fingerprint": _SAMPLE, "objective": corruption, "vocabulary": family,
+                 "rate": "1"}  # fmt: skip
+    state = {**_SAVED, **more, "task": task, "components": [component]}
+    loader = loader_lib.RowLoader(
+        task, "train", batch_size=3, feature_lengths={"inputs": 40}, seed=7
+    )
+    assert loader.state(2) == state
+    assert loader.restore(state) == 2
+
+
+def _reversed(dataset):
+    return dataset.map(
+        lambda e: {**e, "sequence": tf.strings.reduce_join(
+            tf.reverse(tf.strings.bytes_split(e["sequence"]), [0]))}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_task_with_preprocessors_of_its_own_is_refused(toy_corpus, place):
+    corrupt = preprocessors.iid_denoise()
+    steps = preprocessors.pretraining(corrupt)
+    steps.insert(place, _reversed)
+    task = seqio.Task(
+        "reversed_proteins",
+        source=_FolderSource(toy_corpus),
+        preprocessors=steps,
+        output_features=preprocessors.output_features(corrupt),
+    )
+    with pytest.raises(
+        ValueError, match=r"task reversed_proteins has the preprocessors .*_reversed"
+    ):
+        _loader(None, task=task)
+
+
+def test_task_without_tokenize_is_refused(toy_corpus):
+    corrupt = preprocessors.iid_denoise()
+    task = seqio.Task(
+        "untokenized",
+        source=_FolderSource(toy_corpus),
+        preprocessors=[corrupt],
+        output_features=preprocessors.output_features(corrupt),
+    )
+    with pytest.raises(ValueError, match="has the preprocessors Corrupt"):
+        _loader(None, task=task)
+
+
+def test_task_that_crops_needs_a_loader_that_crops(toy_corpus):
+    corrupt = dataclasses.replace(preprocessors.iid_denoise(), long_sequences="crop")
+    task = _task(toy_corpus, "cropped", corrupt)
+    with pytest.raises(ValueError, match="Pass long_sequences='crop' to RowLoader"):
+        _loader(None, task=task)
+    cropped = _loader(None, task=task, long_sequences="crop").batch(0)
+    _assert_equal(cropped, _loader(toy_corpus, long_sequences="crop").batch(0))
 
 
 def test_tasks_of_other_families_do_not_mix(toy_corpus):

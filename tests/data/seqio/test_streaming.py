@@ -125,7 +125,7 @@ def test_streamed_rows_of_one_stream_are_what_assembly_makes(
             task.name, lengths, converter, dataset_split="validation", **options
         ).as_numpy_iterator()
     )
-    (layout,) = task.preprocessors[-1].objective.layouts
+    (layout,) = task.preprocessors[-1].corruption.layouts
     stream = streams.Stream(
         layout,
         np.array([len(e["inputs"]) for e in examples]),
