@@ -1,5 +1,5 @@
-"""The fastest way on the device at hand: compiled parts for x86 CPUs, int8 weights.
+"""Faster kernels for frozen models: compiled ones for x86 CPUs, and int8 weights.
 
-`x86` wraps the compiled module `_x86`, which is optional; `cpu` names the instructions
-of this CPU; `quantized` holds int8 weights. Imports layers.relative_bias and JAX only.
+`x86` wraps the optional compiled module `_x86`; `cpu` lists the instruction sets of
+this CPU; `quantized` holds int8 weights. Imports layers.relative_bias and JAX only.
 """

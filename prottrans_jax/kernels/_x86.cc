@@ -1,30 +1,31 @@
 // Products, attention and norms on x86-64 CPUs that multiply bfloat16, as handlers of
 // XLA's foreign function interface. `x86.py` says what they compute.
 //
-// Blocks are 32 x 32. Operands are laid out beforehand so that what is multiplied
-// together lies together, in parts that stay in the second-level cache:
+// Blocks are 32 x 32. Operands are packed beforehand: elements that are multiplied
+// together are adjacent, and each part fits in the L2 cache:
 //
 //   left    [rows / 32][depth / 32][parts][32 rows][32 of depth]
 //   right   [columns / 32][depth / 32][parts][2 x 16 columns][16 pairs of depth]
 //           [16 columns][2]
 //
-// With vectors (AVX-512), 8 rows times 32 columns are summed in registers: a pair of the
-// left operand, in all lanes, times 16 columns of the right one. The left operand is read
-// where it is, but for bytes and attention's weights, which are laid out. Float32 is
-// multiplied as such, with one number for a pair; int8 kernels by bytes at twice
-// bfloat16's rate, with fours of them and 64 of depth, see `ByteScales`.
+// Vectors (AVX-512): sums of 8 rows times 32 columns stay in registers. A pair of the
+// left operand is broadcast to all lanes and multiplied by 16 columns of the right
+// operand. The left operand is read in place, except bytes and attention weights, which
+// are packed. Float32 is multiplied directly, one number instead of a pair. Int8 kernels
+// are multiplied by bytes at twice the rate of bfloat16, four at a time and 64 of depth
+// per block; see `ByteScales`.
 //
-// With a matrix unit (AMX), a tile is 16 rows of 64 bytes: two tiles of the left operand
-// times two of the right, into four tiles of float32 sums. Four loads for four products is
-// the least that eight tile registers allow. The unit multiplies bfloat16, and bytes twice
-// as fast. Attention's float32 has three parts, numbers of 8 digits whose sum it is; of
-// the nine products the three smallest, below 2^-24 of the whole, are left out. Products
-// of float32 are those of whole numbers of 24 digits, in three signed bytes, see
-// `MultiplyDigits`. What is made of a block's sums happens row by row between the unit's
-// instructions for the next one: the CPU's vectors have little to do meanwhile.
+// Matrix unit (AMX): a tile is 16 rows of 64 bytes. Two tiles of the left operand times
+// two of the right give four tiles of float32 sums. Four loads for four products is the
+// minimum with eight tile registers. The unit multiplies bfloat16, and bytes twice as
+// fast. Attention splits a float32 into a sum of three bfloat16 with 8 bits each; of the
+// nine products the three smallest, below 2^-24 of the total, are omitted. Other float32
+// products use 24-bit integers in three signed bytes; see `MultiplyDigits`. The sums of a
+// block are post-processed row by row between the tile instructions of the next block,
+// while the vector units are otherwise nearly idle.
 //
-// Each number is summed over the depth in one order, whatever the other rows and however
-// many threads: a protein's vector does not depend on its batch.
+// Each element is summed over the depth in a fixed order, independent of the other rows
+// and of the number of threads: the vector of a protein does not depend on its batch.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -71,41 +72,41 @@ using Segments = ffi::Buffer<ffi::S32, 2>;
 using Count = ffi::Buffer<ffi::S32, 0>;
 
 constexpr int64_t kBlock = 32;
-constexpr int64_t kStep = kBlock * kBlock;  // Numbers of two tiles of an operand.
+constexpr int64_t kStep = kBlock * kBlock;  // Elements in two tiles of an operand.
 
 enum class Unit { kTiles, kVectors };
 
-// What a kernel of T, and what is multiplied by it, is laid out or read as; heads too.
+// Packed element type of a kernel of T and of its left operand; also of attention heads.
 template <Unit kUnit, typename T>
 using Element = std::conditional_t<kUnit == Unit::kVectors, T, Bf16>;
-// What vectors sum of it, and how much of the depth of a block lies together.
+// Accumulator type for vectors, and the contiguous depth in a block.
 template <typename E>
 using Summed = std::conditional_t<std::is_same_v<E, int8_t>, int32_t, float>;
 template <typename E>
 constexpr int64_t kDeep = std::is_same_v<E, int8_t> ? 64 : kBlock;
 
-// Whether what is multiplied by a kernel of T is read where it is.
+// Whether the left operand of a kernel of T is read in place.
 template <Unit kUnit, typename T>
 constexpr bool kInPlace = kUnit == Unit::kVectors && !std::is_same_v<T, int8_t>;
 
-// Numbers of E whose sum is a T: a float32's 24 digits are three times bfloat16's 8.
+// Number of E that sum to a T: a float32 has 24 bits, three times the 8 of a bfloat16.
 template <typename T, typename E>
 constexpr int kParts = std::is_same_v<T, float> && !std::is_same_v<E, float> ? 3 : 1;
 
-// Whether products are those of whole numbers: three digits to the base of 256. A tile of
-// one digit has 64 of depth.
+// Whether products use integers of three base-256 digits. A tile holds one digit of 64
+// positions of depth.
 template <Unit kUnit, typename T>
 constexpr bool kWhole = kUnit == Unit::kTiles && std::is_same_v<T, float>;
 constexpr int64_t kDigits = 3, kTile = 1024, kDigitsDepth = 64;
 
-// Rows whose sums with 32 columns vectors have in registers, 16 of 32.
+// Rows whose sums with 32 columns fit in registers: 16 of the 32 vector registers.
 constexpr int64_t kGroup = 8;
-// Blocks of depth that vectors sum in one chain, for as many digits as others keep.
+// Blocks of depth summed in one chain of vectors. Longer chains would lose accuracy.
 constexpr int64_t kChain = 8;
 
-// Of the right operand what goes together, at most: 512 KiB, with tiles 384 of float32.
-// It is deeper for vectors, but of float32, as they are slower: they can read the left
-// operand more often, and need not keep sums of parts as often.
+// Largest panel of the right operand: 512 KiB, or 384 KiB for float32 with tiles. Panels
+// for vectors are deeper, except for float32. Vectors are slower, so they can afford to
+// read the left operand more often, and deep panels store partial sums less often.
 template <Unit kUnit, typename T>
 constexpr int64_t kDepth =
     kUnit == Unit::kTiles ? 1024 : 4096 / sizeof(Element<kUnit, T>);
@@ -117,7 +118,7 @@ int64_t ColumnsOf(int64_t depth) {
   return std::clamp<int64_t>(fit / kBlock * kBlock, kBlock, 256);
 }
 
-// Below every score, as attention.MASKED / 2: a query without keys then has no weights.
+// Below every score, as attention.MASKED / 2: weights of a query without keys are 0.
 constexpr float kNoPeak = -5e29f;
 
 enum Activation : int32_t { kLinear, kRelu, kGeluExact, kGeluTanh, kSilu };
@@ -126,26 +127,26 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kLargePage = 2 << 20;
 
-// Has memory in pages of 2 MiB, where Linux (6.1 and later) can: an operand has more
-// small ones than a core keeps addresses of, which costs a tenth to a fifth of the time.
-// The memory's contents are lost.
+// Moves memory to pages of 2 MiB where Linux (6.1 and later) supports it. An operand has
+// more small pages than the TLB of a core has entries; the misses cost a tenth to a fifth
+// of the time. Overwrites parts of the contents.
 void UseLargePages(void* data, int64_t size) {
   constexpr int kCollapse = 25;  // MADV_COLLAPSE
-  constexpr int kPatience = 9;   // Not for ever, where memory is in pieces.
+  constexpr int kPatience = 9;   // Gives up after this many failures (fragmented memory).
   static std::atomic<int> failures{0};
   if (failures >= kPatience) return;
   const int64_t start = reinterpret_cast<int64_t>(data);
   const int64_t first = CeilDiv(start, kLargePage) * kLargePage;
   const int64_t end = (start + size) / kLargePage * kLargePage;
   if (first >= end) return;
-  // What was never written is not taken.
+  // Pages that were never written cannot be collapsed.
   for (int64_t page = first; page < end; page += kLargePage) {
     *reinterpret_cast<volatile char*>(page) = 0;
   }
   if (madvise(reinterpret_cast<void*>(first), end - first, kCollapse) != 0) ++failures;
 }
 
-// Memory of a thread, kept for its next call unless that needs far less.
+// Thread-local memory, reused by the next call unless that needs far less.
 template <int kSlot, typename T>
 T* Scratch(int64_t count) {
   struct Buffer {
@@ -166,10 +167,10 @@ T* Scratch(int64_t count) {
   return static_cast<T*>(buffer.data);
 }
 
-// GCC's headers do not say that tile instructions read memory.
+// Compiler barrier: GCC's headers do not declare that tile instructions read memory.
 inline void AllWritten() { asm volatile("" ::: "memory"); }
 
-// Tiles are this thread's while it lives.
+// Configures the tile registers of this thread; the destructor releases them.
 class Tiles {
  public:
   AMX Tiles() {
@@ -188,8 +189,8 @@ class Tiles {
 template <Unit kUnit>
 using InUse = std::conditional_t<kUnit == Unit::kTiles, Tiles, std::tuple<>>;
 
-// Between tile instructions. Where the other thread of the core is busy too, often
-// another tenant's, tile instructions next to each other take up to 1.8 times as long.
+// Pause between tile instructions. When the sibling hyperthread is busy too (often
+// another tenant's), adjacent tile instructions take up to 1.8 times as long.
 inline void Gap() { asm volatile(".rept 8\n\tnop\n\t.endr"); }
 
 AMX inline void LoadLeft(const Bf16* left) {
@@ -206,8 +207,8 @@ AMX inline void LoadRight(const Bf16* right) {
   Gap();
 }
 
-// Meanwhile brings 256 bytes into the second-level cache: during a panel of columns that
-// is the next 32 rows of the left operand.
+// Also prefetches 256 bytes into the L2 cache: over a panel of columns, the next 32 rows
+// of the left operand.
 template <bool kFetch>
 AMX inline void MultiplyTiles(const char*& ahead) {
   _tile_dpbf16ps(0, 4, 6);
@@ -228,9 +229,9 @@ struct Nothing {
   void operator()() const {}
 };
 
-// With the matrix unit: sums [32, 32], rows `stride` apart, = left [32, depth] times right,
-// both in `kCount` parts. What is `ahead` is fetched meanwhile, and at every step there is
-// `other` work; returns what comes after what was fetched.
+// Matrix unit: sums [32, 32], rows `stride` apart, = left [32, depth] times right, both
+// in `kCount` parts. Prefetches from `ahead`, and calls `other` at every step. Returns
+// the address after the prefetched bytes.
 template <int kCount, bool kFetch, typename Other = Nothing>
 AMX inline const char* MultiplyInTiles(const Bf16* left, const Bf16* right,
                                        int64_t steps, float* sums, int64_t stride,
@@ -248,7 +249,7 @@ AMX inline const char* MultiplyInTiles(const Bf16* left, const Bf16* right,
       LoadRight(right);
       MultiplyTiles<kFetch>(ahead);
     } else {
-      // In this order only one operand is another each time.
+      // In this order only one operand changes each time.
       LoadLeft(left + 2 * kStep);
       LoadRight(right);
       MultiplyTiles<kFetch>(ahead);
@@ -275,7 +276,7 @@ AMX inline const char* MultiplyInTiles(const Bf16* left, const Bf16* right,
   return ahead;
 }
 
-// `sum`, plus what is at x in all lanes times y.
+// sum + x * y, with the value at x broadcast to all lanes.
 AVX512 inline __m512 MultiplyAdd(const float* x, __m512 y, __m512 sum) {
   return _mm512_fmadd_ps(_mm512_set1_ps(*x), y, sum);
 }
@@ -288,7 +289,7 @@ AVX512 inline __m512 MultiplyAdd(const Bf16* x, __m512 y, __m512 sum) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(InAllLanes(x)),
                           reinterpret_cast<__m512bh>(y));
 }
-// Of bytes without sign; the sums are whole numbers.
+// x holds unsigned bytes; the sums are int32.
 AVX512 inline __m512 MultiplyAdd(const int8_t* x, __m512 y, __m512 sum) {
   return reinterpret_cast<__m512>(
       _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), InAllLanes(x),
@@ -301,24 +302,23 @@ AVX512 inline __m512 Add(__m512 a, __m512 b, int32_t) {
       _mm512_add_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 }
 
-// Rows of a left operand, as vectors read them: how many numbers it is from the first of
-// a row to the next row's, to the next kDeep of depth, and to those of the row that
-// comes 32 rows below.
+// Rows of a left operand for vectors. Distances, in elements: `stride` to the next row,
+// `step` to the next kDeep of depth, `below` to the row 32 rows further down.
 template <typename E>
 struct Rows {
   const E* first;
   int64_t stride, step, below;
 };
 
-// Which of 8 rows, those 32 below the ones being multiplied, are fetched meanwhile; they
-// may be past the end.
+// Which of 8 rows, 32 below those being multiplied, are prefetched. They may be past the
+// end.
 struct Fetched {
   int64_t first = 0, end = 0;
 };
 
-// With vectors: sums [rows up to a multiple of 8, 32], rows `stride` apart, = left [rows,
-// depth] times right, `steps` times kDeep of depth. The last row is repeated to fill up 8,
-// for sums that nobody takes.
+// Vectors: sums [rows rounded up to a multiple of 8, 32], rows `stride` apart, = left
+// [rows, depth] times right, with depth `steps` times kDeep. The last row is repeated to
+// fill the group of 8; those sums are not used.
 template <typename E, typename Sum = Summed<E>>
 AVX512 inline void MultiplyInVectors(const Rows<E>& left, const E* right, int64_t steps,
                                      int64_t rows, Sum* sums, int64_t stride,
@@ -369,9 +369,9 @@ AVX512 inline void MultiplyInVectors(const Rows<E>& left, const E* right, int64_
   }
 }
 
-// Products of whole numbers of three signed digits to the base of 256: the sum of digits'
-// products, each times 256 to the power of both their places. That of both last digits,
-// below 2^-32 of the first digits', is left out; int32 holds the others' sums exactly.
+// Products of integers with three signed base-256 digits: the sum of the products of
+// digits, weighted by powers of 256. The product of the two last digits, below 2^-32 of
+// that of the first digits, is omitted. The other sums are exact in int32.
 //
 // sums [4 places, 16, 16] = left [16, depth] times right, laid out as
 //
@@ -417,7 +417,7 @@ AMX inline const char* MultiplyDigits(const int8_t* left, const int8_t* right,
     Gap();
     _tile_dpbssd(3, 7, 5);
     Gap();
-    // During a panel of columns that is the next 16 rows of the left operand.
+    // Over a panel of columns, the next 16 rows of the left operand.
     for (int i = 0; i < 6; ++i) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
     ahead += 6 * 64;
     other();
@@ -432,8 +432,8 @@ AMX inline const char* MultiplyDigits(const int8_t* left, const int8_t* right,
   return ahead;
 }
 
-// A float32 as a sum of three numbers of 8 digits, each the nearest to what is left: the
-// upper halves of `parts`. Of what is no number or infinite, a later part is no number.
+// A float32 as a sum of three bfloat16, each the nearest to the remainder: the upper
+// halves of `parts`. For Inf or NaN, a later part is NaN.
 AVX512 inline void Split(__m512 x, __m512i* parts) {
   const __m512i upper = _mm512_set1_epi32(0xffff0000);
   const __m512i half = _mm512_set1_epi32(0x8000);
@@ -445,7 +445,7 @@ AVX512 inline void Split(__m512 x, __m512i* parts) {
   parts[2] = reinterpret_cast<__m512i>(x);
 }
 
-// 32 numbers in bfloat16, which has int8's exactly.
+// 32 numbers in bfloat16; int8 converts exactly.
 AVX512 inline __m512i Load(const Bf16* x) { return _mm512_loadu_si512(x); }
 AVX512 inline __m512i Load(const int8_t* x) {
   const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
@@ -478,7 +478,7 @@ AVX512 inline void StoreRow(const float* x, Bf16* out) {
   StoreParts(_mm512_loadu_ps(x), _mm512_loadu_ps(x + 16), out);
 }
 
-// 32 columns of two rows, as the products want them: side by side in bfloat16.
+// 32 columns of two rows, interleaved in bfloat16 as the products need them.
 template <typename T>
 AVX512 inline void StorePairs(const T* first, const T* second, Bf16* out) {
   alignas(64) static const uint16_t kLow[32] = {
@@ -490,7 +490,7 @@ AVX512 inline void StorePairs(const T* first, const T* second, Bf16* out) {
   _mm512_store_si512(out, _mm512_permutex2var_epi16(a, low, b));
   _mm512_store_si512(out + kStep / 2, _mm512_permutex2var_epi16(a, high, b));
 }
-// 16 columns of them, in parts.
+// 16 columns of two rows, in three parts.
 AVX512 inline void StorePairs(__m512 first, __m512 second, Bf16* out) {
   constexpr int kOrAnd = 0xf8;  // a | (b & c)
   const __m512i upper = _mm512_set1_epi32(0xffff0000);
@@ -516,7 +516,7 @@ AVX512 inline void StorePairs(const float* first, const float* second, float* ou
   }
 }
 
-// Rows [rows, depth], `stride` apart, as a left operand; rows up to 32 are zeros.
+// Packs rows [rows, depth], `stride` apart, as a left operand; zero rows pad to 32.
 template <typename T, typename E>
 AVX512 void PackLeft(const T* x, int64_t stride, int64_t rows, int64_t depth, E* packed) {
   static const T kZeros[kBlock] = {};
@@ -524,7 +524,7 @@ AVX512 void PackLeft(const T* x, int64_t stride, int64_t rows, int64_t depth, E*
   for (int64_t row = 0; row < CeilDiv(rows, kBlock) * kBlock; ++row) {
     E* out = packed + row / kBlock * depth / kBlock * step + row % kBlock * kBlock;
     for (int64_t d = 0; d < depth; d += kBlock, out += step) {
-      // The next row, which is too far for the CPU to foresee; may be past the end.
+      // The next row is too far for the hardware prefetcher; it may be past the end.
       const T* next = x + (row + 1) * stride + d;
       for (size_t i = 0; i < kBlock * sizeof(T); i += 64) {
         _mm_prefetch(reinterpret_cast<const char*>(next) + i, _MM_HINT_T0);
@@ -534,8 +534,8 @@ AVX512 void PackLeft(const T* x, int64_t stride, int64_t rows, int64_t depth, E*
   }
 }
 
-// [depth, columns], rows `stride` apart, as a right operand; depth up to a multiple of 32
-// is zeros.
+// Packs [depth, columns], rows `stride` apart, as a right operand; zeros pad the depth to
+// a multiple of 32.
 template <typename T, typename E>
 AVX512 void PackRight(const T* x, int64_t stride, int64_t depth, int64_t columns,
                       E* packed) {
@@ -552,7 +552,7 @@ AVX512 void PackRight(const T* x, int64_t stride, int64_t depth, int64_t columns
   }
 }
 
-// 64 bytes of each of up to 16 rows, the first four of all of them first.
+// Transposes 64 bytes of each of up to 16 rows, in units of 4 bytes.
 template <typename T>
 AVX512 inline void LoadTransposed(const T* x, int64_t stride, int64_t rows, __m512* out) {
   __m512 a[16], b[16];
@@ -561,7 +561,7 @@ AVX512 inline void LoadTransposed(const T* x, int64_t stride, int64_t rows, __m5
     a[i] = i < rows ? _mm512_loadu_ps(reinterpret_cast<const float*>(x + i * stride))
                     : _mm512_setzero_ps();
   }
-  // Pairs, fours, eights and all: b and a hold in turn what is together so far.
+  // Interleaves 2, 4, 8 and then 16 rows; b and a alternate as the destination.
 #pragma GCC unroll 8
   for (int i = 0; i < 16; i += 2) {
     b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
@@ -590,13 +590,13 @@ AVX512 inline void LoadTransposed(const T* x, int64_t stride, int64_t rows, __m5
   }
 }
 
-// Transpose of rows [columns, depth], `stride` apart, as a right operand; columns up to a
-// multiple of 32 are zeros.
+// Packs the transpose of rows [columns, depth], `stride` apart, as a right operand; zeros
+// pad the columns to a multiple of 32.
 template <typename T, typename E>
 AVX512 void PackTransposed(const T* x, int64_t stride, int64_t columns, int64_t depth,
                            E* packed) {
   const int64_t step = kParts<T, E> * kStep;
-  constexpr int64_t kCount = 64 / sizeof(T);  // Of a row at a time.
+  constexpr int64_t kCount = 64 / sizeof(T);  // Elements of a row at a time.
   for (int64_t column = 0; column < CeilDiv(columns, kBlock) * kBlock; column += 16) {
     E* half = packed + column / kBlock * depth / kBlock * step + column % kBlock * 32;
     const int64_t count = std::clamp<int64_t>(columns - column, 0, 16);
@@ -615,21 +615,20 @@ AVX512 void PackTransposed(const T* x, int64_t stride, int64_t columns, int64_t 
   }
 }
 
-// The largest there is of numbers without their signs, as bits, which have their order;
-// one that is none is larger than all.
+// Running maximum of absolute values, compared as bit patterns, which sort alike. NaN is
+// larger than every number.
 AVX512 inline __m512i Larger(__m512i bits, __m512 x) {
   return _mm512_max_epu32(bits, reinterpret_cast<__m512i>(_mm512_abs_ps(x)));
 }
 
-// Digits of what is smaller are lost.
+// Rows and columns whose largest value is smaller than this lose accuracy.
 constexpr float kTiny = 1e-30f;
-// The largest number as a whole one: below 127 * 256^2 + 127 * 256 + 127, all rounding
-// included.
+// Largest integer: below 127 * 256^2 + 127 * 256 + 127 after rounding.
 constexpr float kLargest = 8355000.0f;
 
-// What numbers up to `largest` are multiplied by to be whole ones of three digits, and
-// what numbers in units of the first digit are multiplied by to be what they were: 0 and
-// no number, if the largest is none or infinite.
+// `to` scales numbers up to `largest` to integers of three digits. `back` scales
+// multiples of the first digit back to numbers. They are 0 and NaN if `largest` is Inf or
+// NaN.
 struct Scale {
   __m512 to, back;
 };
@@ -643,13 +642,13 @@ AVX512 inline Scale ScaleOf(__m512i largest) {
                                  _mm512_set1_ps(65536.0f), to)};
 }
 
-// The bits of a where `mask` has them, of b elsewhere.
+// Bitwise select: bits of a where `mask` is set, of b elsewhere.
 AVX512 inline __m512i Select(__m512i mask, __m512i a, __m512i b) {
   return _mm512_ternarylogic_epi32(mask, a, b, 0xca);
 }
 
-// The digits of 4 x 16 numbers, nearest to x times `scale`, in tiles kTile apart: bytes
-// 4 i to 4 i + 3 are number i of each 16.
+// The digits of 4 x 16 numbers, x times `scale` rounded to nearest, in tiles kTile apart:
+// bytes 4 i to 4 i + 3 belong to number i of each group of 16.
 AVX512 inline void StoreDigits(const __m512* x, __m512 scale, int8_t* out) {
   const __m512i turn = _mm512_set1_epi32(0x808080);
   const __m512i odd = _mm512_set1_epi32(0xff00ff00);
@@ -659,7 +658,7 @@ AVX512 inline void StoreDigits(const __m512* x, __m512 scale, int8_t* out) {
     __m512i whole[2];
     for (int j = 0; j < 2; ++j) {
       whole[j] = _mm512_cvtps_epi32(_mm512_mul_ps(x[2 * i + j], scale));
-      // Bytes are digits plus 128, before they are turned.
+      // Bytes are digits plus 128 before the XOR.
       whole[j] = _mm512_xor_si512(_mm512_add_epi32(whole[j], turn), turn);
     }
     first_and_last[i] = Select(odd, _mm512_slli_epi32(whole[1], 8), whole[0]);
@@ -674,22 +673,23 @@ AVX512 inline void StoreDigits(const __m512* x, __m512 scale, int8_t* out) {
       Select(upper, _mm512_slli_epi32(first_and_last[1], 16), first_and_last[0]));
 }
 
-// How some of the depth of a kernel becomes whole numbers.
+// Scales that convert part of the depth of a kernel to integers.
 struct KernelScales {
   KernelScales(int64_t depth, int64_t columns)
       : to(columns), back(columns), x(depth), kernel(depth) {}
 
   std::vector<float> to, back;  // [columns]; see `ScaleOf`.
-  // [depth]: what x and the kernel are multiplied by before, powers of two, each the
-  // other's inverse. By them a place of depth of the kernel comes near to the largest of
-  // some column, and what counts of a number of x is what it adds to the results.
+  // [depth]: powers of two, one the inverse of the other, that x and the kernel are
+  // multiplied by first. They raise each row of the kernel until it is close to the
+  // largest value of some column, so x is rounded relative to its contribution to the
+  // results.
   std::vector<float> x, kernel;
 };
 
-// Of columns from `first` to before `last`; rows of the kernel are `stride` apart.
+// Scales of columns `first` to `last` (excluded); rows of the kernel are `stride` apart.
 AVX512 void ScaleColumns(const float* kernel, int64_t stride, int64_t depth, int64_t first,
                       int64_t last, KernelScales* scales) {
-  // Holds the largest until all are known.
+  // `to` holds the running maxima first.
   float* const largest = scales->to.data();
   std::fill(largest + first, largest + last, 0.0f);
   for (int64_t d = 0; d < depth; ++d) {
@@ -706,9 +706,9 @@ AVX512 void ScaleColumns(const float* kernel, int64_t stride, int64_t depth, int
   }
 }
 
-// Of a row of the kernel, at place d of its depth.
+// Balance of one row of the kernel, at position d of its depth.
 AVX512 void BalanceRow(const float* row, int64_t columns, int64_t d, KernelScales* scales) {
-  constexpr int kMost = 100;  // Of zeros.
+  constexpr int kMost = 100;  // For a row of zeros.
   __m512 largest = _mm512_setzero_ps();
   for (int64_t c = 0; c < columns; c += 16) {
     const __m512 to = _mm512_loadu_ps(&scales->to[c]);
@@ -716,7 +716,8 @@ AVX512 void BalanceRow(const float* row, int64_t columns, int64_t d, KernelScale
     const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(row + c));
     largest = _mm512_max_ps(largest, _mm512_maskz_mul_ps(finite, size, to));
   }
-  const float part = _mm512_reduce_max_ps(largest) / kLargest;  // Of the column's largest.
+  // Relative to the column's largest value.
+  const float part = _mm512_reduce_max_ps(largest) / kLargest;
   const int below =
       part > 0 ? std::clamp(-static_cast<int>(std::ceil(std::log2(part))), 0, kMost)
                : kMost;
@@ -724,8 +725,8 @@ AVX512 void BalanceRow(const float* row, int64_t columns, int64_t d, KernelScale
   scales->kernel[d] = std::ldexp(1.0f, below);
 }
 
-// Rows [rows, depth], `stride` apart, times `balance`, as whole numbers; rows up to 32 and
-// depth up to 64 are zeros. `back` has what makes each row's numbers of them again.
+// Packs rows [rows, depth], `stride` apart, times `balance`, as integers; zeros pad the
+// rows to 32 and the depth to a multiple of 64. `back` gets the scale of each row.
 AVX512 void PackLeftDigits(const float* x, int64_t stride, int64_t rows, int64_t depth,
                         const float* balance, float* back, int8_t* packed) {
   const int64_t steps = CeilDiv(depth, kDigitsDepth);
@@ -751,8 +752,8 @@ AVX512 void PackLeftDigits(const float* x, int64_t stride, int64_t rows, int64_t
   }
 }
 
-// [depth, columns], rows `stride` apart, times `balance` and columns times `to`, as whole
-// numbers; depth up to 64 is zeros.
+// Packs [depth, columns], rows `stride` apart, times `balance` and columns times `to`, as
+// integers; zeros pad the depth to a multiple of 64.
 AVX512 void PackRightDigits(const float* x, int64_t stride, int64_t depth, int64_t columns,
                          const float* balance, const float* to, int8_t* packed) {
   const int64_t steps = CeilDiv(depth, kDigitsDepth);
@@ -772,14 +773,14 @@ AVX512 void PackRightDigits(const float* x, int64_t stride, int64_t depth, int64
   }
 }
 
-// With vectors, int8 kernels are multiplied by bytes: a row's numbers are rounded to one
-// of 255 between the least and the largest, as `quantized.product` does.
+// With vectors, int8 kernels are multiplied by bytes: each row of x is rounded to 255
+// levels between its minimum and maximum, as in `quantized.product`.
 struct ByteScales {
   ByteScales(int64_t rows, int64_t columns)
       : step(rows), middle(rows), column_sums(columns) {}
 
   std::vector<float> step, middle;  // [rows]: x is about step (byte - 128) + middle.
-  std::vector<int32_t> column_sums;  // [columns]: of the kernel, as far as it was laid out.
+  std::vector<int32_t> column_sums;  // [columns]: sums of the kernel packed so far.
 };
 constexpr int32_t kByteMiddle = 128;
 
@@ -790,7 +791,7 @@ AVX512 inline __m512 LoadWide(const Bf16* x) {
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-// Of a row [depth]; no numbers if one of it is none.
+// Step and middle of a row [depth]; the middle is NaN if the row contains a NaN.
 AVX512 void ScaleRow(const Bf16* x, int64_t depth, float* step, float* middle) {
   __m512 low = _mm512_set1_ps(INFINITY), high = _mm512_set1_ps(-INFINITY);
   __mmask16 none = 0;
@@ -806,8 +807,8 @@ AVX512 void ScaleRow(const Bf16* x, int64_t depth, float* step, float* middle) {
   if (*step == 0.0f) *step = 1.0f;
 }
 
-// Rows [rows, depth], `stride` apart, as bytes; rows up to 32, whose sums nobody takes,
-// and depth up to 64, where the right operand is zeros, are anything.
+// Packs rows [rows, depth], `stride` apart, as bytes. Padding is left uninitialised: sums
+// of rows up to 32 are not used, and in depth up to 64 the right operand is zero.
 AVX512 void PackLeftBytes(const Bf16* x, int64_t stride, int64_t rows, int64_t depth,
                           const float* step, const float* middle, int8_t* packed) {
   constexpr int64_t kLine = kDeep<int8_t>;
@@ -816,7 +817,7 @@ AVX512 void PackLeftBytes(const Bf16* x, int64_t stride, int64_t rows, int64_t d
     const __m512 from = _mm512_set1_ps(middle[row]);
     for (int64_t d = 0; d < depth; d += 16) {
       const Bf16* numbers = x + row * stride + d;
-      // The next row, which is too far for the CPU to foresee; may be past the end.
+      // The next row is too far for the hardware prefetcher; it may be past the end.
       _mm_prefetch(reinterpret_cast<const char*>(numbers + stride), _MM_HINT_T0);
       const __m512 off = _mm512_sub_ps(LoadWide(numbers), from);
       const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(off, by)),
@@ -827,8 +828,8 @@ AVX512 void PackLeftBytes(const Bf16* x, int64_t stride, int64_t rows, int64_t d
   }
 }
 
-// [depth, columns], rows `stride` apart, as a right operand of bytes; depth up to a
-// multiple of 64 is zeros. Adds up the columns.
+// Packs [depth, columns], rows `stride` apart, as a right operand of bytes; zeros pad the
+// depth to a multiple of 64. Adds the columns to `sums`.
 AVX512 void PackRightBytes(const int8_t* x, int64_t stride, int64_t depth,
                            int64_t columns, int8_t* packed, int32_t* sums) {
   constexpr int64_t kLine = kDeep<int8_t>;
@@ -856,7 +857,7 @@ AVX512 void PackRightBytes(const int8_t* x, int64_t stride, int64_t depth,
 // exp(x); relative error below 2e-7, 0 below -87.
 AVX512 inline __m512 Exp(__m512 x) {
   const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
-  // A NaN goes through: of two numbers the second is taken if either is none.
+  // Propagates NaN: min and max return the second operand if either is NaN.
   x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));
   const __m512 n = _mm512_roundscale_ps(
       _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
@@ -870,14 +871,14 @@ AVX512 inline __m512 Exp(__m512 x) {
   return _mm512_maskz_scalef_ps(static_cast<__mmask16>(~tiny), sum, n);
 }
 
-// 1 / x, to a unit in the last place; faster than a division.
+// 1 / x, accurate to one unit in the last place; faster than a division.
 AVX512 inline __m512 Reciprocal(__m512 x) {
   const __m512 near = _mm512_rcp14_ps(x);
   const __m512 rest = _mm512_fnmadd_ps(x, near, _mm512_set1_ps(1.0f));
   return _mm512_fmadd_ps(near, rest, near);
 }
 
-// The normal distribution between 0 and x >= 0, by Taylor's polynomials around 32 places;
+// Normal probability between 0 and x >= 0, by Taylor polynomials around 32 points;
 // absolute error below 1e-7.
 class Normal {
  public:
@@ -895,7 +896,7 @@ class Normal {
   }
 
   AVX512 inline __m512 HalfAbove(__m512 x) const {
-    // In this order a NaN stays.
+    // This operand order propagates NaN.
     x = _mm512_min_ps(_mm512_set1_ps(31.0f), _mm512_mul_ps(x, _mm512_set1_ps(kScale)));
     const __m512i place = _mm512_cvtps_epi32(x);
     const __m512 off = _mm512_sub_ps(x, _mm512_cvtepi32_ps(place));
@@ -907,7 +908,7 @@ class Normal {
 
  private:
   static constexpr int kTerms = 5;
-  static constexpr float kScale = 31 / 6.0f;  // Places from 0 to 1.
+  static constexpr float kScale = 31 / 6.0f;  // Points per unit of x.
 
   AVX512 inline __m512 Term(int k, __m512i place) const {
     return _mm512_permutex2var_ps(_mm512_load_ps(terms_[k]), place,
@@ -922,7 +923,7 @@ AVX512 inline __m512 Activate(__m512 x, int32_t activation) {
   const __m512 one = _mm512_set1_ps(1.0f);
   switch (activation) {
     case kRelu:
-      return _mm512_max_ps(_mm512_setzero_ps(), x);  // In this order a NaN stays.
+      return _mm512_max_ps(_mm512_setzero_ps(), x);  // Propagates NaN.
     case kGeluExact: {
       const __m512 size = _mm512_abs_ps(x);
       return _mm512_fmadd_ps(size, kNormal.HalfAbove(size),
@@ -948,42 +949,42 @@ AVX512 inline __m512 Activate(__m512 x, int32_t activation) {
 // The first `rows` of x [.., depth] times `kernel` [depth, columns].
 struct ProductJob {
   const void* x;       // float32 or bfloat16.
-  const void* kernel;  // As x, or int8 times `scale`.
+  const void* kernel;  // Type of x, or int8 times `scale`.
   const float* scale;  // [columns], or null.
   const float* bias;   // [columns], or null.
   void* out;
-  void* left;   // Where some of the depth of x is laid out, if it is.
-  // [rows, columns] in blocks, if there is more of it; of bytes as int32.
+  void* left;   // Packed part of the depth of x, if it is packed.
+  // Partial sums [rows, columns] in blocks, if the depth is in parts; int32 for bytes.
   float* sums;
   int64_t rows, depth, columns;
   int32_t activation;
   bool wide;  // Whether the result is float32.
 };
 
-// Some of a product's depth, from `start` on.
+// Part of a product's depth, from `start` on.
 struct DepthPart {
   int64_t start, depth;
-  bool ends;  // Whether it is the last one.
-  // Of float32 products.
+  bool ends;  // Whether it is the last part.
+  // For float32 products.
   const KernelScales* scales;
   const float* row_back;  // [rows]
-  ByteScales* bytes;      // Of products of bytes.
+  ByteScales* bytes;      // For products of bytes.
 };
 
-// Bytes of a row or a column that is laid out.
+// Bytes of a packed row or column.
 template <Unit kUnit, typename T>
 constexpr int64_t BytesOf(int64_t depth) {
   if (kWhole<kUnit, T>) return CeilDiv(depth, kDigitsDepth) * kDigitsDepth * kDigits;
   constexpr int64_t kLine = kDeep<Element<kUnit, T>>;
   return CeilDiv(depth, kLine) * kLine * sizeof(Element<kUnit, T>);
 }
-// Of a row of what a kernel of T is multiplied by.
+// Packed bytes of a row of the left operand of a kernel of T.
 template <Unit kUnit, typename T>
 constexpr int64_t LeftBytesOf(int64_t depth) {
   return kInPlace<kUnit, T> ? 0 : BytesOf<kUnit, T>(depth);
 }
 
-// What becomes of the sums of one block after the other, some rows at a time.
+// Post-processes the sums of one block after the other, a few rows at a time.
 template <Unit kUnit, typename T>
 class Outcome {
   static constexpr bool kDigital = kWhole<kUnit, T>;
@@ -995,10 +996,10 @@ class Outcome {
 
   Outcome(const ProductJob& job, const DepthPart& part) : job_(job), part_(part) {}
 
-  // Where the next block's sums are to be written.
+  // Destination of the next block's sums.
   Sum* Next() { return sums_[1 - now_]; }
 
-  // They are there, and rows of the block before have all been taken.
+  // Starts on the sums in `Next`. All rows of the block before must have been taken.
   void Start(int64_t row, int64_t column) {
     now_ = 1 - now_;
     sum_ = sums_[now_];
@@ -1012,7 +1013,7 @@ class Outcome {
   }
 
  private:
-  // What was summed of 16 columns, of bytes as whole numbers.
+  // Sums of 16 columns; int32 for bytes.
   AVX512 inline __m512 Load(int64_t column) const {
     if constexpr (kDigital) {
       const __m512 place = _mm512_set1_ps(1.0f / 256.0f);
@@ -1028,7 +1029,7 @@ class Outcome {
     }
   }
 
-  // What whole numbers stand for, but for the kernel's scale.
+  // Values of integer sums, without the kernel's scale.
   AVX512 inline __m512 Unscaled(__m512 x, int64_t column) const {
     const __m512i columns = _mm512_loadu_si512(&part_.bytes->column_sums[column]);
     const __m512i more = _mm512_mullo_epi32(columns, _mm512_set1_epi32(kByteMiddle));
@@ -1068,8 +1069,8 @@ class Outcome {
     if (part_.ends) Write(x);
   }
 
-  // Past the caches: the result is larger than they are, and what comes next reads it in
-  // another order.
+  // Streaming stores bypass the caches: the result is larger than they are, and its
+  // reader uses another order.
   AVX512 inline void Write(const __m512* x) const {
     const int64_t place = row_ * job_.columns + column_;
     if (job_.wide) {
@@ -1095,7 +1096,7 @@ class Outcome {
   int64_t row_ = 0, end_ = 0, column_ = 0;
 };
 
-// The columns from `first` to before `first + columns`. False if there was no memory.
+// Computes columns `first` to `first + columns` (excluded). False if out of memory.
 template <Unit kUnit, typename T>
 AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t first,
                         int64_t columns) {
@@ -1144,7 +1145,7 @@ AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t fi
                                          reinterpret_cast<const E*>(these), steps,
                                          end.Next(), kBlock, ahead, take);
       } else {
-        // Evenly over the columns.
+        // Prefetches are spread evenly over the columns.
         const Fetched fetched = {c * kGroup / columns, (c + kBlock) * kGroup / columns};
         MultiplyInVectors(rows, reinterpret_cast<const E*>(these), steps,
                           std::min(kBlock, job.rows - r), end.Next(), kBlock, fetched);
@@ -1158,7 +1159,7 @@ AMX bool ComputeColumns(const ProductJob& job, const DepthPart& part, int64_t fi
   return true;
 }
 
-// Neighbours in a row of queries, and those of the row of keys that they attend to.
+// Contiguous queries of a row, and the contiguous keys that they attend to.
 struct Segment {
   int64_t row;
   int64_t q_start, q_count, kv_start, kv_count;
@@ -1168,7 +1169,7 @@ struct Segment {
 template <typename T>
 struct AttentionJob {
   const T *query, *key, *value;
-  // [batch or 1, heads, q_length, kv_length], or of distances [1, heads, 1, q_length +
+  // [batch or 1, heads, q_length, kv_length], or by distance [1, heads, 1, q_length +
   // kv_length - 1], or null.
   const float* bias;
   T* out;
@@ -1177,11 +1178,11 @@ struct AttentionJob {
   bool bias_of_distances;
 
   int64_t stride() const { return heads * size; }
-  // Of a segment's query `q`, on its keys.
+  // Bias of query `q` of a segment, for the segment's keys.
   const float* BiasOf(const Segment& segment, int64_t head, int64_t q) const {
     if (bias == nullptr) return nullptr;
     q += segment.q_start;
-    if (bias_of_distances) {  // The first is the last query's, to the first key.
+    if (bias_of_distances) {  // Index 0 is the last query's distance to the first key.
       const int64_t first = q_length - 1 - q + segment.kv_start;
       return bias + head * (q_length + kv_length - 1) + first;
     }
@@ -1190,8 +1191,8 @@ struct AttentionJob {
   }
 };
 
-// Where each number but 0 is in a row, by number: (number, start, count). False if a
-// number is in several places.
+// Ranges of the nonzero numbers in a row, sorted by number: (number, start, count). False
+// if the positions of a number are not contiguous.
 using Places = std::vector<std::tuple<int32_t, int64_t, int64_t>>;
 bool FindPlaces(const int32_t* row, int64_t length, Places* places) {
   places->clear();
@@ -1206,7 +1207,7 @@ bool FindPlaces(const int32_t* row, int64_t length, Places* places) {
   return std::adjacent_find(places->begin(), places->end(), same) == places->end();
 }
 
-// All segments of queries that have keys. False if one is in several places.
+// All segments of queries that have keys. False if a segment is not contiguous.
 bool FindSegments(const Segments& queries, const Segments& keys,
                   std::vector<Segment>* segments) {
   const int64_t q_length = queries.dimensions()[1], kv_length = keys.dimensions()[1];
@@ -1237,9 +1238,9 @@ AVX512 inline void Store(__m512 low, __m512 high, float* out) {
   _mm512_storeu_ps(out + 16, high);
 }
 
-// Softmax's numerators of a query's scores, as a row of a left operand with `kCount`
-// parts; 1 over their sum, or 1 if that is 0. Of the scores, which fill blocks, `count`
-// are those of keys.
+// Stores the softmax numerators of a query's scores as a row of a left operand with
+// `kCount` parts. Returns 1 over their sum, or 1 if the sum is 0. Scores fill whole
+// blocks; the first `count` belong to keys.
 template <int kCount, typename E>
 AVX512 float Weigh(float* scores, const float* bias, int64_t count, E* weights) {
   __m512 peak = _mm512_set1_ps(kNoPeak);
@@ -1269,7 +1270,7 @@ AVX512 float Weigh(float* scores, const float* bias, int64_t count, E* weights) 
   return sum == 0.0f ? 1.0f : 1.0f / sum;
 }
 
-// One head of one segment. False if there was no memory.
+// Computes one head of one segment. False if out of memory.
 template <Unit kUnit, typename T>
 AMX bool ComputeHead(const AttentionJob<T>& job, const Segment& segment, int64_t head) {
   using E = Element<kUnit, T>;
@@ -1280,7 +1281,7 @@ AMX bool ComputeHead(const AttentionJob<T>& job, const Segment& segment, int64_t
   E* key = Scratch<0, E>(keys * job.size * kCount);
   E* value = Scratch<1, E>(keys * job.size * kCount);
   float* scores = Scratch<2, float>(kBlock * keys);
-  E* query = nullptr;  // With vectors it is read where it is.
+  E* query = nullptr;  // Vectors read the query in place.
   if constexpr (kInTiles) {
     query = Scratch<3, E>(kBlock * job.size * kCount);
     if (query == nullptr) return false;
@@ -1334,8 +1335,9 @@ AMX bool ComputeHead(const AttentionJob<T>& job, const Segment& segment, int64_t
   return true;
 }
 
-// A row of `size` numbers, `addend` added if there is one: around their mean if there is a
-// bias, to a mean square of 1, times `scale`, plus the bias. `x` holds them meanwhile.
+// Normalises a row of `size` numbers, plus `addend` if given. With a bias, subtracts the
+// mean. Divides by the root mean square, multiplies by `scale`, adds the bias. `x` is
+// scratch memory.
 template <typename X, typename Out>
 AVX512 void Normalise(const X* from, const X* addend, const float* scale,
                       const float* bias, int64_t size, float epsilon, float* x, Out* out) {
@@ -1371,7 +1373,8 @@ AVX512 void Normalise(const X* from, const X* addend, const float* scale,
   }
 }
 
-// Runs work(0) to work(count - 1) on the pool's threads and this one; false if any was.
+// Runs work(0) to work(count - 1) on the pool's threads and this one. False if any call
+// returned false.
 template <typename Work>
 bool InParallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   struct State {
@@ -1383,7 +1386,7 @@ bool InParallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
     std::mutex mutex;
     std::condition_variable all_done;
   };
-  // A thread that comes late finds nothing to do, after this call has ended.
+  // Shared ownership: a pool thread may start after this call has returned.
   auto state = std::make_shared<State>(work);
   auto run = [state, count] {
     for (int64_t i; (i = state->next.fetch_add(1)) < count;) {
@@ -1404,23 +1407,23 @@ bool InParallel(ffi::ThreadPool& pool, int64_t count, const Work& work) {
 ffi::Error Ended(bool good) {
   if (good) return ffi::Error::Success();
   return ffi::Error(ffi::ErrorCode::kResourceExhausted,
-                    "Out of memory: no room for a thread's parts of the operands.");
+                    "Out of memory: could not allocate a thread's buffers for operands.");
 }
 
 const float* OrNull(const Vector& x) {
   return x.element_count() == 0 ? nullptr : x.typed_data();
 }
 
-// The product of x of X with a kernel of T, some of the depth at a time. For each, x is
-// laid out, if at all, once for all columns.
+// Product of x (type X) and a kernel of T, one part of the depth at a time. If x needs
+// packing, each part is packed once for all columns.
 template <Unit kUnit, typename X, typename T>
 ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
   using E = Element<kUnit, T>;
   constexpr bool kDigital = kWhole<kUnit, T>;
   static_assert(std::is_same_v<X, float> == std::is_same_v<T, float>);
-  // Where panels of columns start: two for each thread if there are so many columns, the
-  // last ones half as wide, and a quarter, where that takes longer; or a thread that is
-  // slower than another would keep it waiting at the end.
+  // Starts of the panels of columns: at least two panels a thread if there are enough
+  // columns. The last panels are half as wide, and a quarter for vectors, which are
+  // slower: otherwise the fast threads would wait for a slow one at the end.
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
   const int64_t even = CeilDiv(CeilDiv(job.columns, 2 * threads), kBlock) * kBlock;
   constexpr int64_t kMost = kDepth<kUnit, T>;
@@ -1497,8 +1500,8 @@ ffi::Error Compute(ffi::ThreadPool& pool, const ProductJob& job) {
 // Whether a buffer has these sizes.
 template <typename Buffer>
 bool Has(const Buffer& buffer, std::initializer_list<int64_t> sizes) {
-  const auto found = buffer.dimensions();
-  return std::equal(found.begin(), found.end(), sizes.begin(), sizes.end());
+  const auto dimensions = buffer.dimensions();
+  return std::equal(dimensions.begin(), dimensions.end(), sizes.begin(), sizes.end());
 }
 
 template <typename Buffer>
@@ -1512,7 +1515,7 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
                    ffi::Result<ffi::AnyBuffer> out, ffi::Result<Bytes> left,
                    ffi::Result<Sums> sums, int32_t activation) {
   if (x.dimensions().size() != 2 || kernel.dimensions().size() != 2) {
-    return ffi::Error::InvalidArgument("What is multiplied is no matrix.");
+    return ffi::Error::InvalidArgument("x and kernel must have 2 dimensions.");
   }
   const ProductJob job = {x.untyped_data(),
                           kernel.untyped_data(),
@@ -1538,7 +1541,7 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
   const int64_t bytes = is_wide   ? LeftBytesOf<kUnit, float>(depth)
                         : is_int8 ? LeftBytesOf<kUnit, int8_t>(depth)
                                   : LeftBytesOf<kUnit, Bf16>(depth);
-  // Sums of bytes are whole numbers below 2^31.
+  // Sums of so many products of bytes stay below 2^31.
   constexpr int64_t kMostBytes = 65536;
   const bool in_parts = job.depth > most;
   bool good = job.depth > 0 && job.columns > 0 && job.depth % kBlock == 0 &&
@@ -1553,13 +1556,13 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel
   good = good && !(is_int8 && job.depth > kMostBytes);
   if (!good) {
     return ffi::Error::InvalidArgument(
-        "Sizes that do not fit, are not multiples of 32, or memory that does not start "
-        "at one of 64.");
+        "Sizes do not match or are not multiples of 32, or a buffer is not aligned to 64 "
+        "bytes.");
   }
   if (!(is_wide || is_int8 || type == ffi::BF16) ||
       x.element_type() != (is_wide ? ffi::F32 : ffi::BF16) ||
       !(job.wide || out->element_type() == ffi::BF16)) {
-    return ffi::Error::InvalidArgument("Types that do not fit.");
+    return ffi::Error::InvalidArgument("Element types do not match.");
   }
   const int64_t row_bytes = job.columns * (job.wide ? sizeof(float) : sizeof(Bf16));
   std::memset(static_cast<char*>(job.out) + job.rows * row_bytes, 0,
@@ -1599,19 +1602,19 @@ ffi::Error Norm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer addend,
                 Vector scale, Vector bias, ffi::Result<ffi::AnyBuffer> out,
                 float epsilon) {
   if (x.dimensions().size() != 2) {
-    return ffi::Error::InvalidArgument("What is to be normalised is no matrix.");
+    return ffi::Error::InvalidArgument("x must have 2 dimensions.");
   }
   const int64_t rows = x.dimensions()[0], size = x.dimensions()[1];
   if (size % kBlock != 0 || !Has(scale, {size}) || !Has(*out, {rows, size}) ||
       !(addend.element_count() == 0 || Has(addend, {rows, size})) ||
       !(bias.element_count() == 0 || Has(bias, {size}))) {
     return ffi::Error::InvalidArgument(
-        "Sizes that do not fit, or rows that are not a multiple of 32.");
+        "Sizes do not match, or d_model is not a multiple of 32.");
   }
   const float *by = scale.typed_data(), *plus = OrNull(bias);
   const ffi::DataType from = x.element_type(), to = out->element_type();
   if (addend.element_type() != from) {
-    return ffi::Error::InvalidArgument("Types that do not fit.");
+    return ffi::Error::InvalidArgument("Element types do not match.");
   }
   if (from == ffi::F32 && to == ffi::F32) {
     return NormaliseAll<float, float>(pool, x, addend, by, plus, epsilon, *out);
@@ -1625,7 +1628,7 @@ ffi::Error Norm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer addend,
   if (from == ffi::BF16 && to == ffi::BF16) {
     return NormaliseAll<Bf16, Bf16>(pool, x, addend, by, plus, epsilon, *out);
   }
-  return ffi::Error::InvalidArgument("Types that do not fit.");
+  return ffi::Error::InvalidArgument("Element types do not match.");
 }
 
 template <Unit kUnit, typename T, ffi::DataType kType>
@@ -1656,12 +1659,12 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<kType, 4> query,
       (job.bias != nullptr && !job.bias_of_distances &&
        !Has(bias, {bias_rows, job.heads, job.q_length, job.kv_length}))) {
     return ffi::Error::InvalidArgument(
-        "Sizes that do not fit, or heads whose size is not a multiple of 32.");
+        "Sizes do not match, or head_dim is not a multiple of 32.");
   }
   try {
     std::vector<Segment> segments;
     if (!FindSegments(q_segments, kv_segments, &segments)) {
-      return ffi::Error::InvalidArgument("Segments that are in several places of a row.");
+      return ffi::Error::InvalidArgument("Positions of a segment are not contiguous.");
     }
     std::vector<bool> has_keys(batch * job.q_length);
     for (const Segment& segment : segments) {
@@ -1733,7 +1736,7 @@ XLA_FFI_DEFINE_HANDLER(kWideAttentionInTiles, kAttendWide<Unit::kTiles>,
 XLA_FFI_DEFINE_HANDLER(kWideAttentionInVectors, kAttendWide<Unit::kVectors>,
                        AttentionArguments<ffi::F32>());
 
-// Whether this CPU has the unit's instructions, and Linux gives this process its
+// Whether this CPU has the unit's instructions and Linux grants this process its
 // registers.
 bool IsUsable(Unit unit) {
   unsigned a, b, c, d;
@@ -1772,10 +1775,10 @@ PyObject* HandlersOf(XLA_FFI_Handler* product, XLA_FFI_Handler* attention,
 }
 
 PyObject* Handlers(PyObject*, PyObject*) {
-  PyObject* found = PyDict_New();
-  const auto add = [found](const char* name, PyObject* handlers) {
-    if (found != nullptr && handlers != nullptr) {
-      PyDict_SetItemString(found, name, handlers);
+  PyObject* units = PyDict_New();
+  const auto add = [units](const char* name, PyObject* handlers) {
+    if (units != nullptr && handlers != nullptr) {
+      PyDict_SetItemString(units, name, handlers);
     }
     Py_XDECREF(handlers);
   };
@@ -1786,7 +1789,7 @@ PyObject* Handlers(PyObject*, PyObject*) {
     add("avx512",
         HandlersOf(kProductInVectors, kAttentionInVectors, kWideAttentionInVectors));
   }
-  return found;
+  return units;
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Which instructions this machine's CPU has."""
+"""Instruction sets of this machine's CPU."""
 
 import functools
 import re
@@ -6,10 +6,10 @@ import re
 
 @functools.cache
 def flags() -> frozenset[str] | None:
-    """Their names as Linux has them; None where that cannot be read."""
+    """Names of the CPU's features as in /proc/cpuinfo; None if it cannot be read."""
     try:
         with open("/proc/cpuinfo") as file:
-            found = re.search(r"^(flags|Features)\s*:(.*)$", file.read(), re.MULTILINE)
+            line = re.search(r"^(flags|Features)\s*:(.*)$", file.read(), re.MULTILINE)
     except OSError:
         return None
-    return None if found is None else frozenset(found[2].split())
+    return None if line is None else frozenset(line[2].split())

@@ -1,12 +1,11 @@
 """Products with int8 kernels, for frozen models.
 
-A kernel is kept as int8 with a float32 scale per column and the sum of each column,
+A kernel is stored as int8 with a float32 scale and a float32 sum per column:
 "kernel_scale" and "kernel_sum" beside "kernel" among the parameters. Activations are
-rounded on the way, each token between its own least and largest value, so that products
-take int8 and sum exactly in int32 (Dettmers et al. 2022 round vectors as well, about 0:
-behind a ReLU or GELU half of the integers would then stay unused); but not by
-`x86.product` with a matrix unit, which keeps them in bfloat16. Nothing is derived
-through them.
+rounded to int8 as well, each token between its own minimum and maximum, and products
+are summed exactly in int32. (Dettmers et al. 2022 round vectors symmetrically around 0;
+after a ReLU or GELU that would leave half of the integers unused.) `x86.product` with a
+matrix unit keeps activations in bfloat16. There are no gradients.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,20 +17,22 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
-# How kernels are rounded: vectors of another way are another model's.
+# Rounding method of kernels. It is part of a model's identity: another method gives
+# other embeddings.
 ROUNDING = "columns keep their sums"
 _LARGEST = 127
-# Each leaves of a column's sum about the root of how many numbers it changed.
+# Iterations of the correction. After each, the error of a column's sum is about the
+# square root of the number of values changed.
 _SHIFTS = 3
 
 
 class Kernel(NamedTuple):
-    """A quantised kernel, about integers * scale.
+    """A quantised kernel; integers * scale approximates the original.
 
     Attributes:
       integers: From -127 to 127.
-      scale: Of each column.
-      column_sum: Sums of the columns of integers * scale.
+      scale: Scale of each column.
+      column_sum: Sum of each column of integers * scale.
     """
 
     integers: Int8[Array, "*batch inputs outputs"]
@@ -41,27 +42,27 @@ class Kernel(NamedTuple):
 
 @jax.jit
 def quantize(x: Float[Array, "*batch inputs outputs"]) -> Kernel:
-    """Integers with a scale for each column.
+    """Rounds a kernel to int8 with a scale for each column.
 
-    Columns keep their sums, or errors would add up where what is multiplied is not
-    around 0, as behind a GELU: of the numbers nearest to the middle between two
-    integers as many as that takes become the other one.
+    The sum of each column is preserved: values nearest a rounding boundary are rounded
+    to the other side. Otherwise the errors add up when the inputs do not average 0, as
+    after a GELU.
     """
     wide = x.astype(jnp.float32)
     scale = _steps(jnp.abs(wide).max(axis=-2, keepdims=True))
-    wanted = wide / scale
+    scaled = wide / scale
 
-    def missing(integers):
-        return (wanted - integers).mean(axis=-2, keepdims=True)
+    def mean_error(integers):
+        return (scaled - integers).mean(axis=-2, keepdims=True)
 
-    integers = jnp.round(wanted)
+    integers = jnp.round(scaled)
     shift = jnp.zeros_like(scale)
     for _ in range(_SHIFTS):
-        shift = shift + missing(integers)
-        others = jnp.clip(jnp.round(wanted + shift), -_LARGEST, _LARGEST)
-        # Where many are the same number, all of them would change.
-        is_better = jnp.abs(missing(others)) < jnp.abs(missing(integers))
-        integers = jnp.where(is_better, others, integers)
+        shift = shift + mean_error(integers)
+        shifted = jnp.clip(jnp.round(scaled + shift), -_LARGEST, _LARGEST)
+        # Equal values all change together, which may overshoot.
+        is_better = jnp.abs(mean_error(shifted)) < jnp.abs(mean_error(integers))
+        integers = jnp.where(is_better, shifted, integers)
     integers = integers.astype(jnp.int8)
     scale = scale.squeeze(-2)
     total = integers.sum(axis=-2, dtype=jnp.int32).astype(jnp.float32)
@@ -72,10 +73,10 @@ def quantize(x: Float[Array, "*batch inputs outputs"]) -> Kernel:
 def product(
     x: Float[Array, "batch length inputs"], kernel: Kernel, out_dtype: DTypeLike
 ) -> Float[Array, "batch length outputs"]:
-    """x times the kernel that was quantised, in `out_dtype`."""
+    """Product of `x` and a quantised kernel, in `out_dtype`."""
     wide = x.astype(jnp.float32)
     low, high = wide.min(axis=-1, keepdims=True), wide.max(axis=-1, keepdims=True)
-    # x is about integers * step + middle.
+    # integers * step + middle approximates x.
     middle, step = 0.5 * (high + low), _steps(0.5 * (high - low))
     integers = jnp.round((wide - middle) / step).astype(jnp.int8)
     batch, length, inputs = x.shape
@@ -91,7 +92,7 @@ def product(
 
 
 @product.defjvp
-def _refuse_to_derive(out_dtype, primals, tangents):
+def _refuse_gradient(out_dtype, primals, tangents):
     raise TypeError(
         "int8 weights are for inference: rounding has no derivative. Load the model in "
         "float32 or bfloat16."
@@ -112,22 +113,22 @@ def map_kernels(
     quantized: Callable[[Any], Kernel],
     others: Callable[[Any], Any],
 ) -> dict[str, Any]:
-    """A tree with int8 kernels.
+    """Replaces every kernel by an int8 one and maps all other parameters.
 
     Args:
       params: Parameters, nested by name.
-      quantized: From a kernel, as `quantize`.
-      others: From any other parameter to what takes its place.
+      quantized: Quantises a kernel, as `quantize`.
+      others: Maps any other parameter.
     """
-    found: dict[str, Any] = {}
+    mapped: dict[str, Any] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
-            found[name] = map_kernels(value, quantized, others)
+            mapped[name] = map_kernels(value, quantized, others)
         elif name == "kernel":
             kernel = quantized(value)
-            found[name] = kernel.integers
-            found["kernel_scale"] = kernel.scale
-            found["kernel_sum"] = kernel.column_sum
+            mapped[name] = kernel.integers
+            mapped["kernel_scale"] = kernel.scale
+            mapped["kernel_sum"] = kernel.column_sum
         else:
-            found[name] = others(value)
-    return found
+            mapped[name] = others(value)
+    return mapped

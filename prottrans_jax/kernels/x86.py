@@ -1,30 +1,29 @@
 """Products, attention and norms on x86-64 CPUs that multiply bfloat16.
 
-One of two units is used: a matrix unit (AMX, Intel's Xeons from 2023 on), which
-multiplies bfloat16, and bytes at twice the rate; or else vectors (AVX-512, AMD's
-processors from 2022 on). XLA's own products in bfloat16 reach a half to four fifths of
-the matrix unit's and its attention a quarter to a half; of vectors' products, nine
-tenths.
+There are two units. The matrix unit (AMX, Intel Xeons from 2023 on) multiplies
+bfloat16, and bytes at twice the rate. It is preferred to vectors (AVX-512, AMD
+processors from 2022 on). XLA's bfloat16 products reach 1/2 to 4/5 of the speed of the
+matrix unit, its attention 1/4 to 1/2; XLA's products reach 9/10 of the vectors' speed.
 
-With vectors, float32 is multiplied as such. With the matrix unit, products of float32
-are products of whole numbers (Ozaki, Ogita, Oishi and Rump 2012): what a number adds to
-the results is rounded to 2^-24 of the most that one of its row does, a kernel's to
-2^-24 of its column's largest, and of their three bytes eight of nine products are
-summed exactly. Errors are those of a sum in float32 or smaller, unless what is
-thousands of times larger than the rest of a row happens to cancel. Rows and columns
-whose largest is below some 1e-30 lose digits, results of those beyond 1e33 may be
-infinite; where a number is infinite or none, its whole row or column is none.
+Vectors multiply float32 directly. The matrix unit multiplies float32 as integers of
+three bytes (Ozaki, Ogita, Oishi and Rump 2012). A number of `x` is rounded so that its
+contribution to the results is precise to 2^-24 of the largest contribution in its row;
+a kernel is rounded to 2^-24 of the largest value of the column. Eight of the nine
+products of bytes are summed exactly. Errors are at most those of a float32 sum, unless
+values thousands of times larger than the rest of a row cancel. Rows and columns with
+all values below about 1e-30 lose accuracy. Above 1e33 results may be Inf. An Inf or NaN
+makes its whole row or column NaN.
 
-With the matrix unit, attention's float32 is the sum of three bfloat16 numbers, and six
-of nine products of such parts give its digits: XLA's `BF16_BF16_F32_X6`, which TPUs do
-for float32 at the highest precision.
+Attention in float32 on the matrix unit splits each number into a sum of three bfloat16
+and computes six of the nine products: XLA's `BF16_BF16_F32_X6`, which TPUs use for
+float32 at the highest precision.
 
-They are compiled with the package (`_x86.cc`) and called through XLA's foreign
-function interface; where that was not possible, or the CPU has no such unit, XLA does
+The kernels are compiled with the package (`_x86.cc`) and called through XLA's foreign
+function interface. If they were not compiled, or the CPU has neither unit, XLA computes
 everything.
 
-They are for frozen models that run on one CPU device, within `enabled`: nothing is
-derived through them, and no programs of other machines or `jax.export` hold them.
+They are for frozen models on one CPU device, within `enabled`. They have no gradients,
+and programs for other machines or `jax.export` do not contain them.
 """
 
 from collections.abc import Iterator
@@ -46,13 +45,13 @@ import numpy as np
 from prottrans_jax.kernels import cpu
 from prottrans_jax.layers import relative_bias
 
-# Sizes other than batch and length are multiples of the rows of two tiles, or the
-# columns of two vectors.
+# Sizes other than batch and length must be multiples of this: the rows of two tiles, or
+# the columns of two vectors.
 _BLOCK = 32
-# How `_x86.cc` lays out what is multiplied, by unit and type of the kernel: numbers of
-# a row at a time, bytes of each, and what their number is a multiple of. What is read
-# where it is has no bytes.
-_LAID_OUT = {
+# How `_x86.cc` packs the left operand, by unit and type of the kernel: (most elements
+# of a row at a time, bytes per element, multiple that the number of elements is padded
+# to). 0 bytes: read in place, not copied.
+_PACKING = {
     ("amx", "float32"): (1024, 3, 64),
     ("amx", "bfloat16"): (1024, 2, 32),
     ("amx", "int8"): (1024, 2, 32),
@@ -60,29 +59,29 @@ _LAID_OUT = {
     ("avx512", "bfloat16"): (2048, 0, 32),
     ("avx512", "int8"): (4096, 1, 64),
 }
-# Sums of so many bytes are below 2^31.
+# Sums of so many products of bytes stay below 2^31.
 _MOST_BYTES = 65536
-# In the order of `_x86.cc`.
+# In the order of the enum in `_x86.cc`.
 _ACTIVATIONS = ("linear", "relu", "gelu_exact", "gelu", "silu")
 _OPERANDS = {
     ("float32", "float32"),
     ("bfloat16", "bfloat16"),
     ("bfloat16", "int8"),
 }
-# In a checkout; an installed package has only what was compiled.
+# Exists in a checkout; an installed package has the compiled module only.
 _SOURCE = pathlib.Path(__file__).with_name("_x86.cc")
 _local = threading.local()
 
 
 class Extent(NamedTuple):
-    """Shape of a call's tokens, and how many there are up to the last real one."""
+    """Shape of a call's tokens, and the number of tokens up to the last real one."""
 
     shape: tuple[int, ...]
     real: Int[Array, ""]
 
 
 def extent_of(segments: Num[Array, "batch length"]) -> Extent:
-    """That of tokens of which the real ones have a segment that is not 0."""
+    """Extent of tokens; the segment of padding is 0."""
     numbers = jnp.arange(1, segments.size + 1)
     last = jnp.max(jnp.where(segments.reshape(-1) != 0, numbers, 0))
     return Extent(segments.shape, last.astype(jnp.int32))
@@ -90,7 +89,7 @@ def extent_of(segments: Num[Array, "batch length"]) -> Extent:
 
 @functools.cache
 def units() -> tuple[str, ...]:
-    """What this machine has and this installation uses, "amx" before "avx512"."""
+    """Units that this machine has and this installation uses, "amx" first."""
     try:
         compiled: Any = importlib.import_module("prottrans_jax.kernels._x86")
         if _SOURCE.exists():
@@ -100,30 +99,32 @@ def units() -> tuple[str, ...]:
                     f"{compiled.__file__} was compiled from another {_SOURCE.name}. "
                     "Install the package again: pip install -e ."
                 )
-        found = compiled.handlers()
-        jax.local_devices(backend="cpu")  # Or a refusal would come at some later time.
-        for unit, handlers in found.items():
+        handlers_by_unit = compiled.handlers()
+        jax.local_devices(
+            backend="cpu"
+        )  # Without it, errors of registration come late.
+        for unit, handlers in handlers_by_unit.items():
             for name, handler in handlers.items():
                 target = f"prottrans_jax_{unit}_{name}"
                 jax.ffi.register_ffi_target(target, handler, platform="cpu")
     except Exception as error:  # Not compiled, or for another JAX.
         multiplies = {"amx_bf16", "avx512_bf16"} & (cpu.flags() or frozenset())
         log = logging.warning if multiplies else logging.info
-        log("Without our own products for this CPU, which is slower: %s", error)
+        log("The compiled kernels for this CPU are off, which is slower: %s", error)
         return ()
-    return tuple(found)
+    return tuple(handlers_by_unit)
 
 
 def is_usable() -> bool:
-    """Whether there is any of `units`."""
+    """Whether this machine has any of the `units`."""
     return bool(units())
 
 
 def rounds_to_int8() -> bool:
-    """Whether `product` rounds what int8 kernels multiply, as `quantized.product`.
+    """Whether `product` rounds the inputs of int8 kernels, as `quantized.product` does.
 
-    By vectors, which multiply bytes at twice the rate. With the matrix unit it stays
-    bfloat16. False also where there are no `units`.
+    True for vectors, which multiply bytes at twice the rate. The matrix unit keeps
+    inputs in bfloat16. False also if there are no `units`.
     """
     return "avx512" in units()[:1]
 
@@ -134,14 +135,14 @@ def _call(name: str, shapes: Any) -> Any:
 
 @contextlib.contextmanager
 def enabled(extent: Extent | None = None) -> Iterator[None]:
-    """Within, what is traced for a CPU may use these products, attention and norms.
+    """Context in which programs traced for a CPU may use these kernels.
 
-    The caller sees to it that the positions of a segment are neighbours, and that what
-    has the shape of `extent` is of its tokens.
+    The caller must ensure that the positions of a segment are contiguous, and that
+    arrays with the shape of `extent` belong to its tokens.
 
     Args:
-      extent: Layers compute nothing of the tokens behind the last real one, but give 0.
-        None: all are real.
+      extent: Layers return 0 for tokens after the last real one instead of computing
+        them. None: all tokens are real.
     """
     before = getattr(_local, "enabled", False), getattr(_local, "extent", None)
     _local.enabled, _local.extent = is_usable(), extent
@@ -152,23 +153,23 @@ def enabled(extent: Extent | None = None) -> Iterator[None]:
 
 
 def is_enabled() -> bool:
-    """Whether the caller is traced within `enabled`, and for one device."""
+    """Whether tracing happens within `enabled`, for one device."""
     one_device = jax.sharding.get_abstract_mesh().size <= 1
     return one_device and getattr(_local, "enabled", False)
 
 
 def real_rows(shape: tuple[int, ...]) -> Int[Array, ""] | None:
-    """How many rows are of real tokens; None: all, or the shape is not of tokens.
+    """Number of rows up to the last real token; None: all rows, or another shape.
 
     Args:
-      shape: [batch, length], without features.
+      shape: (batch, length), without features.
     """
     extent = getattr(_local, "extent", None)
     return None if extent is None or extent.shape != shape else extent.real
 
 
 def can_multiply(x: jax.Array, kernel: jax.Array, out_dtype: DTypeLike) -> bool:
-    """Whether `product` takes these, here and now."""
+    """Whether `product` accepts these arrays in the current context."""
     return (
         is_enabled()
         and x.ndim == kernel.ndim == 2
@@ -194,23 +195,25 @@ def product(
 
     Args:
       x: bfloat16 or float32.
-      kernel: As `x`, or int8 for bfloat16; see `can_multiply` and `rounds_to_int8`.
-      out_dtype: Of the result, bfloat16 or float32.
-      scale: Of each column of an int8 `kernel`, float32.
+      kernel: Type of `x`, or int8 with a bfloat16 `x`; see `can_multiply` and
+        `rounds_to_int8`.
+      out_dtype: Type of the result, bfloat16 or float32.
+      scale: Scale of each column of an int8 `kernel`, float32.
       bias: Added in float32.
-      activation: By its name in `mlp.ACTIVATIONS`, applied in float32.
-      real: Rows from this number on are not computed, but 0. None: all are.
+      activation: A name in `mlp.ACTIVATIONS`, applied in float32.
+      real: Number of rows to compute; later rows are 0. None: all rows.
     """
     rows, inputs = x.shape
     outputs = kernel.shape[1]
-    none = jnp.zeros(0, jnp.float32)
-    vectors = [none if v is None else v.astype(jnp.float32) for v in (scale, bias)]
+    empty = jnp.zeros(0, jnp.float32)
+    vectors = [empty if v is None else v.astype(jnp.float32) for v in (scale, bias)]
     number = np.int32(_ACTIVATIONS.index(activation))
     shape = jax.ShapeDtypeStruct((rows, outputs), out_dtype)
-    most, size, multiple = _LAID_OUT[units()[0], kernel.dtype.name]
+    most, size, multiple = _PACKING[units()[0], kernel.dtype.name]
     row_bytes = size * (-(-min(inputs, most) // multiple) * multiple)
     whole_rows = -(-rows // _BLOCK) * _BLOCK
-    # Where `x` is laid out, if it is, and sums of parts: memory that XLA uses again.
+    # Buffers for the packed `x` and for partial sums: results, so that XLA manages
+    # them.
     left = jax.ShapeDtypeStruct((whole_rows, row_bytes), jnp.uint8)
     sums = jax.ShapeDtypeStruct(
         (whole_rows if inputs > most else 0, outputs), jnp.float32
@@ -223,7 +226,7 @@ def product(
 def can_normalise(
     x: jax.Array, dtype: DTypeLike, addend: jax.Array | None = None
 ) -> bool:
-    """Whether `norm` takes these, here and now."""
+    """Whether `norm` accepts these arrays in the current context."""
     kinds = {"bfloat16", "float32"}
     return (
         is_enabled()
@@ -245,11 +248,11 @@ def norm(
 
     Args:
       epsilon: Added to the mean square.
-      dtype: Of the result, bfloat16 or float32.
+      dtype: Type of the result, bfloat16 or float32.
       x: bfloat16 or float32; see `can_normalise`.
-      scale: What the normalised is multiplied by.
-      bias: Added to the result. If there is one, the mean is subtracted first.
-      addend: Of `x`'s type and shape, added to it before all else, in float32.
+      scale: Factor of each feature after normalisation.
+      bias: Added to the result. With a bias, the mean is subtracted first.
+      addend: Added to `x` before normalisation, in float32; type and shape of `x`.
     """
     rows = x.reshape(-1, x.shape[-1])
     more = jnp.zeros((0, 0), x.dtype) if addend is None else addend.reshape(rows.shape)
@@ -260,9 +263,9 @@ def norm(
 
 
 def has_attention(dtype: DTypeLike, head_dim: int) -> bool:
-    """Whether `attention` is usable for such heads."""
-    known = jnp.dtype(dtype).name in ("bfloat16", "float32")
-    return known and head_dim % _BLOCK == 0 and is_usable()
+    """Whether `attention` supports heads of this type and size."""
+    has_type = jnp.dtype(dtype).name in ("bfloat16", "float32")
+    return has_type and head_dim % _BLOCK == 0 and is_usable()
 
 
 def can_attend(
@@ -271,7 +274,7 @@ def can_attend(
     value: jax.Array,
     bias: relative_bias.DistanceBias | jax.Array | None,
 ) -> bool:
-    """Whether `attention` takes these, here and now."""
+    """Whether `attention` accepts these arrays in the current context."""
     q_length, heads, head_dim = query.shape[1:]
     kv_length = key.shape[1]
     if isinstance(bias, relative_bias.DistanceBias):
@@ -301,19 +304,19 @@ def attention(
 ) -> Float[Array, "batch q_length heads head_dim"]:
     """softmax(query key^T + bias) value over the keys of each query's segment.
 
-    Zeros for padding, and for queries whose segment has no keys.
+    Padding, and queries whose segment has no keys, get zeros.
 
-    Each thread has the scores of some queries of a head at a time, in float32: but for
-    a full `bias`, memory grows with the length only, and with the threads.
+    Each thread holds the float32 scores of a few queries of one head at a time. Except
+    for a full `bias`, memory is linear in the length and in the number of threads.
 
     Args:
       query: bfloat16 or float32; see `can_attend`.
       key: As `query`.
       value: As `query`.
-      bias: Of distances, or of each of the rows, or of all of them (`rows` is 1).
+      bias: By distance, or an array for each row, or one for all rows (`rows` is 1).
       q_segments: Segment of each query, 0 for padding. The positions of a segment are
-        neighbours.
-      kv_segments: The same of the keys.
+        contiguous.
+      kv_segments: The same for keys.
     """
     wide = jnp.zeros((1, 0, 0, 0)) if bias is None else bias
     if isinstance(wide, relative_bias.DistanceBias):

@@ -16,11 +16,11 @@ from prottrans_jax.layers import dense, relative_bias
 # Finite, so that a query with nothing to attend to gives no NaN.
 MASKED = -1e30
 
-# Where nothing is derived on a CPU: float32 scores of a batch up to which all heads go
-# together, and of the parts that go together beyond that, which stay in cache.
+# Inference on a CPU: float32 scores of a batch up to the first size are computed all at
+# once, larger ones in parts up to the second size, which stay in cache.
 _FEW_SCORES_BYTES, _CACHED_SCORES_BYTES = 12 << 20, 4 << 20
 
-# Implementation of `jax.nn.dot_product_attention`.
+# Argument `implementation` of `jax.nn.dot_product_attention`.
 _FLASH = "cudnn"
 
 Bias = relative_bias.DistanceBias | jax.Array
@@ -36,8 +36,8 @@ def make_mask(
 ) -> Bool[Array, "batch 1 q_length kv_length"]:
     """Who may attend to whom: only within a segment, never to padding (segment 0).
 
-    Two proteins of 3 and 2 residues and one pad, segments 1 1 1 2 2 0; `causal` takes
-    the upper triangle away (queries down, keys across):
+    Two proteins of 3 and 2 residues and one pad, segments 1 1 1 2 2 0; `causal` removes
+    the upper triangle (queries down, keys across):
 
         1 1 1 . . .      1 . . . . .
         1 1 1 . . .      1 1 . . . .
@@ -71,30 +71,31 @@ def dot_product_attention(
 ) -> Float[Array, "batch q_length heads head_dim"]:
     """Attention without 1/sqrt(head_dim): T5 folds it into the query's initialiser.
 
-    Products take operands in the type of `query`; scores and softmax are float32. A
+    Operands of products have the type of `query`; scores and softmax are float32. A
     query that may attend to nothing (padding) gets zeros.
 
-    On a CPU within `x86.enabled`, `x86.attention` may take the place of plain and of
-    blockwise attention without `causal`: the positions of a segment must then be
-    neighbours, or the call fails.
+    On a CPU within `x86.enabled`, `x86.attention` may replace plain and blockwise
+    attention without `causal`. The positions of a segment must then be contiguous, or
+    the call fails.
 
     Args:
       query: Queries.
       key: Keys.
       value: Values.
-      q_segments: Segment of each query, 0 for padding. None with `kv_segments`, without
-        `causal` and `block_size`: `bias` says it all, `MASKED` where a key is hidden.
+      q_segments: Segment of each query, 0 for padding. None, if `kv_segments` is None
+        too and `causal` and `block_size` are off: `bias` encodes all masking, with
+        `MASKED` where a key is hidden.
       kv_segments: Segment of each key, 0 for padding.
       causal: Whether a query sees only keys at its own position or before.
       bias: Added to the scores: a `DistanceBias`, or without `block_size` an array
         that broadcasts to [batch, heads, q_length, kv_length].
-      block_size: None computes all scores at once, q_length * kv_length of them. A
-        number goes through blocks of that many queries and keys with a running softmax
-        (Rabe and Staats 2021), forward and backward, so that memory grows with the
-        length only, for about one and a half times the arithmetic in training.
-      flash: Whether a fused kernel of the GPU's does it; see `has_flash`. A row then
-        holds one segment, from its first position on, and queries of padding get
-        something finite.
+      block_size: None computes all q_length * kv_length scores at once. A number
+        iterates over blocks of that many queries and keys with a running softmax (Rabe
+        and Staats 2021), forward and backward: memory is linear in the length, at about
+        1.5 times the arithmetic in training.
+      flash: Whether to use a fused GPU kernel; see `has_flash`. Each row must then hold
+        one segment that starts at position 0. The output at padding is finite but
+        undefined.
 
     Returns:
       Weighted values, in the type of `query`.
@@ -135,10 +136,10 @@ def _all_at_once(query, key, value, q_segments, kv_segments, *, causal, bias):
 def _softmax_attention(causal, query, key, value, bias, q_segments, kv_segments):
     """softmax(query key^T + bias) value with the derivative written out.
 
-    Softmax is normalised after the product with `value`, and its derivative takes
+    Softmax is normalised after the product with `value`, and its derivative computes
     sum(weights * d_weights) from the result, as flash attention does (Dao et al. 2022,
-    appendix B): the arrays of size length^2 are read and written as few times as can
-    be, and the one that is kept for the derivative has the type of `query`.
+    appendix B). This minimises reads and writes of arrays of size length^2. The one
+    array of that size saved for the backward pass has the type of `query`.
     """
     arrays = (query, key, value, bias, q_segments, kv_segments)
 
@@ -147,7 +148,7 @@ def _softmax_attention(causal, query, key, value, bias, q_segments, kv_segments)
 
     sizes = (*query.shape, *key.shape)
     if not all(isinstance(size, int) for size in sizes):
-        return at_once(*arrays)  # Left open by jax.export.
+        return at_once(*arrays)  # Symbolic dimensions of jax.export.
     if jax.sharding.get_abstract_mesh().size > 1:
         return at_once(*arrays)
     by_parts = functools.partial(_part_by_part, causal)
@@ -155,10 +156,10 @@ def _softmax_attention(causal, query, key, value, bias, q_segments, kv_segments)
 
 
 def _part_by_part(causal, query, key, value, bias, q_segments, kv_segments):
-    """Some rows or heads after the others, on a CPU; only where nothing is derived.
+    """Computes a few rows or heads at a time, on a CPU; has no gradient.
 
-    The scores of ProtT5's 32 heads are 32 MiB for 512 residues: every pass over them
-    would fetch them from memory.
+    The scores of ProtT5's 32 heads are 32 MiB for 512 residues, more than the caches
+    hold: every pass over all of them would read from memory.
     """
     batch, q_length, heads, _ = query.shape
     if bias is not None:
@@ -168,62 +169,62 @@ def _part_by_part(causal, query, key, value, bias, q_segments, kv_segments):
     rows, some_heads = _part_in_cache(query.shape, key.shape)
     head_parts = -(-heads // some_heads)
     parts = -(-batch // rows) * head_parts
-    # Heads first, once: each part is then one piece of memory.
+    # Heads first, transposed once: each part is then contiguous in memory.
     arrays = [jnp.swapaxes(x, 1, 2) for x in (query, key, value)]
     if bias is not None:
         arrays.append(bias)
     if q_segments is not None:
         mask = make_mask(q_segments, kv_segments, causal=causal)
         arrays.append(jnp.where(mask, 0.0, MASKED))
-    # Or XLA computes the mask anew for every head, and folds the transposes into the
-    # products: both cost more.
+    # Otherwise XLA recomputes the mask for every head and folds the transposes into the
+    # products; both are slower.
     arrays = jax.lax.optimization_barrier(arrays)
     if parts == 1:
         return jnp.swapaxes(_attend(*arrays), 1, 2)
 
     def cut(x, row, head):
-        # A start too late is moved to the last possible one, here and in the result.
+        # XLA clamps a start that is too large, here and in the result alike.
         if x.shape[0] > 1:
             x = jax.lax.dynamic_slice_in_dim(x, row, rows, 0)
         if x.shape[1] > 1:
             x = jax.lax.dynamic_slice_in_dim(x, head, some_heads, 1)
         return x
 
-    def some(index, out):
+    def compute_part(index, out):
         row = index // head_parts * rows
         head = index % head_parts * some_heads
-        own = _attend(*(cut(x, row, head) for x in arrays))
-        return jax.lax.dynamic_update_slice(out, own, (row, head, 0, 0))
+        part = _attend(*(cut(x, row, head) for x in arrays))
+        return jax.lax.dynamic_update_slice(out, part, (row, head, 0, 0))
 
-    # A loop, not written out: one body to compile, one buffer for its scores.
+    # Not unrolled: one body to compile, one buffer for its scores.
     out = jnp.zeros((batch, heads, q_length, value.shape[-1]), query.dtype)
-    out = jax.lax.fori_loop(0, parts, some, out)
+    out = jax.lax.fori_loop(0, parts, compute_part, out)
     return jnp.swapaxes(out, 1, 2)
 
 
 def _part_in_cache(query_shape, key_shape):
-    """(rows, heads) that go together: some heads of one row, or all heads of rows."""
+    """(rows, heads) of a part: some heads of one row, or all heads of some rows."""
     batch, q_length, heads, _ = query_shape
     row_bytes = 4 * heads * q_length * key_shape[1]
     if batch * row_bytes <= _FEW_SCORES_BYTES:
         return batch, heads
     if row_bytes > _CACHED_SCORES_BYTES:
-        # Two at least: a single product is shared by the cores less well.
+        # At least two: a single product scales worse over the cores.
         fitting = max(2, _CACHED_SCORES_BYTES * heads // row_bytes)
         return 1, _even_part(heads, fitting)
     return _even_part(batch, _CACHED_SCORES_BYTES // row_bytes), heads
 
 
 def _even_part(number, limit):
-    """Size of the parts, not more than `limit`, in the fewest of about one size."""
+    """Size of nearly equal parts of `number`, as few as possible, at most `limit`."""
     return -(-number // -(-number // limit))
 
 
-def _attend(query, key, value, *added):
+def _attend(query, key, value, *biases):
     """Attention of arrays [batch, heads, length, head_dim]."""
     dtype = query.dtype
     scores = dense.einsum("bhqd,bhkd->bhqk", query, key, dtype, jnp.float32)
-    weights, total = _weigh(sum(added, start=scores))
+    weights, total = _weigh(sum(biases, start=scores))
     out = dense.einsum(
         "bhqk,bhkd->bhqd", weights.astype(dtype), value, dtype, jnp.float32
     )
@@ -250,11 +251,11 @@ def _softmax_attention_fwd(causal, query, key, value, bias, q_segments, kv_segme
 
 
 def _weigh(scores):
-    """Softmax's numerators and their sums; 0 and 1 where all is masked.
+    """Softmax numerators and their sums; 0 and 1 where every key is masked.
 
     float32: bfloat16 softmax over 512 keys loses the small weights of distant contacts.
     """
-    # Above MASKED: the weights of a query that has no key are then 0, not 1.
+    # Larger than MASKED, so that the weights of a query without keys are 0, not 1.
     peak = jnp.maximum(scores.max(axis=-1, keepdims=True), 0.5 * MASKED)
     weights = jnp.exp(scores - peak)
     total = weights.sum(axis=-1, keepdims=True)
@@ -310,11 +311,11 @@ def _flash(query, key, value, kv_segments, *, causal, bias):
 
 @functools.cache
 def has_flash(dtype: DTypeLike, head_dim: int) -> bool:
-    """Whether this process's GPU has the fused kernel for such heads.
+    """Whether this process's GPU supports the fused kernel for these heads.
 
-    cuDNN has it on GPUs from Ampere on, here for bfloat16 alone: in float16 it was
-    never compared. Found out by trying: which versions of CUDA, cuDNN and JAX go
-    together is written nowhere.
+    cuDNN provides it on GPUs from Ampere on. Only bfloat16 is used: results in float16
+    were never checked. Tests by running it, since the compatible versions of CUDA,
+    cuDNN and JAX are not documented.
     """
     if jax.default_backend() != "gpu" or jnp.dtype(dtype) != jnp.bfloat16:
         return False
@@ -325,7 +326,7 @@ def has_flash(dtype: DTypeLike, head_dim: int) -> bool:
         run(
             heads, heads, heads, q_segments=segments, kv_segments=segments, bias=bias
         ).block_until_ready()
-    except Exception as error:  # Of JAX, XLA or cuDNN.
+    except Exception as error:  # Any error of JAX, XLA or cuDNN.
         logging.warning("No fused attention on this GPU, which is slower: %s", error)
         return False
     return True
@@ -352,8 +353,8 @@ def _blockwise(causal, block_size, query, key, value, bias, q_segments, kv_segme
     q_starts = jnp.arange(queries[0].shape[0]) * q_size
     kv_starts = jnp.arange(keys[0].shape[0]) * kv_size
 
-    # The checkpoints keep the backward pass blockwise too: each block's scores are
-    # computed anew instead of being kept from the forward pass.
+    # The checkpoints make the backward pass blockwise too: the scores of a block are
+    # recomputed instead of saved.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def query_block(block):
         q_start, q, q_seg = block
@@ -398,18 +399,18 @@ def _blockwise(causal, block_size, query, key, value, bias, q_segments, kv_segme
 
 def _name_context(out):
     """Names attention's result for rematerialisation policies (see `stack`)."""
-    # Kept with merged heads: a TPU would pad a last axis of 64 to 128.
+    # Saved with merged heads: a TPU would pad a last axis of 64 to 128.
     flat = out.reshape(*out.shape[:2], -1)
     return ad_checkpoint.checkpoint_name(flat, "attention_context").reshape(out.shape)
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention of T5: no biases, scores not scaled.
+    """Attention of T5: no biases, unscaled scores.
 
     Kernels are 2-D, [d_model, heads * head_dim]: `num_heads * head_dim` need not be
-    d_model (in ProtT5 it is four times that). Dropout on the attention weights uses one
-    mask for all queries, as T5X; that is the same as dropping values, so it needs no
-    array of the size of the scores.
+    d_model (in ProtT5 it is four times d_model). Dropout on the attention weights uses
+    one mask for all queries, as in T5X. That is equivalent to dropout on values, so it
+    needs no array of the size of the scores.
     """
 
     num_heads: int

@@ -1,4 +1,4 @@
-"""Matrix products: the one place that decides the precision of every contraction."""
+"""Matrix products: the only place that sets the precision of contractions."""
 
 from collections.abc import Callable
 import functools
@@ -22,13 +22,13 @@ def einsum(
 ) -> jax.Array:
     """Contracts two arrays in `dtype`, accumulates in float32, returns `out_dtype`.
 
-    The derivative does the same: both of its products take `dtype` operands, and the
+    The backward pass does the same: both of its products have `dtype` operands, and the
     gradient of a float32 parameter is never rounded to bfloat16. (JAX's own rule
-    would multiply the float32 cotangent by a bfloat16 operand, which XLA:CPU upcasts
-    to a float32 product, two to three times slower.)
+    multiplies the float32 cotangent by a bfloat16 operand, which XLA:CPU upcasts to a
+    float32 product, two to three times slower.)
 
     Args:
-      spec: Such as "bld,df->blf"; every index occurs in two of the three terms.
+      spec: For example "bld,df->blf"; every index occurs in two of the three terms.
       a: First operand, cast to `dtype`.
       b: Second operand, cast to `dtype`.
       dtype: Type of the operands of the product.
@@ -41,7 +41,7 @@ def einsum(
 
 
 def _einsum_fwd(spec, a, b, dtype, out_dtype):
-    # The operands as they came: a parameter is kept by reference, not as a cast copy.
+    # Residuals are the original operands: a parameter is saved by reference, not cast.
     return _contract(spec, a.astype(dtype), b.astype(dtype), out_dtype), (a, b)
 
 
@@ -65,25 +65,25 @@ def _contract(spec, a, b, out_dtype):
             return jnp.einsum(spec, a, b, precision=_wide_precision()).astype(out_dtype)
         return jnp.einsum(spec, a, b, preferred_element_type=out_dtype)
 
-    # Accelerators accumulate in float32 anyhow, and a bfloat16 result halves what
-    # tensor parallelism sends.
+    # Accelerators accumulate in float32 in any case, and a bfloat16 result halves the
+    # communication of tensor parallelism.
     on_cpu = functools.partial(_contract_on_cpu, spec, out_dtype=out_dtype)
     return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=native)
 
 
 def _contract_on_cpu(spec, a, b, *, out_dtype):
-    """Brings a product into the one form that XLA:CPU runs at full speed.
+    """Rewrites a product in the only form that XLA:CPU runs at full speed.
 
-    That is [batch, rows, k] x [batch, k, columns], or x [batch, columns, k], without or
-    with one batch axis, rows contiguous in memory, float32 results. Others jax 0.10.2
-    upcasts from bfloat16 to float32 (x^T g, every weight's gradient, then takes two to
-    four times as long), loops over in a slower kernel, or refuses with "Unsupported
+    The form is [batch, rows, k] x [batch, k, columns], or x [batch, columns, k], with
+    at most one batch axis, contiguous rows and float32 results. jax 0.10.2 upcasts
+    other products from bfloat16 to float32 (x^T g, the gradient of every weight, is
+    then two to four times slower), uses a slower kernel, or fails with "Unsupported
     element type for DotThunk". On a CPU that does not multiply bfloat16 the operands
-    are made float32 beforehand: XLA's own way there takes half as long again.
+    are cast to float32 first: XLA's own handling takes 1.5 times as long there.
     """
     if a.dtype.itemsize > 4 or jax.sharding.get_abstract_mesh().size > 1:
-        # Virtual devices, in tests: an axis merged out of batch and heads could not be
-        # sharded by both.
+        # Virtual devices, in tests: an axis merged from batch and heads could not be
+        # sharded over two mesh axes.
         wide = jnp.promote_types(a.dtype, jnp.float32)
         return jnp.einsum(spec, a.astype(wide), b.astype(wide)).astype(out_dtype)
     if a.dtype == jnp.bfloat16 and not _cpu_multiplies_bfloat16():
@@ -95,7 +95,7 @@ def _contract_on_cpu(spec, a, b, *, out_dtype):
     rows = [x for x in out if x not in second]
     columns = [x for x in out if x not in first]
     if rows and columns and out.index(columns[0]) < out.index(rows[0]):
-        # The result then needs no transpose.
+        # Swapped operands: the result needs no transpose.
         a, b, first, second, rows, columns = b, a, second, first, columns, rows
     sizes = dict(zip(first + second, a.shape + b.shape, strict=True))
 
@@ -105,14 +105,14 @@ def _contract_on_cpu(spec, a, b, *, out_dtype):
     lead = [merged(batch)] if batch else []
 
     def arrange(x, names, *groups):
-        # [...] -> [batch, *group, *group] with each group merged to one axis.
+        # [...] -> [batch, group, group] with each group merged into one axis.
         order = [names.index(name) for group in (batch, *groups) for name in group]
         shape = [*lead, *(merged(group) for group in groups)]
         if order == sorted(order):
             return x.reshape(shape)
         x = x.transpose(order)
-        # A barrier, or XLA folds the transpose into the product again; a reshape on
-        # both sides of it, or the product sees the memory order of before.
+        # The barrier keeps XLA from folding the transpose into the product. Without a
+        # reshape on both sides, the product still uses the old memory layout.
         x = jax.lax.optimization_barrier(x.reshape(1, *x.shape))
         return x.reshape(shape)
 
@@ -137,9 +137,9 @@ def _contract_on_cpu(spec, a, b, *, out_dtype):
 
 
 def _wide_precision() -> jax.lax.Precision | None:
-    """Of float32 products: all digits, unless `jax_default_matmul_precision` is set.
+    """Full precision for float32, unless `jax_default_matmul_precision` is set.
 
-    JAX's default keeps three of the seven digits on a GPU and two on a TPU.
+    JAX's default keeps three of the seven decimal digits on a GPU and two on a TPU.
     """
     config: Any = jax.config
     set_by_user = config.jax_default_matmul_precision
@@ -147,17 +147,17 @@ def _wide_precision() -> jax.lax.Precision | None:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    """Whether this machine's CPU has such instructions; True where Linux is not."""
+    """Whether the CPU has bfloat16 instructions; True where that cannot be read."""
     flags = cpu.flags()
     return flags is None or not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 class Activation(NamedTuple):
-    """What follows a projection.
+    """Activation applied to a projection.
 
     Attributes:
-      name: As `mlp.ACTIVATIONS` has it: for a product that does it at once.
-      apply: Does it.
+      name: Key in `mlp.ACTIVATIONS`, for a kernel that fuses product and activation.
+      apply: The same function, for products that do not fuse it.
     """
 
     name: str
@@ -170,7 +170,7 @@ _LINEAR = Activation("linear", lambda x: x)
 class Dense(nn.Module):
     """Projection of the last axis.
 
-    Where the parameters hold an int8 kernel, with "kernel_scale" and "kernel_sum", the
+    If the parameters hold an int8 kernel, with "kernel_scale" and "kernel_sum", the
     product is `quantized.product`.
 
     Attributes:
@@ -179,7 +179,7 @@ class Dense(nn.Module):
       kernel_init: Initialiser of the kernel [inputs, features].
       dtype: Type of the product and its result.
       param_dtype: Type of the parameters.
-      use_bias: Whether a vector is added, with the logical name of the new axis.
+      use_bias: Whether to add a vector, whose logical axis is that of the new axis.
     """
 
     features: int
@@ -198,7 +198,7 @@ class Dense(nn.Module):
     ) -> Float[Array, "batch length features"]:
         """Projects `x`; the result has `out_dtype`, or `dtype` if that is None.
 
-        Within `x86.enabled` it may be 0 at padding behind all tokens.
+        Within `x86.enabled` it may be 0 at padding after the last token.
         """
         kernel = self.param(
             "kernel",
@@ -266,8 +266,8 @@ def add_bias(
 ) -> Float[Array, "*batch features"]:
     """Adds a vector to the last axis, in the type of `x`.
 
-    The gradient of `bias` is summed in float32: JAX's own rule sums bfloat16 numbers
-    into a bfloat16, which over some thousand positions is wrong in the first digit.
+    The gradient of `bias` is summed in float32. JAX's own rule sums in bfloat16, which
+    over a few thousand positions is wrong in the first digit.
     """
     return _add_bias_fwd(x, bias)[0]
 

@@ -1,4 +1,4 @@
-"""Dropout with one mask for all positions of a row, as T5X and this library have it."""
+"""Dropout with one mask for all positions of a row, as in T5X."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ import jax
 def by_row(rate: float, deterministic: bool) -> Callable[[jax.Array], jax.Array]:
     """Drops features of [batch, length, d_model], the same at all positions of a row.
 
-    To be called inside a module's compact method, with an rng named "dropout" unless
-    `deterministic`.
+    Call it inside a compact method of a module. Unless `deterministic`, an rng named
+    "dropout" is required.
     """
 
     def drop(x: jax.Array) -> jax.Array:

@@ -10,21 +10,21 @@ from jaxtyping import Array, Float, Int
 
 from prottrans_jax.layers import dense, norms
 
-# Up to here a product with one-hot rows is cheaper than the gradient of a gather, which
-# is a scatter; every vocabulary of the ProtTrans models is smaller.
+# Up to this size a product with one-hot rows is cheaper than a gather, whose gradient
+# is a scatter. Every vocabulary of the ProtTrans models is smaller.
 _ONE_HOT_MAX_VOCAB = 1024
 
 
 class TokenEmbedding(nn.Module):
-    """One table that embeds tokens and, where tied, also gives the logits.
+    """Table that embeds tokens and, if tied, also gives the logits.
 
     Attributes:
       vocab_size: Rows of the table.
-      d_model: Their width.
+      d_model: Width of the table.
       dtype: Type of the embeddings, and of the operands of the logits.
       param_dtype: Type of the table.
-      embedding_init: Its initialiser; T5's is a normal of deviation 1.
-      axes: Logical names of its axes.
+      embedding_init: Initialiser of the table; T5 uses a normal of deviation 1.
+      axes: Logical names of the table's axes.
     """
 
     vocab_size: int
@@ -63,14 +63,14 @@ class TokenEmbedding(nn.Module):
 
 
 class LearnedEmbeddings(nn.Module):
-    """norm(token + position + token type), all learned: BERT's (Devlin et al. 2019).
+    """norm(token + position + token type), all learned (BERT, Devlin et al. 2019).
 
     Attributes:
       vocab_size: Rows of the table of tokens.
       max_length: Rows of the table of positions.
       num_token_types: Rows of the table of token types.
-      d_embed: Width of all three.
-      dropout_rate: Share dropped of the result.
+      d_embed: Width of all three tables.
+      dropout_rate: Dropout rate of the result.
       norm_epsilon: Added to the variance in the norm.
       embedding_init: Initialiser of the tables.
       dtype: Type of the result.
@@ -123,7 +123,7 @@ class LearnedEmbeddings(nn.Module):
         Args:
           tokens: Token ids.
           segments: Protein or pair of each position, from 1; 0 is padding.
-          positions: Rows of the position table. None: counted in each segment.
+          positions: Rows of the position table. None: counted from 0 in each segment.
           token_types: Rows of the table of token types. None: all 0.
           deterministic: Whether dropout is off.
         """
@@ -131,13 +131,13 @@ class LearnedEmbeddings(nn.Module):
             if tokens.shape[1] > self.max_length:
                 raise ValueError(
                     f"A row has {tokens.shape[1]} positions, more than max_length="
-                    f"{self.max_length}. Cut it, or if its pieces are shorter pass "
-                    "their positions."
+                    f"{self.max_length}. Cut the row; if it packs shorter segments, "
+                    "pass positions."
                 )
             positions = positions_in_segments(segments)
         if token_types is None:
             token_types = jnp.zeros_like(tokens)
-        # A position beyond the table gives NaN, not another position's row.
+        # jnp.take: a position beyond the table gives NaN, not the row of another.
         position = jnp.take(jnp.asarray(self.position), positions, axis=0)
         x = position.astype(jnp.float32)
         x = x + self.token(tokens).astype(jnp.float32)
@@ -157,8 +157,8 @@ def positions_in_segments(
 ) -> Int[Array, "batch length"]:
     """Distance of each position from the first of its segment; 0 at padding.
 
-    Segments are numbered upwards along a row. Where padding comes first, counting
-    starts behind it: Hugging Face's positions would count the padding too.
+    Segment numbers must increase along a row. Padding at the start is not counted;
+    Hugging Face counts it.
     """
     highest = jax.lax.cummax(segments, axis=1)
     before = jnp.pad(highest[:, :-1], ((0, 0), (1, 0)))

@@ -18,8 +18,8 @@ from prottrans_jax.layers import dense
 def gelu_exact(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x times the normal distribution function (Hendrycks and Gimpel 2016).
 
-    Computed in float32, result in the type of `x`. For the derivative `x` alone is
-    kept, where JAX's own keeps three arrays of that size.
+    Computed in float32, result in the type of `x`. The backward pass needs `x` only;
+    JAX's own saves three arrays of that size.
     """
     return _gelu_exact_fwd(x)[0]
 
@@ -37,7 +37,7 @@ def _gelu_exact_bwd(x, grad):
 
 
 def _normal_cdf(x):
-    # erf: XLA's erfc costs twice as much, for digits that float32 sums then lose.
+    # erf: XLA's erfc costs twice as much for accuracy that float32 sums lose later.
     return 0.5 * (1.0 + jax.lax.erf(math.sqrt(0.5) * x))
 
 
@@ -45,9 +45,9 @@ gelu_exact.defvjp(_gelu_exact_fwd, _gelu_exact_bwd)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
-    # Tanh approximation, as T5 1.1 was trained (Hugging Face's "gelu_new").
+    # Tanh approximation, as in T5 1.1 (Hugging Face's "gelu_new").
     "gelu": functools.partial(jax.nn.gelu, approximate=True),
-    # With the error function, as BERT (Hugging Face's "gelu").
+    # With the error function, as in BERT (Hugging Face's "gelu").
     "gelu_exact": gelu_exact,
     "silu": jax.nn.silu,
     "linear": lambda x: x,
@@ -68,7 +68,8 @@ class MLP(nn.Module):
     """Feed-forward block; several activations make it gated.
 
     One activation: wo(act(wi(x))). Two: wo(act_0(wi_0(x)) * act_1(wi_1(x))), Shazeer
-    2020. Dropout on the hidden layer uses one mask for all positions of a row, as T5X.
+    2020. Dropout on the hidden layer uses one mask for all positions of a row, as in
+    T5X.
     """
 
     d_ff: int

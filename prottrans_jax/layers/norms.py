@@ -16,12 +16,12 @@ def _norm(function, epsilon, dtype, x, addend, *vectors):
         x = x if addend is None else x + addend
         return function(epsilon, jnp.dtype(dtype), x, *vectors)
 
-    def ours(x, addend, *vectors):
+    def compiled(x, addend, *vectors):
         return x86.norm(epsilon, dtype, x, *vectors, addend=addend)
 
     if not x86.can_normalise(x, dtype, addend):
         return xla(x, addend, *vectors)
-    return jax.lax.platform_dependent(x, addend, *vectors, cpu=ours, default=xla)
+    return jax.lax.platform_dependent(x, addend, *vectors, cpu=compiled, default=xla)
 
 
 class RMSNorm(nn.Module):
@@ -48,12 +48,12 @@ class RMSNorm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _rms_norm(epsilon, dtype, x, scale):
-    """With the derivative written out: half the time of JAX's own on a CPU."""
+    """With an explicit derivative: half the time of JAX's own on a CPU."""
     return _rms_norm_fwd(epsilon, dtype, x, scale)[0]
 
 
 def _rms_norm_fwd(epsilon, dtype, x, scale):
-    # float32: the mean of 1,024 squares in bfloat16 is right to two digits only.
+    # float32: the mean of 1,024 squares in bfloat16 has two correct digits only.
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(mean_square + epsilon)
@@ -87,7 +87,8 @@ class LayerNorm(nn.Module):
     ) -> Float[Array, "..."]:
         """Normalises the last axis of `x`, or of `x + addend`.
 
-        Statistics are in float32, as the sum may be; the result is in `dtype`.
+        Statistics are float32; the sum may be computed in float32 too. The result has
+        type `dtype`.
         """
 
         def vector(name, initializer):
@@ -107,14 +108,14 @@ class LayerNorm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _layer_norm(epsilon, dtype, x, scale, bias):
-    """With the derivative written out, as for `_rms_norm`."""
+    """With an explicit derivative, as `_rms_norm`."""
     return _layer_norm_fwd(epsilon, dtype, x, scale, bias)[0]
 
 
 def _layer_norm_fwd(epsilon, dtype, x, scale, bias):
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
-    # In two passes: the mean square minus the squared mean loses digits.
+    # Two passes: the mean square minus the squared mean would lose accuracy.
     variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(variance + epsilon)
     out = (wide - mean) * inverse * scale + bias

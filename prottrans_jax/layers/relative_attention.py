@@ -1,4 +1,4 @@
-"""Attention with relative positions and memories: Transformer-XL's, and XLNet's.
+"""Attention with relative positions and memories, for Transformer-XL and XLNet.
 
 The score of query i on key j, at distance d = position of i - position of j, is
   ((q_i + u) k_j + (q_i + v) r_d + (q_i + w) s_ij) / sqrt(head_dim)
@@ -21,20 +21,20 @@ import numpy as np
 
 from prottrans_jax.layers import attention, dense
 
-# Queries whose scores by distance are computed together, the largest that divides.
+# Queries whose scores by distance are computed together: the largest divisor is used.
 _BLOCK_SIZES = (128, 64, 32)
-# Queries of a block of blockwise attention, at the least.
+# Smallest number of queries in a block of blockwise attention.
 _MIN_BLOCK = 32
 
 
 def distances(
     q_length: int, kv_length: int, *, causal: bool
 ) -> Int[np.ndarray, " distances"]:
-    """Distances from farthest before the query to farthest after it.
+    """Distances from the farthest key before a query to the farthest after it.
 
-    The last query is at the last key: with memories there are more keys than queries.
-    If `causal`, down to 0 only. The first distance, kv_length, is one too many: with
-    it `shift` need not pad.
+    The last query is aligned with the last key: with memories there are more keys than
+    queries. If `causal`, distances stop at 0. The first distance, kv_length, does not
+    occur; with it `shift` needs no padding.
     """
     return np.arange(kv_length, -1 if causal else -q_length, -1)
 
@@ -62,7 +62,7 @@ def position_encoding(
     Args:
       distance: Positions from key to query.
       d_model: Number of features.
-      stored: Frequencies that came with a checkpoint; None: `frequencies(d_model)`.
+      stored: Frequencies from a checkpoint; None: `frequencies(d_model)`.
 
     Raises:
       ValueError: `d_model` is odd.
@@ -70,8 +70,8 @@ def position_encoding(
     frequency = frequencies(d_model)
     if stored is not None:
         frequency = np.asarray(stored, np.float32)
-    # On the device, in float32: as constants, tables for 2,000 positions would make
-    # the compiled step megabytes larger.
+    # Computed on the device in float32: as constants, tables for 2,000 positions would
+    # enlarge the compiled step by megabytes.
     angle = jnp.asarray(distance, jnp.float32)[:, None] * jnp.asarray(frequency)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
@@ -79,7 +79,7 @@ def position_encoding(
 def mirror(
     encoding: Float[Array, "distances d_model"],
 ) -> Float[Array, "distances d_model"]:
-    """The encoding of the negated distances, for rows that are read backward."""
+    """Encoding of the negated distances, for rows that are read backward."""
     sine, cosine = jnp.split(encoding, 2, axis=-1)
     return jnp.concatenate([-sine, cosine], axis=-1)
 
@@ -87,11 +87,11 @@ def mirror(
 def shift(
     scores: Float[Array, "*rows q_length distances"], kv_length: int
 ) -> Float[Array, "*rows q_length kv_length"]:
-    """From scores by distance, as `distances` lists them, to scores by key.
+    """Converts scores by distance, in the order of `distances`, to scores by key.
 
-    Row i begins q_length - i distances in. Cutting the flat array in rows one shorter
-    does that without a gather (Dai et al. 2019, appendix B). Keys at distances that are
-    not there get numbers that mean nothing.
+    Row i starts at distance index q_length - i. Reshaping the flat array to rows one
+    shorter does that without a gather (Dai et al. 2019, appendix B). Keys at distances
+    that are not listed get undefined values.
     """
     *rows, q_length, width = scores.shape
     flat = scores.reshape(*rows, q_length * width)[..., q_length:]
@@ -104,9 +104,9 @@ def shift_rows(
     starts: Int[Array, "batch queries"],
     kv_length: int,
 ) -> Float[Array, "batch heads queries kv_length"]:
-    """As `shift`, for queries anywhere: row i begins `starts[:, i]` distances in.
+    """As `shift`, for queries at any position: row i starts at index `starts[:, i]`.
 
-    Both directions are slices: the derivative that JAX would take is a scatter.
+    Forward and backward passes are slices; JAX's own derivative would be a scatter.
     """
     return _slice_rows(scores, starts, kv_length)
 
@@ -117,7 +117,7 @@ def _shift_rows_fwd(scores, starts, kv_length):
 
 def _shift_rows_bwd(kv_length, residuals, grad):
     starts, width = residuals
-    # Distance k got the gradient of key k - start, if there is one.
+    # The gradient of distance k is that of key k - start, if that key exists.
     padded = jnp.pad(grad, ((0, 0),) * 3 + ((width, width),))
     return _slice_rows(padded, width - starts, width), None
 
@@ -136,19 +136,19 @@ shift_rows.defvjp(_shift_rows_fwd, _shift_rows_bwd)
 
 @struct.dataclass
 class Surroundings:
-    """What the attention of every layer sees besides its inputs.
+    """Inputs of attention that all layers share.
 
-    The first queries are those at the last keys, in order. After them come `positions`
-    of them anywhere (XLNet's query stream).
+    The first queries are aligned with the last keys, in order. They are followed by one
+    query for each of `positions`, which may be anywhere (XLNet's query stream).
 
     Attributes:
       mask: Whether a query may attend to a key.
-      encoding: Of `distances`; two of them where the second half of the rows is
+      encoding: Encoding of `distances`; two encodings if the second half of the rows is
         read backward.
-      positions: Index, among the first queries, of where each further query stands. -1
-        for one that is masked altogether.
-      other_type: Whether query and key are tokens of different types; None leaves out
-        the term of the token types.
+      positions: For each further query, the index of the first query at the same
+        position; -1 if the query is masked completely.
+      other_type: Whether query and key are tokens of different types; None omits the
+        term of the token types.
     """
 
     mask: Bool[Array, "batch q_length kv_length"]
@@ -159,7 +159,7 @@ class Surroundings:
 
 @struct.dataclass
 class GlobalBiases:
-    """u and v of the score, where all layers share them."""
+    """u and v of the score, if all layers share them."""
 
     content: Float[Array, "heads head_dim"]
     position: Float[Array, "heads head_dim"]
@@ -168,7 +168,7 @@ class GlobalBiases:
 def global_biases(
     module: nn.Module, num_heads: int, head_dim: int, param_dtype: DTypeLike
 ) -> GlobalBiases:
-    """Creates u and v as parameters of `module`, inside its compact method."""
+    """Creates u and v as parameters of `module`; call it in a compact method."""
     return GlobalBiases(
         *(
             _head_vectors(module, name, (num_heads, head_dim), param_dtype)
@@ -191,21 +191,21 @@ def _head_vectors(module, name, shape, param_dtype):
 
 
 class RelativeAttention(nn.Module):
-    """Multi-head attention with relative positions; no biases in its projections.
+    """Multi-head attention with relative positions; projections without biases.
 
-    Dropout on the attention weights uses one mask for all queries of a row: that is the
-    same as dropping values, so it needs no array of the size of the scores. (The
-    original draws each weight's own.)
+    Dropout on the attention weights uses one mask for all queries of a row. That is
+    equivalent to dropout on values, so it needs no array of the size of the scores.
+    (The original draws a mask for each weight.)
 
     Attributes:
-      num_heads: Heads.
+      num_heads: Number of heads.
       head_dim: Size of a head; num_heads * head_dim need not be d_model.
-      dropout_rate: Share of the attention weights dropped in training.
+      dropout_rate: Dropout rate of the attention weights.
       deterministic: Whether dropout is off.
       token_types: Whether there is a term for token types.
-      block_size: None computes all scores at once. A number goes through blocks of
-        queries, each against all keys, of some block_size^2 scores, so that memory
-        grows with the length only, besides a byte of mask for each pair.
+      block_size: None computes all scores at once. A number iterates over blocks of
+        queries, each against all keys, of about block_size^2 scores. Memory is then
+        linear in the length, except for one byte of mask per pair.
       kernel_init: Initialiser of all kernels.
       dtype: Type of the products and of the result.
       param_dtype: Type of the parameters.
@@ -232,13 +232,13 @@ class RelativeAttention(nn.Module):
         """Queries from `x`; keys and values from `context`, memories before it.
 
         Args:
-          x: Queries, the first ones being the last of `context`.
-          context: What is attended to.
+          x: Inputs of the queries; the first ones are the last of `context`.
+          context: Inputs of keys and values.
           surroundings: Mask, positions and token types, the same for all layers.
           biases: u and v if all layers share them; None creates this layer's own.
 
         Raises:
-          ValueError: Blockwise, but there are further queries.
+          ValueError: `block_size` is set, and there are further queries.
         """
         project = functools.partial(
             dense.Dense,
@@ -272,7 +272,7 @@ class RelativeAttention(nn.Module):
 
         by_type = type_embedding = None
         if self.token_types:
-            # Created even if a call leaves the term out.
+            # Created even if this call omits the term.
             vectors = [
                 _head_vectors(self, name, shape, self.param_dtype)
                 for name, shape in (
@@ -323,8 +323,8 @@ def _attend_by_blocks(
 ):
     if surroundings.positions is not None:
         raise ValueError(
-            "Blockwise attention takes no queries besides those at the keys: training "
-            "on a permuted order (XLNet's targets) needs attention='plain'."
+            "Blockwise attention does not support further queries: training on a "
+            "permuted order (XLNet's targets) needs attention='plain'."
         )
     batch, length = queries.content.shape[:2]
     kv_length = key.shape[1]
@@ -340,18 +340,18 @@ def _attend_by_blocks(
     missing = max(0, length + kv_length - position.shape[1])
     position = jnp.pad(position, ((0, 0), (padding, missing), (0, 0), (0, 0)))
 
-    # Each block's scores are computed anew in the backward pass, not kept.
+    # The scores of a block are recomputed in the backward pass, not saved.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(start):
         queries, mask, other_type = jax.tree.map(
             lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), rows
         )
-        # Row i of all begins padded - i distances in; see `shift`.
+        # Row i of all rows starts at distance index padded - i; see `shift`.
         window = jax.lax.dynamic_slice_in_dim(
             position, padded - start - size, size + kv_length, 1
         )
-        seen = surroundings.replace(mask=mask, other_type=other_type)
-        return _attend(queries, key, value, window, type_embedding, seen)
+        own = surroundings.replace(mask=mask, other_type=other_type)
+        return _attend(queries, key, value, window, type_embedding, own)
 
     out = jax.lax.map(block, jnp.arange(0, padded, size))
     # [blocks, batch, size, heads, head_dim] -> [batch, length, heads, head_dim]
@@ -364,8 +364,8 @@ def _position_scores(query, position, surroundings):
     parts = len(position)
     if query.shape[0] % parts:
         raise ValueError(
-            f"A batch of {query.shape[0]} rows: the second half is read backward "
-            "(bi_data), so the number of rows must be even."
+            f"The batch has {query.shape[0]} rows, but with bi_data=True the second "
+            "half is read backward: use an even number of rows."
         )
     rows = query.shape[0] // parts
     return jnp.concatenate(
@@ -402,8 +402,8 @@ def _scores_of_rows(query, position, kv_length, positions):
 
 def _scores_in_order(query, position, kv_length):
     batch, length, heads, _ = query.shape
-    # Of all distances a block of queries needs those around it only: for rows of 512
-    # that is 640 of 1,024, to be multiplied and to be shifted.
+    # A block of queries needs only the distances around it: for rows of 512, 640 of
+    # 1,024 distances are multiplied and shifted.
     sizes = [x for x in _BLOCK_SIZES if length % x == 0]
     causal = len(position) <= kv_length + 1
     size = length if causal or not sizes else sizes[0]
@@ -414,7 +414,7 @@ def _scores_in_order(query, position, kv_length):
         ]
     )
     query = query.reshape(batch, len(windows), size, *query.shape[2:])
-    # Blocks and heads first: then the product has one batch axis and its result needs
+    # Blocks and heads first: the product then has one batch axis, and its result needs
     # no transpose before the shift.
     scores = dense.einsum("bnqhd,nkhd->nhbqk", query, windows, query.dtype, jnp.float32)
     scores = shift(scores, kv_length)
@@ -444,8 +444,8 @@ def visible(
 
     Args:
       q_segments: Segment of each position, 0 for padding.
-      memory_segments: Segment of each memory, 0 where there is none. None: every
-        memory belongs to every protein, as in the original implementations.
+      memory_segments: Segment of each memory, 0 for an empty slot. None: every memory
+        belongs to every protein, as in the original implementations.
       mem_length: Number of memories.
     """
     mask = attention.make_mask(q_segments, q_segments)[:, 0]
@@ -473,6 +473,6 @@ def remember(
     x: Float[Array, "batch length d_model"],
     mem_length: int,
 ) -> Float[Array, "batch new_length d_model"]:
-    """The last `mem_length` positions of memory and `x`, through which no gradient."""
+    """The last `mem_length` positions of memory and `x`, with gradients stopped."""
     joined = jnp.concatenate([memory.astype(x.dtype), x], axis=1)
     return jax.lax.stop_gradient(joined[:, max(0, joined.shape[1] - mem_length) :])

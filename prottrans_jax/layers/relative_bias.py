@@ -25,8 +25,8 @@ def bucket(
     section 2.1). If `bidirectional`, the upper half of the buckets is for keys after
     the query; otherwise all those keys share bucket 0.
 
-    Distances are known when a model is traced, so this is numpy: the float32 logarithm
-    at the borders is the same on every device.
+    Distances are constants at trace time, so this uses numpy: the float32 logarithm at
+    bucket boundaries is then the same on every device.
     """
     backward: np.ndarray = -np.asarray(distance, np.int32)
     result = np.zeros_like(backward)
@@ -48,10 +48,10 @@ def bucket(
 
 @struct.dataclass
 class DistanceBias:
-    """A bias on attention scores that depends on the distance of key and query only.
+    """A bias on attention scores that depends only on the distance of key and query.
 
-    Holds one value per distance, so its size grows with the length and not with its
-    square; the matrix of any block of queries and keys is read off it.
+    Holds one value per distance, so its size is linear in the length. `block` expands
+    it to the matrix of any block of queries and keys.
 
     Attributes:
       values: Bias of distance d = key - query at index d + q_length - 1, float32.
@@ -70,7 +70,7 @@ class DistanceBias:
     ) -> Float[Array, "heads q_size kv_size"]:
         """Bias of `q_size` queries from `q_start` on `kv_size` keys from `kv_start`."""
         if not (isinstance(q_size, int) and isinstance(kv_size, int)):
-            # Lengths that jax.export leaves open: it cannot compare products of them.
+            # Symbolic lengths of jax.export, which cannot compare products of them.
             distance = jnp.arange(kv_size) - jnp.arange(q_size)[:, None]
             index = distance + (kv_start - q_start + self.q_length - 1)
             return jnp.take(self.values, index, axis=1)
@@ -79,7 +79,7 @@ class DistanceBias:
         width = q_size + kv_size - 1
         window = jax.lax.dynamic_slice_in_dim(self.values, first, width, axis=1)
         # Row i of the result is the window shifted right by i. Repeating the padded
-        # window and cutting the flat array in rows one shorter does that without a
+        # window and reshaping the flat array to rows one shorter does that without a
         # gather, whose gradient would be a scatter of q_size * kv_size values.
         window = jnp.pad(window, ((0, 0), (0, 1)))
         rows = jnp.broadcast_to(window[:, None], (heads, q_size, width + 1))
@@ -90,7 +90,7 @@ class DistanceBias:
         return flat.reshape(heads, q_size, width)[:, :, :kv_size]
 
     def pad(self, q_padding: int, kv_padding: int) -> "DistanceBias":
-        """The same bias for more queries and keys; distances beyond get 0."""
+        """The same bias for more queries and keys; new distances get 0."""
         values = jnp.pad(self.values, ((0, 0), (q_padding, kv_padding)))
         return DistanceBias(values, self.q_length + q_padding)
 
@@ -99,8 +99,8 @@ class RelativePositionBias(nn.Module):
     """Relative position bias of T5 (Raffel et al. 2020, section 2.1).
 
     One table serves every layer. Hugging Face keeps it inside block 0; here, as in T5X,
-    it belongs to the stack. Only distances enter, so proteins packed in one row need no
-    positions of their own.
+    it belongs to the stack. The bias depends on distances only, so proteins packed in
+    one row need no position ids.
     """
 
     num_heads: int
@@ -111,7 +111,7 @@ class RelativePositionBias(nn.Module):
 
     @nn.compact
     def __call__(self, q_length: int, kv_length: int) -> DistanceBias:
-        """Bias between `q_length` queries and `kv_length` keys from one origin."""
+        """Bias between `q_length` queries and `kv_length` keys that start together."""
         table = self.param(
             "rel_embedding",
             nn.with_logical_partitioning(
@@ -123,7 +123,7 @@ class RelativePositionBias(nn.Module):
         )
         buckets = self._buckets(q_length, kv_length)
         one_hot = jax.nn.one_hot(buckets, self.num_buckets, dtype=jnp.float32)
-        # Highest precision: a TPU would otherwise round the table to bfloat16.
+        # Highest precision: otherwise a TPU would round the table to bfloat16.
         values = jnp.einsum(
             "hb,nb->hn",
             jnp.asarray(table, jnp.float32),
@@ -141,8 +141,8 @@ class RelativePositionBias(nn.Module):
         }
         if isinstance(q_length, int) and isinstance(kv_length, int):
             return bucket(np.arange(1 - q_length, kv_length), **settings)
-        # Lengths that jax.export leaves open: looked up in a table of the distances
-        # below max_distance, all others being in the buckets of its ends.
+        # Symbolic lengths of jax.export: look up in a table of the distances up to
+        # max_distance. All others share the buckets at its ends.
         limit = self.max_distance
         table = bucket(np.arange(-limit, limit + 1), **settings)
         distances = jnp.arange(q_length + kv_length - 1) - (q_length - 1)

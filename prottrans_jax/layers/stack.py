@@ -1,4 +1,4 @@
-"""Stacks of layers: the only place that scans over layers or rematerialises."""
+"""Stacks of layers. The only place that scans over layers or rematerialises."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -13,17 +13,17 @@ import numpy as np
 
 from prottrans_jax import types
 
-# What a policy keeps of each layer for the backward pass, by `checkpoint_name`, besides
-# the layer's input. None of them keeps the [batch, heads, length, length] scores.
+# Arrays that a policy saves of each layer for the backward pass, by `checkpoint_name`,
+# besides the layer's input. No policy saves the [batch, heads, length, length] scores.
 _QKV = ("query", "key", "value")
 _SAVED_NAMES = {
-    # Results narrow as d_model or as the heads: only the scores, the wide hidden layer
-    # of the MLP and elementwise work are done again.
+    # Results as narrow as d_model or the heads. Only the scores, the wide hidden layer
+    # of the MLP and elementwise operations are recomputed.
     "save_attention": (*_QKV, "attention_context", "attention_out"),
-    # Only results of width d_model: little more memory than "full".
+    # Results of width d_model only: little more memory than "full".
     "save_outputs": ("attention_out", "mlp_out"),
-    # Every projection, in its compute type. (T5X's "minimal" keeps the same products,
-    # but before they are rounded, in float32.)
+    # Every projection, in its compute type. (T5X's "minimal" saves the same products in
+    # float32, before rounding.)
     "minimal": (*_QKV, "attention_context", "attention_out", "mlp_hidden", "mlp_out"),
 }
 _LAYER = re.compile(r"layers_\d+")
@@ -45,13 +45,14 @@ def apply_layers(
 
     Args:
       layer: Module class with `__call__(x, shared) -> (x, None)`.
-      x: What goes from layer to layer.
-      shared: Tree of arrays that every layer sees (masks, relative bias).
-      num_layers: How many layers; 0 returns `x`.
-      scan_layers: One compiled layer run in a loop, parameters under `layers` with a
-        leading axis named "layers"; else `layers_0`, `layers_1` ... written out.
+      x: Input of the first layer.
+      shared: Tree of arrays that every layer receives (masks, relative bias).
+      num_layers: Number of layers; 0 returns `x`.
+      scan_layers: True runs one compiled layer in a loop, with parameters under
+        `layers` and a leading axis named "layers". False writes the layers out, with
+        parameters under `layers_0`, `layers_1` ...
       remat_policy: One of `REMAT_POLICIES`.
-      share_parameters: Whether all layers have the same ones (ALBERT), under `layer`.
+      share_parameters: Whether all layers share parameters (ALBERT), under `layer`.
       **fields: Fields of each `layer`.
 
     Returns:
@@ -83,15 +84,15 @@ def apply_layers_with_memories(
     share_parameters: bool = False,
     **fields: Any,
 ) -> tuple[jax.Array, PyTree]:
-    """As `apply_layers`, for layers that each have an input and an output of their own.
+    """As `apply_layers`, for layers that each have a memory as second input and output.
 
     Args:
       layer: Module class with `__call__(x, shared, memory) -> (x, new memory)`, or
         `__call__(x, shared) -> (x, None)` if `memories` is None.
-      x: What goes from layer to layer.
-      shared: Tree of arrays that every layer sees.
+      x: Input of the first layer.
+      shared: Tree of arrays that every layer receives.
       memories: Tree of arrays with a leading axis of `num_layers`, or None.
-      num_layers: How many layers; 0 returns `x` and None.
+      num_layers: Number of layers; 0 returns `x` and None.
       scan_layers: See `apply_layers`.
       remat_policy: One of `REMAT_POLICIES`.
       share_parameters: See `apply_layers`.
@@ -115,12 +116,12 @@ def apply_layers_with_memories(
             policy = policies.save_only_these_names(*_SAVED_NAMES[remat_policy])
         # In a scan the loop itself keeps XLA from merging the two computations.
         layer = nn.remat(layer, policy=policy, prevent_cse=not scan_layers)
-    own = () if memories is None else (memories,)
+    memory_inputs = () if memories is None else (memories,)
     if not scan_layers:
         outputs = []
         one = layer(**fields, name="layer") if share_parameters else None
         for index in range(num_layers):
-            memory = jax.tree.map(lambda leaf, i=index: leaf[i], own)
+            memory = jax.tree.map(lambda leaf, i=index: leaf[i], memory_inputs)
             module = one or layer(**fields, name=f"layers_{index}")
             x, output = module(x, shared, *memory)
             outputs.append(output)
@@ -133,12 +134,12 @@ def apply_layers_with_memories(
         variable_axes=axes,
         variable_broadcast="params" if share_parameters else False,
         split_rngs={"params": not share_parameters, "dropout": True},
-        in_axes=(nn.broadcast, *(0 for _ in own)),
+        in_axes=(nn.broadcast, *(0 for _ in memory_inputs)),
         length=num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     name = "layer" if share_parameters else "layers"
-    return scanned(**fields, name=name)(x, shared, *own)
+    return scanned(**fields, name=name)(x, shared, *memory_inputs)
 
 
 def stack_layers(params: types.Params) -> types.Params:
@@ -177,10 +178,11 @@ def written_out_shapes(
 ) -> types.Params:
     """Shapes and types of a model's parameters, for `scan_layers=False`.
 
-    Of a scanned stack one layer is traced: 24 layers of ProtT5 take a second otherwise.
+    Traces a scanned stack, that is one layer. Tracing 24 layers of ProtT5 would take a
+    second.
 
     Args:
-      init_params: Parameters of a configuration.
+      init_params: Creates the parameters for a configuration.
       config: The configuration, whatever its `scan_layers`.
     """
     scanned = dataclasses.replace(config, scan_layers=True)
@@ -188,6 +190,6 @@ def written_out_shapes(
 
 
 def _stack(*arrays):
-    # On the host if they are there: 11 GB of weights need not visit a device.
+    # Host arrays are stacked on the host: 11 GB of weights need not go to a device.
     host = all(isinstance(x, np.ndarray) for x in arrays)
     return np.stack(arrays) if host else jnp.stack(arrays)

@@ -1,4 +1,4 @@
-"""Fixtures that the tests of `layers.x86` share."""
+"""Fixtures shared by the tests of `kernels.x86`."""
 
 import jax
 import pytest
@@ -10,7 +10,7 @@ _UNITS = x86.units()
 
 @pytest.fixture(params=_UNITS or ("none",))
 def x86_unit(request, monkeypatch):
-    """Each that this machine has, as if it had no other."""
+    """Each unit of this machine, with the other one hidden."""
     if request.param != "none":
         monkeypatch.setattr(x86, "units", lambda: (request.param,))
     if len(_UNITS) > 1:

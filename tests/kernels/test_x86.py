@@ -1,4 +1,4 @@
-"""Products that x86-64 CPUs have of their own: sums in float64, and when."""
+"""Products of `kernels.x86` against float64 sums, and when they are used."""
 
 import concurrent.futures
 import functools
@@ -26,15 +26,15 @@ pytestmark = pytest.mark.usefixtures("x86_unit")
 
 
 def test_usable_where_the_cpu_has_the_instructions():
-    """Or nobody would see that the package is not compiled any more."""
+    """Otherwise nobody would notice that the module is no longer compiled."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         pytest.skip("not compiled for this kind of machine")
     if shutil.which("g++") is None:
         pytest.skip("no compiler")
     info = pathlib.Path("/proc/cpuinfo").read_text()
     flags = set(info.partition("flags")[2].partition("\n")[0].split())
-    wanted = [("amx", _VECTORS | _TILES), ("avx512", _VECTORS)]
-    assert _units() == tuple(name for name, needs in wanted if flags >= needs)
+    expected = [("amx", _VECTORS | _TILES), ("avx512", _VECTORS)]
+    assert _units() == tuple(name for name, needs in expected if flags >= needs)
 
 
 @needs_x86
@@ -42,7 +42,7 @@ def test_usable_where_the_cpu_has_the_instructions():
 def test_not_used_when_compiled_from_another_source(
     says_its_source, tmp_path, monkeypatch, caplog
 ):
-    """As after an update of a checkout: what is called might take other arguments."""
+    """As after an update of a checkout: the handlers might take other arguments."""
     source = tmp_path / "_x86.cc"
     source.write_text("another")
     monkeypatch.setattr(x86, "_SOURCE", source)
@@ -64,15 +64,15 @@ def test_not_used_when_compiled_from_another_source(
 def test_product_is_the_sum(rows, inputs, outputs, kind, dtype):
     x = numbers(rows, inputs, dtype=kind)
     kernel = numbers(inputs, outputs, seed=1, dtype=kind)
-    found = jax.jit(lambda x, kernel: x86.product(x, kernel, dtype))(x, kernel)
-    assert found.dtype == dtype
-    wanted = exact(x) @ exact(kernel)
+    actual = jax.jit(lambda x, kernel: x86.product(x, kernel, dtype))(x, kernel)
+    assert actual.dtype == dtype
+    expected = exact(x) @ exact(kernel)
     # What another's float32 is off by; bfloat16 rounds once more, to 8 bits.
     wide = np.asarray(x, np.float32) @ np.asarray(kernel, np.float32)
-    limit = 2 * np.abs(wide - wanted).max(initial=0)
+    limit = 2 * np.abs(wide - expected).max(initial=0)
     if dtype == "bfloat16":
-        limit += 2.0**-8 * np.abs(wanted).max(initial=0)
-    np.testing.assert_allclose(exact(found), wanted, rtol=0, atol=limit)
+        limit += 2.0**-8 * np.abs(expected).max(initial=0)
+    np.testing.assert_allclose(exact(actual), expected, rtol=0, atol=limit)
 
 
 def by_hand(name, x):
@@ -91,101 +91,101 @@ def by_hand(name, x):
 def test_bias_and_activation_follow_in_float32(name):
     x, kernel = 4 * numbers(7, 32), numbers(32, 64, seed=1)
     bias = numbers(64, seed=2, dtype=jnp.float32)
-    found = x86.product(x, kernel, jnp.float32, bias=bias, activation=name)
+    actual = x86.product(x, kernel, jnp.float32, bias=bias, activation=name)
     sums = exact(x) @ exact(kernel) + exact(bias)
     assert np.abs(sums).max() > 60  # Where exp() would overflow.
-    np.testing.assert_allclose(found, by_hand(name, sums), rtol=2e-6, atol=3e-5)
+    np.testing.assert_allclose(actual, by_hand(name, sums), rtol=2e-6, atol=3e-5)
 
 
 @needs_x86
-def test_gelu_is_off_by_the_last_digits_of_one_at_most():
+def test_gelu_errs_by_the_last_digits_of_1_at_most():
     # Numbers of a row are alike: a matrix unit rounds them to a part of the largest.
     x = jnp.linspace(-9, 9, 96 * 32).reshape(96, 32)
-    found = x86.product(x, jnp.eye(32), jnp.float32, activation="gelu_exact")
-    wanted = by_hand("gelu_exact", exact(x))
-    limit = 1.5e-7 * np.abs(exact(x)) + 1e-7 * np.abs(wanted) + 5e-8
-    np.testing.assert_array_less(np.abs(found - wanted), limit)
+    actual = x86.product(x, jnp.eye(32), jnp.float32, activation="gelu_exact")
+    expected = by_hand("gelu_exact", exact(x))
+    limit = 1.5e-7 * np.abs(exact(x)) + 1e-7 * np.abs(expected) + 5e-8
+    np.testing.assert_array_less(np.abs(actual - expected), limit)
 
 
 @needs_x86
-def test_gelu_of_what_is_no_number_or_infinite():
+def test_gelu_of_nan_and_infinity():
     x = numbers(3, 32, dtype=jnp.float32)
     bias = jnp.zeros(32).at[:3].set(jnp.array([jnp.nan, jnp.inf, 1e30]))
     zeros = jnp.zeros((32, 32))
-    found = x86.product(x, zeros, jnp.float32, bias=bias, activation="gelu_exact")
-    wanted = [jnp.nan, jnp.inf, 1e30, *[0] * 29]
-    np.testing.assert_array_equal(found, np.tile(np.float32(wanted), (3, 1)))
+    actual = x86.product(x, zeros, jnp.float32, bias=bias, activation="gelu_exact")
+    expected = [jnp.nan, jnp.inf, 1e30, *[0] * 29]
+    np.testing.assert_array_equal(actual, np.tile(np.float32(expected), (3, 1)))
 
 
 @needs_x86
-def test_float32_keeps_its_digits_in_numbers_of_different_sizes():
+def test_float32_is_accurate_for_numbers_of_different_sizes():
     scale = np.exp2(np.random.default_rng(2).integers(-40, 40, 544))
     x = np.asarray(numbers(70, 544, dtype=jnp.float32) * scale, np.float32)
     kernel = np.asarray(numbers(544, 32, seed=1, dtype=jnp.float32), np.float32)
     kernel = kernel / scale[:, None].astype(np.float32)
-    wanted = exact(x) @ exact(kernel)
-    found = exact(x86.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
-    off, others = np.abs(found - wanted), np.abs(exact(x @ kernel) - wanted)
+    expected = exact(x) @ exact(kernel)
+    actual = exact(x86.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
+    off, others = np.abs(actual - expected), np.abs(exact(x @ kernel) - expected)
     assert off.max() <= 1.5 * others.max() and off.mean() <= others.mean()
 
 
 @needs_x86
-def test_float32_keeps_its_digits_next_to_large_numbers_that_count_for_little():
+def test_float32_is_accurate_beside_large_numbers_of_small_weight():
     """As in models whose features are some hundreds of times larger than others."""
     x = np.array(numbers(40, 1024, dtype=jnp.float32))
     kernel = np.array(numbers(1024, 64, seed=1, dtype=jnp.float32))
     x[:, [7, 300]] *= [[1000, -400]]
     kernel[[7, 300]] *= [[1e-3], [1e-5]]
-    wanted = exact(x) @ exact(kernel)
-    found = exact(x86.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
-    off, others = np.abs(found - wanted), np.abs(exact(x @ kernel) - wanted)
+    expected = exact(x) @ exact(kernel)
+    actual = exact(x86.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
+    off, others = np.abs(actual - expected), np.abs(exact(x @ kernel) - expected)
     assert off.max() <= others.max() and off.mean() <= others.mean()
 
 
 @needs_x86
 @pytest.mark.parametrize(("one", "others"), [(1, 1e-20), (1, 1e-4), (1e10, 1e-28)])
-def test_float32_of_a_kernel_with_one_number_that_differs(one, others):
+def test_float32_with_one_outlier_in_the_kernel(one, others):
     x = np.asarray(numbers(5, 64, dtype=jnp.float32))
     kernel = np.array(numbers(64, 32, seed=1, dtype=jnp.float32))
     kernel[7, 1:] *= others
     kernel[7, 0] = one
-    wanted = exact(x) @ exact(kernel)
-    found = exact(x86.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
+    expected = exact(x) @ exact(kernel)
+    actual = exact(x86.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32))
     size = np.linalg.norm(exact(x), axis=1)[:, None] * np.linalg.norm(
         exact(kernel), axis=0
     )
-    np.testing.assert_array_less(np.abs(found - wanted), 3e-7 * size)
+    np.testing.assert_array_less(np.abs(actual - expected), 3e-7 * size)
 
 
 @needs_x86
-def test_float32_of_any_size_keeps_its_digits():
+def test_float32_of_any_magnitude_is_accurate():
     size = np.array([1e-28, 1e-10, 1, 1e10, 1e28, 0])
     x = np.asarray(numbers(6, 96, dtype=jnp.float32) * size[:, None], np.float32)
     kernel = np.array(numbers(96, 64, seed=1, dtype=jnp.float32))
     kernel[:, :6] *= size[::-1]
     kernel[:, 40] = 0
-    found = x86.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32)
-    wanted = exact(x) @ exact(kernel)
+    actual = x86.product(jnp.asarray(x), jnp.asarray(kernel), jnp.float32)
+    expected = exact(x) @ exact(kernel)
     limit = 1e-6 * np.linalg.norm(exact(x), axis=1)[:, None]
     limit = limit * np.linalg.norm(exact(kernel), axis=0)
-    seen = (np.abs(wanted) < 3e38) & (np.abs(wanted) > 1e-36)
+    seen = (np.abs(expected) < 3e38) & (np.abs(expected) > 1e-36)
     assert seen.sum() > 6 * 50
-    assert (np.abs(exact(found) - wanted) <= limit)[seen].all()
-    assert not np.asarray(found)[5].any() and not np.asarray(found)[:5, 40].any()
+    assert (np.abs(exact(actual) - expected) <= limit)[seen].all()
+    assert not np.asarray(actual)[5].any() and not np.asarray(actual)[:5, 40].any()
 
 
 @needs_x86
 @BOTH
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
-def test_what_is_no_number_or_infinite_stays_in_its_row_or_column(value, kind):
+def test_nan_and_infinity_stay_in_their_row_or_column(value, kind):
     x = numbers(3, 64, dtype=kind).at[1, 40].set(value)
     kernel = numbers(64, 32, seed=1, dtype=kind)
-    found = np.asarray(x86.product(x, kernel, jnp.float32))
-    assert not np.isfinite(found[1]).any()
-    assert np.isfinite(found[[0, 2]]).all()
-    found = np.asarray(x86.product(x[::2], kernel.at[9, 3].set(value), jnp.float32))
-    assert not np.isfinite(found[:, 3]).any()
-    assert np.isfinite(np.delete(found, 3, 1)).all()
+    actual = np.asarray(x86.product(x, kernel, jnp.float32))
+    assert not np.isfinite(actual[1]).any()
+    assert np.isfinite(actual[[0, 2]]).all()
+    actual = np.asarray(x86.product(x[::2], kernel.at[9, 3].set(value), jnp.float32))
+    assert not np.isfinite(actual[:, 3]).any()
+    assert np.isfinite(np.delete(actual, 3, 1)).all()
 
 
 @needs_x86
@@ -198,7 +198,7 @@ def test_int8_kernels_are_scaled_by_column(rows, inputs, outputs, offset):
     kernel = quantized.quantize(numbers(inputs, outputs, seed=1, dtype=jnp.float32))
     bias = numbers(outputs, seed=2, dtype=jnp.float32)
     more = {"scale": kernel.scale, "bias": bias, "activation": "relu"}
-    found = x86.product(x, kernel.integers, jnp.float32, **more)
+    actual = x86.product(x, kernel.integers, jnp.float32, **more)
     wide, undecided = exact(x), 0.0
     if x86.rounds_to_int8():
         low, high = wide.min(1, keepdims=True), wide.max(1, keepdims=True)
@@ -209,31 +209,33 @@ def test_int8_kernels_are_scaled_by_column(rows, inputs, outputs, offset):
         undecided = step * halves.sum(1, keepdims=True)
         wide = np.round(whole) * step + middle
     scaled = exact(kernel.integers) * exact(kernel.scale)
-    wanted = np.maximum(wide @ scaled + exact(bias), 0)
+    expected = np.maximum(wide @ scaled + exact(bias), 0)
     limit = 1e-6 * np.abs(wide) @ np.abs(scaled) + undecided * np.abs(scaled).max(0)
-    np.testing.assert_array_less(np.abs(found - wanted), limit)
+    np.testing.assert_array_less(np.abs(actual - expected), limit)
 
 
 @needs_x86
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
-def test_of_int8_kernels_what_is_no_number_or_infinite_stays_in_its_row(value):
+def test_nan_and_infinity_stay_in_their_row_with_int8_kernels(value):
     kernel = quantized.quantize(numbers(96, 32, seed=1, dtype=jnp.float32))
     x = numbers(3, 96).at[1, 40].set(value)
-    found = np.asarray(x86.product(x, kernel.integers, jnp.float32, scale=kernel.scale))
-    assert not np.isfinite(found[1]).any() and np.isfinite(found[[0, 2]]).all()
+    actual = np.asarray(
+        x86.product(x, kernel.integers, jnp.float32, scale=kernel.scale)
+    )
+    assert not np.isfinite(actual[1]).any() and np.isfinite(actual[[0, 2]]).all()
 
 
 @needs_x86
 def test_int8_kernels_with_rows_of_one_number():
     kernel = quantized.quantize(numbers(96, 32, seed=1, dtype=jnp.float32))
     x = jnp.asarray([[0.0], [2.5]], jnp.bfloat16) * jnp.ones((1, 96), jnp.bfloat16)
-    found = x86.product(x, kernel.integers, jnp.float32, scale=kernel.scale)
-    wanted = exact(x) @ (exact(kernel.integers) * exact(kernel.scale))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    actual = x86.product(x, kernel.integers, jnp.float32, scale=kernel.scale)
+    expected = exact(x) @ (exact(kernel.integers) * exact(kernel.scale))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
 
 
 def kernel_of(kind, *shape, seed):
-    """A kernel, and what its columns are multiplied by."""
+    """A kernel and the scales of its columns."""
     kernel = numbers(*shape, seed=seed, dtype=jnp.float32)
     if kind != jnp.int8:
         return kernel.astype(kind), None
@@ -246,7 +248,7 @@ ALL = pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float32, jnp.int8])
 
 @needs_x86
 @ALL
-def test_a_row_is_the_same_in_any_company(kind):
+def test_a_row_does_not_depend_on_other_rows(kind):
     kernel, scale = kernel_of(kind, 4128, 96, seed=1)
     x = numbers(77, 4128, dtype=jnp.bfloat16 if kind == jnp.int8 else kind)
     together = x86.product(x, kernel, jnp.float32, scale=scale)
@@ -257,15 +259,15 @@ def test_a_row_is_the_same_in_any_company(kind):
 
 @needs_x86
 @ALL
-def test_several_callers_do_not_disturb_each_other(kind):
+def test_concurrent_calls_do_not_interfere(kind):
     kernels = [kernel_of(kind, 4128, 64, seed=i) for i in range(6)]
     x = numbers(130, 4128, seed=9, dtype=jnp.bfloat16 if kind == jnp.int8 else kind)
     run = jax.jit(lambda kernel, scale: x86.product(x, kernel, "float32", scale=scale))
-    wanted = [np.asarray(run(*kernel)) for kernel in kernels]
+    expected = [np.asarray(run(*kernel)) for kernel in kernels]
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         for _ in range(5):
-            found = list(pool.map(lambda kernel: np.asarray(run(*kernel)), kernels))
-            for ours, other in zip(found, wanted, strict=True):
+            actual = list(pool.map(lambda kernel: np.asarray(run(*kernel)), kernels))
+            for ours, other in zip(actual, expected, strict=True):
                 np.testing.assert_array_equal(ours, other)
 
 
@@ -285,14 +287,14 @@ def test_rows_after_the_real_ones_are_zero_and_the_others_the_same(real, kind):
 
 @needs_x86
 @pytest.mark.parametrize("real", [-1, 6])
-def test_more_real_rows_than_there_are_are_refused(real):
+def test_a_number_of_real_rows_above_all_rows_is_refused(real):
     x, kernel = numbers(5, 32), numbers(32, 64, seed=1)
-    with pytest.raises(Exception, match="Sizes that do not fit"):
+    with pytest.raises(Exception, match="Sizes do not match"):
         x86.product(x, kernel, "float32", real=real).block_until_ready()
 
 
 @needs_x86
-def test_padding_behind_all_tokens_is_not_computed():
+def test_padding_after_the_last_token_is_not_computed():
     layer = dense.Dense(
         64, (None, "mlp"), nn.initializers.ones_init(), dtype="bfloat16"
     )
@@ -305,11 +307,11 @@ def test_padding_behind_all_tokens_is_not_computed():
         with x86.enabled(x86.extent_of(rows)):
             return layer.apply(params, x)
 
-    found = exact(within(x, rows)).reshape(12, -1)
+    actual = exact(within(x, rows)).reshape(12, -1)
     np.testing.assert_array_equal(
-        found[:6], exact(layer.apply(params, x))[:2].reshape(8, -1)[:6]
+        actual[:6], exact(layer.apply(params, x))[:2].reshape(8, -1)[:6]
     )
-    assert not found[6:].any()
+    assert not actual[6:].any()
     assert not exact(within(x, jnp.zeros_like(rows))).any()
     # What is of another shape is not of tokens, but of distances, say.
     assert exact(within(x.reshape(1, 12, 32), rows)).any(-1).all()
@@ -317,7 +319,7 @@ def test_padding_behind_all_tokens_is_not_computed():
 
 @needs_x86
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_layer_with_an_int8_kernel_gives_what_xla_gives(dtype):
+def test_a_layer_with_an_int8_kernel_agrees_with_xla(dtype):
     layer = dense.Dense(
         64, (None, "mlp"), nn.initializers.zeros_init(), use_bias=True, dtype="bfloat16"
     )
@@ -334,15 +336,15 @@ def test_a_layer_with_an_int8_kernel_gives_what_xla_gives(dtype):
             return apply(params, x)
 
     assert uses_x86(within, params, x) and not uses_x86(apply, params, x)
-    found, wanted = exact(within(params, x)), exact(apply(params, x))
+    actual, expected = exact(within(params, x)), exact(apply(params, x))
     # XLA's way rounds rows as well, as bytes are, and in bfloat16 the bias's sum again.
     limit = 2.0**-7 if dtype == "bfloat16" else 1e-6
     limit = limit if x86.rounds_to_int8() else 2e-2
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=limit * wanted.max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=limit * expected.max())
 
 
 @needs_x86
-def test_int8_kernels_whose_sums_are_too_large_are_left_to_xla():
+def test_int8_kernels_with_sums_beyond_int32_use_xla():
     x, kernel = jnp.zeros((1, 65568), jnp.bfloat16), jnp.zeros((65568, 32), jnp.int8)
     with x86.enabled():
         assert x86.can_multiply(x[:, 32:], kernel[32:], jnp.float32)
@@ -363,28 +365,28 @@ def block(dtype=jnp.bfloat16, d_ff=96):
 
 
 @needs_x86
-def test_used_where_enabled_and_for_whole_blocks_alone():
+def test_products_are_used_only_where_enabled_and_for_whole_blocks():
     x = numbers(2, 5, 32, dtype=jnp.float32)
-    for module, wanted in (
+    for module, expected in (
         (block(), True),
         (block(dtype=jnp.float32), True),
         (block(dtype=jnp.float16), False),
         (block(d_ff=100), False),
     ):
         params = module.init(jax.random.key(0), x)
-        assert uses_x86(enabled(module), params, x) == wanted
+        assert uses_x86(enabled(module), params, x) == expected
         assert not uses_x86(module.apply, params, x)
 
 
 @needs_x86
-def test_block_gives_what_xla_gives():
+def test_block_agrees_with_xla():
     module, x = block(), numbers(2, 5, 32, dtype=jnp.float32)
     params = module.init(jax.random.key(0), x)
-    found = exact(enabled(module)(params, x))
-    wanted = exact(module.apply(params, x))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-2)
-    assert np.abs(wanted).max() > 0.5
-    assert found.dtype == wanted.dtype
+    actual = exact(enabled(module)(params, x))
+    expected = exact(module.apply(params, x))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-2)
+    assert np.abs(expected).max() > 0.5
+    assert actual.dtype == expected.dtype
 
 
 def test_everything_works_without_the_compiled_part(monkeypatch):
@@ -403,9 +405,9 @@ def test_everything_works_without_the_compiled_part(monkeypatch):
     ("x", "kernel", "bias"),
     [((5, 40), (40, 32), 32), ((5, 32), (64, 32), 32), ((5, 32), (32, 64), 32)],
 )
-def test_other_sizes_are_refused_not_read_past_their_end(x, kernel, bias, kind):
+def test_wrong_sizes_are_refused_before_reading(x, kernel, bias, kind):
     x, kernel = numbers(*x, dtype=kind), numbers(*kernel, dtype=kind)
-    with pytest.raises(Exception, match="Sizes that do not fit"):
+    with pytest.raises(Exception, match="Sizes do not match"):
         x86.product(x, kernel, jnp.float32, bias=jnp.zeros(bias)).block_until_ready()
 
 
@@ -413,13 +415,13 @@ def test_other_sizes_are_refused_not_read_past_their_end(x, kernel, bias, kind):
 @BOTH
 @pytest.mark.parametrize("name", mlp.ACTIVATIONS)
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001])
-def test_what_is_not_a_number_stays_so(name, bits, kind):
-    """Or broken weights would give plausible vectors."""
+def test_nan_stays_nan(name, bits, kind):
+    """Otherwise broken weights would give plausible vectors."""
     x = np.array(numbers(3, 64, dtype=jnp.float32))
     x.view(np.uint32)[1, 5] = bits
     x, kernel = jnp.asarray(x).astype(kind), numbers(64, 32, seed=1, dtype=kind)
-    found = np.asarray(x86.product(x, kernel, jnp.float32, activation=name))
-    assert np.isnan(found[1]).all() and np.isfinite(found[[0, 2]]).all()
+    actual = np.asarray(x86.product(x, kernel, jnp.float32, activation=name))
+    assert np.isnan(actual[1]).all() and np.isfinite(actual[[0, 2]]).all()
 
 
 @needs_x86

@@ -1,4 +1,4 @@
-"""Attention: what may be seen, and blockwise against all scores at once."""
+"""Attention: masks, and blockwise against plain."""
 
 import functools
 
@@ -108,7 +108,7 @@ def test_queries_without_a_key_give_zeros_and_no_nan(block_size):
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 def test_flash_is_plain_attention(implementation, biased, causal, monkeypatch):
-    """What surrounds the GPU's kernel on any machine, the kernel where there is one."""
+    """On any machine the code around the kernel; on a GPU the kernel too."""
     dtype, atol = jnp.float32, 1e-5
     if implementation == "cudnn":
         device = jax.devices()[0]
@@ -166,7 +166,7 @@ def test_blockwise_scores_are_never_all_in_memory():
 
 @pytest.mark.parametrize("bias_shape", [None, (5, 7, 9), (3, 5, 7, 9), (1, 7, 9)])
 @pytest.mark.parametrize("together", [1, 2, 5, 10])
-def test_parts_of_the_scores_are_all_at_once(bias_shape, together, monkeypatch):
+def test_attention_in_parts_equals_attention_at_once(bias_shape, together, monkeypatch):
     """Some heads of a row, or two rows of three: the last part overlaps the others."""
     keys = jax.random.split(jax.random.key(0), 4)
     query = jax.random.normal(keys[0], (3, 7, 5, 4))
@@ -192,7 +192,7 @@ def test_parts_of_the_scores_are_all_at_once(bias_shape, together, monkeypatch):
     np.testing.assert_allclose(in_parts, whole, rtol=0, atol=1e-6)
 
 
-def test_mask_is_the_drawn_one():
+def test_mask_matches_the_drawing_in_its_docstring():
     segments = jnp.array([[1, 1, 1, 2, 2, 0]])
     drawing = """
         1 1 1 . . .      1 . . . . .

@@ -61,10 +61,10 @@ def test_gradients_in_bfloat16_are_those_in_float32(family):
         return -jnp.sum(jax.nn.log_softmax(out.values)[..., 3])
 
     def gradients(dtype):
-        found = jax.jit(jax.grad(loss), static_argnums=1)(params, dtype)
-        return traverse_util.flatten_dict(found, sep="/")
+        actual = jax.jit(jax.grad(loss), static_argnums=1)(params, dtype)
+        return traverse_util.flatten_dict(actual, sep="/")
 
     exact, ours = gradients("float32"), gradients("bfloat16")
-    for name, wanted in exact.items():
-        error = np.linalg.norm(ours[name] - wanted) / np.linalg.norm(wanted)
+    for name, expected in exact.items():
+        error = np.linalg.norm(ours[name] - expected) / np.linalg.norm(expected)
         assert error < (0.05 if name.endswith(CANCELLING) else 0.02), (name, error)
