@@ -1,10 +1,10 @@
-"""Where arrays live: the device mesh, and the one table from logical to mesh axes.
+"""Sharding of arrays: the device mesh, and the only table from logical to mesh axes.
 
-Parameters and activations carry logical names ("embed", "mlp", "batch", ...). A scheme
-is a list of rules (logical name, mesh axis), read in order: the first rule whose mesh
-axis is still free in that array wins. So "batch" comes first, and `("embed", "data")`
-shards the parameters of a fully sharded run without touching activations, whose "batch"
-already took "data". This is the only module that names mesh axes.
+Axes of parameters and activations have logical names ("embed", "mlp", "batch", ...). A
+scheme is a list of rules (logical name, mesh axis), read in order: the first rule whose
+mesh axis is still unused in the array applies. "batch" comes first, so `("embed",
+"data")` shards the parameters of a fully sharded run but not its activations, whose
+"batch" already uses "data". This is the only module that names mesh axes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ _TENSOR: Rules = (
     ("joined_kv", "model"),
 )
 _FULLY_SHARDED: Rules = (("embed", "data"),)
-# Names that no scheme ever shards. They stand here so that a misspelt name is an error.
+# Names that no scheme shards, listed so that a misspelt name is an error.
 _REPLICATED: Rules = tuple(
     (name, None)
     for name in (
@@ -44,7 +44,7 @@ _REPLICATED: Rules = tuple(
         "position",
         "token_types",
         "classes",
-        # Some 30 pieces: not worth cutting, and no power of two divides them.
+        # About 30 pieces: too small to shard, and not divisible by a power of two.
         "small_vocab",
     )
 )
@@ -54,8 +54,8 @@ SCHEMES: Mapping[str, Rules] = {
     "tensor_parallel": _BATCH + _TENSOR,
     "fully_sharded": _BATCH + _FULLY_SHARDED,
     "2d": _BATCH + _TENSOR + _FULLY_SHARDED,
-    # As "2d"; and the residual stream, where "model" is still free, is cut along the
-    # sequence (Korthikanti et al. 2022). What rematerialisation keeps shrinks by
+    # "2d", and the residual stream, where "model" is unused, is sharded along the
+    # sequence (Korthikanti et al. 2022). Arrays saved by rematerialisation shrink by
     # the size of "model"; each block gathers and scatters instead of all-reducing.
     "2d_sequence": _BATCH + _TENSOR + _FULLY_SHARDED + (("length", "model"),),
 }
@@ -69,17 +69,17 @@ def make_mesh(
 ) -> Mesh:
     """Arranges devices as a mesh with axes "data" and "model".
 
-    On a TPU the axes follow the torus, with "model" on neighbouring chips; elsewhere
-    "model" runs over consecutive devices, which on GPU machines share the fast links.
-    The devices may be those of a topology description (nothing attached).
+    On a TPU the axes follow the torus, with "model" on neighbouring chips. Elsewhere
+    "model" runs over consecutive devices, which share the fast links on GPU machines.
+    Devices of a topology description, without hardware, are accepted too.
 
     Args:
-      data: Size of "data"; -1 for all devices left over by `model`.
-      model: Size of "model"; -1 for all devices left over by `data`.
-      devices: Devices to use, all of them; None for every device of this run.
+      data: Size of "data"; -1: the number of devices divided by `model`.
+      model: Size of "model"; -1: the number of devices divided by `data`.
+      devices: Devices of the mesh; None: all devices of this run.
 
     Raises:
-      ValueError: The sizes do not multiply to the number of devices.
+      ValueError: The product of the sizes is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     n = len(devices)
@@ -92,19 +92,19 @@ def make_mesh(
     if data < 1 or model < 1 or data * model != n:
         raise ValueError(
             f"A mesh of data={data} times model={model} does not use exactly the {n} "
-            f"devices at hand. Let data * model = {n}, set one of them to -1, or take "
-            "fewer devices (num_devices)."
+            f"devices. Let data * model = {n}, set one of them to -1, or use fewer "
+            "devices (num_devices)."
         )
     return Mesh(
         _arrange(devices, data, model),
         ("data", "model"),
-        # jax.make_mesh's default, Explicit, makes logical constraints assertions.
+        # With jax.make_mesh's default, Explicit, logical constraints are assertions.
         axis_types=(AxisType.Auto, AxisType.Auto),
     )
 
 
 def _arrange(devices: Sequence[jax.Device], data: int, model: int) -> np.ndarray:
-    """Devices as an array [data, model], close neighbours along "model"."""
+    """Devices as an array [data, model], with close neighbours along "model"."""
     by_chip: dict[tuple[int, ...], list[jax.Device]] = {}
     if devices[0].platform == "tpu":
         for device in devices:
@@ -113,8 +113,8 @@ def _arrange(devices: Sequence[jax.Device], data: int, model: int) -> np.ndarray
     kind = getattr(devices[0], "device_kind", "")
     if cores == 1 or kind in ("TPU v2", "TPU v3") or (model % cores and data % cores):
         return _lay_out((data, model), devices)
-    # Later chips with two devices each (no megacore), which jax refuses to lay out:
-    # lay out the chips, then put a chip's cores side by side.
+    # Chips after v3 with two devices each (no megacore) are not supported by
+    # create_device_mesh: arrange the chips, then put the cores of a chip side by side.
     split_model = model % cores == 0
     chips = _lay_out(
         (data, model // cores) if split_model else (data // cores, model),
@@ -135,17 +135,17 @@ def _lay_out(shape: tuple[int, int], devices: Sequence[jax.Device]) -> np.ndarra
 
 
 def is_axes(value: Any) -> bool:
-    """Whether a value is one array's logical axes: None or a plain tuple of names."""
+    """Whether a value is the logical axes of an array: None or a tuple of names."""
     return value is None or (
         type(value) is tuple and all(a is None or isinstance(a, str) for a in value)
     )
 
 
 def logical_axes(boxed: PyTree) -> PyTree:
-    """Reads the logical axis names off a tree of Linen's boxed parameters.
+    """Logical axis names of a tree of Linen's boxed parameters.
 
     Args:
-      boxed: What `init` (or `jax.eval_shape` of it) returned: leaves boxed by
+      boxed: Result of `init` (or of `jax.eval_shape`): leaves boxed by
         `nn.with_logical_partitioning`. A leaf without a box gets None for every axis.
 
     Returns:
@@ -164,22 +164,22 @@ def logical_axes(boxed: PyTree) -> PyTree:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Partitioner:
-    """A mesh and a scheme; says where every array goes.
+    """A mesh and a scheme, which give the sharding of every array.
 
     Args:
       scheme: A key of `SCHEMES`. "data_parallel": batch over "data", parameters
-        everywhere. "tensor_parallel": also kernels over "model". "fully_sharded":
+        replicated. "tensor_parallel": also kernels over "model". "fully_sharded":
         parameters and optimizer state over "data" too. "2d": both. "2d_sequence": both,
         and the residual stream over "model" along the sequence.
-      data: Size of the mesh axis "data"; -1 takes what is left.
-      model: Size of the mesh axis "model"; -1 takes what is left.
-      num_devices: Use only the first so many devices; None uses all.
-      devices: Devices to use, real or of a topology; None takes this run's.
-      extra_rules: (logical name, mesh axis or None) pairs read before the scheme's.
+      data: Size of the mesh axis "data"; -1: all remaining devices.
+      model: Size of the mesh axis "model"; -1: all remaining devices.
+      num_devices: Number of devices to use, the first ones; None: all.
+      devices: Devices to use, real or of a topology; None: the devices of this run.
+      extra_rules: (logical name, mesh axis or None) pairs, read before the scheme's.
 
     Raises:
       ValueError: Unknown scheme, sizes that do not fit the devices, or a "model" axis
-        that the scheme would leave idle.
+        that the scheme does not use.
     """
 
     scheme: str = "data_parallel"
@@ -197,8 +197,8 @@ class Partitioner:
             )
         if self.model > 1 and self.scheme not in _NEEDS_MODEL_AXIS:
             raise ValueError(
-                f"Scheme {self.scheme!r} puts nothing on the mesh axis 'model', so "
-                f"model={self.model} would make {self.model} devices do the same work. "
+                f"Scheme {self.scheme!r} shards nothing over the mesh axis 'model', so "
+                f"with model={self.model} each {self.model} devices do the same work. "
                 f"Set model=1, or choose one of {', '.join(_NEEDS_MODEL_AXIS)}."
             )
         for rule in self.extra_rules:
@@ -215,14 +215,15 @@ class Partitioner:
         if self.num_devices is not None:
             if not 0 < self.num_devices <= len(devices):
                 raise ValueError(
-                    f"num_devices={self.num_devices}, but there are {len(devices)}."
+                    f"num_devices={self.num_devices}, but there are {len(devices)} "
+                    f"devices. Give a number from 1 to {len(devices)}."
                 )
             devices = devices[: self.num_devices]
         return make_mesh(self.data, self.model, devices)
 
     @functools.cached_property
     def rules(self) -> Rules:
-        """The rule table: (logical name, mesh axis) pairs, first match wins."""
+        """The rule table: (logical name, mesh axis) pairs; the first match applies."""
         rules = (*((n, m) for n, m in self.extra_rules), *SCHEMES[self.scheme])
         named = {name for name, _ in rules}
         every = (*_BATCH, *_TENSOR, *_FULLY_SHARDED, *_REPLICATED)
@@ -231,10 +232,10 @@ class Partitioner:
 
     @property
     def compiler_options(self) -> dict[str, bool]:
-        """For `jax.jit` of what runs on this mesh.
+        """Compiler options of `jax.jit` for programs on this mesh.
 
-        Several virtual CPU devices in one process: XLA (jax 0.10.2) may order their
-        collectives differently on each of them, and a bfloat16 step then hangs.
+        With several virtual CPU devices in a process, XLA (jax 0.10.2) may order the
+        collectives differently on each device, and a bfloat16 step then hangs.
         """
         devices = self.mesh.devices.flat
         if devices[0].platform == "cpu" and devices[0].client.local_device_count() > 1:
@@ -251,12 +252,12 @@ class Partitioner:
         """The mesh axes of an array with these logical axes."""
         if axes is None:
             return PartitionSpec()
-        known = {name for name, _ in self.rules}
+        names = {name for name, _ in self.rules}
         for name in axes:
-            if name is not None and name not in known:
+            if name is not None and name not in names:
                 raise ValueError(
                     f"Logical axis {name!r} of {axes} is in no rule. Known: "
-                    f"{', '.join(sorted(known))}.{_nearest(name, known)} A new name "
+                    f"{', '.join(sorted(names))}.{_nearest(name, names)} A new name "
                     f"needs extra_rules=(({name!r}, None),) or an entry in the table."
                 )
         return PartitionSpec(*(nn.logical_to_mesh_axes(axes, self.rules) or ()))
@@ -272,7 +273,7 @@ class Partitioner:
           The same tree of NamedShardings.
 
         Raises:
-          ValueError: Names the array, dimension, size and mesh axis that do not divide.
+          ValueError: A mesh axis does not divide a dimension.
         """
 
         def place(path: Any, axes: LogicalAxes | None, array: Any) -> NamedSharding:
@@ -301,14 +302,14 @@ class Partitioner:
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """Rows over "data", every other dimension whole; for any feature of a batch."""
+        """Rows over "data", other dimensions whole; for all features of a batch."""
         return NamedSharding(self.mesh, self.spec(("batch",)))
 
     def host_rows(self, batch_size: int) -> np.ndarray:
-        """Rows of the global batch that this process has to materialise.
+        """Rows of the global batch that this process must provide.
 
-        Processes whose devices share a replica of the model get the same rows. The rows
-        of one process need not be consecutive on a torus.
+        Processes whose devices share a replica of the model have the same rows. On a
+        torus the rows of a process need not be consecutive.
 
         Args:
           batch_size: Rows of the global batch.
@@ -321,18 +322,18 @@ class Partitioner:
         """
         self._checked("batch", ("batch",), (batch_size,))
         sharding = self.batch_sharding
-        # Not addressable_devices_indices_map: a topology's devices belong to nobody.
-        mine = np.zeros(batch_size, dtype=bool)
+        # Not addressable_devices_indices_map: a topology's devices are not addressable.
+        is_local = np.zeros(batch_size, dtype=bool)
         device: Any
         for device, (rows,) in sharding.devices_indices_map((batch_size,)).items():
             if device.process_index == jax.process_index():
-                mine[rows] = True
-        return np.flatnonzero(mine)
+                is_local[rows] = True
+        return np.flatnonzero(is_local)
 
     def put_batch(
         self, local_batch: Mapping[str, np.ndarray], batch_size: int
     ) -> dict[str, jax.Array]:
-        """Makes global arrays, sharded by rows, of what this process has of a batch.
+        """Makes global arrays, sharded by rows, from this process's part of a batch.
 
         Args:
           local_batch: Features, each [local rows, ...], rows as `host_rows` lists them.
@@ -342,7 +343,7 @@ class Partitioner:
           Features, each a global array [batch_size, ...].
 
         Raises:
-          ValueError: A feature has another number of rows than this process feeds.
+          ValueError: The number of rows of a feature is not that of `host_rows`.
         """
         rows = self.host_rows(batch_size)
 
@@ -356,7 +357,7 @@ class Partitioner:
 
             def shard(index: Any) -> np.ndarray:
                 first, end, _ = index[0].indices(batch_size)
-                # A shard's rows are consecutive, and all of them are this host's.
+                # The rows of a shard are consecutive, and all belong to this process.
                 start = int(np.searchsorted(rows, first))
                 return local[start : start + end - first]
 
@@ -365,6 +366,6 @@ class Partitioner:
         return {name: put(name, np.asarray(x)) for name, x in local_batch.items()}
 
 
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+def _nearest(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

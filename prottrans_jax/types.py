@@ -1,4 +1,4 @@
-"""Types that several packages share. Axis names are those of the style guide."""
+"""Types that several packages share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -11,14 +11,14 @@ import numpy as np
 Params = Mapping[str, Any]
 # Features of one batch, all [rows, length], under T5X's names.
 Batch = Mapping[str, jax.Array]
-# What one step hands to the next besides the state: `()` for families without memories.
+# Passed from step to step besides the state: `()` for families without memories.
 Carry = Any
 # (total, weight) per metric: both add up over microbatches, batches and hosts.
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
 
 class Objective(Protocol):
-    """A loss on a batch, which owns the model; see `objectives.denoising.Denoising`."""
+    """Loss of a batch; holds the model. See `objectives.denoising.Denoising`."""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -28,10 +28,10 @@ class Objective(Protocol):
         """Parameters, boxed with their logical axis names."""
 
     def initial_carry(self, batch_size: int) -> Carry:
-        """What the first step gets besides the state."""
+        """Carry of the first step."""
 
     def normalizers(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """Sums that `__call__` divides by; they add over batches."""
+        """Sums that `__call__` divides by; additive over batches."""
 
     def __call__(
         self,
@@ -46,24 +46,24 @@ class Objective(Protocol):
         """Loss of a batch or microbatch, and (metrics, carry)."""
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
-        """Model FLOPs of one training step on such a batch."""
+        """Model FLOPs of one training step on a batch of these shapes."""
 
 
 class Optimizer(Protocol):
-    """What makes updates of gradients; see `optimizers.Optimizer`."""
+    """Computes updates from gradients; see `optimizers.Optimizer`."""
 
     def build(self, axes: Any) -> Any:
-        """The optimizer as an optax transformation, for such logical axes."""
+        """The optax transformation for parameters with these logical axes."""
 
     def state_axes(self, params: Any, axes: Any) -> Any:
-        """Logical axes of its state."""
+        """Logical axes of the optimizer's state."""
 
     def learning_rate_at(self, step: Any) -> Float[Array, ""]:
         """Learning rate of the update from `step` to `step` + 1."""
 
 
 class Partitioner(Protocol):
-    """A mesh and how arrays lie on it; see `partitioning.Partitioner`."""
+    """A mesh and the shardings of arrays; see `partitioning.Partitioner`."""
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -75,7 +75,7 @@ class Partitioner(Protocol):
 
     @property
     def compiler_options(self) -> dict[str, bool]:
-        """XLA's options for its devices."""
+        """XLA's options for the mesh's devices."""
 
     def scope(self) -> Any:
         """Context in which models are traced."""
@@ -84,30 +84,30 @@ class Partitioner(Protocol):
         """Shardings of arrays with these logical axes."""
 
     def host_rows(self, batch_size: int) -> np.ndarray:
-        """Rows of the global batch that this process makes."""
+        """Rows of the global batch that this process must provide."""
 
     def put_batch(
         self, local_batch: Mapping[str, np.ndarray], batch_size: int
     ) -> dict[str, jax.Array]:
-        """The global batch, of which `local_batch` are this process's own rows."""
+        """The global batch; `local_batch` holds the rows of this process."""
 
 
 class Loader(Protocol):
-    """Global batches of a run, in their order; see `data.loader.RowLoader`."""
+    """Global batches of a run, in order; see `data.rows.loader.RowLoader`."""
 
     batch_size: int
 
     @property
     def vocab_size(self) -> int:
-        """Ids that may be in a batch: 0 to `vocab_size` - 1."""
+        """Ids in a batch are from 0 to `vocab_size` - 1."""
 
     @property
     def num_batches(self) -> int | None:
-        """Batches of a finite loader; None if it never ends."""
+        """Number of batches of a finite loader; None: infinite."""
 
     @property
     def unigram_entropy(self) -> float:
-        """Loss in nats of a model that knows frequencies only."""
+        """Loss in nats of a model that predicts token frequencies only."""
 
     def batch(self, index: int, rows: Any = ...) -> dict[str, np.ndarray]:
         """Part of global batch `index`."""
@@ -116,12 +116,12 @@ class Loader(Protocol):
         """Ids of the records of a batch."""
 
     def state(self, next_index: int) -> dict[str, Any]:
-        """What `restore` needs to go on with batch `next_index`; plain JSON."""
+        """State for `restore` to continue with batch `next_index`; plain JSON."""
 
     def restore(self, state: Mapping[str, Any]) -> int:
-        """Index of the next batch of a run that goes on."""
+        """Restores a state; returns the index of the next batch."""
 
 
 def shape_of(entry: Any) -> tuple[int, ...]:
-    """The shape itself, or of anything that has one."""
+    """The shape of an object that has one, or the shape itself."""
     return tuple(getattr(entry, "shape", entry))

@@ -1,6 +1,6 @@
-"""What a compiled training step costs: memory, FLOPs, bytes, collectives.
+"""Costs of a compiled training step: memory, FLOPs, bytes, collectives.
 
-  hlo, hlo_costs   the compiled program read as text; its costs
+  hlo, hlo_costs   parser of the compiled program's text; its costs
   hardware         published peaks of accelerators
 
 Imports nothing else of the package.

@@ -5,9 +5,9 @@ Sources, per chip:
           networks, CACM 63(7), 2020: FLOP/s, HBM, four links of 496 (v2) or 656 (v3)
           Gbit/s each way
   [cloud] cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e}, tables of key specifications;
-          where an interconnect figure is called bidirectional, half of it is each way
-  [a100]  NVIDIA A100 80GB data sheet, SXM; NVLink 600 GB/s both ways together
-  [h100]  NVIDIA H100 data sheet, SXM, no sparsity; NVLink 900 GB/s both ways together
+          of an interconnect figure called bidirectional, half is used for each way
+  [a100]  NVIDIA A100 80GB data sheet, SXM; NVLink 600 GB/s, both ways together
+  [h100]  NVIDIA H100 data sheet, SXM, no sparsity; NVLink 900 GB/s, both ways together
   [h200]  NVIDIA H200 data sheet, SXM, likewise
 """
 
@@ -23,13 +23,13 @@ class Chip:
     """Peaks of one chip.
 
     Attributes:
-      name: As a leaf or a topology calls it.
+      name: As in gin leaves and topologies.
       cores: TensorCores (1 for a GPU).
       flops: Dense bfloat16 FLOP/s.
       hbm_bytes: Size of the main memory.
       hbm_bandwidth: Bytes/s of the main memory.
-      link_bandwidth: Bytes/s that leave the chip over all its links together.
-      source: Key of the module's list.
+      link_bandwidth: Bytes/s sent by the chip over all its links together.
+      source: Key in the module's list of sources.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Chip:
     source: str
 
     def share(self, devices_per_chip: int) -> "Chip":
-        """Peaks of one JAX device where a chip is several."""
+        """Peaks of one JAX device if a chip has several."""
         n = devices_per_chip
         return dataclasses.replace(
             self,
@@ -83,17 +83,17 @@ _KINDS = (
     ("NVIDIA H100", "H100"),
     ("NVIDIA H200", "H200"),
 )
-# Where jax shows each TensorCore as a device of its own.
+# Chips whose TensorCores are separate JAX devices.
 _TWO_DEVICES_A_CHIP = ("v2", "v3")
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-    """The chip that a device is or is part of; None if unpublished (a CPU)."""
+    """The chip of a device; None if no peaks are published (a CPU)."""
     return chip_of_kind(device.device_kind)
 
 
 def chip_of_kind(kind: str) -> Chip | None:
-    """The chip by what JAX or a driver calls it, such as "NVIDIA H100 80GB HBM3"."""
+    """The chip by its name in JAX or a driver, for example "NVIDIA H100 80GB HBM3"."""
     for prefix, name in _KINDS:
         if kind.startswith(prefix):
             return CHIPS[name]
@@ -101,7 +101,7 @@ def chip_of_kind(kind: str) -> Chip | None:
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Peak bfloat16 FLOP/s of a device, or None where none is published (a CPU)."""
+    """Peak bfloat16 FLOP/s of a device; None if none is published (a CPU)."""
     chip = chip_of(device)
     if chip is None:
         return None

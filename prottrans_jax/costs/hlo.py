@@ -1,4 +1,4 @@
-"""Reads optimised HLO text: computations, instructions, and how often each runs."""
+"""Parses optimised HLO text: computations, instructions, and how often each runs."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -20,7 +20,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array: element type, dimensions, and whether it lives in on-chip memory."""
+    """One array: element type, dimensions, and whether it is in on-chip memory."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -28,7 +28,7 @@ class Shape:
 
     @property
     def bytes(self) -> float:
-        """Size without the padding of its layout."""
+        """Size without the padding of the layout."""
         return math.prod(self.dims) * _BYTES.get(self.dtype, 0)
 
 
@@ -45,16 +45,16 @@ class Instruction:
     is_root: bool
 
     def called(self, attribute: str) -> str | None:
-        """The computation that e.g. `body=` or `calls=` names."""
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-        return found[1] if found else None
+        """The computation named by an attribute, for example `body=` or `calls=`."""
+        name = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        return name[1] if name else None
 
 
 class Module:
-    """An optimised HLO module, parsed.
+    """A parsed optimised HLO module.
 
     Args:
-      text: What `compiled.as_text()` gives.
+      text: Result of `compiled.as_text()`.
 
     Raises:
       ValueError: The text has no entry computation.
@@ -70,8 +70,8 @@ class Module:
                     current = self.computations.setdefault(header[2], {})
                     if header[1]:
                         self.entry = header[2]
-            elif found := _INSTRUCTION.match(line):
-                root, name, type_text, opcode, arguments, attributes = found.groups()
+            elif match := _INSTRUCTION.match(line):
+                root, name, type_text, opcode, arguments, attributes = match.groups()
                 current[name] = Instruction(
                     name,
                     opcode,
@@ -91,7 +91,7 @@ class Module:
         fused: bool,
         trip_counts: dict[str, int | None],
     ) -> Iterator[tuple[str, float, bool]]:
-        """Computations that run, how often, and whether inside a fusion."""
+        """Yields computations that run, how often, and whether inside a fusion."""
         yield name, times, fused
         for instruction in self.computations[name].values():
             if instruction.opcode == "while":
@@ -111,11 +111,11 @@ class Module:
                     (re.search(r"branch_computations=\{(.*?)\}", instruction.attributes)
                      or [""] * 2)[1]
                 )  # fmt: skip
-                for branch in branches:  # Only one runs: an upper bound.
+                for branch in branches:  # Only one runs: this is an upper bound.
                     yield from self.walk(branch, times, fused, trip_counts)
 
     def _trip_count(self, computation: str, loop: Instruction) -> int | None:
-        """Turns of a loop that counts from a constant, by a constant, below one."""
+        """Iterations of a loop with constant start, step and limit; None: unknown."""
         if known := re.search(r'known_trip_count[":{n ]+(\d+)', loop.attributes):
             return int(known[1])
         body, condition = (
@@ -155,7 +155,7 @@ class Module:
         return None
 
     def operand_shapes(self, computation: str, instruction: Instruction) -> list[Shape]:
-        """Shapes of the operands, in order; of a tuple all its parts."""
+        """Shapes of the operands, in order; a tuple gives all its parts."""
         lines = self.computations[computation]
         return [
             shape
@@ -166,7 +166,7 @@ class Module:
 
 
 def _origin(lines: dict[str, Instruction], name: str) -> Instruction | None:
-    """What a name stands for behind copies and casts of the same value."""
+    """Follows a name through copies and bitcasts to its source."""
     line = lines.get(name)
     while line is not None and line.opcode in ("copy", "bitcast", "copy-done"):
         line = lines.get(line.operands[0])
@@ -176,10 +176,10 @@ def _origin(lines: dict[str, Instruction], name: str) -> Instruction | None:
 def _shapes(text: str) -> Iterator[Shape]:
     for dtype, dims, layout in _SHAPE.findall(text):
         if dtype in _BYTES:
-            # Memory space 0 is HBM and not written; others are on the chip.
+            # Memory space 0, HBM, is not written in the text; others are on the chip.
             yield Shape(dtype, split(dims), bool(re.search(r"S\([1-9]", layout)))
 
 
 def split(numbers: str, separator: str = ",") -> tuple[int, ...]:
-    """The numbers of a list as HLO writes it."""
+    """Numbers of a list in HLO's notation."""
     return tuple(int(n) for n in numbers.split(separator) if n)

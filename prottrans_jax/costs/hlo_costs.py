@@ -1,8 +1,8 @@
-"""Adds up what a compiled step does, from its optimised HLO text.
+"""Sums the costs of a compiled step from its optimised HLO text.
 
 XLA's own `cost_analysis` counts the body of a loop once: a scanned stack of 24 layers
 looks like one layer. Here every computation counts as often as it runs. All figures are
-of one device, since the text is the program of one device.
+for one device, since the text is the program of one device.
 """
 
 import collections
@@ -22,12 +22,12 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
-# These move no data: names for parts of buffers, or the end of something counted.
+# These move no data: names for parts of buffers, or ends of operations already counted.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call "
     "after-all partition-id replica-id opt-barrier domain async-start".split()
 )
-_SPREAD = "async_collective_fusion"  # Computations with a part of a collective.
+_SPREAD = "async_collective_fusion"  # Fusions that hold part of a collective.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,10 @@ class Collective:
     """All communications of one kind.
 
     Attributes:
-      count: How often one runs in a step.
-      payload_bytes: Size of their results (of operands for a reduce-scatter).
-      wire_bytes: What one device sends, at least: a ring's share of the payload.
+      count: Number of runs in a step.
+      payload_bytes: Size of the results (of the operands for a reduce-scatter).
+      wire_bytes: Lower bound of the bytes that one device sends: a ring's share of the
+        payload.
     """
 
     count: float
@@ -47,14 +48,14 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What one device does in a step.
+    """Costs of a step on one device.
 
     Attributes:
-      flops: Of matrix products and convolutions; a multiply-add is 2.
-      bytes: Read from and written to main memory (HBM), as far as the program says.
-      collectives: By kind.
-      trip_counts: Of each loop, by name of its body; None if the text does not say
-        (its body then counts once).
+      flops: FLOPs of matrix products and convolutions; a multiply-add is 2.
+      bytes: Bytes read from and written to main memory (HBM), according to the text.
+      collectives: Collectives by kind.
+      trip_counts: Iterations of each loop, by name of its body; None if the text does
+        not contain the number (the body then counts once).
     """
 
     flops: float
@@ -64,16 +65,16 @@ class Costs:
 
 
 def costs(module: hlo.Module, loops_run: bool = True) -> Costs:
-    """Adds up a step.
+    """Sums the costs of a step.
 
     Args:
       module: The program of one device.
-      loops_run: Count bodies of loops as often as they run; False counts them once,
+      loops_run: Whether loop bodies count as often as they run; False counts them once,
         as `cost_analysis` does.
     """
     flops = bytes_ = 0.0
     trip_counts: dict[str, int | None] = {}
-    found: list[_Found] = []
+    occurrences: list[_Occurrence] = []
     for name, times, fused in module.walk(module.entry, 1.0, False, trip_counts):
         times = times if loops_run else 1.0
         for line in module.computations[name].values():
@@ -82,11 +83,11 @@ def costs(module: hlo.Module, loops_run: bool = True) -> Costs:
                 bytes_ += times * _bytes(module, name, line)
             kind = line.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                # XLA:TPU fuses an all-reduce and the slice that is kept of it.
+                # XLA:TPU fuses an all-reduce with the slice that is used of it.
                 kind = "reduce-scatter" if "all-reduce-scatter" in name else kind
                 channel = re.search(r"channel_id=(\d+)", line.attributes)
-                found.append(
-                    _Found(
+                occurrences.append(
+                    _Occurrence(
                         channel[1] if channel else "",
                         name.startswith(_SPREAD),
                         kind,
@@ -95,9 +96,9 @@ def costs(module: hlo.Module, loops_run: bool = True) -> Costs:
                     )
                 )
     kinds: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
-    for one in _once_where_spread(found):
-        for index, value in enumerate((1.0, one.payload, one.wire)):
-            kinds[one.kind][index] += one.times * value
+    for collective in _merge_spread(occurrences):
+        for index, value in enumerate((1.0, collective.payload, collective.wire)):
+            kinds[collective.kind][index] += collective.times * value
     return Costs(
         flops,
         bytes_,
@@ -128,7 +129,7 @@ def _bytes(module: hlo.Module, computation: str, instruction: hlo.Instruction) -
         return 0.0
     operands = module.operand_shapes(computation, instruction)
     if opcode.endswith("-start") and operands:
-        # The result names the operand again: only what arrives has moved.
+        # The result repeats the operand; only the other part is written.
         shapes = instruction.shapes
         second = opcode != "copy-start" and len(shapes) > 1
         moved = shapes[1 if second else 0]
@@ -143,7 +144,7 @@ def _bytes(module: hlo.Module, computation: str, instruction: hlo.Instruction) -
         if inner in module.computations:
             reads, writes = _fusion_slices(module)[inner]
             if inner.startswith(_SPREAD):
-                # The collective's buffers pass through unread.
+                # The collective's buffers are passed through, not read.
                 reads, writes = dict(reads), dict(writes)
                 for out, operand in _aliases(instruction.attributes):
                     reads[operand] = writes[out] = 0.0
@@ -177,8 +178,8 @@ def _communication(
     return sent, sent * share
 
 
-class _Found(NamedTuple):
-    """A collective as it stands in the text."""
+class _Occurrence(NamedTuple):
+    """One occurrence of a collective in the text."""
 
     channel: str
     spread: bool
@@ -188,29 +189,26 @@ class _Found(NamedTuple):
     wire: float
 
 
-def _once_where_spread(found: list[_Found]) -> list[_Found]:
-    """Keeps one of each collective that stands in several places of the text.
+def _merge_spread(occurrences: list[_Occurrence]) -> list[_Occurrence]:
+    """Merges the occurrences of each collective that XLA:TPU spreads over the text.
 
-    XLA:TPU spreads a collective over the fusions, and turns of a loop, that it overlaps
-    with. All name its channel; it runs as often as the place where it starts, which is
-    outside of those loops.
+    Parts of a collective are placed in the fusions and loop iterations that it overlaps
+    with, all with its channel. It runs as often as its start, which is outside of those
+    loops.
     """
-    spread = {one.channel for one in found if one.spread and one.channel}
-    kept = [one for one in found if one.channel not in spread]
+    spread = {x.channel for x in occurrences if x.spread and x.channel}
+    merged = [x for x in occurrences if x.channel not in spread]
     for channel in spread:
-        kept.append(min((f for f in found if f.channel == channel), key=_times))
-    return kept
-
-
-def _times(one: _Found) -> float:
-    return one.times
+        parts = [x for x in occurrences if x.channel == channel]
+        merged.append(min(parts, key=lambda x: x.times))
+    return merged
 
 
 class _FusionSlices(dict):
-    """Of each fused computation: bytes really read of a parameter, written of a result.
+    """For each fused computation, bytes read of parameters and written of results.
 
-    A fusion that slices a stacked parameter reads one slice of it, and one that updates
-    a slice in place writes no more than that.
+    A fusion that slices a stacked parameter reads one slice only; one that updates a
+    slice in place writes that slice only.
     """
 
     def __init__(self, computations: dict[str, dict[str, hlo.Instruction]]):
@@ -225,13 +223,13 @@ class _FusionSlices(dict):
                 users[operand].append(line)
 
         def uses(name: str) -> list[tuple[str, hlo.Instruction]]:
-            found = []
+            pairs = []
             for user in users[name]:
                 if user.opcode == "bitcast":
-                    found += uses(user.name)
+                    pairs += uses(user.name)
                 else:
-                    found.append((name, user))
-            return found
+                    pairs.append((name, user))
+            return pairs
 
         reads: dict[int, float] = {}
         for line in lines.values():
@@ -277,14 +275,14 @@ def _hbm(shapes: Iterable[hlo.Shape]) -> float:
 
 
 def _aliases(attributes: str) -> Iterator[tuple[int, int]]:
-    """(result, operand) pairs that are one buffer."""
-    found = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", attributes)
-    for out, operand in re.findall(r"\{(\d+)\}: \((\d+)", found[1] if found else ""):
+    """(result, operand) pairs that share a buffer."""
+    pairs = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", attributes)
+    for out, operand in re.findall(r"\{(\d+)\}: \((\d+)", pairs[1] if pairs else ""):
         yield int(out), int(operand)
 
 
 def _group_size(attributes: str) -> int:
-    """Devices of a group, in the three ways of writing `replica_groups`."""
+    """Number of devices in a group, from the three notations of `replica_groups`."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return len(hlo.split(listed[1]))
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=", attributes):
@@ -298,35 +296,35 @@ def _group_size(attributes: str) -> int:
 def _convolution_flops(
     lhs: hlo.Shape, rhs: hlo.Shape, instruction: hlo.Instruction
 ) -> float:
-    """As XLA counts: only positions that meet neither padding nor dilation's holes."""
+    """As XLA counts: without positions in padding or in the gaps of dilation."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     if labels is None:
         return 0.0
-    of_lhs, of_rhs, of_out = labels.groups()
+    lhs_labels, rhs_labels, out_labels = labels.groups()
     out = instruction.shapes[0]
     window = re.search(r"window=\{(.*?)\}", instruction.attributes)
     fields = dict(re.findall(r"(\w+)=(\S+)", window[1] if window else ""))
-    spatial = sorted(label for label in of_out if label.isdigit())
+    spatial = sorted(label for label in out_labels if label.isdigit())
 
     def field(name: str, default: str) -> list[str]:
-        given = fields.get(name)
-        return given.split("x") if given else [default] * len(spatial)
+        text = fields.get(name)
+        return text.split("x") if text else [default] * len(spatial)
 
     padding, strides = field("pad", "0_0"), field("stride", "1")
     lhs_dilation, rhs_dilation = field("lhs_dilate", "1"), field("rhs_dilate", "1")
     positions = 1
     for i, label in enumerate(spatial):
         positions *= _valid_positions(
-            lhs.dims[of_lhs.index(label)],
-            rhs.dims[of_rhs.index(label)],
-            out.dims[of_out.index(label)],
+            lhs.dims[lhs_labels.index(label)],
+            rhs.dims[rhs_labels.index(label)],
+            out.dims[out_labels.index(label)],
             int(padding[i].split("_")[0]),
             int(strides[i]),
             int(lhs_dilation[i]),
             int(rhs_dilation[i]),
         )
-    inputs = rhs.dims[of_rhs.index("i")]  # Of one group.
-    batch, features = (out.dims[of_out.index(label)] for label in "bf")
+    inputs = rhs.dims[rhs_labels.index("i")]  # In one group.
+    batch, features = (out.dims[out_labels.index(label)] for label in "bf")
     groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
     return 2.0 * positions * inputs * batch * features / int(groups[1] if groups else 1)
 

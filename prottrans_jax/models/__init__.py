@@ -1,4 +1,4 @@
-"""The six families, one file each: architecture, layers written out, sizes.
+"""The six model families, one file each: configuration, layers, FLOPs.
 
 May import layers and types.
 """

@@ -1,10 +1,11 @@
-"""ALBERT (Lan et al. 2020) as ProtAlbert uses it. One layer, applied again and again.
+"""ALBERT (Lan et al. 2020) as ProtAlbert uses it. All layers share their parameters.
 
-Features besides BERT's:
+Differences from BERT:
   - one set of layer parameters for all layers
   - embeddings of width d_embed, projected to d_model before the first layer
   - GELU by its tanh approximation; no dropout
-  - head for masked tokens at width d_embed; a classifier of the order of two halves
+  - head for masked tokens of width d_embed; optional classifier of the order of two
+    halves
 """
 
 import dataclasses
@@ -17,17 +18,17 @@ from prottrans_jax.models import bert
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlbertConfig(bert.EncoderConfig):
-    """Sizes and switches of an ALBERT; those not named here are `EncoderConfig`'s.
+    """Sizes and switches of an ALBERT; for the others see `bert.EncoderConfig`.
 
     Attributes:
-      d_embed: Width of embeddings and of the head for masked tokens.
+      d_embed: Width of the embeddings and of the head for masked tokens.
       pooler: Whether there is a dense layer with tanh on [CLS].
-      order_head: Whether there is a classifier of the order of two halves on it.
+      order_head: Whether the pooler has a classifier of the order of two halves.
     """
 
     d_embed: int
     activation: str = "gelu"
-    # The released xxlarge models, whose shape ProtAlbert has, were trained without.
+    # The released xxlarge models, whose shape ProtAlbert has, used no dropout.
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     pooler: bool = False

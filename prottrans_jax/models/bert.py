@@ -4,13 +4,14 @@ Features:
   - post-norm residual layers, norm(x + block(x)); layer norm with epsilon 1e-12
   - learned positions, counted from 0 in each protein of a packed row; token types
   - biases everywhere; exact GELU; scores divided by sqrt(head_dim)
-  - head for masked tokens: dense, GELU, norm, the embedding table transposed, bias
+  - head for masked tokens: dense, GELU, norm, transposed embedding table, bias
   - optional pooler, tanh(dense([CLS])), and a classifier of pairs on top of it
 
-ALBERT and ELECTRA are made of the blocks of this file.
+ALBERT and ELECTRA use the blocks of this file.
 
-Departure: dropout on attention weights uses one mask for all queries, which is the same
-as dropping values and needs no array of the size of the scores. (ProtBert has none.)
+Departure: dropout on attention weights uses one mask for all queries. That is
+equivalent to dropout on values and needs no array of the size of the scores. (ProtBert
+has no dropout.)
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ _ACTIVATION_AXES = ("batch", "length", "embed")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Sizes and switches that BERT, ALBERT and ELECTRA have in common.
+    """Sizes and switches common to BERT, ALBERT and ELECTRA.
 
     Attributes:
       vocab_size: Rows of the embedding table; 30 in ProtBert and ProtElectra.
@@ -43,9 +44,10 @@ class EncoderConfig:
       d_ff: Width of the MLP's hidden layer.
       max_length: Rows of the position table; 40,000 in the released models.
       num_token_types: Rows of the table of token types.
-      activation: Of the MLPs: "gelu_exact", "gelu" (tanh approximation), "relu", ...
-      dropout_rate: Share dropped of embeddings and of every block's output.
-      attention_dropout_rate: Share dropped of the attention weights.
+      activation: Activation of the MLPs: "gelu_exact", "gelu" (tanh approximation),
+        "relu", ...
+      dropout_rate: Dropout rate of the embeddings and of every block's output.
+      attention_dropout_rate: Dropout rate of the attention weights.
       norm_epsilon: Added to the variance in layer norm.
       initializer_range: Deviation of the truncated normal of all kernels and tables.
       lm_head: Whether there is a head for masked tokens.
@@ -53,11 +55,11 @@ class EncoderConfig:
       dtype: Type of activations and products ("bfloat16" or "float32").
       param_dtype: Type of the parameters.
       scan_layers: Whether the stack is one scanned layer (compiles faster).
-      remat_policy: What the backward pass computes again; see `layers.stack`.
-      attention: "plain", or "blockwise" whose memory grows with the length only.
+      remat_policy: What the backward pass recomputes; see `layers.stack`.
+      attention: "plain", or "blockwise", whose memory is linear in the length.
       attention_block_size: Queries and keys per block of blockwise attention.
-      flash: Whether a GPU's fused kernel does it, for rows of one sequence each. No
-        argument: `embed.forward`, which makes such rows, asks for it.
+      flash: Whether attention uses a fused GPU kernel, for rows of one sequence each.
+        Not an argument: set by `embed.forward`, which makes such rows.
     """
 
     vocab_size: int
@@ -110,7 +112,7 @@ class BertConfig(EncoderConfig):
 
 
 def check_order_head(config) -> None:
-    """Raises unless a head for pairs has the pooler that it stands on."""
+    """Raises ValueError if there is a head for pairs but no pooler."""
     if config.order_head and not config.pooler:
         raise ValueError(
             f"{type(config).__name__}: order_head=True needs pooler=True, whose output "
@@ -120,15 +122,16 @@ def check_order_head(config) -> None:
 
 @struct.dataclass
 class Outputs:
-    """What a model computes; None for heads that it has not.
+    """Outputs of a model; None for heads that the model does not have.
 
     Attributes:
-      encoded: Last layer's output.
-      logits: Of the token at each position, float32.
-      pooled: Pooler at each position. That of a protein or pair stands at its [CLS].
-      order_logits: Of the two classes of a pair (1: second half comes first; or, in
-        the original BERT, is another document's), at each position as `pooled`.
-      replaced_logits: Of a token's having been replaced (ELECTRA), float32.
+      encoded: Output of the last layer.
+      logits: Logits of the token at each position, float32.
+      pooled: Pooler output at each position. For a protein or pair, use its [CLS].
+      order_logits: Logits of the two classes of a pair, at each position as `pooled`.
+        Class 1: the second half comes first (in the original BERT: it is from another
+        document).
+      replaced_logits: Logit that the token was replaced (ELECTRA), float32.
     """
 
     encoded: Float[Array, "batch length d_model"]
@@ -139,7 +142,7 @@ class Outputs:
 
 
 class EncoderModel(nn.Module):
-    """What families share; `setup` makes `embeddings`, `encoder` and the heads."""
+    """Base class; `setup` of a family makes `embeddings`, `encoder` and the heads."""
 
     config: EncoderConfig
 
@@ -157,7 +160,7 @@ class EncoderModel(nn.Module):
         Args:
           tokens: Token ids, with [CLS] and [SEP].
           segment_ids: Protein or pair of each position, from 1; 0 is padding. None: one
-            a row, and token 0 is padding.
+            protein or pair in each row, and token 0 is padding.
           positions: Rows of the position table, below `max_length`. None: counted from
             0 in each segment.
           token_types: 0, and 1 for the second half of a pair. None: all 0.
@@ -183,7 +186,7 @@ class EncoderModel(nn.Module):
         token_types: Int[Array, "batch length"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "batch length d_model"]:
-        """Representation of every position, after the last layer.
+        """Representations of all positions, after the last layer.
 
         Args:
           tokens: Token ids, with [CLS] and [SEP].
@@ -199,7 +202,7 @@ class EncoderModel(nn.Module):
         return self.encoder(x, segments, deterministic=deterministic)
 
     def predict(self, encoded: Float[Array, "batch length d_model"]) -> Outputs:
-        """The heads on the output of `encode`."""
+        """Applies the heads to the output of `encode`."""
         logits = pooled = order_logits = None
         if self.config.lm_head:
             logits = self.lm_head(encoded, self.embeddings.attend)
@@ -245,7 +248,7 @@ def forward_flops(config: BertConfig, length: int) -> float:
 
 
 def encoder_flops(config: EncoderConfig, length: int) -> float:
-    """Those of the stack of layers."""
+    """FLOPs of the stack of layers."""
     inner = config.num_heads * config.head_dim
     weights = 4 * config.d_model * inner + 2 * config.d_model * config.d_ff
     scores = 2 * length * inner  # query times key, weights times value
@@ -253,7 +256,7 @@ def encoder_flops(config: EncoderConfig, length: int) -> float:
 
 
 def head_flops(config: EncoderConfig, length: int, d_embed: int) -> float:
-    """Those of the heads for tokens and pairs."""
+    """FLOPs of the heads for tokens and pairs."""
     weights = 0
     if config.lm_head:
         weights += d_embed * (config.d_model + config.vocab_size)
@@ -288,7 +291,7 @@ class Encoder(nn.Module):
         """Encodes embedded tokens."""
         config = self.config
         if self.project:
-            # The embeddings' width has no name: the kernel needs two different ones.
+            # No name for the embeddings' width: the two axes must have different names.
             axes = (None, "embed")
             x = make_dense(config, config.d_model, axes, "embedding_projection")(x)
             x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
@@ -319,7 +322,7 @@ class EncoderLayer(nn.Module):
         x: Float[Array, "batch length d_model"],
         segments: Int[Array, "batch length"],
     ):
-        """One layer, in the form that `layers.stack` asks for."""
+        """One layer, with the signature that `layers.stack` expects."""
         config = self.config
         drop = functools.partial(
             nn.Dropout(config.dropout_rate), deterministic=self.deterministic
@@ -331,7 +334,7 @@ class EncoderLayer(nn.Module):
         y = mlp.MLP(
             d_ff=config.d_ff,
             activations=(config.activation,),
-            dropout_rate=0.0,  # BERT drops the block's output alone.
+            dropout_rate=0.0,  # BERT has dropout on the block's output only.
             deterministic=True,
             dtype=config.dtype,
             param_dtype=config.param_dtype,
@@ -424,8 +427,8 @@ class MaskedLMHead(nn.Module):
 
 
 def kernel_init(config: EncoderConfig) -> dense.Initializer:
-    """Initialiser of all kernels and tables: a normal cut off at two deviations."""
-    # As TensorFlow's, which does not widen the normal to make up for the cut.
+    """Initialiser of all kernels and tables: normal truncated at two deviations."""
+    # As in TensorFlow: the deviation is not corrected for the truncation.
     return nn.initializers.truncated_normal(
         config.initializer_range, lower=-2.0, upper=2.0
     )
@@ -434,7 +437,7 @@ def kernel_init(config: EncoderConfig) -> dense.Initializer:
 def make_embeddings(
     config: EncoderConfig, d_embed: int
 ) -> embeddings.LearnedEmbeddings:
-    """Tables of tokens, positions and token types, and the norm on their sum."""
+    """Tables of tokens, positions and token types, and the norm of their sum."""
     return embeddings.LearnedEmbeddings(
         vocab_size=config.vocab_size,
         max_length=config.max_length,

@@ -1,4 +1,4 @@
-"""What the configurations of all families do with their fields."""
+"""Checks of fields shared by the configurations of all families."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from prottrans_jax.config import setting_types
 
 ATTENTION = ("plain", "blockwise")
-# Sizes of what a model may be without; all others are 1 or more.
+# Sizes that may be 0; all others are at least 1.
 _MAY_BE_0 = frozenset(
     {
         "num_decoder_layers",
@@ -22,31 +22,31 @@ _RATES = frozenset({"dropout_rate", "attention_dropout_rate"})
 
 
 def settle(config: Any, **choices: tuple[str, ...]) -> None:
-    """Gives a frozen configuration's types one form and checks its choices.
+    """Normalises the dtypes of a frozen configuration and checks its fields.
 
     Args:
-      config: Has `dtype` and `param_dtype`; gin binds strings, and a frozen
-        configuration must hash and compare.
-      **choices: What each of these fields, or each item of a tuple, may be.
+      config: Has `dtype` and `param_dtype`. gin binds strings; as numpy dtypes, equal
+        configurations compare and hash as equal.
+      **choices: Allowed values of each of these fields, or of each item of a tuple.
 
     Raises:
-      ValueError: A field is something else, or a number is out of range.
+      ValueError: A field has another value, or a number is out of range.
     """
     for name in ("dtype", "param_dtype"):
         object.__setattr__(config, name, jnp.dtype(getattr(config, name)))
     check_numbers(config)
-    for field, known in choices.items():
+    for field, allowed in choices.items():
         values = getattr(config, field)
         for value in values if isinstance(values, tuple) else (values,):
-            if value not in known:
+            if value not in allowed:
                 raise ValueError(
                     f"{type(config).__name__}.{field}={value!r} is not known. Choose "
-                    f"one of {', '.join(known)}."
+                    f"one of {', '.join(allowed)}."
                 )
 
 
 def check_numbers(config: Any) -> None:
-    """Raises ValueError unless the sizes, rates and constants of a model can be had."""
+    """Raises ValueError if a size, rate or constant of a model is out of range."""
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), field.name
         where = f"{type(config).__name__}.{name}"

@@ -1,14 +1,15 @@
 """ELECTRA (Clark et al. 2020) as ProtElectra uses it. Generator and discriminator.
 
-The generator is a narrow BERT that fills masked positions; the discriminator a wide one
-that says of every position whether its token was replaced. Besides BERT:
+The generator is a narrow BERT that fills masked positions. The discriminator is a wide
+BERT that predicts for every position whether its token was replaced. Differences from
+BERT:
   - both share one set of embeddings (tables and norm), as wide as the discriminator
-  - an encoder of another width projects them first
-  - the discriminator's head is dense, GELU, one logit a position
+  - an encoder of another width projects the embeddings first
+  - the discriminator's head is dense, GELU, one logit per position
   - no pooler
 
-`Electra` holds both for joint training; `ElectraEncoder` is either by itself, which is
-how the released checkpoints come. `split_params` and `join_params` go between them.
+`Electra` holds both for joint training. `ElectraEncoder` is one of them alone, as in
+the released checkpoints. `split_params` and `join_params` convert between the two.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from prottrans_jax.models import bert, choices
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ElectraEncoderConfig(bert.EncoderConfig):
-    """Sizes and switches of a generator or discriminator, or of an encoder alone.
+    """Sizes and switches of a generator, a discriminator, or an encoder alone.
 
     `lm_head` makes it a generator, `replaced_head` a discriminator.
 
@@ -44,13 +45,13 @@ class ElectraEncoderConfig(bert.EncoderConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ElectraConfig:
-    """Sizes and switches of a generator and discriminator that are trained together.
+    """Sizes and switches of a generator and discriminator for joint training.
 
-    Sizes are the discriminator's unless their name begins with `generator_`; for all
-    others see `bert.EncoderConfig`.
+    Sizes are the discriminator's unless their name begins with `generator_`. For the
+    other fields see `bert.EncoderConfig`.
 
     Attributes:
-      d_embed: Width of the shared embeddings; None takes d_model.
+      d_embed: Width of the shared embeddings; None uses d_model.
     """
 
     vocab_size: int
@@ -83,13 +84,13 @@ class ElectraConfig:
         choices.check_numbers(self)
         if self.d_embed is None:
             object.__setattr__(self, "d_embed", self.d_model)
-        # Both check what they share, and settle the types.
+        # Building the two configurations checks the fields and normalises the dtypes.
         object.__setattr__(self, "dtype", self.discriminator.dtype)
         object.__setattr__(self, "param_dtype", self.generator.param_dtype)
 
     @property
     def generator(self) -> ElectraEncoderConfig:
-        """Configuration of the generator by itself."""
+        """Configuration of the generator alone."""
         fields = self._shared()
         for name, value in vars(self).items():
             if name.startswith("generator_"):
@@ -98,7 +99,7 @@ class ElectraConfig:
 
     @property
     def discriminator(self) -> ElectraEncoderConfig:
-        """Configuration of the discriminator by itself."""
+        """Configuration of the discriminator alone."""
         return ElectraEncoderConfig(**self._shared(), replaced_head=True)
 
     def _shared(self):
@@ -107,11 +108,11 @@ class ElectraConfig:
 
 
 class ElectraEncoder(bert.EncoderModel):
-    """Generator, discriminator, or neither: an encoder with the configured heads.
+    """Generator, discriminator or plain encoder, depending on the configured heads.
 
     Attributes:
       config: Sizes and switches.
-      shared_embeddings: Embeddings of another model to use; None makes own ones.
+      shared_embeddings: Embeddings module to share; None creates new ones.
     """
 
     config: ElectraEncoderConfig
@@ -127,14 +128,14 @@ class ElectraEncoder(bert.EncoderModel):
         project = config.d_embed != config.d_model
         self.encoder = bert.Encoder(config, project=project)
         if config.lm_head:
-            # Whatever the encoder's activation is, the original's head has GELU.
+            # The original's head has GELU, whatever the encoder's activation is.
             head = dataclasses.replace(config, activation="gelu_exact")
             self.lm_head = bert.MaskedLMHead(head, config.d_embed)
         if config.replaced_head:
             self.replaced_head = ReplacedHead(config)
 
     def predict(self, encoded: Float[Array, "batch length d_model"]) -> bert.Outputs:
-        """The heads on the output of `encode`."""
+        """Applies the heads to the output of `encode`."""
         outputs = super().predict(encoded)
         if not self.config.replaced_head:
             return outputs
@@ -156,7 +157,7 @@ class Electra(nn.Module):
     def __call__(
         self, tokens: Int[Array, "batch length"], **features
     ) -> tuple[bert.Outputs, bert.Outputs]:
-        """Outputs of both on the same tokens; arguments as `bert.EncoderModel`'s."""
+        """Outputs of both for the same tokens; arguments as in `bert.EncoderModel`."""
         return self.generate(tokens, **features), self.discriminate(tokens, **features)
 
     def generate(self, tokens: Int[Array, "batch length"], **features) -> bert.Outputs:
@@ -175,12 +176,12 @@ class Electra(nn.Module):
         mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
         **features,
     ) -> Float[Array, "batch length d_model"]:
-        """The discriminator's representation, as `bert.EncoderModel.encode`."""
+        """The discriminator's representations; see `bert.EncoderModel.encode`."""
         return self.discriminator.encode(tokens, mask, **features)
 
 
 class ReplacedHead(nn.Module):
-    """One logit a position: dense, activation, dense."""
+    """One logit per position: dense, activation, dense."""
 
     config: ElectraEncoderConfig
 
@@ -188,7 +189,7 @@ class ReplacedHead(nn.Module):
     def __call__(
         self, x: Float[Array, "batch length d_model"]
     ) -> Float[Array, "batch length"]:
-        """Logit of each position's token having been replaced, float32."""
+        """Logit that the token of each position was replaced, float32."""
         config = self.config
         x = bert.make_dense(config, config.d_model, ("embed", "mlp"), "dense")(x)
         x = mlp.ACTIVATIONS[config.activation](x)
@@ -220,27 +221,27 @@ def forward_flops(config: ElectraConfig | ElectraEncoderConfig, length: int) -> 
 
 
 def split_params(params: types.Params) -> tuple[types.Params, types.Params]:
-    """Parameters of (generator, discriminator) by themselves from joint ones."""
+    """Splits joint parameters into (generator, discriminator)."""
     shared = {"embeddings": params["embeddings"]}
     return {**shared, **params["generator"]}, {**shared, **params["discriminator"]}
 
 
 def join_params(generator: types.Params, discriminator: types.Params) -> types.Params:
-    """Joint parameters from those of two that were trained together.
+    """Joins the parameters of a generator and discriminator trained together.
 
     Raises:
       ValueError: Their embeddings differ.
     """
     shared = discriminator["embeddings"]
-    for path, ours in jax.tree_util.tree_leaves_with_path(generator["embeddings"]):
-        theirs = shared
+    for path, first in jax.tree_util.tree_leaves_with_path(generator["embeddings"]):
+        second = shared
         for key in path:
-            theirs = theirs[key.key]
-        if ours.shape != theirs.shape or not np.array_equal(ours, theirs):
+            second = second[key.key]
+        if first.shape != second.shape or not np.array_equal(first, second):
             raise ValueError(
                 "Generator and discriminator have different embeddings "
-                f"(embeddings{jax.tree_util.keystr(path)}, {ours.shape} against "
-                f"{theirs.shape}): they were not trained together with shared ones."
+                f"(embeddings{jax.tree_util.keystr(path)}, {first.shape} against "
+                f"{second.shape}): they were not trained together with shared ones."
             )
 
     def rest(params: Mapping) -> dict:

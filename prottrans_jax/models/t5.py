@@ -4,10 +4,10 @@ Features of T5 1.0, the ProtT5 models:
   - pre-norm residual layers; RMS norm without mean or bias, epsilon 1e-6
   - one table of relative position biases per stack, shared by its layers
   - scores not scaled by 1/sqrt(head_dim); no biases anywhere; ReLU
-  - logits from the embedding table, decoder output times d_model^-0.5
+  - logits from the embedding table; decoder output times d_model^-0.5
 T5 1.1 by config: `mlp_activations=("gelu", "linear")`, `tie_embeddings=False`.
 
-Dropout stands where T5X has it and, as there, one mask serves all positions of a row.
+Dropout is applied where T5X applies it, also with one mask for all positions of a row.
 Names and shapes of parameters are T5X's; a scanned stack has its layer axis first.
 """
 
@@ -49,21 +49,21 @@ class T5Config:
       d_model: Width of the residual stream.
       d_ff: Width of the MLP's hidden layer.
       mlp_activations: ("relu",) is T5 1.0, ("gelu", "linear") T5 1.1.
-      dropout_rate: Share dropped in training.
+      dropout_rate: Dropout rate in training.
       relative_num_buckets: Buckets of the relative bias.
-      relative_max_distance: From this distance on all share the last bucket.
-      share_relative_bias: Whether all layers of a stack have one relative bias, as T5;
-        else each its own, as T5X's `scalable_t5` and uMT5.
+      relative_max_distance: From this distance on, all distances share the last bucket.
+      share_relative_bias: Whether all layers of a stack share one relative bias, as in
+        T5; False gives each layer its own, as in T5X's `scalable_t5` and uMT5.
       norm_epsilon: Added to the mean square in RMS norm.
       tie_embeddings: Whether the logits use the embedding table.
       dtype: Type of activations and products ("bfloat16" or "float32").
       param_dtype: Type of the parameters.
       scan_layers: Whether each stack is one scanned layer (compiles faster).
-      remat_policy: What the backward pass computes again; see `layers.stack`.
-      attention: "plain", or "blockwise" whose memory grows with the length only.
+      remat_policy: What the backward pass recomputes; see `layers.stack`.
+      attention: "plain", or "blockwise", whose memory is linear in the length.
       attention_block_size: Queries and keys per block of blockwise attention.
-      flash: Whether a GPU's fused kernel does it, for rows of one sequence each. No
-        argument: `embed.forward`, which makes such rows, asks for it.
+      flash: Whether attention uses a fused GPU kernel, for rows of one sequence each.
+        Not an argument: set by `embed.forward`, which makes such rows.
     """
 
     vocab_size: int
@@ -97,14 +97,14 @@ class T5Config:
             remat_policy=stack.REMAT_POLICIES,
             mlp_activations=tuple(mlp.ACTIVATIONS),
         )
-        # Distances beyond the exact buckets share them by their logarithm.
+        # Number of buckets of one distance each; larger distances share buckets.
         exact = self.relative_num_buckets // (2 if self.num_decoder_layers else 4)
         if self.relative_num_buckets < 4 or self.relative_max_distance <= exact:
             raise ValueError(
                 f"T5Config.relative_num_buckets={self.relative_num_buckets} and "
                 f"relative_max_distance={self.relative_max_distance}: there must be at "
                 f"least 4 buckets, and the distance must be more than {exact}, the "
-                "number of buckets of one distance each."
+                "number of buckets that hold a single distance."
             )
 
 
@@ -121,7 +121,7 @@ def forward_flops(config: T5Config, length: int, target_length: int) -> float:
     decoder = (
         target_length * (projections + mlp_size)
         + scores(target_length, target_length)
-        # Cross-attention: query and out of targets, key and value of inputs.
+        # Cross-attention: query and out for targets, key and value for inputs.
         + (target_length + length) * projections / 2
         + scores(target_length, length)
     )
@@ -132,7 +132,7 @@ def forward_flops(config: T5Config, length: int, target_length: int) -> float:
 
 
 def init_params(config: T5Config, rng: jax.Array) -> types.Params:
-    """Random parameters without boxes; encoder and embedding only without a decoder."""
+    """Random parameters without boxes; without decoder layers, no decoder part."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     model = T5(config)
     if config.num_decoder_layers:
@@ -154,7 +154,7 @@ class T5(nn.Module):
     config: T5Config
 
     def setup(self):
-        """Creates the table that both stacks share, and the stacks."""
+        """Creates the embedding table that both stacks share, and the stacks."""
         config = self.config
         self.token_embedder = embeddings.TokenEmbedding(
             config.vocab_size,
@@ -174,16 +174,16 @@ class T5(nn.Module):
         decoder_segment_ids: Int[Array, "batch length"] | None = None,
         deterministic: bool,
     ) -> Float[Array, "batch length vocab"]:
-        """Logits of the target at each decoder position, float32.
+        """Logits of the targets at each decoder position, float32.
 
         Args:
           encoder_input_tokens: Tokens of the encoder.
-          decoder_input_tokens: Targets shifted right, from pad (0).
+          decoder_input_tokens: Targets shifted right; the first is pad (0).
           encoder_segment_ids: Protein of each position, from 1; 0 is padding. None: one
-            protein a row, and token 0 is padding.
-          decoder_segment_ids: The same for the decoder, whose protein k sees protein k
-            of the encoder only. None: one protein a row and no padding, since the first
-            input of the decoder is token 0 too.
+            protein per row, and token 0 is padding.
+          decoder_segment_ids: The same for the decoder. Protein k of the decoder
+            attends to protein k of the encoder only. None: one protein per row and no
+            padding (token 0 is also the first decoder input).
           deterministic: Whether dropout is off; if not, pass an rng named "dropout".
         """
         if encoder_segment_ids is None:
@@ -206,7 +206,7 @@ class T5(nn.Module):
         *,
         deterministic: bool,
     ) -> Float[Array, "batch length d_model"]:
-        """Representation of every position, after the encoder's last norm.
+        """Representations of all positions, after the encoder's last norm.
 
         Args:
           tokens: Token ids.
@@ -239,7 +239,7 @@ class T5(nn.Module):
 
 @struct.dataclass
 class _Shared:
-    """What every layer of a stack sees."""
+    """Inputs that all layers of a stack share."""
 
     segments: Int[Array, "batch length"]
     bias: attention.Bias | None  # None: each layer makes its own.
@@ -320,7 +320,7 @@ class Decoder(nn.Module):
         x = _dropout(config, deterministic)(x)
         self.sow("intermediates", "output", x)
         if config.tie_embeddings:
-            # T5 1.0: the table has deviation 1, which would make the logits too large.
+            # T5 1.0: unscaled, the table's deviation of 1 would make logits too large.
             logits = self.token_embedder.attend(x * config.d_model**-0.5)
         else:
             logits = dense.Dense(
@@ -342,7 +342,7 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length d_model"], shared: _Shared):
-        """One layer, in the form that `layers.stack` asks for."""
+        """One layer, with the signature that `layers.stack` expects."""
         config, drop = self.config, _dropout(self.config, self.deterministic)
         self.sow("intermediates", "input", x)
         bias = shared.bias
@@ -371,7 +371,7 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length d_model"], shared: _Shared):
-        """One layer, in the form that `layers.stack` asks for."""
+        """One layer, with the signature that `layers.stack` expects."""
         config, drop = self.config, _dropout(self.config, self.deterministic)
         self.sow("intermediates", "input", x)
         bias = shared.bias
@@ -414,7 +414,7 @@ def _norm(config: T5Config, name: str) -> norms.RMSNorm:
 
 def _dropout(config: T5Config, deterministic: bool) -> Callable[[jax.Array], jax.Array]:
     def drop(x):
-        # Along the length one mask, as T5X.
+        # One mask for all positions of a row, as in T5X.
         dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
         return dropout(x, deterministic=deterministic)
 
@@ -461,7 +461,7 @@ def _relative_bias(config: T5Config, length: int, *, bidirectional: bool):
     )(length, length)
     if config.attention == "blockwise":
         return bias
-    # [heads, length, length]; once for all layers if they share it.
+    # [heads, length, length]; computed once if all layers share it.
     return nn.with_logical_constraint(
         bias.block(0, 0, length, length), ("heads", "length", "kv_length")
     )

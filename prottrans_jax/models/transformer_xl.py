@@ -1,13 +1,13 @@
 """Transformer-XL (Dai et al. 2019) as ProtTXL uses it. Decoder with memories.
 
 Features:
-  - relative attention; every layer also attends to its own inputs of earlier calls
+  - relative attention; every layer also attends to its inputs of earlier calls
   - post-norm residual layers, or pre-norm by config; layer norm, ReLU
   - embeddings times sqrt(d_model); logits from the same table, plus a bias
-ProtTXL's vocabulary is that of the amino acids: no adaptive softmax.
+ProtTXL's vocabulary is the amino acids, so there is no adaptive softmax.
 
-Dropout stands where the original has it; one mask serves all positions of a row, as
-elsewhere in this library.
+Dropout is applied where the original applies it, but with one mask for all positions of
+a row, as elsewhere in this library.
 """
 
 import dataclasses
@@ -42,30 +42,30 @@ class TransformerXLConfig:
 
     Attributes:
       vocab_size: Rows of the embedding table.
-      num_layers: Layers.
+      num_layers: Number of layers.
       num_heads: Attention heads.
       head_dim: Size of a head; num_heads * head_dim need not be d_model.
       d_model: Width of the residual stream; even.
       d_ff: Width of the MLP's hidden layer.
-      mem_length: Positions that each layer remembers.
-      clamp_length: Distances above share one encoding; 0 clamps none.
-      same_length: Whether each query attends to the last `mem_length` positions, itself
-        among them, and not to more.
-      pre_norm: Whether norms stand before attention and MLP, not after the sums.
+      mem_length: Number of positions in each layer's memory.
+      clamp_length: Larger distances share the encoding of this one; 0 clamps none.
+      same_length: Whether each query attends to the last `mem_length` positions only,
+        itself included.
+      pre_norm: Whether norms are before attention and MLP, not after the residual sums.
       shared_biases: Whether all layers share the global attention biases.
-      lm_head: Whether there is a bias for the logits; without it no logits.
-      frequencies: Frequencies of the position encoding, [d_model / 2], where those of a
-        checkpoint are rounded; None: as in the paper.
-      dropout_rate: Share dropped in training.
-      attention_dropout_rate: Share of the attention weights dropped in training.
+      lm_head: Whether there is a bias for the logits; without it there are no logits.
+      frequencies: Frequencies of the position encoding, [d_model / 2], for checkpoints
+        that store rounded ones; None: as in the paper.
+      dropout_rate: Dropout rate in training.
+      attention_dropout_rate: Dropout rate of the attention weights.
       norm_epsilon: Added to the variance in layer norm.
       dtype: Type of activations and products ("bfloat16" or "float32").
       param_dtype: Type of the parameters.
       scan_layers: Whether the stack is one scanned layer (compiles faster).
-      remat_policy: What the backward pass computes again; see `layers.stack`.
-      attention: "plain", or "blockwise" whose memory grows with the length only, but
+      remat_policy: What the backward pass recomputes; see `layers.stack`.
+      attention: "plain", or "blockwise", whose memory is linear in the length except
         for the mask; see `layers.relative_attention`.
-      attention_block_size: Root of the number of scores of a block.
+      attention_block_size: Square root of the number of scores in a block.
     """
 
     vocab_size: int
@@ -80,7 +80,7 @@ class TransformerXLConfig:
     pre_norm: bool = False
     shared_biases: bool = False
     lm_head: bool = True
-    # Left out of a run's identity while None: earlier versions did not have it.
+    # Omitted from a run's identity while None: earlier versions did not have it.
     frequencies: tuple[float, ...] | None = dataclasses.field(
         default=None, metadata={"omit_default": True}
     )
@@ -100,8 +100,8 @@ class TransformerXLConfig:
         )
         if self.same_length and not self.mem_length:
             raise ValueError(
-                "TransformerXLConfig.same_length=True with mem_length=0: a query could "
-                "attend to nothing. Give mem_length, or same_length=False."
+                "TransformerXLConfig.same_length=True with mem_length=0: queries have "
+                "nothing to attend to. Set mem_length, or same_length=False."
             )
         if self.frequencies is not None:
             object.__setattr__(self, "frequencies", tuple(self.frequencies))
@@ -115,12 +115,12 @@ class TransformerXLConfig:
 def forward_flops(config: TransformerXLConfig, length: int) -> float:
     """FLOPs of the matrix products of one row with full memories.
 
-    A multiply-add is 2. Projecting the encodings of the distances is done once for
-    all rows and not counted.
+    A multiply-add is 2. The projection of the distances' encodings is done once for all
+    rows and not counted.
     """
     inner = config.num_heads * config.head_dim
     kv_length = length + config.mem_length
-    # Keys and values of the memories are projected anew.
+    # Keys and values of the memories are projected in every call.
     projections = 2 * config.d_model * inner * (length + kv_length)
     # Query times key, query times distance, weights times value.
     scores = 3 * length * kv_length * inner
@@ -143,12 +143,12 @@ unstack_layers = stack.unstack_layers
 
 
 class Output(NamedTuple):
-    """What a call returns.
+    """Output of a call.
 
     Attributes:
       values: Logits, float32, or the last hidden state.
-      memories: For the next call, [layers, batch, mem_length or less, d_model]; no
-        gradient passes.
+      memories: For the next call, [layers, batch, at most mem_length, d_model];
+        gradients are stopped.
     """
 
     values: Float[Array, "batch length features"]
@@ -161,7 +161,7 @@ class TransformerXL(nn.Module):
     config: TransformerXLConfig
 
     def setup(self):
-        """Creates the table, the stack and the head."""
+        """Creates the embedding table, the stack and the head."""
         config = self.config
         self.token_embedder = embeddings.TokenEmbedding(
             config.vocab_size,
@@ -196,11 +196,11 @@ class TransformerXL(nn.Module):
         Args:
           tokens: Token ids.
           segment_ids: Protein of each position, from 1; 0 is padding. None: one protein
-            a row and no padding.
-          memories: Of the call before, the latest last. None: there are none.
-          memory_segments: Protein of each memory, 0 where there is none; a position
-            attends to memories of its own protein. None: to all memories, zeros
-            included, as Hugging Face.
+            per row and no padding.
+          memories: Memories from the previous call, the latest last. None: no memories.
+          memory_segments: Protein of each memory, 0 for an empty slot; a position
+            attends to memories of its own protein. None: to all memories, empty slots
+            (zeros) included, as in Hugging Face.
           deterministic: Whether dropout is off; if not, pass an rng named "dropout".
         """
         x, memories = self.hidden(
@@ -246,7 +246,7 @@ class TransformerXL(nn.Module):
         *,
         deterministic: bool = True,
     ) -> Float[Array, "batch length d_model"]:
-        """Representation of every position, from those before it and itself.
+        """Representations of all positions, each from itself and those before it.
 
         Args:
           tokens: Token ids.
@@ -261,7 +261,7 @@ class TransformerXL(nn.Module):
 
 @struct.dataclass
 class _Shared:
-    """What every layer sees."""
+    """Inputs that all layers share."""
 
     surroundings: relative_attention.Surroundings
     biases: relative_attention.GlobalBiases | None
@@ -327,7 +327,7 @@ class Decoder(nn.Module):
         encoding = relative_attention.position_encoding(
             distance, config.d_model, config.frequencies
         )
-        # One mask for all rows, whose distances are the same.
+        # One mask for all rows: they share the distances.
         encoding = nn.Dropout(config.dropout_rate)(
             encoding, deterministic=deterministic
         )
@@ -347,7 +347,7 @@ class Layer(nn.Module):
         shared: _Shared,
         memory: Float[Array, "batch mem_length d_model"],
     ):
-        """One layer, in the form that `layers.stack` asks for."""
+        """One layer, with the signature that `layers.stack` expects."""
         config = self.config
         drop = dropout.by_row(config.dropout_rate, self.deterministic)
         self.sow("intermediates", "input", x)

@@ -1,14 +1,14 @@
 """XLNet (Yang et al. 2019) as ProtXLNet uses it. Two-stream relative attention.
 
 Features:
-  - content stream: every token, embedded; query stream: positions whose token is to be
-    predicted, seen by no one. Both run through the same layers
+  - content stream: embeddings of all tokens. Query stream: the positions to predict,
+    to which no position attends. Both run through the same layers
   - relative attention with a term for token types; memories as in Transformer-XL
   - post-norm residual layers, layer norm, exact gelu
   - logits from the embedding table, plus a bias
 
-Dropout stands where the original has it; one mask serves all positions of a row, as
-elsewhere in this library.
+Dropout is applied where the original applies it, but with one mask for all positions of
+a row, as elsewhere in this library.
 """
 
 import dataclasses
@@ -42,31 +42,31 @@ class XLNetConfig:
 
     Attributes:
       vocab_size: Rows of the embedding table.
-      num_layers: Layers.
+      num_layers: Number of layers.
       num_heads: Attention heads.
       head_dim: Size of a head; num_heads * head_dim need not be d_model.
       d_model: Width of the residual stream; even.
       d_ff: Width of the MLP's hidden layer.
-      mem_length: Positions that each layer remembers; 0 turns memories off.
-      reuse_length: Only so many first positions of a row are remembered; 0 is all of
-        them. (In the original's pre-training rows overlap by the rest.)
-      activation: Of the MLP, see `layers.mlp`.
+      mem_length: Number of positions in each layer's memory; 0 turns memories off.
+      reuse_length: Only the first positions of a row, this many, enter the memory; 0
+        means all. (In the original's pre-training, rows overlap by the others.)
+      activation: Activation of the MLP; see `layers.mlp`.
       attn_type: "bi", or "uni" for a causal model.
-      bi_data: Whether the second half of the rows is read backward: their distances
-        count negated. (The rows themselves are the data's to reverse.)
-      clamp_length: Distances above share one encoding; 0 clamps none.
-      same_length: Whether each query of a "uni" model attends to as many positions
-        before it as there are memories, and not to more.
-      lm_head: Whether there is a bias for the logits; without it no logits.
-      dropout_rate: Share dropped in training, attention weights included.
+      bi_data: Whether the second half of the rows is read backward: their distances are
+        negated. (The data pipeline must reverse the rows themselves.)
+      clamp_length: Larger distances share the encoding of this one; 0 clamps none.
+      same_length: Whether each query of a "uni" model attends only to itself and the
+        `mem_length` positions before it.
+      lm_head: Whether there is a bias for the logits; without it there are no logits.
+      dropout_rate: Dropout rate in training, attention weights included.
       norm_epsilon: Added to the variance in layer norm.
       dtype: Type of activations and products ("bfloat16" or "float32").
       param_dtype: Type of the parameters.
       scan_layers: Whether the stack is one scanned layer (compiles faster).
-      remat_policy: What the backward pass computes again; see `layers.stack`.
-      attention: "plain", or "blockwise" whose memory grows with the length only, but
+      remat_policy: What the backward pass recomputes; see `layers.stack`.
+      attention: "plain", or "blockwise", whose memory is linear in the length except
         for the mask; see `layers.relative_attention`.
-      attention_block_size: Root of the number of scores of a block.
+      attention_block_size: Square root of the number of scores in a block.
     """
 
     vocab_size: int
@@ -105,7 +105,7 @@ class XLNetConfig:
 def forward_flops(config: XLNetConfig, length: int, num_targets: int) -> float:
     """FLOPs of the matrix products of one row, with full memories if there are any.
 
-    A multiply-add is 2. Projecting the encodings of the distances is done once for all
+    A multiply-add is 2. The projection of the distances' encodings is done once for all
     rows and not counted.
     """
     inner = config.num_heads * config.head_dim
@@ -133,13 +133,13 @@ unstack_layers = stack.unstack_layers
 
 
 class Output(NamedTuple):
-    """What a call returns.
+    """Output of a call.
 
     Attributes:
-      values: Logits, float32, or the last hidden state; of the query stream if there
-        are targets, else of the content stream.
-      memories: For the next call, [layers, batch, mem_length or less, d_model]; no
-        gradient passes.
+      values: Logits, float32, or the last hidden state; from the query stream if there
+        are targets, else from the content stream.
+      memories: For the next call, [layers, batch, at most mem_length, d_model];
+        gradients are stopped.
     """
 
     values: Float[Array, "batch outputs features"]
@@ -152,7 +152,7 @@ class XLNet(nn.Module):
     config: XLNetConfig
 
     def setup(self):
-        """Creates the table, the mask embedding, the stack and the head."""
+        """Creates the embedding table, the mask embedding, the stack and the head."""
         config = self.config
         self.token_embedder = embeddings.TokenEmbedding(
             config.vocab_size,
@@ -182,12 +182,12 @@ class XLNet(nn.Module):
     def __call__(
         self, tokens: Int[Array, "batch length"], *, deterministic: bool, **inputs: Any
     ) -> Output:
-        """Logits at the targets, or without targets at every position.
+        """Logits at the targets; at every position if there are no targets.
 
         Args:
           tokens: Token ids.
           deterministic: Whether dropout is off; if not, pass an rng named "dropout".
-          **inputs: Those of `hidden`.
+          **inputs: Other arguments of `hidden`.
         """
         x, memories = self.hidden(tokens, deterministic=deterministic, **inputs)
         logits = self.token_embedder.attend(x) + self.logits_bias
@@ -208,24 +208,24 @@ class XLNet(nn.Module):
         memory_segments: Int[Array, "batch mem_length"] | None = None,
         deterministic: bool,
     ) -> Output:
-        """The last hidden state at the targets, or at every position without targets.
+        """Last hidden state at the targets; at every position if there are none.
 
         Args:
           tokens: Token ids.
-          segment_ids: Protein of each position, from 1; 0 is padding, on any side.
-            None: one protein a row and no padding.
-          token_types: Such as 0 and 1 for two halves; memories count as type 0. None
-            leaves the term of the token types out.
-          perm_mask: 1 at [row, i, j] if i may not see j. A position always sees itself
-            in the content stream, whatever stands here.
-          factorization_ranks: The same, briefly: i sees j if the rank of j is -1, or
-            less than that of i.
-          target_positions: Positions to predict: those of the query stream. -1 is a
-            slot that is not in use: its query sees nothing.
-          target_mapping: The same as one-hot rows, of zeros for -1.
-          memories: Of the call before, the latest last. None: there are none.
-          memory_segments: Protein of each memory, 0 where there is none; a position
-            attends to memories of its own protein. None: to all memories, as Hugging
+          segment_ids: Protein of each position, from 1; 0 is padding, on either side.
+            None: one protein per row and no padding.
+          token_types: For example 0 and 1 for two halves; memories have type 0. None
+            omits the term of the token types.
+          perm_mask: 1 at [row, i, j] if i may not attend to j. In the content stream a
+            position always attends to itself, whatever the mask says.
+          factorization_ranks: The same in compact form: i attends to j if the rank of j
+            is -1 or less than that of i.
+          target_positions: Positions to predict, those of the query stream. -1 is an
+            unused slot, whose query attends to nothing.
+          target_mapping: The same as one-hot rows, with rows of zeros for -1.
+          memories: Memories from the previous call, the latest last. None: no memories.
+          memory_segments: Protein of each memory, 0 for an empty slot; a position
+            attends to memories of its own protein. None: to all memories, as in Hugging
             Face.
           deterministic: Whether dropout is off; if not, pass an rng named "dropout".
         """
@@ -258,8 +258,8 @@ class XLNet(nn.Module):
                 jnp.asarray(self.mask_embedding),
                 (*target_positions.shape, config.d_model),
             )
-            # Cast last: the gradient is a sum over all targets, and in bfloat16 it
-            # would be off by some percent.
+            # Cast after the broadcast: the gradient is a sum over all targets, which in
+            # bfloat16 would be wrong by a few percent.
             x = jnp.concatenate([x, queries.astype(x.dtype)], axis=1)
         x, memories = self.encoder(
             x,
@@ -280,7 +280,7 @@ class XLNet(nn.Module):
         *,
         deterministic: bool = True,
     ) -> Float[Array, "batch length d_model"]:
-        """Representation of every position.
+        """Representations of all positions.
 
         Args:
           tokens: Token ids.
@@ -294,7 +294,7 @@ class XLNet(nn.Module):
 
 
 def _order(perm_mask, ranks):
-    """Whom a query may see as far as the factorisation order goes, or None."""
+    """Which keys the factorisation order lets a query attend to; None: all."""
     if perm_mask is None and ranks is None:
         return None
     if perm_mask is not None:
@@ -306,7 +306,7 @@ def _order(perm_mask, ranks):
 
 
 def _mask(config, segments, memory_segments, mem_length, may_see, positions):
-    """[batch, length + targets, mem_length + length]: who may attend to whom."""
+    """Attention mask, [batch, length + targets, mem_length + length]."""
     length = segments.shape[1]
     kv_length = mem_length + length
     mask = relative_attention.visible(
@@ -337,7 +337,7 @@ def _append(values, positions):
 
 
 class Encoder(nn.Module):
-    """Stack of layers for both streams: content first, queries behind it."""
+    """Stack of layers for both streams: content first, then queries."""
 
     config: XLNetConfig
 
@@ -364,7 +364,7 @@ class Encoder(nn.Module):
         if config.clamp_length:
             distance = np.clip(distance, -config.clamp_length, config.clamp_length)
         encoding = relative_attention.position_encoding(distance, config.d_model)
-        # One mask for all rows, whose distances are the same.
+        # One mask for all rows: they share the distances.
         encoding = nn.Dropout(config.dropout_rate)(
             encoding, deterministic=deterministic
         )
@@ -402,7 +402,7 @@ class Layer(nn.Module):
         surroundings: relative_attention.Surroundings,
         memory: Float[Array, "batch mem_length d_model"],
     ):
-        """One layer, in the form that `layers.stack` asks for."""
+        """One layer, with the signature that `layers.stack` expects."""
         config = self.config
         drop = dropout.by_row(config.dropout_rate, self.deterministic)
         self.sow("intermediates", "input", x)

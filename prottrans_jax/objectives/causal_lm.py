@@ -1,7 +1,7 @@
 """Causal language modelling with memories: Transformer-XL's objective, device side.
 
-Row b of a batch goes on where row b of the batch before it ended (`data.lanes`). What
-each layer remembers of a row is carried from step to step; no gradient passes through.
+Row b of a batch continues row b of the previous batch (`data.rows.lanes`). Memories of
+each layer are carried from step to step; gradients through them are stopped.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ class CausalLM:
 
     Attributes:
       model: The decoder.
-      attend_across_proteins: Whether positions attend to all that stands before them in
-        the row and the memories, as in the original; else to their own protein only.
+      attend_across_proteins: Whether positions attend to everything before them in the
+        row and the memories, as in the original; else to their own protein only.
     """
 
     model: transformer_xl.TransformerXL
@@ -46,17 +46,17 @@ class CausalLM:
 
         Args:
           rng: Key of the random draws.
-          batch_shapes: Shape, or anything with a `shape`, of each feature.
+          batch_shapes: Shape, or an object with a `shape`, of each feature.
         """
         tokens = jnp.zeros(types.shape_of(batch_shapes["input_tokens"]), jnp.int32)
         return self.model.init(rng, tokens, deterministic=True)["params"]
 
     def initial_carry(self, batch_size: int) -> types.Carry:
-        """No memories yet; see `empty_memories`."""
+        """Empty memories; see `empty_memories`."""
         return empty_memories(self.model.config, batch_size)
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
-        """Sum of the loss weights, which `__call__` divides by; adds over batches."""
+        """Sum of the loss weights that `__call__` divides by; additive over batches."""
         return {"targets": losses.total(batch["loss_weights"])}
 
     def __call__(
@@ -69,19 +69,19 @@ class CausalLM:
         *,
         train: bool,
     ) -> tuple[Float[Array, ""], tuple[types.Metrics, types.Carry]]:
-        """Loss of a batch or microbatch, its metrics, and what it leaves in memory.
+        """Loss of a batch or microbatch, its metrics, and the next carry.
 
         Args:
           params: Parameters (no boxes).
           batch: The features.
-          normalizers: Those of the whole batch. Losses and gradients of its
+          normalizers: Normalizers of the whole batch: losses and gradients of its
             microbatches then add up to those of the batch.
-          carry: Memories of the same rows of the batch before.
+          carry: Memories of the same rows after the previous batch.
           rng: Key of the dropout.
           train: Whether dropout is on.
 
         Returns:
-          The loss over the batch's normalizers, and (metrics, carry). Losses among the
+          The loss divided by the normalizers, and (metrics, carry). Losses among the
           metrics are in nats.
         """
         segments = batch["segment_ids"]
@@ -103,25 +103,27 @@ class CausalLM:
         return loss, (metrics, advance(carry, out.memories, segments))
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
-        """Model FLOPs of one training step on such a batch.
+        """Model FLOPs of one training step on a batch of these shapes.
 
-        Multiply-adds of matrix products count 2, backward passes twice the forward;
-        attention scores count in full (causal halves included), recomputation not.
+        A multiply-add of a matrix product counts as 2, a backward pass as two forward
+        passes. Attention scores count in full (causal halves included); recomputation
+        does not count.
         """
         rows, length = types.shape_of(batch_shapes["input_tokens"])
         return 3.0 * rows * transformer_xl.forward_flops(self.model.config, length)
 
 
-# Below: shared with permutation language modelling.
+# Shared with permutation language modelling:
 
 
 def empty_memories(config: Any, batch_size: int) -> types.Carry:
-    """What is carried before the first step: memories that belong to no protein.
+    """Carry of the first step: memories that belong to no protein.
 
     Returns:
       `states` [batch, layers, mem_length, d_model] in the type of the activations, and
-      `segments` [batch, mem_length], the protein of each, 0 where there is none. Every
-      leaf has rows first, as microbatches and meshes want. `()` if `mem_length` is 0.
+      `segments` [batch, mem_length], the protein of each memory, 0 for an empty slot.
+      The first axis of every leaf is rows, as microbatches and meshes require. `()` if
+      `mem_length` is 0.
     """
     if not config.mem_length:
         return ()
@@ -133,7 +135,7 @@ def empty_memories(config: Any, batch_size: int) -> types.Carry:
 
 
 def memory_inputs(carry: types.Carry) -> dict[str, Any]:
-    """Arguments of a model that has memories, from the carry."""
+    """Arguments for a model with memories, from the carry."""
     if not carry:
         return {}
     return {
@@ -150,9 +152,9 @@ def advance(
     """The carry of the next step.
 
     Args:
-      carry: That of this step.
-      memories: New ones from the model.
-      segments: Protein of each position of this step that is remembered.
+      carry: Carry of this step.
+      memories: New memories from the model.
+      segments: Protein of each position of this step that enters the memories.
     """
     if not carry:
         return ()
@@ -167,19 +169,19 @@ def advance(
 def token_metrics(
     entropy: losses.CrossEntropy, weights: Float[Array, "*positions"]
 ) -> types.Metrics:
-    """Loss and accuracy; `corrupted_loss`, that of what was hidden, is all of it."""
+    """Loss and accuracy. `corrupted_loss` equals `loss`: every target is hidden."""
     loss = losses.total(entropy.nll * weights), losses.total(weights)
     accuracy = losses.total(entropy.correct * weights), losses.total(weights)
     return {"loss": loss, "accuracy": accuracy, "corrupted_loss": loss}
 
 
 def row_metrics(batch: types.Batch, special_tokens: int) -> types.Metrics:
-    """How full the rows are, and the number of residues.
+    """Fraction of real tokens, and number of residues.
 
     Args:
       batch: With `segment_ids`, and `positions` from 0 in each protein.
-      special_tokens: Of each protein, which are no residues. They count in the row
-        where the protein begins.
+      special_tokens: Number of tokens per protein that are not residues. They count in
+        the row where the protein begins.
     """
     real = batch["segment_ids"] > 0
     num_proteins = losses.total(real & (batch["positions"] == 0))

@@ -1,6 +1,6 @@
 """Denoising of proteins by an encoder-decoder: ProtT5's objective, device side.
 
-What is hidden, and how, is decided by the preprocessor of the task.
+The preprocessor of the task chooses which residues are corrupted, and how.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ class Denoising:
 
     Attributes:
       model: The encoder-decoder.
-      z_loss: Weight of the squared log-normaliser, see `losses`.
-      label_smoothing: Probability taken from the target.
+      z_loss: Weight of the squared log-normaliser; see `losses`.
+      label_smoothing: Probability moved from the target to the other classes.
     """
 
     model: t5.T5
@@ -56,7 +56,7 @@ class Denoising:
 
         Args:
           rng: Key of the random draws.
-          batch_shapes: Shape, or anything with a `shape`, of each feature.
+          batch_shapes: Shape, or an object with a `shape`, of each feature.
         """
         inputs = jnp.zeros(
             types.shape_of(batch_shapes["encoder_input_tokens"]), jnp.int32
@@ -67,12 +67,12 @@ class Denoising:
         return self.model.init(rng, inputs, targets, deterministic=True)["params"]
 
     def initial_carry(self, batch_size: int) -> types.Carry:
-        """Nothing goes from one step to the next."""
+        """Empty: nothing is carried from step to step."""
         del batch_size
         return ()
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
-        """Sum of the loss weights, which `__call__` divides by; adds over batches."""
+        """Sum of the loss weights that `__call__` divides by; additive over batches."""
         return {"targets": losses.total(batch["decoder_loss_weights"])}
 
     def __call__(
@@ -90,14 +90,14 @@ class Denoising:
         Args:
           params: Parameters (no boxes).
           batch: The features.
-          normalizers: Those of the whole batch. Losses and gradients of its
+          normalizers: Normalizers of the whole batch: losses and gradients of its
             microbatches then add up to those of the batch.
-          carry: Handed through.
+          carry: Returned unchanged.
           rng: Key of the dropout.
           train: Whether dropout is on.
 
         Returns:
-          The loss over the batch's normalizers, and (metrics, carry). Losses among the
+          The loss divided by the normalizers, and (metrics, carry). Losses among the
           metrics are plain cross entropies in nats, without smoothing or z-loss.
         """
         logits: Any = self.model.apply(
@@ -144,7 +144,7 @@ class Denoising:
             losses.total(encoder > 0) + losses.total(decoder > 0),
             jnp.float32(encoder.size + decoder.size),
         )
-        # Inputs but their </s>, of which each segment has one. A count, not a mean.
+        # Inputs without </s>, of which each segment has one. A count, not a mean.
         num_segments = losses.total(jnp.max(encoder, axis=1))
         metrics["residues"] = (
             losses.total(encoder > 0) - num_segments,
@@ -153,10 +153,11 @@ class Denoising:
         return loss, (metrics, carry)
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
-        """Model FLOPs of one training step on such a batch.
+        """Model FLOPs of one training step on a batch of these shapes.
 
-        Multiply-adds of matrix products count 2, backward passes twice the forward;
-        attention scores count in full (causal halves included), recomputation not.
+        A multiply-add of a matrix product counts as 2, a backward pass as two forward
+        passes. Attention scores count in full (causal halves included); recomputation
+        does not count.
         """
         rows, length = types.shape_of(batch_shapes["encoder_input_tokens"])
         _, target_length = types.shape_of(batch_shapes["decoder_input_tokens"])

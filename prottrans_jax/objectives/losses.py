@@ -1,4 +1,4 @@
-"""Losses per position, not reduced: what is averaged over is the objective's choice."""
+"""Losses per position, not reduced: each objective chooses what to average over."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class CrossEntropy(NamedTuple):
-    """What `softmax_cross_entropy` knows about each position.
+    """Results of `softmax_cross_entropy` for each position.
 
     Attributes:
-      loss: What training minimises: smoothed cross entropy plus `z_loss`.
+      loss: Training loss: smoothed cross entropy plus `z_loss`.
       nll: Negative log-likelihood of the target in nats, without smoothing or z-loss.
-      z_loss: The part of `loss` that keeps the logits' scale in bounds.
-      correct: Whether the target's logit is above all others.
+      z_loss: The part of `loss` that limits the scale of the logits.
+      correct: Whether the target's logit is larger than all others.
     """
 
     loss: Float[Array, "*positions"]
@@ -32,14 +32,14 @@ def softmax_cross_entropy(
 ) -> CrossEntropy:
     """Cross entropy of softmax(logits) with smoothed one-hot targets, float32.
 
-    As in T5X: of the probability `label_smoothing` is spread over the vocab - 1 other
-    classes; the entropy of that target is subtracted, so that a perfect model has loss
-    0; `z_loss` * log(sum(exp(logits)))^2 is added (Mesh TensorFlow).
+    As in T5X: the probability `label_smoothing` is spread over the vocab - 1 other
+    classes; the entropy of the smoothed target is subtracted, so that a perfect model
+    has loss 0; `z_loss` * log(sum(exp(logits)))^2 is added (Mesh TensorFlow).
 
     Args:
       logits: Unnormalised log-probabilities, any float type.
       targets: Class at each position.
-      label_smoothing: Probability taken from the target, in [0, 1).
+      label_smoothing: Probability moved from the target to the others, in [0, 1).
       z_loss: Weight of the squared log-normaliser; T5X's pre-training uses 1e-4.
 
     Returns:
@@ -47,7 +47,7 @@ def softmax_cross_entropy(
     """
     logits = logits.astype(jnp.float32)
     vocab = logits.shape[-1]
-    # Not a gather: its gradient is a scatter, and it breaks a sharded vocabulary.
+    # Not a gather: its gradient is a scatter, and it fails for a sharded vocabulary.
     is_target = jnp.arange(vocab) == targets[..., None]
     log_z = jax.nn.logsumexp(logits, axis=-1)
     target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
@@ -61,7 +61,7 @@ def softmax_cross_entropy(
         all_nll = vocab * log_z - jnp.sum(logits, axis=-1)
         loss = (confidence - rest) * nll + rest * all_nll - entropy
     z = z_loss * jnp.square(log_z)
-    # Strictly: a dead model, whose logits are all equal, is never right.
+    # Strictly larger: a dead model, whose logits are all equal, is never correct.
     correct = target_logit > jnp.max(jnp.where(is_target, -jnp.inf, logits), axis=-1)
     return CrossEntropy(loss + z, nll, z, correct)
 

@@ -1,6 +1,6 @@
 """Masked language modelling: the objective of BERT and ALBERT, device side.
 
-What is hidden, and how, is decided by the preprocessor of the task.
+The preprocessor of the task chooses which residues are corrupted, and how.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from prottrans_jax.data.corruption import position_kinds
 from prottrans_jax.models import albert, bert, electra
 from prottrans_jax.objectives import losses
 
-# What every encoder of this kinship reads, beside its tokens, under its own names.
+# Inputs of BERT-like encoders besides the tokens, by the names of their arguments.
 MODEL_FEATURES = ("segment_ids", "positions", "token_types")
 _FORWARD_FLOPS: Mapping[type, Callable[..., float]] = {
     bert.BertConfig: bert.forward_flops,
@@ -33,7 +33,8 @@ class MaskedLM:
     Attributes:
       model: `bert.Bert`, `albert.Albert`, or a generator `electra.ElectraEncoder`.
       sentence_order_weight: Weight of the mean cross entropy of the order of a pair's
-        halves (ALBERT's second objective; 1 there). The model needs its `order_head`.
+        halves (ALBERT's second objective, weight 1 there). Needs a model with
+        `order_head`.
     """
 
     model: bert.EncoderModel
@@ -42,7 +43,7 @@ class MaskedLM:
     def __post_init__(self):
         config = self.model.config
         if not config.lm_head:
-            raise ValueError("MaskedLM: the model has no head for it (lm_head=False).")
+            raise ValueError("MaskedLM: the model has lm_head=False; set lm_head=True.")
         setting_types.check_range(
             "MaskedLM.sentence_order_weight", self.sentence_order_weight
         )
@@ -70,17 +71,17 @@ class MaskedLM:
 
         Args:
           rng: Key of the random draws.
-          batch_shapes: Shape, or anything with a `shape`, of each feature.
+          batch_shapes: Shape, or an object with a `shape`, of each feature.
         """
         return init_params(self.model, rng, batch_shapes)
 
     def initial_carry(self, batch_size: int) -> types.Carry:
-        """Nothing goes from one step to the next."""
+        """Empty: nothing is carried from step to step."""
         del batch_size
         return ()
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
-        """Sums of weights, which `__call__` divides by; they add over batches."""
+        """Sums of weights, which `__call__` divides by; additive over batches."""
         sums = {"targets": losses.total(batch["loss_weights"])}
         if self.sentence_order_weight:
             sums["pairs"] = losses.total(batch["order_weights"])
@@ -101,15 +102,15 @@ class MaskedLM:
         Args:
           params: Parameters (no boxes).
           batch: The features.
-          normalizers: Those of the whole batch. Losses and gradients of its
+          normalizers: Normalizers of the whole batch: losses and gradients of its
             microbatches then add up to those of the batch.
-          carry: Handed through.
+          carry: Returned unchanged.
           rng: Key of the dropout.
           train: Whether dropout is on.
 
         Returns:
-          The loss over the batch's normalizers, and (metrics, carry). `loss` among the
-          metrics is that of tokens alone, in nats.
+          The loss divided by the normalizers, and (metrics, carry). The metric `loss`
+          is the loss of tokens only, in nats.
         """
         outputs: Any = self.model.apply(
             {"params": params},
@@ -139,17 +140,18 @@ class MaskedLM:
         return loss, (metrics | row_metrics(batch), carry)
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
-        """Model FLOPs of one training step on such a batch.
+        """Model FLOPs of one training step on a batch of these shapes.
 
-        Multiply-adds of matrix products count 2, backward passes twice the forward;
-        attention scores and heads count at every position, recomputation not.
+        A multiply-add of a matrix product counts as 2, a backward pass as two forward
+        passes. Attention scores and heads count at every position; recomputation does
+        not count.
         """
         rows, length = types.shape_of(batch_shapes["input_tokens"])
         config = self.model.config
         return 3.0 * rows * _FORWARD_FLOPS[type(config)](config, length)
 
 
-# Below: shared with replaced-token detection.
+# Shared with replaced-token detection:
 
 
 def init_params(
@@ -161,7 +163,7 @@ def init_params(
 
 
 def context_of(batch: types.Batch) -> dict[str, Any]:
-    """What the model reads beside the tokens."""
+    """Inputs of the model besides the tokens."""
     return {name: batch[name] for name in MODEL_FEATURES}
 
 
@@ -191,7 +193,7 @@ def token_loss(
 
 
 def row_metrics(batch: types.Batch) -> types.Metrics:
-    """How full the rows are, and the number of residues."""
+    """Fraction of real tokens, and number of residues."""
     segments, token_types = batch["segment_ids"], batch["token_types"]
     num_tokens = losses.total(segments > 0)
     # [CLS] A [SEP], or [CLS] A [SEP] B [SEP], whose second half has token type 1.

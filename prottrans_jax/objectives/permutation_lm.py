@@ -1,14 +1,14 @@
 """Permutation language modelling: XLNet's objective, device side.
 
-Which positions are predicted, and in what order, is decided by the preprocessor of the
-task. Predicted tokens stand in the input, but a prediction comes from the query stream,
-which sees no token of its own or a later rank.
+The preprocessor of the task chooses the predicted positions and their order. Predicted
+tokens are part of the input, but predictions come from the query stream, which does not
+attend to tokens of the same or a later rank.
 
-The original carries memories from row to row: of each row the first half, where the
-next row begins ("reuse"). Rows here hold whole proteins, which have nothing to remember
-of each other, so `memories` is off by default: our choice. With rows that go on in the
-next batch (`data.permutation_lm`, lanes) all of a row is remembered, unless the model's
-`reuse_length` says less.
+The original carries memories from row to row. Only the first half of each row enters
+the memory, since the next row starts there ("reuse"). Rows here hold whole proteins,
+which are unrelated, so `memories` is off by default: our choice. If rows continue in
+the next batch (`data.rows.lanes`), whole rows enter the memory, unless the model's
+`reuse_length` is less.
 """
 
 from collections.abc import Mapping
@@ -31,11 +31,11 @@ class PermutationLM:
 
     Attributes:
       model: The two-stream model.
-      max_targets: Queries per row. The query stream costs what as many tokens more
-        would. Predicted positions beyond are not predicted, and their share is the
-        metric `targets_left_out`. None: as many as a row has positions.
-      memories: Whether rows remember those of the batch before. Needs a model with
-        `mem_length`, and rows that go on from batch to batch.
+      max_targets: Queries per row. Each query costs as much as one more token. Targets
+        beyond this number are dropped; their share is the metric `targets_left_out`.
+        None: as many as a row has positions.
+      memories: Whether rows have memories of the previous batch. Needs a model with
+        `mem_length`, and rows that continue from batch to batch.
     """
 
     model: xlnet.XLNet
@@ -67,20 +67,20 @@ class PermutationLM:
 
         Args:
           rng: Key of the random draws.
-          batch_shapes: Shape, or anything with a `shape`, of each feature.
+          batch_shapes: Shape, or an object with a `shape`, of each feature.
         """
         shape = types.shape_of(batch_shapes["input_tokens"])
         tokens = jnp.zeros(shape, jnp.int32)
         return self.model.init(rng, tokens, deterministic=True)["params"]
 
     def initial_carry(self, batch_size: int) -> types.Carry:
-        """No memories yet; `()` if there are to be none."""
+        """Empty memories; `()` if `memories` is False."""
         if not self.memories:
             return ()
         return causal_lm.empty_memories(self.model.config, batch_size)
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
-        """Sum of the weights of predicted tokens; adds over batches."""
+        """Sum of the weights of predicted tokens; additive over batches."""
         weights, _ = self._split_weights(batch)
         return {"targets": losses.total(weights)}
 
@@ -102,26 +102,26 @@ class PermutationLM:
         *,
         train: bool,
     ) -> tuple[Float[Array, ""], tuple[types.Metrics, types.Carry]]:
-        """Loss of a batch or microbatch, its metrics, and what it leaves in memory.
+        """Loss of a batch or microbatch, its metrics, and the next carry.
 
         Args:
           params: Parameters (no boxes).
           batch: The features.
-          normalizers: Those of the whole batch. Losses and gradients of its
+          normalizers: Normalizers of the whole batch: losses and gradients of its
             microbatches then add up to those of the batch.
-          carry: Memories of the same rows of the batch before, or `()`.
+          carry: Memories of the same rows after the previous batch, or `()`.
           rng: Key of the dropout.
           train: Whether dropout is on.
 
         Returns:
-          The loss over the batch's normalizers, and (metrics, carry). Losses among the
+          The loss divided by the normalizers, and (metrics, carry). Losses among the
           metrics are in nats.
         """
         weights, left_out = self._split_weights(batch)
         segments = batch["segment_ids"]
         length = segments.shape[1]
         slots = length if self.max_targets is None else min(self.max_targets, length)
-        # Predicted positions first, in their order in the row.
+        # Predicted positions first, in row order.
         positions = jnp.argsort(weights == 0, axis=1, stable=True)[:, :slots]
 
         def at_targets(values):
@@ -154,10 +154,10 @@ class PermutationLM:
         return loss, (metrics, causal_lm.advance(carry, out.memories, remembered))
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
-        """Model FLOPs of one training step on such a batch.
+        """Model FLOPs of one training step on a batch of these shapes.
 
-        Multiply-adds of matrix products count 2, backward passes twice the forward;
-        attention scores count in full, recomputation not.
+        A multiply-add of a matrix product counts as 2, a backward pass as two forward
+        passes. Attention scores count in full; recomputation does not count.
         """
         rows, length = types.shape_of(batch_shapes["input_tokens"])
         targets = length if self.max_targets is None else min(self.max_targets, length)

@@ -1,9 +1,9 @@
 """Replaced-token detection: the objective of ELECTRA (Clark et al. 2020), device side.
 
-The generator fills the hidden positions of a row; the discriminator reads the original
-row with a draw from the generator at each of them, and says of every token whether it
-was replaced. A draw that is right by chance counts as original. No gradient goes from
-the discriminator to the generator.
+The generator predicts the hidden tokens of a row. The discriminator reads the original
+row with a sample from the generator at each hidden position, and predicts for every
+token whether it was replaced. A sample that equals the original counts as original. No
+gradient flows from the discriminator to the generator.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ from prottrans_jax.objectives import losses, masked_lm
 
 @dataclasses.dataclass(frozen=True)
 class ReplacedTokenDetection:
-    """Generator's mean loss over predicted tokens + weight * discriminator's over all.
+    """Mean generator loss over predicted tokens + weight * mean discriminator loss.
 
-    "All" are the real tokens, [CLS] and [SEP] included, of the whole batch.
+    The second mean is over all real tokens of the batch, [CLS] and [SEP] included.
 
     Attributes:
       model: Generator and discriminator.
@@ -56,12 +56,12 @@ class ReplacedTokenDetection:
         return masked_lm.init_params(self.model, rng, batch_shapes)
 
     def initial_carry(self, batch_size: int) -> types.Carry:
-        """Nothing goes from one step to the next."""
+        """Empty: nothing is carried from step to step."""
         del batch_size
         return ()
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
-        """Sums of weights, which `__call__` divides by; they add over batches."""
+        """Sums of weights, which `__call__` divides by; additive over batches."""
         return {
             "targets": losses.total(batch["loss_weights"]),
             "tokens": losses.total(batch["segment_ids"] > 0),
@@ -82,16 +82,16 @@ class ReplacedTokenDetection:
         Args:
           params: Parameters (no boxes).
           batch: The features.
-          normalizers: Those of the whole batch; see `MaskedLM`.
-          carry: Handed through.
-          rng: Key of the generator's draws and of the dropout.
-          train: Whether dropout is on. Draws are made in evaluation too.
+          normalizers: Normalizers of the whole batch; see `MaskedLM`.
+          carry: Returned unchanged.
+          rng: Key of the generator's samples and of the dropout.
+          train: Whether dropout is on. Evaluation samples too.
 
         Returns:
-          The loss over the batch's normalizers, and (metrics, carry). Among the metrics
-          `loss` is the weighted sum that training minimises; `corrupted_loss` and its
-          like are the generator's. A discriminator that always says "original" has
-          `always_original_accuracy`.
+          The loss divided by the normalizers, and (metrics, carry). The metric `loss`
+          is the weighted sum that training minimises; `corrupted_loss` and similar ones
+          are the generator's. `always_original_accuracy` is the accuracy of a
+          discriminator that always predicts "original".
         """
         draw_rng, generator_rng, discriminator_rng = jax.random.split(rng, 3)
         context = masked_lm.context_of(batch)
@@ -129,7 +129,7 @@ class ReplacedTokenDetection:
         correct = (replaced_logits > 0) == replaced
         num_tokens = losses.total(real)
         metrics |= {
-            # So that a batch's microbatches add up to its loss.
+            # Weighted so that microbatches add up to the loss of the batch.
             "loss": (loss * normalizers["targets"], metrics["loss"][1]),
             "generator_loss": metrics["loss"],
             "discriminator_loss": (discriminator_sum, num_tokens),
@@ -146,7 +146,7 @@ class ReplacedTokenDetection:
         return loss, (metrics | masked_lm.row_metrics(batch), carry)
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
-        """Model FLOPs of one training step on such a batch; see `MaskedLM.flops`."""
+        """Model FLOPs of one training step; see `MaskedLM.flops`."""
         rows, length = types.shape_of(batch_shapes["input_tokens"])
         return 3.0 * rows * electra.forward_flops(self.model.config, length)
 
@@ -156,16 +156,16 @@ def draw_tokens(
     logits: Float[Array, "batch length vocab"],
     tokens: Int[Array, "batch length"],
 ) -> Int[Array, "batch length"]:
-    """One draw a position from softmax(logits), by Gumbel noise.
+    """Samples one token per position from softmax(logits), by Gumbel noise.
 
-    The noise of a row depends on the key and on the row's tokens, not on where in a
-    batch it stands: evaluation, which has one key for all batches, gives the same for
-    every size of batch, and yet other noise to other rows.
+    The noise of a row depends on the key and on the row's tokens, not on its place in a
+    batch. Evaluation uses one key for all batches: its results do not depend on the
+    batch size, yet different rows get different noise.
 
     Args:
       rng: Key of the noise.
-      logits: Of each token, at each position.
-      tokens: What tells rows apart.
+      logits: Logits of each token at each position.
+      tokens: Hashed into the key of each row.
     """
     length, vocab = logits.shape[1:]
     # Multiplicative hashing; sums of unsigned integers wrap around.

@@ -1,4 +1,4 @@
-"""Optimizers and schedules by the papers' names. Imports no other room."""
+"""Optimizers and schedules, named as in the papers. Imports no other room."""
 
 from prottrans_jax.optimizers.algorithms import Adafactor, AdamW, Lamb, Optimizer
 

@@ -1,14 +1,14 @@
-"""Adafactor (Shazeer & Stern 2018) as T5X has it: factored by the names of the axes.
+"""Adafactor (Shazeer & Stern 2018) as in T5X: factored by logical axis names.
 
-For a matrix, the second moment of the gradient is kept as one vector over rows and one
-over columns. T5X adds two things that optax's version lacks, and without which a
-scanned model is not trained like an unscanned one: which axes are rows and which are
-columns is decided by their logical names, and a "layers" axis is a *batch* axis, so
-that each layer of a stack has its own factors, update clipping and parameter scale.
+The second moment of a matrix's gradient is stored as one vector over rows and one over
+columns. T5X adds two features that optax's version lacks. Logical names decide which
+axes are rows and which are columns, and a "layers" axis is a *batch* axis: each layer
+of a stack has its own factors, update clipping and parameter scale. Without them a
+scanned model would be trained differently from an unscanned one.
 
 Departure: T5X factors stacked parameters of any size. Here `min_dim_size_to_factor`
-holds for a layer of a stack as for a layer by itself, so that scanning never changes
-the update. The two agree wherever rows and columns number at least 128.
+applies to a layer of a stack as to a single layer, so that scanning never changes the
+update. The two agree if there are at least 128 rows and columns.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,8 +24,8 @@ import optax
 
 LogicalAxes = tuple[str | None, ...]
 
-# Roles of logical axes (T5X's standard_logical_factor_rules). A name that is missing
-# here counts as "none".
+# Roles of logical axes (T5X's standard_logical_factor_rules). Other names have the role
+# "none".
 FACTOR_RULES: Mapping[str, str] = {
     "embed": "row",
     "vocab": "column",
@@ -39,7 +39,7 @@ FACTOR_RULES: Mapping[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """Constants of the update; see `optimizers.Adafactor` for their meaning."""
+    """Constants of the update, documented in `optimizers.Adafactor`."""
 
     factored: bool
     multiply_by_parameter_scale: bool
@@ -58,7 +58,8 @@ class Hyperparameters:
 class AdafactorState(NamedTuple):
     """State under T5X's names: `param_states/<parameter>/{v_row,v_col | v}[, m]`.
 
-    T5X also stores a zero of shape (1,) for each of the four that a parameter lacks.
+    T5X also stores a zero of shape (1,) for each of the four arrays that a parameter
+    does not have.
     """
 
     step: Int[Array, ""]
@@ -67,12 +68,12 @@ class AdafactorState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Factoring:
-    """Which dimensions of one parameter do what.
+    """Roles of the dimensions of one parameter.
 
     Attributes:
-      averaged: Dimensions that a root mean square runs over: all but "layers".
-      rows: Dimensions kept by v_row; () if the second moment is not factored.
-      columns: Dimensions kept by v_col.
+      averaged: Dimensions over which root mean squares are taken: all but "layers".
+      rows: Dimensions of v_row; () if the second moment is not factored.
+      columns: Dimensions of v_col.
     """
 
     averaged: tuple[int, ...]
@@ -85,13 +86,13 @@ def factoring(
 ) -> Factoring:
     """Decides how a parameter is factored.
 
-    A matrix by itself: the larger dimension is the columns (of two equal ones the
-    last), as T5X does whatever the names say. A stack of matrices, or kernels of more
-    dimensions, go by `FACTOR_RULES`; a stack whose names say nothing, by size again.
-    Only if rows and columns number at least `min_dim_size_to_factor` each.
+    Single matrix: the larger dimension is the columns (the last one if equal), as in
+    T5X, whatever the names are. Stacks of matrices and kernels with more dimensions
+    follow `FACTOR_RULES`; a stack whose names have no role is factored by size. With
+    fewer than `min_dim_size_to_factor` rows or columns nothing is factored.
 
     Raises:
-      ValueError: Axes that do not fit the shape, or rows and columns together with an
+      ValueError: The axes do not match the shape, or there are rows, columns and an
         axis that is neither.
     """
     if axes is None:
@@ -110,7 +111,7 @@ def factoring(
     if rows and columns and len(rows) + len(columns) < len(averaged):
         raise ValueError(
             f"{name} with axes {axes} has rows and columns for Adafactor, and an axis "
-            "that is neither. Give it a role in adafactor.FACTOR_RULES."
+            "that is neither. Give that axis a role in adafactor.FACTOR_RULES."
         )
     sizes = [math.prod(shape[d] for d in dims) for dims in (rows, columns) if dims]
     if len(sizes) < 2 or min(sizes) < hyper.min_dim_size_to_factor:
@@ -124,13 +125,13 @@ def scale_by_adafactor(
     """The whole update, learning rate and sign included.
 
     Args:
-      schedule: Step to learning rate.
-      axes: Tree like the parameters of tuples of logical axis names.
+      schedule: Function from step to learning rate.
+      axes: Tuples of logical axis names, in a tree like the parameters.
       hyper: Constants.
 
     Returns:
-      A transformation whose state is an `AdafactorState`; all arithmetic and state in
-      float32 (momentum in `dtype_momentum`).
+      A transformation whose state is an `AdafactorState`. Arithmetic and state are
+      float32 (momentum is stored in `dtype_momentum`).
     """
 
     def init(params: PyTree) -> AdafactorState:
@@ -154,8 +155,8 @@ def scale_by_adafactor(
                 "Adafactor needs the parameters: update(g, state, params)."
             )
         learning_rate = schedule(state.step)
-        # [1]: T5X's decay of step t, 1 - (t + 1)^-0.8, is 0 at the first step, so the
-        # zeros that the moments start from never count.
+        # As in T5X, the decay of step t, 1 - (t + 1)^-0.8, is 0 at the first step, so
+        # that the initial zeros of the moments have no weight.
         t = (state.step - hyper.step_offset).astype(jnp.float32) + 1.0
         decay = 1.0 - t**-hyper.decay_rate
 
@@ -172,9 +173,9 @@ def scale_by_adafactor(
 
 
 def state_axes(params: PyTree, axes: PyTree, hyper: Hyperparameters) -> AdafactorState:
-    """Logical axes of every array of the state, in the state's structure.
+    """Logical axes of every array of the state, in the structure of the state.
 
-    Moments have the axes of their parameter, v_row and v_col those that they keep.
+    Moments have the axes of their parameter; v_row and v_col have a part of them.
     """
 
     def names(
@@ -190,7 +191,7 @@ def state_axes(params: PyTree, axes: PyTree, hyper: Hyperparameters) -> Adafacto
 def _kept_dims(
     plan: Factoring, param: Any, hyper: Hyperparameters
 ) -> dict[str, tuple[int, ...]]:
-    """Which dimensions of a parameter each array of its state has."""
+    """Dimensions of a parameter that each array of its state has."""
     every = tuple(range(len(param.shape)))
     if plan.rows:
         kept = {
@@ -213,7 +214,7 @@ def _update(
     decay: Float[Array, ""],
     hyper: Hyperparameters,
 ) -> tuple[Array, dict[str, Array]]:
-    """What to add to one parameter, and its new state."""
+    """(update to add to one parameter, its new state)."""
 
     def mean_square(x: Array) -> Array:
         return jnp.mean(x * x, axis=plan.averaged, keepdims=True)
@@ -238,7 +239,7 @@ def _update(
     else:
         new["v"] = decay * state["v"] + (1.0 - decay) * square
         step = grad * new["v"] ** -0.5
-    # One factor per layer, so that the array is read once more and written once.
+    # One factor per layer: the array is then read once more and written once.
     factor = learning_rate
     if hyper.clipping_threshold is not None:
         rms = jnp.sqrt(mean_square(step))
@@ -261,7 +262,7 @@ def _update(
 
 
 def map_named(function: Callable[..., Any], params: PyTree, *rest: PyTree) -> PyTree:
-    """Maps function(name, leaf, *rest) over parameters; `rest` may go deeper there."""
+    """Maps function(name, leaf, *rest) over parameters; `rest` may have subtrees."""
     treedef: Any
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     others = [treedef.flatten_up_to(tree) for tree in rest]

@@ -1,7 +1,7 @@
-"""Adafactor, LAMB and AdamW by the papers' names, as settings that build optax.
+"""Adafactor, LAMB and AdamW, with the papers' names: settings that build optax.
 
-Each treats a layer of a scanned stack (logical axis "layers") as it would treat that
-layer by itself: root mean squares, trust ratios and second moments never mix layers.
+A layer of a scanned stack (logical axis "layers") is treated like a single layer: root
+mean squares, trust ratios and second moments never mix layers.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,15 @@ from prottrans_jax.optimizers import adafactor, schedules
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What every optimizer here has.
+    """Base class of the optimizers.
 
     Attributes:
       learning_rate: A number, or a function from step to number (see `schedules`).
-      clip_norm: Gradients with a larger norm, over all parameters together, are scaled
-        down to it before anything else; None for off.
+      clip_norm: Gradients with a larger global norm are scaled down to this norm first;
+        None: no clipping.
 
     Raises:
-      ValueError: A number is out of its range, here and in the derived classes.
+      ValueError: A number is out of range, here and in the derived classes.
     """
 
     learning_rate: float | Callable[[Any], Any]
@@ -40,7 +40,7 @@ class Optimizer:
         self._check("clip_norm", exclusive=True)
 
     def _check(self, *names: str, **limits: Any) -> None:
-        """Raises unless each number is at least 0, or as `check_range` has it."""
+        """Raises unless each number is at least 0, or within other `limits`."""
         for name in names:
             setting_types.check_range(
                 f"{type(self).__name__}.{name}", getattr(self, name), **limits
@@ -51,10 +51,10 @@ class Optimizer:
         return jnp.asarray(self._schedule(step), jnp.float32)
 
     def build(self, axes: PyTree) -> optax.GradientTransformation:
-        """The optimizer for parameters with these logical axes.
+        """Builds the optimizer for parameters with these logical axes.
 
         Args:
-          axes: Tree like the parameters of tuples of logical axis names (or None).
+          axes: Tuples of logical axis names (or None), in a tree like the parameters.
         """
         inner = self._build(axes)
         if self.clip_norm is None:
@@ -65,11 +65,11 @@ class Optimizer:
             scale = jnp.minimum(1.0, limit / optax.tree.norm(grads))
             return inner.update(jax.tree.map(lambda g: g * scale, grads), state, params)
 
-        # Not optax.chain: the state keeps its names whether or not clipping is on.
+        # Not optax.chain: names in the state must not depend on clipping.
         return optax.GradientTransformation(inner.init, update)
 
     def state_axes(self, params: PyTree, axes: PyTree) -> PyTree:
-        """Logical axes of the state: a tree like `build(axes).init(params)`.
+        """Logical axes of the state, in a tree like `build(axes).init(params)`.
 
         Args:
           params: Parameters or their `jax.ShapeDtypeStruct`s.
@@ -95,22 +95,23 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adafactor(Optimizer):
-    """Adafactor (Shazeer & Stern 2018) as in T5X, whose names the fields have.
+    """Adafactor (Shazeer & Stern 2018) as in T5X, with T5X's names of fields.
 
     Attributes:
-      factored: Whether second moments of matrices are kept as rows and columns.
+      factored: Whether second moments of matrices are stored as rows and columns.
       multiply_by_parameter_scale: Whether the learning rate is relative to the root
         mean square of each parameter.
-      beta1: Decay of the momentum, which is of the scaled update; None for none.
+      beta1: Decay of the momentum of scaled updates; None: no momentum.
       decay_rate: Second moments decay by 1 - (step + 1 - step_offset)^-decay_rate.
       step_offset: Step at which the second moments start, for fine-tuning.
-      clipping_threshold: Largest root mean square of an update before the learning
-        rate; None for any.
-      weight_decay_rate: Share of every parameter taken away at each step.
-      weight_decay_rate_lr_exponent: If given, the share is times learning_rate to this.
-      min_dim_size_to_factor: Fewer rows or columns than this are not factored.
+      clipping_threshold: Largest root mean square of an update, before the learning
+        rate; None: no limit.
+      weight_decay_rate: Fraction of every parameter subtracted at each step.
+      weight_decay_rate_lr_exponent: If set, that fraction is multiplied by the learning
+        rate to this power.
+      min_dim_size_to_factor: Matrices with fewer rows or columns are not factored.
       epsilon1: Added to squared gradients.
-      epsilon2: Least root mean square of a parameter.
+      epsilon2: Lower limit of the root mean square of a parameter.
       dtype_momentum: Type of the momentum.
     """
 
@@ -144,19 +145,20 @@ class Adafactor(Optimizer):
         return adafactor.scale_by_adafactor(self._schedule, axes, self._hyper)
 
     def state_axes(self, params: PyTree, axes: PyTree) -> PyTree:
-        """As `Optimizer.state_axes`; v_row and v_col keep a part of their axes."""
+        """As `Optimizer.state_axes`; v_row and v_col have a part of the axes."""
         return adafactor.state_axes(params, axes, self._hyper)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), BERT's constants.
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); BERT's constants.
 
     Attributes:
       b1: Decay of the first moment.
       b2: Decay of the second moment.
-      eps: Added to the root of the second moment.
-      weight_decay: Times learning rate and parameter; not of biases and norm scales.
+      eps: Added to the square root of the second moment.
+      weight_decay: Fraction of each parameter subtracted per step, times the learning
+        rate. Not applied to biases and norm scales.
     """
 
     b1: float = 0.9
@@ -180,11 +182,11 @@ class AdamW(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lamb(AdamW):
-    """LAMB (You et al. 2020, algorithm 2), with which ProtBert was trained.
+    """LAMB (You et al. 2020, algorithm 2), the optimizer of ProtBert.
 
-    AdamW whose update of each layer is scaled to the norm of that layer's parameter.
-    Biases and norm scales are left out of the decay and of the scaling, as in the
-    authors' code; optax.lamb scales them too, and a scanned stack as if one layer.
+    AdamW with the update of each layer scaled to the norm of the layer's parameter.
+    Biases and norm scales have neither decay nor scaling, as in the authors' code.
+    (optax.lamb scales them too, and treats a scanned stack as one layer.)
     """
 
     def _build(self, axes: PyTree) -> optax.GradientTransformation:
@@ -197,14 +199,14 @@ class Lamb(AdamW):
 
 
 def is_weight(params: PyTree) -> PyTree:
-    """True where weight decay applies: not at parameters called ...bias, ...scale."""
+    """True for parameters with weight decay: names not ending in bias or scale."""
     return adafactor.map_named(
         lambda name, _: not name.rpartition("/")[2].endswith(("bias", "scale")), params
     )
 
 
 def _scale_by_trust_ratio(axes: PyTree) -> optax.GradientTransformation:
-    """Times |parameter| / |update|, per layer of a stack; 1 where either norm is 0."""
+    """Scales by |parameter| / |update| per layer of a stack; by 1 if a norm is 0."""
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None) -> Any:
         if params is None:
@@ -220,10 +222,10 @@ def _scale_by_trust_ratio(axes: PyTree) -> optax.GradientTransformation:
                 x = x.astype(jnp.float32)
                 return jnp.sqrt(jnp.sum(x * x, axis=dims, keepdims=True))
 
-            of_param, of_update = norm(param), norm(update)
-            usable = (of_param > 0.0) & (of_update > 0.0)
+            param_norm, update_norm = norm(param), norm(update)
+            usable = (param_norm > 0.0) & (update_norm > 0.0)
             return update * jnp.where(
-                usable, of_param / jnp.where(usable, of_update, 1.0), 1.0
+                usable, param_norm / jnp.where(usable, update_norm, 1.0), 1.0
             )
 
         scaled = adafactor.map_named(scale, params, axes, updates, is_weight(params))

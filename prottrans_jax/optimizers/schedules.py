@@ -1,8 +1,7 @@
-"""Learning rates as functions of the step, by the names papers use.
+"""Learning rates as functions of the step, named as in the papers.
 
-Each function here takes the numbers of a run and returns `step -> learning rate`. Steps
-count from 0, as in T5X and BERT: a linear warm-up gives 0 at the first step and `peak`
-at step `warmup_steps`.
+Each function returns `step -> learning rate`. Steps count from 0, as in T5X and BERT: a
+linear warm-up gives 0 at the first step and `peak` at step `warmup_steps`.
 """
 
 from collections.abc import Callable
@@ -28,16 +27,16 @@ def constant(learning_rate: float) -> Schedule:
 def inverse_sqrt(
     peak: float, warmup_steps: int, warmup: str = "hold", first_step: int = 0
 ) -> Schedule:
-    """Falls as 1/sqrt(step) from step `warmup_steps` on.
+    """Decays as 1/sqrt(step) from step `warmup_steps` on.
 
     T5's pre-training is peak 0.01, warmup_steps 10,000, "hold": 1/sqrt(max(step, 1e4))
     (Raffel et al. 2020, section 3.1.2).
 
     Args:
-      peak: Learning rate at step `warmup_steps`, the highest.
+      peak: Highest learning rate, at step `warmup_steps`.
       warmup_steps: End of the warm-up, at least 1.
-      warmup: What comes before: "hold" keeps `peak`, "linear" rises from 0.
-      first_step: Steps done before step 0, of a run that this one goes on from.
+      warmup: Before that, "hold" keeps `peak` and "linear" rises from 0.
+      first_step: Number of steps of the run that this one continues.
 
     Raises:
       ValueError: Unknown `warmup`, negative `peak`, or fewer than 1 warm-up steps.
@@ -66,8 +65,8 @@ def linear_warmup_linear_decay(
 
     Args:
       peak: Highest learning rate.
-      warmup_steps: Step at which it is reached; 0 for none.
-      total_steps: Step at which it is 0, and stays so.
+      warmup_steps: Step of the highest learning rate; 0: no warm-up.
+      total_steps: From this step on the learning rate is 0.
 
     Raises:
       ValueError: `total_steps` does not exceed `warmup_steps`, or `peak` is negative.
@@ -76,8 +75,8 @@ def linear_warmup_linear_decay(
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f"warmup_steps={warmup_steps} must be at least 0 and less than "
-            f"total_steps={total_steps}. Lower the one (in gin WARMUP_STEPS) or raise "
-            "the other (TRAIN_STEPS)."
+            f"total_steps={total_steps}. Lower warmup_steps (in gin WARMUP_STEPS) or "
+            "raise total_steps (TRAIN_STEPS)."
         )
 
     def schedule(step: Step) -> Array:
@@ -110,21 +109,21 @@ def by_factors(
         decay_every             decay_factor ** (s // steps_per_decay)
         cosine_decay            (1 + cos(pi ((s - w) / steps_per_cycle mod 1))) / 2
 
-    T5 pre-trains with "constant * rsqrt_decay", base_learning_rate 1, w 10,000.
+    T5's pre-training uses "constant * rsqrt_decay", base_learning_rate 1, w 10,000.
 
     Args:
-      factors: Names of the table joined by "*".
+      factors: Names in the table, joined by "*".
       base_learning_rate: See the table.
       warmup_steps: See the table.
       decay_factor: See the table.
       steps_per_decay: See the table.
       steps_per_cycle: See the table.
       step_offset: Step at which the schedule starts.
-      min_learning_rate: Never less than this.
+      min_learning_rate: Lower limit of the learning rate.
 
     Raises:
-      ValueError: Unknown factor, a negative learning rate, or fewer than 1 step where
-        a factor divides by them.
+      ValueError: A factor is unknown, the learning rate is negative, or a number of
+        steps that a factor divides by is less than 1.
     """
     setting_types.check_range("by_factors.base_learning_rate", base_learning_rate)
     w = warmup_steps
