@@ -116,8 +116,8 @@ class Module:
 
     def _trip_count(self, computation: str, loop: Instruction) -> int | None:
         """Iterations of a loop with constant start, step and limit; None: unknown."""
-        if known := re.search(r'known_trip_count[":{n ]+(\d+)', loop.attributes):
-            return int(known[1])
+        if count := re.search(r'known_trip_count[":{n ]+(\d+)', loop.attributes):
+            return int(count[1])
         body, condition = (
             self.computations.get(loop.called(part) or "", {})
             for part in ("body", "condition")

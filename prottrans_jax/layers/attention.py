@@ -34,7 +34,7 @@ def make_mask(
     q_start: int | Int[Array, ""] = 0,
     kv_start: int | Int[Array, ""] = 0,
 ) -> Bool[Array, "batch 1 q_length kv_length"]:
-    """Who may attend to whom: only within a segment, never to padding (segment 0).
+    """Attention mask: only within a segment, never to padding (segment 0).
 
     Two proteins of 3 and 2 residues and one pad, segments 1 1 1 2 2 0; `causal` removes
     the upper triangle (queries down, keys across):

@@ -46,7 +46,8 @@ class PermutationLM:
         setting_types.check_range("PermutationLM.max_targets", self.max_targets, 1)
         if self.memories and not self.model.config.mem_length:
             raise ValueError(
-                "PermutationLM.memories=True, but the model's mem_length is 0."
+                "PermutationLM.memories=True, but the model's mem_length is 0. Set "
+                "XLNetConfig.mem_length, or memories=False."
             )
 
     @property
