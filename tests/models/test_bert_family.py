@@ -1,4 +1,4 @@
-"""BERT, ALBERT, ELECTRA: sizes, segments, positions; settings that change no number."""
+"""BERT, ALBERT, ELECTRA: sizes, segments, positions, neutral settings."""
 
 import functools
 
@@ -72,7 +72,7 @@ def make_config(family, **switches):
 
 @functools.cache
 def random_params(family):
-    """Unrolled parameters, every one drawn anew, so that no scale is 1, no bias 0."""
+    """Unrolled parameters, all redrawn so that no scale is 1 and no bias 0."""
     init = jax.jit(FAMILIES[family][0].init_params, static_argnums=0)
     params = init(make_config(family, scan_layers=False), jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
@@ -95,13 +95,13 @@ def make_tokens():
 
 @quick_jit
 def outputs_of(family, config, params, tokens, rng=None, **features):
-    """All float outputs that a family has, [batch, length, ...] each."""
+    """All float outputs of a family, each [batch, length, ...]."""
     features = {"segment_ids": SEGMENTS, "token_types": TYPES, **features}
     return apply(family, config, params, tokens, rng, **features)
 
 
 def apply(family, config, params, tokens, rng=None, **features):
-    """As `outputs_of`, not compiled by itself."""
+    """As `outputs_of`, without `jax.jit`."""
     outputs = FAMILIES[family][2](config).apply(
         {"params": params},
         tokens,

@@ -1,4 +1,4 @@
-"""BERT's kinship on a mesh: the loss and gradients of one device."""
+"""BERT-like models on a mesh: same loss and gradients as on one device."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Sizes and rates that no model can have are refused when it is configured."""
+"""Impossible sizes and rates are refused when a model is configured."""
 
 import pytest
 

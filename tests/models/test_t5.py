@@ -1,4 +1,4 @@
-"""T5: sizes, segments, causality, and settings that must not change the result."""
+"""T5: sizes, segments, causality, and settings that do not change results."""
 
 import functools
 
@@ -33,7 +33,7 @@ def make_config(**switches):
 
 @functools.cache
 def random_params():
-    """Unrolled parameters, every one drawn anew, so that no scale is 1."""
+    """Unrolled parameters, all redrawn so that no scale is 1."""
     init = jax.jit(t5.init_params, static_argnums=0)
     params = init(make_config(scan_layers=False), jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
@@ -181,7 +181,7 @@ def test_future_targets_and_other_proteins_have_zero_gradient():
 
     @jax.jit
     def influence(position):
-        """Of each input embedding, per stack, on the logits of one position."""
+        """Influence of each input embedding, per stack, on one position's logits."""
         table = params["token_embedder"]["embedding"]
 
         def output(shift, target_shift):

@@ -33,7 +33,7 @@ def make_config(**options):
 
 
 def random_params(config, seed=0):
-    """Parameters of which none is 0 or 1, so that nothing is right by accident."""
+    """Parameters without values of 0 or 1, which could hide errors."""
     shapes = jax.eval_shape(
         lambda: transformer_xl.init_params(config, jax.random.key(0))
     )
@@ -231,7 +231,7 @@ def test_a_position_depends_on_those_before_it_in_its_protein_only():
 
     @jax.jit
     def influence(position):
-        """Of each input and each memory on one position, [batch, length] each."""
+        """Influence of each input and memory on one position, each [batch, length]."""
 
         def output(shift, memories):
             x = params["token_embedder"]["embedding"][tokens] + shift

@@ -1,4 +1,4 @@
-"""XLNet: who sees whom, memories, padding, packing, sizes."""
+"""XLNet: attention masks, memories, padding, packing, sizes."""
 
 import functools
 
@@ -31,7 +31,7 @@ def make_config(**options):
 
 
 def random_params(config, seed=0):
-    """Parameters of which none is 0 or 1, so that nothing is right by accident."""
+    """Parameters without values of 0 or 1, which could hide errors."""
     shapes = jax.eval_shape(lambda: xlnet.init_params(config, jax.random.key(0)))
     rng = np.random.default_rng(seed)
     return jax.tree.map(
@@ -50,7 +50,7 @@ def apply(config, params, tokens, method="__call__", **inputs):
     )
 
 
-def test_the_published_size_to_the_byte():
+def test_size_is_that_of_the_released_file_to_the_byte():
     # 1,637,654,676 bytes of float32 is what the released file holds beside its
     # pickle's own overhead.
     config = xlnet.XLNetConfig(
@@ -77,7 +77,7 @@ def test_streams_see_what_the_order_allows_by_gradients():
 
     @jax.jit
     def influence(output):
-        """Of each token's embedding on one output of the stack, [batch, length]."""
+        """Influence of each token's embedding on one output, [batch, length]."""
 
         def value(shift):
             x = params["token_embedder"]["embedding"][tokens] + shift
@@ -92,7 +92,7 @@ def test_streams_see_what_the_order_allows_by_gradients():
         return (grad != 0).any(-1)
 
     def allowed(row, position, *, itself):
-        """Whom a position may see; here through two layers the order is transitive."""
+        """Keys a position may attend to; over two layers the order is transitive."""
         own = (SEGMENTS[row] == SEGMENTS[row, position]) & (SEGMENTS[row] > 0)
         rank = RANKS[row]
         seen = own & ((rank == -1) | (rank < rank[position]))
@@ -111,7 +111,7 @@ def test_streams_see_what_the_order_allows_by_gradients():
             assert np.array_equal(seen[row], allowed(row, position, itself=True))
 
 
-def test_ranks_are_a_short_way_to_say_a_mask():
+def test_ranks_are_equivalent_to_a_mask():
     config = make_config()
     params, tokens = random_params(config), make_tokens()
     hidden = (RANKS[:, None, :] != -1) & (RANKS[:, None, :] >= RANKS[:, :, None])
@@ -274,7 +274,7 @@ def test_bfloat16_stays_close_and_keeps_float32_logits_and_gradients():
     assert ours @ exact / np.linalg.norm(ours) / np.linalg.norm(exact) > 0.99
 
 
-def test_shifts_agree_with_reading_off_distances_and_so_do_their_derivatives():
+def test_shifts_and_their_derivatives_agree_with_indexing():
     rng = np.random.default_rng(3)
     heads, length, kv_length = 3, 5, 7
     distances = relative_attention.distances(length, kv_length, causal=False)
