@@ -37,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str], watch: stop_signals.Watch) -> int:
     from prottrans_jax.commands import configuration, console
 
+    if list(argv[:1]) == ["convert"]:
+        return console.fail(
+            2,
+            "there is no command convert: `prottrans reformat` writes an embedding "
+            "file in another format, `python -m prottrans_jax.convert` converts a "
+            "checkpoint.",
+        )
     parser = _parser()
     argv = _with_negative_layers(argv)
     arguments = parser.parse_args(argv)
@@ -118,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     embedding.add_embed(commands)
     models.add_models(commands)
     inspection.add_info(commands)
-    inspection.add_convert(commands)
+    inspection.add_reformat(commands)
     inspection.add_verify(commands)
     models.add_export(commands)
     return parser

@@ -102,11 +102,18 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "out.h5").exists()
 
 
-def test_poolings_that_convert_takes_are_listed(tmp_path, capsys):
-    words = ["convert", str(tmp_path / "a.h5"), str(tmp_path / "b.h5")]
+def test_poolings_that_reformat_takes_are_listed(tmp_path, capsys):
+    words = ["reformat", str(tmp_path / "a.h5"), str(tmp_path / "b.h5")]
     assert cli.main([*words, "--pool", "sum"]) == 2
     said = "'sum' is not known. Choose one of mean, max, or none for vectors per residu"
     assert said in capsys.readouterr().err
+
+
+def test_convert_names_the_commands_for_embedding_files_and_checkpoints(capsys):
+    assert cli.main(["convert", "a.h5", "b.npz"]) == 2
+    error = capsys.readouterr().err
+    assert "`prottrans reformat`" in error and error.count("\n") == 1
+    assert "`python -m prottrans_jax.convert`" in error
 
 
 def test_a_device_that_is_not_there_is_said(model, source, tmp_path):
@@ -166,7 +173,7 @@ def test_what_is_left_out_is_named_and_the_status_says_so(model, source, tmp_pat
     assert output.exists()
 
 
-def test_info_convert_and_verify(model, source, tmp_path, capsys):
+def test_info_reformat_and_verify(model, source, tmp_path, capsys):
     output = str(tmp_path / "out.h5")
     cli.main(["embed", "-i", str(source), "-o", output, "-m", str(model), "-q"])
     capsys.readouterr()
@@ -178,7 +185,7 @@ def test_info_convert_and_verify(model, source, tmp_path, capsys):
     assert "t5" in capsys.readouterr().out
     assert cli.main(["verify", output, "-i", str(source)]) == 0
     pooled = str(tmp_path / "out.csv")
-    assert cli.main(["convert", output, pooled, "--pool", "mean"]) == 0
+    assert cli.main(["reformat", output, pooled, "--pool", "mean"]) == 0
     assert len(pathlib.Path(pooled).read_text().splitlines()) == 13
     with open(source, "a") as file:
         file.write(">NEW\nMKT\n>BAD\nMK1\n")
@@ -186,7 +193,7 @@ def test_info_convert_and_verify(model, source, tmp_path, capsys):
     said = capsys.readouterr()
     assert "NEW: missing" in said.out and f"{source}:28: " in said.out
     assert "2 faults" in said.err
-    assert cli.main(["convert", output, output]) == 2  # Exists.
+    assert cli.main(["reformat", output, output]) == 2  # Exists.
     junk = tmp_path / "junk.h5"
     junk.write_text("no such format")
     for command in (["info"], ["verify"]):

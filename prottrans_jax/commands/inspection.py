@@ -1,4 +1,4 @@
-"""`prottrans info`, `convert` and `verify`: what is in a file, and is it sound."""
+"""`prottrans info`, `reformat` and `verify`: describe, rewrite and check files."""
 
 import argparse
 from collections.abc import Mapping
@@ -92,10 +92,10 @@ def _info_of_model(path: pathlib.Path) -> dict[str, object]:
     return about
 
 
-def add_convert(commands) -> None:
-    """Adds `prottrans convert`."""
+def add_reformat(commands) -> None:
+    """Adds `prottrans reformat`."""
     parser = console.add_command(
-        commands, "convert", _convert, "write an embedding file in another format"
+        commands, "reformat", _reformat, "write an embedding file in another format"
     )
     parser.set_defaults(when_stopped="No output was written.")
     parser.add_argument("input", help=".h5 .npz .parquet or .zarr")
@@ -103,12 +103,12 @@ def add_convert(commands) -> None:
     parser.add_argument("--pool", help="mean or max: one vector per protein")
 
 
-def _convert(arguments: argparse.Namespace) -> int:
+def _reformat(arguments: argparse.Namespace) -> int:
     from prottrans_jax.embed import formats, pooling
 
     pool = pooling.check(arguments.pool, has_cls=False)
     output = paths.local(arguments.output, "output")
-    number = formats.convert(paths.local(arguments.input, "input"), output, pool=pool)
+    number = formats.reformat(paths.local(arguments.input, "input"), output, pool=pool)
     console.say(f"Wrote {plurals.count(number, 'protein')} to {output}")
     return 0
 

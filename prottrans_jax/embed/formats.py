@@ -1,4 +1,4 @@
-"""Embedding files of every format, ours and others': read, described, converted."""
+"""Reads, describes and reformats embedding files of every supported format."""
 
 from collections.abc import Callable, Iterator, Mapping
 import csv
@@ -180,7 +180,7 @@ def describe(path: str | os.PathLike) -> Description:
     )
 
 
-def convert(
+def reformat(
     source: str | os.PathLike,
     output: str | os.PathLike,
     *,

@@ -16,7 +16,7 @@ from prottrans_jax.files import ownership
 # Attribute of an output with the run that made it, as JSON.
 IDENTITY = "prottrans_run"
 _VERSION = "prottrans_version"
-# Keys of OUTPUT.json: of what `embed` wrote, and `convert`.
+# A key of OUTPUT.json as written by `embed`, and by `reformat`.
 _COMPANION_KEYS = ("run", "converted_from")
 _FIRST_BYTES: Mapping[str, bytes] = {
     ".h5": b"\x89HDF\r\n\x1a\n",

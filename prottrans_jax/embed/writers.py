@@ -291,7 +291,7 @@ class _Csv:
             raise ValueError(
                 f"{entry.key}: {entry.array.ndim}-dimensional embeddings do not go "
                 "into CSV. Ask for one vector per protein (embed --per-protein, "
-                "convert --pool mean), or choose .h5, .npz, .parquet or .zarr."
+                "reformat --pool mean), or choose .h5, .npz, .parquet or .zarr."
             )
         if not self._begun:
             self._csv.writerow(["id", *range(entry.array.size)])

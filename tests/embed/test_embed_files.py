@@ -78,7 +78,7 @@ def test_conversion_on_a_full_disk_says_where_and_leaves_nothing(
 
     monkeypatch.setattr(writers.os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"No space left on device: .*copy\.h5"):
-        formats.convert(source, folder / "copy.h5")
+        formats.reformat(source, folder / "copy.h5")
     assert not list(folder.iterdir())
 
 
@@ -112,7 +112,7 @@ def test_zarr_on_a_full_disk_is_an_error_of_the_system(tmp_path):
 def test_conversion_makes_the_folder_of_its_output(encoder, fasta_file, tmp_path):
     source = embed_into(encoder, fasta_file, tmp_path / "out.h5")
     copy = tmp_path / "new" / "folder" / "copy.npz"
-    assert formats.convert(source, copy) == len(list(formats.keys(copy)))
+    assert formats.reformat(source, copy) == len(list(formats.keys(copy)))
 
 
 def test_hdf5_is_no_larger_than_what_is_in_it(tmp_path):
@@ -266,7 +266,7 @@ def test_several_layers_per_protein_are_not_taken_for_residues(
         pooled, verifying.expected(fasta_file, "auto")[0]
     ).faults
     again = tmp_path / "again.h5"
-    formats.convert(pooled, again, pool="mean")
+    formats.reformat(pooled, again, pool="mean")
     before = {entry.key: entry.array for entry in formats.entries(pooled)}
     for entry in formats.entries(again):
         np.testing.assert_array_equal(entry.array, before[entry.key])
@@ -293,18 +293,18 @@ def test_truncated_proteins_are_sound(encoder, fasta_file, tmp_path):
 def test_converted_file_says_what_it_is(encoder, fasta_file, tmp_path):
     path = embed_into(encoder, fasta_file, tmp_path / "out.h5")
     pooled = tmp_path / "pooled.h5"
-    assert formats.convert(path, pooled, pool="mean") == 40
+    assert formats.reformat(path, pooled, pool="mean") == 40
     about = formats.metadata(pooled)
     assert about["pooling"] == "mean" and "prottrans_run" not in about
     assert about["model_name"] == encoder.name
     assert formats.describe(pooled).kind == "per protein"
     # Not its own: vectors of the whole input may not be mixed into it.
-    assert formats.convert(path, tmp_path / "pooled.npz", pool="mean") == 40
+    assert formats.reformat(path, tmp_path / "pooled.npz", pool="mean") == 40
     for output in (pooled, tmp_path / "pooled.npz"):
         with pytest.raises(shards.OtherRunError, match="not made by this program"):
             embed_into(encoder, fasta_file, output, per_protein=True)
     npz = tmp_path / "out.npz"
-    formats.convert(path, npz)
+    formats.reformat(path, npz)
     assert formats.metadata(npz)["weights_fingerprint"] == encoder.fingerprint
 
 
@@ -347,7 +347,7 @@ def test_zarr_folders_of_the_earlier_layout_are_read(tmp_path):
         assert first.array.dtype == array.dtype
         np.testing.assert_array_equal(first.array, array)
         # It goes on as the layout of today.
-        formats.convert(tmp_path / f"{name}.zarr", tmp_path / f"{name}.new.zarr")
+        formats.reformat(tmp_path / f"{name}.zarr", tmp_path / f"{name}.new.zarr")
         again = list(formats.entries(tmp_path / f"{name}.new.zarr"))
         assert [entry[:5] for entry in again] == [first[:5], second[:5]]
         np.testing.assert_array_equal(again[1].array, second.array)

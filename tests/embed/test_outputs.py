@@ -135,7 +135,7 @@ def test_converted_files_are_our_own(encoder, tmp_path):
     made = embed_into(encoder, source, tmp_path / "o.h5")
     for suffix in (".npz", ".zarr", ".csv"):
         converted = tmp_path / f"c{suffix}"
-        formats.convert(made, converted, pool="mean")
+        formats.reformat(made, converted, pool="mean")
         report = embed(encoder, source, converted, per_protein=True, overwrite=True)
         assert report.embedded == 3
 
@@ -176,11 +176,11 @@ def test_a_converted_file_replaces_nothing(encoder, tmp_path):
     before = content(tmp_path)
     for output in (made, tmp_path / "link.npz"):
         with pytest.raises(FileExistsError):
-            formats.convert(made, output)
+            formats.reformat(made, output)
     with pytest.raises(ownership.ForeignError, match=r"c\.npz\.json is in the way"):
-        formats.convert(made, tmp_path / "c.npz")
+        formats.reformat(made, tmp_path / "c.npz")
     assert content(tmp_path) == before
-    formats.convert(made, tmp_path / "d.npz")
+    formats.reformat(made, tmp_path / "d.npz")
     assert (tmp_path / "d.partial.npz").read_text() == "mine"
 
 

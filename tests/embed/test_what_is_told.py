@@ -339,7 +339,7 @@ def test_one_protein_is_one_protein(model_folder, tmp_path, capsys):
     given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
     assert cli.main(given) == 0
     assert cli.main(["verify", output]) == 0
-    assert cli.main(["convert", output, str(tmp_path / "out.npz")]) == 0
+    assert cli.main(["reformat", output, str(tmp_path / "out.npz")]) == 0
     said = capsys.readouterr()
     assert "1 protein, 5 residues" in said.err and "Wrote 1 protein to" in said.err
     assert "1 protein, per residue, sound." in said.out
