@@ -70,7 +70,7 @@ def test_module_and_old_flags_and_standard_input(model, source, tmp_path):
     ("arguments", "status", "words"),
     [
         (["-o", "out.xyz"], 2, "format, and '.xyz' is not known. Give a name that"),
-        (["-o", "out"], 2, "output out: the ending says the format, and it has none"),
+        (["-o", "out"], 2, "output out: the file extension selects the format"),
         (["-m", "prot_brt"], 2, "prot_bert"),
         (["-m", "nowhere/at/all"], 2, "no such folder"),
         (["--long", "maybe"], 2, "maybe"),

@@ -155,16 +155,16 @@ def _verify(arguments: argparse.Namespace) -> int:
     from prottrans_jax.embed import formats, verifying
 
     about = formats.metadata(arguments.file)
-    wanted, unusable = None, list[str]()
+    expected, unusable = None, list[str]()
     if arguments.input:
         scheme = arguments.key or (formats.run_of(arguments.file) or {}).get("key")
         options = about.get("options", {})
-        wanted, unusable = verifying.expected(
+        expected, unusable = verifying.expected(
             arguments.input,
             scheme or "auto",
             allow_nucleotides=bool(options.get("allow_nucleotides")),
         )
-    check = verifying.check_file(arguments.file, wanted)
+    check = verifying.check_file(arguments.file, expected)
     faults = unusable + check.faults
     for fault in faults[:20]:
         print(fault)

@@ -1,4 +1,4 @@
-"""Which proteins go through the model together, padded or several in a row."""
+"""Plans batches: one padded protein per row, or several proteins packed into a row."""
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
@@ -9,24 +9,27 @@ from jaxtyping import Float, Int
 import numpy as np
 
 _GRAIN = 8
-# Each is a program of some 8 MB; of a whole proteome's tokens 1.4 % are then padding.
+# Each bucket is a compiled program of some 8 MB. With 96 buckets, 1.4 % of the tokens
+# of a whole proteome are padding.
 _MAX_BUCKETS = 96
-# Lengths of packed rows between two powers of two. Their padding costs what is neither
-# product nor attention: a row of a fifth more takes 1 % more of the time.
+# Number of lengths of packed rows between two powers of two. Padding of packed rows
+# slows only operations other than matrix products and attention: a row that is 20 %
+# longer takes 1 % more time.
 _LENGTHS_PER_OCTAVE, _SHORTEST_ROW = 8, 64
-# Of shared rows: tokens up to which rows longer than the longest sequence are tried;
-# numbers of lengths that are tried, on so many of the sequences; the share of padding
-# that a choice is to keep, and how much of the time that may take. Costs are estimates
-# within a tenth.
+# Shared rows. Rows longer than the longest sequence are tried up to `_LONG_ROW` tokens;
+# candidates are planned with at most `_TRIED_SEQUENCES` sequences.
 _LONG_ROW, _TRIED_SEQUENCES = 1024, 4096
+# Numbers of buckets that are tried.
 _TRIED_NUMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 96)
+# Limit of the share of padding, and the factor in cost that may be paid for staying
+# below it. Costs are estimates, correct within 10 %.
 _PADDING, _PADDING_WORTH = 0.028, 1.1
 
 
 def round_up(lengths: np.typing.ArrayLike) -> np.ndarray:
-    """Lengths rounded up to a multiple of 8, above 1,024 to 1/64 to 1/128 of them."""
+    """Rounds lengths up to a multiple of 8; from 2,048 on by less than 1/128."""
     lengths = np.maximum(np.asarray(lengths, np.int64), 1)
-    # frexp: exact where log2 may fall on either side of a power of two.
+    # frexp is exact; log2 may round to either side of a power of two.
     octave = np.frexp(lengths.astype(np.float64))[1] - 1
     grain = np.maximum(_GRAIN, 1 << np.maximum(octave - 7, 0).astype(np.int64))
     return -(-lengths // grain) * grain
@@ -37,11 +40,11 @@ class Batch:
     """Sequences that share one call of the model, in rows of one length.
 
     Attributes:
-      members: Their numbers, row by row, and in a row by position.
+      members: Indices of the sequences, ordered by row, then by position in the row.
       rows: Rows of the call; the last ones may be empty.
       length: Tokens of every row.
-      starts: Row and first position of each member where a row may hold several; None:
-        each has a row of its own.
+      starts: Row and first position of each member if rows are shared; None if each
+        member has its own row.
     """
 
     members: tuple[int, ...]
@@ -51,7 +54,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """How many go through products."""
+        """Tokens that are computed, padding included."""
         return self.rows * self.length
 
     def places(self) -> list[tuple[int, int]]:
@@ -61,9 +64,9 @@ class Batch:
         return list(self.starts)
 
     def halves(self) -> tuple["Batch", "Batch"]:
-        """The same sequences in two batches of half the rows, or in two shorter rows.
+        """Splits the batch into two of half the rows, or one row into two shorter rows.
 
-        The second has no members where the first has room for all.
+        The second half has no members if all of them fit into the first.
         """
         places = self.places()
         if self.rows > 1:
@@ -92,10 +95,10 @@ class Packed:
     """Sequences that share one call of the model, one after another in one row.
 
     Attributes:
-      members: Their numbers.
-      lengths: Tokens of each.
+      members: Indices of the sequences.
+      lengths: Tokens of each sequence.
       max_tokens: Tokens of a full row.
-      max_length: Tokens of the longest row that the model takes, or None.
+      max_length: Longest row that the model accepts, in tokens, or None.
     """
 
     members: tuple[int, ...]
@@ -105,7 +108,7 @@ class Packed:
 
     @property
     def tokens(self) -> int:
-        """How many go through products: padding, which comes last, does not."""
+        """Tokens that are computed; the padding at the end of the row is not."""
         return sum(self.lengths)
 
     @property
@@ -115,7 +118,7 @@ class Packed:
 
     @property
     def length(self) -> int:
-        """Tokens of the row, with padding: few different ones, each is a program."""
+        """Tokens of the row, with padding. Few values occur: each is a program."""
         tokens = max(self.tokens, _SHORTEST_ROW)
         grain = (1 << (tokens - 1).bit_length()) // (2 * _LENGTHS_PER_OCTAVE)
         length = -(-tokens // grain) * grain
@@ -128,7 +131,7 @@ class Packed:
         return [(0, end - n) for end, n in zip(self._ends(), self.lengths, strict=True)]
 
     def halves(self) -> tuple["Packed", "Packed"]:
-        """The same sequences in two rows, of about half the tokens."""
+        """Splits the row into two rows of about half the tokens each."""
         cut = bisect.bisect_left(self._ends(), sum(self.lengths) / 2)
         cut = min(max(cut, 1), len(self.members) - 1)
         return (
@@ -145,7 +148,7 @@ class Packed:
 
 
 class _Waiting:
-    """Sequences by length, the first of one length first: always in the same order."""
+    """Sequences not batched yet, by length, then in input order."""
 
     def __init__(self, lengths: Sequence[int] | Int[np.ndarray, " sequences"]):
         self._numbers: dict[int, list[int]] = {}
@@ -155,11 +158,11 @@ class _Waiting:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest; 0: there are none."""
+        """Tokens of the longest sequence; 0 if none is left."""
         return self._sizes[-1] if self._sizes else 0
 
     def fill(self, room: int, most: int | None = None) -> Iterator[tuple[int, int]]:
-        """Numbers and lengths of the longest that fit, one after another, taken out."""
+        """Removes and yields (index, length) of the longest that fits, repeatedly."""
         count = 0
         while most is None or count < most:
             at = bisect.bisect_right(self._sizes, room) - 1
@@ -181,14 +184,14 @@ def pack(
     max_members: int | None = None,
     max_length: int | None = None,
 ) -> Iterator[Packed]:
-    """Rows of sequences: the longest of those left, then the longest that still fit.
+    """Packs sequences into rows: the longest one left, then the longest that still fit.
 
     Args:
       lengths: Tokens of every sequence.
-      max_tokens: Tokens of a row; a longer sequence goes alone.
-      max_members: Limit of the sequences of a row.
-      max_length: Tokens of the longest row that the model takes: it has no more
-        positions, though they count from 0 in each sequence.
+      max_tokens: Tokens of a row; a longer sequence has a row of its own.
+      max_members: Most sequences of a row.
+      max_length: Longest row that the model accepts, in tokens: its number of
+        positions, although positions restart at 0 in each sequence.
     """
     if max_length is not None:
         max_tokens = min(max_tokens, max_length)
@@ -202,11 +205,11 @@ def pack(
 def choose_buckets(
     lengths: Int[np.ndarray, " sequences"], compile_cost_tokens: float = 0.0
 ) -> Int[np.ndarray, " buckets"]:
-    """Lengths to pad to: those that together cost least.
+    """Lengths to pad to, chosen to minimise the total cost.
 
     The cost is the number of tokens computed, padding included, plus
-    `compile_cost_tokens` for each length, since a new shape is a new program. Optimal
-    among the lengths that `round_up` gives, by dynamic programming.
+    `compile_cost_tokens` for each length, since each shape is compiled. Dynamic
+    programming finds the optimum among the lengths that `round_up` returns.
 
     Args:
       lengths: Tokens of every sequence, special ones included.
@@ -214,7 +217,7 @@ def choose_buckets(
         compiled.
 
     Returns:
-      Lengths in rising order, the last not shorter than any sequence.
+      Lengths in ascending order; the last one is as long as the longest sequence.
     """
     sizes, counts = np.unique(round_up(lengths), return_counts=True)
     choices = _choices(sizes, counts, sizes.astype(np.float64))
@@ -229,8 +232,8 @@ def _choices(
     counts: Int[np.ndarray, " sizes"],
     row_costs: Float[np.ndarray, " sizes"],
 ) -> list[tuple[Int[np.ndarray, " buckets"], float]]:
-    """The cheapest 1, 2, 3, ... of the sizes to pad to, and what the rows cost."""
-    # best[i]: least cost of the i shortest sizes in so many buckets.
+    """The cheapest sizes to pad to with 1, 2, 3, ... buckets, and their cost."""
+    # best[i]: least cost of the i shortest sizes with the current number of buckets.
     number = np.concatenate([[0], np.cumsum(counts)])
     best = np.full(sizes.size + 1, np.inf)
     best[0] = 0.0
@@ -262,19 +265,20 @@ def choose_shared(
     max_tokens: int,
     max_length: int | None = None,
 ) -> Int[np.ndarray, " buckets"]:
-    """Lengths of rows that sequences share: of those tried, those that cost least.
+    """Lengths of shared rows: the cheapest of several candidates.
 
-    Few lengths are few programs, and rows so long that others fill them; but attention
-    computes, and masks, the scores between the sequences of a row. Each choice is
-    planned to the end, large jobs with a part of the sequences. One with more padding
-    than `_PADDING` is taken only where all others take a tenth more time.
+    With few lengths there are few programs to compile, and long rows have room for
+    short sequences. But attention also computes, and masks, the scores between
+    different sequences of a row. The cost of each candidate is that of the complete
+    plan; large jobs are planned with a sample of the sequences. A candidate with more
+    padding than `_PADDING` is chosen only if all others cost over 10 % more.
 
     Args:
       lengths: Tokens of every sequence, special ones included.
-      cost: What a row of so many tokens costs, in tokens of a short one.
+      cost: Cost of a row by its number of tokens, in tokens of a short row.
       compile_cost_tokens: How many tokens could be computed while one program is
         compiled.
-      max_tokens: Tokens of a batch.
+      max_tokens: Most tokens of a batch.
       max_length: Tokens that the model has positions for.
     """
     lengths = np.sort(np.asarray(lengths, np.int64))
@@ -334,21 +338,24 @@ def plan(
 ) -> Iterator[Batch]:
     """Batches of sequences sorted by length, the longest first.
 
-    The longest come first so that a batch too large for the device shows at once.
+    The longest come first, so that a batch too large for the device fails at once.
 
     Args:
       lengths: Tokens of every sequence.
-      buckets: Lengths to pad to, rising; a longer sequence gets its own, rounded up.
-      max_tokens: Padded tokens of a batch; a longer sequence goes alone.
-      max_rows: Limit of the rows of a batch.
+      buckets: Lengths to pad to, ascending. A longer sequence is padded to its own
+        length, rounded up.
+      max_tokens: Most tokens of a batch, padding included; a longer sequence has a
+        batch of its own.
+      max_rows: Most rows of a batch.
       max_length: Tokens that the model has positions for.
       compile_cost_tokens: As in `choose_buckets`. The last batch keeps empty rows if
-        they cost less than another program.
-      seen: (rows, length) for which there are programs; new ones are added. Of a job
-        in many windows each would else need programs of its own for its last batches.
-      more_to_come: Whether these are a part of the job only. Full batches of every
-        bucket will then be met, so that one with fewer rows is a program too many.
-      shares_rows: Whether what is left of a row is filled with the longest that fit.
+        they cost less than compiling another shape.
+      seen: (rows, length) of compiled programs; new shapes are added. Shared by the
+        windows of a job, so that the last batches of a window reuse shapes.
+      more_to_come: Whether these sequences are only a part of the job. Later parts will
+        then need full batches of every bucket, so none gets fewer rows.
+      shares_rows: Whether the rest of a row is filled with the longest sequences that
+        fit.
     """
     waiting = _Waiting(lengths)
     seen = set() if seen is None else seen
@@ -372,16 +379,16 @@ def plan(
                 starts.append((used, start))
                 start += size
             used += 1
-        known = rows_of.setdefault(length, [])
-        enough = bisect.bisect_left(known, used)
+        row_counts = rows_of.setdefault(length, [])
+        enough = bisect.bisect_left(row_counts, used)
         rows = full if more_to_come else used
-        if enough < len(known):
-            rows = known[enough]
+        if enough < len(row_counts):
+            rows = row_counts[enough]
         if (rows - used) * length > compile_cost_tokens:
             rows = used
         if (rows, length) not in seen:
             seen.add((rows, length))
-            bisect.insort(known, rows)
+            bisect.insort(row_counts, rows)
         yield Batch(
             tuple(members), rows, length, tuple(starts) if shares_rows else None
         )

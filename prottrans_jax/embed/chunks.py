@@ -1,4 +1,4 @@
-"""What becomes of proteins longer than a limit; by name, never by accident."""
+"""Policies for proteins longer than --max-length, and cutting them into pieces."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,20 @@ import numpy as np
 POLICIES = ("error", "skip", "chunk", "truncate")
 
 
-def overlap(size: int, asked: int | None) -> int:
-    """Residues that neighbours share: what is asked for, or a quarter of a piece.
+def overlap(size: int, requested: int | None) -> int:
+    """Residues shared by neighbouring pieces: `requested`, or a quarter of a piece.
 
     Raises:
-      ValueError: Pieces of `size` cannot share so many.
+      ValueError: `requested` is not less than `size`.
     """
-    if asked is None:
+    if requested is None:
         return size // 4
-    if not 0 <= asked < size:
+    if not 0 <= requested < size:
         raise ValueError(
-            f"chunk_overlap={asked} must be at least 0 and less than the pieces' "
+            f"chunk_overlap={requested} must be at least 0 and less than the pieces' "
             f"{size} residues."
         )
-    return asked
+    return requested
 
 
 def cut(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
@@ -40,10 +40,10 @@ def stitch(
     pieces: Sequence[tuple[int, int]],
     hidden: Sequence[Float[np.ndarray, "*layers residues d_model"]],
 ) -> Float[np.ndarray, "*layers residues d_model"]:
-    """One row per residue: from the piece in which its surroundings reach farthest.
+    """Joins pieces to one row per residue, from the piece with the most context.
 
-    In an overlap the first half comes from the piece before, the second from the one
-    behind.
+    The first half of an overlap comes from the earlier piece, the second half from the
+    later one.
     """
     parts = []
     at = 0

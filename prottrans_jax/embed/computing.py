@@ -1,7 +1,7 @@
-"""Windows of the input through the model, and what comes out into shards.
+"""Runs the model on the input, window by window, and commits vectors to shards.
 
-Batches are planned from a whole window, sorted by length, even where parts of it are
-done already: each vector is a function of the input and the settings alone.
+Batches are planned from a whole window, sorted by length, even if some of its proteins
+are already computed: each vector is a function of the input and the settings alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from prottrans_jax.embed import (
     shards,
 )
 
-# Proteins that are sorted by length together: only their residues are held.
+# Proteins that are sorted by length together; memory holds the residues of one window.
 _WINDOW = 8192
 _COMMIT_BYTES = 64 << 20
 _COMMIT_PROTEINS = 8192
@@ -32,49 +32,50 @@ _FIRST_COMMIT_S = 2.0
 
 
 def compute(
-    asked: settings.Settings,
-    found: inputs.Inputs,
+    job_settings: settings.Settings,
+    records: inputs.Inputs,
     entries: UInt8[np.ndarray, "records 32"],
-    known: Bool[np.ndarray, " records"],
+    reusable: Bool[np.ndarray, " records"],
     parts: shards.Parts,
     report: reports.Report,
     on_progress: Callable[[reports.Progress], None],
 ) -> None:
-    """Computes what is neither known nor in the shards, and commits it to them.
+    """Computes vectors that are neither reusable nor in the shards, and commits them.
 
     Args:
-      asked: What is computed.
-      found: The input. A protein that does not fit into memory is left out of it.
-      entries: Hashes under which the records are kept.
-      known: True at records whose vectors exist elsewhere.
+      job_settings: Resolved settings of the job.
+      records: Records of the input. Proteins that do not fit into memory are marked as
+        left out.
+      entries: Hashes by which shards identify the records.
+      reusable: True at records whose vectors exist in another file.
       parts: The shards.
-      report: Gets the counts, the time and the padding.
+      report: Counts, time and padding are added to it.
       on_progress: Called after each protein, and before each wait for the device.
     """
-    to_plan = (found.fates == inputs.EMBED) & ~known
+    to_plan = (records.fates == inputs.EMBED) & ~reusable
     missing = to_plan & (parts.find(entries)[:, 0] < 0)
     report.resumed = int((to_plan & ~missing).sum())
     if not missing.any():
         return
     in_pieces = np.zeros(len(missing), bool)
-    if asked.cuts:
-        in_pieces = found.lengths > asked.options.max_length
+    if job_settings.cuts:
+        in_pieces = records.lengths > job_settings.options.max_length
     started = time.perf_counter()
-    whole = asked.make_embedder(
-        pool="protein" in asked.paths,
-        residues="residues" in asked.paths,
+    whole = job_settings.make_embedder(
+        pool="protein" in job_settings.paths,
+        residues="residues" in job_settings.paths,
         may_share_rows=True,
     )
-    pieces = asked.make_embedder(pool=False, residues=True)
-    limit = asked.options.max_length if asked.cuts else None
-    costs = whole.cost(np.minimum(found.lengths, limit or found.lengths.max()))
+    pieces = job_settings.make_embedder(pool=False, residues=True)
+    limit = job_settings.options.max_length if job_settings.cuts else None
+    costs = whole.cost(np.minimum(records.lengths, limit or records.lengths.max()))
     pace = reports.Pace(
         int(missing.sum()),
-        int(found.lengths[missing].sum()),
+        int(records.lengths[missing].sum()),
         float(costs[missing].sum()),
     )
 
-    def tell(computing: str | None = None) -> None:
+    def report_progress(computing: str | None = None) -> None:
         pace.compile_seconds = whole.compile_seconds + pieces.compile_seconds
         pace.computing = pace.computing if computing is None else computing
         on_progress(pace.progress(time.perf_counter() - started))
@@ -83,45 +84,51 @@ def compute(
         where = np.zeros(len(missing), bool)
         where[[p.number for p in work.tag[work.batch.members[0]]]] = True
         logging.error("%s", error)
-        found.leave_out(where, "does not fit into memory", lambda p: str(error))
+        records.leave_out(where, "does not fit into memory", lambda p: str(error))
 
     with (
-        Committer(parts, asked.options.commit_seconds) as committer,
+        Committer(parts, job_settings.options.commit_seconds) as committer,
         stop_signals.before_exit(committer.flush),
     ):
-        for some, piecewise in ((to_plan & ~in_pieces, False), (in_pieces, True)):
-            todo = some & to_plan
+        for group, piecewise in ((to_plan & ~in_pieces, False), (in_pieces, True)):
+            todo = group & to_plan
             if not (todo & missing).any():
                 continue
             results = (
-                _in_pieces(asked, found, pieces, todo & missing, tell)
+                _embed_in_pieces(
+                    job_settings, records, pieces, todo & missing, report_progress
+                )
                 if piecewise
-                else _whole(found, whole, todo, missing, too_large, report, tell)
+                else _embed_whole(
+                    records, whole, todo, missing, too_large, report, report_progress
+                )
             )
             for protein, embedding in results:
                 committer.add(
                     shards.Item(
                         entries[protein.number].tobytes(),
-                        _stored(asked, protein, embedding),
+                        _stored_arrays(job_settings, protein, embedding),
                     )
                 )
                 report.embedded += 1
                 report.residues += len(protein.residues)
                 pace.add(len(protein.residues), float(costs[protein.number]))
-                tell()
+                report_progress()
         report.seconds = time.perf_counter() - started
 
 
-def _whole(found, runner, todo, missing, too_large, report, tell) -> Iterator[tuple]:
-    """(protein, embedding) of proteins that go through the model in one piece."""
-    buckets = runner.buckets(found.lengths[todo])
+def _embed_whole(
+    records, runner, todo, missing, too_large, report, report_progress
+) -> Iterator[tuple]:
+    """(protein, embedding) of proteins that the model takes whole."""
+    buckets = runner.buckets(records.lengths[todo])
     in_windows = int(todo.sum()) > _WINDOW
     computed = real = 0
 
     def work():
         nonlocal computed, real
-        for window in _windows(found.proteins(todo)):
-            # The same sequence under several ids is computed once.
+        for window in _windows(records.proteins(todo)):
+            # A sequence with several ids is computed once.
             alike: dict[bytes, list[inputs.Protein]] = {}
             for protein in window:
                 alike.setdefault(protein.residues, []).append(protein)
@@ -130,7 +137,7 @@ def _whole(found, runner, todo, missing, too_large, report, tell) -> Iterator[tu
                 list(alike), buckets, tag=groups, more_to_come=in_windows
             )
             for item in batches:
-                # Planned with all of the window, computed only where missing.
+                # The plan covers the whole window; only batches with missing ones run.
                 if any(
                     missing[protein.number]
                     for i in item.batch.members
@@ -143,7 +150,7 @@ def _whole(found, runner, todo, missing, too_large, report, tell) -> Iterator[tu
 
     def waiting(item):
         members = [item.tag[member][0] for member in item.batch.members]
-        tell(_described(members))
+        report_progress(_describe(members))
 
     for item, member, embedding in runner.run(work(), too_large, waiting):
         for protein in item.tag[member]:
@@ -152,7 +159,7 @@ def _whole(found, runner, todo, missing, too_large, report, tell) -> Iterator[tu
     report.padding = 1.0 - real / computed if computed else 0.0
 
 
-def _described(proteins: list[inputs.Protein]) -> str:
+def _describe(proteins: list[inputs.Protein]) -> str:
     longest = max(proteins, key=lambda protein: len(protein.residues))
     size = f"{len(longest.residues):,} residues"
     if len(proteins) == 1:
@@ -160,14 +167,16 @@ def _described(proteins: list[inputs.Protein]) -> str:
     return f"{len(proteins):,} proteins of up to {size}"
 
 
-def _in_pieces(asked, found, runner, todo, tell) -> Iterator[tuple]:
-    """(protein, embedding) of those that are cut, one protein at a time."""
-    limit = asked.options.max_length
-    for protein in found.proteins(todo):
-        tell(_described([protein]))
+def _embed_in_pieces(
+    job_settings, records, runner, todo, report_progress
+) -> Iterator[tuple]:
+    """(protein, embedding) of truncated or chunked proteins, one at a time."""
+    limit = job_settings.options.max_length
+    for protein in records.proteins(todo):
+        report_progress(_describe([protein]))
         pieces = [(0, limit)]
-        if asked.options.long == "chunk":
-            overlap = chunks.overlap(limit, asked.options.chunk_overlap)
+        if job_settings.options.long == "chunk":
+            overlap = chunks.overlap(limit, job_settings.options.chunk_overlap)
             pieces = chunks.cut(len(protein.residues), limit, overlap)
         sequences = [protein.residues[start:stop] for start, stop in pieces]
         work = runner.work(sequences, runner.buckets([limit]))
@@ -176,8 +185,8 @@ def _in_pieces(asked, found, runner, todo, tell) -> Iterator[tuple]:
             hidden[member] = np.array(embedding.residues, np.float32)
         whole = chunks.stitch(pieces, hidden)
         pooled = None
-        if "protein" in asked.paths:
-            pooled = pooling.pool_protein(whole, asked.pool)
+        if "protein" in job_settings.paths:
+            pooled = pooling.pool_protein(whole, job_settings.pool)
         yield protein, embedder.Embedding(whole, pooled)
 
 
@@ -192,12 +201,12 @@ def _windows(proteins) -> Iterator[list[inputs.Protein]]:
         yield window
 
 
-def _stored(asked, protein, embedding) -> dict[str, np.ndarray]:
-    """Arrays of each kind in the type that files have."""
+def _stored_arrays(job_settings, protein, embedding) -> dict[str, np.ndarray]:
+    """Arrays of each kind in the type that is stored."""
     arrays = {}
-    for kind in asked.paths:
+    for kind in job_settings.paths:
         wide = embedding.residues if kind == "residues" else embedding.protein
-        arrays[kind] = to_stored(wide, asked.dtypes[kind], protein.name)
+        arrays[kind] = to_stored(wide, job_settings.dtypes[kind], protein.name)
     return arrays
 
 
@@ -215,8 +224,8 @@ def to_stored(
         wide = np.asarray(array, np.float32)
         if not np.isfinite(wide).all():
             raise ValueError(
-                f"Values that are not finite for {name!r}. Are the model's weights, or "
-                "the vectors to reuse, sound?"
+                f"Values that are not finite for {name!r}. Check the model's weights, "
+                "or the vectors to reuse."
             )
         raise ValueError(
             f"{name!r}: a value of {np.abs(wide).max():.4g} does not fit {dtype}. Use "
@@ -228,8 +237,8 @@ def to_stored(
 class Committer:
     """Commits items in a thread of its own, at most one shard behind.
 
-    Items wait for others until there are enough for a shard, or the first of them has
-    waited for long enough; see `wait_s`.
+    Items are collected until they fill a shard, or until the oldest has waited for
+    `wait_s` seconds.
     """
 
     def __init__(self, parts: shards.Parts, commit_seconds: float):
@@ -247,7 +256,7 @@ class Committer:
         )
 
     def add(self, item: shards.Item) -> None:
-        """Takes an item; if that fills a shard, waits until the shard is begun.
+        """Adds an item; if that fills a shard, waits until the thread takes it.
 
         Raises:
           OSError: An earlier shard could not be written.
@@ -263,7 +272,7 @@ class Committer:
                 raise self._error
 
     def flush(self) -> None:
-        """Returns when all that was added is committed, or cannot be."""
+        """Waits until all items are committed, or a commit failed."""
         with self._changed:
             self._flush = True
             self._changed.notify_all()
@@ -276,7 +285,7 @@ class Committer:
         return self._bytes >= _COMMIT_BYTES or len(self._items) >= _COMMIT_PROTEINS
 
     def _left(self) -> float | None:
-        """Seconds until there is something to commit; None: until something changes."""
+        """Seconds until the next commit; None while no item is waiting."""
         if not self._items:
             return None
         if self._flush or self._closed or self._is_full():
@@ -298,7 +307,7 @@ class Committer:
             error = None
             try:
                 self._parts.commit(items)
-            except BaseException as caught:  # The main thread's to raise.
+            except BaseException as caught:  # Raised by the main thread.
                 error = caught
             with self._changed:
                 self._busy, self._error = False, error
@@ -314,7 +323,7 @@ class Committer:
         with self._changed:
             if isinstance(error, OSError):
                 self._items = []
-            # Stopped by a signal or an error: what is done is kept all the same.
+            # After a signal or another error, finished items are still committed.
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
@@ -323,11 +332,11 @@ class Committer:
 
 
 def wait_s(elapsed_s: float, commit_seconds: float) -> float:
-    """Seconds that results may wait for others to share a shard with.
+    """Seconds that results may wait before they are committed.
 
-    A tenth of the time since the start, so that a job that is killed within its first
-    minute has something to go on from; then `commit_seconds`; and a hundredth in jobs
-    of hours: a day of slow results makes 470 shards instead of 2,900.
+    First a tenth of the time since the start, so that a job killed within its first
+    minute keeps some results; then `commit_seconds`; in jobs of hours a hundredth of
+    the time: a day of slow results makes 470 shards instead of 2,900.
     """
     early = max(_FIRST_COMMIT_S, 0.1 * elapsed_s)
     return max(min(early, commit_seconds), 0.01 * elapsed_s)

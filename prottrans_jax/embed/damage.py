@@ -1,4 +1,4 @@
-"""Errors of a damaged embedding file, which name the part that cannot be read."""
+"""Errors that name the damaged part of an embedding file."""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,7 +11,7 @@ _CAUSES = (
     ValueError,
     KeyError,
     EOFError,
-    NotImplementedError,  # zipfile, of a compression that there is none of.
+    NotImplementedError,  # From zipfile: unknown compression method.
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -19,14 +19,14 @@ _CAUSES = (
 
 @contextlib.contextmanager
 def naming(path: pathlib.Path, part: str) -> Iterator[None]:
-    """Makes errors of reading a part of a file say which part it is.
+    """Turns errors of reading into a ValueError that names the part of the file.
 
     Args:
       path: The file.
-      part: What is read, as "the vectors of P12345".
+      part: Name of the part, for example "the vectors of P12345".
 
     Raises:
-      ValueError: In place of whatever the reader raised.
+      ValueError: The reader raised an error.
     """
     try:
         yield
@@ -35,8 +35,8 @@ def naming(path: pathlib.Path, part: str) -> Iterator[None]:
 
 
 def error_of(path: pathlib.Path, part: str, error: Exception) -> ValueError:
-    """The error that names a part; see `naming`."""
+    """The ValueError that `naming` raises."""
     why = " ".join(str(error).split())
     return ValueError(
-        f"{path} is damaged: {part} cannot be read, or not as its checksum says: {why}"
+        f"{path} is damaged: {part} cannot be read, or fails its checksum: {why}"
     )

@@ -1,4 +1,4 @@
-"""Sequences to vectors: the device kept busy, batches that do not fit halved."""
+"""Runs batches through the model: calls are queued; too large ones are halved."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,36 +19,37 @@ from prottrans_jax.distributed import stop_signals
 from prottrans_jax.embed import batching, forward, pooling
 from prottrans_jax.kernels import x86
 
-# Tokens of a call. XLA's products on a CPU are fastest at some 500 to 1,000 rows, ours
-# at more, for which a kernel is laid out once: with vectors ProtBert takes 1 to 3 %
-# less time at 4,096 than at 2,048. A call of a small model costs more than its
-# products; accelerators want many rows.
+# Tokens of a call. On a CPU, XLA's matrix products are fastest at 500 to 1,000 rows;
+# ours are faster with more rows, because a weight matrix is laid out once per call:
+# with AVX-512, ProtBert takes 1 to 3 % less time at 4,096 than at 2,048. For a small
+# model the overhead of a call dominates. Accelerators need many rows.
 _CPU_TOKENS, _X86_TOKENS = 1024, {"amx": 2048, "avx512": 4096}
 _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 4096, 10_000_000
 _ACCELERATOR_TOKENS = 16384
-# Seconds to compile a program, which is one layer, on two cores and for an H200; and
-# the tokens they are worth at most: a small model is slowed by all but its products.
-# Measured with AVX2 in rows of 200 tokens: 66,000 (0.4 million parameters), 6,400 (8
-# million), 2,000 (25 million). Choosing rows to share counts attention too, in `cost`:
-# there the first are 110,000. Of rows of their own only tokens are counted.
+# Seconds to compile one program (one layer), on two cores and for an H200, and a limit
+# of the equivalent number of tokens, which matters for small models: most of their time
+# is not spent in products. Measured with AVX2 in rows of 200 tokens: 66,000 tokens (0.4
+# million parameters), 6,400 (8 million), 2,000 (25 million). For shared rows, `cost`
+# includes attention, and the first figure is 110,000. For separate rows only tokens are
+# counted.
 _COMPILE_COSTS = {
     "cpu": (0.5, 2e4),
     "cpu, shared rows": (0.5, 1e5),
     "accelerator": (1.8, 4e6),
 }
-# FLOP/s of two cores; the share of its peak that a GPU reaches; and a guess of a peak.
+# FLOP/s of two cores; share of the peak that a GPU reaches; peak of an unknown GPU.
 _CPU_FLOPS, _SHARE_OF_PEAK, _SOME_PEAK = 2e11, 0.6, 5e13
 _LAST = forward.Layers()
-# Calls handed to each device before the first result is waited for.
+# Calls queued on each device before the first result is awaited.
 _IN_FLIGHT = 2
 
 
 class OutOfMemory(RuntimeError):
-    """A single sequence does not fit, whatever was tried."""
+    """A single sequence does not fit into memory, even with blockwise attention."""
 
 
 class Embedding(NamedTuple):
-    """Vectors of one protein, whichever were asked for.
+    """Vectors of one protein; those that were not requested are None.
 
     Attributes:
       residues: [*layers, residues, d_model], in the model's type.
@@ -61,14 +62,14 @@ class Embedding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """How residues become rows of token ids.
+    """Maps residues to rows of token ids.
 
     Attributes:
       table: [256] id of each byte.
       prefix: Ids before the residues.
       suffix: Ids after them.
       pad_id: Id of padding.
-      cls: Which of a sequence's tokens is [CLS]: 0 the first, -1 the last (XLNet).
+      cls: Position of [CLS] in a sequence: 0 is the first token, -1 the last (XLNet).
     """
 
     table: np.ndarray
@@ -85,7 +86,7 @@ class Tokens:
     def rows(
         self, sequences: Sequence[bytes], batch: "batching.Batch | batching.Packed"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and segments, both [rows, length]; segments count from 1 a row."""
+        """Token ids and segments, both [rows, length]; segments of a row start at 1."""
         tokens = np.full((batch.rows, batch.length), self.pad_id, np.int32)
         segments = np.zeros_like(tokens)
         for sequence, (row, start) in zip(sequences, batch.places(), strict=True):
@@ -103,17 +104,17 @@ class Embedder:
     Args:
       module: Linen model with `encode`.
       params: Its parameters.
-      tokens: How residues become tokens.
-      layers: Which hidden states.
-      pool: None, or a pooling; then `Embedding.protein` is given.
-      keep_residues: Whether `Embedding.residues` is given.
-      max_tokens: Tokens of a call, with padding; None chooses by device.
-      max_rows: Limit of sequences of a call.
+      tokens: Maps residues to tokens.
+      layers: Hidden states to return.
+      pool: Pooling for `Embedding.protein`, or None.
+      keep_residues: Whether to return `Embedding.residues`.
+      max_tokens: Most tokens of a call, with padding; None chooses by device.
+      max_rows: Most sequences of a call.
       devices: Devices to use in turn; None: all local accelerators, or one CPU.
-      may_share_rows: Whether several sequences may go into a row also where attention
-        then computes, and masks, the scores between them.
-      copies: The parameters on each device as far as they are there; others are added
-        when they are first used. Embedders of one model share it.
+      may_share_rows: Whether several sequences may share a row even if attention then
+        computes, and masks, the scores between them.
+      copies: Parameters on each device, filled when a device is first used. Embedders
+        of one model share it.
     """
 
     def __init__(
@@ -160,18 +161,18 @@ class Embedder:
         self._params = params
         self._copies = {} if copies is None else copies
         self._turn = 0
-        # Of the first calls of each shape, which compile its programs.
+        # Time of the first call of each shape, which compiles its programs.
         self.compile_seconds = 0.0
         self._started: set[tuple[int, int]] = set()
-        # (rows, length) of all calls: there are programs for them.
+        # (rows, length) of planned calls, which have compiled programs.
         self._seen: set[tuple[int, int]] = set()
-        # What was seen not to fit: no larger call is tried again.
+        # Limits learnt from calls that ran out of memory.
         self._rows_limit: dict[int, int] = {}
         self._packed_limit = math.inf
         self._blockwise_from: int | None = None
 
     def compile_cost_tokens(self) -> float:
-        """Tokens that could be computed while one program is compiled; a guess."""
+        """Estimated number of tokens computed in the time of one compilation."""
         device = self.devices[0]
         if device.platform == "cpu":
             kind = "cpu, shared rows" if self.shares_rows else "cpu"
@@ -183,23 +184,23 @@ class Embedder:
         return min(seconds * flops / (2.0 * max(self._size, 1)), most)
 
     def cost(self, tokens: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        """What sequences of so many tokens cost, about, in those of a short one.
+        """Estimated cost of sequences by their tokens, in tokens of a short one.
 
-        Products are linear in the length, attention quadratic. Its arithmetic counts
-        three times: scores are exponentiated, and pass through memory.
+        Products are linear in the length, attention is quadratic. FLOPs of attention
+        count three times, because scores are exponentiated and pass through memory.
         """
         config = self.module.config
         inner = getattr(config, "num_heads", 0) * getattr(config, "head_dim", 0)
         layers = getattr(config, "num_layers", 1)
         tokens = np.asarray(tokens, np.float64)
-        # FLOPs: 2 size for the products of a token, 4 inner a layer for a pair.
+        # FLOPs: 2 * size per token for products; 4 * inner per layer and token pair.
         return tokens * (1.0 + 3 * 2.0 * inner * layers * tokens / max(self._size, 1))
 
     def buckets(self, lengths: Sequence[int]) -> np.ndarray:
-        """Lengths of rows for sequences of so many residues; none if it packs them.
+        """Row lengths for a job; empty if sequences are packed.
 
         Args:
-          lengths: Of all that is to be computed.
+          lengths: Residues of all sequences of the job.
         """
         tokens = np.asarray(lengths, np.int64) + self.tokens.num_special
         if self.packs:
@@ -222,13 +223,13 @@ class Embedder:
     ) -> list["Work"]:
         """Batches of sequences, the longest first.
 
-        Packed as `batching.pack` does it, or in rows as `batching.plan`.
+        `batching.pack` or `batching.plan` makes them.
 
         Args:
           sequences: Residues of each.
-          buckets: Lengths of rows, as `buckets` gives them.
-          tag: The caller's.
-          more_to_come: Whether these are a part of the job only.
+          buckets: Row lengths, from `buckets`.
+          tag: Any value of the caller's; kept in `Work.tag`.
+          more_to_come: Whether these sequences are only a part of the job.
         """
         lengths = [len(x) + self.tokens.num_special for x in sequences]
         limits = self.max_tokens, self.max_rows
@@ -259,16 +260,18 @@ class Embedder:
     ) -> Iterator[tuple["Work", int, Embedding]]:
         """(work, number, vectors) of every member of the batches.
 
-        Reads `work` a few batches ahead: what makes it is hidden behind the device.
+        Reads `work` a few batches ahead, so that the host prepares batches while the
+        device computes.
 
         Args:
           work: Batches with their sequences.
-          on_too_large: Called with a single sequence that does not fit, which is then
-            left out; without it the error is raised.
-          on_wait: Called with a batch that is then compiled for, or waited for.
+          on_too_large: Called if a single sequence does not fit; it is then left out.
+            If None, the error is raised.
+          on_wait: Called with a batch before its compilation, and before the wait for
+            its result.
 
         Raises:
-          OutOfMemory: A sequence does not fit alone.
+          OutOfMemory: A single sequence does not fit.
         """
         source = iter(work)
         todo: collections.deque[Work] = collections.deque()
@@ -291,7 +294,7 @@ class Embedder:
                 if isinstance(call.result, Exception):
                     raise call.result
                 arrays = [x if x is None else np.asarray(x) for x in call.result]
-            except Exception as error:  # Which class it is depends on the platform.
+            except Exception as error:  # The class depends on the platform.
                 if not _is_out_of_memory(error):
                     raise
                 try:
@@ -312,8 +315,7 @@ class Embedder:
         tokens, segments = self.tokens.rows(work.sequences, batch)
         device = self.devices[self._turn % len(self.devices)]
         self._turn += 1
-        # By what a full batch would hold, not this one: the same length always goes the
-        # same way.
+        # The choice assumes a full batch, so that it depends on the length only.
         rows = max(1, self.max_tokens // batch.length)
         module = forward.for_shape(self.module, rows, batch.length, device.platform)
         if self._blockwise_from is not None and batch.length >= self._blockwise_from:
@@ -331,18 +333,18 @@ class Embedder:
         return _Call(work, module, result)
 
     def _call(self, module, params, tokens, segments):
-        # By what may be, not what is: one program for all calls of a shape.
+        # Independent of the batch's contents: one program for all calls of a shape.
         packed = self.packs or self.shares_rows
-        wanted = forward.Wanted(
+        spec = forward.OutputSpec(
             layers=self.layers,
-            # A row of several is pooled here, by the host.
+            # Rows of several sequences are pooled on the host, in `_split`.
             pool=None if packed else self.pool,
             keep_residues=packed or self.keep_residues,
             num_prefix=len(self.tokens.prefix),
             num_special=self.tokens.num_special,
             cls=self.tokens.cls,
         )
-        return forward.run(module, params, tokens, segments, wanted)
+        return forward.run(module, params, tokens, segments, spec)
 
     def _is_too_large(self, batch: batching.Batch | batching.Packed) -> bool:
         if isinstance(batch, batching.Packed):
@@ -369,8 +371,8 @@ class Embedder:
             )
             for length in {*self._rows_limit, batch.length}:
                 if length >= batch.length:
-                    known = self._rows_limit.get(length, limit)
-                    self._rows_limit[length] = min(known, limit)
+                    previous_limit = self._rows_limit.get(length, limit)
+                    self._rows_limit[length] = min(previous_limit, limit)
             return call.work.halves()
         if len(batch.members) > 1:
             logging.warning(
@@ -390,9 +392,9 @@ class Embedder:
             return [call.work]
         residues = len(call.work.sequences[0])
         raise OutOfMemory(
-            f"A sequence of {residues:,} residues does not fit into memory, alone and "
-            "with blockwise attention. Cut long ones (--max-length with --long chunk), "
-            "or leave them out (--long skip)."
+            f"A sequence of {residues:,} residues does not fit into memory, even alone "
+            "and with blockwise attention. Cut long sequences (--max-length with "
+            "--long chunk), or leave them out (--long skip)."
         ) from error
 
     def _split(self, work, hidden, pooled):
@@ -417,14 +419,14 @@ class Embedder:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A batch with the sequences of its members; `tag` is the caller's."""
+    """A batch with the sequences of its members; `tag` is any value of the caller's."""
 
     batch: batching.Batch | batching.Packed
     sequences: Sequence[bytes]
     tag: Any = None
 
     def halves(self) -> list["Work"]:
-        """The same in two batches of half the size, without empty ones."""
+        """Splits it into two batches of half the size; an empty one is left out."""
         first, second = self.batch.halves()
         cut = len(first.members)
         parts = [

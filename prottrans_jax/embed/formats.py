@@ -22,16 +22,17 @@ _HDF5 = (".h5", ".hdf5")
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What is in an embedding file.
+    """Summary of an embedding file.
 
     Attributes:
-      proteins: Number of them.
-      kind: "per residue" or "per protein", "mixed" or "empty".
-      d_model: Sizes of a vector that occur.
+      proteins: Number of proteins.
+      kind: "per residue", "per residue, several layers", "per protein", "per protein,
+        several layers", "mixed", "other" or "empty".
+      d_model: Sizes of vectors that occur.
       dtypes: Types that occur.
-      residues: Rows in all, of vectors per residue.
+      residues: Total number of rows of vectors per residue.
       examples: Some keys.
-      metadata: What the file says about itself.
+      metadata: Attributes of the file and contents of OUTPUT.json.
     """
 
     proteins: int
@@ -44,24 +45,24 @@ class Description:
 
 
 def entries(
-    path: str | os.PathLike, *, wanted: Callable[[str], bool] = lambda key: True
+    path: str | os.PathLike, *, select: Callable[[str], bool] = lambda key: True
 ) -> Iterator[writers.Entry]:
-    """Proteins of an embedding file, one in memory at a time.
+    """Reads the proteins of an embedding file, one at a time.
 
-    Links to other files, virtual and foreign data are not followed.
+    Links, virtual datasets and external data of HDF5 are refused.
 
     Args:
       path: HDF5, npz, Parquet, Zarr, CSV or TSV.
-      wanted: Which keys to read.
+      select: Returns True for keys to read.
 
     Raises:
       FileNotFoundError: There is no such file.
-      ValueError: It is damaged, or of a kind that is not read here.
+      ValueError: The file is damaged, or its format is not supported.
     """
     path = paths.local(path, "path")
     reader = _READERS[_suffix(path)]
     try:
-        for entry in reader(path, wanted):
+        for entry in reader(path, select):
             stop_signals.check()
             yield entry
     except (OSError, KeyError) as error:
@@ -69,7 +70,7 @@ def entries(
 
 
 def keys(path: str | os.PathLike) -> Iterator[str]:
-    """Keys of an embedding file; of HDF5 and npz without the vectors."""
+    """Keys of an embedding file; with HDF5 and npz the vectors are not read."""
     path = paths.local(path, "path")
     suffix = _suffix(path)
     if suffix in _HDF5:
@@ -83,18 +84,18 @@ def keys(path: str | os.PathLike) -> Iterator[str]:
 
 
 def open_hdf5(path: str | os.PathLike) -> Any:
-    """The file, for reading.
+    """Opens an HDF5 file for reading.
 
     Raises:
       FileNotFoundError: There is no such file.
-      ValueError: It is a folder, may not be read, or is no HDF5 file.
+      ValueError: It is a folder, is not readable, or is not an HDF5 file.
     """
     path = paths.local(path, "path")
     _check_exists(path)
     try:
         return writers.open_hdf5(path)
     except OSError as error:
-        # HDF5's own text names everything at once.
+        # HDF5's own message is too long for users.
         reason = "not an HDF5 file, or damaged"
         if error.errno:
             reason = os.strerror(error.errno)
@@ -111,13 +112,14 @@ def _suffix(path: pathlib.Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         raise ValueError(
-            f"{path}: the ending says the format; choose one of {', '.join(_READERS)}."
+            f"{path}: the file extension selects the format; it must be one of "
+            f"{', '.join(_READERS)}."
         )
     return suffix
 
 
 def metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """What the file, or that beside it, says about how it was made."""
+    """Attributes of the file, with the contents of OUTPUT.json beside it."""
     path = paths.local(path, "path")
     about: dict[str, Any] = {}
     if path.suffix.lower() in _HDF5:
@@ -130,9 +132,9 @@ def metadata(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def run_of(path: str | os.PathLike) -> Mapping[str, Any] | None:
-    """The run that made the file, as far as that is written; see `Settings.identity`.
+    """Identity of the run that made the file, or None; see `Settings.identity`.
 
-    In HDF5 in the file, where it cannot be parted from it; else in that beside.
+    HDF5 files store it in an attribute; for other formats it is in OUTPUT.json.
     """
     path = paths.local(path, "path")
     about = metadata(path)
@@ -142,7 +144,7 @@ def run_of(path: str | os.PathLike) -> Mapping[str, Any] | None:
 
 
 def is_per_protein(about: Mapping[str, Any]) -> bool | None:
-    """What `metadata` says of the vectors: one per protein; None: nothing."""
+    """Whether there is one vector per protein, from `metadata`; None if unknown."""
     if "pooling" in about:
         return about["pooling"] not in (None, "none")
     outputs = about.get("run", {}).get("outputs", ())
@@ -150,7 +152,7 @@ def is_per_protein(about: Mapping[str, Any]) -> bool | None:
 
 
 def describe(path: str | os.PathLike) -> Description:
-    """Looks at every protein of a file; reads all of it, checksums included."""
+    """Summarises a file; reads all of it and verifies checksums."""
     number = residues = 0
     about = metadata(path)
     per_protein = is_per_protein(about)
@@ -186,16 +188,17 @@ def reformat(
     *,
     pool: str | None = None,
 ) -> int:
-    """Writes the proteins of one file into another format; returns their number.
+    """Writes the proteins of a file in another format; returns their number.
 
     Args:
-      source: What `entries` reads.
-      output: New file; its ending says the format. OUTPUT.json is written beside it.
-      pool: "mean" or "max", to make vectors per protein of those per residue.
+      source: A file that `entries` reads.
+      output: New file; its extension selects the format. OUTPUT.json is written beside
+        it.
+      pool: "mean" or "max" pools vectors per residue to vectors per protein.
 
     Raises:
       FileExistsError: The output exists.
-      ValueError: The output's format cannot hold them.
+      ValueError: The output's format cannot hold the vectors.
     """
     output = writers.check_path(output, per_residue=False)
     if os.path.lexists(output):
@@ -207,7 +210,7 @@ def reformat(
     if is_per_protein(about):
         pool = None
     if pool is not None:
-        # No longer what a run made: none may go on with it.
+        # Pooled vectors lose the run's identity, so that no run resumes from them.
         about = {key: about[key] for key in about.keys() - {outputs.IDENTITY, "run"}}
         about["pooling"] = pool
     attributes = {
@@ -239,18 +242,20 @@ def reformat(
     return number
 
 
-def _hdf5(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
+def _hdf5(path: pathlib.Path, select) -> Iterator[writers.Entry]:
     import h5py
 
     with open_hdf5(path) as file:
-        for key in filter(wanted, file):
+        for key in filter(select, file):
             if not isinstance(file.get(key, getlink=True), h5py.HardLink):
                 raise ValueError(f"{path}: {key} is a link, which is not followed.")
             dataset = file[key]
             if not isinstance(dataset, h5py.Dataset):
                 raise ValueError(f"{path}: {key} is a group, not a protein's vectors.")
             if dataset.is_virtual or dataset.external or dataset.dtype.kind != "f":
-                raise ValueError(f"{path}: {key} holds no plain floating-point data.")
+                raise ValueError(
+                    f"{path}: {key} is not a plain floating-point dataset."
+                )
             if dataset.nbytes > MAX_BYTES:
                 raise ValueError(f"{path}: {key} claims {dataset.nbytes:,} bytes.")
             attributes = dataset.attrs
@@ -267,18 +272,18 @@ def _hdf5(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
             )
 
 
-def _npz(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
+def _npz(path: pathlib.Path, select) -> Iterator[writers.Entry]:
     with damage.naming(path, "its list of proteins"):
         file = np.load(path, allow_pickle=False)
     with file:
-        for key in filter(wanted, file.files):
+        for key in filter(select, file.files):
             with damage.naming(path, f"the vectors of {key}"):
                 array = file[key]
             length = array.shape[-2] if array.ndim > 1 else 0
             yield writers.Entry(key, key, "", length, "", array)
 
 
-def _parquet(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
+def _parquet(path: pathlib.Path, select) -> Iterator[writers.Entry]:
     pq = writers.import_parquet()
     with damage.naming(path, "its footer"):
         file = pq.ParquetFile(path, page_checksum_verification=True)
@@ -295,13 +300,13 @@ def _parquet(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
                 if batch is None:
                     break
                 read += batch.num_rows
-                yield from _rows_of_parquet(batch, wanted)
+                yield from _rows_of_parquet(batch, select)
 
 
-def _rows_of_parquet(batch: Any, wanted) -> Iterator[writers.Entry]:
+def _rows_of_parquet(batch: Any, select) -> Iterator[writers.Entry]:
     columns = {name: batch.column(name) for name in batch.schema.names}
     for row in range(batch.num_rows):
-        if not wanted(columns["id"][row].as_py()):
+        if not select(columns["id"][row].as_py()):
             continue
         shape = columns["shape"][row].as_py()
         array = columns["embedding"][row].values.to_numpy().reshape(shape)
@@ -316,29 +321,29 @@ def _rows_of_parquet(batch: Any, wanted) -> Iterator[writers.Entry]:
 
 
 def _unread_of_group(file: Any, group: int, read: int) -> str:
-    """The proteins of a row group that stand behind the first `read` of them."""
+    """Describes the proteins of a row group after the first `read` ones, for errors."""
     number = file.metadata.row_group(group).num_rows - read
-    named = plurals.count(number, "protein")
+    proteins = plurals.count(number, "protein")
     try:
         ids = file.read_row_group(group, columns=["id"])["id"].to_pylist()[read:]
-        named += f" from {ids[0]} to {ids[-1]}" if number > 1 else f", {ids[0]}"
+        proteins += f" from {ids[0]} to {ids[-1]}" if number > 1 else f", {ids[0]}"
     except (OSError, ValueError):
-        named += ", whose ids cannot be read either"
-    return f"row group {group} of {file.num_row_groups}, counted from 0 ({named})"
+        proteins += ", whose ids cannot be read either"
+    return f"row group {group} of {file.num_row_groups}, counted from 0 ({proteins})"
 
 
-def _zarr(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
-    yield from itertools.starmap(writers.Entry, zarr_folder.read(path, wanted))
+def _zarr(path: pathlib.Path, select) -> Iterator[writers.Entry]:
+    yield from itertools.starmap(writers.Entry, zarr_folder.read(path, select))
 
 
-def _csv(path: pathlib.Path, wanted) -> Iterator[writers.Entry]:
+def _csv(path: pathlib.Path, select) -> Iterator[writers.Entry]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.reader(file, delimiter=delimiter)
         size = len(next(rows, [])) - 1
         for row in rows:
             key, values = "".join(row[:1]), row[1:]
-            if not wanted(key):
+            if not select(key):
                 continue
             with damage.naming(path, f"the vector of {key} in line {rows.line_num}"):
                 if len(values) != size:

@@ -1,4 +1,4 @@
-"""One call of a model on a batch: which hidden states, pooled or not."""
+"""One call of a model on a batch: selects hidden states and pools them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import copy
@@ -18,18 +18,18 @@ from prottrans_jax.embed import layerwise, pooling
 from prottrans_jax.kernels import x86
 from prottrans_jax.layers import attention
 
-# Scores of all heads of a batch beyond which attention goes block by block.
+# Above this size of the scores of all heads of a batch, attention is blockwise.
 PLAIN_SCORES_BYTES = {"cpu": 256 << 20, "accelerator": 2 << 30}
 _BLOCK = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """Which hidden states are wanted.
+    """Which hidden states to return.
 
     Attributes:
-      indices: Numbers of hidden states: 0 is the embedded input, k what layer k gives,
-        -1 the last, after the model's final norm.
+      indices: Indices of hidden states: 0 is the embedded input, k the output of layer
+        k, -1 the last one, after the model's final norm.
       combine: "one" (a single state), "mean" or "stack" (a leading axis).
     """
 
@@ -38,7 +38,7 @@ class Layers:
 
     @property
     def is_last(self) -> bool:
-        """Whether only the model's own output is wanted."""
+        """Whether this is the model's own output only."""
         return self.combine == "one" and self.indices == (-1,)
 
     def __str__(self) -> str:
@@ -49,12 +49,12 @@ class Layers:
 def parse_layers(
     layers: "int | str | Sequence[int] | Layers | None", num_layers: int
 ) -> Layers:
-    """The choice that a user's words mean.
+    """Parses a user's choice of layers.
 
     Args:
       layers: A number, several (also "0,3,-1"), "all", "last4" (the mean of the last
         four), or None for the last.
-      num_layers: Layers of the model, which has one hidden state more.
+      num_layers: Layers of the model; it has num_layers + 1 hidden states.
 
     Raises:
       ValueError: There is no such layer.
@@ -86,7 +86,7 @@ def parse_layers(
     else:
         chosen = Layers((_layer(layers),))
     _check_layers(chosen.indices, num_layers)
-    # One spelling of each state: two runs that ask for the same are the same.
+    # Canonical indices, so that equal choices give equal run identities.
     indices = tuple(i - num_layers - 1 if i >= 0 else i for i in chosen.indices)
     return Layers(indices, chosen.combine)
 
@@ -113,22 +113,22 @@ def hidden_states(intermediates: Mapping[str, Any], last: jax.Array) -> list[jax
     """Input of every layer in order, then the model's output.
 
     Args:
-      intermediates: What `encode` sowed: each layer its `input`.
-      last: What `encode` returned.
+      intermediates: Intermediates of `encode`: each layer sows its `input`.
+      last: Output of `encode`.
     """
-    found: list[jax.Array] = []
+    states: list[jax.Array] = []
 
     def visit(tree):
-        # Several where one layer is called again and again (ALBERT).
+        # Several if one layer is called repeatedly (ALBERT).
         for array in tree.get("input", ()):
             # A scanned stack has its layers on the first axis.
-            found.extend(array if array.ndim == last.ndim + 1 else [array])
+            states.extend(array if array.ndim == last.ndim + 1 else [array])
         for name in sorted(tree, key=_natural):
             if isinstance(tree[name], Mapping):
                 visit(tree[name])
 
     visit(intermediates)
-    return [*found, last]
+    return [*states, last]
 
 
 def _natural(name: str) -> list[Any]:
@@ -138,7 +138,7 @@ def _natural(name: str) -> list[Any]:
 def choose(
     states: Sequence[Float[Array, "batch length d_model"] | None], layers: Layers
 ) -> Float[Array, "*layers batch length d_model"]:
-    """The wanted ones of all hidden states; those that are not may be None."""
+    """Selects and combines hidden states; those not in `layers` may be None."""
     picked: list[Any] = [states[i] for i in layers.indices]
     if layers.combine == "one":
         return picked[0]
@@ -174,12 +174,12 @@ def encode(
 
 
 def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Module:
-    """The model with the attention that is best for frozen models.
+    """The model with the fastest attention for frozen weights.
 
-    Where plain attention is configured, that is a GPU's fused kernel, as long as one
-    row's bias for all pairs would not be too much; `x86.attention`, at every length,
-    which takes blockwise attention's place; or blockwise attention where all scores at
-    once are too much.
+    Plain attention is replaced by
+      - the GPU's fused kernel, if one row's bias for all pairs is within the limit;
+      - `x86.attention`, at every length; the model then has blockwise attention set;
+      - blockwise attention, if all scores together exceed the limit.
     """
     limit = PLAIN_SCORES_BYTES["cpu" if platform == "cpu" else "accelerator"]
     config = module.config
@@ -196,9 +196,9 @@ def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Mo
 
 
 def can_pack(module: nn.Module, platform: str) -> bool:
-    """Whether several sequences in a row cost what they do in rows of their own.
+    """Whether packing several sequences into a row adds no cost.
 
-    With `x86.attention`, which computes nothing between them.
+    True for `x86.attention`, which computes no scores between different sequences.
     """
     config = module.config
     return (
@@ -211,7 +211,7 @@ def can_pack(module: nn.Module, platform: str) -> bool:
 def flash(module: nn.Module) -> nn.Module:
     """The same model with fused attention, for rows of one sequence each."""
     config = copy.copy(module.config)
-    # Past the constructor: whoever packs rows must not have it by a setting.
+    # Bypasses the constructor: `flash` must not be a setting, as it breaks packed rows.
     object.__setattr__(config, "flash", True)
     return module.clone(config=config)
 
@@ -225,16 +225,16 @@ def blockwise(module: nn.Module) -> nn.Module:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What is made of a batch.
+class OutputSpec:
+    """Outputs to compute for a batch.
 
     Attributes:
-      layers: Which hidden states.
-      pool: Pooling by name, or None.
-      keep_residues: Whether the hidden states themselves are given.
+      layers: Hidden states to return.
+      pool: Name of the pooling, or None.
+      keep_residues: Whether to return the hidden states themselves.
       num_prefix: Special tokens before the residues.
-      num_special: Special tokens of a row in all.
-      cls: Where a row's [CLS] is: 0 is its first token, -1 its last.
+      num_special: Total number of special tokens of a row.
+      cls: Position of [CLS] in a row: 0 is the first token, -1 the last.
     """
 
     layers: Layers
@@ -250,58 +250,58 @@ def run(
     params: types.Params,
     tokens: Int[Array, "batch length"],
     segments: Int[Array, "batch length"],
-    wanted: Wanted,
+    spec: OutputSpec,
 ) -> tuple[
     Float[Array, "*layers batch length d_model"] | None,
     Float[Array, "*layers batch d_model"] | None,
 ]:
-    """Hidden states and pooled vectors of a batch, whichever are wanted.
+    """Hidden states and pooled vectors of a batch, as `spec` selects.
 
     Args:
       module: The model.
       params: Its parameters.
       tokens: Token ids, padded on the right.
-      segments: Sequence of each token in its row, from 1, its tokens side by side; 0 is
-        padding.
-      wanted: What to make of it. Pooling takes a row for one sequence.
+      segments: Number of each token's sequence in its row, from 1; the tokens of a
+        sequence are contiguous. 0 is padding.
+      spec: Outputs to compute. Pooling assumes one sequence per row.
 
     Returns:
       Hidden states in the model's type or None, and pooled ones in float32 or None.
     """
     stack = layerwise.find_stack(module)
     if stack is None:
-        return _whole(module, params, tokens, segments, wanted)
+        return _whole(module, params, tokens, segments, spec)
     count = len(stack.paths)
-    keep = frozenset(i % (count + 1) for i in wanted.layers.indices) - {count}
+    keep = frozenset(i % (count + 1) for i in spec.layers.indices) - {count}
     last, kept = layerwise.run_layers(stack, params, tokens, segments, keep=keep)
     outside = layerwise.outside(stack, params)
-    return _end(stack, outside, tokens, segments, last, kept, wanted)
+    return _end(stack, outside, tokens, segments, last, kept, spec)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _whole(module, params, tokens, segments, wanted):
+def _whole(module, params, tokens, segments, spec):
     with x86.enabled(x86.extent_of(segments)):
-        hidden = encode(module, params, tokens, segments, wanted.layers)
-    return _finish(hidden, segments, wanted)
+        hidden = encode(module, params, tokens, segments, spec.layers)
+    return _finish(hidden, segments, spec)
 
 
-# One program, not one for each step: a shape costs less time and memory.
+# One program for all steps saves compilation time and memory.
 @functools.partial(jax.jit, static_argnums=(0, 6))
-def _end(stack, outside, tokens, segments, last, kept, wanted):
+def _end(stack, outside, tokens, segments, last, kept, spec):
     with x86.enabled(x86.extent_of(segments)):
         last = layerwise.after_layers(stack, outside, tokens, segments, last)
     states = [*(kept.get(i) for i in range(len(stack.paths))), last]
-    return _finish(choose(states, wanted.layers), segments, wanted)
+    return _finish(choose(states, spec.layers), segments, spec)
 
 
-def _finish(hidden, segments, wanted):
+def _finish(hidden, segments, spec):
     pooled = None
-    if wanted.pool is not None:
+    if spec.pool is not None:
         lengths = jnp.sum(segments != 0, axis=1)
         positions = jnp.arange(hidden.shape[-2])
-        stop = lengths - wanted.num_special + wanted.num_prefix
-        residues = (positions >= wanted.num_prefix) & (positions < stop[:, None])
-        first = lengths if wanted.cls < 0 else jnp.zeros_like(lengths)
-        cls = positions == (first + wanted.cls)[:, None]
-        pooled = pooling.pool(hidden, residues, cls, wanted.pool)
-    return (hidden if wanted.keep_residues else None), pooled
+        stop = lengths - spec.num_special + spec.num_prefix
+        residues = (positions >= spec.num_prefix) & (positions < stop[:, None])
+        first = lengths if spec.cls < 0 else jnp.zeros_like(lengths)
+        cls = positions == (first + spec.cls)[:, None]
+        pooled = pooling.pool(hidden, residues, cls, spec.pool)
+    return (hidden if spec.keep_residues else None), pooled

@@ -1,8 +1,8 @@
-"""What is to be embedded: one look at all FASTA files before anything is computed.
+"""Scans and reads the input: all FASTA files are checked before any computation.
 
 Several files are one input, as if they were concatenated.
 
-The look keeps some 50 bytes of each record: hashes of key and sequence, length, line.
+The scan keeps some 50 bytes of each record: hashes of key and sequence, length, line.
 Sequences and headers are read again, in order, when they are needed.
 """
 
@@ -23,11 +23,11 @@ from prottrans_jax.files import paths as local_paths
 from prottrans_jax.proteins import fasta, nucleotides, plurals, vocabulary
 
 ON_DUPLICATE = ("error", "suffix", "first")
-# Of standard input, looked at before it is copied.
+# Checked at the start of standard input, before it is copied.
 _START_BYTES = 64 << 10
 # Fates of records.
 EMBED, SAME, LEFT_OUT = 0, 1, 2
-# What was done to records that `Treated` names.
+# Values of `RecordNote.action`.
 SKIPPED, TRUNCATED, CHUNKED = "skipped", "truncated", "chunked"
 _NUCLEOTIDES_WAY_OUT = (
     "Translate them; if they are proteins, pass --allow-nucleotides (in Python "
@@ -43,13 +43,13 @@ class Protein(NamedTuple):
     """A record of the input.
 
     Attributes:
-      number: Among the records that could be read, from 0.
-      key: Under which it is stored.
-      name: First word of its header.
-      description: The header's rest.
+      number: Index among the records that could be read, from 0.
+      key: Name in the output.
+      name: First word of the header.
+      description: Rest of the header.
       residues: Upper-case residues.
-      line: Of its header, from 1.
-      path: File that it comes from.
+      line: Line of the header, from 1.
+      path: File that holds the record.
     """
 
     number: int
@@ -67,14 +67,14 @@ class Protein(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Treated:
-    """A record that is left out or cut, and why.
+class RecordNote:
+    """Names a record that is left out or cut, and the reason.
 
     Attributes:
-      name: First word of its header.
-      line: Of its header, from 1.
-      reason: The kind, a few fixed words.
-      detail: The sentence for the user.
+      name: First word of the header.
+      line: Line of the header, from 1.
+      reason: Category, one of a few fixed texts.
+      detail: Explanation for the user.
       action: `SKIPPED`, `TRUNCATED` or `CHUNKED`.
     """
 
@@ -90,10 +90,10 @@ class Letters:
     """Letters of the input that are not among the 20 amino acids.
 
     Attributes:
-      gaps: Gap characters taken out.
-      stops: Stops at the end of sequences taken out.
-      unusual: Number of each of `vocabulary.READ_AS_X` that occurs.
-      only_x: Names of the records with no other letters than X and these.
+      gaps: Number of gap characters removed.
+      stops: Number of stops removed from the ends of sequences.
+      unusual: Count of each letter of `vocabulary.READ_AS_X` that occurs.
+      only_x: Names of records that hold nothing but X and these letters.
     """
 
     gaps: int = 0
@@ -122,18 +122,18 @@ class Inputs:
 
     Attributes:
       paths: The files.
-      digests: SHA-256 of each file as it is stored.
-      starts: Number of the first record of each file.
-      key_scheme: How keys are made.
+      digests: SHA-256 of each file as stored.
+      starts: Index of the first record of each file.
+      key_scheme: One of `keys.SCHEMES`.
       entries: [records, 32] uint8: hash of the key, hash of the sequence.
       lengths: [records] residues.
       fates: [records] `EMBED`; `SAME` as an earlier record; `LEFT_OUT`.
-      suffixes: Number to add to the key of a record with another's key.
-      skipped: What is left out.
-      cut: What is embedded in part or in pieces.
+      suffixes: By record, the number to append to its key, for duplicate keys.
+      skipped: Records that are left out.
+      cut: Records that are truncated or embedded in pieces.
       letters: Letters other than the 20 amino acids.
-      longest: Name of the longest record, and its number.
-      allow_nucleotides: Whether records of nucleotides are taken for proteins.
+      longest: Name and index of the longest record.
+      allow_nucleotides: Whether nucleotide sequences are accepted as proteins.
     """
 
     paths: tuple[str, ...]
@@ -144,27 +144,27 @@ class Inputs:
     lengths: np.ndarray
     fates: np.ndarray
     suffixes: dict[int, int]
-    skipped: list[Treated]
+    skipped: list[RecordNote]
     letters: Letters
     longest: tuple[str, int]
     allow_nucleotides: bool
-    cut: list[Treated] = dataclasses.field(default_factory=list)
+    cut: list[RecordNote] = dataclasses.field(default_factory=list)
 
     @property
     def path(self) -> str:
-        """The file, or the first and how many more."""
+        """The file, or the first one and the number of others, for messages."""
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         return self.paths[0] + more
 
     @property
     def sha256(self) -> str:
-        """Of the file as it is stored; of several, of their digests."""
+        """SHA-256 of the file as stored; of several files, SHA-256 of their digests."""
         if len(self.digests) == 1:
             return self.digests[0]
         return hashlib.sha256("\n".join(self.digests).encode()).hexdigest()
 
     def path_of(self, number: int) -> str:
-        """The file that a record comes from."""
+        """The file that holds a record."""
         return self.paths[int(np.searchsorted(self.starts, number, side="right")) - 1]
 
     @property
@@ -173,32 +173,32 @@ class Inputs:
         return np.flatnonzero(self.fates == EMBED)
 
     def leave_out(self, where: np.ndarray, reason: str, detail: Callable) -> None:
-        """Leaves chosen records out; `detail(protein)` is the sentence for the user."""
+        """Leaves chosen records out; `detail(protein)` explains it to the user."""
         where = np.asarray(where) & (self.fates == EMBED)
         if not where.any():
             return
-        self.skipped += self._treated(where, reason, detail, SKIPPED)
+        self.skipped += self._notes(where, reason, detail, SKIPPED)
         self.fates[where] = LEFT_OUT
 
     def note_cut(self, where: np.ndarray, action: str, detail: Callable) -> None:
-        """Names the chosen records in `where`, of which not all goes through at once.
+        """Notes the chosen records that are truncated or embedded in pieces.
 
         Args:
-          where: [records] True at those.
+          where: [records] True at these records.
           action: `TRUNCATED` or `CHUNKED`.
-          detail: `detail(protein)` is the sentence for the user.
+          detail: `detail(protein)` explains it to the user.
         """
         where = np.asarray(where) & (self.fates == EMBED)
         if not where.any():
             return
-        self.cut += self._treated(where, "longer than the limit", detail, action)
+        self.cut += self._notes(where, "longer than the limit", detail, action)
 
-    def _treated(
+    def _notes(
         self, where: np.ndarray, reason: str, detail: Callable, action: str
-    ) -> list[Treated]:
+    ) -> list[RecordNote]:
         several = len(self.paths) > 1
         return [
-            Treated(
+            RecordNote(
                 protein.name,
                 protein.line,
                 reason,
@@ -209,7 +209,7 @@ class Inputs:
         ]
 
     def longest_chosen(self) -> tuple[str, int]:
-        """Name and residues of the longest record to embed; "" and 0 if none is."""
+        """Name and residues of the longest chosen record; "" and 0 if there is none."""
         lengths = np.where(self.fates == EMBED, self.lengths, 0)
         if not lengths.any():
             return "", 0
@@ -220,22 +220,22 @@ class Inputs:
         return name, int(lengths[at])
 
     def proteins(self, where: np.ndarray | None = None) -> Iterator[Protein]:
-        """Reads the file again: the records marked in `where`, by default the chosen.
+        """Reads the files again; yields records in `where`, by default the chosen.
 
         Raises:
-          ValueError: The file is not the one that was looked at.
+          ValueError: A file changed since the scan.
         """
-        wanted = (self.fates == EMBED) if where is None else where
+        selected = (self.fates == EMBED) if where is None else where
         index = -1
-        # What cannot be used was reported by the first reading.
+        # Unusable records were reported by the scan.
         records = _of_all(
             self.paths,
             lambda path: _records(path, self.allow_nucleotides, lambda problem: None),
         )
         for index, (path, (record, header)) in enumerate(records):
-            if index >= len(wanted):
+            if index >= len(selected):
                 break
-            if not wanted[index]:
+            if not selected[index]:
                 continue
             protein = _protein(self.key_scheme, index, record, header)
             protein = protein._replace(path=path)
@@ -245,7 +245,7 @@ class Inputs:
             if index in self.suffixes:
                 protein = protein._replace(key=f"{protein.key}_{self.suffixes[index]}")
             yield protein
-        if index + 1 != len(wanted):
+        if index + 1 != len(selected):
             raise ValueError(f"{self.path} changed while it was being embedded.")
 
     def stored_entries(self) -> np.ndarray:
@@ -261,7 +261,7 @@ class Inputs:
         return entries
 
 
-def look(
+def scan(
     source: str | os.PathLike | Sequence[str | os.PathLike],
     *,
     key_scheme: str = "auto",
@@ -269,29 +269,29 @@ def look(
     on_duplicate: str = "error",
     allow_nucleotides: bool = False,
 ) -> Inputs:
-    """Reads FASTA files once, checks them, and remembers what is in them.
+    """Reads and checks FASTA files; keeps hashes and lengths of their records.
 
     Args:
       source: Plain or compressed FASTA: a file, or several in their order.
       key_scheme: One of `keys.SCHEMES`.
       on_bad: "error" raises at the first record that cannot be used, "skip" leaves it
         out.
-      on_duplicate: What to do about a key that came before with another sequence:
-        "error", "suffix" (KEY_2, KEY_3, ...) or "first" (leave the later ones out). The
-        same key with the same sequence is embedded once in any case.
-      allow_nucleotides: Whether records of A, C, G, T, U and N are proteins. If not, a
-        file of them is refused, and one among others is a record that cannot be used.
+      on_duplicate: Policy for a key that occurs again with another sequence: "error",
+        "suffix" (KEY_2, KEY_3, ...) or "first" (leave the later ones out). The same key
+        with the same sequence is always embedded once.
+      allow_nucleotides: Whether sequences of A, C, G, T, U and N are accepted. If not,
+        a file of them is refused; a single one among proteins is an unusable record.
 
     Raises:
       fasta.FastaError: File and line of the first problem.
       nucleotides.NucleotidesError: The file holds nucleotides.
       DuplicateError: Keys that stand for two sequences, with their lines.
     """
-    skipped: list[Treated] = []
+    skipped: list[RecordNote] = []
 
     def on_problem(problem: fasta.Problem) -> None:
         skipped.append(
-            Treated(problem.name, problem.line, problem.reason, str(problem))
+            RecordNote(problem.name, problem.line, problem.reason, str(problem))
         )
 
     letters = Letters()
@@ -322,7 +322,7 @@ def look(
     columns.append(np.array([lengths, lines], np.int64))
     all_lengths, all_lines = np.concatenate(columns, axis=1)
     table = np.frombuffer(entries, np.uint8).reshape(-1, 32)
-    found = Inputs(
+    records = Inputs(
         paths=paths,
         digests=tuple(digest.hexdigest() for digest in digests),
         starts=np.array(starts),
@@ -336,15 +336,15 @@ def look(
         longest=longest,
         allow_nucleotides=allow_nucleotides,
     )
-    _resolve_duplicates(found, all_lines, on_duplicate)
-    return found
+    _resolve_duplicates(records, all_lines, on_duplicate)
+    return records
 
 
 def spool(stream, folder: pathlib.Path) -> pathlib.Path:
     """Copies standard input to a file, since the input is read more than once.
 
     Raises:
-      fasta.FastaError: It begins as no FASTA does.
+      fasta.FastaError: It does not begin like FASTA.
     """
     path, stream = folder / "standard_input.fasta", stream or sys.stdin.buffer
     try:
@@ -362,7 +362,7 @@ def spool(stream, folder: pathlib.Path) -> pathlib.Path:
 def _of_all(
     paths: Sequence[str], read: Callable[[str], Iterator[tuple[fasta.Record, bytes]]]
 ) -> Iterator[tuple[str, tuple[fasta.Record, bytes]]]:
-    """(file, (record, header)) of every record of the files, in their order."""
+    """(file, (record, header)) of every record, in the order of the files."""
     for path in paths:
         for record in read(path):
             yield path, record
@@ -375,14 +375,14 @@ def _records(
     letters: Letters | None = None,
     sha256: Any = None,
 ) -> Iterator[tuple[fasta.Record, bytes]]:
-    """(record, header) of every record that can be used; see `fasta.raise_or_report`.
+    """(record, header) of every usable record; see `fasta.raise_or_report`.
 
     Args:
       path: The file.
-      allow_nucleotides: As in `look`.
-      on_problem: Called with what is wrong; None raises it.
-      letters: Counts the letters.
-      sha256: Updated with the bytes as they are stored.
+      allow_nucleotides: As in `scan`.
+      on_problem: Called with each problem; if None, the first one is raised.
+      letters: Its counts are updated.
+      sha256: Updated with the bytes of the file as stored.
     """
     for block in fasta.blocks(path, digest=sha256):
         stop_signals.check()
@@ -419,8 +419,8 @@ def _entry(key: str, residues: bytes) -> bytes:
     return key_hash(key) + hashlib.sha256(residues).digest()[:16]
 
 
-def _resolve_duplicates(found: Inputs, lines: np.ndarray, on_duplicate: str) -> None:
-    key_hashes = np.ascontiguousarray(found.entries[:, :16]).view("S16").ravel()
+def _resolve_duplicates(records: Inputs, lines: np.ndarray, on_duplicate: str) -> None:
+    key_hashes = np.ascontiguousarray(records.entries[:, :16]).view("S16").ravel()
     _, first, group, counts = np.unique(
         key_hashes, return_index=True, return_inverse=True, return_counts=True
     )
@@ -430,15 +430,16 @@ def _resolve_duplicates(found: Inputs, lines: np.ndarray, on_duplicate: str) -> 
         original = int(first[group[index]])
         if index == original:
             continue
-        # Several sequences may come back under one key: each once.
+        # Several sequences may share a key; each is embedded once.
         earlier = names.setdefault(int(group[index]), {original: 1})
         same = [
             i
             for i in earlier
-            if found.entries[i, 16:].tobytes() == found.entries[index, 16:].tobytes()
+            if records.entries[i, 16:].tobytes()
+            == records.entries[index, 16:].tobytes()
         ]
         if same:
-            found.fates[index] = SAME
+            records.fates[index] = SAME
         else:
             earlier[int(index)] = len(earlier) + 1
             different.append((original, int(index)))
@@ -448,47 +449,48 @@ def _resolve_duplicates(found: Inputs, lines: np.ndarray, on_duplicate: str) -> 
         for group_members in names.values():
             for index, number in group_members.items():
                 if number > 1:
-                    found.suffixes[index] = number
-        taken = {row[:16].tobytes() for row in found.entries}
-        for protein in found.proteins(_marks(found, found.suffixes)):
+                    records.suffixes[index] = number
+        taken = {row[:16].tobytes() for row in records.entries}
+        for protein in records.proteins(_marks(records, records.suffixes)):
             if key_hash(protein.key) in taken:
                 raise DuplicateError(
-                    f"{protein.place}: the id {protein.name!r} comes twice "
-                    f"with different sequences, and {protein.key!r} is taken too. "
+                    f"{protein.place}: the id {protein.name!r} occurs twice "
+                    f"with different sequences, and {protein.key!r} is also taken. "
                     "Rename one, or choose --key header or --key index."
                 )
         return
-    where = _marks(found, [index for _, index in different])
-    proteins = list(found.proteins(where))
+    where = _marks(records, [index for _, index in different])
+    proteins = list(records.proteins(where))
     if on_duplicate == "error":
         first_lines = {index: int(lines[original]) for original, index in different}
         firsts = {index: original for original, index in different}
         shown = "; ".join(
             f"{p.name!r} in lines {first_lines[p.number]} and {p.line}"
-            if len(found.paths) == 1
-            else f"{p.name!r} at {found.path_of(firsts[p.number])}:"
+            if len(records.paths) == 1
+            else f"{p.name!r} at {records.path_of(firsts[p.number])}:"
             f"{first_lines[p.number]} and {p.place}"
             for p in proteins[:5]
         )
         ids = plurals.count(len(different), "id")
-        verb = "comes" if len(different) == 1 else "come"
+        verb = "occurs" if len(different) == 1 else "occur"
         raise DuplicateError(
-            f"{found.path}: {ids} {verb} again with another sequence: {shown}. "
+            f"{records.path}: {ids} {verb} again with another sequence: {shown}. "
             "Rename, or choose --on-duplicate suffix or first, or --key header."
         )
     for protein in proteins:
-        found.skipped.append(
-            Treated(
+        records.skipped.append(
+            RecordNote(
                 protein.name,
                 protein.line,
-                "id came before with another sequence",
-                f"{protein.place}: {protein.name!r} came before with another sequence.",
+                "id occurred before with another sequence",
+                f"{protein.place}: {protein.name!r} occurred before with another "
+                "sequence.",
             )
         )
-    found.fates[where] = LEFT_OUT
+    records.fates[where] = LEFT_OUT
 
 
-def _marks(found: Inputs, indices) -> np.ndarray:
-    where = np.zeros(len(found.fates), bool)
+def _marks(records: Inputs, indices) -> np.ndarray:
+    where = np.zeros(len(records.fates), bool)
     where[list(indices)] = True
     return where

@@ -1,4 +1,4 @@
-"""Names under which proteins are stored; never a path, whatever the header says."""
+"""Keys under which proteins are stored; escaped so that a key is never a path."""
 
 import hashlib
 import re
@@ -13,12 +13,12 @@ def make(scheme: str, name: str, header: str, residues: bytes, index: int) -> st
     Args:
       scheme: "auto": the accession of a UniProt header (sp|ACC|NAME, tr|ACC|NAME),
         else the first word; "token": the first word; "header": the whole line; "md5":
-        of the residues, as bio_embeddings; "biotrainer": SHA-256 of residues, "_" and
-        length, as biotrainer; "index": its number in the input, from 0.
+        MD5 of the residues, as in bio_embeddings; "biotrainer": SHA-256 of residues,
+        "_" and length, as in biotrainer; "index": index in the input, from 0.
       name: First word of the header.
       header: The whole header.
       residues: Upper-case residues.
-      index: Number of the record.
+      index: Index of the record.
 
     Returns:
       The key, made safe by `escape`.
@@ -42,17 +42,17 @@ def make(scheme: str, name: str, header: str, residues: bytes, index: int) -> st
 
 
 def candidates(key: str, name: str, header: str, residues: bytes) -> list[str]:
-    """Names under which another file may hold a protein, the likeliest first."""
-    found = [key, make("auto", name, header, residues, 0), header.strip(), name]
-    found += [make(s, name, header, residues, 0) for s in ("header", "token", "md5")]
-    return list(dict.fromkeys(found))
+    """Keys under which another file may hold a protein, the most likely first."""
+    names = [key, make("auto", name, header, residues, 0), header.strip(), name]
+    names += [make(s, name, header, residues, 0) for s in ("header", "token", "md5")]
+    return list(dict.fromkeys(names))
 
 
 def escape(name: str) -> str:
-    """Percent-encodes what HDF5 or a file system would take for more than a name.
+    """Percent-encodes characters that are special to HDF5 or a file system.
 
-    `/` would make a group, NUL ends a name, "." and ".." are no names. `%` too, or two
-    ids could get one key.
+    `/` would make a group, NUL ends a name, "." and ".." are not valid names. `%` is
+    encoded too, or two ids could get the same key.
     """
     name = name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
     name = name.replace("\0", "%00")
@@ -64,5 +64,5 @@ def escape(name: str) -> str:
 
 
 def digest(residues: bytes) -> str:
-    """SHA-256 of a sequence, by which a changed one is recognised."""
+    """SHA-256 of a sequence, to detect changed sequences."""
     return hashlib.sha256(residues).hexdigest()

@@ -1,15 +1,15 @@
-"""A model run layer by layer: one compiled layer, called once per layer.
+"""Runs a model layer by layer, with one compiled program for all layers.
 
-A stack written out compiles 24 times as long as one layer, for each shape, and XLA:CPU
-runs it slower (ProtBert's 30 layers three to five times, 8 layers of ProtT5 by a
-tenth); a scan copies each layer's weights. So the model is taken apart where
+For each shape, an unrolled stack takes 24 times as long to compile as one layer, and
+XLA:CPU runs it slower (ProtBert's 30 layers by a factor of three to five, 8 layers of
+ProtT5 by 10 %); a scan copies each layer's weights. So the model is split where
 `layers.stack` calls its layers:
 
   before   everything up to the first layer: embeddings, masks, biases
-  layer    one program for all layers, with each layer's parameters in turn
-  after    everything behind the last one, in one program with what is made of it
+  layer    one program for all layers, called with each layer's parameters
+  after    everything after the last layer, in one program with selection and pooling
 
-Nothing about a family is known here: Flax's interceptors see the calls.
+This works for every family: Flax's interceptors intercept the calls of the layers.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ _LAYER = re.compile(r"layer(s_\d+)?")
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Where a model's layers are, and what goes into them.
+    """The layers of a model, and the arguments of their calls.
 
     Attributes:
       module: The whole model.
-      layer: The layer, free of its place in the model.
-      paths: Path of each call's parameters.
-      pattern: For each call, which of the different arrays are its arguments besides
-        the one that goes from layer to layer.
+      layer: One layer, detached from the model.
+      paths: Path of the parameters, per call.
+      pattern: Per call, indices of its arguments except the hidden state; equal indices
+        mean the same array.
     """
 
     module: nn.Module
@@ -49,12 +49,12 @@ class Stack:
 
 
 class _Reached(Exception):
-    """Thrown at the last layer: what stands behind it is not traced."""
+    """Raised at the last layer, so that the rest of the model is not traced."""
 
 
 @functools.lru_cache(maxsize=64)
 def find_stack(module: nn.Module) -> Stack | None:
-    """The stack of a model whose layers differ in nothing but parameters, or None."""
+    """The stack of a model whose layers differ only in parameters, else None."""
     if getattr(module.config, "scan_layers", True):
         return None
     calls: list[tuple[Any, tuple, Any]] = []
@@ -84,7 +84,7 @@ def find_stack(module: nn.Module) -> Stack | None:
 
 
 def encoder_shapes(module: nn.Module) -> types.Params:
-    """Shapes of the parameters that `encode` needs, without decoder and heads."""
+    """Shapes of the parameters of `encode`, without decoder and heads."""
 
     def init(module):
         row = jnp.zeros(_ROW.shape, _ROW.dtype)
@@ -108,10 +108,10 @@ def run_layers(
     *,
     keep: frozenset[int] = frozenset(),
 ) -> tuple[Float[Array, "batch length d_model"], dict[int, jax.Array]]:
-    """What the last layer gives, and the inputs of the layers in `keep`."""
-    segments = jnp.asarray(segments)  # Once, for all layers.
+    """Output of the last layer, and the inputs of the layers in `keep`."""
+    segments = jnp.asarray(segments)  # Converted once for all layers.
     x, arguments, others = _before(stack, outside(stack, params), tokens, segments)
-    # Not as `find_stack` saw it: a bias of distances knows its length.
+    # Differs from `find_stack`'s structure: a relative position bias stores its length.
     leaves, structure = jax.tree.flatten(arguments)
     arrays = others | dict(zip(stack.pattern[0], leaves, strict=True))
     kept = {}
@@ -139,22 +139,22 @@ def after_layers(
     segments: Int[Array, "batch length"],
     x: Float[Array, "batch length d_model"],
 ) -> Float[Array, "batch length d_model"]:
-    """What the model's `encode` gives, from what its last layer gave.
+    """Output of the model's `encode`, from the output of its last layer.
 
-    Not compiled here, for whoever goes on with the result. `params` are needed as
-    `outside` gives them.
+    Not jitted here, so that callers compile it together with what follows. `params` are
+    those from `outside`.
     """
     return _with_layers(stack.module, params, tokens, segments, lambda *_: x)
 
 
 def outside(stack: Stack, params: types.Params) -> types.Params:
-    """Parameters without those of the layers."""
+    """Parameters of the model outside its layers."""
     return _without(params, frozenset(stack.paths), ())
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _before(stack, params, tokens, segments):
-    """What goes into the first layer, its other arguments, and the arrays of others."""
+    """Hidden state and arguments of the first layer, and other layers' arguments."""
     calls: list[tuple[Any, Any]] = []
     arrays: dict[int, Any] = {}
     patterns = iter(stack.pattern)
@@ -184,7 +184,7 @@ def _one_layer(layer, structure, params, x, arrays, segments):
 
 
 def _with_layers(module, params, tokens, segments, layer):
-    """`encode` with `layer(context, args, keywords)` in the place of each layer."""
+    """Runs `encode`, calling `layer(context, args, keywords)` instead of each layer."""
 
     def intercept(next_function, args, keywords, context):
         name = context.module.name

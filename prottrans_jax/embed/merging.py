@@ -1,4 +1,4 @@
-"""Shards and vectors that existed before, in the input's order, into the output."""
+"""Writes the output from shards and reused vectors, in the order of the input."""
 
 from collections.abc import Iterator
 import os
@@ -20,81 +20,85 @@ from prottrans_jax.files import writing
 
 
 def merge(
-    asked: settings.Settings,
-    found: inputs.Inputs,
+    job_settings: settings.Settings,
+    records: inputs.Inputs,
     entries: UInt8[np.ndarray, "records 32"],
-    known: reuse.Known,
+    reusable: reuse.Reusable,
     parts: shards.Parts,
     kept: int,
 ) -> None:
-    """Writes the outputs; killed at any moment, the next run does it again.
+    """Writes the outputs; if killed at any moment, the next run repeats it.
 
     Args:
-      asked: What was computed.
-      found: The input.
-      entries: Hashes under which the records are kept.
-      known: Vectors that need not be in the shards.
+      job_settings: Resolved settings of the job.
+      records: Records of the input.
+      entries: Hashes by which shards identify the records.
+      reusable: Vectors from the existing output or other files.
       parts: The shards.
-      kept: Number of proteins of the output as it is that are not in the input.
+      kept: Number of proteins of the existing output that are not in the input.
     """
     places = parts.find(entries)
-    metadata = provenance.attributes(asked, len(found.chosen) + kept)
-    # Before the outputs: those left behind by a kill are then recognisable.
-    provenance.write(asked, found, kept=kept, complete=False)
-    for kind, path in asked.paths.items():
+    metadata = provenance.attributes(job_settings, len(records.chosen) + kept)
+    # Written first, so that outputs left behind by a kill are recognisable.
+    provenance.write(job_settings, records, kept=kept, complete=False)
+    for kind, path in job_settings.paths.items():
         temporary = parts.folder / f"merged.{kind}{path.suffix}"
         try:
             writer = writers.create(temporary, metadata[kind])
             try:
-                for entry in _entries(kind, asked, found, places, known, parts):
+                for entry in _entries(
+                    kind, job_settings, records, places, reusable, parts
+                ):
                     writer.add(entry)
-                for entry in known.others(kind, entries):
+                for entry in reusable.others(kind, entries):
                     writer.add(entry)
             finally:
                 writer.close()
             if path.is_dir():
-                # A folder cannot be replaced at once; see `shards.Parts`.
+                # A folder cannot be replaced atomically; see `shards.Parts`.
                 os.replace(path, parts.folder / f"before.{kind}")
             os.replace(temporary, path)
         finally:
-            # After a failure it takes the room that a full disk lacks.
+            # After a failure it would occupy space on a full disk.
             writing.remove(temporary)
-    writing.sync_folder(asked.output.parent)
-    provenance.write(asked, found, kept=kept, complete=True)
+    writing.sync_folder(job_settings.output.parent)
+    provenance.write(job_settings, records, kept=kept, complete=True)
 
 
 def _entries(
     kind: str,
-    asked: settings.Settings,
-    found: inputs.Inputs,
+    job_settings: settings.Settings,
+    records: inputs.Inputs,
     places: Int[np.ndarray, "records 2"],
-    known: reuse.Known,
+    reusable: reuse.Reusable,
     parts: shards.Parts,
 ) -> Iterator[writers.Entry]:
-    """The input's proteins with their vectors, from the shards or known before."""
-    for protein in found.proteins():
+    """Proteins of the input with their vectors, from shards or reusable files."""
+    for protein in records.proteins():
         place = places[protein.number]
         if place[0] >= 0:
             array = parts.arrays(place, kind)
-            array = array.reshape((*asked.shape[:-1], -1, asked.shape[-1]))
+            array = array.reshape(
+                (*job_settings.shape[:-1], -1, job_settings.shape[-1])
+            )
             if kind == "protein":
                 array = array[..., 0, :]
         else:
             array = computing.to_stored(
-                known.array(protein, kind), asked.dtypes[kind], protein.name
+                reusable.array(protein, kind), job_settings.dtypes[kind], protein.name
             )
-        yield _entry(asked, protein, array)
+        yield _entry(job_settings, protein, array)
 
 
 def _entry(
-    asked: settings.Settings, protein: inputs.Protein, array: np.ndarray
+    job_settings: settings.Settings, protein: inputs.Protein, array: np.ndarray
 ) -> writers.Entry:
     full = len(protein.residues)
     return writers.Entry(
         protein.key,
         protein.name,
         protein.description,
-        int(asked.stored_lengths(np.array([full]))[0]),
+        int(job_settings.stored_lengths(np.array([full]))[0]),
         keys.digest(protein.residues),
         array,
         sequence_length=full,

@@ -1,7 +1,7 @@
-"""Which outputs of embedding are ours: only those are ever replaced.
+"""Recognises outputs of this program; no other files are ever replaced.
 
-An output is known by attributes in it (HDF5, Parquet, Zarr), or by OUTPUT.json beside
-it (npz, CSV, TSV, and what earlier versions wrote).
+An output is recognised by its attributes (HDF5, Parquet, Zarr), or by OUTPUT.json
+beside it (npz, CSV, TSV, and outputs of earlier versions).
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from typing import Any
 from prottrans_jax.embed import writers, zarr_folder
 from prottrans_jax.files import ownership
 
-# Attribute of an output with the run that made it, as JSON.
+# Attribute of an output: identity of the run that made it, as JSON.
 IDENTITY = "prottrans_run"
 _VERSION = "prottrans_version"
 # A key of OUTPUT.json as written by `embed`, and by `reformat`.
@@ -29,20 +29,20 @@ _FIRST_BYTES: Mapping[str, bytes] = {
 
 
 def companion(path: pathlib.Path) -> pathlib.Path:
-    """OUTPUT.json, which says how an output was made."""
+    """Path of OUTPUT.json, which records how an output was made."""
     return path.with_name(path.name + ".json")
 
 
 def skipped_list(path: pathlib.Path) -> pathlib.Path:
-    """OUTPUT.skipped.tsv, which names what was left out."""
+    """Path of OUTPUT.skipped.tsv, which names records that were left out or cut."""
     return path.with_name(path.name + ".skipped.tsv")
 
 
 def written(output: pathlib.Path, paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """Every file or folder that is written for an output, besides OUTPUT.parts.
+    """Every file or folder that is written for an output, except OUTPUT.parts.
 
     Args:
-      output: As the user named it.
+      output: Output path as given by the user.
       paths: Files or folders with vectors.
     """
     paths = list(paths)
@@ -50,21 +50,21 @@ def written(output: pathlib.Path, paths: Iterable[pathlib.Path]) -> list[pathlib
 
 
 def refuse_foreign(output: pathlib.Path, paths: Iterable[pathlib.Path]) -> None:
-    """Raises unless all that an output would replace was made by this program.
+    """Raises if an output would replace a file that this program did not make.
 
     Args:
-      output: As the user named it.
+      output: Output path as given by the user.
       paths: Files or folders that will be written for it.
 
     Raises:
-      ownership.ForeignError: Names what is in the way; nothing was touched.
+      ownership.ForeignError: Names the file that is in the way; nothing is changed.
     """
     for path in paths:
         if os.path.lexists(path) and not _is_ours(path):
             what = "folder" if path.is_dir() else "file"
             raise ownership.ForeignError(
                 f"{path} is a {what} that was not made by this program, so it is not "
-                "replaced, nor with --overwrite. Move or delete it, or choose another "
+                "replaced, even with --overwrite. Move or delete it, or choose another "
                 "output."
             )
         refuse_foreign_companions(path)
@@ -74,20 +74,22 @@ def refuse_foreign(output: pathlib.Path, paths: Iterable[pathlib.Path]) -> None:
 
 
 def refuse_foreign_companions(path: pathlib.Path) -> None:
-    """Raises if OUTPUT.json is there and was not written by this program.
+    """Raises if OUTPUT.json exists and was not written by this program.
 
     Raises:
       ownership.ForeignError: Names it.
     """
     beside = companion(path)
     if os.path.lexists(beside) and not _has_companion(path):
-        raise ownership.ForeignError(_in_the_way(beside, f"the account of {path.name}"))
+        raise ownership.ForeignError(
+            _in_the_way(beside, f"the description of {path.name}")
+        )
 
 
 def _in_the_way(path: pathlib.Path, what: str) -> str:
     return (
-        f"{path} is in the way: {what} goes there, and this was not made by this "
-        "program. Move it, or choose another output."
+        f"{path} is in the way: it is the path of {what}, but this program did not "
+        "make it. Move it, or choose another output."
     )
 
 
@@ -97,7 +99,7 @@ def _is_ours(path: pathlib.Path) -> bool:
         return path.is_dir() and _is_our_zarr(path)
     if not path.is_file():
         return False
-    if path.stat().st_size == 0:  # Nothing is lost.
+    if path.stat().st_size == 0:  # An empty file.
         return True
     if not _begins_with(path, _FIRST_BYTES[suffix]):
         return False
@@ -119,7 +121,7 @@ def _has_companion(path: pathlib.Path) -> bool:
 
 
 def _attributes(path: pathlib.Path) -> set[str]:
-    """Names of what a file says about itself; none if it is damaged."""
+    """Names of a file's attributes; empty if it is damaged."""
     try:
         if path.suffix.lower() == ".parquet":
             metadata = writers.import_parquet().read_schema(path).metadata or {}

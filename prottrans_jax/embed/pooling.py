@@ -1,4 +1,4 @@
-"""From vectors per residue to one per protein; pads and specials never count."""
+"""Pools vectors per residue to one per protein; ignores padding and special tokens."""
 
 from typing import Any
 
@@ -8,22 +8,22 @@ import numpy as np
 
 POOLINGS = ("mean", "max", "cls")
 CLS_OF_PIECES = (
-    "pool='cls' of a protein cut in pieces would be that of one piece. Use mean or max."
+    "pool='cls' of a protein cut in pieces is only that of one piece. Use mean or max."
 )
 
 
 def check(name: str | None, *, has_cls: bool) -> str | None:
-    """The pooling by its name; None and "none" are no pooling.
+    """Checks the name of a pooling; returns None for None and "none".
 
     Raises:
-      ValueError: The name is unknown, or "cls" is asked of a model without that piece.
+      ValueError: The name is unknown, or "cls" with a model without a [CLS] token.
     """
     if name in (None, "none"):
         return None
     if name not in POOLINGS:
-        known = ", ".join(POOLINGS if has_cls else POOLINGS[:-1])
+        choices = ", ".join(POOLINGS if has_cls else POOLINGS[:-1])
         raise ValueError(
-            f"pool={name!r} is not known. Choose one of {known}, or none for vectors "
+            f"pool={name!r} is not known. Choose one of {choices}, or none for vectors "
             "per residue."
         )
     if name == "cls" and not has_cls:
@@ -41,7 +41,7 @@ def pool(
 
     Args:
       hidden: Hidden states.
-      residues: True at residues, not at padding nor special tokens.
+      residues: True at residues, False at padding and special tokens.
       cls: True at the [CLS] token.
       name: "mean" or "max" over the residues, or "cls".
     """
@@ -51,7 +51,7 @@ def pool(
 def pool_protein(
     hidden: Float[np.ndarray, "*layers residues d_model"], name: str
 ) -> Float[np.ndarray, "*layers d_model"]:
-    """`pool` of one protein on the host, for those that went through in pieces."""
+    """`pool` of one protein on the host."""
     if name == "cls":
         raise ValueError(CLS_OF_PIECES)
     hidden = np.asarray(hidden, np.float32)

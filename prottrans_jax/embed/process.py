@@ -1,4 +1,4 @@
-"""Settings of a process that is there to embed: not for a library to make."""
+"""Process-wide settings of the command. A library must not change them."""
 
 import ctypes
 import os
@@ -8,15 +8,15 @@ import jax
 
 from prottrans_jax.files import paths
 
-# Of <malloc.h>.
+# From <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 512 << 20
 
 
 def prepare() -> None:
-    """Keeps compiled programs on disk; memory on a CPU, the same products on a GPU.
+    """Caches programs on disk; keeps freed memory (CPU) or fixes matmul kernels (GPU).
 
-    To be called before JAX looks for devices.
+    Call it before JAX initialises its devices.
     """
     _keep_programs()
     if _has_gpu():
@@ -26,13 +26,13 @@ def prepare() -> None:
 
 
 def _has_gpu() -> bool:
-    # Not by asking JAX: that would start its threads.
-    wanted = os.environ.get("JAX_PLATFORMS", "")
-    return wanted != "cpu" and os.path.exists("/dev/nvidiactl")
+    # Asking JAX would start its threads.
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    return platforms != "cpu" and os.path.exists("/dev/nvidiactl")
 
 
 def _keep_programs() -> None:
-    """The next start need not compile them."""
+    """Caches compiled programs on disk for the next start."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = paths.cache_home() / "prottrans_jax" / "programs"
@@ -42,21 +42,22 @@ def _keep_programs() -> None:
 
 
 def _keep_products() -> None:
-    """cuBLAS's own choice of a product, not the fastest of a trial.
+    """Uses cuBLAS's default kernels instead of XLA's autotuning.
 
-    That may differ from run to run, and so would the vectors. ProtT5 takes up to 9 %
-    more time on an H200, and a program 1.8 s to compile instead of 3.3.
+    Autotuning may choose other kernels in each run, which changes the vectors. Without
+    it ProtT5 takes up to 9 % more time on an H200, and a program 1.8 s to compile
+    instead of 3.3.
     """
     flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 
 
 def _keep_memory() -> None:
-    """Freed memory is used again by this process, not given back and cleared anew.
+    """Makes glibc keep freed memory instead of returning it to the system.
 
-    glibc gives back at once what is larger than 32 MiB, and has 64 MiB at most for
-    threads other than the first. A layer of 1,024 tokens needs more: getting it page
-    by page takes a CPU 5 to 20 percent of the time.
+    By default glibc returns blocks over 32 MiB at once, and threads other than the
+    first have heaps of 64 MiB at most. A layer of 1,024 tokens needs more, and its page
+    faults take 5 to 20 % of the time on a CPU.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,4 +1,4 @@
-"""A progress bar for scripts and notebooks; the command has lines of its own."""
+"""A progress bar for scripts and notebooks; the command prints progress lines."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -6,10 +6,10 @@ import contextlib
 
 @contextlib.contextmanager
 def bar(is_shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """What is called with the residues that are done and those that there are.
+    """Yields a function that is called with (finished residues, all residues).
 
     Args:
-      is_shown: Whether that shows a bar on stderr; else it does nothing.
+      is_shown: Whether to show a bar on stderr; if not, the function does nothing.
     """
     if not is_shown:
         yield lambda done, total: None

@@ -1,4 +1,4 @@
-"""What a job says of itself: before it computes, meanwhile, and at the end."""
+"""Figures of a job: before the computation, during it, and at the end."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -11,21 +11,21 @@ from prottrans_jax.embed import inputs
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The pre-flight line's figures.
+    """Figures of the line that is printed before the computation.
 
     Attributes:
-      proteins: To be in the output.
-      residues: Of these.
-      longest: Residues of the longest.
-      longest_id: Its id.
-      to_compute: Proteins not known yet.
-      to_compute_residues: Of these.
-      output_bytes: Size of the output, about.
-      needed_bytes: Space needed, shards included.
-      free_bytes: Space free at the output.
-      left_out: Records that will not be in the output, by reason.
-      cut: Proteins that are truncated or go through in pieces, by what is done.
-      limit: Residues above which they are.
+      proteins: Proteins of the input that will be in the output.
+      residues: Residues of these.
+      longest: Residues of the longest protein.
+      longest_id: Id of the longest protein.
+      to_compute: Proteins without existing vectors.
+      to_compute_residues: Residues of these.
+      output_bytes: Estimated size of the output.
+      needed_bytes: Disk space needed, shards included.
+      free_bytes: Free disk space at the output.
+      left_out: Number of records left out, by reason.
+      cut: Number of proteins truncated or embedded in pieces, by action.
+      limit: Limit in residues for these.
     """
 
     proteins: int
@@ -44,18 +44,18 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-      proteins: Computed.
-      residues: Of these.
-      of_proteins: To be computed.
-      of_residues: Of these.
-      seconds: Since computing began, compilation included.
-      residues_per_second: Without the time of compilation.
-      seconds_left: An estimate from the pace so far, without the time of compilation;
-        None as long as that was too short to tell.
-      computing: What the device computes now, for people.
+      proteins: Proteins computed so far.
+      residues: Residues of these.
+      of_proteins: All proteins to compute.
+      of_residues: Residues of these.
+      seconds: Time since the computation began, compilation included.
+      residues_per_second: Rate without compilation time.
+      seconds_left: Estimate from the rate so far, without compilation time; None while
+        there is too little data.
+      computing: Description of the current batch, for people.
     """
 
     proteins: int
@@ -69,15 +69,15 @@ class Progress:
 
 
 class Pace:
-    """What a job has computed, and how long it took without compilation.
+    """Tracks finished work and estimates the time left, without compilation.
 
     Args:
-      proteins: To be computed.
-      residues: Of these.
-      cost: Of these; time is proportional to it.
+      proteins: Proteins to compute.
+      residues: Residues of these.
+      cost: Cost of these; time is proportional to it.
     """
 
-    # Before that, start-up effects would be multiplied by the size of the job.
+    # No estimate before this time: start-up effects would distort it.
     _LEAST_S = 2.0
 
     def __init__(self, proteins: int, residues: int, cost: float):
@@ -95,7 +95,7 @@ class Pace:
         self._done += cost
 
     def progress(self, seconds: float) -> Progress:
-        """How far the job is after `seconds`, compilation included."""
+        """Progress after `seconds`, compilation included."""
         steady = seconds - self.compile_seconds
         rate, left = 0.0, None
         if steady >= self._LEAST_S and self._done:
@@ -114,24 +114,24 @@ class Pace:
 
 @dataclasses.dataclass
 class Report:
-    """What a run did.
+    """Result of a run.
 
     Attributes:
       outputs: Files written.
       embedded: Proteins computed by this run.
-      resumed: Proteins that an earlier run of the same job had computed.
-      reused: Proteins taken from other files, or from the output as it was.
-      repeated: Records whose key and sequence came before.
-      kept: Proteins of the output from earlier inputs that are not in this one.
-      dropped: Proteins of the output as it was that are not in it any more.
+      resumed: Proteins computed by an earlier run of the same job.
+      reused: Proteins taken from other files or from the existing output.
+      repeated: Records with the key and sequence of an earlier record.
+      kept: Proteins from earlier inputs that are not in this one.
+      dropped: Proteins of the previous output that were removed from it.
       skipped: Records left out, with reasons.
-      cut: Records that were truncated, or went through in pieces.
-      limit: Residues above which they were.
+      cut: Records that were truncated or embedded in pieces.
+      limit: Limit in residues for these.
       letters: Letters of the input that are not among the 20 amino acids.
       residues: Residues computed by this run.
-      seconds: Of computing, without start and merging.
-      peak_memory_bytes: Of the process.
-      padding: Share of the tokens in products that was padding; special ones are not.
+      seconds: Time of the computation, without start and merging.
+      peak_memory_bytes: Peak memory of the process.
+      padding: Share of computed tokens that was padding (special tokens are not).
     """
 
     outputs: list[pathlib.Path]
@@ -141,8 +141,8 @@ class Report:
     repeated: int = 0
     kept: int = 0
     dropped: int = 0
-    skipped: list[inputs.Treated] = dataclasses.field(default_factory=list)
-    cut: list[inputs.Treated] = dataclasses.field(default_factory=list)
+    skipped: list[inputs.RecordNote] = dataclasses.field(default_factory=list)
+    cut: list[inputs.RecordNote] = dataclasses.field(default_factory=list)
     limit: int | None = None
     letters: inputs.Letters = dataclasses.field(default_factory=inputs.Letters)
     residues: int = 0
@@ -157,12 +157,12 @@ class Report:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held."""
+    """Peak memory of this process."""
     if sys.platform.startswith("linux"):
-        # `ru_maxrss` there begins with what the process that started this one held.
+        # On Linux `ru_maxrss` includes memory of the parent process before exec.
         status = pathlib.Path("/proc/self/status").read_text()
-        _, found, rest = status.partition("VmHWM:")
-        if found:  # Not in every sandbox.
+        _, separator, rest = status.partition("VmHWM:")
+        if separator:  # Missing in some containers.
             return 1024 * int(rest.split()[0])
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage * (1 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,4 @@
-"""Vectors that exist already: in the output as it is, or in files such as UniProt's."""
+"""Finds existing vectors: in the output, or in other files such as UniProt's."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import json
@@ -13,14 +13,14 @@ from prottrans_jax.embed import formats, inputs, keys, outputs, pooling, shards,
 _HDF5 = (".h5", ".hdf5")
 
 
-class Known:
-    """Which proteins need not be computed, and their vectors.
+class Reusable:
+    """Proteins that need not be computed, and their vectors.
 
     Attributes:
-      where: [records] True at those.
-      in_output: [records] True at those that the output holds already.
-      has_output: Whether there is an output already, in HDF5.
-      keeps_others: Whether proteins of the output that are not in the input stay.
+      where: [records] True at reusable records.
+      in_output: [records] True at records whose vectors are in the existing output.
+      has_output: Whether an output exists, in HDF5.
+      keeps_others: Whether proteins of the output that are not in the input are kept.
     """
 
     def __init__(self, number: int, paths, outputs, others, pool, protein_ndim):
@@ -36,7 +36,7 @@ class Known:
         self._source = np.full(number, -1, np.int16)
 
     def array(self, protein: inputs.Protein, kind: str) -> np.ndarray:
-        """Vectors of a known protein."""
+        """Vectors of a reusable protein."""
         if self.in_output[protein.number]:
             return self._outputs[kind][protein.key][()]
         file = self._others[self._source[protein.number]]
@@ -46,9 +46,9 @@ class Known:
         return array
 
     def others(self, kind: str, entries: np.ndarray) -> Iterator[writers.Entry]:
-        """Proteins of the output as it is that are not in the input."""
+        """Proteins of the existing output that are not in the input."""
         if kind in self._paths:
-            yield from formats.entries(self._paths[kind], wanted=_is_none_of(entries))
+            yield from formats.entries(self._paths[kind], select=_is_none_of(entries))
 
     def count_others(self, kind: str, entries: np.ndarray) -> int:
         """Number of `others`."""
@@ -68,27 +68,27 @@ def count_others(path: pathlib.Path, entries: np.ndarray) -> int:
 
 
 def _is_none_of(entries):
-    """Whether a key is none of the input's."""
+    """A predicate: True for keys that are not in the input."""
     present = {row.tobytes() for row in entries[:, :16]}
     return lambda key: inputs.key_hash(key) not in present
 
 
 def identity_of(path: pathlib.Path) -> Mapping[str, Any]:
-    """What a finished output says it is.
+    """Identity of the run that made a finished output.
 
     Raises:
-      shards.OtherRunError: It does not say.
+      shards.OtherRunError: The output does not record it.
     """
     if run := formats.run_of(path):
         return run
     raise shards.OtherRunError(
-        f"{path} exists and was not made by this program's embed, or does not say so. "
+        f"{path} exists, but does not record that this program's embed made it. "
         "Choose another output, or --overwrite."
     )
 
 
 def find(
-    found: inputs.Inputs,
+    records: inputs.Inputs,
     outputs: Mapping[str, pathlib.Path],
     others: Sequence[str | os.PathLike],
     *,
@@ -97,22 +97,21 @@ def find(
     pool: str | None,
     shape: tuple[int, ...],
     lengths: np.ndarray,
-) -> Known:
-    """Looks every record up in the output as it is, then in other files.
+) -> Reusable:
+    """Looks up every record in the existing output, then in other files.
 
-    A record counts as known if its key is there with the hash of its sequence, or, in
-    files without hashes, with as many rows as it has residues.
+    A record is reusable if its key is there with the hash of its sequence or, in files
+    without hashes, with as many rows as it has residues.
 
     Args:
-      found: The records.
-      outputs: The output as it is, by kind; empty if there is none. Records are looked
-        up in HDF5 alone.
+      records: Records of the input.
+      outputs: Existing outputs by kind; may be empty. Only HDF5 files are searched.
       others: HDF5 files with one dataset per protein at the root.
-      identity: Of this run: what `others` say of themselves must not differ from it.
-      kinds: What is wanted: "residues", "protein".
-      pool: Pooling, for vectors per protein from a file of those per residue.
+      identity: Identity of this run; the identity of `others` must not differ from it.
+      kinds: Kinds of vectors that are needed: "residues", "protein".
+      pool: Pooling that makes vectors per protein from a file of those per residue.
       shape: [*layers, d_model].
-      lengths: Rows that each record's vectors should have.
+      lengths: Expected number of rows of each record.
     """
     opened = {
         kind: formats.open_hdf5(path)
@@ -120,10 +119,10 @@ def find(
         if path.suffix.lower() in _HDF5
     }
     reused = [_open(path, identity) for path in others]
-    known = Known(len(found.lengths), outputs, opened, reused, pool, len(shape))
+    reusable = Reusable(len(records.lengths), outputs, opened, reused, pool, len(shape))
     if not opened and not reused:
-        return known
-    for protein in found.proteins():
+        return reusable
+    for protein in records.proteins():
         index = protein.number
         digest = keys.digest(protein.residues)
         rows = int(lengths[index])
@@ -131,7 +130,7 @@ def find(
             _matches(opened[kind].get(protein.key), digest, rows, kind, shape)
             for kind in kinds
         ):
-            known.where[index] = known.in_output[index] = True
+            reusable.where[index] = reusable.in_output[index] = True
             continue
         for number, file in enumerate(reused):
             dataset = _lookup(file, protein)
@@ -144,10 +143,10 @@ def find(
                 )
                 for kind in kinds
             ):
-                known.where[index] = True
-                known._source[index] = number
+                reusable.where[index] = True
+                reusable._source[index] = number
                 break
-    return known
+    return reusable
 
 
 def _open(path: str | os.PathLike, identity: Mapping[str, Any]):
@@ -156,7 +155,7 @@ def _open(path: str | os.PathLike, identity: Mapping[str, Any]):
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"--reuse {error}") from None
     if outputs.IDENTITY not in file.attrs:
-        return file  # UniProt's, for one: believed.
+        return file  # For example UniProt's; it cannot be checked.
     before = json.loads(file.attrs[outputs.IDENTITY])
     names = ["weights_fingerprint", "dtype_compute", "layer", "prefix"]
     if file.attrs.get("pooling", "none") != "none":
@@ -173,7 +172,7 @@ def _open(path: str | os.PathLike, identity: Mapping[str, Any]):
 
 
 def _lookup(file, protein: inputs.Protein):
-    """The dataset of a protein: plain ones only, never a link into another file."""
+    """The dataset of a protein, or None. Links and external data are not followed."""
     import h5py
 
     header = f"{protein.name} {protein.description}"
@@ -199,7 +198,7 @@ def _matches(
 ) -> bool:
     if dataset is None:
         return False
-    wanted = shape if kind == "protein" else (*shape[:-1], rows, shape[-1])
-    if dataset.shape != wanted:
+    expected_shape = shape if kind == "protein" else (*shape[:-1], rows, shape[-1])
+    if dataset.shape != expected_shape:
         return False
     return str(dataset.attrs.get("sequence_sha256", digest)) == digest

@@ -1,4 +1,4 @@
-"""What a job is asked for: its options, and what they mean for one encoder."""
+"""Options of a job, and settings resolved from them for one encoder."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -29,36 +29,36 @@ _CUTS = ("chunk", "truncate")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to compute and how to treat what is odd; the names are the command's flags.
+    """Options of a job; the names are the command's flags.
 
     Attributes:
       per_residue: Whether to write a vector per residue.
       per_protein: Whether to write one per protein. With both, two files are written:
         OUTPUT.per_residue.h5 and OUTPUT.per_protein.h5. With neither, per residue.
-      pool: How the vector of a protein is made: "mean", "max" or "cls"; None: "mean".
-      layers: Which hidden states; see `embed.forward.parse_layers`.
-      key: Under which name a protein is stored; see `embed.keys`.
+      pool: Pooling of a protein's vectors: "mean", "max" or "cls"; None: "mean".
+      layers: Hidden states to write; see `embed.forward.parse_layers`.
+      key: Scheme of the keys under which proteins are stored; see `embed.keys`.
       output_dtype: Stored type, "float16" or "float32". None: float16 for vectors per
-        residue, as UniProt, and float32 for those per protein.
-      max_length: Residues above which `long` says what is done; None: what the model
-        has positions for, or no limit.
+        residue, like UniProt, and float32 for those per protein.
+      max_length: Limit in residues; `long` is the policy for longer proteins. None: the
+        number of the model's positions, or no limit.
       long: "error", "skip", "chunk" or "truncate".
-      chunk_overlap: Residues that neighbouring pieces share; None: a quarter of
+      chunk_overlap: Residues shared by neighbouring pieces; None: a quarter of
         `max_length`.
-      on_bad: What to do about a record that cannot be used: "error" or "skip".
-      on_duplicate: About a key that comes again with another sequence: "error",
+      on_bad: Policy for a record that cannot be used: "error" or "skip".
+      on_duplicate: Policy for a key that occurs again with another sequence: "error",
         "suffix" or "first".
-      allow_nucleotides: Whether a file of A, C, G, T, U and N is one of proteins.
-      batch_tokens: Tokens that go through the model at once, with padding; None: by
-        device.
-      max_batch: Limit of the proteins among these.
-      resume: Whether to go on from what an earlier run left.
-      overwrite: Whether to replace what another model or other settings made.
-      commit_seconds: What was computed is committed at least this often (results of a
-        single call aside), so that a kill loses no more: at first more often, from the
-        50th minute on after a hundredth of the time so far, for fewer shards.
-      reuse: HDF5 files with vectors of the same model, by accession, that need not be
-        computed again.
+      allow_nucleotides: Whether to accept a file of A, C, G, T, U and N as proteins.
+      batch_tokens: Tokens of one call of the model, with padding; None: by device.
+      max_batch: Most proteins of one call.
+      resume: Whether to resume from shards and outputs of an earlier run.
+      overwrite: Whether to replace an output of another model or other settings.
+      commit_seconds: Results are committed at least this often (apart from those of a
+        single call), so that a kill loses no more than this. At first commits are more
+        frequent; from the 50th minute on the interval is a hundredth of the time so
+        far, for fewer shards.
+      reuse: HDF5 files with vectors of the same model, looked up by accession, that are
+        not computed again.
       devices: Devices to use in turn; None: all accelerators, or one CPU.
     """
 
@@ -85,15 +85,16 @@ class Options:
     def __post_init__(self):
         object.__setattr__(self, "reuse", paths_of(self.reuse))
         setting_types.check_fields(self)
-        for field, value, known in (
+        for field, value, choices in (
             ("key", self.key, keys.SCHEMES),
             ("long", self.long, chunks.POLICIES),
             ("on_bad", self.on_bad, ("error", "skip")),
             ("on_duplicate", self.on_duplicate, inputs.ON_DUPLICATE),
         ):
-            if value not in known:
+            if value not in choices:
                 raise ValueError(
-                    f"{field}={value!r} is not known. Choose one of {', '.join(known)}."
+                    f"{field}={value!r} is not known. Choose one of "
+                    f"{', '.join(choices)}."
                 )
         for field, flag, least in (
             ("max_length", "--max-length", 1),
@@ -136,7 +137,7 @@ class Options:
 def paths_of(
     paths: str | os.PathLike | Sequence[str | os.PathLike],
 ) -> tuple[str, ...]:
-    """One path or several, as several."""
+    """A tuple of one or several paths."""
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
     return tuple(str(local_paths.local(path, "reuse")) for path in several)
 
@@ -144,7 +145,7 @@ def paths_of(
 def output_paths(
     output: str | os.PathLike, options: Options
 ) -> dict[str, pathlib.Path]:
-    """File of each kind, "residues" and "protein", that the options ask for."""
+    """Path of each kind of output, "residues" and "protein", that is written."""
     both = options.per_residue and options.per_protein
     per_residue = options.per_residue or not options.per_protein
     path = writers.check_path(output, per_residue=per_residue)
@@ -162,13 +163,13 @@ class Settings:
 
     Attributes:
       encoder: `encoders.Encoder`.
-      options: As given.
-      output: As given: what other files stand beside.
-      paths: File of each kind, "residues" and "protein", that is written.
-      layers: Which hidden states.
-      pool: How the vector of a protein is made.
+      options: Options, with `max_length` resolved.
+      output: Output path as given by the user; OUTPUT.parts and others are beside it.
+      paths: Path of each kind of output, "residues" and "protein", that is written.
+      layers: Hidden states to write.
+      pool: Pooling of a protein's vectors.
       dtypes: Stored type of each kind.
-      limit_is_own: Whether `max_length` was not given and is the model's own limit.
+      limit_is_own: Whether `max_length` was unset and is the model's own limit.
     """
 
     encoder: Any
@@ -182,20 +183,20 @@ class Settings:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two runs must share for one to go on with the other's work.
+        """Fields that must be equal for one run to resume another.
 
-        The fingerprint says which model it is, not what the model is called.
+        The fingerprint of the weights identifies the model, not its name.
         """
         options = self.options
         limited = options.max_length is not None and options.long != "error"
         if self.limit_is_own and options.long == "skip":
-            # Earlier versions left out by themselves what the model has no positions
-            # for, and wrote no limit then.
+            # Earlier versions always skipped proteins beyond the model's positions, and
+            # recorded no limit.
             limited = False
         return {
             "format": _FORMAT,
             "weights_fingerprint": self.encoder.fingerprint,
-            # Absent without one, as earlier versions wrote it.
+            # Absent without a prefix, as in earlier versions.
             **({"prefix": prefix} if (prefix := self.encoder.prefix_piece) else {}),
             "dtype_compute": self.dtype_compute,
             "layer": str(self.layers),
@@ -212,7 +213,7 @@ class Settings:
 
     @property
     def dtype_compute(self) -> str:
-        """Type of the products: of kernels, and if it is another, of activations."""
+        """Type of weights in matrix products, and of activations if it differs."""
         if self.encoder.dtype != "int8":
             return self.encoder.dtype
         on_cpu = jax.default_backend() == "cpu"
@@ -234,7 +235,7 @@ class Settings:
     def stored_lengths(
         self, lengths: Int[np.ndarray, " records"]
     ) -> Int[np.ndarray, " records"]:
-        """Rows that proteins of so many residues have in the output."""
+        """Rows in the output, by the number of residues of a protein."""
         if self.options.max_length is not None and self.options.long == "truncate":
             return np.minimum(lengths, self.options.max_length)
         return lengths
@@ -242,7 +243,7 @@ class Settings:
     def make_embedder(
         self, *, pool: bool, residues: bool, may_share_rows: bool = False
     ) -> embedder.Embedder:
-        """What runs batches, giving vectors per protein, per residue or both."""
+        """An embedder that returns vectors per protein, per residue or both."""
         return self.encoder.make_embedder(
             pool=self.pool if pool else None,
             layers=self.layers,
@@ -255,15 +256,14 @@ class Settings:
 
 
 def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settings:
-    """What the options mean for an encoder.
+    """Resolves and checks options for one encoder.
 
     Raises:
-      ValueError: There is no such format, layer or pooling, or the encoder's ids are
-        not known.
+      ValueError: Unknown format, layer or pooling, or the encoder's ids are unknown.
     """
     encoder.check_ids()
     paths = output_paths(output, options)
-    given, options = options, _with_limit(encoder, options)
+    original, options = options, _with_limit(encoder, options)
     layers = forward.parse_layers(options.layers, encoder.num_layers)
     pool = pooling.check(
         options.pool or "mean", has_cls=encoder.cls_position is not None
@@ -286,15 +286,15 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
             "residues": np.dtype(options.output_dtype or "float16"),
             "protein": np.dtype(options.output_dtype or "float32"),
         },
-        limit_is_own=given.max_length is None and options.max_length is not None,
+        limit_is_own=original.max_length is None and options.max_length is not None,
     )
 
 
 def _with_limit(encoder: Any, options: Options) -> Options:
-    """The options with the model's own limit, where `long` is to treat what exceeds it.
+    """Sets `max_length` to the model's own limit, if `long` needs a limit.
 
     Raises:
-      ValueError: `long` has no limit, or pieces are longer than the model takes.
+      ValueError: There is no limit, or pieces are longer than the model accepts.
     """
     most = encoder.max_residues
     if options.long == "error":

@@ -1,14 +1,14 @@
-"""Work that is kept: committed shards and a journal, believed by their SHA-256.
+"""Resumable shards of computed vectors, with a journal, verified by SHA-256.
 
-  OUTPUT.parts/run.json          what is computed: model, layers, pooling ...
+  OUTPUT.parts/run.json          identity of the run: model, layers, pooling ...
   OUTPUT.parts/journal.jsonl     one line per committed shard, with its hash
   OUTPUT.parts/00000.safetensors hashes of keys and sequences, and the vectors
-  OUTPUT.parts/lock              held by the one process that writes here
+  OUTPUT.parts/lock              held by the process that writes here
   OUTPUT.parts/merged.*          the output while it is written
-  OUTPUT.parts/before.*          the folder that the output replaces, for a moment
+  OUTPUT.parts/before.*          the previous Zarr folder while the output replaces it
 
-A shard is written under another name, synchronised to disk, renamed, and only then
-entered in the journal. Killed at any moment, what the journal names is whole.
+A shard is written under a temporary name, synchronised to disk, renamed, and only then
+entered in the journal. After a kill at any moment, every shard in the journal is whole.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,9 +31,9 @@ _JOURNAL = "journal.jsonl"
 _RUN = "run.json"
 _LOCK = "lock"
 _MAX_OPEN = 64
-# Recorded by earlier versions: the same weights may lie in a renamed folder.
+# Recorded by earlier versions; the folder of a model may be renamed.
 _NOT_COMPARED = frozenset({"model_name"})
-# All names that this program, and versions before it, give in this folder.
+# All file names that this version and earlier ones create in this folder.
 _NAMES = re.compile(
     r"lock|(run\.json|journal\.jsonl|\d{5,})(\.partial)?(\.tmp)?|"
     r"\d{5,}\.safetensors|standard_input(\.\w+)*|(merged|before)\.\w+(\.\w+)?"
@@ -41,12 +41,12 @@ _NAMES = re.compile(
 
 
 class OtherRunError(ValueError):
-    """What is on disk was made by another model, or with other settings."""
+    """The output or its parts were made by another model or with other settings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One protein on its way into a shard.
+    """Vectors of one protein to be written to a shard.
 
     Attributes:
       entry: 32 bytes: hashes of key and sequence.
@@ -62,16 +62,16 @@ class Parts:
 
     Args:
       output: The output file.
-      identity: What is computed; JSON-able. Shards of another identity are refused.
-      outputs: Output of each kind; a folder that was moved away to be replaced when a
-        kill came is put back.
-      fresh: Whether to throw away what is there.
-      overwrite: Whether to throw it away if it is of another identity.
+      identity: Identity of the run, JSON-able. Shards of another identity are refused.
+      outputs: Path of each kind of output. If a kill came while a folder was being
+        replaced, the previous one is moved back.
+      fresh: Whether to delete existing shards.
+      overwrite: Whether to delete existing shards of another identity.
 
     Raises:
-      locks.LockedError: Another process writes there; says which.
-      ownership.ForeignError: The folder holds files of others.
-      OtherRunError: Lists what differs.
+      locks.LockedError: Another process writes there; names it.
+      ownership.ForeignError: The folder holds files that this program did not make.
+      OtherRunError: Shards have another identity; lists the differing fields.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Parts:
                 before = self.folder / f"before.{kind}"
                 if before.exists() and not path.exists():
                     os.replace(before, path)
-            # What a kill left of writing the output takes room.
+            # Partial outputs left by a kill occupy space.
             for path in self.folder.glob("merged.*"):
                 writing.remove(path)
             if fresh:
@@ -109,14 +109,14 @@ class Parts:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no shard is kept."""
+        """Whether there are no committed shards."""
         return not self._shards
 
     def commit(self, items: Sequence[Item]) -> int:
-        """Writes a shard; returns its bytes. When it returns, the shard is kept.
+        """Writes a shard durably; returns its size in bytes.
 
         Raises:
-          OSError: The disk is full, for one; what was committed before stays.
+          OSError: For example a full disk; earlier shards are kept.
         """
         number = max(self._shards, default=-1) + 1
         path = self._path(number)
@@ -167,45 +167,45 @@ class Parts:
         return arrays[kind][start : int(stops[kind][row])]
 
     def find(self, entries: np.ndarray) -> np.ndarray:
-        """[entries, 2] (shard, row) of each, -1 for those that are not kept."""
+        """[entries, 2] (shard, row) of each entry, -1 for those not in a shard."""
         places = np.full((len(entries), 2), -1, np.int64)
         if not self._shards or not len(entries):
             return places
-        found = {number: self._read_entries(number) for number in self._shards}
-        kept = as_scalars(np.concatenate(list(found.values())))
+        shard_entries = {number: self._read_entries(number) for number in self._shards}
+        kept = as_scalars(np.concatenate(list(shard_entries.values())))
         where = np.concatenate(
             [
                 np.stack([np.full(len(rows), number), np.arange(len(rows))], axis=1)
-                for number, rows in found.items()
+                for number, rows in shard_entries.items()
             ]
         )
         order = np.argsort(kept, kind="stable")
-        wanted = as_scalars(entries)
-        at = np.minimum(np.searchsorted(kept[order], wanted), len(order) - 1)
-        same = kept[order[at]] == wanted
+        scalars = as_scalars(entries)
+        at = np.minimum(np.searchsorted(kept[order], scalars), len(order) - 1)
+        same = kept[order[at]] == scalars
         places[same] = where[order[at[same]]]
         return places
 
     def remove(self) -> None:
-        """Deletes the folder, when all is merged; then lets go of it."""
+        """Deletes the folder and releases its lock."""
         self._open.clear()
         self._clear()
         self._lock.release(remove=True)
         try:
             self.folder.rmdir()
-        except OSError:  # Somebody put something in: not ours to delete.
-            logging.warning("%s is not empty and stays.", self.folder)
+        except OSError:  # It holds files that this program did not make.
+            logging.warning("%s is not empty and is kept.", self.folder)
 
     def close(self) -> None:
-        """Lets another process write here."""
+        """Releases the lock."""
         self._lock.release()
 
     def _path(self, number: int) -> pathlib.Path:
         return self.folder / f"{number:05d}.safetensors"
 
     def _clear(self) -> None:
-        """Deletes what this program made here, but the lock."""
-        # Journal and run last: by them a folder is recognised that a kill leaves.
+        """Deletes all files that this program made here, except the lock."""
+        # Journal and run last, so that a folder left by a kill is recognisable.
         for path in sorted(
             self.folder.iterdir(), key=lambda path: path.name in (_JOURNAL, _RUN)
         ):
@@ -214,7 +214,7 @@ class Parts:
 
     def _check_identity(self, identity, overwrite) -> None:
         path = self.folder / _RUN
-        # Without a shard nothing is lost: a run that only saw its input be refused.
+        # Without shards nothing is lost, for example after a refused input.
         if path.exists() and self._shards:
             try:
                 refuse_other_run(self.folder, _read_json(path), identity)
@@ -228,7 +228,7 @@ class Parts:
         writing.write_synced(path, text.encode())
 
     def _read_journal(self) -> dict[int, dict[str, Any]]:
-        """Shards that are there and whole; others are named and dropped."""
+        """Reads the journal; logs and drops shards that are missing or damaged."""
         shards: dict[int, dict[str, Any]] = {}
         path = self.folder / _JOURNAL
         text = path.read_bytes() if path.exists() else b""
@@ -239,7 +239,9 @@ class Parts:
                 entry = json.loads(line)
                 shards[entry["shard"]] = entry
             except (ValueError, KeyError, TypeError):
-                logging.warning("%s: a damaged line; computed again.", path)
+                logging.warning(
+                    "%s: a damaged line; its shard is computed again.", path
+                )
         for number, entry in list(shards.items()):
             stop_signals.check()
             if fault := self._fault(number, entry):
@@ -269,12 +271,12 @@ class Parts:
         return None
 
     def _read_entries(self, number: int) -> np.ndarray:
-        # A copy: views would keep every shard mapped.
+        # A view would keep the shard mapped.
         return np.array(safetensors.load(self._path(number))["entries"].reshape(-1, 32))
 
 
 def as_scalars(entries: np.ndarray) -> np.ndarray:
-    """[n, 32] bytes as n scalars that sort and compare."""
+    """[n, 32] bytes as n scalars that can be sorted and compared."""
     return np.ascontiguousarray(entries).view("S32").ravel()
 
 
@@ -291,7 +293,9 @@ def refuse_other_run(
     ]
     if lines:
         raise OtherRunError(
-            f"{where} was made in another way:\n" + "\n".join(lines) + f"\n{advice}"
+            f"{where} was made with other settings:\n"
+            + "\n".join(lines)
+            + f"\n{advice}"
         )
 
 
@@ -306,7 +310,7 @@ def _in_words(value: Any) -> str:
 
 
 def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of the fields in which two identities, read from JSON or not, differ."""
+    """Names of fields in which two identities differ, each from JSON or not."""
     before, now = (json.loads(json.dumps(dict(x))) for x in (before, now))
     return [
         name
@@ -320,12 +324,12 @@ def _is_ours(name: str) -> bool:
 
 
 def _refuse_foreign(folder: pathlib.Path) -> None:
-    """Raises `ownership.ForeignError` if a folder of parts is not one of ours."""
+    """Raises `ownership.ForeignError` if this program did not make the folder."""
     ownership.refuse_foreign_entries(folder, _is_ours)
     if not folder.is_dir():
         return
     names = {path.name for path in folder.iterdir()}
-    # These may be there before the run is known.
+    # These files may exist before run.json.
     begun = {_LOCK, f"{_RUN}.partial", *filter(writing.is_temporary, names)}
     if names - begun and not names & {_RUN, _JOURNAL}:
         raise ownership.ForeignError(

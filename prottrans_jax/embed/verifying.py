@@ -1,4 +1,4 @@
-"""Whether files are whole and models give what they should."""
+"""Checks embedding files against FASTA, and models against reference vectors."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -9,20 +9,20 @@ import numpy as np
 from prottrans_jax.embed import formats, inputs, keys
 from prottrans_jax.proteins import plurals
 
-# bio_embeddings' own limits for its reference vectors, which are float32.
+# Limits of bio_embeddings for its reference vectors, which are float32.
 RTOL, ATOL = 1e-3, 1e-5
-# For vectors that were computed or kept in half precision.
+# For vectors computed or stored in half precision.
 _MIN_COSINE_HALF = 0.999
 
 
 class Result(NamedTuple):
-    """A protein's vectors against those known to be right.
+    """Comparison of a protein's vectors with reference vectors.
 
     Attributes:
       name: Its id.
       largest: Largest absolute difference.
-      cosine: Least cosine of two rows.
-      passed: Whether that is within the limits.
+      cosine: Smallest cosine similarity of two rows.
+      passed: Whether the differences are within the limits.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Result(NamedTuple):
 
 
 class FileCheck(NamedTuple):
-    """What reading an embedding file in full has shown.
+    """Result of reading an embedding file in full.
 
     Attributes:
-      faults: What is wrong, a line each.
+      faults: One line for each fault.
       extra: Keys of proteins that are not in the input.
-      truncated: Number of proteins of which not all residues were embedded.
+      truncated: Number of truncated proteins.
     """
 
     faults: list[str]
@@ -51,41 +51,42 @@ def expected(
     *,
     allow_nucleotides: bool = False,
 ) -> tuple[Mapping[str, tuple], list[str]]:
-    """What FASTA files ask for.
+    """Reads the proteins that an embedding file should hold.
 
     Args:
-      source: The file.
+      source: FASTA, a file or several.
       key_scheme: One of `keys.SCHEMES`.
-      allow_nucleotides: Whether records of nucleotides are taken for proteins.
+      allow_nucleotides: Whether nucleotide sequences are accepted as proteins.
 
     Returns:
-      (sha256, residues) of every protein, by key, and what is wrong with the records
-      that cannot be used, a line each.
+      (sha256, residues) of every protein by key, and one line for each record that
+      cannot be used.
     """
-    found = inputs.look(
+    records = inputs.scan(
         source,
         key_scheme=key_scheme,
         on_bad="skip",
         on_duplicate="suffix",
         allow_nucleotides=allow_nucleotides,
     )
-    wanted = {
+    expected_proteins = {
         protein.key: (keys.digest(protein.residues), len(protein.residues))
-        for protein in found.proteins()
+        for protein in records.proteins()
     }
-    return wanted, [skipped.detail for skipped in found.skipped]
+    return expected_proteins, [skipped.detail for skipped in records.skipped]
 
 
 def check_file(
-    path: str | os.PathLike, wanted: Mapping[str, tuple] | None = None
+    path: str | os.PathLike, expected_proteins: Mapping[str, tuple] | None = None
 ) -> FileCheck:
     """Reads all of an embedding file and compares it with an input.
 
-    Proteins that are not in the input are no fault: outputs keep those of earlier ones.
+    Proteins that are not in the input are not faults: outputs keep proteins of earlier
+    inputs.
 
     Args:
       path: The file.
-      wanted: What should be in it, from `expected`.
+      expected_proteins: Proteins that should be in it, from `expected`.
     """
     per_protein = formats.is_per_protein(formats.metadata(path))
     policy, limit, *_ = (formats.run_of(path) or {}).get("long") or ("", None)
@@ -95,18 +96,18 @@ def check_file(
     try:
         for entry in formats.entries(path):
             seen.add(entry.key)
-            # Of earlier versions `length` is that of the whole protein.
+            # In files of earlier versions `length` is that of the whole protein.
             truncated += entry.is_truncated or (
                 policy == "truncate" and entry.length > (limit or 0)
             )
             if not np.isfinite(entry.array).all():
                 check.faults.append(f"{entry.key}: values that are not finite")
-            if wanted is None:
+            if expected_proteins is None:
                 continue
-            if entry.key not in wanted:
+            if entry.key not in expected_proteins:
                 check.extra.append(entry.key)
                 continue
-            digest, length = wanted[entry.key]
+            digest, length = expected_proteins[entry.key]
             if policy == "truncate":
                 length = min(length, limit)
             if entry.sequence_sha256 and entry.sequence_sha256 != digest:
@@ -120,7 +121,9 @@ def check_file(
     except ValueError as error:
         check.faults.append(str(error))
         return check
-    check.faults.extend(f"{key}: missing" for key in (wanted or {}) if key not in seen)
+    check.faults.extend(
+        f"{key}: missing" for key in (expected_proteins or {}) if key not in seen
+    )
     return check._replace(truncated=truncated)
 
 
@@ -129,9 +132,9 @@ def compare(
     golden: str | os.PathLike,
     source: str | os.PathLike | Sequence[str | os.PathLike],
 ) -> tuple[list[Result], list[str]]:
-    """A model's vectors against a file of vectors known to be right.
+    """Compares a model's vectors with a file of reference vectors.
 
-    Where either was computed or kept in less than float32, only cosines are compared.
+    If either was computed or stored in less than float32, only cosines are compared.
 
     Args:
       encoder: `encoders.Encoder`.
@@ -140,14 +143,14 @@ def compare(
       source: FASTA with the proteins, a file or several.
 
     Returns:
-      A result per protein of the file that is in the FASTA, and the names of those of
-      the FASTA that are not in the file.
+      A result for each protein that is in both, and the names of proteins that are only
+      in the FASTA.
 
     Raises:
       ValueError: No protein of the FASTA is in the file.
     """
-    found = inputs.look(source)
-    proteins = list(found.proteins())
+    records = inputs.scan(source)
+    proteins = list(records.proteins())
     by_key: dict[str, inputs.Protein] = {}
     for protein in proteins:
         header = f"{protein.name} {protein.description}"
@@ -155,28 +158,28 @@ def compare(
             by_key.setdefault(key, protein)
     results = []
     compared = set()
-    for entry in formats.entries(golden, wanted=by_key.__contains__):
+    for entry in formats.entries(golden, select=by_key.__contains__):
         protein = by_key[entry.key]
         compared.add(protein.number)
         header = f"{protein.name} {protein.description}".strip()
-        theirs = np.asarray(entry.array, np.float32)
-        if theirs.ndim == 1:
-            ours = encoder.embed([protein.residues.decode()], pool="mean")[0]
+        reference = np.asarray(entry.array, np.float32)
+        if reference.ndim == 1:
+            vectors = encoder.embed([protein.residues.decode()], pool="mean")[0]
         else:
-            ours = encoder.embed([protein.residues.decode()])[0]
-        if ours.shape != theirs.shape:
+            vectors = encoder.embed([protein.residues.decode()])[0]
+        if vectors.shape != reference.shape:
             results.append(Result(header, float("inf"), 0.0, False))
             continue
-        half = entry.array.dtype == np.float16 or encoder.dtype != "float32"
-        norms = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
-        cosine = float((np.sum(ours * theirs, axis=-1) / norms).min())
+        is_half = entry.array.dtype == np.float16 or encoder.dtype != "float32"
+        norms = np.linalg.norm(vectors, axis=-1) * np.linalg.norm(reference, axis=-1)
+        cosine = float((np.sum(vectors * reference, axis=-1) / norms).min())
         passed = (
             cosine >= _MIN_COSINE_HALF
-            if half
-            else np.allclose(ours, theirs, rtol=RTOL, atol=ATOL)
+            if is_half
+            else np.allclose(vectors, reference, rtol=RTOL, atol=ATOL)
         )
-        largest = float(np.abs(ours - theirs).max())
+        largest = float(np.abs(vectors - reference).max())
         results.append(Result(header, largest, cosine, bool(passed)))
     if not results:
-        raise ValueError(f"No protein of {found.path} is in {golden}.")
+        raise ValueError(f"No protein of {records.path} is in {golden}.")
     return results, [p.name for p in proteins if p.number not in compared]

@@ -1,4 +1,4 @@
-"""Output files: HDF5 as UniProt's, and npz, Parquet, Zarr and CSV."""
+"""Writers of output files: HDF5 in UniProt's layout, npz, Parquet, Zarr and CSV."""
 
 from collections.abc import Iterator, Mapping
 import csv
@@ -22,14 +22,14 @@ class Entry(NamedTuple):
     """One protein in an output file.
 
     Attributes:
-      key: Its name there.
-      original_id: First word of its FASTA header, whatever is in it.
-      description: The header's rest.
-      length: Residues that were embedded.
-      sequence_sha256: Of all upper-case residues of the protein.
+      key: Name in the file.
+      original_id: First word of the FASTA header, unescaped.
+      description: Rest of the header.
+      length: Number of embedded residues.
+      sequence_sha256: SHA-256 of all upper-case residues of the protein.
       array: [*layers, residues, d_model] or [*layers, d_model].
       sequence_length: Residues of the protein, more than `length` if it was truncated;
-        0 if that is not known.
+        0 if unknown.
     """
 
     key: str
@@ -47,27 +47,27 @@ class Entry(NamedTuple):
 
 
 class Writer(Protocol):
-    """Takes proteins one by one, in memory that does not grow with their number."""
+    """Writes proteins one by one; memory does not grow with their number."""
 
     def add(self, entry: Entry) -> None:
         """Adds a protein."""
 
     def close(self) -> None:
-        """Ends the file and synchronises it to disk."""
+        """Finishes the file and synchronises it to disk."""
 
 
 class _Hdf5:
     """One dataset per protein at the root, everything else in attributes.
 
-    No other dataset or group: ProtSpace takes each one it meets for a protein.
+    No other dataset or group: ProtSpace reads every one as a protein.
 
-    HDF5 that meets a full disk takes the process with it: space is reserved before it
-    writes, and what is left of that is given back in the end.
+    HDF5 crashes the process if the disk is full while it writes. So space is reserved
+    before each write, and the unused rest is released at the end.
     """
 
-    # Reserved at a time, and beyond what is known to be needed.
+    # Bytes reserved at a time, and bytes reserved beyond the expected need.
     _AHEAD, _SPARE = 64 << 20, 1 << 20
-    # In the superblock of versions 2 and 3, a little-endian uint64: the file's end.
+    # Offset of the file's end in superblock versions 2 and 3, a little-endian uint64.
     _END_AT = 28
 
     def __init__(self, path: pathlib.Path, metadata: Mapping[str, Any]):
@@ -75,16 +75,16 @@ class _Hdf5:
 
         self._path = path
         creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
-        # Or the root group keeps the time: the same embeddings give the same bytes.
+        # Without times in the root group, the same embeddings give the same bytes.
         creation.set_obj_track_times(False)
         access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-        # What readers since HDF5 1.10 know; per dataset 356 bytes instead of 2,490.
+        # Needs readers of HDF5 1.10 or later; 356 bytes per dataset instead of 2,490.
         access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
         access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-        # Nobody else writes here, and some file systems have no locks.
+        # No other process writes here, and some file systems have no locks.
         access.set_file_locking(False, True)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        # macOS has no such call.
+        # Not available on macOS.
         self._reserves = hasattr(os, "posix_fallocate")
         self._file: Any = None
         try:
@@ -115,7 +115,9 @@ class _Hdf5:
                 self._reserved = end
                 return
             except OSError as error:
-                if writing.no_room(error) is None:  # A file system that cannot.
+                if (
+                    writing.no_room(error) is None
+                ):  # The file system does not support it.
                     self._reserves = False
                     return
                 if end == needed:
@@ -123,7 +125,7 @@ class _Hdf5:
 
     def add(self, entry: Entry) -> None:
         self._reserve(self._file.id.get_filesize() + entry.array.nbytes)
-        # A checksum needs chunks: the array is one.
+        # A checksum needs a chunked layout: the array is one chunk.
         dataset = self._file.create_dataset(
             entry.key, data=entry.array, chunks=entry.array.shape, fletcher32=True
         )
@@ -147,18 +149,18 @@ class _Hdf5:
 
 
 def _fitting(text: str) -> str:
-    # HDF5 keeps an attribute of more than 64 KiB elsewhere, which not all readers like.
+    # HDF5 stores attributes over 64 KiB densely, which not all readers support.
     return text.encode()[:60_000].decode(errors="ignore")
 
 
 class _Npz:
-    """One array per protein; zip keeps a CRC. The rest is in the file beside."""
+    """One array per protein; zip stores a CRC. Metadata are in OUTPUT.json only."""
 
     def __init__(self, path: pathlib.Path, metadata: Mapping[str, Any]):
         self._path = path
         del metadata
         self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
-        # Or a million entries of it stay in memory until the end.
+        # zipfile would keep millions of entries in memory until the end.
         self._directory = _ZipDirectory(path.parent)
         self._zip.filelist = self._directory  # type: ignore[assignment]
 
@@ -177,7 +179,7 @@ class _Npz:
 
 
 class _ZipDirectory:
-    """What `zipfile` keeps of each entry until it writes its directory, in a file."""
+    """A list of zip entries for `zipfile`, kept in a temporary file."""
 
     _FIXED = struct.Struct("<QQLH")
 
@@ -201,7 +203,7 @@ class _ZipDirectory:
             info = zipfile.ZipInfo(self._file.read(name_bytes).decode())
             info.header_offset, info.CRC = offset, crc
             info.file_size = info.compress_size = size
-            info.external_attr = 0o600 << 16  # As `zipfile` gives it to its own.
+            info.external_attr = 0o600 << 16  # Default of `zipfile`.
             yield info
 
     def close(self) -> None:
@@ -216,8 +218,8 @@ class _Parquet:
     shape                                           list of int64
     embedding                                       list of floats, in C order
 
-    `embedding` of vectors per residue is [*layers, residues, d_model] laid out flat,
-    which every reader knows; `shape` says how to fold it.
+    `embedding` of vectors per residue is a flattened [*layers, residues, d_model],
+    which every reader supports; `shape` restores it.
     """
 
     _ROWS = 256
@@ -276,7 +278,7 @@ class _Parquet:
 
 
 class _Csv:
-    """A line per protein: its key, then the vector. For one per protein only."""
+    """A line per protein: its key, then its vector. Not for vectors per residue."""
 
     def __init__(self, path: pathlib.Path, metadata: Mapping[str, Any]):
         del metadata  # In the file beside it.
@@ -289,14 +291,14 @@ class _Csv:
     def add(self, entry: Entry) -> None:
         if entry.array.ndim != 1:
             raise ValueError(
-                f"{entry.key}: {entry.array.ndim}-dimensional embeddings do not go "
-                "into CSV. Ask for one vector per protein (embed --per-protein, "
+                f"{entry.key}: CSV cannot hold {entry.array.ndim}-dimensional "
+                "embeddings. Write one vector per protein (embed --per-protein, "
                 "reformat --pool mean), or choose .h5, .npz, .parquet or .zarr."
             )
         if not self._begun:
             self._csv.writerow(["id", *range(entry.array.size)])
             self._begun = True
-        # The shortest text that reads back as the same number.
+        # The shortest text that parses to the same number.
         self._csv.writerow([entry.key, *map(str, entry.array)])
 
     def close(self) -> None:
@@ -305,7 +307,7 @@ class _Csv:
 
 
 def open_hdf5(path: pathlib.Path) -> Any:
-    """An HDF5 file for reading, also where the file system has no locks."""
+    """Opens an HDF5 file for reading, also on a file system without locks."""
     import h5py
 
     try:
@@ -314,7 +316,7 @@ def open_hdf5(path: pathlib.Path) -> Any:
         number = re.search(r"unable to lock file, errno = (\d+)", str(error))
         if number is None or int(number[1]) not in locks.NO_LOCKS:
             raise
-    # Not at once: HDF5 refuses a file that this process has open with other locking.
+    # Only as a fallback: HDF5 refuses a file already open here with other locking.
     return h5py.File(path, "r", locking=False)
 
 
@@ -322,7 +324,7 @@ def import_parquet() -> Any:
     """pyarrow.parquet.
 
     Raises:
-      ValueError: It is not installed; says how to.
+      ValueError: It is not installed; the message says how to install it.
     """
     try:
         from pyarrow import parquet
@@ -350,19 +352,19 @@ def check_path(
     """The path of an output.
 
     Raises:
-      ValueError: A URL, no such format, one whose library is not installed, or one
+      ValueError: A URL, an unknown format, one whose library is not installed, or one
         that cannot hold vectors per residue or of several layers.
     """
     path = paths.local(path, "output")
     if path.suffix.lower() not in FORMATS:
-        why = f"{path.suffix!r} is not known" if path.suffix else "it has none"
+        why = f"{path.suffix!r} is unknown" if path.suffix else "there is none"
         raise ValueError(
-            f"output {path}: the ending says the format, and {why}. Give a name that "
-            f"ends with one of {', '.join(FORMATS)}."
+            f"output {path}: the file extension selects the format, but {why}. Choose "
+            f"one of {', '.join(FORMATS)}."
         )
     kind = FORMATS[path.suffix.lower()]
     if (per_residue or several_layers) and kind is _Csv:
-        hint = "Add --per-protein" if per_residue else "Ask for one layer"
+        hint = "Add --per-protein" if per_residue else "Choose one layer"
         raise ValueError(
             f"{path}: CSV holds one vector per protein. {hint}, or choose .h5, .npz, "
             ".parquet or .zarr."
@@ -373,7 +375,7 @@ def check_path(
 
 
 def create(path: pathlib.Path, metadata: Mapping[str, Any]) -> Writer:
-    """A writer for the format of the path's ending."""
+    """A writer for the format of the path's extension."""
     return FORMATS[path.suffix.lower()](path, metadata)
 
 

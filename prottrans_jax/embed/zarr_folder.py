@@ -1,17 +1,17 @@
-"""Embeddings as a Zarr v3 group that zarr-python, and with it AnnData's users, read.
+"""Embeddings as a Zarr v3 group, readable by zarr-python and AnnData.
 
   ids [proteins]               string
   original_ids, descriptions, sequence_sha256 [proteins]   string
   lengths [proteins]           int64, residues
   offsets [proteins + 1]       int64: rows of protein i are offsets[i] to offsets[i + 1]
-  vectors [rows, d_model]      per residue, one protein behind the other; or a row per
-                               protein. Of several layers [rows, layers, d_model]
+  vectors [rows, d_model]      a row per residue, proteins concatenated; or a row per
+                               protein. With several layers [rows, layers, d_model]
 
-The attribute `rows` of the group says which: "residues" or "proteins". Chunks of
-numbers have a CRC-32C, those of strings the CRC-32 of gzip.
+The attribute `rows` of the group is "residues" or "proteins". Chunks of numbers have a
+CRC-32C, those of strings the CRC-32 of gzip.
 
-Read too is the earlier layout: `embeddings`, `shapes`, and `ids` of JSON, one protein's
-behind the other's, whose ends are in `id_stops`.
+The earlier layout is also read: `embeddings`, `shapes`, and `ids`, concatenated JSON of
+all proteins, with the end of each in `id_stops`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +33,7 @@ METADATA = "zarr.json"
 STRINGS = ("ids", "original_ids", "descriptions", "sequence_sha256")
 NUMBERS = ("lengths", "offsets", "vectors")
 _EARLIER = ("embeddings", "shapes", "ids", "id_stops")
-# All that a folder of either layout holds beside its metadata.
+# All arrays of either layout.
 ARRAYS = tuple(dict.fromkeys((*STRINGS, *NUMBERS, *_EARLIER)))
 _CHUNK_ROWS, _CHUNK_PROTEINS = 4096, 1 << 14
 _LAYOUT = 2
@@ -46,7 +46,7 @@ class Writer:
         path.mkdir(parents=True)
         self._path = path
         self._metadata = dict(metadata)
-        # "none" of a file per residue; absent where nobody said.
+        # "none" in a file per residue; may be absent.
         self._pooled = metadata.get("pooling", "none") != "none"
         self._kind: tuple[str, int, tuple[int, ...]] | None = None
         self._end = 0
@@ -58,7 +58,7 @@ class Writer:
         """Adds a `writers.Entry`.
 
         Raises:
-          ValueError: Its vectors are of another kind than those before.
+          ValueError: Its vectors differ in kind or shape from earlier ones.
         """
         array = entry.array
         is_protein = array.ndim == 1 or (self._pooled and array.ndim == 2)
@@ -73,9 +73,9 @@ class Writer:
             self._write_group(rows)
         if kind != self._kind:
             raise ValueError(
-                f"{entry.key}: vectors of shape {array.shape} do not go into a Zarr "
-                f"folder of {self._kind[1]}-dimensional ones per {self._kind[0]} of "
-                f"shape {self._kind[2]}."
+                f"{entry.key}: vectors of shape {array.shape} do not fit this Zarr "
+                f"folder: it holds {self._kind[1]}-dimensional arrays per "
+                f"{self._kind[0]}, with rows of shape {self._kind[2]}."
             )
         if not self._numbers:
             self._begin(vectors)
@@ -88,7 +88,7 @@ class Writer:
             self._strings[name].append(text)
 
     def close(self) -> None:
-        """Ends the folder and synchronises it to disk."""
+        """Finishes the folder and synchronises it to disk."""
         if not self._numbers:
             self._begin(np.zeros((0, 1), np.float32))
         for strings in self._strings.values():
@@ -117,7 +117,7 @@ class Writer:
 
 @contextlib.contextmanager
 def _errors_of_the_system() -> Iterator[None]:
-    """Raises OSError for what tensorstore says of the disk in a ValueError's text."""
+    """Turns a ValueError of tensorstore that names an OS error into an OSError."""
     try:
         yield
     except ValueError as error:
@@ -182,7 +182,7 @@ class _Numbers:
 
 
 class _Strings:
-    """A Zarr array of strings, which tensorstore cannot write: codec vlen-utf8."""
+    """A Zarr array of strings (codec vlen-utf8), which tensorstore cannot write."""
 
     def __init__(self, path: pathlib.Path):
         (path / "c").mkdir(parents=True)
@@ -199,7 +199,7 @@ class _Strings:
 
     def close(self) -> None:
         if self._held:
-            # A chunk is always whole.
+            # Zarr chunks always have full size.
             self._held += [b""] * (_CHUNK_PROTEINS - len(self._held))
             self._write_chunk()
         self._write_metadata()
@@ -240,18 +240,18 @@ def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 
 def read(
-    path: pathlib.Path, wanted: Callable[[str], bool]
+    path: pathlib.Path, select: Callable[[str], bool]
 ) -> Iterator[tuple[str, str, str, int, str, np.ndarray]]:
-    """Fields of a `writers.Entry` of every protein whose key is wanted.
+    """Yields the fields of a `writers.Entry` for every selected key.
 
     Raises:
       ValueError: The folder holds no embeddings, or is damaged.
     """
     if (path / "id_stops").is_dir():
-        yield from _read_earlier(path, wanted)
+        yield from _read_earlier(path, select)
         return
     if not (path / "offsets").is_dir():
-        raise ValueError(f"{path} is no folder of embeddings in Zarr.")
+        raise ValueError(f"{path} is not a Zarr folder of embeddings.")
     group = json.loads((path / METADATA).read_text(encoding="utf-8"))
     per_protein = group.get("attributes", {}).get("rows") == "proteins"
     texts = [_read_strings(path / name) for name in STRINGS]
@@ -260,12 +260,14 @@ def read(
         return
     offsets = _read_numbers(path, _open_numbers(path, "offsets"), "the array offsets")
     if {len(offsets) - 1, len(lengths), *map(len, texts)} != {len(lengths)}:
-        raise ValueError(f"{path} is damaged: its arrays differ in their proteins.")
+        raise ValueError(
+            f"{path} is damaged: its arrays differ in the number of proteins."
+        )
     vectors = _open_numbers(path, "vectors")
     for i, (key, original_id, description, digest) in enumerate(
         zip(*texts, strict=True)
     ):
-        if not wanted(key):
+        if not select(key):
             continue
         part = vectors[int(offsets[i]) : int(offsets[i + 1])]
         rows = _read_numbers(path, part, f"the vectors of {key}")
@@ -279,8 +281,8 @@ def _open_numbers(path: pathlib.Path, name: str) -> Any:
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(path / name)},
-        # Chunks of zeros are not stored, which those of vectors and of their ends are
-        # not: one of theirs that is not there was lost.
+        # Chunks of zeros are not stored. Those of vectors and offsets are never all
+        # zero, so a missing one was lost.
         "fill_missing_data_reads": name not in ("vectors", "embeddings", "offsets"),
     }
     with damage.naming(path, f"the array {name}"):
@@ -315,7 +317,7 @@ def _split(data: bytes) -> Iterator[str]:
         at += 4 + size
 
 
-def _read_earlier(path: pathlib.Path, wanted) -> Iterator[tuple]:
+def _read_earlier(path: pathlib.Path, select) -> Iterator[tuple]:
     arrays = {name: _open_numbers(path, name) for name in _EARLIER}
     ids, stops, shapes = (
         _read_numbers(path, arrays[name], f"the array {name}")
@@ -329,7 +331,7 @@ def _read_earlier(path: pathlib.Path, wanted) -> Iterator[tuple]:
         start = int(stop)
         shape = tuple(int(n) for n in shape if n >= 0)
         rows = int(np.prod(shape[:-1], dtype=np.int64))
-        if wanted(about[0]):
+        if select(about[0]):
             part = values[at : at + rows]
             array = _read_numbers(path, part, f"the vectors of {about[0]}")
             yield *about, array.reshape(shape)

@@ -30,10 +30,10 @@ from prottrans_jax.embed import (
     batching,
     embedder,
     forward,
-    given,
     layerwise,
     pooling,
     progress_bar,
+    sequence_input,
 )
 from prottrans_jax.encoders import attention_maps, frozen_params
 from prottrans_jax.interop import families, huggingface
@@ -303,7 +303,7 @@ class Encoder(frozen_params.Holder):
         """
         _check_count("window", window)
         runner = self.make_embedder(pool=pool, layers=layers, max_tokens=max_tokens)
-        source = given.pairs(proteins)
+        source = sequence_input.pairs(proteins)
         buckets, is_warned = None, False
         while some := list(itertools.islice(source, window)):
             residues = [self._residues(f"protein {name!r}", s) for name, s in some]
@@ -348,7 +348,7 @@ class Encoder(frozen_params.Holder):
         Args:
           source: FASTA, plain or compressed, or several in their order, as if they
             were one; "-" is standard input.
-          output: File to write; its ending says the format.
+          output: File to write; its extension selects the format.
           per_residue: Whether to write a vector per residue; the default if
             `per_protein` is False.
           per_protein: Whether to write one vector per protein. With both, two files are
@@ -466,7 +466,7 @@ class Encoder(frozen_params.Holder):
         )
 
     def _residues(self, what: str, sequence: Any) -> bytes:
-        residues = given.residues_of(what, sequence)
+        residues = sequence_input.residues_of(what, sequence)
         if self.max_residues is not None and len(residues) > self.max_residues:
             raise ValueError(
                 f"{what} has {len(residues):,} residues; the model has "
@@ -478,7 +478,7 @@ class Encoder(frozen_params.Holder):
     def _all_residues(self, sequences: Iterable[str]) -> list[bytes]:
         return [
             self._residues(f"sequence {number}", sequence)
-            for number, sequence in enumerate(given.in_order(sequences))
+            for number, sequence in enumerate(sequence_input.in_order(sequences))
         ]
 
 

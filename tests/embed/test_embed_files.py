@@ -409,7 +409,7 @@ def test_zarr_holds_more_proteins_than_a_chunk(tmp_path):
     assert len(list((path / "ids" / "c").iterdir())) == 2
     read = {
         e.key: e.array
-        for e in formats.entries(path, wanted={"P0", "P16385"}.__contains__)
+        for e in formats.entries(path, select={"P0", "P16385"}.__contains__)
     }
     assert {key: array.tolist() for key, array in read.items()} == {
         "P0": [0, 1],

@@ -284,7 +284,7 @@ def test_blockwise_is_plain_attention(encoder):
     blocks = forward.encode(module, encoder.params, tokens, mask, forward.Layers())
     np.testing.assert_allclose(blocks, plain, rtol=0, atol=1e-5)
     # As the embedder does it, layer by layer.
-    wanted = forward.Wanted(forward.Layers(), None, True, 0, 0)
+    wanted = forward.OutputSpec(forward.Layers(), None, True, 0, 0)
     segments = mask.astype(np.int32)
     layered, _ = forward.run(module, encoder.params, tokens, segments, wanted)
     np.testing.assert_allclose(layered, plain, rtol=0, atol=1e-5)

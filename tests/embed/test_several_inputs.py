@@ -36,9 +36,9 @@ def test_the_output_is_that_of_the_files_joined(encoder, three, tmp_path):
 
 def test_keys_by_index_run_on_over_all_files(three):
     several, _ = three
-    found = inputs.look(several, key_scheme="index")
+    found = inputs.scan(several, key_scheme="index")
     keys = [protein.key for protein in found.proteins()]
-    assert keys == [p.key for p in inputs.look(three[1], key_scheme="index").proteins()]
+    assert keys == [p.key for p in inputs.scan(three[1], key_scheme="index").proteins()]
     places = [protein.place for protein in found.proteins()]
     assert places[3:6] == [f"{several[0]}:7", f"{several[1]}:1", f"{several[2]}:1"]
 
@@ -53,12 +53,12 @@ def test_an_id_with_other_residues_in_a_later_file_names_both_places(tmp_path):
     first = write_fasta(tmp_path / "a.fasta", {"x": "MKT", "P": "MKV"})
     second = write_fasta(tmp_path / "b.fasta", {"P": "MKW"})
     with pytest.raises(ValueError, match=rf"'P' at {first}:3 and {second}:1\."):
-        inputs.look([first, second])
-    found = inputs.look([first, second], on_duplicate="first")
+        inputs.scan([first, second])
+    found = inputs.scan([first, second], on_duplicate="first")
     assert [s.detail for s in found.skipped] == [
-        f"{second}:1: 'P' came before with another sequence."
+        f"{second}:1: 'P' occurred before with another sequence."
     ]
-    found = inputs.look([first, second], on_duplicate="suffix")
+    found = inputs.scan([first, second], on_duplicate="suffix")
     assert [protein.key for protein in found.proteins()] == ["x", "P", "P_2"]
 
 
@@ -66,13 +66,13 @@ def test_a_bad_record_names_its_own_file(tmp_path):
     first = write_fasta(tmp_path / "a.fasta", {"P": "MKV"})
     (tmp_path / "b.fasta").write_text(">Q\nMKV\n>R\nM1V\n")
     with pytest.raises(fasta.FastaError, match=r"b\.fasta:4: "):
-        inputs.look([first, tmp_path / "b.fasta"])
+        inputs.scan([first, tmp_path / "b.fasta"])
 
 
 def test_what_is_left_out_names_its_own_file(tmp_path):
     first = write_fasta(tmp_path / "a.fasta", {"P": "MKV"})
     second = write_fasta(tmp_path / "b.fasta", {"Q": "MKVMKV"})
-    found = inputs.look([first, second])
+    found = inputs.scan([first, second])
     found.leave_out(found.lengths > 3, "long", lambda p: "too long")
     assert [s.detail for s in found.skipped] == [f"{second}:1: too long"]
 
@@ -83,9 +83,9 @@ def test_the_account_names_all_files_with_their_digests(encoder, three, tmp_path
     about = json.loads((tmp_path / "out.h5.json").read_text())["input"]
     assert [file["path"] for file in about["files"]] == list(map(str, several))
     assert [file["sha256"] for file in about["files"]] == [
-        inputs.look(path).sha256 for path in several
+        inputs.scan(path).sha256 for path in several
     ]
-    assert len({about["sha256"], inputs.look(joined).sha256}) == 2
+    assert len({about["sha256"], inputs.scan(joined).sha256}) == 2
     # Whole already: nothing is computed again, nor for other files.
     assert embed(encoder, several, tmp_path / "out.h5").reused == 10
     report = embed(encoder, several[:2], tmp_path / "out.h5")

@@ -413,7 +413,7 @@ def test_ids_of_two_sequences_are_unusable_input(model_folder, tmp_path, capsys)
     given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
     assert cli.main(given) == 3
     said = capsys.readouterr().err
-    assert "1 id comes again" in said and "'A' in lines 1 and 3" in said
+    assert "1 id occurs again" in said and "'A' in lines 1 and 3" in said
 
 
 def test_a_character_is_shown_as_text_and_a_nameless_record_by_its_line(

@@ -71,7 +71,7 @@ def test_what_x86_has_of_its_own_is_used_and_gives_the_same(family, dtype, monke
         lambda x: jnp.asarray(generator.normal(0, 0.2, x.shape), dtype),
         layerwise.encoder_shapes(module),
     )
-    wanted = forward.Wanted(forward.Layers(), None, True, 0, 0)
+    wanted = forward.OutputSpec(forward.Layers(), None, True, 0, 0)
 
     def run():
         chosen = forward.for_shape(module, *tokens.shape, "cpu")

@@ -1,6 +1,6 @@
-"""Sequences as they are given in Python, cleaned by the rules of FASTA.
+"""Checks and cleans sequences that are passed in Python.
 
-The rules are `vocabulary.clean`; what cannot be used is named with its position.
+`vocabulary.clean` holds the rules, which are those of FASTA. Errors name the position.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -9,7 +9,7 @@ from typing import Any
 
 from prottrans_jax.proteins import vocabulary
 
-# Or the letters of "proteins.fasta" would be a protein's: its point is a gap.
+# "proteins.fasta" would pass as a protein, because "." is a gap.
 _FILE_NAME = re.compile(
     r"\.(fasta|fas|faa|fa|fna|a[23]m|sto|txt|csv|tsv|h5|json)(\.(gz|bz2|xz|zst|zip))?$",
     re.IGNORECASE,
@@ -18,10 +18,10 @@ _MISSING = ("NoneType", "NAType", "NaTType")
 
 
 def in_order(sequences: Iterable[str]) -> Iterator[Any]:
-    """The sequences of a list, generator, array or Series; not checked themselves.
+    """The elements of a list, generator, array or Series, unchecked.
 
     Raises:
-      ValueError: It is none of these; says what to give instead.
+      ValueError: Another type; the message names what to pass instead.
     """
     kind = type(sequences).__name__
     advice = ""
@@ -48,7 +48,7 @@ def pairs(proteins: Iterable[tuple[str, str]]) -> Iterator[tuple[Any, Any]]:
     """(id, sequence) pairs.
 
     Raises:
-      ValueError: Something else is given; says at which position.
+      ValueError: An element is not a pair; the message names its position.
     """
     if isinstance(proteins, str | bytes | Mapping):
         raise ValueError(
@@ -73,18 +73,18 @@ def residues_of(what: str, sequence: Any) -> bytes:
     """Upper-case residues of a sequence.
 
     Args:
-      what: Its name in errors, with its position.
-      sequence: A str, also numpy's.
+      what: Name of the sequence in errors, with its position.
+      sequence: A str or numpy str.
 
     Raises:
-      ValueError: It is no str, has no residues, or has a character that is none.
+      ValueError: Not a str, no residues, or a character that is not a residue.
     """
     if not isinstance(sequence, str):
         raise ValueError(
             f"{what} is {_shown(sequence)} of type {type(sequence).__name__}, not a "
             f"str. {_advice(sequence)}".rstrip()
         )
-    # One byte a character, so that positions are those of the str.
+    # One byte per character, so that positions agree with the str.
     text = sequence.encode("latin-1", errors="replace")
     residues = vocabulary.clean(text).residues
     if _FILE_NAME.search(sequence):
@@ -101,7 +101,7 @@ def residues_of(what: str, sequence: Any) -> bytes:
 
 def _first_odd(sequence: str, text: bytes) -> str:
     around = vocabulary.WHITE_SPACE + vocabulary.GAPS
-    # Stops behind this length are at the end.
+    # Stops from here on are final ones.
     end = len(text.rstrip(around + vocabulary.STOP))
     for at, byte in enumerate(text):
         char = bytes([byte])
@@ -109,7 +109,9 @@ def _first_odd(sequence: str, text: bytes) -> str:
             continue
         if char == vocabulary.STOP and at >= end:
             continue
-        what = "a stop inside the sequence" if char == vocabulary.STOP else "no residue"
+        what = (
+            "a stop inside the sequence" if char == vocabulary.STOP else "not a residue"
+        )
         advice = " Is this FASTA? embed_fasta reads files." if char == b">" else ""
         return (
             f"{sequence[at]!r} at position {at} (0-based) of {len(text):,} characters "
@@ -120,7 +122,7 @@ def _first_odd(sequence: str, text: bytes) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())  # A table's is of several lines.
+    text = " ".join(repr(value).split())  # The repr of a table has several lines.
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
