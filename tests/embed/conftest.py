@@ -8,7 +8,7 @@ import prottrans_jax
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """A T5 of 3 layers, with decoder, as `huggingface.write` leaves it."""
+    """A T5 of 3 layers, with decoder, written by `huggingface.write`."""
     return embed_cases.make_model(tmp_path_factory.mktemp("models") / "tiny_t5", seed=0)
 
 
@@ -25,7 +25,7 @@ def encoder(model_folder):
 
 @pytest.fixture(scope="session")
 def wide_encoder(tmp_path_factory):
-    """Of sizes of which a CPU with products of its own packs proteins into rows."""
+    """Sizes at which a CPU with x86 kernels packs proteins into rows."""
     sizes = {"d_model": 32, "d_ff": 64, "num_heads": 3, "head_dim": 32}
     folder = tmp_path_factory.mktemp("models") / "wide_t5"
     made = embed_cases.make_model(folder, seed=0, **sizes)

@@ -1,4 +1,4 @@
-"""When results are committed: early at first, then at least every so many seconds."""
+"""Times of commits: early at first, then at least every `commit_seconds`."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_waits_grow_with_the_time_so_far(elapsed_s, wait_s):
 
 
 def number_of_shards(seconds):
-    """Of a job that is so slow that time alone decides."""
+    """Number of shards of a job so slow that shards never fill."""
     now, number = 0.0, 0
     while now < seconds:
         now += computing.wait_s(now, commit_seconds=30.0)
@@ -41,7 +41,7 @@ def test_results_are_committed_without_further_ones(tmp_path):
     parts.close()
 
 
-def test_flush_commits_what_waits(tmp_path):
+def test_flush_commits_waiting_items(tmp_path):
     parts = shards.Parts(tmp_path / "out.h5", {"model": "x"})
     with computing.Committer(parts, commit_seconds=1e6) as committer:
         committer.add(item("P1"))
@@ -50,7 +50,7 @@ def test_flush_commits_what_waits(tmp_path):
     parts.close()
 
 
-def test_an_error_of_a_commit_reaches_whoever_adds(tmp_path, monkeypatch):
+def test_commit_error_is_raised_by_add(tmp_path, monkeypatch):
     parts = shards.Parts(tmp_path / "out.h5", {"model": "x"})
 
     def full(items):

@@ -1,4 +1,4 @@
-"""Memory that does not grow with the input; padding and shapes that stay few."""
+"""Bounds of memory, of padding and of the number of programs."""
 
 import json
 import os
@@ -58,17 +58,17 @@ def test_memory_is_flat_over_100_000_proteins(tmp_path):
         for i, length in enumerate(lengths_like_proteins(100_000).tolist())
     }
     source = write_fasta(tmp_path / "x.fasta", proteins)
-    found = run(model, source, tmp_path / "out.npz")
-    print({name: found[name] for name in ("computed", "end")})
-    assert found["embedded"] == 100_000
-    early = found["computed"]["10000"]
-    assert found["computed"]["100000"] <= 1.1 * early
-    assert found["end"] <= min(1.1 * early, 2 << 30)
+    memory = run(model, source, tmp_path / "out.npz")
+    print({name: memory[name] for name in ("computed", "end")})
+    assert memory["embedded"] == 100_000
+    early = memory["computed"]["10000"]
+    assert memory["computed"]["100000"] <= 1.1 * early
+    assert memory["end"] <= min(1.1 * early, 2 << 30)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [5, 32])  # 32: also for `x86.attention`.
-def test_titin_goes_through_whole_in_4_gib(head_dim, tmp_path):
+def test_titin_is_embedded_whole_in_4_gib(head_dim, tmp_path):
     sizes = {"num_heads": 3, "head_dim": head_dim, "d_model": 64, "d_ff": 96}
     model = make_model(
         tmp_path / "model", 0, num_layers=1, num_decoder_layers=0, **sizes
@@ -76,8 +76,8 @@ def test_titin_goes_through_whole_in_4_gib(head_dim, tmp_path):
     generator = np.random.default_rng(1)
     titin = "".join(generator.choice(list("ACDEFGHIKLMNPQRSTVWY"), 34_350))
     source = write_fasta(tmp_path / "x.fasta", {"TITIN": titin})
-    found = run(model, source, tmp_path / "out.npz")
-    assert found["end"] <= 4 << 30
+    memory = run(model, source, tmp_path / "out.npz")
+    assert memory["end"] <= 4 << 30
     assert np.load(tmp_path / "out.npz")["TITIN"].shape == (64,)
 
 
@@ -156,7 +156,7 @@ def test_shared_rows_have_three_percent_padding_at_most(
 def test_padding_of_a_tiny_model_whether_or_not_rows_are_shared(
     encoder, may_share_rows, most
 ):
-    """A program costs more tokens than that: with 100,000 unshared rows have 28 %."""
+    """Compilation costs more: at 100,000 tokens, unshared rows have 28 % padding."""
     lengths = lengths_like_proteins(4000)
     runner = encoder.make_embedder(may_share_rows=may_share_rows)
     specials = runner.tokens.num_special
@@ -165,7 +165,7 @@ def test_padding_of_a_tiny_model_whether_or_not_rows_are_shared(
     assert 1 - (lengths + specials).sum() / computed <= most
 
 
-def test_rows_of_a_small_job_are_one_row_and_of_peptides_longer_than_they_are():
+def test_small_job_is_one_row_and_peptides_share_long_rows():
     def choose(lengths):
         cost = 100_000.0
         return batching.choose_shared(lengths, lambda n: n * 1.0, cost, 4096).tolist()
@@ -177,7 +177,7 @@ def test_rows_of_a_small_job_are_one_row_and_of_peptides_longer_than_they_are():
     assert choose([]) == []
 
 
-def test_halves_of_shared_rows_hold_the_same_sequences_in_less():
+def test_halves_of_shared_rows_hold_the_same_sequences():
     whole = batching.Batch((4, 7, 1), 3, 40, ((0, 0), (0, 30), (2, 0)))
     first, second = whole.halves()
     assert first == batching.Batch((4, 7), 2, 40, ((0, 0), (0, 30)))
@@ -187,7 +187,7 @@ def test_halves_of_shared_rows_hold_the_same_sequences_in_less():
     assert second == batching.Batch((1,), 1, 16, ((0, 0),))
 
 
-def test_packed_rows_hold_every_protein_once_and_are_full_but_for_the_last_ones():
+def test_packed_rows_hold_every_protein_once_and_all_but_the_last_are_full():
     lengths = lengths_like_proteins(4000)
     lengths[17] = 5000
     rows = list(batching.pack(lengths, 1024))
@@ -214,7 +214,7 @@ def test_packed_rows_have_few_lengths():
         assert n <= length <= n * 1.125 + 1
 
 
-def test_packed_rows_keep_to_every_limit():
+def test_packed_rows_respect_every_limit():
     lengths = [30] * 9 + [700]
     assert [row.lengths for row in batching.pack(lengths, 90, 2)] == [
         (700,),
@@ -239,7 +239,7 @@ def test_halves_of_a_packed_row_have_about_half_its_tokens():
     assert batching.Packed((0, 1), (1, 90), 128).halves()[0].members == (0,)
 
 
-def test_dear_programs_mean_few_buckets_and_cheap_ones_many():
+def test_expensive_compilation_gives_few_buckets_and_cheap_compilation_many():
     lengths = lengths_like_proteins(300)
     counts = [
         len(batching.choose_buckets(lengths, cost)) for cost in (0, 1e3, 1e4, 1e9)
@@ -265,11 +265,11 @@ def test_buckets_are_the_best_of_all_choices():
 
     for each in (0.0, 50.0, 130.0, 1000.0):
         best = min(cost([*chosen, sizes[-1]], each) for chosen in subsets(sizes[:-1]))
-        found = batching.choose_buckets(lengths, each)
-        assert cost(found.tolist(), each) == best
+        buckets = batching.choose_buckets(lengths, each)
+        assert cost(buckets.tolist(), each) == best
 
 
-def test_plan_depends_on_nothing_but_lengths():
+def test_plan_depends_only_on_lengths():
     lengths = lengths_like_proteins(500)
     buckets = batching.choose_buckets(lengths)
     first = list(batching.plan(lengths, buckets, 2048, 7))
@@ -279,7 +279,7 @@ def test_plan_depends_on_nothing_but_lengths():
     assert all(lengths[i] <= batch.length for batch in first for i in batch.members)
 
 
-def test_rows_without_a_sequence_are_computed_only_where_a_program_costs_more():
+def test_empty_rows_are_computed_only_if_another_program_costs_more():
     buckets = np.array([10])
 
     def rows(number, cost, **more):
@@ -298,6 +298,6 @@ def test_rows_without_a_sequence_are_computed_only_where_a_program_costs_more():
     assert rows(3, 9, more_to_come=True) == [3]
 
 
-def test_no_sequences_are_no_batches():
+def test_no_sequences_give_no_batches():
     assert batching.choose_buckets(np.zeros(0, int)).size == 0
     assert list(batching.plan([], np.zeros(0, int), 512)) == []

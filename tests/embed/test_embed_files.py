@@ -1,4 +1,4 @@
-"""Output files: opened by others' rules, converted, checked; bytes that do not lie."""
+"""Output files: read by the rules of other packages, reformatted, verified."""
 
 import errno
 import gzip
@@ -66,7 +66,7 @@ def test_hdf5_on_a_full_disk_is_an_error_and_what_is_there_can_be_read(tmp_path)
     assert len(list(formats.keys(path))) == int(done.stdout) > 500
 
 
-def test_conversion_on_a_full_disk_says_where_and_leaves_nothing(
+def test_reformat_on_a_full_disk_names_the_output_and_leaves_nothing(
     encoder, fasta_file, tmp_path, monkeypatch
 ):
     source = embed_into(encoder, fasta_file, tmp_path / "out.h5")
@@ -99,7 +99,7 @@ except OSError as error:
 """
 
 
-def test_zarr_on_a_full_disk_is_an_error_of_the_system(tmp_path):
+def test_zarr_on_a_full_disk_raises_oserror(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", _ZARR_ON_A_FULL_DISK, tmp_path / "vectors"],
         capture_output=True,
@@ -109,13 +109,13 @@ def test_zarr_on_a_full_disk_is_an_error_of_the_system(tmp_path):
     assert done.stdout == "EFBIG\n"
 
 
-def test_conversion_makes_the_folder_of_its_output(encoder, fasta_file, tmp_path):
+def test_reformat_creates_the_folder_of_its_output(encoder, fasta_file, tmp_path):
     source = embed_into(encoder, fasta_file, tmp_path / "out.h5")
     copy = tmp_path / "new" / "folder" / "copy.npz"
     assert formats.reformat(source, copy) == len(list(formats.keys(copy)))
 
 
-def test_hdf5_is_no_larger_than_what_is_in_it(tmp_path):
+def test_hdf5_file_has_no_unused_space(tmp_path):
     path = tmp_path / "out.h5"
     writer = writers.create(path, {})
     array = np.ones((7, 5), np.float32)
@@ -140,14 +140,14 @@ def test_bio_embeddings_reads_keys_by_md5(encoder, fasta_file, proteins, tmp_pat
 
 def test_biotrainer_reads_its_keys(encoder, fasta_file, proteins, tmp_path):
     path = embed_into(encoder, fasta_file, tmp_path / "out.h5", key="biotrainer")
-    wanted = {
+    expected = {
         hashlib.sha256(f"{residues}_{len(residues)}".encode()).hexdigest(): name
         for name, residues in proteins.items()
     }
     with h5py.File(path) as file:
         # `read_id2emb` and `filter_h5_with_fasta` go by this attribute.
-        found = {key: value.attrs["original_id"] for key, value in file.items()}
-    assert found == wanted
+        actual = {key: value.attrs["original_id"] for key, value in file.items()}
+    assert actual == expected
 
 
 def test_uniprot_headers_give_accessions(encoder, tmp_path):
@@ -171,14 +171,14 @@ def test_formats_hold_the_same(encoder, fasta_file, tmp_path, suffix, kind):
     options = {kind: True}
     first = embed_into(encoder, fasta_file, tmp_path / "out.h5", **options)
     other = embed_into(encoder, fasta_file, tmp_path / f"out{suffix}", **options)
-    wanted = {entry.key: entry for entry in formats.entries(first)}
-    found = {entry.key: entry for entry in formats.entries(other)}
-    assert found.keys() == wanted.keys()
-    for key, entry in found.items():
-        assert entry.array.dtype == wanted[key].array.dtype
-        np.testing.assert_array_equal(entry.array, wanted[key].array)
+    expected = {entry.key: entry for entry in formats.entries(first)}
+    actual = {entry.key: entry for entry in formats.entries(other)}
+    assert actual.keys() == expected.keys()
+    for key, entry in actual.items():
+        assert entry.array.dtype == expected[key].array.dtype
+        np.testing.assert_array_equal(entry.array, expected[key].array)
         if suffix != ".npz":
-            assert entry[:5] == wanted[key][:5]
+            assert entry[:5] == expected[key][:5]
     # Nothing to do the second time.
     again = job.embed_fasta(encoder, fasta_file, other, settings.Options(**options))
     assert (again.embedded, again.reused) == (0, 40)
@@ -229,20 +229,20 @@ def test_links_groups_and_odd_types_are_not_followed(tmp_path):
             list(formats.entries(path))
 
 
-def test_layers_stack_in_front(encoder, fasta_file, proteins, tmp_path):
+def test_layers_are_the_first_axis(encoder, fasta_file, proteins, tmp_path):
     path = embed_into(encoder, fasta_file, tmp_path / "out.h5", layers="0,-1")
     for entry in formats.entries(path):
         assert entry.array.shape == (2, len(proteins[entry.key]), 12)
     mean = embed_into(
         encoder, fasta_file, tmp_path / "m.h5", layers="last4", output_dtype="float32"
     )
-    found = {entry.key: entry.array for entry in formats.entries(mean)}
+    actual = {entry.key: entry.array for entry in formats.entries(mean)}
     every = encoder.embed([proteins["P1"]], layers="all")[0]
-    np.testing.assert_allclose(found["P1"], every.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(actual["P1"], every.mean(axis=0), atol=1e-5)
 
 
 def test_npz_is_what_zipfile_writes(tmp_path):
-    """Its directory is kept in a file until the end: nothing of it may get lost."""
+    """The zip directory is kept in a temporary file until the end."""
     arrays = {f"é{number}": np.full((number, 2), number) for number in range(5)}
     writer = writers.create(tmp_path / "out.npz", {})
     with zipfile.ZipFile(tmp_path / "right.npz", "w") as right:
@@ -276,8 +276,8 @@ def test_truncated_proteins_are_sound(encoder, fasta_file, tmp_path):
     path = embed_into(
         encoder, fasta_file, tmp_path / "out.h5", max_length=20, long="truncate"
     )
-    wanted, _ = verifying.expected(fasta_file, "auto")
-    assert verifying.check_file(path, wanted).faults == []
+    expected, _ = verifying.expected(fasta_file, "auto")
+    assert verifying.check_file(path, expected).faults == []
     with h5py.File(path, "r+") as file:
         key = max(file, key=lambda name: file[name].shape[0])
         rows = file[key][:19]
@@ -285,12 +285,12 @@ def test_truncated_proteins_are_sound(encoder, fasta_file, tmp_path):
         del file[key]
         file[key] = rows
         file[key].attrs.update(attributes)
-    assert verifying.check_file(path, wanted).faults == [
+    assert verifying.check_file(path, expected).faults == [
         f"{key}: 19 rows for 20 residues"
     ]
 
 
-def test_converted_file_says_what_it_is(encoder, fasta_file, tmp_path):
+def test_pooled_file_records_its_pooling_and_no_run(encoder, fasta_file, tmp_path):
     path = embed_into(encoder, fasta_file, tmp_path / "out.h5")
     pooled = tmp_path / "pooled.h5"
     assert formats.reformat(path, pooled, pool="mean") == 40
@@ -301,7 +301,7 @@ def test_converted_file_says_what_it_is(encoder, fasta_file, tmp_path):
     # Not its own: vectors of the whole input may not be mixed into it.
     assert formats.reformat(path, tmp_path / "pooled.npz", pool="mean") == 40
     for output in (pooled, tmp_path / "pooled.npz"):
-        with pytest.raises(shards.OtherRunError, match="not made by this program"):
+        with pytest.raises(shards.OtherRunError, match="does not record"):
             embed_into(encoder, fasta_file, output, per_protein=True)
     npz = tmp_path / "out.npz"
     formats.reformat(path, npz)

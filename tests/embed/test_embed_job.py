@@ -1,4 +1,4 @@
-"""FASTA to a file: nothing lost, nothing twice, whatever happens in between."""
+"""Jobs: no protein is lost or duplicated after kills, errors and changes."""
 
 import dataclasses
 import errno
@@ -29,15 +29,15 @@ def test_every_protein_is_there_with_its_vectors(
 ):
     output = tmp_path / "out.h5"
     report = embed(encoder, fasta_file, output)
-    found = read(output)
-    assert list(found) == sorted(proteins)
+    vectors_by_key = read(output)
+    assert list(vectors_by_key) == sorted(proteins)
     assert (report.embedded, report.skipped) == (40, [])
     assert report.residues == sum(map(len, proteins.values()))
     expected = encoder.embed(list(proteins.values()))
     for key, vectors in zip(proteins, expected, strict=True):
-        assert found[key].dtype == np.float16
-        assert found[key].shape == (len(proteins[key]), 12)
-        np.testing.assert_allclose(found[key], vectors, rtol=1e-3, atol=1e-3)
+        assert vectors_by_key[key].dtype == np.float16
+        assert vectors_by_key[key].shape == (len(proteins[key]), 12)
+        np.testing.assert_allclose(vectors_by_key[key], vectors, rtol=1e-3, atol=1e-3)
     assert not parts_of(output).exists()
 
 
@@ -59,9 +59,7 @@ def test_both_kinds_in_one_pass(encoder, fasta_file, proteins, tmp_path):
         np.testing.assert_allclose(pooled[key], vectors.mean(axis=0), atol=1e-5)
 
 
-def test_padding_is_told_and_special_tokens_are_none_of_it(
-    encoder, wide_encoder, tmp_path
-):
+def test_padding_is_reported_without_special_tokens(encoder, wide_encoder, tmp_path):
     # 8 tokens each: a padded length.
     even = write_fasta(tmp_path / "even.fasta", {"A": "MKTAYAK", "B": "ACDEFGH"})
     assert embed(encoder, even, tmp_path / "even.h5").padding == 0
@@ -87,9 +85,9 @@ def test_same_sequence_under_two_ids_is_computed_once(encoder, tmp_path, monkeyp
     monkeypatch.setattr(embedder.Embedder, "_call", count)
     report = embed(encoder, source, tmp_path / "out.h5")
     assert sum(rows) == 2 and report.embedded == 4
-    found = read(tmp_path / "out.h5")
-    assert sorted(found) == ["A", "B", "C", "D"]
-    np.testing.assert_array_equal(found["A"], found["D"])
+    vectors_by_key = read(tmp_path / "out.h5")
+    assert sorted(vectors_by_key) == ["A", "B", "C", "D"]
+    np.testing.assert_array_equal(vectors_by_key["A"], vectors_by_key["D"])
 
 
 @pytest.mark.parametrize("name", ["encoder", "wide_encoder"])
@@ -128,7 +126,7 @@ def test_damaged_shard_is_computed_again(encoder, fasta_file, tmp_path, monkeypa
     assert broken.read_bytes() == whole.read_bytes()
 
 
-def test_corrected_settings_go_on_where_nothing_was_computed(encoder, tmp_path):
+def test_settings_may_change_while_nothing_is_computed(encoder, tmp_path):
     source = write_fasta(tmp_path / "x.fasta", {"A": "M" * 9, "B": "MK"})
     output = tmp_path / "out.h5"
     with pytest.raises(ValueError, match="--long skip"):
@@ -165,7 +163,7 @@ def test_overwriting_goes_on_after_a_stop(encoder, fasta_file, tmp_path, monkeyp
         ({"layers": "last0"}, "last0"),
     ],
 )
-def test_impossible_settings_show_before_anything_is_computed(
+def test_impossible_settings_fail_before_the_computation(
     encoder, fasta_file, tmp_path, options, message
 ):
     with pytest.raises(ValueError, match=message):
@@ -402,11 +400,11 @@ def test_duplicates_by_policy(encoder, tmp_path, policy, keys):
             embed(encoder, source, output)
         return
     report = embed(encoder, source, output, on_duplicate=policy)
-    found = read(output)
-    assert list(found) == keys and report.repeated == 1
+    vectors_by_key = read(output)
+    assert list(vectors_by_key) == keys and report.repeated == 1
     assert len(report.skipped) == 4 - len(keys)
     if policy == "suffix":
-        assert [len(found[key]) for key in keys] == [2, 3, 2, 3]
+        assert [len(vectors_by_key[key]) for key in keys] == [2, 3, 2, 3]
         again = embed(encoder, source, output, on_duplicate=policy)
         assert again.embedded == 0
 

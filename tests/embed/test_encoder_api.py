@@ -1,4 +1,4 @@
-"""What Python users call: signatures, sequences as they are given, copies."""
+"""The Python API: signatures, types of sequences, copies."""
 
 import argparse
 import copy
@@ -22,7 +22,7 @@ _OF_THE_COMMAND = {"input", "output", "device", "config"}
 
 
 def _flags(add):
-    """(name, default) of the flags that a subcommand adds to those that all have."""
+    """(name, default) of the flags that are specific to a subcommand."""
 
     def parser_of(add):
         parser = argparse.ArgumentParser()
@@ -110,7 +110,7 @@ def test_a_single_sequence_gives_its_own_array(encoder):
 
 
 class Series:
-    """What pandas gives: it is iterated over, and has other attributes of a list."""
+    """Stand-in for a pandas Series."""
 
     def __iter__(self):
         return iter(["MKTAY", "ACD"])
@@ -128,7 +128,7 @@ class Series:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_whatever_gives_sequences_in_order_embeds(encoder, sequences):
+def test_ordered_iterables_of_sequences_are_accepted(encoder, sequences):
     lengths = [len(vectors) for vectors in encoder.embed(sequences)]
     assert lengths == [5, 3]
 
@@ -194,7 +194,7 @@ class DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("argument", "message"),
     [
         (b"MKT", "of type bytes"),
         (None, "None of type NoneType"),
@@ -205,22 +205,24 @@ class DataFrame:
         (DataFrame(), "not id sequence 0 A MKT of type DataFrame.*column"),
     ],
 )
-def test_what_is_no_list_of_sequences_is_named(encoder, given, message):
+def test_arguments_other_than_lists_of_sequences_are_refused(
+    encoder, argument, message
+):
     with pytest.raises(ValueError, match=message):
-        encoder.embed(given)
+        encoder.embed(argument)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("argument", "message"),
     [
         (["MKT"], "protein 0 is 'MKT' of type str, not an .id, sequence. pair"),
         ([("a", "MK"), ("b",)], "protein 1 is .* of type tuple, not an"),
         ([None], "protein 0 is None of type NoneType"),
     ],
 )
-def test_a_stream_of_other_things_than_pairs_is_named(encoder, given, message):
+def test_stream_refuses_elements_that_are_not_pairs(encoder, argument, message):
     with pytest.raises(ValueError, match=message):
-        list(encoder.stream(given))
+        list(encoder.stream(argument))
     with pytest.raises(ValueError, match="window=0"):
         list(encoder.stream([("a", "MK")], window=0))
 
@@ -239,7 +241,7 @@ def test_attention_maps_of_a_list_are_a_list(encoder):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, "pickle"])
-def test_a_used_encoder_that_is_copied_gives_the_same_bits(model_folder, dtype, copied):
+def test_a_copy_of_a_used_encoder_gives_the_same_bits(model_folder, dtype, copied):
     encoder = prottrans_jax.load_encoder(model_folder, dtype=dtype)
     sequences = ["MKTAYIAKQR", "ACD"]
     right = encoder.embed(sequences)
@@ -319,13 +321,13 @@ def test_a_stream_of_nucleotides_is_warned_of_once(encoder, caplog):
 @pytest.mark.parametrize(
     "sequences", [[], [_DNA[:59]], ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 2, _DNA]]
 )
-def test_proteins_and_little_of_bases_are_no_reason_to_warn(encoder, sequences, caplog):
+def test_proteins_and_short_base_sequences_cause_no_warning(encoder, sequences, caplog):
     encoder.embed(sequences)
     assert not _warnings(caplog)
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("argument", "words"),
     [
         ({"layers": 1.5}, "layers: 1.5 is not the number of a layer"),
         ({"layers": True}, "layers: True is not the number of a layer"),
@@ -334,9 +336,9 @@ def test_proteins_and_little_of_bases_are_no_reason_to_warn(encoder, sequences, 
         ({"max_tokens": "9"}, "max_tokens='9': expected a whole number"),
     ],
 )
-def test_arguments_of_a_wrong_type_are_named(encoder, given, words):
+def test_arguments_of_a_wrong_type_are_named(encoder, argument, words):
     with pytest.raises(ValueError, match=words):
-        encoder.embed(["MKT"], **given)
+        encoder.embed(["MKT"], **argument)
 
 
 def test_a_stream_of_nothing_iterable_and_a_window_of_text_are_named(encoder):

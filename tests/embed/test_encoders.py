@@ -1,4 +1,4 @@
-"""Encoders against Hugging Face's numbers, and the same vector in any company."""
+"""Encoders agree with Hugging Face; vectors do not depend on the batch."""
 
 import dataclasses
 import subprocess
@@ -35,11 +35,11 @@ def test_hidden_states_are_those_of_hugging_face(shared):
     for row, sequence in enumerate(sequences):
         size = len(sequence)
         for layer in range(4):
-            wanted = expected[f"encoder_hidden_{layer}"][row, :size]
-            limit = max(MAX_ABS, 4e-6 * np.abs(wanted).max())
-            np.testing.assert_allclose(every[row][layer], wanted, rtol=0, atol=limit)
-        wanted = expected["encoder_last_hidden_state"][row, :size]
-        np.testing.assert_allclose(last[row], wanted, rtol=0, atol=MAX_ABS)
+            reference = expected[f"encoder_hidden_{layer}"][row, :size]
+            limit = max(MAX_ABS, 4e-6 * np.abs(reference).max())
+            np.testing.assert_allclose(every[row][layer], reference, rtol=0, atol=limit)
+        reference = expected["encoder_last_hidden_state"][row, :size]
+        np.testing.assert_allclose(last[row], reference, rtol=0, atol=MAX_ABS)
 
 
 def test_pooling_is_the_mean_over_residues_alone(encoder):
@@ -60,7 +60,7 @@ def test_pooling_is_the_mean_over_residues_alone(encoder):
 def run(encoder, sequences, batch):
     runner = encoder.make_embedder()
     work = embedder.Work(batch, [sequences[i].encode() for i in batch.members])
-    return {i: np.array(found.residues) for _, i, found in runner.run([work])}
+    return {i: np.array(embedding.residues) for _, i, embedding in runner.run([work])}
 
 
 def test_same_vector_alone_in_a_batch_and_in_another_order(encoder):
@@ -75,12 +75,12 @@ def test_same_vector_alone_in_a_batch_and_in_another_order(encoder):
 
 def test_same_vector_in_another_bucket(encoder):
     sequence = "MKTAYIAKQRLLKMACDWWY"
-    found = [
+    results = [
         run(encoder, [sequence], batching.Batch((0,), rows, length))[0]
         for rows, length in ((1, 21), (1, 24), (3, 32), (2, 200))
     ]
-    for other in found[1:]:
-        np.testing.assert_allclose(other, found[0], rtol=0, atol=1e-5)
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], rtol=0, atol=1e-5)
 
 
 def test_call_is_pure_jittable_differentiable_and_vmappable(encoder):
@@ -145,7 +145,7 @@ def test_weights_go_to_a_device_once_and_only_where_they_are_used(encoder, monke
 
 
 def test_windows_of_a_stream_share_their_programs(encoder, monkeypatch):
-    """Each window's own padded lengths would be compiled anew."""
+    """Other padded lengths in each window would be compiled again."""
     shapes = []
 
     def note(module, params, tokens, *args):
@@ -168,8 +168,8 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(encoder, monkeypatch)
     sequences = [b"MKTAY", b"ACD", b"WWWW", b"GG", b"LLKM", b"PPPP", b"Y"]
     runner = encoder.make_embedder()
     expected = {
-        i: found.residues
-        for _, i, found in runner.run(runner.work(sequences, np.array([8])))
+        i: embedding.residues
+        for _, i, embedding in runner.run(runner.work(sequences, np.array([8])))
     }
     seen = []
 
@@ -181,10 +181,10 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(encoder, monkeypatch)
 
     small = encoder.make_embedder()
     monkeypatch.setattr(small, "_call", full_at_two_rows)
-    found = list(small.run(small.work(sequences, np.array([8]))))
-    assert sorted(i for _, i, _ in found) == list(range(7))
+    results = list(small.run(small.work(sequences, np.array([8]))))
+    assert sorted(i for _, i, _ in results) == list(range(7))
     assert max(seen) > 2 and seen.count(max(seen)) == 1  # Not tried again.
-    for _, i, embedding in found:
+    for _, i, embedding in results:
         np.testing.assert_allclose(embedding.residues, expected[i], atol=1e-5)
 
 
@@ -238,13 +238,13 @@ def test_a_gpu_uses_its_fused_attention_where_family_and_length_allow(
     # Of one row: two rows' plain scores would already be too many.
     assert choice(encoder.module, longest) == "flash"
     assert choice(encoder.module, longest + 1) == "blockwise"
-    assert choice(forward.blockwise(encoder.module)) == "blockwise"  # As was asked.
+    assert choice(forward.blockwise(encoder.module)) == "blockwise"  # As configured.
     monkeypatch.setattr(attention, "has_flash", lambda dtype, head_dim: False)
     assert [choice(x) for x in modules] == ["plain"] * 3
 
 
 def test_fused_attention_gives_the_same_vectors(encoder, monkeypatch):
-    """In float32 by JAX's own function, in the place of the GPU's kernel."""
+    """Uses JAX's float32 reference instead of the GPU's kernel."""
     monkeypatch.setattr(attention, "_FLASH", "xla")
     sequences = [b"MKTAYIAKQR", b"ACDWWY", b"LL"]
     runner = encoder.make_embedder()
@@ -258,12 +258,12 @@ def test_fused_attention_gives_the_same_vectors(encoder, monkeypatch):
         np.testing.assert_allclose(flash[i], plain[i], rtol=0, atol=1e-5)
 
 
-def test_a_setting_that_the_model_has_not_is_named(model_folder):
+def test_unknown_model_settings_are_named(model_folder):
     with pytest.raises(ValueError, match=r"^depth: T5Config has no such field. It has"):
         prottrans_jax.load_encoder(model_folder, depth=3)
 
 
-def test_nobody_can_ask_for_fused_attention_by_a_setting(encoder, model_folder):
+def test_fused_attention_cannot_be_set_by_users(encoder, model_folder):
     """Packed rows would leak into each other."""
     with pytest.raises(ValueError, match=r"^flash: T5Config has no such field"):
         prottrans_jax.load_encoder(model_folder, flash=True)
@@ -284,13 +284,13 @@ def test_blockwise_is_plain_attention(encoder):
     blocks = forward.encode(module, encoder.params, tokens, mask, forward.Layers())
     np.testing.assert_allclose(blocks, plain, rtol=0, atol=1e-5)
     # As the embedder does it, layer by layer.
-    wanted = forward.OutputSpec(forward.Layers(), None, True, 0, 0)
+    spec = forward.OutputSpec(forward.Layers(), None, True, 0, 0)
     segments = mask.astype(np.int32)
-    layered, _ = forward.run(module, encoder.params, tokens, segments, wanted)
+    layered, _ = forward.run(module, encoder.params, tokens, segments, spec)
     np.testing.assert_allclose(layered, plain, rtol=0, atol=1e-5)
 
 
-def test_what_is_loaded_is_printed_in_a_line(encoder):
+def test_repr_of_encoder_and_model_is_one_line(encoder):
     assert repr(encoder) == "Encoder('tiny_t5', T5, 3 layers, d_model 12, float32)"
     assert repr(prottrans_jax.load_model(encoder.source)) == "Model('tiny_t5', T5)"
     names = {"Encoder", "Model", "load_encoder", "load_model", "__version__"}
@@ -332,7 +332,7 @@ def test_sequences_longer_than_the_position_table_are_named(shared):
 def test_attention_is_plain_or_blockwise_by_length_whatever_the_rows(
     encoder, monkeypatch
 ):
-    """Two ways of summing: a protein's vector must not depend on its company."""
+    """The two sum in different orders, so the choice must not depend on the batch."""
     seen = []
     monkeypatch.setitem(forward.PLAIN_SCORES_BYTES, "cpu", 4 * 2 * 2 * 24 * 24)
 
@@ -357,7 +357,7 @@ def test_rare_letters_are_x_in_either_case(encoder):
     np.testing.assert_array_equal(whole, rare)
 
 
-def test_face_is_lazy():
+def test_importing_the_package_is_lazy():
     code = (
         "import sys, prottrans_jax; assert 'jax' not in sys.modules; "
         "prottrans_jax.load_encoder; "

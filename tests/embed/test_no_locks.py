@@ -1,4 +1,4 @@
-"""HDF5 has locks of its own: a file system without any must do all the same."""
+"""HDF5 locks files itself; it must also work on file systems without locks."""
 
 import errno
 import os

@@ -24,7 +24,7 @@ def content(folder):
 
 
 def refuse(encoder, source, output, folder, **options):
-    """The message, if the output is refused and nothing in the folder is touched."""
+    """Checks that the output is refused and files are unchanged; returns the error."""
     before = content(folder)
     with pytest.raises(ownership.ForeignError) as error:
         embed(encoder, source, output, **options)
@@ -62,7 +62,7 @@ def test_an_hdf5_file_of_others_stays(encoder, fasta_file, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["per_residue", "per_protein"])
-def test_with_two_outputs_both_are_looked_at(encoder, fasta_file, tmp_path, kind):
+def test_both_outputs_are_checked(encoder, fasta_file, tmp_path, kind):
     (tmp_path / f"out.{kind}.h5").mkdir()
     both = {"per_residue": True, "per_protein": True, "overwrite": True}
     refuse(encoder, fasta_file, tmp_path / "out.h5", tmp_path, **both)
@@ -90,7 +90,7 @@ def test_a_folder_of_parts_of_the_users_stays(
     refuse(encoder, fasta_file, tmp_path / "out.h5", tmp_path, **options)
 
 
-def test_what_a_user_adds_to_the_parts_meanwhile_stays(encoder, fasta_file, tmp_path):
+def test_files_that_a_user_adds_to_the_parts_are_kept(encoder, fasta_file, tmp_path):
     output = tmp_path / "out.h5"
     notes = tmp_path / "out.h5.parts" / "notes.txt"
     job.embed_fasta(
@@ -116,7 +116,7 @@ def shards_of(output):
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".parquet", ".zarr"])
-def test_outputs_say_themselves_whose_they_are(encoder, tmp_path, suffix):
+def test_outputs_are_recognised_without_output_json(encoder, tmp_path, suffix):
     source = write_fasta(tmp_path / "a.fasta", random_proteins(3))
     output = embed_into(encoder, source, tmp_path / f"o{suffix}")
     outputs.companion(output).unlink()
@@ -130,7 +130,7 @@ def test_a_zarr_output_with_files_of_the_users_in_it_stays(encoder, tmp_path):
     refuse(encoder, source, output, tmp_path, overwrite=True)
 
 
-def test_converted_files_are_our_own(encoder, tmp_path):
+def test_reformatted_files_may_be_replaced(encoder, tmp_path):
     source = write_fasta(tmp_path / "a.fasta", random_proteins(3))
     made = embed_into(encoder, source, tmp_path / "o.h5")
     for suffix in (".npz", ".zarr", ".csv"):
@@ -140,7 +140,7 @@ def test_converted_files_are_our_own(encoder, tmp_path):
         assert report.embedded == 3
 
 
-def test_an_empty_file_is_nobodys(encoder, fasta_file, tmp_path):
+def test_an_empty_file_is_replaced(encoder, fasta_file, tmp_path):
     (tmp_path / "out.h5").touch()
     embed(encoder, fasta_file, tmp_path / "out.h5", overwrite=True)
     assert len(read(tmp_path / "out.h5")) == 40
@@ -157,7 +157,7 @@ def test_an_output_that_is_the_input_is_refused(encoder, tmp_path, link):
     refuse(encoder, source, output, tmp_path, per_protein=True, overwrite=True)
 
 
-def test_an_empty_input_is_no_output(encoder, tmp_path):
+def test_an_empty_input_is_not_overwritten(encoder, tmp_path):
     # Empty: no format tells that it is the user's.
     (tmp_path / "a.csv").touch()
     options = {"per_protein": True, "overwrite": True}
@@ -167,7 +167,7 @@ def test_an_empty_input_is_no_output(encoder, tmp_path):
     assert "is an input too" in message
 
 
-def test_a_converted_file_replaces_nothing(encoder, tmp_path):
+def test_reformat_replaces_no_file(encoder, tmp_path):
     source = write_fasta(tmp_path / "a.fasta", random_proteins(2))
     made = embed_into(encoder, source, tmp_path / "o.h5")
     (tmp_path / "c.npz.json").write_text('{"mine": 1}')
@@ -217,7 +217,7 @@ def test_a_full_disk_while_merging_leaves_room(
     assert (report.resumed, report.embedded) == (40, 0)
 
 
-def test_what_a_kill_left_of_merging_is_removed_at_the_next_start(tmp_path):
+def test_partial_merge_is_removed_at_the_next_start(tmp_path):
     output = tmp_path / "out.h5"
     parts = shards.Parts(output, {})
     (parts.folder / "merged.residues.h5").write_bytes(b"half")
@@ -230,7 +230,7 @@ def test_what_a_kill_left_of_merging_is_removed_at_the_next_start(tmp_path):
 @pytest.mark.parametrize(
     "left", [["lock"], ["lock", "journal.jsonl"], ["lock", "run.json.partial"], []]
 )
-def test_what_a_kill_of_any_version_leaves_is_taken_over(
+def test_parts_left_by_a_kill_of_any_version_are_accepted(
     encoder, fasta_file, tmp_path, left
 ):
     output = tmp_path / "out.h5"

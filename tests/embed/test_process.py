@@ -1,4 +1,4 @@
-"""What a process that is there to embed keeps: compiled programs, and memory."""
+"""Process settings of the command: program cache and memory."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ def run(script, **environment):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
-def test_memory_of_a_large_array_is_used_again_by_any_thread():
+def test_freed_memory_is_reused_by_any_thread():
     script = """
 import resource, threading
 import numpy as np
@@ -50,8 +50,8 @@ print(faults[-1])
     assert int(run(script.replace("KEEP", ""))) >= 48
 
 
-def test_a_gpu_gets_the_same_products_in_every_run_and_jax_starts_later(monkeypatch):
-    asked = "--xla_cpu_enable_fast_math=false"
+def test_gpu_autotuning_is_off_and_jax_is_not_initialised(monkeypatch):
+    user_flags = "--xla_cpu_enable_fast_math=false"
     script = """
 import os
 from jax._src import xla_bridge
@@ -64,9 +64,11 @@ print(os.environ["XLA_FLAGS"])
 import jax
 jax.numpy.zeros(3)  # XLA knows the flags.
 """
-    flags = run(script.replace("GPU", "True"), XLA_FLAGS=asked)
-    assert "--xla_gpu_autotune_level=0" in flags and flags.split()[-1] == asked
-    assert run(script.replace("GPU", "False"), XLA_FLAGS=asked).split() == [asked]
+    flags = run(script.replace("GPU", "True"), XLA_FLAGS=user_flags)
+    assert "--xla_gpu_autotune_level=0" in flags and flags.split()[-1] == user_flags
+    assert run(script.replace("GPU", "False"), XLA_FLAGS=user_flags).split() == [
+        user_flags
+    ]
     monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/nvidiactl")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert not process._has_gpu()
@@ -91,7 +93,7 @@ print(jax.jit(lambda x: jnp.tanh(x) + 1)(jnp.arange(5.0)).sum())
     assert {name for name in os.listdir(folder) if name.endswith("cache")} <= files
 
 
-def test_a_folder_for_programs_that_the_user_chose_stays(monkeypatch):
+def test_cache_folder_set_by_the_user_is_kept(monkeypatch):
     import jax
 
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
@@ -101,7 +103,7 @@ def test_a_folder_for_programs_that_the_user_chose_stays(monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="VmHWM is Linux's")
-def test_peak_memory_is_not_that_of_what_started_the_process():
+def test_peak_memory_excludes_the_parent_process():
     held = bytes(range(256)) * (1 << 20)  # 256 MiB: more than the child's imports.
     peak = run(
         "from prottrans_jax.embed import reports\nprint(reports.peak_memory_bytes())"

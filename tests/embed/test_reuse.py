@@ -1,4 +1,4 @@
-"""What exists already: taken if it is the same, kept, or refused by name."""
+"""Existing vectors are reused if equal, kept, or refused with a message."""
 
 import json
 import shutil
@@ -45,11 +45,11 @@ def test_proteins_of_an_earlier_run_are_kept_in_every_format(encoder, tmp_path, 
         source = write_fasta(tmp_path / f"{number}.fasta", proteins)
         report = embed(encoder, source, output, per_protein=True)
     assert (report.embedded, report.kept) == (2, 1)
-    found = {entry.key: entry.array for entry in formats.entries(output)}
-    assert found.keys() == {"A", "B", "C"}
+    vectors_by_key = {entry.key: entry.array for entry in formats.entries(output)}
+    assert vectors_by_key.keys() == {"A", "B", "C"}
     right = encoder.embed(["MKTAYW", "LLKM", "WYV"], pool="mean")
     for key, vector in zip("ABC", right, strict=True):
-        np.testing.assert_allclose(found[key], vector, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(vectors_by_key[key], vector, rtol=0, atol=1e-5)
     about = json.loads((tmp_path / f"out.{suffix}.json").read_text())
     assert about["proteins"] == 3
 
@@ -151,7 +151,9 @@ def test_an_output_that_an_earlier_version_wrote_goes_on_under_another_name(
     assert embed(encoder, more, output).embedded == 2
 
 
-def test_other_products_are_refused(encoder, model_folder, fasta_file, tmp_path):
+def test_outputs_of_another_compute_type_are_refused(
+    encoder, model_folder, fasta_file, tmp_path
+):
     output = tmp_path / "out.h5"
     embed(encoder, fasta_file, output)
     other = prottrans_jax.load_encoder(model_folder, dtype="int8")
@@ -163,11 +165,11 @@ def test_other_products_are_refused(encoder, model_folder, fasta_file, tmp_path)
     ("units", "products"),
     [((), "int8;"), (("avx512",), "int8;"), (("amx", "avx512"), "int8 weights, bf")],
 )
-def test_int8_is_named_by_what_it_is_multiplied_with(units, products, monkeypatch):
+def test_int8_identity_names_the_activation_type(units, products, monkeypatch):
     monkeypatch.setattr(x86, "units", lambda: units)
     encoder = types.SimpleNamespace(dtype="int8")
-    asked: Any = types.SimpleNamespace(encoder=encoder)
-    named = settings.Settings.dtype_compute.fget(asked)
+    job_settings: Any = types.SimpleNamespace(encoder=encoder)
+    named = settings.Settings.dtype_compute.fget(job_settings)
     assert named.startswith(products) and quantized.ROUNDING in named
 
 
@@ -185,9 +187,9 @@ def test_reused_vectors_are_taken_if_they_fit(encoder, fasta_file, proteins, tmp
     output = tmp_path / "out.h5"
     report = embed(encoder, fasta_file, output, reuse=str(uniprot))
     assert (report.reused, report.embedded) == (3, 37)
-    found = read(output)
-    assert found.keys() == proteins.keys()
-    assert (found["P2"] == 0.5).all() and not (found["P4"] == 0).all()
+    vectors_by_key = read(output)
+    assert vectors_by_key.keys() == proteins.keys()
+    assert (vectors_by_key["P2"] == 0.5).all() and not (vectors_by_key["P4"] == 0).all()
     pooled = tmp_path / "pooled.h5"
     report = embed(encoder, fasta_file, pooled, reuse=str(uniprot), per_protein=True)
     assert report.reused == 3

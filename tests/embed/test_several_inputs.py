@@ -36,10 +36,10 @@ def test_the_output_is_that_of_the_files_joined(encoder, three, tmp_path):
 
 def test_keys_by_index_run_on_over_all_files(three):
     several, _ = three
-    found = inputs.scan(several, key_scheme="index")
-    keys = [protein.key for protein in found.proteins()]
+    records = inputs.scan(several, key_scheme="index")
+    keys = [protein.key for protein in records.proteins()]
     assert keys == [p.key for p in inputs.scan(three[1], key_scheme="index").proteins()]
-    places = [protein.place for protein in found.proteins()]
+    places = [protein.place for protein in records.proteins()]
     assert places[3:6] == [f"{several[0]}:7", f"{several[1]}:1", f"{several[2]}:1"]
 
 
@@ -54,12 +54,12 @@ def test_an_id_with_other_residues_in_a_later_file_names_both_places(tmp_path):
     second = write_fasta(tmp_path / "b.fasta", {"P": "MKW"})
     with pytest.raises(ValueError, match=rf"'P' at {first}:3 and {second}:1\."):
         inputs.scan([first, second])
-    found = inputs.scan([first, second], on_duplicate="first")
-    assert [s.detail for s in found.skipped] == [
+    records = inputs.scan([first, second], on_duplicate="first")
+    assert [s.detail for s in records.skipped] == [
         f"{second}:1: 'P' occurred before with another sequence."
     ]
-    found = inputs.scan([first, second], on_duplicate="suffix")
-    assert [protein.key for protein in found.proteins()] == ["x", "P", "P_2"]
+    records = inputs.scan([first, second], on_duplicate="suffix")
+    assert [protein.key for protein in records.proteins()] == ["x", "P", "P_2"]
 
 
 def test_a_bad_record_names_its_own_file(tmp_path):
@@ -72,12 +72,12 @@ def test_a_bad_record_names_its_own_file(tmp_path):
 def test_what_is_left_out_names_its_own_file(tmp_path):
     first = write_fasta(tmp_path / "a.fasta", {"P": "MKV"})
     second = write_fasta(tmp_path / "b.fasta", {"Q": "MKVMKV"})
-    found = inputs.scan([first, second])
-    found.leave_out(found.lengths > 3, "long", lambda p: "too long")
-    assert [s.detail for s in found.skipped] == [f"{second}:1: too long"]
+    records = inputs.scan([first, second])
+    records.leave_out(records.lengths > 3, "long", lambda p: "too long")
+    assert [s.detail for s in records.skipped] == [f"{second}:1: too long"]
 
 
-def test_the_account_names_all_files_with_their_digests(encoder, three, tmp_path):
+def test_output_json_names_all_files_with_their_digests(encoder, three, tmp_path):
     several, joined = three
     embed(encoder, several, tmp_path / "out.h5")
     about = json.loads((tmp_path / "out.h5.json").read_text())["input"]
@@ -108,11 +108,11 @@ def test_standard_input_is_one_of_several(encoder, three, tmp_path, monkeypatch)
         embed(encoder, [], tmp_path / "x.h5")
 
 
-def test_a_file_is_checked_against_several(encoder, three, tmp_path):
+def test_a_file_is_checked_against_several_inputs(encoder, three, tmp_path):
     several, _ = three
     embed(encoder, several, tmp_path / "out.h5")
-    wanted, unusable = verifying.expected(several, "auto")
-    assert len(wanted) == 10 and not unusable
+    expected, unusable = verifying.expected(several, "auto")
+    assert len(expected) == 10 and not unusable
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +123,11 @@ def model(tmp_path_factory):
 def test_repeated_and_listed_inputs_of_the_command(model, three, tmp_path, capsys):
     (first, second, third), _ = three
     output = str(tmp_path / "out.h5")
-    given = ["-i", str(first), "-i", str(second), str(third)]
-    assert cli.main(["embed", *given, "-o", output, "-m", str(model)]) == 0
+    flags = ["-i", str(first), "-i", str(second), str(third)]
+    assert cli.main(["embed", *flags, "-o", output, "-m", str(model)]) == 0
     assert len(read(output)) == 10
-    given = ["-i", str(first), "-i", str(second), "-i", str(third)]
-    assert cli.main(["verify", *given, output]) == 0
+    flags = ["-i", str(first), "-i", str(second), "-i", str(third)]
+    assert cli.main(["verify", *flags, output]) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Encoders with what x86-64 CPUs have of their own: XLA's vectors, packed rows."""
+"""x86-64 kernels: vectors agree with XLA's, also in packed rows."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ SEQUENCES = [b"MKTAYIAKQR", b"ACDWWY", b"GGGGGGGGGGGGGGGGG", b"W", b"LLKM"]
 
 
 def wide_model(family, dtype):
-    """Sizes that a CPU's own products take."""
+    """Sizes that the x86 kernels support."""
     sizes = {
         "vocab_size": 30,
         "num_layers": 2,
@@ -44,8 +44,8 @@ def wide_model(family, dtype):
     return xlnet.XLNet(xlnet.XLNetConfig(**sizes))
 
 
-def test_a_cpus_own_attention_takes_the_place_of_blockwise_attention(monkeypatch):
-    """XLNet's has none whose memory grows with the length only."""
+def test_x86_attention_replaces_blockwise_attention(monkeypatch):
+    """x86 attention of XLNet does not have linear memory."""
     modules = [wide_model(x, "float32") for x in ("t5", "bert", "xlnet")]
 
     def ways(platform):
@@ -62,7 +62,7 @@ def test_a_cpus_own_attention_takes_the_place_of_blockwise_attention(monkeypatch
 @needs_x86
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("family", ["t5", "bert", "xlnet"])
-def test_what_x86_has_of_its_own_is_used_and_gives_the_same(family, dtype, monkeypatch):
+def test_x86_kernels_are_used_and_give_the_same_vectors(family, dtype, monkeypatch):
     module, wide = wide_model(family, dtype), dtype == "float32"
     tokens = np.random.default_rng(0).integers(4, 25, (2, 11)).astype(np.int32)
     segments = (np.arange(11) < np.array([[11], [7]])).astype(np.int32)
@@ -71,11 +71,11 @@ def test_what_x86_has_of_its_own_is_used_and_gives_the_same(family, dtype, monke
         lambda x: jnp.asarray(generator.normal(0, 0.2, x.shape), dtype),
         layerwise.encoder_shapes(module),
     )
-    wanted = forward.OutputSpec(forward.Layers(), None, True, 0, 0)
+    spec = forward.OutputSpec(forward.Layers(), None, True, 0, 0)
 
     def run():
         chosen = forward.for_shape(module, *tokens.shape, "cpu")
-        hidden, _ = forward.run(chosen, params, tokens, segments, wanted)
+        hidden, _ = forward.run(chosen, params, tokens, segments, spec)
         hidden = np.asarray(hidden, np.float32)
         return np.concatenate([hidden[0], hidden[1, :7]])
 
@@ -122,7 +122,7 @@ def wide_embedder(family, dtype="float32", max_length=200, **options):
 
 def embed_with(runner, sequences=SEQUENCES):
     work = runner.work(sequences, runner.buckets([len(x) for x in sequences]))
-    return {i: found for _, i, found in runner.run(work)}
+    return {i: embedding for _, i, embedding in runner.run(work)}
 
 
 @needs_x86
@@ -136,7 +136,7 @@ def test_proteins_in_one_row_have_the_vectors_they_have_alone(
     work = runner.work(sequences, runner.buckets([len(x) for x in sequences]))
     (call,) = work
     assert isinstance(call.batch, batching.Packed) and call.batch.length == 128
-    together = {i: np.array(found.residues) for _, i, found in runner.run(work)}
+    together = {i: np.array(embedding.residues) for _, i, embedding in runner.run(work)}
     for i, sequence in enumerate(sequences):
         alone = embed_with(runner, [sequence])[0].residues
         assert alone.shape == (len(sequence), 64)
@@ -147,8 +147,8 @@ def test_proteins_in_one_row_have_the_vectors_they_have_alone(
     jax.clear_caches()
     padded = wide_embedder(family, dtype)
     assert not padded.packs
-    for i, found in embed_with(padded, sequences).items():
-        wide = np.asarray(found.residues, np.float32)
+    for i, embedding in embed_with(padded, sequences).items():
+        wide = np.asarray(embedding.residues, np.float32)
         limit = np.abs(wide).max() * (1e-5 if dtype == "float32" else 2.0**-5)
         np.testing.assert_allclose(
             together[i].astype(np.float32), wide, rtol=0, atol=limit
@@ -158,23 +158,27 @@ def test_proteins_in_one_row_have_the_vectors_they_have_alone(
 @needs_x86
 @pytest.mark.parametrize("pool", ["mean", "max", "cls"])
 @pytest.mark.parametrize("layers", [-1, "all", "last2"])
-def test_proteins_in_one_row_are_pooled_each_by_itself(pool, layers):
+def test_proteins_in_one_row_are_pooled_separately(pool, layers):
     chosen = forward.parse_layers(layers, 2)
     runner = wide_embedder("t5", layers=chosen, pool=pool)
     assert runner.packs
     one_a_row = wide_embedder("t5", layers=chosen, pool=pool)
     one_a_row.packs = False
-    wanted = embed_with(one_a_row)
-    for i, found in embed_with(runner).items():
-        assert found.protein.dtype == np.float32
-        np.testing.assert_allclose(found.protein, wanted[i].protein, rtol=0, atol=1e-5)
+    expected = embed_with(one_a_row)
+    for i, embedding in embed_with(runner).items():
+        assert embedding.protein.dtype == np.float32
         np.testing.assert_allclose(
-            found.residues, wanted[i].residues, rtol=0, atol=1e-5
+            embedding.protein, expected[i].protein, rtol=0, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            embedding.residues, expected[i].residues, rtol=0, atol=1e-5
         )
     alone = wide_embedder("t5", layers=chosen, pool=pool, keep_residues=False)
-    for i, found in embed_with(alone).items():
-        assert found.residues is None
-        np.testing.assert_allclose(found.protein, wanted[i].protein, rtol=0, atol=1e-5)
+    for i, embedding in embed_with(alone).items():
+        assert embedding.residues is None
+        np.testing.assert_allclose(
+            embedding.protein, expected[i].protein, rtol=0, atol=1e-5
+        )
 
 
 @needs_x86
@@ -183,7 +187,7 @@ def test_xlnets_proteins_have_rows_of_their_own():
 
 
 @needs_x86
-def test_rows_of_several_keep_to_the_models_positions_and_to_the_limit():
+def test_packed_rows_respect_the_models_positions_and_max_rows():
     sequences = [b"MKTAYIAKQRLLKMACD"] * 9  # 20 tokens each.
     short = wide_embedder("bert", max_length=50)
     work = short.work(sequences, short.buckets([]))
@@ -195,7 +199,7 @@ def test_rows_of_several_keep_to_the_models_positions_and_to_the_limit():
 
 
 @needs_x86
-def test_what_is_before_and_behind_the_layers_is_the_cpus_own_too(monkeypatch):
+def test_x86_kernels_are_used_before_and_after_the_layers(monkeypatch):
     seen = []
     norm = x86.norm
 
@@ -229,9 +233,9 @@ def test_a_row_that_does_not_fit_is_halved_until_it_does(monkeypatch):
 
     monkeypatch.setattr(small, "_call", full_at_30)
     for _ in range(2):
-        found = embed_with(small)
-        assert sorted(found) == list(range(5))
-        for i, embedding in found.items():
+        embeddings = embed_with(small)
+        assert sorted(embeddings) == list(range(5))
+        for i, embedding in embeddings.items():
             np.testing.assert_array_equal(embedding.residues, expected[i].residues)
     # 20 + 13 + 9 + 7 + 4 tokens; what was seen not to fit is not tried again.
     assert seen == [53, 20, 13, 20, 20, 13, 20]
@@ -249,7 +253,7 @@ def test_one_protein_that_does_not_fit_among_others_is_named(monkeypatch):
 
     monkeypatch.setattr(small, "_call", full_at_15)
     work = small.work(SEQUENCES, small.buckets([]))
-    found = small.run(work, lambda work, error: left_out.append((work, str(error))))
-    assert sorted(i for _, i, _ in found) == [0, 1, 3, 4]
+    results = small.run(work, lambda work, error: left_out.append((work, str(error))))
+    assert sorted(i for _, i, _ in results) == [0, 1, 3, 4]
     ((work, error),) = left_out
     assert work.batch.members == (2,) and "17 residues does not fit" in error

@@ -1,4 +1,4 @@
-"""A protein's vector in float32 alone, in other padded lengths and in company."""
+"""float32 vectors of a protein alone, in other padded lengths and in a batch."""
 
 import jax
 import numpy as np
@@ -53,12 +53,12 @@ def make_params(module, factor):
 def embed(runner, sequences, rows, length):
     batch = batching.Batch(tuple(range(len(sequences))), rows, length)
     work = embedder.Work(batch, list(sequences))
-    vectors = {i: found.residues for _, i, found in runner.run([work])}
+    vectors = {i: embedding.residues for _, i, embedding in runner.run([work])}
     return np.array(vectors[0], np.float32)
 
 
 @pytest.mark.parametrize("family", ["t5", "bert", "albert", "xlnet"])
-def test_a_vector_alone_and_in_company_is_the_same_within_what_the_guide_says(family):
+def test_vectors_alone_and_in_a_batch_agree_within_the_bound_of_the_guide(family):
     module = make_module(family)
     table = np.arange(256) % 23 + 5
     tokens = embedder.Tokens(table, (2,), (3,), 0)
@@ -72,7 +72,7 @@ def test_a_vector_alone_and_in_company_is_the_same_within_what_the_guide_says(fa
 
 
 @pytest.mark.parametrize("family", ["t5", "bert", "albert"])
-def test_a_vector_in_a_shared_row_is_that_alone_within_what_the_guide_says(family):
+def test_vectors_alone_and_in_a_shared_row_agree_within_that_bound(family):
     module = make_module(family)
     tokens = embedder.Tokens(np.arange(256) % 23 + 5, (2,), (3,), 0)
     for factor, bound in BOUNDS:
@@ -86,8 +86,8 @@ def test_a_vector_in_a_shared_row_is_that_alone_within_what_the_guide_says(famil
         starts = (0, 0), (1, 0), (1, 21), (1, 43)
         batch = batching.Batch((0, 1, 2, 3), 2, 64, starts)
         vectors = {
-            i: found.residues
-            for _, i, found in sharing.run([embedder.Work(batch, company)])
+            i: embedding.residues
+            for _, i, embedding in sharing.run([embedder.Work(batch, company)])
         }
         other = np.array(vectors[2], np.float32)
         assert np.abs(other - alone).max() <= bound * np.abs(alone).max()

@@ -1,4 +1,4 @@
-"""Proteins left out, cut, kept or made of X: counted, named, and known to `verify`."""
+"""Proteins left out, cut, kept or made of X are reported, also by `verify`."""
 
 import json
 
@@ -49,8 +49,8 @@ def mixed(tmp_path):
 
 def plan_of(encoder, source, output, **options):
     plans = []
-    given = settings.Options(**options)
-    report = job.embed_fasta(encoder, source, output, given, on_plan=plans.append)
+    job_options = settings.Options(**options)
+    report = job.embed_fasta(encoder, source, output, job_options, on_plan=plans.append)
     return report, plans[0]
 
 
@@ -92,8 +92,8 @@ def test_truncated_proteins_are_named_and_keep_both_lengths(
         "FITS": (30, None),
         "SHORT": (10, None),
     }
-    wanted, _ = verifying.expected(mixed, "auto")
-    check = verifying.check_file(output, wanted)
+    expected, _ = verifying.expected(mixed, "auto")
+    check = verifying.check_file(output, expected)
     assert (check.faults, check.extra, check.truncated) == ([], [], 2)
 
 
@@ -122,8 +122,8 @@ def test_the_commands_say_which_proteins_were_truncated(
     model_folder, mixed, tmp_path, capsys
 ):
     output = str(tmp_path / "out.npz")
-    given = ["embed", "-i", str(mixed), "-o", output, "-m", str(model_folder)]
-    assert cli.main([*given, "--max-length", "30", "--long", "truncate"]) == 0
+    command = ["embed", "-i", str(mixed), "-o", output, "-m", str(model_folder)]
+    assert cli.main([*command, "--max-length", "30", "--long", "truncate"]) == 0
     said = capsys.readouterr().err
     assert "2 proteins truncated to 30 residues: LONG, ONE_MORE." in said
     assert cli.main(["verify", output, "-i", str(mixed)]) == 0
@@ -183,9 +183,7 @@ def test_skipping_by_the_models_limit_goes_on_from_an_output_without_a_limit(
     assert about["run"]["long"] is None
 
 
-def test_a_limit_that_is_given_stays_part_of_what_an_output_is(
-    short_encoder, mixed, tmp_path
-):
+def test_an_explicit_limit_is_part_of_the_run_identity(short_encoder, mixed, tmp_path):
     embed(short_encoder, mixed, tmp_path / "out.h5", long="skip", max_length=30)
     about = json.loads((tmp_path / "out.h5.json").read_text())
     assert about["run"]["long"] == ["skip", 30, None]
@@ -242,7 +240,7 @@ def test_proteins_of_an_earlier_input_are_counted(encoder, two_inputs):
     assert read(output).keys() == proteins.keys()
 
 
-def test_verify_tells_extra_proteins_from_missing_ones(
+def test_verify_distinguishes_extra_and_missing_proteins(
     encoder, two_inputs, tmp_path, capsys
 ):
     output, fewer, _ = two_inputs
@@ -284,15 +282,15 @@ def test_a_file_of_nucleotides_is_refused_with_the_way_out(
     model_folder, dna, tmp_path, capsys
 ):
     output = tmp_path / "out.h5"
-    given = ["embed", "-i", str(dna), "-o", str(output), "-m", str(model_folder)]
-    assert cli.main(given) == 2
+    command = ["embed", "-i", str(dna), "-o", str(output), "-m", str(model_folder)]
+    assert cli.main(command) == 2
     said = capsys.readouterr().err
     for words in (str(dna), "100%", "'N1' in line 1", "--allow-nucleotides"):
         assert words in said
     # Leaving all of it out is no way out.
-    assert cli.main([*given, "--on-bad", "skip"]) == 2
+    assert cli.main([*command, "--on-bad", "skip"]) == 2
     assert not output.exists()
-    assert cli.main([*given, "--allow-nucleotides"]) == 0
+    assert cli.main([*command, "--allow-nucleotides"]) == 0
     assert cli.main(["verify", str(output), "-i", str(dna)]) == 0
 
 
@@ -315,14 +313,14 @@ def test_one_record_of_nucleotides_is_left_out_like_other_bad_records(
     assert "GENE" not in read(tmp_path / "out.h5")
 
 
-def test_proteins_of_x_alone_and_letters_read_as_x_are_told(
+def test_proteins_of_x_alone_and_letters_read_as_x_are_reported(
     model_folder, tmp_path, capsys
 ):
     proteins = {"A": "X" * 30, "B": "MKUUO", "C": "XBZJ", "D": "MKX"}
     source = write_fasta(tmp_path / "x.fasta", proteins)
     output = str(tmp_path / "out.h5")
-    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
-    assert cli.main(given) == 0
+    command = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    assert cli.main(command) == 0
     said = capsys.readouterr().err
     assert "2 proteins with no letter but X (A, C)" in said
     assert "Read as X: 2 U, 1 Z, 1 O, 1 B, 1 J." in said
@@ -333,11 +331,11 @@ def test_proteins_of_x_alone_and_letters_read_as_x_are_told(
 # ---------------------------------------------------------------------- wording
 
 
-def test_one_protein_is_one_protein(model_folder, tmp_path, capsys):
+def test_one_protein_is_counted_in_the_singular(model_folder, tmp_path, capsys):
     source = write_fasta(tmp_path / "x.fasta", {"A": "MKTAY"})
     output = str(tmp_path / "out.h5")
-    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
-    assert cli.main(given) == 0
+    command = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    assert cli.main(command) == 0
     assert cli.main(["verify", output]) == 0
     assert cli.main(["reformat", output, str(tmp_path / "out.npz")]) == 0
     said = capsys.readouterr()
@@ -349,8 +347,8 @@ def test_one_protein_is_one_protein(model_folder, tmp_path, capsys):
 def test_info_prints_nested_values_as_lines(model_folder, tmp_path, capsys):
     source = write_fasta(tmp_path / "x.fasta", {"A": "MKTAY"})
     output = str(tmp_path / "out.h5")
-    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
-    assert cli.main(given) == 0
+    command = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    assert cli.main(command) == 0
     for path in (output, str(model_folder)):
         assert cli.main(["info", path]) == 0
         said = capsys.readouterr().out
@@ -359,14 +357,14 @@ def test_info_prints_nested_values_as_lines(model_folder, tmp_path, capsys):
     assert about["options"]["per_residue"] and not about["options"]["per_protein"]
 
 
-def test_info_shows_neither_none_nor_residues_that_are_not_known(
+def test_info_prints_none_for_missing_values_and_no_unknown_residues(
     model_folder, tmp_path, capsys
 ):
     source = write_fasta(tmp_path / "x.fasta", {"A": "MKTAY", "B": "MKTAYIAK"})
     output = str(tmp_path / "out.csv")
-    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    command = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
     limit = ["--long", "truncate", "--max-length", "6"]
-    assert cli.main([*given, "--per-protein", *limit]) == 0
+    assert cli.main([*command, "--per-protein", *limit]) == 0
     assert cli.main(["info", output]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     about = {line[0]: line[1] for line in lines if len(line) == 2}
@@ -374,14 +372,14 @@ def test_info_shows_neither_none_nor_residues_that_are_not_known(
     assert about["model_revision"] == "none"
 
 
-def test_another_way_is_told_in_words(model_folder, tmp_path, capsys):
+def test_differing_settings_are_listed(model_folder, tmp_path, capsys):
     source = write_fasta(tmp_path / "x.fasta", {"A": "MKTAY"})
     output = str(tmp_path / "out.h5")
-    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
-    assert cli.main(given) == 0
+    command = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    assert cli.main(command) == 0
     capsys.readouterr()
     limit = ["--long", "skip", "--max-length", "6"]
-    assert cli.main([*given, "--per-protein", *limit]) == 2
+    assert cli.main([*command, "--per-protein", *limit]) == 2
     said = capsys.readouterr().err
     for words in (
         "dtype: residues float16 there, protein float32 now",
@@ -396,8 +394,8 @@ def test_damaged_vectors_are_named(model_folder, tmp_path, capsys):
     proteins = {"A": "MKTAYIAKQR" * 4, "B": "ACDEFGHIKL" * 4}
     source = write_fasta(tmp_path / "x.fasta", proteins)
     output = tmp_path / "out.h5"
-    given = ["embed", "-i", str(source), "-o", str(output), "-m", str(model_folder)]
-    assert cli.main(given) == 0
+    command = ["embed", "-i", str(source), "-o", str(output), "-m", str(model_folder)]
+    assert cli.main(command) == 0
     vectors = read(output)["B"].tobytes()
     data = output.read_bytes()
     at = data.index(vectors) + 9
@@ -410,8 +408,8 @@ def test_ids_of_two_sequences_are_unusable_input(model_folder, tmp_path, capsys)
     source = tmp_path / "x.fasta"
     source.write_text(">A\nMK\n>A\nMKT\n")
     output = str(tmp_path / "out.h5")
-    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
-    assert cli.main(given) == 3
+    command = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    assert cli.main(command) == 3
     said = capsys.readouterr().err
     assert "1 id occurs again" in said and "'A' in lines 1 and 3" in said
 
@@ -422,10 +420,10 @@ def test_a_character_is_shown_as_text_and_a_nameless_record_by_its_line(
     source = tmp_path / "x.fasta"
     source.write_text(">A\nMK*T\n>\nMKT\n>C\nMKV\n")
     output = str(tmp_path / "out.h5")
-    given = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
-    assert cli.main(given) == 3
+    command = ["embed", "-i", str(source), "-o", output, "-m", str(model_folder)]
+    assert cli.main(command) == 3
     assert "'*' at column 3" in capsys.readouterr().err
-    assert cli.main([*given, "--on-bad", "skip"]) == 3
+    assert cli.main([*command, "--on-bad", "skip"]) == 3
     said = capsys.readouterr().err
     assert "1 record will be left out: header without an id." in said
     assert "Left out 1: header without an id (line 3)" in said
