@@ -69,7 +69,7 @@ def test_module_and_old_flags_and_standard_input(model, source, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["-o", "out.xyz"], 2, "format, and '.xyz' is not known. Give a name that"),
+        (["-o", "out.xyz"], 2, "selects the format, but '.xyz' is unknown. Choose one"),
         (["-o", "out"], 2, "output out: the file extension selects the format"),
         (["-m", "prot_brt"], 2, "prot_bert"),
         (["-m", "nowhere/at/all"], 2, "no such folder"),

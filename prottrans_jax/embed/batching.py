@@ -239,7 +239,7 @@ def _choices(
     best[0] = 0.0
     steps: list[Int[np.ndarray, " sizes"]] = []
     choices = []
-    # [first, last]: cost of one bucket for the sizes first .. last - 1.
+    # [first, last]: cost of one bucket for the sizes first to last, both included.
     cost = row_costs[None, :] * (number[None, 1:] - number[:-1, None])
     cost[np.tril_indices(sizes.size, -1)] = np.inf
     for _ in range(min(_MAX_BUCKETS, sizes.size)):

@@ -356,7 +356,7 @@ class Embedder:
         if isinstance(batch, batching.Packed) and len(batch.members) > 1:
             self._packed_limit = min(self._packed_limit, batch.tokens // 2)
             logging.warning(
-                "%d tokens in a row do not fit into memory; going on with %d.",
+                "%d tokens in a row do not fit into memory; continuing with %d.",
                 batch.tokens,
                 self._packed_limit,
             )
@@ -364,7 +364,7 @@ class Embedder:
         if batch.rows > 1:
             limit = (batch.rows + 1) // 2
             logging.warning(
-                "%d rows of %d tokens do not fit into memory; going on with %d.",
+                "%d rows of %d tokens do not fit into memory; continuing with %d.",
                 batch.rows,
                 batch.length,
                 limit,
@@ -376,15 +376,15 @@ class Embedder:
             return call.work.halves()
         if len(batch.members) > 1:
             logging.warning(
-                "One row of %d tokens does not fit into memory; going on with its "
-                "%d sequences in two.",
+                "One row of %d tokens does not fit into memory; continuing with its "
+                "%d sequences in two rows.",
                 batch.length,
                 len(batch.members),
             )
             return call.work.halves()
         if getattr(call.module.config, "attention", "blockwise") == "plain":
             logging.warning(
-                "One row of %d tokens does not fit into memory; going on with "
+                "One row of %d tokens does not fit into memory; continuing with "
                 "blockwise attention.",
                 batch.length,
             )

@@ -139,9 +139,9 @@ def _run(job_settings, sources, parts, on_plan, on_progress) -> reports.Report:
     )
     report.cut, report.limit = records.cut, options.max_length
     _apply_limits(job_settings, records)
-    begin_anew = options.overwrite or not options.resume
+    ignores_existing = options.overwrite or not options.resume
     if (
-        not begin_anew
+        not ignores_existing
         and (kept := provenance.is_complete(job_settings, records)) is not None
     ):
         report.skipped, report.kept = records.skipped, kept

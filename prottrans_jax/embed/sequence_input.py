@@ -26,20 +26,20 @@ def in_order(sequences: Iterable[str]) -> Iterator[Any]:
     kind = type(sequences).__name__
     advice = ""
     if isinstance(sequences, Mapping):
-        advice = "Of a dict give list(proteins.values())."
+        advice = "For a dict pass list(proteins.values())."
     elif isinstance(sequences, Set):
-        advice = "It has no order: give a list."
+        advice = "A set has no order: pass a list."
     elif hasattr(sequences, "columns"):
-        advice = "Give the column with the sequences."
+        advice = "Pass the column with the sequences."
     elif isinstance(sequences, str | bytes | bytearray):
-        advice = "Give [sequence], as str."
+        advice = "Pass [sequence], as str."
     if not advice:
         try:
             return iter(sequences)
         except TypeError:
             pass
     raise ValueError(
-        f"A sequence (str) or a list of sequences is needed, not {_shown(sequences)} "
+        f"A sequence (str) or a list of sequences is required, not {_shown(sequences)} "
         f"of type {kind}. {advice}".rstrip()
     )
 
@@ -52,8 +52,8 @@ def pairs(proteins: Iterable[tuple[str, str]]) -> Iterator[tuple[Any, Any]]:
     """
     if isinstance(proteins, str | bytes | Mapping):
         raise ValueError(
-            f"stream takes (id, sequence) pairs, not a {type(proteins).__name__}: "
-            "of a dict its items()."
+            f"stream takes (id, sequence) pairs, not a {type(proteins).__name__}"
+            f"{': pass its items()' if isinstance(proteins, Mapping) else ''}."
         )
     if not isinstance(proteins, Iterable):
         raise ValueError(
@@ -116,7 +116,7 @@ def _first_odd(sequence: str, text: bytes) -> str:
         return (
             f"{sequence[at]!r} at position {at} (0-based) of {len(text):,} characters "
             f"is {what}. Letters in either case are residues; white space, gaps and a "
-            f"final '*' are taken out.{advice}"
+            f"final '*' are removed.{advice}"
         )
     raise AssertionError(sequence)
 
@@ -132,13 +132,13 @@ def _advice(value: Any) -> str:
     if type(value).__name__ in _MISSING or (
         isinstance(value, float) and value != value
     ):
-        return "Leave missing values out; of a Series give series.dropna()."
+        return "Remove missing values; for a Series pass series.dropna()."
     if hasattr(value, "seq"):
-        return "Give str(record.seq)."
+        return "Pass str(record.seq)."
     if isinstance(value, tuple) and len(value) == 2:
         return "stream takes (id, sequence) pairs."
     if isinstance(value, list | tuple) or hasattr(value, "tolist"):
         return "Join letters: ''.join(sequence)."
     if hasattr(value, "__getitem__"):
-        return "Give str(sequence)."
+        return "Pass str(sequence)."
     return ""

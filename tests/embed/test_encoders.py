@@ -312,7 +312,7 @@ def test_other_mistakes_are_explained(encoder):
             method({"protein": "MKT"})
     with pytest.raises(ValueError, match=r"tokenize takes a list .* \[sequence\]"):
         encoder.tokenize("MKT")
-    with pytest.raises(ValueError, match=r"pairs, not a dict: of a dict its items\(\)"):
+    with pytest.raises(ValueError, match=r"pairs, not a dict: pass its items\(\)"):
         next(encoder.stream({"protein": "MKT"}))
     with pytest.raises(ValueError, match=r"sequence 1: .*position 2"):
         encoder.embed(["MKTAY", "MK1"])
