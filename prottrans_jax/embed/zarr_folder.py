@@ -74,8 +74,8 @@ class Writer:
         if kind != self._kind:
             raise ValueError(
                 f"{entry.key}: vectors of shape {array.shape} do not fit this Zarr "
-                f"folder: it holds {self._kind[1]}-dimensional arrays per "
-                f"{self._kind[0]}, with rows of shape {self._kind[2]}."
+                f"folder: it holds {self._kind[1]}-dimensional arrays, a row of shape "
+                f"{self._kind[2]} for each of its {self._kind[0]}."
             )
         if not self._numbers:
             self._begin(vectors)

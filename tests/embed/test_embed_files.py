@@ -438,7 +438,7 @@ def test_a_flipped_bit_in_zarr_is_noticed(tmp_path, array):
 
 def test_zarr_does_not_mix_kinds_of_vectors(tmp_path):
     arrays = {"A": np.ones((2, 3), np.float16), "B": np.ones(3, np.float16)}
-    with pytest.raises(ValueError, match=r"B: vectors of shape \(3,\) do not go"):
+    with pytest.raises(ValueError, match=r"B: vectors of shape \(3,\) do not fit"):
         _write_zarr(tmp_path / "out.zarr", arrays)
 
 
