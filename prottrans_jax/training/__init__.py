@@ -2,6 +2,7 @@
 
   trainer                         `train`: the loop
   train_state, train_step         layout of the state; the compiled step
+  saving                          retry or stop after a failed save
   evaluation, infeed              means over a split; batches prefetched in a thread
   logbook, metrics                log lines; writers of scalars
   event_files, logged_steps, earlier_logs    logs of a resumed run
