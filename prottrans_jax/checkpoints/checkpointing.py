@@ -1,9 +1,9 @@
-"""Checkpoints that are believed only after their SHA-256 manifest matches.
+"""Checkpoints verified by a SHA-256 manifest.
 
-Orbax writes the arrays: asynchronously, sharded, into a temporary directory that one
-rename commits. It keeps no checksum of their content, so a flipped bit would restore
-silently wrong. Here every file is hashed before the rename, and again before anything
-is read back:
+Orbax writes the arrays asynchronously and sharded into a temporary directory, and
+commits it with one rename. It stores no checksum of their content, so a flipped bit
+would be restored silently. Here every file is hashed before the rename, and verified
+before a restore:
 
     DIRECTORY/STEP/             one committed step
         sha256.json             the manifest: every file below, its size and hash
@@ -40,8 +40,8 @@ from prottrans_jax.files import locks, paths
 
 _METADATA = "metadata.json"
 _TMP = ".orbax-checkpoint-tmp"
-# Times that the folder of a failed save is removed, while it is still written to.
-_REMOVALS = 10
+# Attempts to remove the folder of a failed save while threads still write to it.
+_MAX_REMOVALS = 10
 
 CheckpointError = manifests.CheckpointError
 GoneError = manifests.GoneError
@@ -49,11 +49,11 @@ MismatchError = stored_arrays.MismatchError
 
 
 class SaveError(CheckpointError):
-    """A step was not saved. Raised once; the next `save` goes ahead.
+    """A step was not saved. Raised once for each failed save.
 
     Attributes:
       step: the step that was lost.
-      last_good: newest step on disk, None without any.
+      last_good: newest sound step on disk; None: there is none.
     """
 
     def __init__(self, message: str, step: int, last_good: int | None):
@@ -64,13 +64,13 @@ class SaveError(CheckpointError):
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What `Checkpointer.restore` read.
+    """Result of `Checkpointer.restore`.
 
     Attributes:
-      step: the step that was restored.
-      state: tree like the abstract state, on its shardings and in its dtypes.
-      metadata: the JSON saved with it.
-      lost_steps: steps between it and the newest, damaged one.
+      step: the restored step.
+      state: tree like the abstract state, with its shardings and dtypes.
+      metadata: the JSON saved with the step.
+      lost_steps: newest damaged step minus the restored one; 0 if no step is damaged.
     """
 
     step: int
@@ -82,17 +82,18 @@ class Restored:
 class Checkpointer:
     """Saves and restores the steps of one run.
 
-    Every process of the run makes one and calls the same methods in the same order.
-    Process 0 hashes, deletes and decides; the others wait for it with a limit.
+    Every process of the run creates one and calls the same methods in the same order.
+    Process 0 hashes, deletes and chooses the step to restore; the others wait for it
+    with a limit.
 
     Args:
-      directory: where the steps lie, e.g. MODEL_DIR/checkpoints; shared by processes.
-      keep: number of newest steps kept; None keeps all.
-      keep_period: steps that are multiples of it are kept for good.
-      save_dtype: floating-point parameters (leaves below `params`) are stored in it,
-        e.g. "bfloat16"; everything else keeps its dtype. None stores all as they are.
-      read_only: takes no lock and cleans nothing: for evaluating a running run.
-      timeout_s: limit in seconds of each wait for storage or other processes.
+      directory: parent of the steps, e.g. MODEL_DIR/checkpoints; shared by processes.
+      keep: number of newest steps to keep; None keeps all.
+      keep_period: steps that are multiples of it are never deleted.
+      save_dtype: dtype of stored floating-point parameters (leaves below `params`),
+        e.g. "bfloat16"; other leaves keep their dtypes. None: all leaves do.
+      read_only: takes no lock and deletes nothing: for evaluating a running run.
+      timeout_s: limit of each wait for storage or other processes.
 
     Raises:
       CheckpointError: another run writes to `directory`.
@@ -119,8 +120,9 @@ class Checkpointer:
         self._read_only = read_only
         self._timeout_s = timeout_s
         self._pending: int | None = None
-        # Steps this object wrote or verified, and steps it found damaged.
+        # Steps that this object wrote or verified.
         self._sound: set[int] = set()
+        # Steps whose files do not match their manifest.
         self._damaged: set[int] = set()
         self._failed: set[int] = set()
         self._lock: locks.Lock | None = None
@@ -128,15 +130,15 @@ class Checkpointer:
         logging.get_absl_logger().addFilter(_drop_orbax_chatter)
         if not isinstance(sys.unraisablehook, _DropTensorstoreChatter):
             sys.unraisablehook = _DropTensorstoreChatter(sys.unraisablehook)
-        # Weights shrink by 8 %, for two to three times the work of a save, which would
-        # be taken from the steps it overlaps.
+        # Compression saves 8 % but makes a save two to three times as expensive, and
+        # would slow the steps that overlap it.
         self._handler = _StepHandler(use_compression=False)
         processes = set(range(jax.process_count())) if jax.process_count() > 1 else None
         self._writer = ocp.AsyncCheckpointer(
             self._handler,
             async_options=ocp.options.AsyncOptions(timeout_secs=int(timeout_s)),
-            # Named processes make Orbax use barriers that time out; its default is a
-            # collective without a limit.
+            # With `active_processes` Orbax uses barriers with a timeout; its default is
+            # a collective without one.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 active_processes=processes
             ),
@@ -145,19 +147,19 @@ class Checkpointer:
             self._on_process_zero("open", self._open)
 
     def save(self, step: int, state: PyTree, metadata: Mapping[str, Any]) -> None:
-        """Starts to save; returns when the arrays are copied off the devices.
+        """Starts a save; returns when the arrays are copied off the devices.
 
-        Waits for the save before, not for this one. A step that this object saved or
-        restored already is left as it is; another one of this number is replaced.
+        Waits for the previous save, not for this one. Does nothing if this object has
+        saved or restored `step` already; replaces any other directory of this number.
 
         Args:
           step: number of the step.
           state: tree of arrays.
-          metadata: JSON-able; comes back from `restore`.
+          metadata: JSON-able; returned by `restore`.
 
         Raises:
-          SaveError: the *previous* save failed (and this one was not started: call
-            again), or this one failed before its copy was done.
+          SaveError: the *previous* save failed, and this one was not started (call
+            again), or this one failed before its arrays were copied.
         """
         if self._read_only:
             raise ValueError(f"{self._directory} was opened read-only.")
@@ -189,7 +191,7 @@ class Checkpointer:
             raise self._lost(error) from error
 
     def check(self) -> None:
-        """Raises if the save that is going on has failed already; never waits for it.
+        """Raises if the pending save has failed already; does not wait for it.
 
         Raises:
           SaveError: see `wait`.
@@ -203,7 +205,7 @@ class Checkpointer:
         """Waits until the last save is committed.
 
         Raises:
-          SaveError: it was not; names the step lost and the newest one on disk.
+          SaveError: the save failed; names the lost step and the newest sound one.
         """
         try:
             self._writer.wait_until_finished()
@@ -219,7 +221,7 @@ class Checkpointer:
             self._deleter.submit(self._delete_old, self.steps())
 
     def close(self) -> None:
-        """Waits for the last save and lets another run write here.
+        """Waits for the last save and releases the lock of the directory.
 
         Raises:
           SaveError: the last save failed.
@@ -241,10 +243,10 @@ class Checkpointer:
         self.close()
 
     def steps(self) -> list[int]:
-        """Steps on disk that are committed and have a manifest, in rising order.
+        """Committed steps with a manifest, in increasing order.
 
-        Read from the directory at every call: what a live Orbax manager believes may
-        not be there after a failed save.
+        Lists the directory at every call: the list in a live Orbax manager may be wrong
+        after a failed save.
         """
         return manifests.committed(self._directory)
 
@@ -256,27 +258,27 @@ class Checkpointer:
         max_lost_steps: float | None = math.inf,
         way_out: str = "or name the step to read",
     ) -> Restored | None:
-        """Reads the newest step whose every file matches its manifest.
+        """Restores the newest step whose files all match its manifest.
 
-        A damaged step is logged with the file at fault, and the one before it is
-        tried, back to `max_lost_steps` and never to step 0. With None as limit damaged
-        steps are renamed, unless this object is read-only. The mesh need not be the
-        one of the save.
+        A damaged step is logged with the damaged file, and the previous step is tried,
+        back to `max_lost_steps` but never to step 0. If `max_lost_steps` is None,
+        damaged steps are renamed, unless this object is read-only. The mesh may differ
+        from the one at the save.
 
         Args:
-          abstract_state: tree of `jax.ShapeDtypeStruct`; arrays come back in their
-            dtypes and on their shardings (without one: the first local device).
-          step: this one and no other.
+          abstract_state: tree of `jax.ShapeDtypeStruct`. Arrays get their dtypes and
+            shardings; without a sharding, the first local device.
+          step: restores only this step; None: the newest sound one.
           max_lost_steps: see `manifests.choose`.
           way_out: see `manifests.choose`.
 
         Returns:
-          None if nothing was ever saved here.
+          The restored step; None if the directory has no step.
 
         Raises:
           CheckpointError: `step` is damaged or absent, or steps exist but none is
-            sound or new enough: going on would throw a run away in silence.
-          MismatchError: other arrays, shapes or kinds of dtype; lists both sides.
+            sound or new enough. Starting anew would silently discard the run.
+          MismatchError: names, shapes or kinds of dtype differ; lists both sides.
         """
         self.wait()
         choice = self._on_process_zero(
@@ -295,17 +297,17 @@ class Checkpointer:
                 f"process {jax.process_index()} does not see {path}, which process 0 "
                 "restores from. All processes need the same, shared model_dir."
             )
-        wanted = stored_arrays.by_name(abstract_state)
+        abstract_arrays = stored_arrays.by_name(abstract_state)
         with _explained(path):
             stored = stored_arrays.on_disk(path)
-        if difference := stored_arrays.compare(wanted, stored):
+        if difference := stored_arrays.compare(abstract_arrays, stored):
             raise MismatchError(
                 f"{path} does not fit this run "
                 f"{difference.summary(stored_arrays.REMEDY)}",
                 _read_metadata(path),
             )
         with _explained(path):
-            restored = stored_arrays.read(path, wanted)
+            restored = stored_arrays.read(path, abstract_arrays)
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), restored)
         self._sound.add(chosen)
         metadata = _read_metadata(path)
@@ -340,29 +342,29 @@ class Checkpointer:
             self._failed.add(step)
         if jax.process_index() == 0:
             self._clear_failed()
-        good = [good for good in self.steps() if good not in self._damaged]
-        last = good[-1] if good else None
+        good_steps = [s for s in self.steps() if s not in self._damaged]
+        last_good = good_steps[-1] if good_steps else None
         message = (
             f"{self._directory}: step {step} was not saved ({_reason(error)}). "
-            f"Last good step: {last}."
+            f"Last good step: {last_good}."
         )
-        return SaveError(message, -1 if step is None else step, last)
+        return SaveError(message, -1 if step is None else step, last_good)
 
     def _clear_failed(self) -> None:
-        """Removes what failed saves have written, which may be all that fills the disk.
+        """Removes the files of failed saves, which may fill the disk.
 
-        Tensorstore may still write what Orbax no longer waits for, and make the folder
-        anew: a later call removes it again.
+        Threads of tensorstore that Orbax no longer waits for may create the folder
+        again; a later call removes it.
         """
         for step in self._failed:
             for path in self._directory.glob(f"{step}{_TMP}*"):
-                _remove_what_is_written(path)
+                _remove_while_written(path)
 
     def _end_failed_save(self) -> None:
-        """Waits for what is still written of a save that failed.
+        """Waits for the remaining threads of a failed save.
 
-        Orbax writes arrays and its own metadata in several threads; each of them raises
-        its error once, and a later one would be taken for that of another step.
+        Orbax writes arrays and its own metadata in several threads. Each thread raises
+        its error once; a late error would be attributed to the next step.
         """
         while True:
             try:
@@ -375,7 +377,7 @@ class Checkpointer:
         self._lock = _take_lock(self._directory)
         for path in sorted(self._directory.iterdir()):
             if _TMP in path.name:
-                logging.warning("Removing %s, left by a save cut short.", path)
+                logging.warning("Removing %s, left by an interrupted save.", path)
                 manifests.remove_tree(path)
             elif manifests.is_being_deleted(path):
                 manifests.remove_tree(path)
@@ -400,25 +402,25 @@ def load_params(
     *,
     defaults: PyTree | None = None,
 ) -> PyTree:
-    """Parameters of another run, to start one from.
+    """Reads the initial parameters of a run from a checkpoint of another run.
 
     Args:
       path: a model_dir, its `checkpoints` directory, or one step of it.
-      abstract_params: tree of `jax.ShapeDtypeStruct` with the shardings wanted.
+      abstract_params: tree of `jax.ShapeDtypeStruct` with the final shardings.
       step: which step; None takes the newest sound one.
-      defaults: tree of arrays like `abstract_params`. With it, parameters that the
-        checkpoint lacks or holds in another shape keep their default, and every
-        difference is logged; without it they are an error.
+      defaults: tree of arrays like `abstract_params`. They replace parameters that are
+        missing from the checkpoint or have another shape there; every difference is
+        logged. Without defaults a difference is an error.
 
     Raises:
-      CheckpointError: no sound step there.
+      CheckpointError: `path` has no sound step.
       MismatchError: the parameters differ; lists both sides.
     """
-    wanted = stored_arrays.by_name({"params": abstract_params})
+    abstract_arrays = stored_arrays.by_name({"params": abstract_params})
 
     def read(source: epath.Path) -> PyTree:
         stored = _params_on_disk(source)
-        difference = stored_arrays.compare(wanted, stored)
+        difference = stored_arrays.compare(abstract_arrays, stored)
         if difference and defaults is None:
             raise MismatchError(
                 f"{source} does not fit the model "
@@ -428,7 +430,7 @@ def load_params(
             logging.warning("Partial load of %s %s", source, difference.listing())
         loadable = {
             name: leaf
-            for name, leaf in wanted.items()
+            for name, leaf in abstract_arrays.items()
             if name in stored
             and not stored_arrays.compare({name: leaf}, {name: stored[name]})
         }
@@ -439,7 +441,8 @@ def load_params(
         )
         values.update(zip(loadable, stored_arrays.read(source, loadable), strict=True))
         return jax.tree.unflatten(
-            jax.tree.structure(abstract_params), [values[name] for name in wanted]
+            jax.tree.structure(abstract_params),
+            [values[name] for name in abstract_arrays],
         )
 
     return _read_step(path, step, read)
@@ -450,13 +453,13 @@ def _read_step(
     step: int | None,
     read: Callable[[epath.Path], Any],
 ) -> Any:
-    """What `read` makes of the newest sound step, or of `step`.
+    """Result of `read` for the newest sound step, or for `step`.
 
-    If the run deletes the newest step while it is read, a newer one is there.
+    If the run deletes the newest step during the read, a newer one is read instead.
 
     Raises:
-      GoneError: `step` is not there, or was deleted meanwhile.
-      CheckpointError: no sound step there, or it cannot be read.
+      GoneError: `step` does not exist, or was deleted meanwhile.
+      CheckpointError: `path` has no sound step, or it cannot be read.
     """
     directory, step = locate(path, step)
     while True:
@@ -469,7 +472,7 @@ def _read_step(
         try:
             with _explained(source):
                 result = read(source)
-                # What reads a file that is gone as zeros must not pass.
+                # A reader may return zeros for a file that was deleted.
                 if manifests.is_gone(source):
                     raise GoneError(f"{source} was deleted while it was read.")
             return result
@@ -481,11 +484,11 @@ def _read_step(
 
 @contextlib.contextmanager
 def _explained(source: epath.Path) -> Iterator[None]:
-    """Turns the errors of storage and of Orbax into those of this module.
+    """Converts errors of storage and of Orbax into errors of this module.
 
     Raises:
       GoneError: the step was deleted meanwhile.
-      CheckpointError: it cannot be read; says why in one line.
+      CheckpointError: the step cannot be read; gives the reason in one line.
     """
     try:
         yield
@@ -509,22 +512,22 @@ def _params_on_disk(source: epath.Path) -> dict[str, Any]:
     }
 
 
-def _remove_what_is_written(path: epath.Path) -> None:
+def _remove_while_written(path: epath.Path) -> None:
     """Removes a folder to which threads that Orbax does not wait for may still write.
 
-    What cannot be removed stays until the next start, which removes it.
+    If this fails, the next start of a run removes the folder.
     """
-    for _ in range(_REMOVALS):
+    for _ in range(_MAX_REMOVALS):
         try:
             return manifests.remove_tree(path)
-        except OSError as error:  # A file came while the folder was emptied.
+        except OSError as error:  # A file was created during the removal.
             problem = error
             time.sleep(0.1)
     logging.warning("%s could not be removed: %s.", path, problem.strerror)
 
 
 def _reason(error: Exception) -> str:
-    """First line of an error, without the places in the source that Orbax adds."""
+    """First line of an error, without the source locations that Orbax adds."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"\s*\[(source locations|[a-z_]+)=.*", "", lines[0]).rstrip(". ")
 
@@ -532,7 +535,7 @@ def _reason(error: Exception) -> str:
 def read_numpy(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """All arrays of one step by name, in host memory as stored; and its metadata.
+    """Arrays of one step by name, in host memory in stored dtypes, and its metadata.
 
     Raises:
       CheckpointError: the step is damaged or absent.
@@ -555,7 +558,7 @@ def read_params(
       step: which step; None takes the newest sound one.
 
     Raises:
-      CheckpointError: no sound step there.
+      CheckpointError: `path` has no sound step.
     """
 
     def read(source: epath.Path):
@@ -571,9 +574,9 @@ def read_params(
 
 
 def _drop_orbax_chatter(record: std_logging.LogRecord) -> bool:
-    """A save makes Orbax log dozens of lines; only its warnings stay.
+    """Filter of log records: of Orbax's, only warnings without a traceback pass.
 
-    Its tracebacks tell of errors that it raises as well.
+    Orbax raises the errors whose tracebacks it logs.
     """
     if "/orbax/" not in record.pathname:
         return True
@@ -581,22 +584,22 @@ def _drop_orbax_chatter(record: std_logging.LogRecord) -> bool:
 
 
 class _DropTensorstoreChatter:
-    """Hook for errors that cannot be raised: all but one go to the hook before it.
+    """`sys.unraisablehook` that drops one error and passes on all others.
 
-    When one array cannot be written Orbax raises that and closes its event loop. For
-    each of the other arrays tensorstore then prints a traceback, as it finds the loop
-    closed.
+    When an array cannot be written, Orbax raises the error and closes its event loop.
+    For each of the other arrays tensorstore then prints a traceback, because the loop
+    is closed.
     """
 
-    def __init__(self, before: Callable[["sys.UnraisableHookArgs"], Any]):
-        self._before = before
+    def __init__(self, next_hook: Callable[["sys.UnraisableHookArgs"], Any]):
+        self._next_hook = next_hook
 
     def __call__(self, unraisable: "sys.UnraisableHookArgs") -> None:
         if (
             unraisable.object is not None
             or str(unraisable.exc_value) != "Event loop is closed"
         ):
-            self._before(unraisable)
+            self._next_hook(unraisable)
 
 
 class _StepHandler(ocp.PyTreeCheckpointHandler):
@@ -620,10 +623,14 @@ class _StepArgs(ocp.args.PyTreeSave):
 def locate(
     path: str | os.PathLike[str], step: int | None = None
 ) -> tuple[epath.Path, int | None]:
-    """Directory of steps and step meant by a model_dir, `checkpoints` or a step.
+    """Directory of steps, and the step that `path` or `step` selects (None: newest).
+
+    Args:
+      path: a model_dir, its `checkpoints` directory, or one step of it.
+      step: which step, unless `path` is a step.
 
     Raises:
-      CheckpointError: it is none of them.
+      CheckpointError: `path` is none of these.
     """
     place = _absolute(path)
     if place.name.isdigit() and (place / "_METADATA").exists():
@@ -646,7 +653,7 @@ def _absolute(path: str | os.PathLike[str]) -> epath.Path:
 
 
 def _take_lock(directory: epath.Path) -> locks.Lock:
-    """Makes the directory and holds DIRECTORY/.lock."""
+    """Creates the directory and acquires DIRECTORY/.lock."""
     try:
         return locks.acquire(
             directory / ".lock",

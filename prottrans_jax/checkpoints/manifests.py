@@ -1,7 +1,7 @@
-"""Step directories of checkpoints under a SHA-256 manifest.
+"""Step directories of checkpoints and their SHA-256 manifests.
 
-A step is believed only if every file it lists is there with its size and hash. This
-file knows files and hashes; what is in them is the business of `checkpoints`.
+A step is sound only if every file in its manifest exists with the listed size and hash.
+This module handles files and hashes; `checkpointing` handles their content.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,25 +15,25 @@ from absl import logging
 from etils import epath
 
 NAME = "sha256.json"
-# A step gets this ending before its files are deleted: its name never leads to a part
-# of it, however a deletion ends and whoever reads meanwhile.
+# A step gets this ending before its files are deleted, so that readers never see a
+# partly deleted step under its number, even if the deletion is interrupted.
 _DELETED = ".deleted"
-# Earlier versions put this file into a step that they began to delete.
+# Earlier versions created this file in a step before they deleted it.
 _DELETING = "DELETING"
-# Orbax stamps these when it commits, after the hashing. Nothing here reads them.
+# Orbax writes these at the commit, after the hashing. Nothing here reads them.
 _AFTER_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be believed, or is locked by another run."""
+    """A checkpoint is damaged, missing or locked by another run."""
 
 
 class GoneError(CheckpointError):
-    """A step is not there; the run that writes it may have deleted it meanwhile."""
+    """A step does not exist; its run may have deleted it meanwhile."""
 
 
 def committed(directory: epath.Path) -> list[int]:
-    """Steps in a directory that have a manifest, in rising order; not verified."""
+    """Steps in a directory that have a manifest, in increasing order; not verified."""
     return [
         step
         for step in step_numbers(directory)
@@ -43,7 +43,7 @@ def committed(directory: epath.Path) -> list[int]:
 
 
 def is_being_deleted(path: epath.Path) -> bool:
-    """Whether the deletion of a step began and was cut short."""
+    """Whether a deletion of a step has begun and is not complete."""
     return path.name.endswith(_DELETED) or (path / _DELETING).exists()
 
 
@@ -71,7 +71,7 @@ def write(directory: epath.Path, step: int) -> None:
 
 
 def problem(directory: epath.Path) -> str | None:
-    """What makes a step unbelievable, with the file at fault; None if it is sound."""
+    """Why a step is damaged, with the file at fault; None if it is sound."""
     path = directory / NAME
     try:
         manifest = json.loads(path.read_text())
@@ -85,7 +85,7 @@ def problem(directory: epath.Path) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{path}: unreadable ({error!r})"
     if (directory / _DELETING).exists():
-        return f"{directory / _DELETING}: its deletion was cut short"
+        return f"{directory / _DELETING}: its deletion was interrupted"
 
     def check(name: str) -> str | None:
         expected = files[name]
@@ -100,7 +100,7 @@ def problem(directory: epath.Path) -> str | None:
         return None
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        return next((found for found in pool.map(check, files) if found), None)
+        return next((fault for fault in pool.map(check, files) if fault), None)
 
 
 def choose(
@@ -110,21 +110,25 @@ def choose(
     max_lost_steps: float | None = math.inf,
     way_out: str = "or name the step to read",
 ) -> dict[str, Any]:
-    """The newest sound step, or `step`; and the damaged ones met on the way.
+    """Finds the newest sound step, or verifies `step`.
 
-    Steps that the run deletes meanwhile are passed over: newer ones are there then.
+    Steps that the run deletes meanwhile are skipped: newer ones exist then.
 
     Args:
-      directory: of the steps.
-      step: this one and no other; None: the newest sound one.
-      max_lost_steps: a sound step so much older than the newest, damaged one is
-        refused. Step 0 is refused behind any damaged one, since it holds nothing
-        learnt. None: no limit, and step 0 will do.
-      way_out: what the error advises beside bringing the files back.
+      directory: parent of the steps.
+      step: considers only this step; None: the newest sound one.
+      max_lost_steps: limit of the newest damaged step minus the chosen one. Step 0 is
+        refused if any step is damaged, because it holds nothing learnt. None: no limit,
+        and step 0 is accepted.
+      way_out: advice in the error besides restoring the files.
+
+    Returns:
+      {"step": the chosen step or None, "damaged": newer, damaged steps}.
 
     Raises:
-      GoneError: `step` is not there.
-      CheckpointError: `step` is damaged, none is sound, or too much would be lost.
+      GoneError: `step` does not exist.
+      CheckpointError: `step` is damaged, no step is sound, or too many steps would be
+        lost.
     """
     damaged: dict[int, str] = {}
     while True:
@@ -146,10 +150,10 @@ def choose(
             logging.error("Checkpoint %d is damaged: %s.", candidate, fault)
             damaged[candidate] = fault
     if damaged:
-        listed = "\n".join(f"  step {bad}: {why}" for bad, why in damaged.items())
+        lines = "\n".join(f"  step {bad}: {why}" for bad, why in damaged.items())
         raise CheckpointError(
-            f"{directory}: no sound checkpoint:\n{listed}\n"
-            "Bring the files back, or remove these steps to start anew."
+            f"{directory}: no sound checkpoint:\n{lines}\n"
+            "Restore the files, or remove these steps to start from step 0."
         )
     return {"step": None, "damaged": []}
 
@@ -161,7 +165,7 @@ def _accept_loss(
     max_lost_steps: float | None,
     way_out: str,
 ) -> None:
-    """Says how many steps a fall-back loses; raises if these are too many."""
+    """Logs how many steps an older checkpoint loses; raises if they are too many."""
     newest = max(damaged)
     lost = newest - candidate
     if max_lost_steps is not None and (candidate == 0 or lost > max_lost_steps):
@@ -169,13 +173,13 @@ def _accept_loss(
         raise CheckpointError(
             f"{directory}: the checkpoints of steps {steps} are damaged (the newest: "
             f"{damaged[newest]}). The newest sound one is of step {candidate}: {lost} "
-            f"steps would be lost. Bring the files back, {way_out}."
+            f"steps would be lost. Restore the files, {way_out}."
         )
     logging.warning("Using step %d instead, %d steps earlier.", candidate, lost)
 
 
 def step_numbers(directory: epath.Path) -> list[int]:
-    """Steps that have a directory, committed or not, in rising order."""
+    """Steps that have a directory, committed or not, in increasing order."""
     if not directory.exists():
         return []
     names = [path.name for path in directory.iterdir()]
@@ -183,7 +187,7 @@ def step_numbers(directory: epath.Path) -> list[int]:
 
 
 def delete(path: epath.Path) -> None:
-    """Deletes a step so that a kill in the midst of it leaves nothing believable."""
+    """Deletes a step; after an interruption no partial step passes for a sound one."""
     if not path.exists():
         return
     renamed = path.with_name(path.name + _DELETED)
@@ -193,7 +197,7 @@ def delete(path: epath.Path) -> None:
 
 
 def set_aside(path: epath.Path) -> epath.Path:
-    """Renames a damaged step so that it is no step any more; returns the new path."""
+    """Renames a damaged step so that it no longer counts; returns the new path."""
     number = 1
     while (renamed := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
@@ -202,7 +206,7 @@ def set_aside(path: epath.Path) -> epath.Path:
 
 
 def remove_tree(path: epath.Path) -> None:
-    """Removes a file or a directory with all that is in it."""
+    """Removes a file or a directory with its content."""
     if path.is_dir():
         path.rmtree()
     else:

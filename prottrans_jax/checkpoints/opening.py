@@ -1,18 +1,18 @@
-"""Where parameters come from: own runs and checkpoints of other libraries.
+"""Opens parameters of our runs and of checkpoints of other libraries.
 
-One name for all of them, in `load_encoder`, `trainer.train.init_from`, gin's
+The same syntax works in `load_encoder`, `trainer.train.init_from`, gin's
 INITIAL_CHECKPOINT_PATH and `python -m prottrans_jax.convert --input`:
 
     hf:FOLDER or hf:OWNER/NAME   Hugging Face; short names as hf:prot_bert
     t5x:FOLDER                   T5X, any generation
     mtf:FOLDER                   Mesh-TensorFlow's T5
-    FOLDER                       an own run: model_dir, its checkpoints, or one step
+    FOLDER                       a run of ours: model_dir, its checkpoints, or one step
 
-An ELECTRA that trains both its parts takes two: "hf:GENERATOR,DISCRIMINATOR".
+To train both networks of an ELECTRA, give two: "hf:GENERATOR,DISCRIMINATOR".
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import os
 import pathlib
@@ -40,7 +40,8 @@ from prottrans_jax.interop import (
 from prottrans_jax.models import electra
 
 _LAYERS = "layers"
-# Settings that change how or when something is computed, or that a file need not know.
+# Settings that may differ: they concern the implementation, training or row lengths, or
+# checkpoints do not store them.
 _FREE = frozenset(
     """
     attention attention_block_size attention_dropout_rate bi_data dropout_rate dtype
@@ -48,7 +49,7 @@ _FREE = frozenset(
     param_dtype pooler remat_policy replaced_head reuse_length scan_layers
     """.split()
 )
-# No shape tells them, so they are guesses where a checkpoint has no configuration.
+# Not visible in the shapes: guessed for a checkpoint without a configuration.
 _GUESSED = frozenset({"mlp_activations", "norm_epsilon", "relative_max_distance"})
 
 
@@ -59,20 +60,20 @@ def read(
     vocabulary: str | os.PathLike | None = None,
     **overrides: Any,
 ) -> families.Checkpoint:
-    """Reads a model from wherever it is; see the head of this file.
+    """Reads a model from a checkpoint of any supported kind.
 
-    A folder without a prefix may be of any of these kinds.
+    The kind of a folder without a prefix is detected.
 
     Args:
-      source: Where.
-      download: Whether a repository of the hub may be fetched.
-      vocabulary: Tokenizer's file that says which id a residue has; None: the place
-        itself says it. See `interop.vocabularies.load`.
+      source: Checkpoint, in the syntax of this module's docstring.
+      download: Whether a repository of the hub may be downloaded.
+      vocabulary: Tokenizer file that maps residues to ids; None: the one of the
+        checkpoint. See `interop.vocabularies.load`.
       **overrides: Fields of the family's configuration, such as `param_dtype`.
 
     Raises:
-      FileNotFoundError: It is not there.
-      ValueError: It is there, but is damaged or fits no model of ours.
+      FileNotFoundError: The checkpoint does not exist.
+      ValueError: The checkpoint is damaged or fits none of our models.
     """
     kind, place = split(source)
     kind = kind or _kind_of(pathlib.Path(place))
@@ -82,71 +83,72 @@ def read(
         )
     if kind in ("t5x", "mtf"):
         module = {"t5x": t5x, "mtf": mesh_tf}[kind]
-        found = module.read(place, **overrides)
+        checkpoint = module.read(place, **overrides)
         if vocabulary is not None:
-            return checkpoint_ids.named(found, vocabulary)
-        return checkpoint_ids.of_notes(found)
+            return checkpoint_ids.named(checkpoint, vocabulary)
+        return checkpoint_ids.of_notes(checkpoint)
     if vocabulary is not None:
         raise ValueError(
-            f"{source} is a run of this library, whose ids are known: leave out "
+            f"{source} is a run of this library, whose ids are known: drop "
             f"--vocabulary {vocabulary}."
         )
     return _read_run(place, overrides)
 
 
 def split(source: str | os.PathLike) -> tuple[str, str]:
-    """Kind and place of a source; the kind is "" if no prefix says it.
+    """Kind and place of a source; the kind is "" without a prefix.
 
     Raises:
-      paths.PathError: It is a URL, or in the home folder of an unknown user.
+      paths.PathError: The source is a URL, or in the home folder of an unknown user.
     """
     text = paths.source(source, "checkpoint")
     kind, colon, place = text.partition(":")
     return (kind, place) if colon and kind in paths.SOURCE_KINDS else ("", text)
 
 
-def model_of(found: families.Checkpoint) -> nn.Module:
-    """The Linen model whose parameters were read."""
-    if isinstance(found.config, electra.ElectraConfig):
-        return electra.Electra(found.config)
-    return found.family.model_class(found.config)
+def model_of(checkpoint: families.Checkpoint) -> nn.Module:
+    """The Linen model of a checkpoint's parameters."""
+    if isinstance(checkpoint.config, electra.ElectraConfig):
+        return electra.Electra(checkpoint.config)
+    return checkpoint.family.model_class(checkpoint.config)
 
 
 def encoder_of(
-    found: families.Checkpoint, network: str | None = None
+    checkpoint: families.Checkpoint, network: str | None = None
 ) -> families.Checkpoint:
-    """What proteins are embedded with: of an ELECTRA in training one of its networks.
+    """The network that embeds proteins; one of two for an ELECTRA in training.
 
-    An XLNet that was trained on rows in both directions reads all of them forward.
+    An XLNet that was trained on rows in both directions reads all proteins forward.
 
     Args:
-      found: What was read.
-      network: "generator" or "discriminator"; None: the discriminator, if there are
-        two.
+      checkpoint: From `read`.
+      network: "generator" or "discriminator" of an ELECTRA in training; None: the
+        discriminator.
 
     Raises:
-      ValueError: A network is asked for, but there is one alone, or none of that name.
+      ValueError: `network` is unknown, or is given for a model with one network.
     """
-    if getattr(found.config, "bi_data", False):
-        # Trained on rows half of which ran backward; proteins are all read forward.
-        config = dataclasses.replace(found.config, bi_data=False)
-        found = dataclasses.replace(found, config=config)
-    if not isinstance(found.config, electra.ElectraConfig):
+    config = checkpoint.config
+    if getattr(config, "bi_data", False):
+        # In training half of the rows ran backward; proteins are all read forward.
+        config = dataclasses.replace(config, bi_data=False)
+        checkpoint = dataclasses.replace(checkpoint, config=config)
+    if not isinstance(config, electra.ElectraConfig):
         if network is not None:
             raise ValueError(
-                f"{found.source} is one network ({type(found.config).__name__}); only "
+                f"{checkpoint.source} is one network ({type(config).__name__}); only "
                 f"an ELECTRA in training has a {network} to choose."
             )
-        return found
-    generator, discriminator = electra.split_params(found.params)
+        return checkpoint
+    generator, discriminator = electra.split_params(checkpoint.params)
     networks = {
-        "generator": (found.config.generator, generator),
-        "discriminator": (found.config.discriminator, discriminator),
+        "generator": (config.generator, generator),
+        "discriminator": (config.discriminator, discriminator),
     }
     if (network or "discriminator") not in networks:
         raise ValueError(f"network={network!r}: choose generator or discriminator.")
     config, params = networks[network or "discriminator"]
-    return dataclasses.replace(found, config=config, params=params)
+    return dataclasses.replace(checkpoint, config=config, params=params)
 
 
 def _kind_of(path: pathlib.Path) -> str:
@@ -180,18 +182,18 @@ def load_params(
     abstract_params: PyTree,
     model_config: Any = None,
 ) -> PyTree:
-    """Parameters that a training run starts from, each on its devices.
+    """Initial parameters of a training run, each with its sharding.
 
-    Of another library's checkpoint every process reads what its devices hold. Heads
-    that the model lacks are left out, and named in the log.
+    From another library's checkpoint every process reads only the shards of its
+    devices. Heads that the model does not have are skipped and logged.
 
     Args:
-      source: Where; see the head of this file.
-      abstract_params: Tree of `jax.ShapeDtypeStruct` with the shardings wanted.
-      model_config: Configuration of the model, to compare with that of the checkpoint.
+      source: Checkpoint, in the syntax of this module's docstring.
+      abstract_params: Tree of `jax.ShapeDtypeStruct` with the final shardings.
+      model_config: Configuration of the model, compared with that of the checkpoint.
 
     Raises:
-      checkpoints.CheckpointError: It is not there, or not whole.
+      checkpoints.CheckpointError: The checkpoint is missing or damaged.
       stored_arrays.MismatchError: Parameters or settings differ; lists both sides.
     """
     try:
@@ -208,85 +210,89 @@ def _load_params(source, abstract_params: PyTree, model_config: Any) -> PyTree:
     if kind in ("", "run"):
         return checkpointing.load_params(place, abstract_params)
     if isinstance(model_config, electra.ElectraConfig):
-        flat = _read_both_parts(kind, place, model_config)
+        flat = _read_both_networks(kind, place, model_config)
     else:
-        found = read(source)
-        _check_settings(source, found, model_config)
-        flat = traverse_util.flatten_dict(_family_ids(found), sep="/")
-    wanted = stored_arrays.by_name(abstract_params)
-    stored = _stacked_shapes(flat, wanted)
-    needed = {name: leaf for name, leaf in stored.items() if name in wanted}
-    if difference := stored_arrays.compare(wanted, needed):
+        checkpoint = read(source)
+        _check_settings(source, checkpoint, model_config)
+        flat = traverse_util.flatten_dict(_family_ids(checkpoint), sep="/")
+    abstract_arrays = stored_arrays.by_name(abstract_params)
+    stored = _stacked_shapes(flat, abstract_arrays)
+    needed = {name: leaf for name, leaf in stored.items() if name in abstract_arrays}
+    if difference := stored_arrays.compare(abstract_arrays, needed):
         raise stored_arrays.MismatchError(
             f"{source} does not fit {difference.summary(stored_arrays.REMEDY)}"
         )
-    if extra := sorted(stored.keys() - wanted.keys()):
-        logging.warning("%s: left out, not in the model: %s", source, ", ".join(extra))
-    leaves = [_place(flat, name, leaf) for name, leaf in wanted.items()]
+    if extra := sorted(stored.keys() - abstract_arrays.keys()):
+        logging.warning("%s: skipped, not in the model: %s", source, ", ".join(extra))
+    leaves = [_place(flat, name, leaf) for name, leaf in abstract_arrays.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
 
 
-def _read_both_parts(kind: str, place: str, config: Any) -> dict[str, np.ndarray]:
+def _read_both_networks(kind: str, place: str, config: Any) -> dict[str, np.ndarray]:
     places = place.split(",")
     if len(places) != 2:
         raise ValueError(
-            f"{kind}:{place} is one checkpoint, but the model is an ELECTRA with both "
-            f'parts. Name both: "{kind}:GENERATOR,DISCRIMINATOR".'
+            f"{kind}:{place} is one checkpoint, but the model is an ELECTRA with two "
+            f'networks. Name both: "{kind}:GENERATOR,DISCRIMINATOR".'
         )
-    parts = []
-    for where, wanted in zip(
+    networks = []
+    for network_place, network_config in zip(
         places, (config.generator, config.discriminator), strict=True
     ):
-        found = read(f"{kind}:{where}")
-        _check_settings(where, found, wanted)
-        parts.append(_family_ids(found))
-    return traverse_util.flatten_dict(electra.join_params(*parts), sep="/")
+        checkpoint = read(f"{kind}:{network_place}")
+        _check_settings(network_place, checkpoint, network_config)
+        networks.append(_family_ids(checkpoint))
+    return traverse_util.flatten_dict(electra.join_params(*networks), sep="/")
 
 
-def _family_ids(found: families.Checkpoint) -> PyTree:
-    """Parameters for the ids that a run of ours has, whatever ids they came with."""
-    if found.unknown_ids:
+def _family_ids(checkpoint: families.Checkpoint) -> PyTree:
+    """A checkpoint's parameters, with embedding rows in the order of our ids."""
+    vocabulary = checkpoint.family.vocabulary
+    if checkpoint.unknown_ids:
         logging.warning(
             "%s Until then its rows are taken for %s's ids.",
-            found.unknown_ids,
-            found.family.vocabulary.name,
+            checkpoint.unknown_ids,
+            vocabulary.name,
         )
-    elif found.own_vocabulary is not None:
-        usual = found.family.vocabulary
-        vocabularies.warn_of_unused(found.vocabulary, usual, found.source)
-    return vocabularies.renumber(
-        found.params, found.vocabulary, found.family.vocabulary
-    )
+    elif checkpoint.own_vocabulary is not None:
+        vocabularies.warn_of_unused(
+            checkpoint.vocabulary, vocabulary, checkpoint.source
+        )
+    return vocabularies.renumber(checkpoint.params, checkpoint.vocabulary, vocabulary)
 
 
-def _check_settings(source, found: families.Checkpoint, wanted: Any) -> None:
-    """Refuses what has the right shapes but would compute something else."""
-    if wanted is None:
+def _check_settings(
+    source: str | os.PathLike, checkpoint: families.Checkpoint, model_config: Any
+) -> None:
+    """Refuses a checkpoint whose settings make the same arrays another model."""
+    if model_config is None:
         return
-    if type(wanted) is not type(found.config):
+    config = checkpoint.config
+    if type(model_config) is not type(config):
         raise stored_arrays.MismatchError(
-            f"{source} is a checkpoint for {type(found.config).__name__}, the model "
-            f"has a {type(wanted).__name__}."
+            f"{source} is a checkpoint for {type(config).__name__}, the model "
+            f"has a {type(model_config).__name__}."
         )
-    if getattr(found.config, "frequencies", None) != getattr(
-        wanted, "frequencies", None
+    if getattr(config, "frequencies", None) != getattr(
+        model_config, "frequencies", None
     ):
         logging.warning(
-            "%s: its position frequencies are rounded; the run goes on with its own.",
+            "%s: its position frequencies are rounded; the run uses those of its "
+            "configuration.",
             source,
         )
-    # T5X and Mesh-TensorFlow have no settings but those of `side_notes`.
-    free = _FREE if found.attributes else _FREE | _GUESSED
+    # Checkpoints of T5X and Mesh-TensorFlow have only the settings of `side_notes`.
+    free = _FREE if checkpoint.attributes else _FREE | _GUESSED
     lines = [
-        f"  {field.name}: {theirs!r} -> {ours!r}"
-        for field in dataclasses.fields(wanted)
+        f"  {field.name}: {saved!r} -> {new!r}"
+        for field in dataclasses.fields(model_config)
         if field.name not in free
-        and (theirs := getattr(found.config, field.name))
-        != (ours := getattr(wanted, field.name))
+        and (saved := getattr(config, field.name))
+        != (new := getattr(model_config, field.name))
     ]
     if lines:
         raise stored_arrays.MismatchError(
-            f"{source} is of a model with other settings (there -> here):\n"
+            f"{source} is of a model with other settings (checkpoint -> model):\n"
             + "\n".join(lines)
         )
 
@@ -305,10 +311,10 @@ def _depth(flat: Mapping[str, Any], name: str) -> int:
 
 
 def _stacked_shapes(
-    flat: Mapping[str, np.ndarray], wanted: Mapping[str, Any]
+    flat: Mapping[str, np.ndarray], model_names: Iterable[str]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Names and shapes with layers stacked, if those wanted are."""
-    stack = any(_LAYERS in name.split("/") for name in wanted)
+    """Names and shapes of arrays, with layers stacked if the model stacks them."""
+    stack = any(_LAYERS in name.split("/") for name in model_names)
     shapes = {}
     for name, array in flat.items():
         stacked = re.sub(rf"(^|/){_LAYERS}_\d+/", rf"\1{_LAYERS}/", name)
@@ -320,7 +326,7 @@ def _stacked_shapes(
 
 
 def _place(flat: Mapping[str, np.ndarray], name: str, leaf: Any) -> jax.Array:
-    """One parameter on its devices, each of which gets its piece of the file only."""
+    """One parameter on its devices; each device gets only its shard of the file."""
     if name in flat:
         arrays, stacked = [flat[name]], False
     else:
@@ -347,7 +353,7 @@ def _place(flat: Mapping[str, np.ndarray], name: str, leaf: Any) -> jax.Array:
 def _read_run(
     path: str | os.PathLike, overrides: Mapping[str, Any]
 ) -> families.Checkpoint:
-    """The model of an own run, from the settings in its metadata."""
+    """The model of one of our runs, configured by the checkpoint's metadata."""
     flat, metadata, source = checkpointing.read_params(path)
     config = config_of_run(metadata, **overrides)
     if isinstance(config, electra.ElectraConfig):
@@ -376,14 +382,14 @@ def _read_run(
 
 
 def config_of_run(metadata: Mapping[str, Any], **overrides: Any) -> Any:
-    """Configuration of the model that a checkpoint of ours was trained with.
+    """Model configuration of one of our checkpoints.
 
     Args:
       metadata: Saved with the checkpoint; see `run_identity`.
       **overrides: Fields to replace.
 
     Raises:
-      ValueError: The metadata tells of no model.
+      ValueError: The metadata has no model configuration.
     """
     identity = metadata.get("identity", {})
     classes = {family.config_name: family for family in families.FAMILIES.values()}
@@ -402,27 +408,26 @@ def config_of_run(metadata: Mapping[str, Any], **overrides: Any) -> Any:
         families.check_fields(config_class, overrides)
         return config_class(**{**fields, **overrides})
     raise ValueError(
-        "The checkpoint's metadata names no model's configuration. Was it written by "
+        "The checkpoint's metadata has no model configuration. Was it written by "
         "prottrans_jax.train?"
     )
 
 
 def _parse(text: str) -> Any:
-    """A value from what `run_identity` prints of it."""
+    """Parses a value that `run_identity` printed."""
     if match := re.fullmatch(r"dtype\('?(\w+)'?\)", text):
         return match[1]
     return ast.literal_eval(text)
 
 
 def save(directory: str | os.PathLike, checkpoint: families.Checkpoint) -> pathlib.Path:
-    """Writes a model in the form of an own run, to start others from.
+    """Writes a model as step 0 of a run, for `init_from` of other runs.
 
-    A run has the ids of `proteins.vocabulary`: of a checkpoint with others, the rows of
-    the embedding table are put in that order.
+    Rows of the embedding table are reordered to the ids of `proteins.vocabulary`.
 
     Args:
       directory: The new model_dir; the parameters become its step 0.
-      checkpoint: The model, numpy; nobody may change it any more.
+      checkpoint: The model with numpy arrays, which must not be modified afterwards.
 
     Returns:
       The directory of the step.
@@ -439,10 +444,10 @@ def save(directory: str | os.PathLike, checkpoint: families.Checkpoint) -> pathl
 
 
 class _Final(np.ndarray):
-    """An array that nobody changes any more: a copy of it is itself.
+    """An array that is not modified any more; deepcopy returns self.
 
-    Orbax copies arrays on the host before it writes them in the background, which would
-    double the memory of a conversion.
+    Orbax copies host arrays before it writes them in the background. Without this class
+    a conversion would need twice the memory.
     """
 
     def __deepcopy__(self, memo: Any) -> "_Final":

@@ -1,12 +1,12 @@
-"""What makes two runs the same run, and how they differ when they are not."""
+"""The configuration that identifies a run, and differences between two of them."""
 
 from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
 
-# Change how a step is computed, never what it computes; a run may go on with others.
-_HOW_NOT_WHAT = frozenset(
+# Settings that do not change results; a run may resume with other values.
+_NOT_COMPARED = frozenset(
     {"remat_policy", "attention", "attention_block_size", "flash"}
 )
 
@@ -28,10 +28,10 @@ def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
         flat[name] = type(value).__name__
         for field in dataclasses.fields(value):
             # Linen adds parent and name to a module's fields.
-            if field.name in _HOW_NOT_WHAT | {"parent", "name"}:
+            if field.name in _NOT_COMPARED | {"parent", "name"}:
                 continue
             content = getattr(value, field.name)
-            # A field that earlier versions lacked, at the value that they implied.
+            # Earlier versions had no such field and behaved as the default does.
             if field.metadata.get("omit_default") and content == field.default:
                 continue
             _flatten(f"{name}.{field.name}", content, flat)
@@ -45,7 +45,7 @@ def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
             _flatten(f"{name}.{key}", item, flat)
     elif callable(value):
         flat[name] = getattr(value, "__qualname__", type(value).__name__)
-        # A schedule is a closure; the numbers it was made of are in its cells.
+        # A schedule is a closure; its settings are in the closure's cells.
         names = value.__code__.co_freevars if hasattr(value, "__code__") else ()
         for variable, cell in zip(
             names, getattr(value, "__closure__", None) or (), strict=True
@@ -56,7 +56,7 @@ def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """One line for each name whose value is not the same in both."""
+    """One line for each name whose values differ."""
     return [
         f"  {name}: {before.get(name, '(absent)')} -> {now.get(name, '(absent)')}"
         for name in sorted(before.keys() | now.keys())

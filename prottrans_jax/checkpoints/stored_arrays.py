@@ -1,7 +1,7 @@
-"""Arrays of a checkpoint by name: what is on disk, how it differs, reading it.
+"""Arrays of a checkpoint by name: listing, comparing, reading.
 
-A name is the path to a leaf, e.g. `params/encoder/encoder_norm/scale`. Written by
-`checkpoints` with Orbax's PyTree handler, whose format any Orbax can read.
+A name is the path to a leaf, e.g. `params/encoder/encoder_norm/scale`. `checkpointing`
+writes them with Orbax's PyTree handler, in a format that every Orbax can read.
 """
 
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from orbax import checkpoint as ocp
 
 from prottrans_jax.interop import mismatches
 
-# What helps where a checkpoint is of another model.
+# Advice for a checkpoint of another model.
 REMEDY = (
-    "The checkpoint is of another model: give the model its settings, which are in "
-    "the config.gin of its run, or choose another checkpoint."
+    "The checkpoint is of another model: use the settings in the config.gin of its "
+    "run, or choose another checkpoint."
 )
 
 
 class MismatchError(ValueError):
-    """Arrays of the model and arrays on disk differ; the message names some and counts.
+    """Arrays of the model and the checkpoint differ; lists some, and their number.
 
     Attributes:
-      metadata: JSON of the step on disk, where it has one.
+      metadata: JSON of the checkpoint; empty if it has none.
     """
 
     def __init__(self, message: str, metadata: Mapping[str, Any] | None = None):
@@ -42,13 +42,22 @@ def on_disk(path: epath.Path) -> dict[str, Any]:
 
 
 def read(
-    path: epath.Path, wanted: Mapping[str, Any], *, as_numpy: bool = False
+    path: epath.Path, abstract_arrays: Mapping[str, Any], *, as_numpy: bool = False
 ) -> list[Any]:
-    """Reads the wanted arrays of a step, in the order, dtypes and shardings wanted."""
-    if not wanted:
+    """Reads arrays of a step.
+
+    Args:
+      path: directory of the step.
+      abstract_arrays: name to shape, dtype and perhaps sharding of each array to read.
+      as_numpy: returns numpy arrays instead of JAX arrays.
+
+    Returns:
+      Arrays in the order of `abstract_arrays`.
+    """
+    if not abstract_arrays:
         return []
 
-    def how(leaf: Any) -> ocp.RestoreArgs:
+    def restore_args_of(leaf: Any) -> ocp.RestoreArgs:
         if as_numpy:
             return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
         return ocp.ArrayRestoreArgs(
@@ -58,7 +67,9 @@ def read(
         )
 
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    restore_args = {name: how(leaf) for name, leaf in wanted.items()}
+    restore_args = {
+        name: restore_args_of(leaf) for name, leaf in abstract_arrays.items()
+    }
     processes = set(range(jax.process_count())) if jax.process_count() > 1 else None
     handler = ocp.PyTreeCheckpointHandler(
         multiprocessing_options=ocp.options.MultiprocessingOptions(
@@ -68,48 +79,48 @@ def read(
     tree = handler.restore(
         path,
         args=ocp.args.PyTreeRestore(
-            item=nested(wanted), restore_args=nested(restore_args), partial_restore=True
+            item=nested(abstract_arrays),
+            restore_args=nested(restore_args),
+            partial_restore=True,
         ),
     )
     arrays = by_name(tree)
-    return [arrays[name] for name in wanted]
+    return [arrays[name] for name in abstract_arrays]
 
 
-def compare(
-    wanted: Mapping[str, Any], stored: Mapping[str, Any]
-) -> mismatches.Mismatch:
+def compare(model: Mapping[str, Any], stored: Mapping[str, Any]) -> mismatches.Mismatch:
     """How two sets of named arrays differ; false when they fit.
 
-    Floating-point dtypes fit each other, a restore casts; other dtypes must agree.
+    All floating-point dtypes fit each other, as a restore casts; others must be equal.
 
     Args:
-      wanted: name to anything with a shape and a dtype.
+      model: name to anything with a shape and a dtype.
       stored: the same, of a checkpoint.
     """
-    missing = sorted(wanted.keys() - stored.keys())
-    extra = sorted(stored.keys() - wanted.keys())
+    missing = sorted(model.keys() - stored.keys())
+    extra = sorted(stored.keys() - model.keys())
     wrong = [
         name
-        for name in sorted(wanted.keys() & stored.keys())
-        if not _fits(wanted[name], stored[name])
+        for name in sorted(model.keys() & stored.keys())
+        if not _fits(model[name], stored[name])
     ]
     return mismatches.Mismatch(
         wrong=[
-            f"! {name}: model {_describe(wanted[name])}, "
+            f"! {name}: model {_describe(model[name])}, "
             f"checkpoint {_describe(stored[name])}"
             for name in wrong
         ],
-        missing=[f"- {name} {_describe(wanted[name])}" for name in missing],
+        missing=[f"- {name} {_describe(model[name])}" for name in missing],
         extra=[f"+ {name} {_describe(stored[name])}" for name in extra],
     )
 
 
-def _fits(ours: Any, theirs: Any) -> bool:
-    if tuple(ours.shape) != tuple(theirs.shape):
+def _fits(model: Any, stored: Any) -> bool:
+    if tuple(model.shape) != tuple(stored.shape):
         return False
-    return ours.dtype == theirs.dtype or bool(
-        jnp.issubdtype(ours.dtype, jnp.floating)
-        and jnp.issubdtype(theirs.dtype, jnp.floating)
+    return model.dtype == stored.dtype or bool(
+        jnp.issubdtype(model.dtype, jnp.floating)
+        and jnp.issubdtype(stored.dtype, jnp.floating)
     )
 
 
@@ -123,7 +134,7 @@ def by_name(tree: PyTree) -> dict[str, Any]:
 
 
 def nested(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries with the leaves that the names lead to."""
+    """Nested dictionaries of leaves; the inverse of `by_name` for such a tree."""
     tree: dict[str, Any] = {}
     for name, leaf in named.items():
         *parents, last = name.split("/")
