@@ -60,12 +60,12 @@ def main(argv: Sequence[str]) -> int:
 
     from prottrans_jax.checkpoints import checkpointing
     from prottrans_jax.data.records import store
-    from prottrans_jax.distributed import multihost
+    from prottrans_jax.distributed import barriers, roll_call, start
     from prottrans_jax.training import logbook, trainer
 
     train = building.configured(trainer.train)
     try:
-        multihost.initialize(
+        start.initialize(
             _COORDINATOR.value,
             _PROCESS_COUNT.value,
             _PROCESS_INDEX.value,
@@ -81,9 +81,9 @@ def main(argv: Sequence[str]) -> int:
     except (checkpointing.CheckpointError, store.DamageError) as error:
         print(f"error: {building.message(error)}", file=sys.stderr)
         return 1
-    except multihost.ProcessesMissing as error:
+    except barriers.ProcessesMissing as error:
         print(f"error: {error} Start the same command on all hosts.", file=sys.stderr)
-        return multihost.EXIT_STALLED
+        return roll_call.EXIT_STALLED
     except ValueError as error:
         raise building.UsageError(str(error)) from error
     try:

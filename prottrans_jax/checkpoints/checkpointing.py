@@ -35,7 +35,7 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from prottrans_jax.checkpoints import manifests, stored_arrays
-from prottrans_jax.distributed import multihost
+from prottrans_jax.distributed import barriers
 from prottrans_jax.files import locks, paths
 
 _METADATA = "metadata.json"
@@ -331,7 +331,7 @@ class Checkpointer:
         return None
 
     def _on_process_zero(self, name: str, function: Callable[[], Any]) -> Any:
-        return multihost.from_process_zero(
+        return barriers.from_process_zero(
             f"checkpoints/{name}", function, self._timeout_s
         )
 
@@ -463,7 +463,7 @@ def _read_step(
     """
     directory, step = locate(path, step)
     while True:
-        choice = multihost.from_process_zero(
+        choice = barriers.from_process_zero(
             "checkpoints/load", lambda: manifests.choose(directory, step), 1200.0
         )
         if choice["step"] is None:

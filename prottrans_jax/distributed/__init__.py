@@ -1,4 +1,13 @@
-"""Several processes as one run: start, agreement, barriers, stop signals, watchdog.
+"""Several processes as one run.
+
+  start, roll_call      joining a run; who is missing if it does not start
+  local_devices         GPUs of a process under SLURM or Open MPI
+  coordination          keys in JAX's coordination service
+  barriers              barriers and exchange of values, with time limits
+  agreement             same settings, data and packages on all hosts
+  stopping              a stop signal that all processes obey at the same step
+  watchdog, peers       end a run that hangs or has lost a process
+  stop_signals          SIGTERM and SIGINT in programs of one process
 
 Imports JAX and nothing else of the package. `stop_signals` imports the standard library
 only and may be used everywhere.

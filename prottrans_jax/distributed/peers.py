@@ -1,9 +1,9 @@
-"""Ends a run with one line when another host is lost.
+"""Ends a run with a one-line message when another process is lost.
 
-A collective whose other side died fails with the message of its library, hangs, or the
-process is aborted by JAX's own service. Here every process keeps a connection to
-process 0: the kernel closes it when a process dies, whatever it died of. Once a second
-each process sends its step, so that one that hangs can be named.
+Without it, a collective with a dead process fails with its library's message or hangs,
+or JAX's own service aborts the process. Here every process keeps a connection to
+process 0. The kernel closes it when a process dies of any cause. Once a second each
+process sends its step, so that a message can name a process that hangs.
 """
 
 from collections.abc import Callable
@@ -15,25 +15,31 @@ import traceback
 from typing import Any
 
 from absl import logging
+import jax
+
+from prottrans_jax.distributed import barriers, roll_call
 
 EXIT_LOST = 1
+_ADDRESS_S = 900.0
 _CONNECT_S = 60.0
-# Hosts that end for the same reason do so within this time.
+# Processes that end for the same reason do so within this time.
 _GRACE_S = 15.0
+# Message of a process that ends by itself: this word, and its error if it has one.
 _BYE = "bye"
-# What a process sends every second: this, its step, and whom process 0 holds up.
+# Message of a process every second: this word, its step and, from process 0, a sentence
+# about a process that hangs.
 _AT = "at"
 _BEAT_S = 1.0
-# A host whose kernel acknowledges nothing for so long is gone, or the network is; the
-# kernel of one that hangs still does.
+# A host whose kernel acknowledges no data for this long is lost, or the network is. The
+# kernel of a process that hangs still acknowledges.
 _HOST_GONE_S = 100
-# A process that sent nothing for so long stands still, with all its threads.
+# A process that has sent nothing for this long hangs with all its threads.
 _SILENT_S = 10.0
-_WAY_ON = (
-    "Start the same command again on all hosts: the run goes on from its last "
+_ADVICE = (
+    "Start the same command again on all hosts: the run resumes from its last "
     "checkpoint."
 )
-# How the errors of XLA's collectives begin, as ValueError or JaxRuntimeError.
+# First words of errors of XLA's collectives, in ValueError or JaxRuntimeError.
 _STATUS = tuple(
     f"{code}:"
     for code in "ABORTED CANCELLED DEADLINE_EXCEEDED FAILED_PRECONDITION INTERNAL "
@@ -41,17 +47,39 @@ _STATUS = tuple(
 )
 
 
-class Peers:
-    """Watches the other processes of a run while its body runs.
+def watch(details: os.PathLike) -> "Peers":
+    """Context that ends this process with one line if another process is lost.
 
     Args:
-      process: This one, from 0.
-      count: Processes of the run.
-      whoami: This process, for messages.
-      exchange_address: Process 0 calls it with "HOST:PORT", the others with None; gives
-        everyone process 0's.
-      details: File for the traceback of what failed here.
+      details: File for the traceback of a failed collective.
+    """
+
+    def exchange(address: str | None) -> str:
+        return barriers.gather("address of process 0", address, _ADDRESS_S)[0]
+
+    return Peers(
+        jax.process_index(),
+        jax.process_count(),
+        roll_call.whoami(),
+        exchange,
+        details,
+    )
+
+
+class Peers:
+    """Watches the other processes of a run while the body of the context runs.
+
+    Args:
+      process: Index of this process, from 0.
+      count: Number of processes of the run.
+      whoami: Name of this process, for messages.
+      exchange_address: Called with "HOST:PORT" on process 0 and None on the others;
+        returns the address of process 0 on all.
+      details: File for the traceback of a failed collective.
       end: Called with the line to print instead of ending the process; for tests.
+
+    Attributes:
+      step: Current step of this process, set by the caller.
     """
 
     def __init__(
@@ -71,10 +99,10 @@ class Peers:
         self._lock = threading.Lock()
         self._leaving = False
         self._closed = threading.Event()
-        # Name of each process that was heard: when (monotonic), and its step.
-        self._heard: dict[str, tuple[float, int]] = {}
-        # What process 0 last said about a process that hangs.
-        self._told = ""
+        # Name of a process to the time (monotonic) and step of its last message.
+        self._last_messages: dict[str, tuple[float, int]] = {}
+        # Last sentence from process 0 about a process that hangs.
+        self._hang_report = ""
         self.step = 0
 
     def __enter__(self) -> "Peers":
@@ -92,13 +120,13 @@ class Peers:
             link = socket.create_connection((host, int(port)), timeout=_CONNECT_S)
         except OSError as error:
             logging.warning(
-                "Process 0 cannot be reached at %s:%s (%s): a lost host is noticed by "
-                "its collectives only.",
+                "Process 0 cannot be reached at %s:%s (%s): a lost host is detected "
+                "only when a collective fails.",
                 *(host, port, error),
             )
             return self
         link.settimeout(None)
-        _end_with_the_host(link)
+        _close_with_host(link)
         link.sendall(f"{self._process} {self._whoami}\n".encode())
         self._links.append(link)
         self._start(self._read, link, f"process 0 ({host})")
@@ -112,47 +140,47 @@ class Peers:
         if error is not None and is_collective(error):
             with open(self._details, "a", encoding="utf-8") as file:
                 traceback.print_exception(error, file=file)
-            # The connection of the one that is gone says which it is.
+            # First wait for the closed connection, which names the lost process.
             time.sleep(_GRACE_S / 3)
             self._end(
                 f"error: step {self.step}: a collective failed on process "
                 f"{self._process} ({self._whoami}): another host was lost, or the "
-                f"network. {_WAY_ON} Details: {self._details}"
+                f"network. {_ADVICE} Details: {self._details}"
             )
             return
         self._leaving = True
-        why = "" if error is None else (str(error) or type(error).__name__)
-        self._tell(f"{_BYE} {why.partition(chr(10))[0]}")
+        reason = "" if error is None else (str(error) or type(error).__name__)
+        self._send(f"{_BYE} {reason.partition(chr(10))[0]}")
 
     def report_hang(self) -> str:
-        """Who hangs, in one sentence, which the other processes are told too.
+        """Names the process that hangs, also to the other processes.
 
         Call it when this process makes no progress and is about to end.
 
         Returns:
-          "" if it cannot be told, as for a run of one process.
+          One sentence; "" if no process can be named, as in a run of one process.
         """
-        hanging = self._hanging() or self._told
+        hang_report = self._describe_hang() or self._hang_report
         with self._lock:
             self._leaving = True
-        self._tell(hanging or f"process {self._process} ({self._whoami}) gave up")
-        return hanging
+        self._send(hang_report or f"process {self._process} ({self._whoami}) gave up")
+        return hang_report
 
-    def _hanging(self) -> str:
-        """The process that is silent, or else is at an earlier step than others."""
+    def _describe_hang(self) -> str:
+        """Names a process that is silent, or is at an earlier step than others."""
         now = time.monotonic()
-        heard = dict(self._heard)
-        for name, (when, step) in heard.items():
+        last_messages = dict(self._last_messages)
+        for name, (when, step) in last_messages.items():
             if now - when > _SILENT_S:
                 return (
                     f"{name} hangs: it has sent nothing for {now - when:.0f} s, since "
                     f"step {step}"
                 )
-        # Process 0 alone hears of all.
-        if self._process or not heard:
+        # Only process 0 receives the steps of all.
+        if self._process or not last_messages:
             return ""
         steps = {f"process 0 ({self._whoami})": self.step}
-        steps |= {name: step for name, (_, step) in heard.items()}
+        steps |= {name: step for name, (_, step) in last_messages.items()}
         last = min(steps, key=lambda name: steps[name])
         furthest = max(steps.values())
         if steps[last] == furthest:
@@ -161,8 +189,8 @@ class Peers:
 
     def _beat(self) -> None:
         while not self._closed.wait(_BEAT_S):
-            about = "" if self._process else self._hanging()
-            self._tell(f"{_AT} {self.step} {about}")
+            hang_report = "" if self._process else self._describe_hang()
+            self._send(f"{_AT} {self.step} {hang_report}")
 
     def _start(self, run: Callable[..., None], *arguments: Any) -> None:
         threading.Thread(target=run, args=arguments, daemon=True).start()
@@ -170,13 +198,18 @@ class Peers:
     def _accept(self, server: socket.socket) -> None:
         for _ in range(self._count - 1):
             link, _ = server.accept()
-            _end_with_the_host(link)
+            _close_with_host(link)
             self._links.append(link)
             self._start(self._read, link, "")
         server.close()
 
     def _read(self, link: socket.socket, name: str) -> None:
-        """Reads one connection: who it is, then what happened; its end is a death."""
+        """Reads messages of one process; a closed connection means that it died.
+
+        Args:
+          link: The connection.
+          name: Of the process; "": the first line holds its index and name.
+        """
         lines = link.makefile(encoding="utf-8", errors="replace")
         try:
             for line in lines:
@@ -184,49 +217,50 @@ class Peers:
                 if not name:
                     number, _, who = line.partition(" ")
                     name = f"process {number} ({who})"
-                    self._heard[name] = time.monotonic(), 0
+                    self._last_messages[name] = time.monotonic(), 0
                 elif line.startswith(f"{_AT} "):
-                    _, step, *about = line.split(" ", 2)
-                    self._heard[name] = time.monotonic(), int(step)
-                    self._told = about[0] if about else ""
+                    _, step, *hang_report = line.split(" ", 2)
+                    self._last_messages[name] = time.monotonic(), int(step)
+                    self._hang_report = hang_report[0] if hang_report else ""
                 elif line.startswith(_BYE):
-                    self._heard.pop(name, None)
-                    self._left(name, line.removeprefix(_BYE).strip())
+                    self._last_messages.pop(name, None)
+                    self._on_bye(name, line.removeprefix(_BYE).strip())
                     return
-                else:  # Who is gone or hangs, as another process saw it.
-                    self._lost(line)
+                else:  # Another process reports a lost or hanging process.
+                    self._end_run(line)
                     return
-        except OSError:  # Reset by a process that was killed.
+        except OSError:  # A killed process resets the connection.
             pass
-        self._lost(f"{name} is gone")
+        self._end_run(f"{name} is gone")
 
-    def _left(self, name: str, why: str) -> None:
-        """Another process ended by itself; this one does so too, or waits in vain."""
-        if not why:
+    def _on_bye(self, name: str, reason: str) -> None:
+        """Ends this process if another ended with an error and this one goes on."""
+        if not reason:
             return
         time.sleep(_GRACE_S)
-        self._lost(f"{name} ended: {why}")
+        self._end_run(f"{name} ended: {reason}")
 
-    def _lost(self, what: str) -> None:
+    def _end_run(self, cause: str) -> None:
+        """Ends this process, and tells the others the cause."""
         with self._lock:
             if self._leaving:
                 return
             self._leaving = True
-        self._tell(what)
+        self._send(cause)
         self._end(
-            f"error: step {self.step}: {what}. Its own output may say why. {_WAY_ON}"
+            f"error: step {self.step}: {cause}. Its own output may say why. {_ADVICE}"
         )
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         for link in self._links:
             try:
                 link.sendall(f"{line}\n".encode())
-            except OSError:  # It is the one that is gone.
+            except OSError:  # The process at the other end is lost.
                 pass
 
 
-def _end_with_the_host(link: socket.socket) -> None:
-    """Lets the kernel close a connection whose other host was switched off."""
+def _close_with_host(link: socket.socket) -> None:
+    """Lets the kernel close the connection if the other host is switched off."""
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux.
         link.setsockopt(
             socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _HOST_GONE_S
@@ -234,7 +268,7 @@ def _end_with_the_host(link: socket.socket) -> None:
 
 
 def is_collective(error: BaseException) -> bool:
-    """Whether an error is one of XLA's runtime, not one of ours."""
+    """Whether an error comes from XLA's runtime, such as a failed collective."""
     name = type(error).__name__
     return name in ("JaxRuntimeError", "XlaRuntimeError", "ValueError") and str(
         error
@@ -242,7 +276,7 @@ def is_collective(error: BaseException) -> bool:
 
 
 def _end(line: str) -> None:
-    # At once: JAX's own service would abort this process with a stack trace, and its
-    # clean-up at exit would wait for the one that is gone.
+    # Without clean-up at exit: JAX's would wait for the lost process, and its service
+    # would then abort this one with a stack trace.
     os.write(2, f"\n{line}\n".encode())
     os._exit(EXIT_LOST)

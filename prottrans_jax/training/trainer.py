@@ -18,7 +18,14 @@ from jax.typing import DTypeLike
 from prottrans_jax import types
 from prottrans_jax.checkpoints import checkpointing, opening, run_identity
 from prottrans_jax.config import setting_types
-from prottrans_jax.distributed import agreement, multihost, roll_call
+from prottrans_jax.distributed import (
+    agreement,
+    barriers,
+    peers,
+    roll_call,
+    stopping,
+    watchdog,
+)
 from prottrans_jax.files import paths
 from prottrans_jax.training import (
     earlier_logs,
@@ -192,19 +199,19 @@ def train(
     _check_hosts_agree(config_text, identity, train_data, eval_data or {})
 
     with contextlib.ExitStack() as stack:
-        peers = multihost.watch_peers(
+        other_processes = peers.watch(
             directory / f"lost_host.{jax.process_index()}.txt"
         )
-        watchdog = stack.enter_context(
-            multihost.Watchdog(
+        progress = stack.enter_context(
+            watchdog.Watchdog(
                 startup_timeout_s,
                 step_timeout_s,
                 step_timeout_factor,
                 directory / f"stacks.{jax.process_index()}.txt",
-                peers.report_hang,
+                other_processes.report_hang,
             )
         )
-        stack.enter_context(peers)
+        stack.enter_context(other_processes)
         checkpointer = stack.enter_context(
             checkpointing.Checkpointer(
                 directory / "checkpoints",
@@ -232,7 +239,7 @@ def train(
             metadata = restored.metadata
             next_batch = train_data.restore(metadata["loader"])
         evaluated = metadata.get("evaluated", False)
-        peers.step = step
+        other_processes.step = step
         # Step n, counted from 0, takes batch `first_batch + n`.
         first_batch = next_batch - step
 
@@ -275,23 +282,23 @@ def train(
                 journal.reached - step,
             )
         stack.enter_context(partitioner.scope())
-        stop = stack.enter_context(multihost.StopSignal())
+        stop = stack.enter_context(stopping.StopSignal())
 
         def evaluate(step: int, log: bool = True) -> None:
-            watchdog.beat(f"evaluation at step {step}", startup_timeout_s)  # compiles
+            progress.beat(f"evaluation at step {step}", startup_timeout_s)  # compiles
             with watch.cause("evaluate"):
                 evaluations.update(
                     evaluator(
                         state.params,
                         eval_batches,
-                        after_batch=lambda: watchdog.beat(f"evaluation at step {step}"),
+                        after_batch=lambda: progress.beat(f"evaluation at step {step}"),
                     )
                 )
             if log:
                 journal.evaluated(step, evaluations)
 
         def save(step: int, evaluated: bool) -> None:
-            watchdog.beat(f"checkpoint of step {step}")
+            progress.beat(f"checkpoint of step {step}")
             metadata = {
                 "identity": identity,
                 "loader": train_data.state(first_batch + step),
@@ -312,7 +319,7 @@ def train(
             evaluated = True
         evaluated_at = step if evaluated else None
         if step < total_steps:
-            watchdog.beat("compilation and the first step", startup_timeout_s)
+            progress.beat("compilation and the first step", startup_timeout_s)
             with watch.cause("compile"):
                 compiled = run.step.lower(state, run.abstract_batch).compile()
         feed = stack.enter_context(
@@ -321,8 +328,8 @@ def train(
         batches = iter(feed)
         profile = stack.enter_context(_Profile(directory / "profile", profile_steps))
         journal.start()
-        stopping = False
-        while step < total_steps and not stopping:
+        must_stop = False
+        while step < total_steps and not must_stop:
             profile.before(step)
             with watch.cause("data"):
                 _, batch = next(batches)
@@ -331,12 +338,12 @@ def train(
             # Reads the outputs of the previous step: while the host waits for step n,
             # the device computes step n + 1.
             journal.push(step, outputs)
-            watchdog.beat(f"step {step + 1}", is_step=True)
-            peers.step = step + 1
-            stopping = stop.should_stop(step)
-            at_save = step % checkpoint_period == 0 or step == total_steps or stopping
+            progress.beat(f"step {step + 1}", is_step=True)
+            other_processes.step = step + 1
+            must_stop = stop.should_stop(step)
+            at_save = step % checkpoint_period == 0 or step == total_steps or must_stop
             at_save |= saves.failed(step)
-            at_eval = evaluation_is_due(step) and not stopping
+            at_eval = evaluation_is_due(step) and not must_stop
             if at_save or at_eval:
                 journal.settle()
             # Evaluate first: a checkpoint on disk implies that its log is on disk too.
@@ -345,7 +352,7 @@ def train(
                 evaluated_at = step
             if at_save:
                 save(step, evaluated=at_eval)
-        if stopping:
+        if must_stop:
             logging.warning("Stopped by a signal; step %d is being saved.", step)
         with watch.cause("checkpoint"):
             if saves.wait(step):
@@ -375,7 +382,7 @@ def _check_hosts_agree(
         return
     data = {"train": train_data, **eval_data}
     agreement.check(
-        lambda name, value: multihost.gather(name, value, _AGREEMENT_TIMEOUT_S),
+        lambda name, value: barriers.gather(name, value, _AGREEMENT_TIMEOUT_S),
         roll_call.whoami(),
         {
             "package": agreement.packages(),

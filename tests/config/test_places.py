@@ -220,11 +220,11 @@ def test_mistake_is_told_before_heavy_imports(main, mistake, tmp_path):
 MISSING = """
 import sys
 from prottrans_jax.config import building
-from prottrans_jax.distributed import multihost
+from prottrans_jax.distributed import barriers, start
 from prottrans_jax import train
 def initialize(*arguments, **options):
-    raise multihost.ProcessesMissing("data: after 9 s process 1 of 2 is missing.")
-multihost.initialize = initialize
+    raise barriers.ProcessesMissing("data: after 9 s process 1 of 2 is missing.")
+start.initialize = initialize
 building.run(train.main)
 """
 

@@ -68,7 +68,7 @@ def test_a_killed_process_is_named_by_all_others(tmp_path):
 def test_a_host_that_is_switched_off_ends_the_connection_to_it(tmp_path):
     run = Run(2, tmp_path)
     with run.peers(0) as zero, run.peers(1) as one:
-        while not zero._heard:
+        while not zero._last_messages:
             time.sleep(0.01)
         for link in (*zero._links, *one._links):
             limit = link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)

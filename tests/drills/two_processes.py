@@ -1,6 +1,6 @@
 """One process of a run of two: `two_processes.py PROCESS PORT DIRECTORY`.
 
-Goes through what `test_multihost` asserts and prints what it saw as one JSON object.
+Runs the steps that `test_two_processes` checks, and prints the results as JSON.
 """
 
 import json
@@ -19,10 +19,10 @@ import numpy as np
 
 from cases import checkpoint_cases
 from prottrans_jax.checkpoints import checkpointing
-from prottrans_jax.distributed import multihost
+from prottrans_jax.distributed import barriers, coordination, start, stopping
 
 process, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-multihost.initialize(f"localhost:{port}", 2, process, timeout_s=60)
+start.initialize(f"localhost:{port}", 2, process, timeout_s=60)
 seen = {"devices": jax.device_count(), "local_devices": jax.local_device_count()}
 
 
@@ -33,16 +33,16 @@ def attempt(function):
         return f"{type(error).__name__}: {error}"
 
 
-multihost.barrier("all here", 60)
-multihost.barrier("all here", 60)
-seen["gathered"] = multihost.gather("values", {"process": process}, 60)
+barriers.barrier("all here", 60)
+barriers.barrier("all here", 60)
+seen["gathered"] = barriers.gather("values", {"process": process}, 60)
 asked = []
-seen["told"] = multihost.from_process_zero(
+seen["told"] = barriers.from_process_zero(
     "ask", lambda: asked.append(process) or {"answer": 42}, 60
 )
 seen["asked"] = asked
 seen["failure"] = attempt(
-    lambda: multihost.from_process_zero("fail", lambda: json.loads("{"), 60)
+    lambda: barriers.from_process_zero("fail", lambda: json.loads("{"), 60)
 )
 
 # A state sharded over both processes, saved in steps, the newest one damaged.
@@ -73,7 +73,7 @@ for step in (1, 2, 3):
 checkpointer.close()
 if process == 0:
     next(pathlib.Path(directory, "3", "d").iterdir()).write_bytes(b"")
-multihost.barrier("damaged", 60)
+barriers.barrier("damaged", 60)
 checkpointer = checkpointing.Checkpointer(directory, keep=2)
 restored = checkpointer.restore(checkpoint_cases.abstract(make_state(0)))
 seen["restored"] = [restored.step, restored.metadata]
@@ -82,7 +82,7 @@ checkpointer.save(3, make_state(3), {})
 checkpointer.close()
 
 # Process 1 is slower and gets the signal: it has to catch up with the step agreed on.
-with multihost.StopSignal() as stop:
+with stopping.StopSignal() as stop:
     for step in range(100_000):
         time.sleep(0.001 + 0.002 * process)
         if step == 20 and process == 1:
@@ -92,10 +92,10 @@ with multihost.StopSignal() as stop:
 seen["stopped_at"], seen["exit_code"] = step, stop.exit_code
 
 if process == 0:
-    seen["missing"] = attempt(lambda: multihost.barrier("lonely", 1))
+    seen["missing"] = attempt(lambda: barriers.barrier("lonely", 1))
     seen["silent"] = None
 else:
     time.sleep(3)
-    multihost._calls["barrier/lonely"] = 1
-multihost.barrier("end", 60)
+    coordination._calls["barrier/lonely"] = 1
+barriers.barrier("end", 60)
 print("SEEN", json.dumps(seen), flush=True)

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from prottrans_jax import partitioning
 from prottrans_jax.checkpoints import checkpointing, stored_arrays
-from prottrans_jax.distributed import multihost
+from prottrans_jax.distributed import stopping, watchdog
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
 from prottrans_jax.optimizers import algorithms
@@ -136,7 +136,7 @@ def test_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path, monkey
     parts = _arguments(tmp_path / "parts")
     # In the middle of a log window (3) and of an evaluation period (4).
     with monkeypatch.context() as patch:
-        patch.setattr(multihost.StopSignal, "should_stop", lambda _, step: step == 5)
+        patch.setattr(stopping.StopSignal, "should_stop", lambda _, step: step == 5)
         assert trainer.train(**parts).step == 5
     assert [line["step"] for line in _log(parts)] == [3, 4]
     trainer.train(**parts)
@@ -211,7 +211,7 @@ def test_logs_hold_the_second_pass_with_changed_settings_only(tmp_path):
 def test_evaluation_cut_off_before_its_checkpoint_is_logged_once(tmp_path, monkeypatch):
     arguments = _with_tensorboard(_arguments(tmp_path, total_steps=5))
     with monkeypatch.context() as patch:  # Saves step 4 before its evaluation.
-        patch.setattr(multihost.StopSignal, "should_stop", lambda _, step: step == 4)
+        patch.setattr(stopping.StopSignal, "should_stop", lambda _, step: step == 4)
         trainer.train(**arguments)
     # Evaluates step 4, then ends before the next checkpoint.
     _run_that_ends_before(5, arguments)
@@ -439,7 +439,7 @@ def test_signal_at_the_end_counts_only_if_something_is_left_to_do(
         summary = trainer.train(**arguments | {"eval_data": data})
     else:  # Before it: step 4 is saved, and evaluated by the next start.
         monkeypatch.setattr(
-            multihost.StopSignal,
+            stopping.StopSignal,
             "should_stop",
             lambda stop, step: step == 4 and not os.kill(os.getpid(), signal.SIGTERM),
         )
@@ -494,7 +494,7 @@ def test_step_skipped_again_after_a_kill_is_dumped_once(tmp_path):
 def test_rates_count_what_this_process_did(tmp_path, monkeypatch):
     arguments = _arguments(tmp_path) | {"eval_data": {}}
     with monkeypatch.context() as patch:
-        patch.setattr(multihost.StopSignal, "should_stop", lambda _, step: step == 5)
+        patch.setattr(stopping.StopSignal, "should_stop", lambda _, step: step == 5)
         trainer.train(**arguments)
     asked = []
     scalars = logbook.Rates.scalars
@@ -610,9 +610,9 @@ def test_another_seed_cannot_be_accepted(tmp_path):
 
 def test_long_evaluation_is_progress(tmp_path, monkeypatch):
     beats = []
-    beat = multihost.Watchdog.beat
+    beat = watchdog.Watchdog.beat
     monkeypatch.setattr(
-        multihost.Watchdog,
+        watchdog.Watchdog,
         "beat",
         lambda self, doing, *limit, **kind: (
             beats.append(doing) or beat(self, doing, *limit, **kind)
