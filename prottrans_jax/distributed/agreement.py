@@ -1,7 +1,7 @@
-"""Whether all hosts of a run were given the same settings, data and packages.
+"""Checks that all hosts of a run have the same settings, data and packages.
 
-Hosts that differ would train on, each with its own learning rate or rows, and end
-with status 0.
+Otherwise each host would train with its own learning rate or rows, and the run would
+end with status 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +13,18 @@ import pathlib
 import platform
 from typing import Any
 
-# Of these a difference changes what is compiled or which rows are read.
+# Packages whose version changes the compiled program or the rows.
 _PACKAGES = (
     *("prottrans_jax", "jax", "jaxlib", "libtpu", "flax", "optax", "numpy"),
     *("orbax-checkpoint", "seqio", "tensorflow", "array_record"),
 )
-# Each host may have the records at a place of its own; the data itself is compared.
-_OF_THE_HOST = ("DATA_DIR", "data_dir")
+# Settings that may differ: the records may be in another folder on each host. The data
+# itself is compared.
+_HOST_SETTINGS = ("DATA_DIR", "data_dir")
 
 
 class DisagreementError(ValueError):
-    """Hosts differ; a line for each host and setting."""
+    """Hosts differ; the message has a line for each host and value."""
 
 
 def check(
@@ -35,14 +36,14 @@ def check(
 
     Args:
       gather: Called with a name and this process's value; returns those of all
-        processes, in order. See `multihost.gather`.
-      whoami: This process, for messages.
-      groups: Kind of value ("package", "setting", "data") -> name -> value. Later ones
-        are compared only if the ones before are equal: one setting changes many values
-        of the data.
+        processes, in order. See `barriers.gather`.
+      whoami: Name of this process, for messages.
+      groups: Kind of value ("package", "setting", "data") -> name -> value. A group is
+        compared only if the previous ones are equal: one setting changes many values of
+        the data.
 
     Raises:
-      DisagreementError: On every process alike.
+      DisagreementError: The hosts differ; raised on every process.
     """
     for kind, values in groups.items():
         flat = flatten(values)
@@ -60,13 +61,13 @@ def check(
             if host["values"].get(name) != reference.get(name)
         ]
         raise DisagreementError(
-            "The hosts of this run differ; start it with the same on all:\n"
+            "The hosts of this run differ; start it with the same values on all:\n"
             + "\n".join(lines)
         )
 
 
 def flatten(value: Any, name: str = "") -> dict[str, str]:
-    """Nested mappings and sequences as dotted names and printed values.
+    """Flattens nested mappings and sequences to dotted names and printed values.
 
     >>> flatten({"seed": 3, "tasks": [{"rate": 1}]})
     {'seed': '3', 'tasks.0.rate': '1'}
@@ -84,17 +85,17 @@ def flatten(value: Any, name: str = "") -> dict[str, str]:
 
 
 def settings_of(config_text: str) -> dict[str, str]:
-    """Name -> value of a resolved gin configuration, but for places of the host."""
+    """Name -> value of a resolved gin configuration, without `_HOST_SETTINGS`."""
     pairs = (line.partition(" = ") for line in config_text.splitlines())
     return {
         name: value
         for name, equals, value in pairs
-        if equals and name.rpartition(".")[2] not in _OF_THE_HOST
+        if equals and name.rpartition(".")[2] not in _HOST_SETTINGS
     }
 
 
 def packages() -> dict[str, str]:
-    """Versions of what a step and its rows depend on, and a digest of our source."""
+    """Versions of Python and `_PACKAGES`, and a digest of our source."""
     versions = {"python": ".".join(platform.python_version_tuple()[:2])}
     for name in _PACKAGES:
         try:
@@ -106,7 +107,7 @@ def packages() -> dict[str, str]:
 
 @functools.cache
 def _source_digest() -> str:
-    """SHA-256 over the Python files of the package: versions do not tell checkouts."""
+    """SHA-256 over the package's Python files, as checkouts may share a version."""
     root = pathlib.Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

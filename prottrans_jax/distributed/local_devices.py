@@ -1,26 +1,26 @@
-"""Which GPUs of its node a process takes when SLURM or Open MPI started it.
+"""GPUs of a process that SLURM or Open MPI started.
 
-JAX gives each process one GPU, the one whose number is the process's place on its node.
-A single task on a node of four GPUs then leaves three idle, and a task to which the
-scheduler bound one GPU looks for a second that it cannot see.
+By default JAX gives each process the GPU with the number of its local rank. A single
+task on a node with four GPUs would leave three idle. A task that sees one GPU, bound by
+the scheduler, would look for a GPU that it cannot see.
 """
 
 from collections.abc import Mapping
 import dataclasses
 import re
 
-# JAX reads it itself; whoever sets it has decided.
+# JAX reads this variable itself; it takes precedence.
 OVERRIDE = "JAX_LOCAL_DEVICE_IDS"
-# Each holds the GPUs that the process sees, by commas.
+# Each lists the GPUs that the process sees, separated by commas.
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """GPUs that a process takes, and why.
+    """GPUs of a process, and the reason.
 
     Attributes:
-      ids: Positions among the GPUs that the process sees, from 0. Empty: all of them.
+      ids: Indices of GPUs among those that the process sees, from 0. Empty: all.
       reason: One sentence for the log.
     """
 
@@ -31,25 +31,25 @@ class Choice:
 @dataclasses.dataclass(frozen=True)
 class _Task:
     launcher: str
-    local_id: int  # Place among the tasks of this node, from 0.
-    on_node: int | None  # Tasks of this node; None: unknown.
+    local_id: int  # Rank among the tasks of this node, from 0.
+    on_node: int | None  # Number of tasks of this node; None: unknown.
 
 
 def choose(environ: Mapping[str, str]) -> Choice | None:
-    """GPUs for this process, from the environment of its launcher.
+    """Chooses the GPUs of this process from the environment of its launcher.
 
-    A task that is alone on its node, or to which the launcher bound GPUs, takes all
+    A single task on a node, or a task with GPUs bound by the launcher, takes all GPUs
     that it sees. Tasks that all see the same GPUs divide them by local id.
 
     Args:
       environ: Environment variables of the process.
 
     Returns:
-      The choice; None where JAX's own applies: no launcher of several tasks is seen, or
-      JAX_LOCAL_DEVICE_IDS is set.
+      The choice; None leaves it to JAX: without a launcher, or if JAX_LOCAL_DEVICE_IDS
+      is set.
 
     Raises:
-      ValueError: Fewer GPUs are visible than tasks share them.
+      ValueError: More tasks than visible GPUs share a node.
     """
     if environ.get(OVERRIDE):
         return None
@@ -64,17 +64,17 @@ def choose(environ: Mapping[str, str]) -> Choice | None:
         return Choice(
             (task.local_id,), f"{tasks}: local id {task.local_id} takes that GPU."
         )
-    everything = tuple(range(visible))
+    all_ids = tuple(range(visible))
     tasks = f"{tasks}, {visible} GPU(s) visible"
     if task.on_node == 1 or _bound(environ, task, visible):
-        return Choice(everything, f"{tasks}: takes all that it sees.")
-    # An unknown number of tasks: one GPU each, as JAX does.
+        return Choice(all_ids, f"{tasks}: takes all that it sees.")
+    # For an unknown number of tasks, one GPU each, as JAX does.
     share = max(visible // task.on_node, 1) if task.on_node else 1
-    ids = everything[task.local_id * share : (task.local_id + 1) * share]
+    ids = all_ids[task.local_id * share : (task.local_id + 1) * share]
     if not ids:
         raise ValueError(
-            f"{tasks}, but local id {task.local_id} finds none left. Start at most a "
-            f"task for each GPU, or set {OVERRIDE}."
+            f"{tasks}, but none is left for local id {task.local_id}. Start at most "
+            f"one task for each GPU, or set {OVERRIDE}."
         )
     idle = visible - share * task.on_node if task.on_node else 0
     return Choice(
@@ -85,7 +85,7 @@ def choose(environ: Mapping[str, str]) -> Choice | None:
 
 
 def _bound(environ: Mapping[str, str], task: _Task, visible: int) -> bool:
-    """Whether the launcher shows each task its own GPUs only."""
+    """Whether the launcher bound GPUs to each task, which sees only these."""
     on_node = environ.get("SLURM_GPUS_ON_NODE", "")
     return (
         visible == 1
@@ -99,7 +99,7 @@ def _num_visible(environ: Mapping[str, str]) -> int | None:
     for name in _VISIBLE:
         entries = [x for x in environ.get(name, "").split(",") if x.strip()]
         if entries:
-            # CUDA ignores what follows a -1.
+            # CUDA ignores entries after a -1.
             entries = [x.strip() for x in entries]
             return entries.index("-1") if "-1" in entries else len(entries)
     return None
@@ -132,7 +132,7 @@ def _open_mpi(environ: Mapping[str, str]) -> _Task | None:
 
 
 def _expand(counts: str) -> list[int]:
-    """SLURM's tasks of each node: "2(x3),1" is [2, 2, 2, 1]."""
+    """SLURM's number of tasks of each node: "2(x3),1" is [2, 2, 2, 1]."""
     expanded: list[int] = []
     for part in counts.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())

@@ -1,7 +1,7 @@
-"""Who is there when a run of several processes starts, and what to say if not all are.
+"""Names the processes that are missing when a run of several does not start.
 
-JAX's own service tells nobody who has registered until all have, and ends a start that
-took too long with a C++ abort.
+JAX's own service does not report which processes have joined before all have, and ends
+a start that takes too long with a C++ abort.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,16 +12,16 @@ import threading
 
 from absl import logging
 
-# sysexits.h EX_TEMPFAIL: a supervisor may start the run again.
+# EX_TEMPFAIL of sysexits.h: a supervisor may start the run again.
 EXIT_STALLED = 75
 
 
 class RollCall:
-    """Lets process 0 know who started: a context to be in while they start.
+    """Context of a start, in which the other processes report to process 0.
 
     Args:
       host: of process 0.
-      port: on which process 0 listens meanwhile.
+      port: on which process 0 listens during the start.
       num_processes: of the run.
       process_id: of this process.
     """
@@ -30,25 +30,25 @@ class RollCall:
         self._address = (host, port)
         self._num_processes = num_processes
         self._process_id = process_id
-        self._here = {process_id: whoami()}
-        self._heard = False
+        self._present = {process_id: whoami()}
+        self._reached = False
         self._closed = threading.Event()
         self._thread = threading.Thread(
             target=self._listen if process_id == 0 else self._call, daemon=True
         )
 
     def describe(self) -> str:
-        """Who is missing, as far as this process can tell."""
+        """Which processes are missing, as far as this process knows."""
         if self._process_id:
-            if not self._heard:
+            if not self._reached:
                 return (
-                    f"process 0 is not to be reached at {self._address[0]} "
+                    f"process 0 cannot be reached at {self._address[0]} "
                     "(not started, another --coordinator_address, or a firewall)"
                 )
             return "process 0 is up, another process is missing: see its message"
-        missing = sorted(set(range(self._num_processes)) - set(self._here))
-        came = ", ".join(f"{p} ({who})" for p, who in sorted(self._here.items()))
-        return f"process {', '.join(map(str, missing))} missing; here: {came}"
+        missing = sorted(set(range(self._num_processes)) - set(self._present))
+        present = ", ".join(f"{p} ({who})" for p, who in sorted(self._present.items()))
+        return f"process {', '.join(map(str, missing))} missing; here: {present}"
 
     def __enter__(self) -> "RollCall":
         self._thread.start()
@@ -68,7 +68,7 @@ class RollCall:
                         with connection:
                             connection.settimeout(1)
                             number, who = connection.recv(200).decode().split(" ", 1)
-                            self._here[int(number)] = who
+                            self._present[int(number)] = who
         except OSError as error:
             logging.warning("No roll call on port %d: %s", self._address[1], error)
 
@@ -77,21 +77,21 @@ class RollCall:
             with contextlib.suppress(OSError):
                 with socket.create_connection(self._address, timeout=2) as connection:
                     connection.sendall(f"{self._process_id} {whoami()}".encode())
-                self._heard = True
+                self._reached = True
                 return
             self._closed.wait(0.2)
 
 
 @contextlib.contextmanager
 def deadline(timeout_s: float, describe: Callable[[], str]) -> Iterator[None]:
-    """Ends this process if the body takes longer."""
+    """Ends this process with the message of `describe` if the body takes longer."""
 
-    def strike() -> None:
+    def end() -> None:
         message = f"Start-up: after {timeout_s:g} s {describe()}."
         os.write(2, f"\n{message}\n".encode())
         os._exit(EXIT_STALLED)
 
-    timer = threading.Timer(timeout_s, strike)
+    timer = threading.Timer(timeout_s, end)
     timer.daemon = True
     timer.start()
     try:
@@ -101,5 +101,5 @@ def deadline(timeout_s: float, describe: Callable[[], str]) -> Iterator[None]:
 
 
 def whoami() -> str:
-    """This process, for messages."""
+    """Host and process id of this process, for messages."""
     return f"{socket.gethostname()}, pid {os.getpid()}"

@@ -1,16 +1,16 @@
-"""SIGTERM and SIGINT as a flag that loops read, and a thread for code that does not.
+"""SIGTERM and SIGINT as a flag that loops check, and a thread for code without checks.
 
-An exception raised inside a signal handler is lost when it hits a garbage-collection
-callback or a destructor, and breaks what is being imported. So the handler sets a flag,
-and loops call `check`, which raises `Stopped` where nothing is half done. A thread ends
-the process if it is busy with something that cannot be interrupted: an import, a
-compilation, a long batch.
+An exception in a signal handler is lost inside a garbage-collection callback or a
+destructor, and breaks a running import. So the handler sets a flag, and loops call
+`check`, which raises `Stopped` between units of work. A thread ends the process if it
+is busy with something that cannot be interrupted: an import, a compilation, a long
+batch.
 
   watch = stop_signals.install("prottrans", ends_process=True)   # before heavy imports
   ...
   stop_signals.check()                                           # in every loop
 
-Light: nothing but the standard library is imported.
+Imports the standard library only.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,8 +24,8 @@ import time
 from typing import Any, NoReturn
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Seconds until a process that does not answer is ended, and more for one that is on its
-# way out: it may be writing its last results.
+# Seconds until a process that does not react is ended, and additional seconds for one
+# that is cleaning up, e.g. writing its last results.
 _GRACE_S, _CLEANUP_S = 2.0, 10.0
 # `timeout` and some schedulers send the same signal twice in a row.
 _SAME_SIGNAL_S = 0.5
@@ -43,9 +43,9 @@ class Watch:
     """The handlers of a process; made by `install`.
 
     Attributes:
-      program: Begins the line that says that it was stopped.
-      advice: Ends that line: what is kept, what to do next.
-      number: Of the first signal that came, or None.
+      program: Name of the program, for the message after a signal.
+      advice: End of that message: what was kept, what to do next.
+      number: Number of the first signal received, or None.
     """
 
     def __init__(self, program: str, advice: str, *, ends_process: bool):
@@ -54,19 +54,19 @@ class Watch:
         self.number: int | None = None
         self.actions: list[Callable[[], object]] = []
         self._ends_process = ends_process
-        self._came = 0.0
+        self._received_at = 0.0
         self._unwinding = False
         self._leaving = threading.Lock()
         self._previous: dict[int, Any] = {}
 
     @property
     def line(self) -> str:
-        """What is said to the user."""
+        """Message to the user after a signal."""
         name = signal.Signals(self.number or signal.SIGTERM).name
         return f"{self.program}: stopped by {name}. {self.advice}".rstrip()
 
     def check(self) -> None:
-        """Raises `Stopped` if a signal came."""
+        """Raises `Stopped` if a signal was received."""
         if self.number is not None:
             self._unwinding = True
             raise Stopped(self.number)
@@ -74,8 +74,8 @@ class Watch:
     def guard(self, run: Callable[[], int]) -> int:
         """Exit status of `run`, or of the signal that stopped it.
 
-        After a signal this says so, and ends the process here if it may: the
-        interpreter would wait for what still runs on the device.
+        After a signal this prints `line` and, with `ends_process`, ends the process:
+        the interpreter's exit would wait for programs that still run on the device.
         """
         try:
             status = run()
@@ -84,18 +84,19 @@ class Watch:
         except KeyboardInterrupt:  # In a thread that cannot take signals.
             status = 130
         finally:
-            self._give_back()
+            self._restore_handlers()
         if self.number is None:
             return status
-        self._leaving.acquire()  # Never released: one thread speaks and ends.
-        _say(self.line)
+        # Never released: only one thread prints the line and ends the process.
+        self._leaving.acquire()
+        _print_line(self.line)
         status = 128 + self.number
         if self._ends_process:
             _end(status)
         return status
 
-    def _give_back(self) -> None:
-        """Gives the signals back to whoever had them, if the process goes on."""
+    def _restore_handlers(self) -> None:
+        """Restores the previous signal handlers, unless the process ends."""
         global _watch
         if self._ends_process:
             return
@@ -105,12 +106,12 @@ class Watch:
             _watch = None
 
     def start(self) -> None:
-        """Takes the signals."""
+        """Installs the signal handlers."""
         if self._ends_process:
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
-            # Written to by the handler in C: the main thread may not get to run
-            # Python for minutes.
+            # The handler in C writes to this pipe; the main thread may not run Python
+            # code for minutes.
             signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
             threading.Thread(
                 target=self._wait, args=(reader,), name="stop_signals", daemon=True
@@ -122,12 +123,12 @@ class Watch:
     def _on_signal(self, number: int, frame: Any) -> None:
         del frame
         if self.number is None:
-            self.number, self._came = number, time.monotonic()
+            self.number, self._received_at = number, time.monotonic()
         elif not self._ends_process and self._is_another():
             raise Stopped(number)
 
     def _is_another(self) -> bool:
-        return time.monotonic() - self._came > _SAME_SIGNAL_S
+        return time.monotonic() - self._received_at > _SAME_SIGNAL_S
 
     def _wait(self, reader: int) -> None:
         deadline: float | None = None
@@ -139,7 +140,8 @@ class Watch:
                 numbers = [n for n in os.read(reader, 64) if n in _SIGNALS]
                 if numbers and deadline is None:
                     if self.number is None:
-                        self.number, self._came = numbers[0], time.monotonic()
+                        self.number = numbers[0]
+                        self._received_at = time.monotonic()
                     deadline = time.monotonic() + _GRACE_S
                 elif numbers and self._is_another():
                     _end(128 + numbers[-1])
@@ -151,19 +153,19 @@ class Watch:
 
     def _force(self) -> NoReturn:
         if self._leaving.acquire(blocking=False):
-            cleanup = threading.Thread(target=self._act, daemon=True)
+            cleanup = threading.Thread(target=self._run_actions, daemon=True)
             cleanup.start()
             cleanup.join(_CLEANUP_S)
-            _say(self.line)
+            _print_line(self.line)
         _end(128 + (self.number or signal.SIGTERM))
 
-    def _act(self) -> None:
+    def _run_actions(self) -> None:
         for action in reversed(self.actions):
             with contextlib.suppress(Exception):
                 action()
 
 
-# Advice of a command that makes its output in one step, at the end.
+# Advice of a command that creates its output in one step at the end.
 NOTHING_IS_LEFT = "nothing was left behind."
 
 _watch: Watch | None = None
@@ -173,7 +175,8 @@ def guarded(program: str, advice: str, run: Callable[[], int]) -> int:
     """Exit status of `run`, or of the signal that stopped it.
 
     Args:
-      program: As in `install`; the handlers that are installed stay, with their line.
+      program: As in `install`. Handlers that are installed already stay, with their own
+        program and advice.
       advice: As in `install`.
       run: Returns an exit status; `Stopped` and KeyboardInterrupt end here.
     """
@@ -181,17 +184,17 @@ def guarded(program: str, advice: str, run: Callable[[], int]) -> int:
 
 
 def install(program: str, advice: str, *, ends_process: bool) -> Watch:
-    """Takes SIGTERM and SIGINT; call it before anything heavy is imported.
+    """Installs handlers of SIGTERM and SIGINT; call it before heavy imports.
 
-    In a thread other than the main one Python allows no handlers: then nothing is taken
+    Python allows handlers only in the main thread. In another thread none is installed,
     and `Watch.number` stays None.
 
     Args:
-      program: Begins the line that says that it was stopped.
-      advice: Ends that line.
-      ends_process: Whether the process belongs to the caller. It is then ended, with
-        128 plus the signal's number, 2 s after a signal that no `check` answers, and at
-        once by a second signal. If not, a second signal raises in the handler.
+      program: Name of the program, for the message after a signal.
+      advice: End of that message.
+      ends_process: Whether the process belongs to the caller. Then it is ended, with
+        128 plus the signal's number, 2 s after a signal if no `check` follows, and at
+        once by a second signal. Otherwise a second signal raises in the handler.
     """
     global _watch
     watch = Watch(program, advice, ends_process=ends_process)
@@ -204,9 +207,9 @@ def install(program: str, advice: str, *, ends_process: bool) -> Watch:
 
 
 def check() -> None:
-    """Raises `Stopped` in the main thread if a signal came and `install` took it.
+    """Raises `Stopped` in the main thread if a handler of `install` got a signal.
 
-    Other threads finish what they do: they may be committing results.
+    Does nothing in other threads, which may be committing results.
     """
     if _watch is not None and threading.current_thread() is threading.main_thread():
         _watch.check()
@@ -214,10 +217,10 @@ def check() -> None:
 
 @contextlib.contextmanager
 def before_exit(action: Callable[[], object]) -> Iterator[None]:
-    """Within, `action` is called if the process has to be ended from another thread.
+    """Context in which `action` runs before a thread ends the process after a signal.
 
     Args:
-      action: Called in a thread while the main thread may still run; has 10 s.
+      action: Called in a thread while the main thread may still run; limited to 10 s.
     """
     actions = [] if _watch is None else _watch.actions
     actions.append(action)
@@ -228,7 +231,7 @@ def before_exit(action: Callable[[], object]) -> Iterator[None]:
 
 
 def _forget() -> None:
-    """In a forked child: its signals are not the parent's."""
+    """Removes the handlers in a forked child."""
     global _watch
     if _watch is not None:
         _watch = None
@@ -237,9 +240,9 @@ def _forget() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _say(line: str) -> None:
-    # Not through sys.stderr: the main thread may hold its lock. A full pipe that nobody
-    # reads must not keep the process.
+def _print_line(line: str) -> None:
+    # Not through sys.stderr: the main thread may hold its lock. A full pipe without a
+    # reader must not block the process.
     if select.select([], [2], [], 1.0)[1]:
         with contextlib.suppress(OSError):
             os.write(2, f"{line}\n".encode())

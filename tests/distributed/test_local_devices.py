@@ -77,8 +77,8 @@ def test_the_users_own_choice_and_other_launchers_are_left_to_jax():
 VISIBLE = """
 import sys
 from jax._src import xla_bridge
-from prottrans_jax.distributed import multihost
-multihost.initialize(*sys.argv[1:2], *map(int, sys.argv[2:]), timeout_s=30)
+from prottrans_jax.distributed import start
+start.initialize(*sys.argv[1:2], *map(int, sys.argv[2:]), timeout_s=30)
 print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
 """
 
