@@ -1,11 +1,11 @@
-"""Paths, locks and safe files: what every command does with places on disk.
+"""Paths, locks and atomic files, for all commands.
 
-  paths       every path that a user gives: `~`, URLs, `-`
-  locks       the one lock that keeps two processes from writing one output
-  ownership   what this program may replace or delete: only what it made
-  writing     files that appear whole or not at all
-  appending   files that grow by whole records
-  memory_map  arrays of a file, mapped, not read
+  paths       paths from users: `~`, URLs, `-`
+  locks       lock against two processes that write the same output
+  ownership   refuses to replace or delete files that this program did not create
+  writing     files and folders created atomically
+  appending   files to which whole records are appended
+  memory_map  memory-mapped files
   casting     arrays to another dtype
 
 Imports nothing else of the package.

@@ -1,4 +1,4 @@
-"""Files that grow by whole records, on disks that may be full."""
+"""Files to which whole records are appended, also when the disk is full."""
 
 import os
 import pathlib
@@ -8,13 +8,13 @@ from prottrans_jax.files import writing
 
 
 class AppendedFile:
-    """A file that records are appended to; each is written whole or not at all.
+    """A file to which records are appended; each is written completely or not at all.
 
-    What could not be written (disk full) is kept in memory and written before the next
-    record. The file is made with the first record.
+    Records that could not be written (disk full) stay in memory and are written before
+    the next record. The file is created with the first record.
 
     Args:
-      path: the file; goes on behind what it holds.
+      path: the file; records are appended to its content.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -22,7 +22,7 @@ class AppendedFile:
         self._fd: int | None = None
         self._size = self.path.stat().st_size if self.path.exists() else 0
         self._pending = b""
-        # Last bytes of the file, in whose place the pending ones go.
+        # Last bytes of the file, which the pending ones will replace.
         self._replaced = b""
 
     @property
@@ -31,14 +31,14 @@ class AppendedFile:
         return len(self._pending)
 
     def append(self, record: bytes, replacing: bytes = b"") -> None:
-        """Writes a record behind the others, and those kept before it.
+        """Appends a record, after pending ones.
 
         Args:
           record: its bytes.
-          replacing: the last bytes appended so far, in whose place the record goes.
+          replacing: the last bytes appended so far, which the record replaces.
 
         Raises:
-          OSError: the disk is full, for instance; the record is kept.
+          OSError: the disk is full, for instance; the record stays in memory.
         """
         if self._pending:
             self._pending = self._pending[: len(self._pending) - len(replacing)]
@@ -48,10 +48,10 @@ class AppendedFile:
         self._write()
 
     def flush(self) -> None:
-        """Writes what was kept, and pushes all to the disk.
+        """Writes pending records and synchronises the file to disk.
 
         Raises:
-          OSError: that failed.
+          OSError: the write failed.
         """
         if self._pending:
             self._write()
@@ -59,10 +59,10 @@ class AppendedFile:
             os.fsync(self._fd)
 
     def close(self) -> None:
-        """Writes what was kept; the file is closed even if that fails.
+        """Writes pending records and closes the file, also if the write fails.
 
         Raises:
-          OSError: that failed.
+          OSError: the write failed.
         """
         try:
             self.flush()
@@ -81,7 +81,7 @@ class AppendedFile:
                 part = self._pending[written:]
                 written += os.pwrite(self._fd, part, start + written)
         except OSError:
-            # Half a record would hide all that comes behind it.
+            # A partial record would make the following ones unreadable.
             os.ftruncate(self._fd, self._size)
             os.pwrite(self._fd, self._replaced, start)
             raise
@@ -91,26 +91,26 @@ class AppendedFile:
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:
-    """Appends a line of text to a file; a torn last line gets its end first.
+    """Appends a line of text to a file; completes an unterminated last line first.
 
     Raises:
       OSError: the disk is full, for instance; nothing was appended.
     """
     path = pathlib.Path(path)
     file = AppendedFile(path)
-    torn = False
+    is_unterminated = False
     if path.exists() and path.stat().st_size:
         with open(path, "rb") as existing:
             existing.seek(-1, os.SEEK_END)
-            torn = existing.read() != b"\n"
+            is_unterminated = existing.read() != b"\n"
     try:
-        file.append((("\n" if torn else "") + line + "\n").encode())
+        file.append((("\n" if is_unterminated else "") + line + "\n").encode())
     finally:
         file.close()
 
 
 def replace_content(path: pathlib.Path, content: bytes, new: bytes) -> None:
-    """Makes `new` the content of a file that holds `content`; whole or not at all.
+    """Atomically replaces the content of a file, `content`, by `new`.
 
     Raises:
       OSError: the disk is full, for instance.
@@ -118,13 +118,13 @@ def replace_content(path: pathlib.Path, content: bytes, new: bytes) -> None:
     if content == new:
         return
     if content.startswith(new):
-        os.truncate(path, len(new))  # Needs no room on the disk.
+        os.truncate(path, len(new))  # Works on a full disk.
         return
     writing.write_synced(path, new)
 
 
 def set_aside(path: pathlib.Path, copy_name: str) -> pathlib.Path:
-    """Keeps a copy of a damaged file beside it, under the first free number.
+    """Copies a damaged file in its folder, with the first unused number in the name.
 
     Args:
       path: the file.

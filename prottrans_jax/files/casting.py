@@ -1,32 +1,33 @@
-"""Types of arrays on their way into files."""
+"""Dtypes of arrays in files."""
 
 import jax.numpy as jnp
 import numpy as np
 
 
 def stored_dtype(array: np.ndarray, dtype: np.typing.DTypeLike | None) -> np.dtype:
-    """Type in which an array is stored: `dtype` if it is floating, else its own."""
+    """Dtype in which an array is stored: `dtype` for floating-point, else its own."""
     if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating):
         return array.dtype
     return np.dtype(dtype)
 
 
 def cast(name: str, array: np.ndarray, dtype: np.typing.DTypeLike | None) -> np.ndarray:
-    """The array in the type it is stored in.
+    """The array in its stored dtype; see `stored_dtype`.
 
     Raises:
-      ValueError: A value is too large for the type and would become infinite.
+      ValueError: A value is too large for the dtype and would become infinite.
     """
-    wanted = stored_dtype(array, dtype)
-    if array.dtype == wanted:
+    target = stored_dtype(array, dtype)
+    if array.dtype == target:
         return array
     with np.errstate(over="ignore"):
-        result = array.astype(wanted)
-    lost = np.isinf(result) & np.isfinite(array)
-    if lost.any():
+        result = array.astype(target)
+    overflow = np.isinf(result) & np.isfinite(array)
+    if overflow.any():
+        limit = float(jnp.finfo(target).max)
         raise ValueError(
-            f"{name} has {int(lost.sum())} values too large for {wanted.name}, such as "
-            f"{array[lost][0]:.4g} (the limit is {float(jnp.finfo(wanted).max):.4g}). "
+            f"{name} has {int(overflow.sum())} values too large for {target.name}, "
+            f"such as {array[overflow][0]:.4g} (the limit is {limit:.4g}). "
             "Choose bfloat16 or float32."
         )
     return result

@@ -1,8 +1,7 @@
-"""The lock that keeps two processes from writing one output.
+"""A lock that prevents two processes from writing the same output.
 
-It is advisory (flock) and held by the kernel for an open file, so it ends with the
-process that holds it, however that ends. Some network file systems have no locks: there
-the caller goes on after a warning.
+It is advisory (flock). The kernel releases it when its process ends for any reason.
+Some network file systems have no locks; there the caller continues after a warning.
 """
 
 import errno
@@ -16,8 +15,8 @@ from typing import Any, Self
 
 from absl import logging
 
-# What flock answers where the file system or its server has no locks: NFS without a
-# lock daemon, Lustre without `-o flock`, some FUSE file systems.
+# Errors of flock on file systems without locks: NFS without a lock daemon, Lustre
+# without `-o flock`, some FUSE file systems.
 NO_LOCKS = (
     errno.ENOLCK,
     errno.ENOSYS,
@@ -26,7 +25,7 @@ NO_LOCKS = (
     errno.EINVAL,
 )
 _HOLDER_BYTES = 4096
-# First words of what earlier versions wrote into their lock files.
+# First words of the lock files of earlier versions.
 _EARLIER = ("pid ", "process ")
 
 
@@ -35,11 +34,11 @@ class LockedError(RuntimeError):
 
 
 class NotALockError(ValueError):
-    """The file at a lock's place was not made by this program."""
+    """The file at the path of a lock was not created by this program."""
 
 
 class Lock:
-    """A lock that is held; made by `acquire`.
+    """A held lock, from `acquire`.
 
     Attributes:
       path: The lock file.
@@ -52,7 +51,7 @@ class Lock:
         self._descriptor: int | None = descriptor
 
     def release(self, *, remove: bool = False) -> None:
-        """Lets another process write. May be called again.
+        """Releases the lock. May be called again.
 
         Args:
           remove: Whether to delete the lock file, too.
@@ -61,7 +60,7 @@ class Lock:
             return
         try:
             if remove:
-                # While it is held: afterwards it may be another process's.
+                # Before the release: afterwards another process may hold it.
                 self.path.unlink(missing_ok=True)
         finally:
             os.close(self._descriptor)
@@ -75,18 +74,17 @@ class Lock:
 
 
 def acquire(path: str | os.PathLike, *, output: str | os.PathLike, advice: str) -> Lock:
-    """Takes the lock of an output, or fails at once. Folders above it are made.
+    """Acquires the lock of an output, or fails at once. Creates parent folders.
 
     Args:
       path: The lock file.
-      output: What it guards, for messages.
-      advice: What a user can do if it is held, such as "Choose another output."
+      output: The locked output, for messages.
+      advice: Advice to the user if the lock is held, such as "Choose another output."
 
     Raises:
-      LockedError: Another process holds it; says which and since when.
-      NotALockError: The file is none of ours; it was not touched.
-      OSError: The place cannot be written to; `filename` and `strerror` say which and
-        why.
+      LockedError: Another process holds the lock; says which and since when.
+      NotALockError: This program did not create the file, which was not changed.
+      OSError: The lock file cannot be written; has `filename` and `strerror`.
     """
     path = pathlib.Path(path)
     while True:
@@ -96,7 +94,7 @@ def acquire(path: str | os.PathLike, *, output: str | os.PathLike, advice: str) 
 
 
 def _try(path: pathlib.Path, output: pathlib.Path, advice: str) -> Lock | None:
-    """One attempt; None if the file was deleted by its holder in the meantime."""
+    """One attempt; None if the holder deleted the file during the attempt."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -131,7 +129,7 @@ def _try(path: pathlib.Path, output: pathlib.Path, advice: str) -> Lock | None:
 
 
 def _holder(path: pathlib.Path, descriptor: int) -> str:
-    """Who wrote the lock file last; "" if nobody did."""
+    """The process that wrote the lock file last; "" if the file is empty."""
     content = os.pread(descriptor, _HOLDER_BYTES, 0)
     text = content.decode(errors="replace").strip()
     if not text:
@@ -149,7 +147,7 @@ def _holder(path: pathlib.Path, descriptor: int) -> str:
 
 
 def _is_same(path: pathlib.Path, descriptor: int) -> bool:
-    """Whether the path still leads to the open file."""
+    """Whether the path still refers to the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Files mapped into memory, and how to let go of their pages again.
+"""Memory-mapped files, and releasing their pages.
 
-Pages of a mapped file that were touched count as the process's memory until the kernel
-takes them back. Converting reads every page once: with `release` after each array the
+Pages of a mapped file that were read count as the process's memory until the kernel
+reclaims them. A conversion reads every page once: with `release` after each array the
 process holds one array at a time, not the whole file.
 """
 
@@ -12,14 +12,14 @@ import numpy as np
 
 
 def map_file(path: str | os.PathLike) -> np.ndarray:
-    """A file's bytes, read-only, read from disk when touched."""
+    """A file's bytes, read-only, read from disk on access."""
     if os.path.getsize(path) == 0:
         return np.zeros(0, np.uint8)  # mmap refuses empty files.
     return np.memmap(path, np.uint8, mode="r")
 
 
 def release(array: np.ndarray) -> None:
-    """Gives the pages below a view of a mapped file back; a later touch reads again.
+    """Releases the pages of a view of a mapped file; a later access reads them again.
 
     Does nothing for other arrays.
     """
@@ -31,7 +31,7 @@ def release(array: np.ndarray) -> None:
         return
     low, high = np.lib.array_utils.byte_bounds(array)
     origin = np.lib.array_utils.byte_bounds(base)[0]
-    # Whole pages only: neighbours may lie on the first and the last.
+    # Whole pages only: the first and the last may hold parts of other arrays.
     start = -(-(low - origin) // mmap.PAGESIZE) * mmap.PAGESIZE
     stop = (high - origin) // mmap.PAGESIZE * mmap.PAGESIZE
     if stop > start:

@@ -1,30 +1,30 @@
-"""What this program may replace or delete: only what it made itself.
+"""Prevents replacing or deleting files that this program did not create.
 
-Names alone do not tell: a user's folder may be called like one of ours. Each place has
-its marker (attributes of a file, a manifest, a journal), which its module looks for;
-what lacks it is refused with `ForeignError`, and nothing is touched.
+Names are not sufficient: a user's folder may have the name of one of ours. Each kind of
+output has a marker (attributes of a file, a manifest, a journal), which its module
+checks. An output without the marker is refused with `ForeignError` and not changed.
 """
 
 from collections.abc import Callable, Iterable
 import os
 import pathlib
 
-# Of the names that a message lists.
-_SHOWN = 3
+# Number of names that a message lists.
+_MAX_LISTED = 3
 
 
 class ForeignError(ValueError):
-    """A file or folder in the way was not made by this program, and stays."""
+    """A file or folder at an output's path was not created by this program."""
 
 
 def refuse_foreign_entries(
     folder: pathlib.Path, is_ours: Callable[[str], bool]
 ) -> None:
-    """Raises if a folder holds a name that this program does not give there.
+    """Raises if a folder has an entry with a name that this program does not use there.
 
     Args:
-      folder: What is to be replaced or emptied; it need not exist.
-      is_ours: Whether a name of an entry is one of ours.
+      folder: Folder to be replaced or emptied; it need not exist.
+      is_ours: Whether this program uses the name of an entry.
 
     Raises:
       ForeignError: Lists the first such names.
@@ -39,20 +39,21 @@ def refuse_foreign_entries(
     foreign = sorted(path.name for path in folder.iterdir() if not is_ours(path.name))
     if foreign:
         raise ForeignError(
-            f"{folder} holds what this program did not make ({shortened(foreign)}): "
-            "nothing was touched. Move it, or choose another output."
+            f"{folder} holds entries that were not made by this program "
+            f"({shortened(foreign)}): nothing was changed. Move them, or choose "
+            "another output."
         )
 
 
 def refuse_foreign_file(path: pathlib.Path, start: bytes) -> None:
-    """Raises if a file is there that does not begin as those of this program do.
+    """Raises if a file exists that does not begin like this program's files.
 
     Args:
-      path: What is to be replaced; it need not exist, and may be empty.
-      start: First bytes of what this program writes there.
+      path: File to be replaced; it need not exist, and may be empty.
+      start: First bytes that this program writes.
 
     Raises:
-      ForeignError: Names it.
+      ForeignError: Names the file.
     """
     if not os.path.lexists(path):
         return
@@ -70,7 +71,7 @@ def refuse_foreign_file(path: pathlib.Path, start: bytes) -> None:
 def refuse_same(
     inputs: Iterable[str | os.PathLike], outputs: Iterable[str | os.PathLike]
 ) -> None:
-    """Raises if an output is an input, also through links or under another name.
+    """Raises if an output is the same file as an input, also through links.
 
     Raises:
       ForeignError: Names both.
@@ -80,19 +81,19 @@ def refuse_same(
         for path in inputs:
             if _is_same(path, output):
                 raise ForeignError(
-                    f"{output} is an input too ({path}): it would be lost. Choose "
-                    "another output."
+                    f"{output} is an input too ({path}) and would be overwritten. "
+                    "Choose another output."
                 )
 
 
 def shortened(names: list[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    """The first names of a list, and the number of the others."""
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def _is_same(first: str | os.PathLike, second: str | os.PathLike) -> bool:
     try:
         return os.path.samefile(first, second)
-    except OSError:  # One is not there (yet).
+    except OSError:  # One does not exist (yet).
         return os.path.realpath(first) == os.path.realpath(second)

@@ -1,7 +1,7 @@
-"""Every path that a user gives, on a command line or in Python, comes through here.
+"""Checks and expands every path from a user, on the command line or in Python.
 
-`~` is the home folder, as in a shell: bash leaves the `~` of `--model_dir=~/run` as it
-is. URLs are refused: pathlib would make `gs:/bucket` of `gs://bucket`, a local folder.
+`~` is the home folder, because bash does not expand the `~` in `--model_dir=~/run`.
+URLs are refused: pathlib would turn `gs://bucket` into `gs:/bucket`, a local folder.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ import re
 # Prefixes of parameter sources; see `prottrans_jax.checkpoints.opening`.
 SOURCE_KINDS = ("hf", "t5x", "mtf")
 STANDARD_INPUT = "-"
-# One slash is what pathlib leaves of two.
+# One slash, because pathlib shortens two to one.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):/")
 _WEB = ("http", "https", "ftp", "ftps")
 
 
 def explain(error: OSError) -> str:
-    """`FILE: reason` of an error of the system; an error of ours has its own text."""
+    """`FILE: reason` for a system error; the message of any other OSError."""
     if error.errno is None:
         return str(error)
     where = f"{error.filename}: " if error.filename else ""
@@ -26,29 +26,29 @@ def explain(error: OSError) -> str:
 
 
 class PathError(ValueError):
-    """A path that cannot be meant: a URL, an unknown user's home, nothing at all."""
+    """An invalid path: a URL, an unknown user's home folder, or an empty string."""
 
 
 def local(path: str | os.PathLike, flag: str) -> pathlib.Path:
-    """A path of this machine, with `~` expanded. Calling it twice changes nothing.
+    """A path of this machine, with `~` expanded; idempotent.
 
     Args:
-      path: As the user gave it.
-      flag: Where it was given, such as "--output", for errors.
+      path: From the user.
+      flag: Its flag or setting, such as "--output", for errors.
 
     Raises:
       PathError: It is empty, a URL such as gs://bucket, or in an unknown user's home.
     """
     text = expanded(path, flag)
     plain = pathlib.Path(text)
-    # `./~` and `./gs:/x`, which pathlib shortens, are the names of real files.
+    # `./~` and `./gs:/x` name real files, but pathlib drops their `./`.
     if str(plain).startswith("~") or _URL.match(str(plain)):
         return pathlib.Path.cwd() / plain
     return plain
 
 
 def expanded(path: str | os.PathLike, flag: str) -> str:
-    """As `local`, as text: `./name` stays `./name`. Raises as `local` does."""
+    """Like `local`, but returns text: `./name` stays `./name`. Raises as `local`."""
     text = _text(path, flag)
     if not text:
         raise PathError(f"{flag} is empty: give a path.")
@@ -60,13 +60,13 @@ def expanded(path: str | os.PathLike, flag: str) -> str:
     if full.startswith("~"):
         raise PathError(
             f"{flag}={text}: the home folder of {text.split('/')[0]} is not known. "
-            f"Give the whole path, or ./{text} for a file of that name."
+            f"Give the full path, or ./{text} for a file of that name."
         )
     return full
 
 
 def of_environment(variable: str) -> pathlib.Path | None:
-    """The folder that an environment variable names; None: not set, or empty.
+    """The folder in an environment variable; None: not set, or empty.
 
     Raises:
       PathError: As `local`.
@@ -76,51 +76,51 @@ def of_environment(variable: str) -> pathlib.Path | None:
 
 
 def cache_home() -> pathlib.Path:
-    """Folder of all programs' caches: $XDG_CACHE_HOME, or ~/.cache."""
+    """Folder of the user's caches: $XDG_CACHE_HOME, or ~/.cache."""
     return of_environment("XDG_CACHE_HOME") or local("~/.cache", "XDG_CACHE_HOME")
 
 
 def local_input(path: str | os.PathLike, flag: str) -> str:
-    """As `local`, but "-", which stands for standard input, stays as it is."""
+    """Like `expanded`, but "-" (standard input) stays as it is."""
     if path == STANDARD_INPUT:
         return STANDARD_INPUT
     return expanded(path, flag)
 
 
 def local_inputs(
-    given: str | os.PathLike | Sequence[str | os.PathLike], flag: str
+    inputs: str | os.PathLike | Sequence[str | os.PathLike], flag: str
 ) -> list[str]:
-    """One input or several, in their order, each as `local_input` gives it.
+    """One or several inputs, in order, each checked by `local_input`.
 
     Raises:
-      PathError: As `local`; there is none, or standard input comes twice.
+      PathError: As `local`; or there is no input, or standard input is given twice.
     """
-    several = [given] if isinstance(given, str | bytes | os.PathLike) else given
+    several = [inputs] if isinstance(inputs, str | bytes | os.PathLike) else inputs
     try:
-        found = [local_input(path, flag) for path in several]
+        local_paths = [local_input(path, flag) for path in several]
     except TypeError:
         raise PathError(
-            f"{flag}={given!r}: a path or several, not {type(given).__name__}."
+            f"{flag}={inputs!r}: a path or several, not {type(inputs).__name__}."
         ) from None
-    if not found:
+    if not local_paths:
         raise PathError(f"{flag}: no file is given.")
-    if found.count(STANDARD_INPUT) > 1:
+    if local_paths.count(STANDARD_INPUT) > 1:
         raise PathError(f"{flag}: standard input (-) can be read only once.")
-    return found
+    return local_paths
 
 
 def source(place: str | os.PathLike, flag: str) -> str:
-    """As `local` for a place that parameters come from; prefixes such as hf: stay.
+    """Like `expanded` for a source of parameters; prefixes such as hf: stay.
 
-    A repository of the hub ("owner/name") and two places with a comma between them are
-    such places too.
+    A source may also be a repository of the hub ("owner/name"), or two places separated
+    by a comma.
     """
     prefix, parts = _split(_text(place, flag))
     return prefix + ",".join(expanded(part, flag) for part in parts)
 
 
 def whole_source(place: str | os.PathLike, flag: str) -> str:
-    """As `source`, each folder by its whole path; names of the hub's stay."""
+    """Like `source`, with absolute paths; names of repositories stay."""
     prefix, parts = _split(source(place, flag))
     keep = prefix == "hf:"
     whole = (p if keep and is_hub_name(p) else os.path.abspath(p) for p in parts)
@@ -128,7 +128,7 @@ def whole_source(place: str | os.PathLike, flag: str) -> str:
 
 
 def same_source(first: str | os.PathLike, second: str | os.PathLike) -> bool:
-    """Whether two places of parameters are one, however they are spelled."""
+    """Whether two sources of parameters are the same, also through links."""
     places = [_split(whole_source(place, "checkpoint")) for place in (first, second)]
     if places[0] == places[1]:
         return True
@@ -138,7 +138,7 @@ def same_source(first: str | os.PathLike, second: str | os.PathLike) -> bool:
 
 
 def is_hub_name(place: str) -> bool:
-    """Whether what follows hf: is a repository, OWNER/NAME or a short name."""
+    """Whether the text after hf: is a repository: OWNER/NAME or a short name."""
     path_like = "://" in place or place.startswith(("/", ".", "~"))
     return not path_like and not os.path.exists(place)
 
@@ -162,7 +162,7 @@ def _text(path: str | os.PathLike, flag: str) -> str:
 
 def _way_out(scheme: str) -> str:
     if scheme == "file":
-        return "give the path alone, without file://."
+        return "give only the path, without file://."
     if scheme in _WEB:
         return "URLs are not read. Download it and give the path of the file."
     return (

@@ -1,7 +1,7 @@
-"""Files and folders that appear under their name whole, or not at all.
+"""Files and folders created atomically.
 
-They are written under a temporary name beside their place, which no other file has,
-synchronised to disk and renamed.
+They are written under a unique temporary name in the same folder, synchronised to disk
+and renamed.
 """
 
 from collections.abc import Iterator
@@ -13,19 +13,19 @@ import re
 import secrets
 import shutil
 
-# What writing to a full disk gives; EFBIG by `ulimit -f`, for one.
+# Errors of writing to a full disk; EFBIG comes from `ulimit -f`, for example.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Of a name's bytes, leaving room in the 255 of a file system for what is added.
+# Bytes of a name that a temporary name keeps. File systems allow 255 in total.
 _NAME_BYTES = 200
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.partial(\.\w+)?")
 
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a temporary path with the ending of `path`, which it becomes at the end.
+    """Yields a temporary path with the suffix of `path`, renamed to `path` at the end.
 
-    What was at `path` is replaced, unless it is a folder. If the block raises, whatever
-    is at the temporary path is deleted.
+    A file at `path` is replaced; a folder is not. If the block raises, the temporary
+    file or folder is deleted.
     """
     path = pathlib.Path(path)
     temporary = temporary_name(path)
@@ -39,19 +39,19 @@ def new_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a folder of the same name, to fill, which becomes `path` at the end.
+    """Yields a new folder with the name of `path`, moved to `path` at the end.
 
     Raises:
-      FileExistsError: `path` is there and is no empty folder; it is left as it is.
-      OSError: The disk is full; names `path`, whatever the block raised.
+      FileExistsError: `path` exists and is not an empty folder; it is not changed.
+      OSError: The disk is full; names `path`, for any error of the block.
     """
     path = pathlib.Path(path)
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    around = temporary_name(path)
-    around.mkdir()
+    temporary = temporary_name(path)
+    temporary.mkdir()
     try:
-        inner = around / path.name
+        inner = temporary / path.name
         inner.mkdir()
         yield inner
         refuse_existing(path)
@@ -61,14 +61,14 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         code = no_room(error)
         if code is None:
             raise
-        why = f"{os.strerror(code)}. Nothing was left behind: make room, or choose "
-        raise OSError(code, f"{why}another folder", str(path)) from error
+        reason = f"{os.strerror(code)}. Nothing was left behind: make room, or choose "
+        raise OSError(code, f"{reason}another folder", str(path)) from error
     finally:
-        shutil.rmtree(around, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def refuse_existing(path: pathlib.Path) -> None:
-    """Raises `FileExistsError` unless nothing, or an empty folder, is at `path`."""
+    """Raises `FileExistsError` if `path` exists and is not an empty folder."""
     if path.is_dir():
         if any(path.iterdir()):
             raise FileExistsError(
@@ -79,9 +79,9 @@ def refuse_existing(path: pathlib.Path) -> None:
 
 
 def no_room(error: BaseException) -> int | None:
-    """Errno of an error that tells of a full disk, or None if it is another one.
+    """Errno of an error caused by a full disk; None for other errors.
 
-    HDF5, tensorstore and TensorFlow have errors of their own, with the system's text.
+    HDF5, tensorstore and TensorFlow raise their own errors with the system's text.
     """
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return error.errno
@@ -90,7 +90,7 @@ def no_room(error: BaseException) -> int | None:
 
 
 def write_synced(path: pathlib.Path, data: bytes) -> None:
-    """Writes a small file so that it is there whole or not at all."""
+    """Writes a small file atomically and synchronises it to disk."""
     with new_file(path) as temporary:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -99,19 +99,19 @@ def write_synced(path: pathlib.Path, data: bytes) -> None:
 
 
 def temporary_name(path: pathlib.Path) -> pathlib.Path:
-    """A hidden name beside `path`, with its ending, that no file has."""
+    """A unique hidden path in the folder of `path`, with its suffix."""
     stem = os.fsencode(path.stem)[:_NAME_BYTES].decode(errors="ignore")
     token = secrets.token_hex(8)
     return path.with_name(f".{stem}.{token}.partial{path.suffix}")
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a name is one that `temporary_name` gives."""
+    """Whether a name has the form of `temporary_name`."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def remove(path: pathlib.Path) -> None:
-    """Deletes a file or folder that this program made; a link, not what it leads to."""
+    """Deletes a file or folder that this program created; of a link, only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -119,7 +119,7 @@ def remove(path: pathlib.Path) -> None:
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Makes renames in a folder last."""
+    """Synchronises the renames in a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
