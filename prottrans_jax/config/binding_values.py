@@ -1,4 +1,4 @@
-"""Values of bindings against the parameters they are bound to: types, task names."""
+"""Checks values of bindings against their parameters: types and task names."""
 
 from typing import Any
 
@@ -9,21 +9,26 @@ _LOADER = "prottrans_jax.data.rows.loader"
 
 
 class Check:
-    """Values against the types of the parameters they are bound to.
+    """Checks values against the types of their parameters, and converts them.
 
-    A macro takes the type of each parameter that uses it, so `TRAIN_STEPS = 1e6`
-    becomes a whole number once, for all.
+    A macro is converted to the type of the parameters that use it: `TRAIN_STEPS = 1e6`
+    becomes a whole number for all of them.
+
+    Args:
+      config: The configuration; converted values are stored in it.
+      where: Key of a binding, or name of a macro -> its place in a file.
+      known_targets: Selector -> its function or class.
     """
 
     def __init__(
         self,
         config: reading.Config,
         where: dict[Any, str],
-        known: dict[str, targets.Target],
+        known_targets: dict[str, targets.Target],
     ):
         self._config = config
         self._where = where
-        self._targets = known
+        self._targets = known_targets
 
     def errors(self) -> list[str]:
         """One line for each setting of a wrong type."""
@@ -34,7 +39,7 @@ class Check:
             parameter = (target.parameters or {}).get(name) if target else None
             if parameter is None:
                 continue
-            literal = self._literal(value)  # Refuses macros that name each other.
+            literal = self._literal(value)  # Refuses macros in a cycle.
             setting, owner = self._owner(key, value)
             if why := self._task_problem(selector, name, literal):
                 lines.append(f"{self._where[owner]}: {setting}: {why}")
@@ -52,8 +57,10 @@ class Check:
             try:
                 typed = setting_types.coerce(literal, parameter.kind, parameter.default)
             except ValueError as error:
-                such = references.examples(parameter.kind, self._config.imports)
-                lines.append(f"{self._where[owner]}: {setting} = {error}{such}{via}.")
+                examples = references.examples(parameter.kind, self._config.imports)
+                lines.append(
+                    f"{self._where[owner]}: {setting} = {error}{examples}{via}."
+                )
                 continue
             if typed is not literal and not _holds_unknown(literal):
                 settings: dict[Any, Any] = (
@@ -63,7 +70,7 @@ class Check:
         return lines
 
     def _task_problem(self, selector: str, parameter: str, value: Any) -> str:
-        """Why no module of the configuration can have registered such a task."""
+        """Why the configuration cannot have registered a task; "" if it can."""
         imports = self._config.imports
         if parameter != "task" or imports[selector.split(".")[0]] != _LOADER:
             return ""
@@ -77,7 +84,7 @@ class Check:
         )
 
     def _owner(self, key: Any, value: Any) -> tuple[str, Any]:
-        """The setting that holds the value: its name and key in `where`."""
+        """The binding or macro that holds the value: its name and key in `where`."""
         scope, selector, name = key
         setting, owner = f"{reading.join(scope, selector)}.{name}", key
         while isinstance(value, reading.Macro) and value != reading.REQUIRED:
@@ -86,19 +93,19 @@ class Check:
         return setting, owner
 
     def _expected(self, parameter: signatures.Parameter) -> str:
-        """The values that a parameter takes, in words, with classes that would do."""
+        """Description of a parameter's values, with examples of suitable classes."""
         words = setting_types.describe(parameter.kind, parameter.default)
         return words + references.examples(parameter.kind, self._config.imports)
 
     def _followed(self, value: Any) -> Any:
-        """The value with macros followed, references as they are."""
+        """The value with macros replaced by their values; references stay."""
         value = self._config.value(value)
         if isinstance(value, dict):
             return {key: self._followed(item) for key, item in value.items()}
         return value
 
     def _literal(self, value: Any) -> Any:
-        """The value with macros followed; references have no type yet."""
+        """The value with macros replaced by their values, references by `UNKNOWN`."""
         value = self._config.value(value)
         if isinstance(value, reading.Reference | reading.Macro):
             return setting_types.UNKNOWN

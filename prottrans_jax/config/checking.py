@@ -1,4 +1,4 @@
-"""Checks a whole gin configuration and says all that is wrong with it, and where."""
+"""Checks a whole gin configuration and reports all mistakes with their places."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -16,22 +16,22 @@ def check(
     search_paths: Sequence[str | pathlib.Path] = (),
     trust_config: bool = False,
 ) -> reading.Config:
-    """Reads gin files and bindings, later ones winning, and checks the whole.
+    """Reads gin files and bindings, and checks them together; later ones win.
 
-    What belongs to the package is read from its source and not imported: a mistake is
-    told at once, not after TensorFlow was loaded.
+    Modules of the package are read as source, not imported. So a mistake is reported at
+    once, not after TensorFlow is loaded.
 
     Args:
-      files: Leaf names or paths. A name is looked for as a path, in `search_paths`,
-        then in the package.
+      files: Leaf names or paths, searched as paths, in `search_paths`, then in the
+        package.
       bindings: Gin statements, after the files. They may use every module that a file
         imports, and a short form of a name (`train.total_steps`) if it is unambiguous.
-      search_paths: More folders to look in, for `include` too.
-      trust_config: Lets files from outside the package import any module, and with it
-        run any code.
+      search_paths: More folders to search, for `include` too.
+      trust_config: Lets files from outside the package import any module, which can run
+        any code.
 
     Raises:
-      UsageError: With all unknown names or missing values found, and where.
+      UsageError: Lists all unknown names or missing values with their places.
     """
     reader = reading.Reader(search_paths, trust_config)
     for file in files:
@@ -62,7 +62,7 @@ def check(
     config = reading.Config(tuple(reader.files), resolver.imports, macros, bound)
     errors = resolver.errors + _macro_errors(config, where, used)
     errors = errors or binding_values.Check(config, where, resolver.targets).errors()
-    # Missing values would only repeat a misspelt name: report those alone first.
+    # A misspelt name makes its value missing too: report misspelt names first.
     errors = errors or _missing(config, where, resolver.targets)
     if errors:
         raise reading.UsageError("\n".join(dict.fromkeys(errors)))
@@ -70,18 +70,18 @@ def check(
 
 
 class _Resolver:
-    """Turns names as written in any file into one set of imports and selectors."""
+    """Maps the names written in all files to one set of imports and selectors."""
 
     def __init__(self, reader: reading.Reader):
         self.imports: dict[str, str] = {}
         self.errors: list[str] = []
-        # Final selector -> what it names.
+        # Final selector -> its function or class.
         self.targets: dict[str, targets.Target] = {}
         self._everywhere: dict[str, set[str]] = {}
         for source in reader.sources:
             for name, module in source.imports.items():
                 self._everywhere.setdefault(name, set()).add(module)
-                # Even where no name uses it: importing tasks registers them.
+                # Also without a name that uses it: importing tasks registers them.
                 if self._exists(source.name, module):
                     self._name(module)
         # Full names in use, for short forms on the command line.
@@ -103,7 +103,7 @@ class _Resolver:
         return self._everywhere.get(name, set())
 
     def value(self, statement: reading.Statement) -> Any:
-        """The statement's value with every reference under its final name."""
+        """The statement's value with the final names of all references."""
 
         def replace(value: Any) -> Any:
             if isinstance(value, reading.Reference):
@@ -120,16 +120,16 @@ class _Resolver:
         return replace(statement.value)
 
     def binding(self, statement: reading.Statement) -> str | None:
-        """The final name of what the statement binds, its parameter checked."""
+        """The final name of a statement's selector; checks its parameter."""
         selector, target = self._target(statement, statement.selector)
         if target is None:
             return None
-        known = target.parameters
-        if known is not None and statement.parameter not in known:
+        parameters = target.parameters
+        if parameters is not None and statement.parameter not in parameters:
             parameter = statement.parameter
             self.errors.append(
                 f"{statement.where}: {selector} has no parameter {parameter!r}."
-                f"{reading.nearest(parameter, known)}"
+                f"{reading.nearest(parameter, parameters)}"
             )
             return None
         return selector
@@ -194,7 +194,7 @@ class _Resolver:
         return selector, target
 
     def _exists(self, where: str, module: str) -> bool:
-        """Whether there is such a module; one that is not ours is only looked for."""
+        """Whether a module exists; adds an error if not. Imports nothing."""
         if module in reading.NOT_CONFIGURABLE:
             self.errors.append(f"{where}: gin files cannot use {module}.")
             return False
@@ -222,7 +222,7 @@ class _Resolver:
 def _macro_errors(
     config: reading.Config, where: dict[Any, str], used: dict[str, str]
 ) -> list[str]:
-    """Macros that are used and never set, or set and never used (so misspelt)."""
+    """Errors of macros that are used but not set, or set but not used."""
     errors = [
         f"{used[name]}: uses %{name}, which nothing sets."
         f"{reading.nearest(name, config.macros)}"
@@ -236,9 +236,11 @@ def _macro_errors(
 
 
 def _missing(
-    config: reading.Config, where: dict[Any, str], known: dict[str, targets.Target]
+    config: reading.Config,
+    where: dict[Any, str],
+    known_targets: dict[str, targets.Target],
 ) -> list[str]:
-    """Required values that nobody gave, and parameters of called things."""
+    """Lines for required values without a value, and for parameters of calls."""
     names = [
         f"  {name} = ...    ({where[name]})"
         for name, value in sorted(config.macros.items())
@@ -259,7 +261,8 @@ def _missing(
                 called.setdefault(reference, where[key])
     for reference, place in called.items():
         bound = config.parameters(reference)
-        for parameter, spec in (known[reference.selector].parameters or {}).items():
+        parameters = known_targets[reference.selector].parameters or {}
+        for parameter, spec in parameters.items():
             if spec.required and parameter not in bound:
                 name = reading.join(reference.scope, reference.selector)
                 names.append(f"  {name}.{parameter} = ...    ({place} calls it)")

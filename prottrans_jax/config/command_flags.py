@@ -1,8 +1,8 @@
-"""Flags of the mains: a mistake in them is one line, with exit status 2.
+"""Flags of the mains: a mistake is reported in one line, with exit status 2.
 
-absl takes a flag that is given twice by its last value, in silence, and ends with
-status 1 at a flag that it does not know, and after --help. It takes NaN for a number
-and a negative count, and does not take 1e6 for a whole number.
+absl silently uses the last value of a flag that is given twice, and ends with status 1
+at an unknown flag and after --help. It accepts NaN and negative counts, and refuses 1e6
+as a whole number.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,21 +16,20 @@ from prottrans_jax.config import setting_types
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
-    """`absl.app.run` with the flags read by `parse`."""
+    """`absl.app.run` with flags parsed by `parse`."""
     app.run(main, argv=argv, flags_parser=parse)
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Sets the flags; returns the arguments that are none.
+    """Parses the flags; returns the other arguments.
 
     Args:
       argv: The program, then its arguments.
       values: The flags.
 
     Raises:
-      SystemExit: With status 2, after a line that says what is wrong: no such flag, a
-        value that is none of it, or a second value where only one is kept. With status
-        0 after --help.
+      SystemExit: With status 2 after a one-line error: an unknown flag, an invalid
+        value, or a second value of a flag that takes one. With status 0 after --help.
     """
     single = [
         flag
@@ -44,7 +43,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
     try:
         return values(argv)
     except SystemExit:
-        # absl ends with 1 after it has printed the help that was asked for.
+        # absl exits with status 1 after --help.
         sys.exit(0)
     except flags.IllegalFlagValueError as error:
         _fail(_explain_twice(str(error)))
@@ -56,7 +55,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
 
 
 def values_of(items: Iterable[str]) -> list[str]:
-    """Values of a flag that may be repeated, and hold several with commas between."""
+    """Values of a flag that may be repeated, and may hold several by commas."""
     parser = flags.ListParser()
     return [value for item in items for value in parser.parse(item)]
 
@@ -72,7 +71,7 @@ class _Number(flags.FloatParser):
 
 
 def _number_parser(flag: flags.Flag) -> flags.ArgumentParser | None:
-    """What reads the values of a flag of numbers; counts are not negative."""
+    """Parser for a flag of numbers, which refuses negative counts; None: not one."""
     parser, default = flag.parser, flag.default
     if type(parser) is flags.IntegerParser:
         lower = parser.lower_bound
@@ -85,17 +84,17 @@ def _number_parser(flag: flags.Flag) -> flags.ArgumentParser | None:
 
 
 def _explain_twice(message: str) -> str:
-    flag, twice, before = message.partition(": already defined as ")
-    if not twice:
+    flag, is_repeated, first_value = message.partition(": already defined as ")
+    if not is_repeated:
         return message
     return (
         f"{flag.removeprefix('flag ')} is the second value of this flag, which takes "
-        f"one; the first is {before}."
+        f"one; the first is {first_value}."
     )
 
 
-def _fail(why: str) -> NoReturn:
+def _fail(message: str) -> NoReturn:
     program = os.path.basename(sys.argv[0]).removesuffix(".py")
-    line = " ".join(why.split())
+    line = " ".join(message.split())
     print(f"{program}: {line} (--help lists all flags.)", file=sys.stderr)
     sys.exit(2)

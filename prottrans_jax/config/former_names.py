@@ -1,6 +1,6 @@
-"""Modules by the names that gin files of earlier versions import them under.
+"""Names of modules in gin files of earlier versions.
 
-A run's `config.gin` is read again when it is resumed, by whatever version resumes it.
+A later version may read the `config.gin` of a run that an earlier one wrote.
 """
 
 MODULES = {

@@ -1,6 +1,6 @@
-"""The folders that a run needs, looked at before anything heavy is imported.
+"""Checks that the folders of a run exist, before heavy imports.
 
-What is in them is checked by those who read them; here only that they are there.
+Their content is checked later by the modules that read it.
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ from prottrans_jax.files import paths
 
 
 def check_training(config: reading.Config) -> None:
-    """Makes model_dir; raises if it cannot be written to or an input is not there.
+    """Creates model_dir; raises if it is not writable or an input does not exist.
 
     Raises:
-      UsageError: One line for each place that cannot be used.
+      UsageError: One line for each folder that cannot be used.
     """
     _check(config, writes=True)
 
 
 def check_evaluation(config: reading.Config) -> None:
-    """As `check_training`, of a run that exists and of which nothing is trained."""
+    """Like `check_training`, but model_dir must exist and need not be writable."""
     _check(config, writes=False)
 
 
@@ -42,28 +42,28 @@ def _check(config: reading.Config, writes: bool) -> None:
         if problem:
             problems.append(f"{name}={value!r} cannot be used: {problem}.")
     problems += _data_problems(config)
-    if writes and starts_anew:  # Else parameters come from the run itself.
+    if writes and starts_anew:  # A resumed run ignores `init_from`.
         for name, value in _places(config, "init_from"):
             problems += _missing_source(name, value)
     if problems:
         raise reading.UsageError("\n".join(dict.fromkeys(problems)))
     if writes:
-        _make(config)
+        _create(config)
 
 
-def _make(config: reading.Config) -> None:
-    """Makes model_dir: there are reasons against it that nothing else tells."""
+def _create(config: reading.Config) -> None:
+    """Creates model_dir, which may fail for reasons that no earlier check detects."""
     for name, value in _places(config, "model_dir"):
         try:
             paths.local(value, name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise reading.UsageError(
-                f"{name}={value!r} cannot be made: {error.strerror}."
+                f"{name}={value!r} cannot be created: {error.strerror}."
             ) from error
 
 
 def _data_problems(config: reading.Config) -> list[str]:
-    """Lines for data folders that are not there, and corpora not prepared in them."""
+    """Lines for missing data folders, and for corpora missing in them."""
     problems = []
     for name, value in _places(config, "data_dir"):
         problems += _missing(
@@ -112,7 +112,7 @@ def _missing_source(name: str, value: str) -> list[str]:
         if kind == "hf" and paths.is_hub_name(place):
             continue
         try:
-            # A file for formats of one file.
+            # Some formats are one file, so a file is accepted.
             if not os.path.exists(paths.local(place, name)):
                 problems.append(
                     f"{name}={value!r}: there is no {place}. Give the folder of a run "
@@ -126,16 +126,16 @@ def _missing_source(name: str, value: str) -> list[str]:
 def _no_folder(folder: pathlib.Path) -> str:
     if not os.path.exists(folder):
         return "there is no such folder"
-    return "" if folder.is_dir() else "it is no folder"
+    return "" if folder.is_dir() else "it is not a folder"
 
 
 def _not_writable(folder: pathlib.Path) -> str:
-    """Why a folder cannot be made or written to; "" if it can."""
+    """Why a folder cannot be created or written to; "" if it can."""
     nearest = folder
     while not os.path.exists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir():
-        return f"{nearest} is no folder"
+        return f"{nearest} is not a folder"
     if not os.access(nearest, os.W_OK | os.X_OK):
         return f"{nearest} is not writable"
     return ""

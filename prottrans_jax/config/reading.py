@@ -1,9 +1,9 @@
-"""What gin files say, read and checked without running any of it.
+"""Reads gin files without running any code.
 
-gin-config reports the first mistake it meets, forgets a file's imports outside that
-file, and runs whatever a file imports. So every file is first only read, and the whole
-configuration is checked: names, parameters, macros, required values, and what the files
-want to import. The result is one flat configuration; `building` binds it.
+gin-config reports only the first mistake, applies a file's imports only inside that
+file, and runs the code of all imports. So every file is first read as data, and the
+whole configuration is checked: names, parameters, macros, required values and imports.
+The result is one flat configuration; `building` binds it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,22 +19,25 @@ from prottrans_jax.files import paths
 
 try:
     from gin import config_parser
-except ModuleNotFoundError:  # Only mains get here, which tell their user.
+except ModuleNotFoundError:  # Only mains import this module.
     sys.exit(
         "error: gin-config is not installed. Pre-training needs the extra `train`: "
         "pip install 'prottrans_jax[train]'"
     )
 
 PACKAGE = "prottrans_jax"
-# A file that could call these could parse another file as trusted, or start a main.
+# With these a file could parse another file as trusted, or start a main.
 NOT_CONFIGURABLE = frozenset(
     f"{PACKAGE}.{name}"
-    for name in "config.building train evaluate precompile prepare export cli".split()
+    for name in (
+        *("config.building", "config.mains"),
+        *("train", "evaluate", "precompile", "prepare", "export", "cli"),
+    )
 )
 
 
 class UsageError(ValueError):
-    """A mistake of the person who runs the command: reported without a traceback."""
+    """A user's mistake: reported without a traceback."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ REQUIRED = Macro("gin.REQUIRED")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole configuration, flat: what all files and bindings together say.
+    """A whole configuration, flat: all files and bindings together.
 
     Attributes:
       files: The files read, in the order in which they were read.
@@ -80,7 +83,7 @@ class Config:
 
     @property
     def text(self) -> str:
-        """The configuration as one gin file that needs no other; sorted."""
+        """The configuration as one self-contained, sorted gin file."""
         lines = ["from __gin__ import dynamic_registration"]
         lines += [import_line(m, n) for n, m in sorted(self.imports.items())]
         lines += ["", *(f"{n} = {v!r}" for n, v in sorted(self.macros.items())), ""]
@@ -93,31 +96,35 @@ class Config:
         return "\n".join(lines) + "\n"
 
     def value(self, value: Any) -> Any:
-        """Follows macros until a literal or a `Reference` is reached."""
-        seen: list[Macro] = []
+        """Follows macros to a literal or a `Reference`.
+
+        Raises:
+          UsageError: The macros form a cycle.
+        """
+        macros: list[Macro] = []
         while isinstance(value, Macro) and value != REQUIRED:
-            if value in seen:
-                raise UsageError(f"Macros that name each other: {seen}.")
-            seen.append(value)
+            if value in macros:
+                raise UsageError(f"Macros that name each other: {macros}.")
+            macros.append(value)
             value = self.macros[value.name]
         return value
 
     def parameters(self, reference: Reference) -> dict[str, Any]:
-        """Parameters bound for what `reference` names, inner scopes first.
+        """Parameters bound for a reference; inner scopes override outer ones.
 
-        Values are followed through macros but no reference in them is called.
+        Macros are replaced by their values; references in them are not called.
         """
-        found: dict[str, Any] = {}
+        parameters: dict[str, Any] = {}
         scopes = reference.scope.split("/") if reference.scope else []
         for depth in range(len(scopes) + 1):
             scope = "/".join(scopes[:depth])
             for (s, selector, parameter), value in self.bindings.items():
                 if (s, selector) == (scope, reference.selector):
-                    found[parameter] = self.value(value)
-        return found
+                    parameters[parameter] = self.value(value)
+        return parameters
 
     def depends_on(self, value: Any, macro: str) -> bool:
-        """Whether a value changes with a macro, through others and references."""
+        """Whether a value uses a macro, also through other macros and references."""
         if isinstance(value, Macro):
             if value == REQUIRED:
                 return False
@@ -144,7 +151,8 @@ class Config:
 def package_folder() -> pathlib.Path:
     """The folder of the package's own gin files, in a wheel or a checkout.
 
-    By path: in an editable install importlib.resources may not see `prottrans_jax.gin`.
+    Not through importlib.resources, which may not find `prottrans_jax.gin` in an
+    editable install.
     """
     here = pathlib.Path(__file__).resolve().parents[1]
     for folder in (here / "gin", here.parent / "gin"):
@@ -159,8 +167,8 @@ def package_folder() -> pathlib.Path:
 def leaves() -> list[str]:
     """Names of the package's leaves, sorted; those of `smoke/` come last."""
     root = package_folder()
-    found = [*sorted(root.glob("*.gin")), *sorted(root.glob("smoke/*.gin"))]
-    return [path.relative_to(root).as_posix() for path in found]
+    files = [*sorted(root.glob("*.gin")), *sorted(root.glob("smoke/*.gin"))]
+    return [path.relative_to(root).as_posix() for path in files]
 
 
 def find_file(
@@ -170,33 +178,36 @@ def find_file(
 ) -> pathlib.Path:
     """Finds a gin file by path, then in `folders`, then in the package.
 
-    What a file includes is looked for beside it first, and by path last: where a
-    command runs does not change what a leaf means.
+    An included file is first searched in the folder of the including file, and by path
+    last, so that the working directory does not change the meaning of a leaf.
 
     Raises:
-      UsageError: Naming the nearest files, the folders searched and all leaves.
+      UsageError: Lists similar files, the searched folders and all leaves.
     """
-    here = [pathlib.Path()]
+    working_directory = [pathlib.Path()]
     try:
         name = paths.local(name, "gin file")
-        searched = [paths.local(folder, "--gin_search_paths") for folder in folders]
+        search_paths = [paths.local(folder, "--gin_search_paths") for folder in folders]
     except paths.PathError as error:
         raise UsageError(str(error)) from error
-    places = [*searched, package_folder()]
-    places = [included_by.parent, *places, *here] if included_by else here + places
-    for place in places:
-        for candidate in (place / name, place / f"{name}.gin"):
+    searched = [*search_paths, package_folder()]
+    if included_by:
+        searched = [included_by.parent, *searched, *working_directory]
+    else:
+        searched = [*working_directory, *searched]
+    for folder in searched:
+        for candidate in (folder / name, folder / f"{name}.gin"):
             if candidate.is_file():
                 return candidate.resolve()
-    known = [
-        p.relative_to(place).as_posix()
-        for place in places
-        if place.is_dir() and place not in here
-        for p in place.rglob("*.gin")
+    known_files = [
+        p.relative_to(folder).as_posix()
+        for folder in searched
+        if folder.is_dir() and folder not in working_directory
+        for p in folder.rglob("*.gin")
     ]
     raise UsageError(
-        f"No gin file {str(name)!r}.{nearest(str(name), known)}\n"
-        f"  Searched: {', '.join(str(p.resolve()) for p in places)}\n"
+        f"No gin file {str(name)!r}.{nearest(str(name), known_files)}\n"
+        f"  Searched: {', '.join(str(p.resolve()) for p in searched)}\n"
         f"  Leaves: {', '.join(leaves())}"
     )
 
@@ -206,7 +217,7 @@ def find_file(
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """One binding as written, and where."""
+    """One binding as written, with its place."""
 
     scope: str
     selector: str
@@ -226,7 +237,7 @@ class Source:
 
 
 class _Inert(config_parser.ParserDelegate):
-    """Makes plain records of references and macros, where gin would resolve them."""
+    """Returns references and macros as records, where gin would resolve them."""
 
     def configurable_reference(self, scoped_configurable_name, evaluate):
         scope, _, selector = scoped_configurable_name.rpartition("/")
@@ -237,7 +248,7 @@ class _Inert(config_parser.ParserDelegate):
 
 
 class Reader:
-    """Collects statements of files and bindings in the order in which they count."""
+    """Collects statements of files and bindings; later ones take precedence."""
 
     def __init__(self, search_paths: Sequence[str | pathlib.Path], trust_config: bool):
         self.search_paths = list(search_paths)
@@ -250,7 +261,7 @@ class Reader:
     def read_file(
         self, name: str | pathlib.Path, included_by: pathlib.Path | None = None
     ) -> None:
-        """Reads a file and what it includes."""
+        """Reads a file and the files that it includes."""
         path = find_file(name, self.search_paths, included_by)
         if path in self._open:
             raise UsageError(
@@ -299,9 +310,9 @@ class Reader:
         ours = module == PACKAGE or module.startswith(PACKAGE + ".")
         if not (ours or source.trusted):
             raise UsageError(
-                f"{where}: imports {module}, and what a gin file imports runs. Files "
-                f"that do not come with {PACKAGE} may import its modules only. If you "
-                "trust this file, pass --trust_config."
+                f"{where}: imports {module}, and importing runs code. Gin files that "
+                f"do not come with {PACKAGE} may import only its modules. If you trust "
+                "this file, pass --trust_config."
             )
         name = statement.bound_name()
         source.imports[name] = module if statement.is_from or statement.alias else name
@@ -312,10 +323,10 @@ def _statements(text: str, name: str) -> Iterator[Any]:
         yield from config_parser.ConfigParser(text, _Inert())
     except SyntaxError as error:
         line = f":{error.lineno}" if error.lineno else ""
-        found = (error.text or "").strip() or error.msg
+        text = (error.text or "").strip() or error.msg
         raise UsageError(
-            f"{name}{line}: not gin syntax: {found!r}. "
-            "A string needs quotes of its own, also inside those of the shell: "
+            f"{name}{line}: not gin syntax: {text!r}. "
+            "A string needs its own quotes inside those of the shell: "
             "--gin_bindings='MODEL_DIR = \"/tmp/run\"'."
         ) from error
     except Exception as error:  # The tokenizer's own errors have no common class.
@@ -326,12 +337,12 @@ def _statements(text: str, name: str) -> Iterator[Any]:
 
 
 def resolve(imports: dict[str, str], selector: str) -> Any:
-    """The function or class that a selector of a `Config` names."""
+    """The function or class of a selector of a `Config`; imports its module."""
     root, *rest = selector.split(".")
-    found: Any = importlib.import_module(imports[root])
+    value: Any = importlib.import_module(imports[root])
     for part in rest:
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def walk(value: Any, kind: type) -> Iterator[Any]:
@@ -360,11 +371,11 @@ def import_line(module: str, name: str) -> str:
 
 
 def nearest(name: str, known: Any) -> str:
-    """' Nearest: a, b.' or nothing; case does not count."""
+    """' Nearest: a, b.' with similar names of `known`, or ''; ignores case."""
     lower: dict[str, str] = {}
     for candidate in sorted(known):
         lower.setdefault(candidate.lower(), candidate)
-    found = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
+    similar = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
     # A short name may be the last part of a long one.
-    found += [k for k in lower if k.endswith("." + name.lower()) and k not in found]
-    return f" Nearest: {', '.join(lower[f] for f in found[:3])}." if found else ""
+    similar += [k for k in lower if k.endswith("." + name.lower()) and k not in similar]
+    return f" Nearest: {', '.join(lower[s] for s in similar[:3])}." if similar else ""

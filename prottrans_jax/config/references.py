@@ -1,7 +1,7 @@
-"""References of a configuration against what the parameters that take them need.
+"""Checks references of a configuration against the types of their parameters.
 
-An object of the wrong class would be noticed only in the middle of building a run, by
-an AttributeError. What a class is and has stands in its source.
+Without these checks an object of the wrong class would cause an AttributeError while a
+run is built. Base classes and attributes are read from source.
 """
 
 import ast
@@ -16,18 +16,18 @@ from prottrans_jax.config import reading, setting_types, signatures, targets
 _PLAIN = (int, float, str, bool, None, type(None))
 
 
-def problem(value: Any, kind: Any, known: Mapping[str, targets.Target]) -> str:
-    """Why a reference in `value` is not what its place takes; "" if nothing is wrong.
+def problem(value: Any, kind: Any, known_targets: Mapping[str, targets.Target]) -> str:
+    """Why a reference in `value` has the wrong type; "" if nothing is wrong.
 
-    Only classes and functions of the package are judged: no other source is read.
+    Only classes and functions of the package are checked: no other source is read.
 
     Args:
-      value: Of a binding, macros followed; may be a dictionary of references.
-      kind: Annotation of the parameter, as `signatures` gives it.
-      known: What each selector names.
+      value: Value of a binding without macros; may be a dictionary of references.
+      kind: Annotation of the parameter, from `signatures`.
+      known_targets: Selector -> its function or class.
     """
     for reference, needed in _places(value, kind):
-        target = known.get(reference.selector)
+        target = known_targets.get(reference.selector)
         symbol = target.symbol if target is not None else None
         if symbol is None or Any in needed:
             continue
@@ -36,17 +36,17 @@ def problem(value: Any, kind: Any, known: Mapping[str, targets.Target]) -> str:
             if not any(_is_callable(member) for member in needed):
                 return f"{reference!r}: without () it is the {symbol.kind} itself"
             if symbol.kind == "function" and _is_callable(result):
-                return f"{reference!r}: without () it is what makes the function"
+                return f"{reference!r}: without () it is the factory of the function"
         elif not any(_fits(result, member) for member in needed):
             return f"{reference!r}: it gives {setting_types.describe(result)}"
     return ""
 
 
 def examples(kind: Any, imports: Mapping[str, str]) -> str:
-    """', such as @t5.T5()' or "": classes of the imports that a parameter takes.
+    """', such as @t5.T5()' or "": imported classes that fit a parameter.
 
     Args:
-      kind: Annotation of the parameter, as `signatures` gives it.
+      kind: Annotation of the parameter, from `signatures`.
       imports: Name used in selectors -> module.
     """
     needed = [m for m in _leaves(kind) if _symbol(m) is not None]
@@ -62,15 +62,15 @@ def examples(kind: Any, imports: Mapping[str, str]) -> str:
                 continue
             if any(_fits(signatures.result(symbol), member) for member in needed):
                 fitting[symbol] = f"@{name}.{public}()"
-    # The base of a family is only there to derive from.
-    above = (base for symbol in fitting for base in _ancestors(symbol)[1:])
-    bases = {base for base in above if len(_ancestors(base)) == 1}
-    named = [text for symbol, text in fitting.items() if symbol not in bases]
-    return f", such as {' or '.join(named[:3])}" if named else ""
+    # Base classes are no examples: they are not used directly.
+    ancestors = (base for symbol in fitting for base in _ancestors(symbol)[1:])
+    bases = {base for base in ancestors if len(_ancestors(base)) == 1}
+    texts = [text for symbol, text in fitting.items() if symbol not in bases]
+    return f", such as {' or '.join(texts[:3])}" if texts else ""
 
 
 def _places(value: Any, kind: Any) -> Iterator[tuple[reading.Reference, list[Any]]]:
-    """Each reference in a value with the kinds of which its place takes any."""
+    """Each reference in a value, with the kinds that are allowed at its place."""
     if isinstance(value, reading.Reference):
         yield value, _members(kind)
     elif isinstance(value, dict):
@@ -81,7 +81,7 @@ def _places(value: Any, kind: Any) -> Iterator[tuple[reading.Reference, list[Any
 
 
 def _fits(result: Any, needed: Any) -> bool:
-    """Whether a result of one kind may be a value of another; True if not known."""
+    """Whether a result of one kind may be a value of another; True if unknown."""
     if result in (int, float, str, bool):
         if needed in _PLAIN:
             return needed is result or (needed is float and result is int)
@@ -93,25 +93,26 @@ def _fits(result: Any, needed: Any) -> bool:
         return True
     if needed in _PLAIN or typing.get_origin(needed) is typing.Literal:
         return False
-    has = _attributes(symbol)
-    if has is None:
+    attributes = _attributes(symbol)
+    if attributes is None:
         return True
     if _is_callable(needed):
-        return "__call__" in has
+        return "__call__" in attributes
     if needed_symbol is None or needed_symbol in _ancestors(symbol):
         return True
-    return _is_protocol(needed_symbol) and (_attributes(needed_symbol) or has) <= has
+    needed_attributes = _attributes(needed_symbol) or attributes
+    return _is_protocol(needed_symbol) and needed_attributes <= attributes
 
 
 def _members(kind: Any) -> list[Any]:
-    """The members of a union, or the one kind that it is."""
+    """The members of a union; any other kind alone."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return [m for member in typing.get_args(kind) for m in _members(member)]
     return [kind]
 
 
 def _leaves(kind: Any) -> list[Any]:
-    """`_members`, and for dictionaries those of their values."""
+    """Like `_members`; a dictionary is replaced by the kinds of its values."""
     return [
         leaf
         for member in _members(kind)
@@ -132,7 +133,7 @@ def _is_callable(kind: Any) -> bool:
 
 
 def _symbol(kind: Any) -> signatures.Symbol | None:
-    """The class whose objects a kind is; None for another kind."""
+    """The class of a kind that stands for objects; None for other kinds."""
     is_object = isinstance(kind, type) and issubclass(kind, signatures.ObjectOf)
     return kind.symbol if is_object else None
 
@@ -141,27 +142,29 @@ def _symbol(kind: Any) -> signatures.Symbol | None:
 
 
 def _bases(symbol: signatures.Symbol) -> list[signatures.Symbol | str]:
-    """Base classes: symbols of ours, names of what is not."""
+    """Base classes: symbols of ours, names of others."""
     module = signatures.find(symbol.module)
     assert module is not None
     assert isinstance(symbol.node, ast.ClassDef)
     bases: list[signatures.Symbol | str] = []
     for base in symbol.node.bases:
         name = ast.unparse(base)
-        found = signatures.resolve(module, name)
-        ours = found is not None and isinstance(found.node, ast.ClassDef)
-        bases.append(found if found is not None and ours else name)
+        base_symbol = signatures.resolve(module, name)
+        if base_symbol is not None and isinstance(base_symbol.node, ast.ClassDef):
+            bases.append(base_symbol)
+        else:
+            bases.append(name)
     return bases
 
 
 @functools.cache
 def _ancestors(symbol: signatures.Symbol) -> tuple[signatures.Symbol, ...]:
-    """A class and those of ours that it is derived from."""
-    found = [symbol]
+    """A class and its direct and indirect bases among our classes."""
+    ancestors = [symbol]
     for base in _bases(symbol):
         if isinstance(base, signatures.Symbol):
-            found += _ancestors(base)
-    return tuple(found)
+            ancestors += _ancestors(base)
+    return tuple(ancestors)
 
 
 def _is_protocol(symbol: signatures.Symbol) -> bool:
@@ -170,7 +173,7 @@ def _is_protocol(symbol: signatures.Symbol) -> bool:
 
 @functools.cache
 def _attributes(symbol: signatures.Symbol) -> frozenset[str] | None:
-    """Names of methods and fields; None if a base is of a library that may add some."""
+    """Names of methods and fields; None if a base class is not ours."""
     assert isinstance(symbol.node, ast.ClassDef)
     names: set[str] = set()
     for base in _bases(symbol):

@@ -1,8 +1,8 @@
-"""Values of settings against the types of their annotations, for every command.
+"""Converts values of settings to the types of their annotations, for every command.
 
 Gin bindings, keys of a YAML file, flags and fields of option classes all pass through
-`coerce`, so that a setting either takes its type or is refused with the value and the
-type it should have.
+`coerce`. It converts a value to its type, or refuses it with the value and the expected
+type.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,19 +19,19 @@ import numpy as np
 
 
 class DType:
-    """Stands for JAX's and numpy's DTypeLike where an annotation is read as text."""
+    """Represents DTypeLike of JAX and numpy in annotations read from source."""
 
 
 class Object:
-    """Stands for an instance of a class of ours: never a number, text or a list.
+    """Represents an instance of one of our classes: not a number, text or a list.
 
-    A subclass stands for those of one class.
+    A subclass represents the instances of one class.
     """
 
     words = "an object, as @module.Class()"
 
 
-# A value that has no fixed type yet, such as the result of a call.
+# A value of unknown type, such as the result of a call.
 UNKNOWN = object()
 
 # Array libraries have no larger integers.
@@ -43,16 +43,16 @@ _PLAIN = str | bool | numbers.Number | Mapping | list | tuple | set
 
 
 def coerce(value: Any, kind: Any, default: Any = UNKNOWN) -> Any:
-    """The value as its type, or an error that says what was expected.
+    """Converts a value to its type.
 
-    A whole number spelled as a float (1e6) is one; no other value changes. An int may
-    not be negative unless its default is, or the annotation names the value
-    (`int | Literal[-1]`). NaN and infinity are no settings.
+    A whole number written as a float (1e6) becomes an int, and 0 and 1 become bools. An
+    int may be negative only if its default is, or if the annotation names the value
+    (`int | Literal[-1]`). NaN and infinity are refused.
 
     Args:
-      value: Of a setting.
-      kind: Annotation as a typing object; what is not known is taken as `Any`.
-      default: Of the parameter; None allows None.
+      value: Value of a setting.
+      kind: Annotation as a typing object; unknown ones count as `Any`.
+      default: Default of the parameter; None allows None.
 
     Raises:
       ValueError: "{value!r}: expected a whole number, 0 or more".
@@ -73,14 +73,14 @@ def describe(kind: Any, default: Any = UNKNOWN) -> str:
 
 
 def check_fields(options: Any, names: Mapping[str, str] | None = None) -> None:
-    """Gives the fields of a frozen dataclass their types.
+    """Converts the fields of a frozen dataclass to their types, in place.
 
     Args:
-      options: Instance, of whose class the annotations are read.
-      names: How a field is called by users, where not by its name.
+      options: Instance; its class has the annotations.
+      names: Field -> its name for users, if it differs.
 
     Raises:
-      ValueError: Names the field, its value and the type expected.
+      ValueError: Names the field, its value and the expected type.
     """
     hints = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
@@ -101,16 +101,16 @@ def check_range(
     below: float = math.inf,
     exclusive: bool = False,
 ) -> None:
-    """Raises if a number is not in the range.
+    """Raises if a number is out of range.
 
-    None, for "not set", and values that JAX traces pass.
+    Accepts None ("not set") and values traced by JAX.
 
     Args:
-      name: Of the setting, as "AdamW.b1".
-      value: Of the setting.
-      least: The least number allowed.
-      below: The range ends before this one.
-      exclusive: Whether `least` itself is not allowed.
+      name: Name of the setting, such as "AdamW.b1".
+      value: Value of the setting.
+      least: Minimum.
+      below: Upper bound, exclusive.
+      exclusive: Whether the minimum is exclusive, too.
 
     Raises:
       ValueError: "AdamW.b1=2: must be at least 0 and below 1."
@@ -125,10 +125,10 @@ def check_range(
 
 
 def whole_number(text: str) -> int:
-    """A whole number as it is typed: 1000000, 1_000_000 or 1e6.
+    """Parses a whole number: 1000000, 1_000_000 or 1e6.
 
     Raises:
-      ValueError: It is none.
+      ValueError: The text is not a whole number.
     """
     number: float
     try:
@@ -146,10 +146,10 @@ def whole_number(text: str) -> int:
 
 
 def number_from_text(text: str) -> float:
-    """A finite number as it is typed.
+    """Parses a finite number.
 
     Raises:
-      ValueError: It is none.
+      ValueError: The text is not a finite number.
     """
     try:
         number = float(text)
@@ -166,7 +166,7 @@ _NO = object()
 
 
 def _match(value: Any, kind: Any, negative: bool) -> Any:
-    """The value as `kind`, or `_NO`."""
+    """The value converted to `kind`; `_NO` if it does not fit."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return _match(value, arguments[0], negative)
@@ -197,7 +197,7 @@ def _match(value: Any, kind: Any, negative: bool) -> Any:
 
 def _match_bool(value: Any, negative: bool) -> Any:
     del negative
-    # 0 and 1 are how some write it.
+    # Some users write 0 and 1.
     if isinstance(value, int | np.bool_) and value in (0, 1):
         return value if isinstance(value, bool) else bool(value)
     return _NO

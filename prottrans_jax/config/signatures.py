@@ -1,7 +1,7 @@
 """Signatures of the package's functions and classes, read from source.
 
-Importing what a gin file configures takes as long as TensorFlow takes. Whether a name
-or a parameter exists, and of which type it is, stands in the source.
+Importing the configured modules would import TensorFlow, which is slow. The source
+suffices to check whether a name or parameter exists, and its type.
 """
 
 import ast
@@ -16,9 +16,9 @@ from typing import Any, Literal, Union
 
 from prottrans_jax.config import setting_types
 
-# Any default that is not a literal.
+# A default that is not a literal.
 COMPUTED = setting_types.UNKNOWN
-# Flax gives every module these.
+# Fields that Flax adds to every module.
 _LINEN_FIELDS = ("parent", "name")
 
 
@@ -27,7 +27,7 @@ class Parameter:
     """One parameter that gin may bind.
 
     Attributes:
-      kind: Its annotation as a typing object; `Any` where it has none.
+      kind: Its annotation as a typing object; `Any` without an annotation.
       default: Literal default; `COMPUTED` if it is an expression.
       required: Whether there is no default.
     """
@@ -39,12 +39,12 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Symbol:
-    """What a dotted name leads to.
+    """A definition that a dotted name refers to.
 
     Attributes:
       kind: "function", "class", "module" or "value".
       module: Module that defines it (or the module itself).
-      node: Its definition; None for modules and for what is not ours.
+      node: Its definition; None for modules, and for definitions outside the package.
     """
 
     kind: str
@@ -85,7 +85,7 @@ class Module:
         return [name for name in self._names if not name.startswith("_")]
 
     def lookup(self, name: str) -> Symbol | None:
-        """What `name` is in this module; None if there is no such name."""
+        """The definition of `name` in this module; None if there is none."""
         entry = self._names.get(name)
         if entry is None:
             return (
@@ -95,9 +95,9 @@ class Module:
             module, attribute = entry
             if not attribute:
                 return Symbol("module", module)
-            found = find_module_symbol(f"{module}.{attribute}")
-            if found is not None:
-                return found
+            submodule = find_module_symbol(f"{module}.{attribute}")
+            if submodule is not None:
+                return submodule
             source = find(module)
             if source is None:
                 return Symbol("value", module)
@@ -111,21 +111,21 @@ class Module:
 
 @functools.cache
 def find(name: str) -> Module | None:
-    """The source of a module of the package; None if it is not one."""
+    """The source of a module of the package; None for other names."""
     path = locate(name)
     return None if path is None else Module(name, path)
 
 
 def find_module_symbol(name: str) -> Symbol | None:
-    """The module of that name, as a symbol."""
+    """A module of the package as a symbol; None for other names."""
     return Symbol("module", name) if locate(name) is not None else None
 
 
 @functools.cache
 def locate(name: str) -> pathlib.Path | None:
-    """Source file of a module of the package, found without importing any part of it.
+    """Source file of a module of the package, located without importing anything.
 
-    `importlib.util.find_spec` would import the parents, and `tasks` imports SeqIO.
+    `importlib.util.find_spec` would import parent packages, and `tasks` imports SeqIO.
     """
     root, *rest = name.split(".")
     if root != __name__.partition(".")[0]:
@@ -135,7 +135,7 @@ def locate(name: str) -> pathlib.Path | None:
         if spec is None or spec.submodule_search_locations is None:
             return None
         full = f"{full}.{part}"
-        if full.count(".") == 1:  # Its parent is imported already.
+        if full.count(".") == 1:  # The parent is already imported.
             spec = importlib.util.find_spec(full)
         else:
             places = spec.submodule_search_locations or []
@@ -148,7 +148,7 @@ def locate(name: str) -> pathlib.Path | None:
 def parameters(symbol: Symbol) -> dict[str, Parameter] | None:
     """Parameters of a function or class of ours by name.
 
-    None: it takes any keyword, or its source does not tell.
+    None: it accepts any keyword, or the source is not sufficient.
     """
     module = find(symbol.module)
     if module is None:
@@ -161,7 +161,7 @@ def parameters(symbol: Symbol) -> dict[str, Parameter] | None:
 
 
 class ObjectOf(setting_types.Object):
-    """Kind of the objects of a class of ours; `symbol` is the class."""
+    """Kind of the instances of one of our classes; `symbol` is the class."""
 
     symbol: Symbol
 
@@ -174,7 +174,7 @@ def _object_of(symbol: Symbol) -> type[ObjectOf]:
 
 
 def result(symbol: Symbol) -> Any:
-    """Kind of what a call of a function or class of ours gives; `Any` if not known."""
+    """Kind of the result of calling a function or class of ours; `Any` if unknown."""
     if isinstance(symbol.node, ast.ClassDef):
         return _object_of(symbol)
     module = find(symbol.module)
@@ -184,7 +184,7 @@ def result(symbol: Symbol) -> Any:
 
 
 def member(symbol: Symbol, name: str) -> tuple[Symbol | None, list[str]]:
-    """A method of a class, and the names there are if there is no such method."""
+    """A method of a class; without such a method, None and the public names."""
     assert isinstance(symbol.node, ast.ClassDef)
     methods = {n.name: n for n in symbol.node.body if isinstance(n, ast.FunctionDef)}
     if name in methods:
@@ -270,7 +270,7 @@ def _parameter(
 
 
 def resolve(module: Module, name: str) -> Symbol | None:
-    """What a dotted name means inside a module of ours."""
+    """The definition of a dotted name inside a module of ours."""
     first, *rest = name.split(".")
     symbol = module.lookup(first)
     for part in rest:
@@ -304,7 +304,7 @@ _KNOWN: Mapping[str, Any] = {
 
 
 def _kind(module: Module, node: ast.expr | None) -> Any:
-    """An annotation as a typing object; `Any` for what is not known."""
+    """An annotation as a typing object; `Any` if it is unknown."""
     if node is None:
         return Any
     if isinstance(node, ast.Constant):
@@ -360,7 +360,7 @@ def _last_name(node: ast.AST) -> str:
 
 
 def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements of a module, those inside `if`, `try` and `with` too."""
+    """Statements of a module, including those in `if`, `try` and `with`."""
     for node in body:
         yield node
         for part in ("body", "orelse", "finalbody"):

@@ -1,4 +1,4 @@
-"""The function or class that a selector names: from source, or another library's."""
+"""Functions and classes of selectors: ours from source, others imported."""
 
 import functools
 import importlib
@@ -10,16 +10,16 @@ from prottrans_jax.config import reading, setting_types, signatures
 
 
 class Target:
-    """A function or class that a selector names, with its parameters."""
+    """The function or class of a selector, with its parameters."""
 
     def __init__(self, symbol: signatures.Symbol | None = None, value: Any = None):
-        # None for what is not ours.
+        # None for functions and classes of other libraries.
         self.symbol = symbol
         self._value = value
 
     @functools.cached_property
     def parameters(self) -> dict[str, signatures.Parameter] | None:
-        """Parameters that gin may bind; None if it takes any keyword."""
+        """Parameters that gin may bind; None if any keyword is accepted."""
         if self.symbol is not None:
             return signatures.parameters(self.symbol)
         signature = inspect.signature(self._value).parameters
@@ -40,7 +40,7 @@ class Target:
 def _parameter(function: Any, parameter: inspect.Parameter) -> signatures.Parameter:
     try:
         kind = typing.get_type_hints(function).get(parameter.name, Any)
-    except (NameError, TypeError):  # Annotations that only their own file can read.
+    except (NameError, TypeError):  # Annotations with names local to their file.
         kind = Any
     required = parameter.default is inspect.Parameter.empty
     default = setting_types.UNKNOWN if required else parameter.default
@@ -51,7 +51,7 @@ def own(statement: reading.Statement, module: str, rest: list[str]) -> Target:
     """The target in a module of ours, from its source.
 
     Raises:
-      UsageError: There is none, or it is not for configurations.
+      UsageError: There is no such name, or gin files must not use it.
     """
     where, name = statement.where, ".".join(rest)
     source = signatures.find(module)
@@ -80,7 +80,7 @@ def own(statement: reading.Statement, module: str, rest: list[str]) -> Target:
             if not _is_ours(symbol.module):
                 raise _untrusted(statement, f"{module}.{name}")
             raise reading.UsageError(
-                f"{where}: {module}.{name} is no function or class."
+                f"{where}: {module}.{name} is not a function or class."
             )
     assert symbol is not None
     if not _is_ours(symbol.module):
@@ -89,12 +89,16 @@ def own(statement: reading.Statement, module: str, rest: list[str]) -> Target:
 
 
 def foreign(statement: reading.Statement, module: str, rest: list[str]) -> Target:
-    """The target in another library's module, which is imported: it is trusted."""
+    """The target in a trusted module of another library; imports the module.
+
+    Raises:
+      UsageError: The import fails, or there is no such function or class.
+    """
     where, name = statement.where, ".".join(rest)
     try:
-        found: Any = importlib.import_module(module)
+        value: Any = importlib.import_module(module)
         for part in rest:
-            found = getattr(found, part)
+            value = getattr(value, part)
     except ImportError as error:
         raise reading.UsageError(
             f"{where}: cannot import {module}: {error}."
@@ -102,11 +106,13 @@ def foreign(statement: reading.Statement, module: str, rest: list[str]) -> Targe
     except AttributeError as error:
         raise reading.UsageError(
             f"{where}: {module} has no {name!r}."
-            f"{reading.nearest(name, [n for n in dir(found) if n[0] != '_'])}"
+            f"{reading.nearest(name, [n for n in dir(value) if n[0] != '_'])}"
         ) from error
-    if not callable(found):
-        raise reading.UsageError(f"{where}: {module}.{name} is no function or class.")
-    return Target(value=found)
+    if not callable(value):
+        raise reading.UsageError(
+            f"{where}: {module}.{name} is not a function or class."
+        )
+    return Target(value=value)
 
 
 def _untrusted(statement: reading.Statement, name: str) -> reading.UsageError:
