@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 from absl import flags, logging
 
-from prottrans_jax.config import building, places
+from prottrans_jax.config import building, mains, places
 from prottrans_jax.files import paths
 
 # TensorFlow only reads records here; its start-up notes are of no use to anybody.
@@ -34,7 +34,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _STEP = flags.DEFINE_string("step", "latest", "A step, 'latest' or 'all'.")
 _MAX_BATCHES = flags.DEFINE_integer("max_batches", None, "Batches; default: all.")
-building.define_run_flags()
+mains.define_run_flags()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +47,7 @@ def _run(argv: Sequence[str]) -> int:
         raise building.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    building.parse_flags(check_places=places.check_evaluation)
+    mains.parse_flags(check_places=places.check_evaluation)
 
     from prottrans_jax.checkpoints import checkpointing
     from prottrans_jax.data.records import store
@@ -73,7 +73,7 @@ def _run(argv: Sequence[str]) -> int:
                     print(f"  {key:24} {value:10.4f}")
             lost |= not _keep(directory, {"step": step, **results})
     except (checkpointing.CheckpointError, store.DamageError) as error:
-        print(f"error: {building.message(error)}", file=sys.stderr)
+        print(f"error: {mains.message(error)}", file=sys.stderr)
         return 1
     except ValueError as error:
         raise building.UsageError(str(error)) from error
@@ -95,4 +95,4 @@ def _keep(directory: pathlib.Path, results: Mapping[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    building.run(main)
+    mains.run(main)

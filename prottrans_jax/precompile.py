@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from prottrans_jax.config import building, reading
+from prottrans_jax.config import building, mains, reading
 from prottrans_jax.files import ownership, paths, writing
 
 _TOPOLOGY = flags.DEFINE_list(
@@ -50,7 +50,7 @@ _COMPARE = flags.DEFINE_list(
     "REMAT_POLICY. The one with the least step time comes first in a summary.",
 )
 _SAVE_HLO = flags.DEFINE_string("save_hlo", None, "File for the optimised HLO text.")
-building.define_flags()
+mains.define_flags()
 
 # What a leaf asks of the user does not matter to the compiler.
 _GIVEN = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
@@ -245,7 +245,7 @@ def _ranking(slice_name: str, reports: dict, refused: dict) -> list[str]:
 
 def _parse(layout: Layout | None) -> None:
     bindings = [f"{name} = 'unused'" for name in _missing()]
-    building.parse_flags([*bindings, *(layout.bindings if layout else ())])
+    mains.parse_flags([*bindings, *(layout.bindings if layout else ())])
 
 
 def _missing() -> list[str]:
@@ -342,4 +342,4 @@ def add_line(path: pathlib.Path, line: str) -> None:
 
 
 if __name__ == "__main__":
-    building.run(main)
+    mains.run(main)

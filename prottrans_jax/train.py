@@ -22,7 +22,7 @@ import time
 from absl import flags, logging
 
 try:
-    from prottrans_jax.config import building, places
+    from prottrans_jax.config import building, mains, places
     from prottrans_jax.files import paths
 except ModuleNotFoundError as missing:
     sys.exit(
@@ -47,7 +47,7 @@ _INIT_TIMEOUT = flags.DEFINE_integer(
     "initialization_timeout", 300, "Seconds to wait for all processes at the start."
 )
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write TensorBoard files.")
-building.define_run_flags()
+mains.define_run_flags()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         raise building.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    building.parse_flags(check_places=places.check_training)
+    mains.parse_flags(check_places=places.check_training)
 
     from prottrans_jax.checkpoints import checkpointing
     from prottrans_jax.data.records import store
@@ -76,10 +76,10 @@ def main(argv: Sequence[str]) -> int:
             writers=_tensorboard if _TENSORBOARD.value else tuple,
         )
     except logbook.NonFiniteError as error:
-        print(f"error: {building.message(error)}", file=sys.stderr)
+        print(f"error: {mains.message(error)}", file=sys.stderr)
         return 3
     except (checkpointing.CheckpointError, store.DamageError) as error:
-        print(f"error: {building.message(error)}", file=sys.stderr)
+        print(f"error: {mains.message(error)}", file=sys.stderr)
         return 1
     except barriers.ProcessesMissing as error:
         print(f"error: {error} Start the same command on all hosts.", file=sys.stderr)
@@ -171,4 +171,4 @@ def _task_of_own() -> str:
 
 
 if __name__ == "__main__":
-    building.run(main)
+    mains.run(main)

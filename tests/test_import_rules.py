@@ -77,7 +77,7 @@ def test_gin_lives_in_mains_and_gin_modules():
 
 def test_flags_live_in_mains():
     users = {name for name in IMPORTS if "absl.flags" in IMPORTS[name]}
-    assert users and users <= {*MAINS, "config.command_flags", "config.building"}
+    assert users and users <= {*MAINS, "config.command_flags", "config.mains"}
 
 
 def test_nobody_imports_a_main():

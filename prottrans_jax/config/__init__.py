@@ -1,12 +1,14 @@
-"""Gin files: read, checked without importing what they configure, and built.
+"""Gin files: reading, checking without heavy imports, and building objects.
 
   reading         gin files and bindings as data
-  checking        names, parameters, macros and required values, all at once
-  signatures, targets, binding_values    what a name stands for, read from source
-  places          model_dir, data_dir and checkpoints looked at before heavy imports
+  checking        checks names, parameters, macros and required values
+  signatures, targets    functions and classes that names refer to, from source
+  binding_values, references    values and references against types of parameters
+  places          checks model_dir, data_dir and checkpoints before heavy imports
   building        binds a checked configuration and builds its objects
+  mains           gin flags, and running of mains
   command_flags, setting_types           flags of the mains; types of settings
-  former_names    modules by the names that earlier versions gave them
+  former_names    modules by their names in earlier versions
 
 The only user of gin. `setting_types` imports nothing and may be used everywhere.
 """

@@ -11,7 +11,7 @@ import pytest
 
 import gin
 from prottrans_jax import partitioning
-from prottrans_jax.config import building, checking, reading
+from prottrans_jax.config import building, checking, mains, reading
 
 BASE = """
     from __gin__ import dynamic_registration
@@ -112,7 +112,7 @@ def test_macro_is_followed_through_references_and_other_macros(write):
 
 def test_t5x_style_arguments_become_bindings():
     args = ["train.py", "--gin.TRAIN_STEPS=10", "--model_dir=x"]
-    assert building.rewrite_gin_args(args) == [
+    assert mains.rewrite_gin_args(args) == [
         "train.py",
         "--gin_bindings=TRAIN_STEPS = 10",
         "--model_dir=x",
@@ -223,9 +223,9 @@ def test_required_values_are_listed_together(write):
 def test_main_exits_with_2_and_no_traceback(tmp_path):
     main = tmp_path / "main.py"
     main.write_text(
-        "from prottrans_jax.config import building\n"
-        "building.define_flags()\n"
-        "building.run(lambda argv: building.parse_flags() and None)\n"
+        "from prottrans_jax.config import mains\n"
+        "mains.define_flags()\n"
+        "mains.run(lambda argv: mains.parse_flags() and None)\n"
     )
     command = [sys.executable, str(main), "--gin_file=nothing_like_it.gin"]
     out = subprocess.run(command, capture_output=True, text=True)
@@ -255,7 +255,7 @@ def test_error_of_the_system_in_a_configured_function_is_one_line(
 
     monkeypatch.setattr(sys, "argv", ["train"])
     with pytest.raises(SystemExit) as left:
-        building.run(main)
+        mains.run(main)
     assert left.value.code == status
     assert capsys.readouterr().err == f"error: {error}\n"
 
@@ -264,12 +264,12 @@ def test_tensorflows_start_is_silent_and_what_others_say_is_not(tmp_path):
     main = tmp_path / "main.py"
     main.write_text(
         "import os, sys\n"
-        "from prottrans_jax.config import building\n"
-        "building.define_flags()\n"
+        "from prottrans_jax.config import mains\n"
+        "mains.define_flags()\n"
         "def main(argv):\n"
-        "    building.parse_flags()\n"
+        "    mains.parse_flags()\n"
         "    assert 'tensorflow' in sys.modules\n"
-        "building.run(main)\n"
+        "mains.run(main)\n"
     )
     (tmp_path / "warner.gin").write_text(
         "include 'sample.gin'\nfrom __gin__ import dynamic_registration\n"

@@ -38,7 +38,7 @@ def test_corpus_that_is_not_prepared_is_named_with_the_command(
 @pytest.mark.parametrize("folder", ["/proc/run", "/proc/a/run", "x" * 300])
 def test_model_dir_that_cannot_be_made_is_refused(folder, tmp_path):
     config = sample(tmp_path, f"MODEL_DIR = {str(tmp_path / folder)!r}")
-    with pytest.raises(building.UsageError, match=r"cannot be made|not writable"):
+    with pytest.raises(building.UsageError, match=r"cannot be created|not writable"):
         places.check_training(config)
 
 
@@ -86,7 +86,7 @@ def test_parts_of_a_run_are_objects(binding, tmp_path):
         ("schedules.inverse_sqrt.peak = @schedules.constant()", "expected a finite"),
         (
             "optimizers.AdamW.learning_rate = @schedules.inverse_sqrt",
-            r"without \(\) it is what makes the function; expected a finite number or",
+            r"without \(\) it is the factory of the function; expected a finite number",
         ),
         ("optimizers.AdamW.learning_rate = @optimizers.Lamb()", "type Lamb; expected"),
     ],
@@ -148,7 +148,7 @@ def test_every_place_that_is_not_there_is_named_at_once(tmp_path):
         places.check_training(config)
     assert (tmp_path / "run").is_file()
     model_dir, data_dir, start = str(error.value).splitlines()
-    assert model_dir.startswith("MODEL_DIR=") and "is no folder" in model_dir
+    assert model_dir.startswith("MODEL_DIR=") and "is not a folder" in model_dir
     assert data_dir.startswith("DATA_DIR='/no/such/data': there is no such folder")
     assert start.startswith("INITIAL_CHECKPOINT_PATH='t5x:/no/such/start'")
 
@@ -183,12 +183,12 @@ def test_evaluation_wants_a_run_that_exists(tmp_path):
 WITHOUT_HEAVY_IMPORTS = """
 import atexit, sys
 from prottrans_jax import {main} as main
-from prottrans_jax.config import building
+from prottrans_jax.config import mains
 def check():
     bad = sorted({{"jax", "tensorflow", "seqio", "flax", "orbax"}} & set(sys.modules))
     print("imported:", *bad)
 atexit.register(check)
-building.run(main.main)
+mains.run(main.main)
 """
 
 
@@ -219,13 +219,13 @@ def test_mistake_is_told_before_heavy_imports(main, mistake, tmp_path):
 
 MISSING = """
 import sys
-from prottrans_jax.config import building
+from prottrans_jax.config import mains
 from prottrans_jax.distributed import barriers, start
 from prottrans_jax import train
 def initialize(*arguments, **options):
     raise barriers.ProcessesMissing("data: after 9 s process 1 of 2 is missing.")
 start.initialize = initialize
-building.run(train.main)
+mains.run(train.main)
 """
 
 

@@ -84,11 +84,11 @@ def test_a_process_that_never_checks_is_ended_with_one_line(number, status):
 def test_a_signal_while_tensorflow_is_imported_says_its_line():
     code = """
 import os, signal, time
-from prottrans_jax.config import building
+from prottrans_jax.config import mains
 from prottrans_jax.distributed import stop_signals
 
 stop_signals.install("name", "Advice.", ends_process=True)
-with building._without_chatter():
+with mains._without_chatter():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(600)
 """
