@@ -2,12 +2,12 @@ r"""Evaluates checkpoints: `python -m prottrans_jax.evaluate --gin_file=sample.g
 
 Takes the gin file and bindings of the run. Prints the means over the whole validation
 split for the newest checkpoint, or with --step=all for every one, and appends them to
-MODEL_DIR/evaluation.jsonl. The run may still be going on: a step that it deletes
-meanwhile is named and left out, and "latest" takes the newer one.
+MODEL_DIR/evaluation.jsonl. The run may still be running: a step that it deletes
+meanwhile is skipped with a warning, and "latest" takes the newer one.
 
 Exit status: 0 done; 1 a checkpoint is damaged (the others were evaluated), the run
-deleted all that were asked for, or the results could not be written; 2 a mistake in
-the flags, settings or places; 130 and 143 stopped by SIGINT and SIGTERM.
+deleted all requested steps, or the results could not be written; 2 a mistake in the
+flags, settings or paths; 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from typing import Any
 
 from prottrans_jax.distributed import stop_signals
 
-_STOPPED = "Steps that were evaluated are in evaluation.jsonl."
+_STOPPED = "Evaluated steps are in evaluation.jsonl."
 if __name__ == "__main__":
     # Before the heavy imports below.
     stop_signals.install("evaluate", _STOPPED, ends_process=True)
@@ -29,11 +29,13 @@ from absl import flags, logging
 from prottrans_jax.config import building, mains, places
 from prottrans_jax.files import paths
 
-# TensorFlow only reads records here; its start-up notes are of no use to anybody.
+# TensorFlow only reads records here; its start-up messages are irrelevant.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _STEP = flags.DEFINE_string("step", "latest", "A step, 'latest' or 'all'.")
-_MAX_BATCHES = flags.DEFINE_integer("max_batches", None, "Batches; default: all.")
+_MAX_BATCHES = flags.DEFINE_integer(
+    "max_batches", None, "Number of batches; default: all."
+)
 mains.define_run_flags()
 
 
@@ -55,7 +57,7 @@ def _run(argv: Sequence[str]) -> int:
 
     directory = paths.local(building.build("%MODEL_DIR"), "MODEL_DIR")
     bound = building.bound(trainer.train)
-    lost = False
+    all_written = True
     try:
         arguments = {
             name: building.build(bound[name])
@@ -71,25 +73,25 @@ def _run(argv: Sequence[str]) -> int:
                 print(f"step {step}  {name}")
                 for key, value in scalars.items():
                     print(f"  {key:24} {value:10.4f}")
-            lost |= not _keep(directory, {"step": step, **results})
+            all_written &= _write(directory, {"step": step, **results})
     except (checkpointing.CheckpointError, store.DamageError) as error:
         print(f"error: {mains.message(error)}", file=sys.stderr)
         return 1
     except ValueError as error:
         raise building.UsageError(str(error)) from error
-    return 1 if lost else 0
+    return 0 if all_written else 1
 
 
-def _keep(directory: pathlib.Path, results: Mapping[str, Any]) -> bool:
-    """Appends results to `evaluation.jsonl`; says so and returns False if it cannot."""
+def _write(directory: pathlib.Path, results: Mapping[str, Any]) -> bool:
+    """Appends results to `evaluation.jsonl`; on failure prints why, returns False."""
     from prottrans_jax.files import appending
 
     path = directory / "evaluation.jsonl"
     try:
         appending.append_line(path, json.dumps(results))
     except OSError as error:
-        why = error.strerror or error
-        print(f"error: {path} could not be written: {why}.", file=sys.stderr)
+        reason = error.strerror or error
+        print(f"error: {path} could not be written: {reason}.", file=sys.stderr)
         return False
     return True
 

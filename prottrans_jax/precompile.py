@@ -1,17 +1,18 @@
-r"""Compiles a leaf's training step for a pod that is not here, and says what it needs.
+r"""Compiles a leaf's training step for an absent pod, and reports memory and cost.
 
   python -m prottrans_jax.precompile --gin_file=prot_t5_xl.gin --topology=v3:16x32
 
-Needs libtpu (pip install "prottrans_jax[train,tpu]") but no TPU, and no data set.
-Prints, of each device: memory against what it has, FLOPs, collectives, and from the
-chip's published peaks the least time of a step, the highest MFU and what binds. Several
-topologies may be named; --table adds a line for each to a Markdown file.
+Needs libtpu (pip install "prottrans_jax[train,tpu]") but no TPU and no data set. Prints
+for each device the memory used and available, FLOPs and collectives; and from the
+chip's published peaks the minimum time of a step, the highest MFU and the limiting
+resource.
+Takes several topologies; --table adds a line for each to a Markdown file.
 
 --compare compiles several layouts of one leaf and ranks them, e.g.
 --compare=fully_sharded:save_attention,2d_sequence:8:full.
 
-Exit status: 0 it fits (with --compare: at least one layout does); 1 --table or
---save_hlo could not be written; 2 a mistake in the command line, settings, places or
+Exit status: 0 the step fits (with --compare: at least one layout does); 1 --table or
+--save_hlo could not be written; 2 a mistake in the command line, settings, paths or
 topology; 3 out of memory; 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
@@ -37,58 +38,58 @@ _TOPOLOGY = flags.DEFINE_list(
 _MAX_ROWS = flags.DEFINE_integer(
     "max_rows",
     None,
-    "Rows of a microbatch on each part of the mesh axis 'data', at most. Raises "
-    "NUM_MICROBATCHES where the leaf's would give more: a small slice then does in "
-    "many microbatches what a pod does in one.",
+    "Maximum rows of a microbatch on each shard of the mesh axis 'data'. Raises "
+    "NUM_MICROBATCHES if the leaf's value gives more rows: a small slice then computes "
+    "a pod's batch in many microbatches.",
 )
-_TABLE = flags.DEFINE_string("table", None, "Markdown file to put a line per slice in.")
+_TABLE = flags.DEFINE_string("table", None, "Markdown file to add a line per slice to.")
 _COMPARE = flags.DEFINE_list(
     "compare",
     [],
-    "Layouts to compile in place of the leaf's own, as scheme:remat or "
-    "scheme:model:remat, by commas: PARTITIONING, MODEL_PARALLEL (1 if not given) and "
-    "REMAT_POLICY. The one with the least step time comes first in a summary.",
+    "Layouts to compile instead of the leaf's own, as scheme:remat or "
+    "scheme:model:remat, by commas: PARTITIONING, MODEL_PARALLEL (default 1) and "
+    "REMAT_POLICY. A summary sorts them by minimum step time.",
 )
 _SAVE_HLO = flags.DEFINE_string("save_hlo", None, "File for the optimised HLO text.")
 mains.define_flags()
 
-# What a leaf asks of the user does not matter to the compiler.
-_GIVEN = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
+# Macros that a leaf requires from the user, but that do not change the compiled step.
+_USER_MACROS = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
 
 _TABLE_HEAD = """\
 # What a step needs on pods of every size
 
 Made by `python -m prottrans_jax.precompile --table=docs/precompile.md ...`: each line
-is the trainer's own step, compiled for a slice that nobody had to have. Memory is what
-the compiler assigns to one device (arguments and temporaries). "recomputed" is compiled
-FLOPs over the model's. The three times follow from the chip's published peaks
-(`costs/hardware.py`). **The step time behind "MFU at most" is the longest of
-them: it assumes that compute, memory and interconnect overlap perfectly, so a real step
-takes longer. No step has been timed on a TPU.** "compiler" is the version of libtpu;
-"earlier" marks lines of an earlier version of this library and of libtpu, whose memory
-may be off by some tenths of a GiB.
+is the trainer's own step, compiled without the hardware. Memory is what the compiler
+assigns to one device (arguments and temporaries). "recomputed" is compiled FLOPs over
+the model's. The three times follow from the chip's published peaks
+(`costs/hardware.py`). **"MFU at most" uses the longest of them as step time: it assumes
+that compute, memory and interconnect overlap perfectly, so a real step takes longer. No
+step has been timed on a TPU.** "compiler" is the version of libtpu; "earlier" marks
+lines of an earlier version of this library and of libtpu, whose memory may be off by
+some tenths of a GiB.
 
 ## Choosing a layout
 
 A layout is a scheme (`PARTITIONING`), the size of the mesh axis "model"
-(`MODEL_PARALLEL`) and what is kept for the backward pass (`REMAT_POLICY`). Compare some
-by one command; each is compiled, and a summary ranks them by the least time of a step:
+(`MODEL_PARALLEL`) and a rematerialisation policy (`REMAT_POLICY`). One command compares
+several layouts: it compiles each and ranks them by the minimum time of a step:
 
     python -m prottrans_jax.precompile --gin_file=prot_t5_xl.gin --topology=v3:16x32 \\
         --compare=fully_sharded:save_attention,2d_sequence:8:full --table=table.md
 
-**The leaf holds the layout, the mesh file the number of devices.** What is best depends
-on the model and its batch more than on the slice. So each leaf of `gin/` sets the
-layout that has the best bound on the hardware in its header, with the runner-up in a
-comment, and files of `gin/meshes/` set `NUM_DEVICES` alone and go with every leaf. On a
-slice where another layout is better, give it by `--gin.PARTITIONING=...` and so on,
-which come after all files. "fully_sharded", "2d" and "2d_sequence" need a d_model that
-is a multiple of the mesh axis "data".
+**The leaf sets the layout, the mesh file the number of devices.** The best layout
+depends on the model and its batch more than on the slice. So each leaf of `gin/` sets
+the layout with the best bound on the hardware in its header, with the second best in a
+comment. Files of `gin/meshes/` set only `NUM_DEVICES` and fit every leaf. On a slice
+where another layout is better, set it with `--gin.PARTITIONING=...` and so on, which
+override all files. "fully_sharded", "2d" and "2d_sequence" need a d_model that is a
+multiple of the mesh axis "data".
 
-T5X's own step with the same shapes, full rematerialisation and parameters cut over both
-axes needs 3.72 GiB per core for XL at batch 4,096 and 4.03 GiB for XXL at 2,048 on
-v3:16x32. What "2d_sequence" saves is the residual stream that every layer keeps: it is
-cut along the sequence over the model axis too. Small slices get `--max_rows=32`.
+T5X's own step with the same shapes, full rematerialisation and parameters sharded over
+both axes needs 3.72 GiB per core for XL at batch 4,096 and 4.03 GiB for XXL at 2,048 on
+v3:16x32. "2d_sequence" needs less because it also shards the residual stream that every
+layer keeps, along the sequence over the model axis. Small slices use `--max_rows=32`.
 
 """
 _COLUMNS = (
@@ -96,12 +97,12 @@ _COLUMNS = (
     *("microbatches", "GiB per device", "of", "recomputed", "compute s", "memory s"),
     *("interconnect s", "binds", "MFU at most", "compiler"),
 )
-_KEY_COLUMNS = 8  # What was asked for; the others are what came out.
+_KEY_COLUMNS = 8  # Columns with settings; the others hold results.
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What may differ between runs of a leaf without changing what is computed."""
+    """Settings of a leaf that change the sharding and memory, but not the results."""
 
     scheme: str
     model: int
@@ -112,20 +113,20 @@ class Layout:
         """Reads scheme:remat or scheme:model:remat.
 
         Raises:
-          UsageError: it is neither, or names an unknown scheme or policy.
+          UsageError: the text has another form, or an unknown scheme or policy.
         """
         from prottrans_jax import partitioning
         from prottrans_jax.layers import stack
 
         scheme, *model, remat = text.split(":") if ":" in text else (text, "")
-        for value, what, known in (
+        for value, name, choices in (
             (scheme, "scheme", partitioning.SCHEMES),
             (remat, "remat policy", stack.REMAT_POLICIES),
         ):
-            if value not in known:
+            if value not in choices:
                 raise building.UsageError(
-                    f"--compare={text}: {what} {value!r} is not one of "
-                    f"{', '.join(known)}. Give scheme:remat or scheme:model:remat."
+                    f"--compare={text}: {name} {value!r} is not one of "
+                    f"{', '.join(choices)}. Give scheme:remat or scheme:model:remat."
                 )
         if len(model) > 1 or not all(m.isdecimal() and int(m) for m in model):
             raise building.UsageError(
@@ -149,7 +150,7 @@ class Layout:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compiles for every topology asked for; see the module's description."""
+    """Compiles for every topology in --topology; see the module's docstring."""
     return stop_signals.guarded("precompile", "", lambda: _run(argv))
 
 
@@ -163,7 +164,7 @@ def _run(argv: Sequence[str]) -> int:
 
     from prottrans_jax.training import step_report
 
-    # Even on a TPU machine: this compiles and runs nothing.
+    # Also on a TPU machine: nothing runs on devices.
     jax.config.update("jax_platforms", "cpu")
     try:
         topologies = [step_report.describe(name) for name in _TOPOLOGY.value]
@@ -197,7 +198,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _compile(leaf: str, topology: Any, layout: Layout | None) -> Any:
-    """Compiles, prints and notes one step; returns its report."""
+    """Compiles one step, prints and writes its report, and returns it."""
     from prottrans_jax.training import step_report
 
     _parse(layout)
@@ -216,7 +217,7 @@ def _outputs() -> tuple[pathlib.Path | None, pathlib.Path | None]:
     """Files of --table and --save_hlo.
 
     Raises:
-      UsageError: One is a URL, or holds something that is not from here.
+      UsageError: One is a URL, or a file that this program did not create.
     """
     outputs = []
     for flag, start in ((_TABLE, _TABLE_HEAD.partition("\n")[0]), (_SAVE_HLO, "HloM")):
@@ -232,7 +233,7 @@ def _outputs() -> tuple[pathlib.Path | None, pathlib.Path | None]:
 
 
 def _ranking(slice_name: str, reports: dict, refused: dict) -> list[str]:
-    """Layouts by the least time of a step, then those without one."""
+    """Lines of layouts by minimum time of a step, then those that failed."""
     lines = [f"Layouts on {slice_name}, the best first (perfect overlap assumed):"]
     for layout, report in sorted(reports.items(), key=lambda item: item[1].bound[1]):
         lines.append(
@@ -249,14 +250,18 @@ def _parse(layout: Layout | None) -> None:
 
 
 def _missing() -> list[str]:
-    """Macros that a leaf wants of the user and that do not matter here."""
+    """The macros of `_USER_MACROS` that the leaf uses and the command does not set."""
     values = flags.FLAGS
-    given = " ".join(values.gin_bindings)
+    bindings = " ".join(values.gin_bindings)
     texts = [
         reading.find_file(file, values.gin_search_paths).read_text()
         for file in [*values.gin_file, "runs/pretrain.gin"]
     ]
-    return [n for n in _GIVEN if n not in given and any(n in text for text in texts)]
+    return [
+        name
+        for name in _USER_MACROS
+        if name not in bindings and any(name in text for text in texts)
+    ]
 
 
 def _parts(topology: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -326,7 +331,7 @@ def table_line(leaf: str, settings: dict[str, Any], report: Any) -> str:
 
 
 def add_line(path: pathlib.Path, line: str) -> None:
-    """Puts a line into the table, in the place of one with the same settings."""
+    """Adds a line to the table; replaces a line with the same settings."""
     lines = path.read_text().splitlines() if path.exists() else []
     lines = [old for old in lines if old.startswith("| ") and "| leaf |" not in old]
     kept = {tuple(old.split("|")[1 : _KEY_COLUMNS + 1]): old for old in lines}

@@ -1,17 +1,15 @@
 r"""Pre-trains a model: `python -m prottrans_jax.train --gin_file=sample.gin`.
 
-The same command goes on where a stopped or killed run left off. On a pod it runs on
-every host:
+The same command resumes a stopped or killed run. On a pod it runs on every host:
 
   python -m prottrans_jax.train --gin_file=prot_t5_xl.gin \
       --coordinator_address=auto --data_dir=/mnt/records --model_dir=/mnt/xl
 
-Exit status: 0 done; 1 could not go on: a checkpoint or record is damaged, a save
-failed, another host was lost or hangs, another run writes to model_dir, disk full, too
-many open files; 2 a mistake in
-the flags, settings or places; 3 loss or gradient not finite; 75 a step, a host or the
-start took too long; 143 and 130 stopped by SIGTERM and SIGINT before the last step was
-saved and evaluated, with a checkpoint.
+Exit status: 0 done; 1 failed: a checkpoint or record is damaged, a save failed, another
+host was lost or hangs, another run writes to model_dir, disk full, too many open files;
+2 a mistake in the flags, settings or paths; 3 loss or gradient not finite; 75 a step, a
+host or the start took too long; 143 and 130 stopped by SIGTERM and SIGINT, with a
+checkpoint, before the last step was saved and evaluated.
 """
 
 from collections.abc import Sequence
@@ -30,7 +28,7 @@ except ModuleNotFoundError as missing:
         "extra `train`: pip install 'prottrans_jax[train]'"
     )
 
-# TensorFlow only reads records here; its start-up notes are of no use to anybody.
+# TensorFlow only reads records here; its start-up messages are irrelevant.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _STARTED = time.perf_counter()
@@ -38,11 +36,15 @@ _STARTED = time.perf_counter()
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address",
     None,
-    "host:port of process 0 where several processes train together; 'auto' on a TPU "
-    "pod or under SLURM, where JAX finds it by itself.",
+    "host:port of process 0 in a run of several processes; 'auto' on a TPU pod or "
+    "under SLURM, where JAX detects it.",
 )
-_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Processes of the run.")
-_PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which one this is.")
+_PROCESS_COUNT = flags.DEFINE_integer(
+    "process_count", None, "Number of processes of the run."
+)
+_PROCESS_INDEX = flags.DEFINE_integer(
+    "process_index", None, "Index of this process, from 0."
+)
 _INIT_TIMEOUT = flags.DEFINE_integer(
     "initialization_timeout", 300, "Seconds to wait for all processes at the start."
 )
@@ -51,7 +53,7 @@ mains.define_run_flags()
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parses the configuration, trains, and says what to do next."""
+    """Parses the configuration, trains, and prints results and next steps."""
     if len(argv) > 1:
         raise building.UsageError(f"Unexpected argument {argv[1]!r}; see --help.")
     logging.use_absl_handler()
@@ -87,9 +89,9 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         raise building.UsageError(str(error)) from error
     try:
-        _say(summary)
+        _print_summary(summary)
         sys.stdout.flush()
-    except OSError as error:  # The run is done, whatever holds its standard output.
+    except OSError as error:  # The run is done all the same.
         logging.error("Standard output could not be written: %s.", error.strerror)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return summary.exit_code
@@ -102,24 +104,24 @@ def _tensorboard():
     return (event_files.EventWriter(directory / "tensorboard"),)
 
 
-# Metrics of an evaluation in the order they are printed in; each family has some.
+# Metrics of an evaluation in printed order; each family has some of them.
 _MEANINGS = {
     "loss": "loss over all targets (T5: most of it copying; ELECTRA: weighted sum)",
     "corrupted_loss": "loss at corrupted, masked or predicted positions",
-    "masked_loss": "  of these, hidden",
-    "substituted_loss": "  of these, another amino acid put in",
-    "kept_loss": "  of these, left as they were: can be copied",
-    "unigram_entropy": "unigram entropy: frequencies alone reach this",
-    "order_loss": "loss of the order of pairs; 0.6931 for a guess",
+    "masked_loss": "  at masked positions",
+    "substituted_loss": "  at positions with another amino acid",
+    "kept_loss": "  at unchanged positions, which can be copied",
+    "unigram_entropy": "unigram entropy: loss from residue frequencies alone",
+    "order_loss": "loss of the order of pairs; 0.6931 by chance",
     "discriminator_loss": "discriminator: was this token replaced?",
-    "discriminator_accuracy": "discriminator's share of right answers",
-    "always_original_accuracy": "  the same of always saying no",
-    "discriminator_replaced_accuracy": "  share that it finds of replaced tokens",
+    "discriminator_accuracy": "accuracy of the discriminator",
+    "always_original_accuracy": "  accuracy of always answering 'original'",
+    "discriminator_replaced_accuracy": "  share of replaced tokens that it detects",
     "targets_left_out": "share of targets beyond the queries of a row",
 }
 
 
-def _say(summary) -> None:
+def _print_summary(summary) -> None:
     total = time.perf_counter() - _STARTED
     print(f"\nStep {summary.step}. {total:.0f} s in all:", end=" ")
     seconds = {**summary.seconds, "start": total - sum(summary.seconds.values())}
@@ -136,7 +138,7 @@ def _say(summary) -> None:
     for problem in summary.problems:
         print(f"Warning     {problem}")
     if summary.exit_code:
-        print("Stopped by a signal. The same command goes on from here.")
+        print("Stopped by a signal. The same command resumes from here.")
     else:
         print(f"Next        {_more_steps(summary)}")
         print(
@@ -148,24 +150,24 @@ def _say(summary) -> None:
 
 
 def _more_steps(summary) -> str:
-    """How a finished run gets more steps."""
+    """How to train a finished run for more steps."""
     more = "--gin_bindings='TRAIN_STEPS = ...'"
     if not building.total_steps_shape_the_run():
-        return f"the same command with {more} goes on from here."
+        return f"the same command with {more} resumes from here."
     run_dir = summary.checkpoint.parent.parent
     lines = (
         f"the learning rate of this run ends at step {summary.step}: with more steps "
         "it is another run.",
-        f"Start that from these parameters: {more} --model_dir=NEW_DIR",
+        f"Start it from these parameters: {more} --model_dir=NEW_DIR",
         f"--gin_bindings=\"INITIAL_CHECKPOINT_PATH = '{run_dir}'\".",
-        f"Or go on here, along the schedule of the new total: the same with {more}",
+        f"Or resume here with the schedule of the new total: the same with {more}",
         "--gin_bindings='trainer.train.accept_config_changes = True'.",
     )
     return "\n            ".join(lines)
 
 
 def _task_of_own() -> str:
-    """The task on the user's own proteins with the objective of this run."""
+    """Name of the task for the user's own proteins, with this run's objective."""
     objective = str(building.build("%MIXTURE_OR_TASK_NAME")).partition("_")[2]
     return f"fasta_{objective}"
 

@@ -176,7 +176,7 @@ def test_file_that_includes_itself_is_refused(write):
         ("from prottrans_jax import partitionin", "Nearest: prottrans_jax.partition"),
         ("MODEL_PARALLEL = /tmp/x", "quotes"),
         ("MODEL_PARALLEL", "not gin syntax"),
-        ("Partitioner.model = @partitioning.SCHEMES", "no function"),
+        ("Partitioner.model = @partitioning.SCHEMES", "not a function"),
     ],
 )
 def test_mistake_says_where_and_what_is_nearest(write, binding, expected):
