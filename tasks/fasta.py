@@ -1,4 +1,4 @@
-"""The user's own sequences: `data_dir` is the folder that `prepare` made."""
+"""The user's own sequences: `data_dir` is a folder made by `prepare`."""
 
 from prottrans_jax.tasks import pretraining
 

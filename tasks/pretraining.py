@@ -1,4 +1,4 @@
-"""What the pre-training corpora have in common: every objective, on every corpus."""
+"""Registers every pre-training objective on every corpus."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ import seqio
 from prottrans_jax.data.seqio import preprocessors, record_source
 from prottrans_jax.proteins import vocabulary
 
-# Name after the corpus -> preprocessor, which knows its vocabulary.
+# Last part of the task's name -> preprocessor, which holds the vocabulary.
 OBJECTIVES: dict[str, Callable[[], preprocessors.Corrupt]] = {
     # T5
     # ProtT5's own
     "iid_denoise": preprocessors.iid_denoise,
-    # the same, random tokens drawn as the T5 library draws them
+    # the same, with random tokens drawn as in the T5 library
     "iid_denoise_all_ids": lambda: preprocessors.iid_denoise(random_tokens="all_ids"),
     "span_corruption": preprocessors.span_corruption,
     "span_corruption_length_1": lambda: preprocessors.span_corruption(

@@ -1,4 +1,4 @@
-"""The sample of Swiss-Prot that the package ships."""
+"""The sample of Swiss-Prot that is part of the package."""
 
 from prottrans_jax.tasks import pretraining
 

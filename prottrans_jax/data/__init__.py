@@ -3,7 +3,7 @@
   records     the folder format: prepared once, read at random
   corruption  one file for each way to hide residues: the host half of an objective
   rows        which pieces share a row and in which order; `loader.RowLoader`
-  seqio       tasks as SeqIO sees them
+  seqio       sources, vocabularies and preprocessors of SeqIO tasks
 
 With `tasks/` the only user of TensorFlow and SeqIO. May import files and proteins.
 """

@@ -1,7 +1,7 @@
-"""Causal language modelling: Transformer-XL's objective, each residue from the last.
+"""Corruption for causal language modelling, the objective of Transformer-XL.
 
-Rows go on in the next batch (`lanes`), so that a model with memories reads every
-protein whole, however long.
+Rows continue in the next batch (`lanes`), so that a model with memories reads whole
+proteins of any length.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ LAYOUT = streams.Layout(
 
 @dataclasses.dataclass(frozen=True)
 class NextToken:
-    """The next token from those before it (Dai et al. 2019).
+    """Predicts each token from the tokens before it (Dai et al. 2019).
 
-    A protein is one line of Transformer-XL's text, `<eos>` at its end. The same token
-    stands before its first residue, where the end of the line before would be, so that
-    this residue is predicted too. All targets weigh 1, `<eos>` included.
+    A protein corresponds to one line of Transformer-XL's text and ends with `<eos>`. It
+    also begins with `<eos>`, as the previous line would have ended, so that the first
+    residue is predicted too. All targets have weight 1, including `<eos>`.
 
     Example (ids of our ProtTXL: M 19, K 10, T 13, A 4, Y 18, `<eos>` 1):
 
@@ -63,11 +63,11 @@ class NextToken:
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces 1"]:
-        """As `streams.Corruption.num_tokens`: one more than residues."""
+        """As `streams.Corruption.num_tokens`: residues and `<eos>`."""
         return np.asarray(lengths, np.int64)[:, None] + 1
 
     def max_residues(self, *capacities: int) -> int:
-        """As `streams.Corruption.max_residues`; of no concern to lanes."""
+        """As `streams.Corruption.max_residues`; not used by lanes."""
         (length,) = capacities
         return streams.at_least_one(
             length - 1, f"{length} tokens have no room for one residue and <eos>"
@@ -79,7 +79,7 @@ class NextToken:
         lengths: streams.Lengths,
         keys: jaxtyping.UInt64[np.ndarray, " pieces"],
     ) -> streams.Stream:
-        """As `streams.Corruption.corrupt`; nothing is hidden, `keys` are not used."""
+        """As `streams.Corruption.corrupt`; hides nothing and ignores `keys`."""
         del keys
         if self.vocabulary.eos_id is None:
             raise ValueError(f"{self.vocabulary.name} has no <eos>.")

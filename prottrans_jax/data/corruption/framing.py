@@ -1,4 +1,4 @@
-"""`[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`: residues in BERT's special tokens."""
+"""Adds BERT's special tokens: `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`."""
 
 import dataclasses
 
@@ -9,20 +9,20 @@ from prottrans_jax.data.corruption import streams
 from prottrans_jax.data.rows import random_bits
 from prottrans_jax.proteins import vocabulary as vocabulary_lib
 
-# Streams of random bits within the key of a piece. Those of the corruption are others.
+# Random streams of a piece's key; `masking` uses other numbers.
 _CUT, _SWAP = 100, 101
 
 
 @dataclasses.dataclass(frozen=True)
 class Framed:
-    """Pieces end to end, with their special tokens.
+    """Concatenated pieces with their special tokens.
 
     Attributes:
       tokens: ids, [tokens] uint8.
       lengths: tokens of each piece.
-      places: in `tokens`, of each residue in the order it came.
-      parts: residues of each part that stays together, in that order: A, B, A, B ...
-      token_types: 0; 1 at the second part and its [SEP], [tokens].
+      places: index in `tokens` of each residue, in the order of the input.
+      parts: number of residues of each part: A and B of each piece in turn.
+      token_types: 1 for the second part and its [SEP], else 0, [tokens].
       order_targets: 1 at the [CLS] of a piece whose parts are swapped, [tokens].
       order_weights: 1 at the [CLS] of a piece that has two parts, [tokens].
     """
@@ -39,7 +39,7 @@ class Framed:
 def num_tokens(
     lengths: jaxtyping.Integer[np.ndarray, " pieces"], pairs: bool
 ) -> streams.Lengths:
-    """Tokens of pieces: 2 special ones, 3 where a piece is cut in two."""
+    """Tokens of each piece: its residues and 2 special tokens, or 3 for a pair."""
     lengths = np.asarray(lengths, np.int64)
     return lengths + 2 + (lengths >= 2) * pairs
 
@@ -55,8 +55,8 @@ def frame(
 ) -> Framed:
     """Puts pieces between their special tokens.
 
-    As pairs, a piece of two residues or more is cut in two, everywhere with the same
-    probability, and the later part comes first with `swap_probability`.
+    With `pairs`, a piece of two or more residues is cut into two parts at a uniformly
+    random place. The parts are swapped with `swap_probability`.
     """
     if vocabulary.cls_id is None or vocabulary.sep_id is None:
         raise ValueError(f"{vocabulary.name} has no [CLS] and [SEP].")

@@ -1,12 +1,11 @@
-"""What is hidden from the encoder and what the decoder must say: T5's objectives.
+"""Corruptions of T5 with independent noise: encoder inputs and decoder targets.
 
-One implementation in NumPy, over the residues of many pieces laid end to end, serves
-both the index path (`loader`) and SeqIO (`preprocessors`). Random draws depend on the
-key of the piece and the position in it alone, so a piece is corrupted the same way in
-whatever row, batch or host it turns up.
+One NumPy implementation over concatenated pieces serves both the index path (`loader`)
+and SeqIO (`preprocessors`). Random draws depend only on the key of the piece and the
+position in it, so a piece is corrupted in the same way in every row, batch and host.
 
-Both inputs and targets end with `</s>`, as SeqIO's `append_eos` and Hugging Face's
-tokenizer have it; `</s>` itself is never corrupted.
+Inputs and targets end with `</s>`, as with SeqIO's `append_eos` and Hugging Face's
+tokenizer; `</s>` itself is never corrupted.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ TARGETS = streams_lib.Layout(
     length="targets",
     prefix="decoder_",
     fields={
-        # The targets one place later: it needs no name of its own in an example.
+        # The targets shifted by one, so not a feature of SeqIO examples.
         "input_tokens": streams_lib.Field(np.int32),
         "target_tokens": streams_lib.Field(np.int32, task_feature="targets"),
         "loss_weights": streams_lib.Field(
@@ -40,13 +39,13 @@ TARGETS = streams_lib.Layout(
     },
 )
 
-# Streams of random bits within the key of a piece.
+# Random streams of a piece's key.
 _NOISE, _KIND, _TOKEN = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Corrupted:
-    """Pieces end to end, `</s>` included, as the model sees them.
+    """Concatenated pieces of the model's inputs and targets, including `</s>`.
 
     Attributes:
       inputs: ids for the encoder, [input_tokens] uint8.
@@ -68,8 +67,8 @@ class Corrupted:
     def streams(self) -> tuple[streams_lib.Stream, ...]:
         """As `streams.Pieces.streams`.
 
-        The decoder's input is its targets one place later, from pad (0) at the start of
-        each piece: no piece sees another's last token.
+        The decoder's input is its targets shifted right by one. Each piece starts with
+        pad (0), so that no piece sees the last token of another.
         """
         shifted = np.empty_like(self.targets)
         shifted[1:] = self.targets[:-1]
@@ -89,7 +88,7 @@ class Corrupted:
 
 
 class EncoderDecoder:
-    """Shared by all objectives of T5."""
+    """Shared by all corruptions of T5."""
 
     @property
     def layouts(self) -> tuple[streams_lib.Layout, ...]:
@@ -103,13 +102,13 @@ class EncoderDecoder:
 
     @property
     def predicted_specials(self) -> tuple[int, ...]:
-        """As `streams.Corruption.predicted_specials`: none where corrupted."""
+        """As `streams.Corruption.predicted_specials`: none are corrupted."""
         return ()
 
 
 @dataclasses.dataclass(frozen=True)
 class _TokenByToken(EncoderDecoder):
-    """Shared by the objectives that keep the length: target i is residue i."""
+    """Shared by the corruptions that keep the length: target i is residue i."""
 
     vocabulary: vocabulary_lib.Vocabulary = dataclasses.field(
         default=vocabulary_lib.PROT_T5, repr=False
@@ -122,7 +121,7 @@ class _TokenByToken(EncoderDecoder):
         if self.random_tokens not in ("amino_acids", "all_ids"):
             raise ValueError(
                 f"random_tokens={self.random_tokens!r} is neither 'amino_acids' "
-                "(another of the 20) nor 'all_ids' (any id from 3 on, as T5 draws)."
+                "(another of the 20) nor 'all_ids' (any id from 3 on, as in T5)."
             )
         for name in ("noise_density", "random_probability"):
             if not 0.0 <= getattr(self, name) < 1.0:
@@ -131,7 +130,7 @@ class _TokenByToken(EncoderDecoder):
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces 2"]:
-        """As `streams.Corruption.num_tokens`: one more than residues, in both."""
+        """As `streams.Corruption.num_tokens`: residues and `</s>`, in both streams."""
         return np.repeat(np.asarray(lengths, np.int64)[:, None] + 1, 2, axis=1)
 
     def max_residues(self, *capacities: int) -> int:
@@ -149,7 +148,7 @@ class _TokenByToken(EncoderDecoder):
     ) -> Corrupted:
         """As `streams.Corruption.corrupt`."""
         eos = eos_id(self.vocabulary)
-        ends = np.cumsum(lengths + 1) - 1  # of each piece, where its </s> stands
+        ends = np.cumsum(lengths + 1) - 1  # index of each piece's </s>
         targets = np.full(len(residues) + len(lengths), eos, np.uint8)
         is_residue = np.ones(len(targets), bool)
         is_residue[ends] = False
@@ -164,11 +163,11 @@ class _TokenByToken(EncoderDecoder):
         )
         if self.random_probability:
             kind = random_bits.fold(random_bits.fold(tokens_key, _KIND), position)
-            chosen = kind < random_bits.threshold(self.random_probability)
+            substituted = kind < random_bits.threshold(self.random_probability)
             bits = random_bits.fold(
-                random_bits.fold(tokens_key[chosen], _TOKEN), position[chosen]
+                random_bits.fold(tokens_key[substituted], _TOKEN), position[substituted]
             )
-            replacement[chosen] = self._random(originals[chosen], bits)
+            replacement[substituted] = self._random(originals[substituted], bits)
         inputs[tokens] = replacement
         corrupted[tokens] = np.where(
             replacement == self.vocabulary.sentinel_id(0),
@@ -192,10 +191,10 @@ class _TokenByToken(EncoderDecoder):
     def _noise(
         self, targets: np.ndarray, ends: np.ndarray, lengths: Lengths, keys: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Indices of the noise tokens; of each, its piece's key and its position."""
+        """Index of each noise token, the key of its piece and its position there."""
         sizes = lengths + 1
         starts = ends - lengths
-        # fold(fold(key, _NOISE), position), with the product of fold() taken per piece.
+        # fold(fold(key, _NOISE), position), with one multiplication per piece.
         counter = np.arange(1, len(targets) + 1, dtype=np.uint64)
         counter *= random_bits.GOLDEN
         base = random_bits.fold(keys, _NOISE)
@@ -219,14 +218,14 @@ class _TokenByToken(EncoderDecoder):
 
 @dataclasses.dataclass(frozen=True)
 class IidDenoise(_TokenByToken):
-    """ProtT5's own objective: T5's iid_15_r10s90_f (facts of the model cards).
+    """Corruption of ProtT5: T5's iid_15_r10s90_f (from the model cards).
 
     Each residue is noise with probability 0.15. Of the noise, 90 % becomes
-    `<extra_id_0>` (127), always the same, 10 % a different one of the 20 amino acids,
-    uniformly. Target: the whole original. No share of the noise is kept as it is.
+    `<extra_id_0>` (127, always the same) and 10 % another of the 20 amino acids, drawn
+    uniformly. The target is the whole original. No noise is left unchanged.
 
-    `random_tokens="all_ids"` draws as the T5 library does, uniformly from [3, 128):
-    four of five draws are then sentinels. What the published run did is not known.
+    `random_tokens="all_ids"` draws like the T5 library, uniformly from [3, 128): four
+    of five draws are then sentinels. Which one the published run used is not known.
 
     Example (ids of ProtT5: M 19, K 14, T 11, A 3, Y 18):
 
@@ -247,11 +246,11 @@ class IidDenoise(_TokenByToken):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedReconstruction(_TokenByToken):
-    """The whole original as target, but loss only where the input was hidden.
+    """The target is the whole original, but only hidden positions have a loss.
 
-    All noise becomes `<extra_id_0>`, as in the authors' EvoTuning notebook; with
-    `random_probability` above 0 substituted residues are learned too. Targets that
-    were left intact, and `</s>`, weigh nothing: none of the loss is copying.
+    All noise becomes `<extra_id_0>`, as in the authors' EvoTuning notebook. With
+    `random_probability` above 0, substituted residues have a loss too. Intact
+    positions and `</s>` have weight 0, so that copying earns nothing.
 
     Example:
 
@@ -276,12 +275,14 @@ class MaskedReconstruction(_TokenByToken):
 def eos_id(vocabulary: vocabulary_lib.Vocabulary) -> int:
     """Id of `</s>`, which every piece of T5 ends with."""
     if vocabulary.eos_id is None:
-        raise ValueError(f"{vocabulary.name} has no </s>: it is no vocabulary for T5.")
+        raise ValueError(
+            f"{vocabulary.name} has no </s>: it is not a vocabulary for T5."
+        )
     return vocabulary.eos_id
 
 
 def at_least_one(residues: int, inputs_length: int, targets_length: int) -> int:
-    """`residues`, if rows of these lengths hold one at least."""
+    """Returns `residues`; ValueError if rows of these lengths cannot hold one."""
     return streams_lib.at_least_one(
         residues,
         f"{inputs_length} inputs and {targets_length} targets have no room for one "

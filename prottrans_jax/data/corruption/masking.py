@@ -1,8 +1,8 @@
-"""Masked language modelling: BERT's objective, for BERT, ALBERT and ELECTRA.
+"""Corruption for masked language modelling, for BERT, ALBERT and ELECTRA.
 
-Some residues are picked, each becomes `[MASK]`, another amino acid, or stays; the model
-is to name them all. Special tokens are never picked. Draws depend on the key of the
-piece and the position in it alone, as in `corruption`.
+Some residues are picked. Each of them becomes `[MASK]`, another amino acid, or stays as
+it is; the model predicts all of them. Special tokens are never picked. Random draws
+depend only on the key of the piece and the position in it, as in `iid_noise`.
 """
 
 import dataclasses
@@ -33,27 +33,27 @@ LAYOUT = streams.Layout(
     },
 )
 
-# Streams of random bits within the key of a piece.
+# Random streams of a piece's key.
 _PICK, _KIND, _TOKEN, _NGRAM = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenMasking:
-    """BERT's masked language model (Devlin et al. 2019, section 3.1), as ProtBert's.
+    """Masking of BERT (Devlin et al. 2019, section 3.1), as for ProtBert.
 
-    Each residue is picked with probability 0.15, by itself; BERT's script picks exactly
-    that share of each piece. Of the picked, 80 % become [MASK], 10 % another of the 20
-    amino acids ("a random amino acid different from the one they replace", model cards
-    of prot_bert), 10 % stay. All picked weigh 1 in the loss, whatever became of them.
+    Each residue is picked independently with probability 0.15; BERT's script picks
+    exactly that share of each piece. Of the picked residues, 80 % become [MASK], 10 %
+    another of the 20 amino acids ("a random amino acid different from the one they
+    replace", model cards of prot_bert) and 10 % stay. All have weight 1 in the loss.
 
-    `pairs` gives `[CLS] A [SEP] B [SEP]`. The model cards state this form, no next-
-    sentence prediction, and that each protein was a document of its own; which two
-    sequences stood together they do not say. Here A and B are the two parts of one
-    piece, cut at a random place. With `swap_probability` the later part comes first:
-    the label of sentence-order prediction (Lan et al. 2020, section 3.1), which a model
-    may leave alone.
+    `pairs` gives `[CLS] A [SEP] B [SEP]`. The model cards state this form, that there
+    was no next-sentence prediction, and that each protein was a document of its own;
+    they do not say which two sequences made a pair. Here A and B are the two parts of
+    one piece, cut at a random place. They are swapped with `swap_probability`, which is
+    the label of sentence-order prediction (Lan et al. 2020, section 3.1). A model may
+    ignore it.
 
-    `max_ngram` above 1 picks runs of residues as ALBERT does, see `ngrams`.
+    `max_ngram` above 1 picks runs of residues as in ALBERT, see `ngrams`.
 
     Example ([CLS] 2, [SEP] 3, [MASK] 4):
 
@@ -132,7 +132,7 @@ class TokenMasking:
         (length,) = capacities
         longest = length - 2
         if self.pairs and longest > 1:
-            # The second [SEP]; what is too short for it is not cut in two.
+            # Space for the second [SEP]; pieces of one residue have none.
             longest = max(length - 3, 1)
         return streams.at_least_one(
             longest,
@@ -160,7 +160,7 @@ class TokenMasking:
         keys = np.repeat(keys, lengths)[picked]
         originals = residues[picked]
 
-        # Uniform in [0, 2**64): below the first limit masked, below the second another.
+        # Uniform in [0, 2**64): masked below the first limit, kept from the second on.
         kind = random_bits.fold(random_bits.fold(keys, _KIND), position)
         masked = kind < _limit(self.mask_probability)
         kept = kind >= _limit(self.mask_probability + self.random_probability)
@@ -203,16 +203,16 @@ class TokenMasking:
         parts: np.ndarray,
         keys: np.ndarray,
     ) -> jaxtyping.Bool[np.ndarray, " residues"]:
-        by_residue = np.repeat(keys, lengths)
-        bits = random_bits.fold(random_bits.fold(by_residue, _PICK), position)
+        residue_keys = np.repeat(keys, lengths)
+        bits = random_bits.fold(random_bits.fold(residue_keys, _PICK), position)
         if self.max_ngram == 1:
             return bits < random_bits.threshold(self.noise_density)
-        sizes = random_bits.fold(random_bits.fold(by_residue, _NGRAM), position)
+        sizes = random_bits.fold(random_bits.fold(residue_keys, _NGRAM), position)
         return ngrams.pick(bits, sizes, parts, self.noise_density, self.max_ngram)
 
 
 def _limit(probability: float) -> np.uint64:
-    """As `random_bits.threshold`, but 1 is allowed: nothing reaches the limit."""
+    """As `random_bits.threshold`, but a probability of 1 is allowed."""
     if probability >= 1.0:
         return np.uint64(2**64 - 1)
     return random_bits.threshold(probability)

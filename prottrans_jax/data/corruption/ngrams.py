@@ -1,9 +1,9 @@
-"""Runs of residues that are picked together: ALBERT's n-gram masking.
+"""Picks runs of residues: ALBERT's n-gram masking.
 
-Lan et al. 2020, section 4.1: the length of a run is n with probability proportional to
-1 / n, n from 1 to 3. Here a run begins at each residue that is not inside one with a
-probability such that the wanted share of residues is covered; ALBERT's script draws
-places until exactly that share is.
+A run has length n, 1 <= n <= 3, with probability proportional to 1 / n (Lan et al.
+2020, section 4.1). Here a run begins at each uncovered residue with such a probability
+that the expected share of residues is covered; ALBERT's script draws places until
+exactly that share is covered.
 """
 
 import fractions
@@ -16,7 +16,7 @@ from prottrans_jax.data.rows import random_bits
 
 
 def length_limits(max_length: int) -> np.ndarray:
-    """[max_length - 1] uint64: bits below the i-th, not below the one before: i + 1."""
+    """Upper limits of the bits for lengths 1 .. max_length - 1, [max_length - 1]."""
     weights = (fractions.Fraction(1, n) for n in range(1, max_length + 1))
     sums = list(itertools.accumulate(weights))
     return np.array([int(s / sums[-1] * 2**64) for s in sums[:-1]], np.uint64)
@@ -41,33 +41,33 @@ def pick(
     share: float,
     max_length: int,
 ) -> jaxtyping.Bool[np.ndarray, " residues"]:
-    """Which residues lie in a run. Runs end with the part that they are in.
+    """Marks the residues that lie in a run. A run does not cross the end of a part.
 
     Args:
-      bits: whether a run would begin at each residue, were it free.
-      size_bits: how long that run would be.
-      parts: residues of each part, end to end.
-      share: of the residues that runs cover, but for the ends of parts.
-      max_length: longest run.
+      bits: random bits that decide whether a run may begin at each residue.
+      size_bits: random bits that decide the length of this run.
+      parts: number of residues of each part.
+      share: expected share of covered residues, except near the ends of parts.
+      max_length: length of the longest run.
     """
-    # Of a residue that is free and the run it may begin, share * cycle is covered:
+    # A free residue begins a run with probability p, so that
     # share = p mean / (p mean + 1 - p).
     mean = mean_length(max_length)
-    begins_here = share / (share + mean * (1.0 - share))
-    wanted = bits < random_bits.threshold(begins_here)
+    begin_probability = share / (share + mean * (1.0 - share))
+    candidates = bits < random_bits.threshold(begin_probability)
     sizes = lengths_from(size_bits, max_length)
     ends = np.repeat(np.cumsum(parts), parts)
     last = np.minimum(np.arange(len(bits)) + sizes, ends)  # excluded
     sizes = last - np.arange(len(bits))
-    # A run begins where it is wanted and no run from before reaches: settled from left
-    # to right, each turn all at once.
-    begins = wanted
+    # A run begins at a candidate that no earlier run covers. Each iteration decides all
+    # candidates at once; decisions become final from left to right.
+    begins = candidates
     while True:
         covered = np.zeros(len(bits), bool)
         for back in range(1, max_length):
             covered[back:] |= (begins & (sizes > back))[:-back]
-        settled = wanted & ~covered
-        if (settled == begins).all():
+        uncovered = candidates & ~covered
+        if (uncovered == begins).all():
             break
-        begins = settled
+        begins = uncovered
     return begins | covered

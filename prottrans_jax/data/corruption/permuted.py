@@ -1,9 +1,9 @@
-"""Permutation language modelling: XLNet's objective.
+"""Corruption for permutation language modelling, the objective of XLNet.
 
-Nothing is hidden in the input. Some residues are to be predicted, one after another in
-a random order: each from all that are not predicted and those that come before it in
-that order. Which those are is one number a token, `factorization_ranks`, from which the
-model makes its attention masks.
+Nothing is hidden in the input. Some residues are predicted in a random order, each from
+the context (the residues that are not predicted) and the predicted residues before it
+in that order. The feature `factorization_ranks` holds this order, one number per token;
+the model derives its attention masks from it.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ LAYOUT = streams.Layout(
 # Token types of XLNet: first sequence (its <sep> too), second sequence, <cls>.
 _CLS_TYPE = 2
 
-# Streams of random bits within the key of a piece.
+# Random streams of a piece's key.
 _SIZE, _OFFSET, _PHASE, _RANK = range(4)
 
 
@@ -46,24 +46,24 @@ _SIZE, _OFFSET, _PHASE, _RANK = range(4)
 class PermutationTargets:
     """XLNet's partial prediction (Yang et al. 2019, section 2.3 and appendix).
 
-    A piece is `A <sep> <cls>`, as ProtXLNet's tokenizer has it. It is gone through in
-    stretches of K n residues; in each a run of n consecutive ones, anywhere in it, is
-    predicted: 1 / K of all. n is from 1 to `max_span` with probability proportional to
-    1 / n, as in XLNet's script, whose options are these defaults. The first stretch
-    begins before the piece, so that no place is special; the script's adds single
-    tokens until exactly 85 of 512 are predicted. Special tokens never are. What
-    ProtXLNet had is not known.
+    A piece is `A <sep> <cls>`, as made by ProtXLNet's tokenizer. It is divided into
+    stretches of K n residues. In each stretch a run of n consecutive residues at a
+    random place is predicted, so 1 / K of all residues. n is from 1 to `max_span` with
+    probability proportional to 1 / n, as in XLNet's script, whose options are the
+    defaults here. The first stretch begins before the piece, so that all positions are
+    equivalent; XLNet's script adds single tokens until exactly 85 of 512 are predicted.
+    Special tokens are never predicted. The settings of ProtXLNet are not known.
 
-    Ranks count from 0 in each piece, all orders equally likely. Token i's query sees
-    token j of its piece if j is context or has the lower rank.
+    Ranks count from 0 in each piece; all orders are equally likely. Token i's query
+    sees token j of its piece if j is context or has a lower rank.
 
-    `lanes` makes rows that go on in the next batch, for memories: a row of proteins end
-    to end, and what a row holds of a protein is predicted given the memory of what came
-    before. XLNet's script remembers one half of each row (`reuse_len`) and shows the
-    other half again; here every residue comes once.
+    `lanes` makes rows that continue in the next batch, for models with memories: a row
+    holds concatenated proteins, and its part of a protein is predicted given the memory
+    of the earlier part. XLNet's script remembers one half of each row (`reuse_len`) and
+    shows the other half again; here every residue comes once.
 
-    Example (<sep> 4, <cls> 3). The last K is predicted from what is context, Y from
-    that and K, A from that and both.
+    Example (<sep> 4, <cls> 3). The last K is predicted from the context, Y from the
+    context and K, A from the context, K and Y.
 
       >>> from prottrans_jax.proteins import vocabulary
       >>> ids = vocabulary.PROT_XLNET.encode("MKTAYIAKQRQISFVK").astype(np.uint8)
@@ -107,7 +107,7 @@ class PermutationTargets:
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces 1"]:
-        """As `streams.Corruption.num_tokens`: two more than residues."""
+        """As `streams.Corruption.num_tokens`: residues, `<sep>` and `<cls>`."""
         return np.asarray(lengths, np.int64)[:, None] + 2
 
     def max_residues(self, *capacities: int) -> int:
@@ -123,7 +123,7 @@ class PermutationTargets:
         lengths: streams.Lengths,
         keys: jaxtyping.UInt64[np.ndarray, " pieces"],
     ) -> streams.Stream:
-        """As `streams.Corruption.corrupt`; the input is left as it is."""
+        """As `streams.Corruption.corrupt`; leaves the input unchanged."""
         if self.vocabulary.cls_id is None or self.vocabulary.sep_id is None:
             raise ValueError(f"{self.vocabulary.name} has no <cls> and <sep>.")
         lengths = np.asarray(lengths, np.int64)
@@ -155,9 +155,9 @@ class PermutationTargets:
     def predicted(
         self, lengths: streams.Lengths, keys: jaxtyping.UInt64[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, " predicted"]:
-        """Residues that are predicted, counted over all pieces end to end, rising."""
-        # So many stretches reach over the end even if all are of the shortest kind and
-        # the first lies before the beginning.
+        """Indices of the predicted residues in the concatenated pieces, ascending."""
+        # Enough stretches to cover the piece, even if all have the minimum length and
+        # the first one lies before the piece.
         stretches = lengths // self.inverse_fraction + 2
         number = streams.ordinals(stretches)
         piece = np.repeat(np.arange(len(lengths)), stretches)
@@ -169,20 +169,20 @@ class PermutationTargets:
         stretch = size * self.inverse_fraction
         begins = np.cumsum(stretch) - stretch
         first = np.cumsum(stretches) - stretches
-        # From the first stretch a random number of residues is cut off.
+        # A random number of residues is cut off the first stretch.
         phase = random_bits.below(random_bits.fold(keys, _PHASE), stretch[first])
         begins -= np.repeat(begins[first] + phase, stretches)
         offset = random_bits.below(draw(_OFFSET), stretch - size + 1)
         place = np.repeat(begins + offset, size) + streams.ordinals(size)
-        of = np.repeat(piece, size)
-        inside = (place >= 0) & (place < lengths[of])
-        return (place + (np.cumsum(lengths) - lengths)[of])[inside]
+        place_piece = np.repeat(piece, size)
+        inside = (place >= 0) & (place < lengths[place_piece])
+        return (place + (np.cumsum(lengths) - lengths)[place_piece])[inside]
 
 
 def _ranks(
     predicted: np.ndarray, lengths: streams.Lengths, keys: np.ndarray
 ) -> jaxtyping.Int64[np.ndarray, " predicted"]:
-    """Place of each predicted residue in the random order of those of its piece."""
+    """Rank of each predicted residue in the random order of its piece."""
     ends = np.cumsum(lengths)
     piece = np.searchsorted(ends, predicted, side="right")
     position = predicted - (ends - lengths)[piece]

@@ -1,4 +1,4 @@
-"""T5's span corruption: spans cut out of the input, and listed in the target."""
+"""T5's span corruption: spans move from the input to the target."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from prottrans_jax.data.corruption import iid_noise, position_kinds, streams
 from prottrans_jax.data.rows import random_bits
 from prottrans_jax.proteins import vocabulary as vocabulary_lib
 
-# Streams of random bits within the key of a piece; `corruption` has those before.
+# Random streams of a piece's key; `iid_noise` uses 0 to 2.
 _NOISE_SPANS, _REST_SPANS = 3, 4
 
 
@@ -17,12 +17,12 @@ _NOISE_SPANS, _REST_SPANS = 3, 4
 class SpanCorruption(iid_noise.EncoderDecoder):
     """T5's span corruption (Raffel et al. 2020, section 3.1.4).
 
-    Counts are functions of the length alone, as `random_spans_noise_mask` of the T5
-    library has them (rounding in float32, half to even): noise = round(0.15 length),
-    but from 1 to length - 1; spans = max(1, round(noise / mean_span_length)). Noise and
-    the rest are cut into that many non-empty spans each, all ways equally likely, and
-    alternate, the rest first. Span k becomes `<extra_id_k>` (127 - k) in the inputs;
-    the targets are `<extra_id_0>` span 0 `<extra_id_1>` span 1 ... `</s>`.
+    Counts depend only on the length, as in `random_spans_noise_mask` of the T5 library
+    (rounding in float32, half to even): noise = round(0.15 length), clipped to 1 ..
+    length - 1; spans = max(1, round(noise / mean_span_length)). Noise and the rest are
+    each cut into that many non-empty spans, all ways equally likely. They alternate,
+    starting with the rest. Span k becomes `<extra_id_k>` (127 - k) in the inputs; the
+    targets are `<extra_id_0>` span 0 `<extra_id_1>` span 1 ... `</s>`.
 
     A piece of one residue has no noise: its target is `<extra_id_0> </s>`, as in T5.
 
@@ -56,7 +56,7 @@ class SpanCorruption(iid_noise.EncoderDecoder):
         noise = np.clip(noise.astype(np.int64), 1, padded - 1)
         spans = np.round(noise.astype(np.float32) / np.float32(self.mean_span_length))
         spans = np.maximum(spans.astype(np.int64), 1)
-        # With fewer residues left than spans there is no way to alternate.
+        # Alternation needs at least as many other residues as spans.
         spans = np.minimum(spans, padded - noise)
         return np.where(lengths < 2, 0, noise), np.where(lengths < 2, lengths, spans)
 
@@ -70,13 +70,13 @@ class SpanCorruption(iid_noise.EncoderDecoder):
         return np.stack([lengths - noise + in_inputs + 1, noise + spans + 1], axis=1)
 
     def max_residues(self, *capacities: int) -> int:
-        """As `streams.Corruption.max_residues`; the sentinels suffice for it."""
+        """As `streams.Corruption.max_residues`; the sentinels must suffice."""
         inputs_length, targets_length = capacities
         limit = 2 * (inputs_length + targets_length)
         lengths = np.arange(limit + 1)
         fits = (self.num_tokens(lengths) <= [inputs_length, targets_length]).all(1)
         fits &= self.counts(lengths)[1] <= self.vocabulary.num_sentinels
-        # The longest up to which all fit: rounding makes lengths fall now and then.
+        # All shorter pieces fit too. `fits` is not monotonic, because of the rounding.
         longest = limit if fits.all() else int(np.argmin(fits)) - 1
         return iid_noise.at_least_one(longest, inputs_length, targets_length)
 
@@ -91,21 +91,25 @@ class SpanCorruption(iid_noise.EncoderDecoder):
         if spans.size and spans.max() > self.vocabulary.num_sentinels:
             raise ValueError(
                 f"{lengths[spans.argmax()]} residues make {spans.max()} spans, "
-                f"{self.vocabulary.name} has {self.vocabulary.num_sentinels} "
+                f"but {self.vocabulary.name} has {self.vocabulary.num_sentinels} "
                 "sentinels. Cut into shorter pieces."
             )
-        many = lengths >= 2
-        # A piece is spans of (rest, sentinel, noise), then </s>. One of fewer than two
-        # residues is a single span that lacks what it has nothing to fill with.
+        has_noise = lengths >= 2
+        # A piece is spans of (rest, sentinel, noise), then </s>. With fewer than two
+        # residues it is one span, with empty parts omitted.
         spans = np.maximum(spans, 1)
         ends = np.cumsum(spans)
         runs = np.zeros((int(spans.sum()), 4), np.int64)
         piece = np.repeat(np.arange(len(lengths)), spans)
         runs[:, 0] = runs[:, 1] = np.minimum(lengths, 1)[piece]
-        inside = many[piece]
+        inside = has_noise[piece]
         rest = lengths - noise
-        runs[inside, 0] = _segment(rest[many], spans[many], keys[many], _REST_SPANS)
-        runs[inside, 2] = _segment(noise[many], spans[many], keys[many], _NOISE_SPANS)
+        runs[inside, 0] = _segment(
+            rest[has_noise], spans[has_noise], keys[has_noise], _REST_SPANS
+        )
+        runs[inside, 2] = _segment(
+            noise[has_noise], spans[has_noise], keys[has_noise], _NOISE_SPANS
+        )
         runs[ends - 1, 3] = 1
 
         kind = np.repeat(np.tile(np.arange(4), len(runs)), runs.reshape(-1))
@@ -118,7 +122,7 @@ class SpanCorruption(iid_noise.EncoderDecoder):
             self.vocabulary.sentinel_id(0) - number, runs[:, 1]
         )
         tokens[is_eos] = iid_noise.eos_id(self.vocabulary)
-        # T5 shows the only residue of a piece: nothing is hidden, nothing marks it.
+        # The only residue of a piece is not hidden, so the inputs have no sentinel.
         shown = is_sentinel.copy()
         shown[is_sentinel] = np.repeat(inside, runs[:, 1])
         in_targets = ~is_rest
@@ -141,14 +145,14 @@ def _segment(
     keys: jaxtyping.UInt64[np.ndarray, " pieces"],
     stream: int,
 ) -> jaxtyping.Int64[np.ndarray, " segments"]:
-    """Cuts `items` of each piece into `segments` non-empty parts, all ways alike.
+    """Cuts `items` of each piece into `segments` non-empty parts, uniformly at random.
 
     Returns:
-      streams.Lengths of the parts, piece after piece.
+      Lengths of the parts, piece by piece.
     """
-    # Of the items - 1 places to cut at, those with the smallest random numbers. One
-    # sort for all: piece (20 bits), random (28), place (16), so that ties are settled
-    # alike on every machine.
+    # Cuts at those of the items - 1 places that have the smallest random numbers. All
+    # pieces are sorted at once by piece (20 bits), random bits (28) and place (16), so
+    # that ties are resolved in the same way on every machine.
     places = items - 1
     if len(items) >= 1 << 20 or (items.size and items.max() >= 1 << 16):
         raise ValueError(

@@ -29,7 +29,7 @@ class Field:
     Attributes:
       dtype: in a batch.
       fill: value where there is no token.
-      task_feature: what it is called in examples of SeqIO; "": it is not among them.
+      task_feature: name in SeqIO examples; "" if it is not part of them.
     """
 
     dtype: Any
@@ -42,9 +42,9 @@ class Layout:
     """Features that share a length.
 
     Attributes:
-      length: name of that length in `feature_lengths`, as "inputs".
-      fields: by name. Two come of themselves: `segment_ids` (0 is padding, 1 .. the
-        pieces of the row) and `positions` (from 0 in each piece).
+      length: name of that length in `feature_lengths`, e.g. "inputs".
+      fields: by name. Every stream also has `segment_ids` (0 for padding, else the
+        number of the piece, from 1) and `positions` (from 0 in each piece).
       prefix: of the names of all features in a batch.
     """
 
@@ -65,10 +65,10 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Pieces end to end.
+    """Concatenated pieces.
 
     Attributes:
-      layout: whose fields `values` has.
+      layout: describes the fields in `values`.
       lengths: tokens of each piece.
       values: of every field, [tokens].
     """
@@ -83,20 +83,20 @@ class Stream:
 
     @property
     def streams(self) -> tuple["Stream", ...]:
-        """As `Pieces.streams`: this is the only one."""
+        """As `Pieces.streams`: only this stream."""
         return (self,)
 
     def take(self, first: Lengths, count: Lengths) -> "Stream":
-        """Of each piece the `count` tokens from number `first` on."""
+        """The `count` tokens from number `first` on, for each piece."""
         begins = np.cumsum(self.lengths) - self.lengths + first
-        at = _ranges(begins, count)
+        tokens = _ranges(begins, count)
         return Stream(
-            self.layout, count, {name: v[at] for name, v in self.values.items()}
+            self.layout, count, {name: v[tokens] for name, v in self.values.items()}
         )
 
 
 class Pieces(Protocol):
-    """What `Corruption.corrupt` returns."""
+    """Corrupted pieces, returned by `Corruption.corrupt`."""
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -112,33 +112,33 @@ class Corruption(Protocol):
 
     @property
     def vocabulary(self) -> vocabulary_lib.Vocabulary:
-        """Whose ids these are."""
+        """The vocabulary of all ids."""
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
-        """Of the streams, in their order."""
+        """Layouts of the streams, in their order."""
 
     @property
     def in_lanes(self) -> bool:
-        """Whether row b of a batch goes on where row b of the last one ended."""
+        """Whether row b of a batch continues row b of the previous batch."""
 
     @property
     def predicted_specials(self) -> tuple[int, ...]:
-        """Ids that stand once among what is predicted of each piece, besides residues.
+        """Ids of special tokens that are predicted once per piece.
 
-        They count in the unigram entropy that the losses are compared with.
+        They count in the unigram entropy with which losses are compared.
         """
 
     def num_tokens(
         self, lengths: jaxtyping.Integer[np.ndarray, " pieces"]
     ) -> jaxtyping.Int64[np.ndarray, "pieces streams"]:
-        """Tokens in each stream of pieces of `lengths` residues, special ones too."""
+        """Tokens of pieces in each stream, including special tokens."""
 
     def max_residues(self, *capacities: int) -> int:
-        """Residues of the longest piece that fits into rows of so many tokens.
+        """Residues of the longest piece that fits into rows of `capacities` tokens.
 
         Raises:
-          ValueError: not even one does.
+          ValueError: no residue fits.
         """
 
     def corrupt(
@@ -147,26 +147,31 @@ class Corruption(Protocol):
         lengths: Lengths,
         keys: jaxtyping.UInt64[np.ndarray, " pieces"],
     ) -> Pieces:
-        """Makes tokens of pieces laid end to end.
+        """Turns concatenated pieces into tokens.
 
         Args:
           residues: ids of all pieces.
           lengths: residues of each piece.
-          keys: stream of random bits of each piece.
+          keys: key of the random bits of each piece.
         """
 
 
 def merge(
     parts: list[tuple[Stream, ...]], order: list[np.ndarray]
 ) -> tuple[Stream, ...]:
-    """Merges pieces of several corruptions; part p's i-th piece goes to order[p][i]."""
+    """Merges pieces of several corruptions.
+
+    Args:
+      parts: streams of each corruption.
+      order: order[p][i] is the place of piece i of part p in the result.
+    """
     place = np.argsort(np.concatenate(order), kind="stable")
     merged = []
     for streams in zip(*parts, strict=True):
         lengths = np.concatenate([s.lengths for s in streams])
-        at = _ranges((np.cumsum(lengths) - lengths)[place], lengths[place])
+        tokens = _ranges((np.cumsum(lengths) - lengths)[place], lengths[place])
         values = {
-            name: np.concatenate([s.values[name] for s in streams])[at]
+            name: np.concatenate([s.values[name] for s in streams])[tokens]
             for name in streams[0].layout.fields
         }
         merged.append(Stream(streams[0].layout, lengths[place], values))
@@ -174,18 +179,18 @@ def merge(
 
 
 def ordinals(counts: Lengths) -> jaxtyping.Int64[np.ndarray, " total"]:
-    """0 .. count - 1 for each of `counts`, end to end."""
+    """0 .. count - 1 for each of `counts`, concatenated."""
     return _ranges(np.zeros(len(counts), np.int64), counts)
 
 
 def at_least_one(residues: int, capacities: str) -> int:
-    """`residues`, which must be 1 or more for rows of `capacities` to hold anything."""
+    """Returns `residues`; ValueError("rows of ...") if it is below 1."""
     if residues < 1:
         raise ValueError(f"rows of {capacities}.")
     return residues
 
 
 def _ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """begin .. begin + count - 1 for each, end to end."""
+    """begin .. begin + count - 1 for each, concatenated."""
     before = np.cumsum(counts) - counts
     return np.arange(int(counts.sum())) + np.repeat(begins - before, counts)

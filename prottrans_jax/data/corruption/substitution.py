@@ -1,4 +1,4 @@
-"""Another amino acid in the place of one: the random share of every corruption."""
+"""Random substitution of amino acids, shared by the corruptions."""
 
 import jaxtyping
 import numpy as np
@@ -12,18 +12,18 @@ def another_amino_acid(
     originals: jaxtyping.UInt8[np.ndarray, " count"],
     bits: jaxtyping.UInt64[np.ndarray, " count"],
 ) -> jaxtyping.Int32[np.ndarray, " count"]:
-    """One of the 19 others, evenly; instead of X, one of all 20.
+    """Draws uniformly from the 19 other amino acids; for X, from all 20.
 
     Args:
-      vocabulary: whose ids these are.
-      originals: what is replaced.
-      bits: of each its random bits.
+      vocabulary: the vocabulary of the ids.
+      originals: ids to be replaced.
+      bits: random bits of each id.
     """
     amino_acids = vocabulary.residue_ids
     count = len(amino_acids)
     rank = np.full(vocabulary.size, count)
     rank[amino_acids] = np.arange(count)
     rank = rank[originals]
-    known = rank < count
-    draw = random_bits.below(bits, np.where(known, count - 1, count))
-    return amino_acids[np.where(known, (rank + 1 + draw) % count, draw)]
+    is_standard = rank < count
+    draw = random_bits.below(bits, np.where(is_standard, count - 1, count))
+    return amino_acids[np.where(is_standard, (rank + 1 + draw) % count, draw)]

@@ -1,4 +1,4 @@
-"""From corrupted pieces to the arrays of a batch."""
+"""Assembles corrupted pieces into the arrays of a batch."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -11,11 +11,11 @@ from prottrans_jax.data.corruption import streams
 
 @dataclasses.dataclass(frozen=True)
 class Numbering:
-    """Where it is not simply the row's first piece, second piece ..., each from 0.
+    """Numbers of segments and positions that do not start with the row.
 
     Attributes:
       segment: number of each piece, 1 or more.
-      position: of the first token of each piece.
+      position: position of the first token of each piece.
     """
 
     segment: streams.Lengths
@@ -34,18 +34,18 @@ def feature_shapes(
 
 
 def assemble(
-    made: Sequence[streams.Stream],
+    corrupted: Sequence[streams.Stream],
     splits: jaxtyping.Int64[np.ndarray, " rows_plus_1"],
     row_lengths: Sequence[int],
     numbering: Numbering | None = None,
 ) -> dict[str, np.ndarray]:
-    """Lays pieces side by side into rows.
+    """Puts pieces one after another into rows.
 
     Args:
-      made: corrupted pieces in the order of their rows, every stream of them.
+      corrupted: every stream of the corrupted pieces, in the order of their rows.
       splits: pieces of row i are splits[i] .. splits[i + 1] - 1.
       row_lengths: tokens of a row in each stream.
-      numbering: of segments and positions, if not from the start of each row.
+      numbering: numbers of segments and positions; None: from the start of each row.
 
     Returns:
       The features of all streams, each [rows, length].
@@ -56,7 +56,7 @@ def assemble(
     if numbering is not None:
         segment = numbering.segment
     batch: dict[str, np.ndarray] = {}
-    for stream, row_length in zip(made, row_lengths, strict=True):
+    for stream, row_length in zip(corrupted, row_lengths, strict=True):
         features = {
             name: np.full((rows, row_length), field.fill, field.dtype)
             for name, field in stream.layout.features.items()
@@ -64,12 +64,12 @@ def assemble(
         at, position = _places(stream.lengths, piece_row, splits, row_length)
         if numbering is not None:
             position += np.repeat(numbering.position, stream.lengths)
-        own: Mapping[str, np.ndarray] = {
+        values_by_name: Mapping[str, np.ndarray] = {
             **stream.values,
             "segment_ids": np.repeat(segment, stream.lengths),
             "positions": position,
         }
-        for name, values in own.items():
+        for name, values in values_by_name.items():
             features[stream.layout.prefix + name].reshape(-1)[at] = values
         batch |= features
     return batch
@@ -78,7 +78,7 @@ def assemble(
 def _places(
     lengths: np.ndarray, piece_row: np.ndarray, splits: np.ndarray, row_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each token: place in the flat feature, and position in its piece."""
+    """Index in the flat feature, and position in its piece, of each token."""
     starts = np.cumsum(lengths) - lengths
     # Tokens before each row's first piece; rows may be empty.
     before = np.append(starts, lengths.sum())[splits[:-1]]

@@ -1,17 +1,17 @@
-"""Rows that go on in the next batch: for models that remember what went before.
+"""Rows that continue in the next batch, for models with memories.
 
-A batch of B rows has B lanes. Record k of the run is in lane k mod B; a lane is its
-records end to end, and row b of batch i is tokens [i L, (i + 1) L) of lane b. So no
-residue is lost or seen twice, no protein is cut but by the border of a row, and what a
-row holds is found from record lengths alone, like the packed rows of `rows`.
+A batch of B rows has B lanes. Record k of the run is in lane k mod B. A lane is the
+concatenation of its records; row b of batch i holds tokens [i L, (i + 1) L) of lane b.
+So no residue is lost or seen twice, proteins are cut only at the ends of rows, and the
+content of a row follows from record lengths alone, as in `row_blocks`.
 
 Example, rows of 4 tokens, two lanes, proteins of 5, 3, 2 and 6 tokens (a, b, c, d):
 
   batch 0   aaaa    batch 1   acc.
             bbbd              dddd
 
-What it depends on: beside the seed, the number of lanes. A run goes on with the batch
-size that it began with.
+Rows depend on the seed and the number of lanes. A run must be resumed with its own
+batch size.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ import numpy as np
 from prottrans_jax.data.rows import order as order_lib
 from prottrans_jax.data.rows import row_blocks as rows_lib
 
-# Records whose lengths are added up at once, and rounds of the lanes at least: where
-# each lane stands is kept for each chunk.
+# Records of a chunk, and the minimum of rounds (records per lane). The first token of
+# each chunk is stored for each lane.
 _CHUNK_RECORDS = 65536
 _CHUNK_ROUNDS = 64
 
@@ -41,7 +41,7 @@ class Anchor:
 
 @dataclasses.dataclass(frozen=True)
 class _Chunk:
-    """Some rounds of records, each [rounds, lanes]; a place without record has 0."""
+    """Some rounds of records, each [rounds, lanes]; 0 where there is no record."""
 
     records: order_lib.RecordBlock
     residues: jaxtyping.Int64[np.ndarray, "rounds lanes"]
@@ -61,14 +61,15 @@ class LanePlan:
         num_epochs: int | None = None,
         anchor: Anchor | None = None,
     ):
-        """Plans rows of `row_length` tokens, row r being batch r // num_lanes.
+        """Plans rows of `row_length` tokens; row r is in batch r // num_lanes.
 
         Args:
           sources: the components, as `order` numbers them.
           order: the order of records.
           num_lanes: rows of a batch.
           row_length: tokens of a row.
-          num_epochs: lanes end after so many; the shorter ones in empty rows.
+          num_epochs: number of epochs after which lanes end; shorter lanes end in empty
+            rows.
           anchor: from `anchor` of an earlier plan.
         """
         self._sources = sources
@@ -84,14 +85,14 @@ class LanePlan:
             self._num_records = num_epochs * order.sizes[0]
         self._rounds = max(_CHUNK_ROUNDS, _CHUNK_RECORDS // num_lanes)
         self._lock = threading.RLock()
-        # Chunk -> token of each lane that it begins at.
+        # Chunk -> its first token in each lane.
         self._begins = {0: np.zeros(num_lanes, np.int64)}
         if anchor is not None:
             self._begins[anchor.chunk] = np.asarray(anchor.tokens, np.int64)
         self._chunk = functools.lru_cache(maxsize=4)(self._make_chunk)
 
     def rows(self, rows: jaxtyping.Int64[np.ndarray, " rows"]) -> rows_lib.RowBlock:
-        """Pieces of `rows` (rising), which must exist: whole records, and windows."""
+        """Pieces of existing `rows` (ascending): whole records with their windows."""
         batches, lanes = np.divmod(rows, self._num_lanes)
         parts = [
             self._batch(int(batch), lanes[batches == batch])
@@ -100,7 +101,7 @@ class LanePlan:
         return rows_lib.concatenate(parts) if parts else self._batch(0, lanes[:0])
 
     def anchor(self, row: int) -> Anchor:
-        """The last chunk that begins in or before `row`'s batch in all lanes."""
+        """The last chunk that begins in or before the batch of `row` in all lanes."""
         first = row // self._num_lanes * self._row_length
         with self._lock:
             chunk = self._first_chunk(first, np.arange(self._num_lanes))
@@ -141,7 +142,7 @@ class LanePlan:
     def _batch(self, batch: int, lanes: np.ndarray) -> rows_lib.RowBlock:
         first = batch * self._row_length
         last = first + self._row_length
-        found = []
+        selections = []
         with self._lock:
             number = self._first_chunk(first, lanes)
             while not self._is_end(number):
@@ -151,31 +152,31 @@ class LanePlan:
                 tokens = chunk.tokens[:, lanes]
                 ends = self._begins[number][lanes] + np.cumsum(tokens, axis=0)
                 begins = ends - tokens
-                # Lane after lane.
+                # Lane by lane.
                 row, turn = np.nonzero(
                     ((ends > first) & (begins < last) & (tokens > 0)).T
                 )
-                found.append(
+                selections.append(
                     (number, chunk, row, turn, begins[turn, row], ends[turn, row])
                 )
                 number += 1
                 if (self._begins[number][lanes] >= last).all():
                     break
-        if not found:
+        if not selections:
             number, chunk = 0, self._chunk(0)
-            nothing = np.zeros(0, np.int64)
-            found = [(0, chunk, nothing, nothing, nothing, nothing)]
-        rows = np.concatenate([f[2] for f in found])
+            empty = np.zeros(0, np.int64)
+            selections = [(0, chunk, empty, empty, empty, empty)]
+        rows = np.concatenate([f[2] for f in selections])
         by_row = np.argsort(rows, kind="stable")
 
         def gather(values: list[np.ndarray]) -> np.ndarray:
             return np.concatenate(values)[by_row]
 
-        at = [(turn, lanes[row]) for _, _, row, turn, _, _ in found]
-        begins = gather([f[4] for f in found])
-        ends = gather([f[5] for f in found])
+        at = [(turn, lanes[row]) for _, _, row, turn, _, _ in selections]
+        begins = gather([f[4] for f in selections])
+        ends = gather([f[5] for f in selections])
         window_begins = np.maximum(begins, first)
-        records = [f[1].records for f in found]
+        records = [f[1].records for f in selections]
         return rows_lib.RowBlock(
             component=gather(
                 [r.component[a] for r, a in zip(records, at, strict=True)]
@@ -183,12 +184,14 @@ class LanePlan:
             record=gather([r.record[a] for r, a in zip(records, at, strict=True)]),
             epoch=gather([r.epoch[a] for r, a in zip(records, at, strict=True)]),
             start=np.zeros(len(rows), np.int64),
-            length=gather([f[1].residues[a] for f, a in zip(found, at, strict=True)]),
+            length=gather(
+                [f[1].residues[a] for f, a in zip(selections, at, strict=True)]
+            ),
             splits=np.searchsorted(rows[by_row], np.arange(len(lanes) + 1)),
             window=rows_lib.Window(
                 first=window_begins - begins,
                 count=np.minimum(ends, last) - window_begins,
-                segment=gather([f[0] * self._rounds + f[3] + 1 for f in found]),
+                segment=gather([f[0] * self._rounds + f[3] + 1 for f in selections]),
             ),
         )
 
@@ -204,9 +207,9 @@ class LanePlan:
         residues = np.zeros(count, np.int64)
         tokens = np.zeros(count, np.int64)
         for c, source in enumerate(self._sources):
-            mine = np.flatnonzero((records.component == c) & exists)
-            residues[mine] = source.lengths[records.record[mine]]
-            tokens[mine] = source.corruption.num_tokens(residues[mine])[:, 0]
+            places = np.flatnonzero((records.component == c) & exists)
+            residues[places] = source.lengths[records.record[places]]
+            tokens[places] = source.corruption.num_tokens(residues[places])[:, 0]
         return _Chunk(
             order_lib.RecordBlock(
                 records.component.reshape(shape),

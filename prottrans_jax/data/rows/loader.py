@@ -1,11 +1,12 @@
 """Batches of a run as a pure function of (seed, row): the index path.
 
-Row r of a run is found from record lengths alone (`rows`), read by random access and
-corrupted by stateless draws. So any host makes its own part of any
-batch, a run resumes on any number of hosts at once, and step N can be replayed.
+The pieces of row r follow from record lengths alone (`row_blocks`, `lanes`). They are
+read by random access and corrupted by stateless random draws. So each host makes its
+own part of any batch, a run resumes without delay on any number of hosts, and step N
+can be replayed.
 
-What each draw depends on: the order of records on (seed, epoch); a crop and a
-corruption on (seed, task, epoch, record, first residue); never on batch, row or host.
+The order of records depends on (seed, epoch). A crop and a corruption depend on (seed,
+task, epoch, record, first residue). Nothing depends on batch, row or host.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from prottrans_jax.data.rows import row_blocks as rows_lib
 from prottrans_jax.data.seqio import preprocessors, record_source, task_names
 
 STATE_VERSION = 1
-# Records that are packed together: planned in 0.2 s, more fill rows no better.
+# Records that are packed together: takes 0.2 s; more records do not fill rows better.
 BLOCK_RECORDS = 65536
 
 
@@ -52,10 +53,10 @@ class RowLoader:
     """Global batches of a SeqIO task or mixture over prepared records.
 
       loader = RowLoader("uniref50_iid_denoise", "train", batch_size=2048)
-      mine = loader.batch(step, rows=slice(256, 512))  # this host's part
+      part = loader.batch(step, rows=slice(256, 512))  # rows of this host
 
-    `.batch` may be called from several threads at once, for any batches in any order;
-    rising order is the fast one.
+    `.batch` may be called from several threads at once, for any batches in any order.
+    Ascending order is the fastest.
     """
 
     def __init__(
@@ -76,25 +77,26 @@ class RowLoader:
         """Opens the records of `task`; reads their lengths, no sequences.
 
         Args:
-          task: name of a task or mixture (importing `prottrans_jax.tasks` registers the
-            library's), or the object. Its source must be a `sources.RecordSource`, its
+          task: a task or mixture, or its name (importing `prottrans_jax.tasks`
+            registers the library's). Its source must be a `RecordSource`, its
             preprocessors those of `preprocessors.pretraining`.
           split: "train" or "validation".
           batch_size: rows of the global batch.
           feature_lengths: tokens of a row, {"inputs": 512, "targets": 512} for T5,
             {"inputs": 512} for all others.
-          pack: several proteins a row; else one, as ProtT5 was trained.
-          shuffle: new order in every epoch; else the order of the records.
+          pack: put several proteins into a row; else one, as for ProtT5.
+          shuffle: use a new order in every epoch; else the order of the records.
           seed: of order, crops and corruption.
           long_sequences: "split" or "crop", see `packing.cut`.
-          num_epochs: the loader ends after so many; None: never. The last batch is
-            filled up with empty rows.
+          num_epochs: number of epochs after which the loader ends; None: never. Empty
+            rows fill up the last batch.
           data_dir: see `corpora.find`.
-          block_records: records that are packed together; part of what the order of
-            rows depends on.
+          block_records: number of records that are packed together. It affects the
+            order of rows.
 
         Raises:
-          ValueError: the corpus is not prepared, or the task is not one of records.
+          ValueError: the corpus is not prepared, the task has other sources or
+            preprocessors, or an argument is out of range.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}; there must be 1 row or more.")
@@ -114,9 +116,9 @@ class RowLoader:
         self._in_lanes = self._components[0].corrupt.corruption.in_lanes
         if self._in_lanes and (not pack or long_sequences != "split"):
             raise ValueError(
-                f"pack={pack}, long_sequences={long_sequences!r}: rows that go on in "
-                "the next batch hold proteins end to end and uncut, so pack=True and "
-                "long_sequences='split'."
+                f"pack={pack}, long_sequences={long_sequences!r}: the rows of this "
+                "task continue in the next batch and hold whole proteins, so it needs "
+                "pack=True and long_sequences='split'."
             )
         self._task_name = task if isinstance(task, str) else task.name
         self._split_name = split
@@ -166,7 +168,7 @@ class RowLoader:
 
     @property
     def vocab_size(self) -> int:
-        """Ids of the task's vocabulary: 0 to `vocab_size` - 1 may be in a batch."""
+        """Size of the task's vocabulary; ids in a batch are below it."""
         return self._components[0].corrupt.corruption.vocabulary.size
 
     @property
@@ -179,21 +181,21 @@ class RowLoader:
         """Batches of a finite loader; None if it never ends."""
         if self._settings["num_epochs"] is None:
             return None
-        left = self._plan.total_rows() - self._row_offset
-        return -(-left // self.batch_size)
+        num_rows = self._plan.total_rows() - self._row_offset
+        return -(-num_rows // self.batch_size)
 
     def batch(
         self, index: int, rows: slice | Sequence[int] | np.ndarray = slice(None)
     ) -> dict[str, np.ndarray]:
-        """Part of global batch `index`: the features of the objective's layouts.
+        """Features of global batch `index`, or of some of its rows.
 
         Args:
           index: of the batch, 0 or more.
-          rows: which of its `batch_size` rows, a slice or integers; all by default.
+          rows: a slice or indices of its `batch_size` rows; default: all.
 
         Raises:
           IndexError: there is no such batch or row.
-          ValueError: a record that is needed is corrupt: which file and record.
+          ValueError: a record is damaged; names the file and the record.
         """
         numbers, place, count = self._row_numbers(index, rows)
         pieces = self._plan.rows(numbers)
@@ -209,7 +211,9 @@ class RowLoader:
     def _row_numbers(
         self, index: int, rows: slice | Sequence[int] | np.ndarray
     ) -> tuple[jaxtyping.Int64[np.ndarray, " rows"], np.ndarray | None, int]:
-        """Rows of the run that exist, rising; place of each asked one; their count."""
+        """Existing row numbers in the run, ascending; index of each requested row among
+        the unique ones (None if they are ascending already); number of unique rows.
+        """
         within = np.arange(self.batch_size)
         if isinstance(rows, slice):
             within = within[rows]
@@ -231,25 +235,29 @@ class RowLoader:
         return numbers, place, len(within)
 
     def _corrupt(self, pieces: rows_lib.RowBlock) -> tuple[streams.Stream, ...]:
-        """Reads and corrupts pieces, kept in their order."""
-        chosen = [
+        """Reads and corrupts pieces; keeps their order."""
+        piece_indices = [
             np.flatnonzero(pieces.component == c) for c in range(len(self._components))
         ]
-        # Pieces of one record may lie in several rows: it is read once.
-        needed = [np.unique(pieces.record[m], return_inverse=True) for m in chosen]
-        # All components are read at once.
+        # Pieces of one record may be in several rows; the record is read once.
+        unique_records = [
+            np.unique(pieces.record[i], return_inverse=True) for i in piece_indices
+        ]
+        # Components are read concurrently.
         readings = [
             component.split.begin(record)
-            for component, (record, _) in zip(self._components, needed, strict=True)
+            for component, (record, _) in zip(
+                self._components, unique_records, strict=True
+            )
         ]
         parts, order = [], []
         for c, component in enumerate(self._components):
-            mine = chosen[c]
-            if len(mine) == 0 and c > 0:
+            indices = piece_indices[c]
+            if len(indices) == 0 and c > 0:
                 continue
-            record, start = pieces.record[mine], pieces.start[mine]
-            length = pieces.length[mine]
-            which = needed[c][1]
+            record, start = pieces.record[indices], pieces.start[indices]
+            length = pieces.length[indices]
+            which = unique_records[c][1]
             data = readings[c].residues()
             begins = np.cumsum([0] + [len(d) for d in data])[which] + start
             letters = np.frombuffer(b"".join(data), np.uint8)
@@ -258,29 +266,32 @@ class RowLoader:
             corruption = component.corrupt.corruption
             residues = corruption.vocabulary.byte_table[letters[at]]
             key = random_bits.key(self._settings["seed"], order_lib.CORRUPT, c)
-            keys = random_bits.fold(random_bits.fold(key, pieces.epoch[mine]), record)
+            keys = random_bits.fold(
+                random_bits.fold(key, pieces.epoch[indices]), record
+            )
             keys = random_bits.fold(keys, start)
             parts.append(corruption.corrupt(residues, length, keys).streams)
-            order.append(mine)
-        made = parts[0] if len(parts) == 1 else streams.merge(parts, order)
+            order.append(indices)
+        corrupted = parts[0] if len(parts) == 1 else streams.merge(parts, order)
         if pieces.window is None:
-            return made
-        return tuple(s.take(pieces.window.first, pieces.window.count) for s in made)
+            return corrupted
+        first, count = pieces.window.first, pieces.window.count
+        return tuple(stream.take(first, count) for stream in corrupted)
 
     def example_ids(
         self, index: int, rows: slice | Sequence[int] | np.ndarray = slice(None)
     ) -> list[str]:
-        """Ids of the records of a batch, row by row, once for each piece."""
+        """Ids of the records of a batch, row by row, one per piece."""
         numbers, _, _ = self._row_numbers(index, rows)
         pieces = self._plan.rows(numbers)
         ids = np.empty(len(pieces.record), object)
         for c, component in enumerate(self._components):
-            mine = np.flatnonzero(pieces.component == c)
-            ids[mine] = component.split.ids(pieces.record[mine])
+            indices = np.flatnonzero(pieces.component == c)
+            ids[indices] = component.split.ids(pieces.record[indices])
         return ids.tolist()
 
     def state(self, next_index: int) -> dict[str, Any]:
-        """What `restore` needs to go on with batch `next_index`; plain JSON."""
+        """State from which `restore` continues with batch `next_index`; plain JSON."""
         row = self._row_offset + next_index * self.batch_size
         within = row
         if self._settings["num_epochs"] is not None:
@@ -297,7 +308,7 @@ class RowLoader:
         }
 
     def _identity(self) -> dict[str, Any]:
-        """All that the content of a row depends on, beside its number."""
+        """All settings that determine the content of a row of given number."""
         return {
             "feature_lengths": list(self._lengths),
             "components": [
@@ -310,23 +321,23 @@ class RowLoader:
                 for c in self._components
             ],
             **self._settings,
-            # The number of lanes decides what is in them.
+            # The content of lanes depends on their number.
             **({"lanes": self.batch_size} if self._in_lanes else {}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> int:
-        """Goes on where `state` was taken; the batch size may be another.
+        """Continues the run in which `state` was taken; the batch size may differ.
 
         Returns:
-          Index of the next batch. `.batch` is right from there on: if the new batch
-          size does not divide the next row, batches begin at that row.
+          Index of the next batch. If the new batch size does not divide the number of
+          the next row, that batch begins at this row; earlier batches are not valid.
 
         Raises:
-          ValueError: `state` is of other data, another seed or objective: what differs.
+          ValueError: `state` has other data, seed or corruption; lists the differences.
         """
         if state.get("version") != STATE_VERSION:
             raise ValueError(
-                f"loader state of version {state.get('version')}, this library reads "
+                f"loader state has version {state.get('version')}; this library reads "
                 f"{STATE_VERSION}."
             )
         differences = [
@@ -337,7 +348,7 @@ class RowLoader:
             raise ValueError(
                 "the saved run read other rows than this loader would:\n"
                 + "\n".join(f"  {d}" for d in differences)
-                + "\nGive the loader what the run had, or start in a new folder."
+                + "\nGive the loader the run's settings, or start in a new folder."
             )
         index, self._row_offset = divmod(int(state["next_row"]), self.batch_size)
         self._plan = self._new_plan(state["anchor"])
@@ -345,31 +356,33 @@ class RowLoader:
 
     @property
     def unigram_entropy(self) -> float:
-        """Entropy of the residues of the split as the model sees them, in nats.
+        """Entropy of the predicted tokens of the split, in nats.
 
-        Over the 20 amino acids and X, and `<eos>` where it is predicted: the loss of a
-        model that knows frequencies only.
+        Over the 20 amino acids and X, and `<eos>` if it is predicted: the loss of a
+        model that knows only their frequencies.
         """
         counts: np.ndarray = np.zeros(256)
         for component in self._components:
             corruption = component.corrupt.corruption
             table = corruption.vocabulary.byte_table
-            own = np.zeros(256)
+            task_counts = np.zeros(256)
             for letter, count in component.split.alphabet.items():
-                own[table[ord(letter)]] += count
-            own[list(corruption.predicted_specials)] += component.split.num_records
-            # A mixture: shares of records, each with its mean number of residues.
-            counts += own * float(component.rate) / component.split.num_records
+                task_counts[table[ord(letter)]] += count
+            specials = list(corruption.predicted_specials)
+            task_counts[specials] += component.split.num_records
+            # Rates are shares of records, so counts are those of a mean record.
+            counts += task_counts * float(component.rate) / component.split.num_records
         share = counts[counts > 0] / counts.sum()
         return float(-(share * np.log(share)).sum())
 
     def describe(self) -> dict[str, Any]:
-        """Size of the data and how full the rows are, from the first block of records.
+        """Size of the data and fill of the rows, from the first block of records.
 
-        `fill`: share of the tokens of a row that are not padding, of the encoder's rows
-        where there are two; `decoder_fill`: the same of the decoder's. `residue_fill`:
-        residues a token, so without special ones; span corruption hides residues
-        behind fewer sentinels and may exceed 1. Lanes are full but for their ends.
+        `fill`: share of the tokens of a row that are not padding (for T5, in the
+        encoder's rows); `decoder_fill`: the same for the decoder. `residue_fill`:
+        residues per token of a row, without special tokens. It may exceed 1 for span
+        corruption, which replaces residues by fewer sentinels. Lanes have no padding
+        before their ends, so no fill is given.
         """
         num_records = sum(self._order.sizes)
         num_residues = sum(c.split.num_residues for c in self._components)
@@ -379,11 +392,12 @@ class RowLoader:
         block = self._plan.block(0)
         tokens = np.zeros((len(block.record), len(self._layouts)), np.int64)
         for c, component in enumerate(self._components):
-            mine = block.component == c
-            tokens[mine] = component.corrupt.corruption.num_tokens(block.length[mine])
+            of_task = block.component == c
+            lengths = block.length[of_task]
+            tokens[of_task] = component.corrupt.corruption.num_tokens(lengths)
         space = np.array(self._lengths) * max(block.num_rows, 1)
         fill = (tokens.sum(0) / space).tolist()
-        seen = min(self._order.block_records, num_records)
+        num_block_records = min(self._order.block_records, num_records)
         for layout, value in zip(self._layouts, fill, strict=True):
             description[layout.prefix.replace("encoder_", "") + "fill"] = value
         description |= {
@@ -391,8 +405,8 @@ class RowLoader:
             "proteins_per_row": len(block.record) / max(block.num_rows, 1),
         }
         if self._order.blocks_per_epoch is not None:
-            # Exact where an epoch is one block.
-            rows_per_epoch = round(block.num_rows * num_records / seen)
+            # Exact if an epoch is one block, else an estimate.
+            rows_per_epoch = round(block.num_rows * num_records / num_block_records)
             description["rows_per_epoch"] = rows_per_epoch
             description["batches_per_epoch"] = rows_per_epoch / self.batch_size
         return description
@@ -400,16 +414,19 @@ class RowLoader:
 
 def _layouts(components: list[_Component]) -> tuple[streams.Layout, ...]:
     first, *others = components
-    mine = first.corrupt.corruption
-    for other in others:
-        theirs = other.corrupt.corruption
-        if theirs.layouts != mine.layouts or theirs.vocabulary != mine.vocabulary:
+    corruption = first.corrupt.corruption
+    for task in others:
+        other = task.corrupt.corruption
+        if (other.layouts, other.vocabulary) != (
+            corruption.layouts,
+            corruption.vocabulary,
+        ):
             raise ValueError(
-                f"tasks {first.name} ({mine.vocabulary.name}) and {other.name} "
-                f"({theirs.vocabulary.name}) are for models of different families: "
-                "their rows have other features or ids. Mix tasks of one."
+                f"tasks {first.name} ({corruption.vocabulary.name}) and {task.name} "
+                f"({other.vocabulary.name}) are for models of different families: "
+                "their rows have other features or ids. Mix tasks of one family."
             )
-    return mine.layouts
+    return corruption.layouts
 
 
 def _row_lengths(
@@ -426,9 +443,9 @@ def _row_lengths(
 
 
 def _provider(name: str) -> seqio.Task | seqio.Mixture:
-    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-    if name not in known:
-        raise ValueError(task_names.unknown(name, known))
+    names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name not in names:
+        raise ValueError(task_names.unknown(name, names))
     return seqio.get_mixture_or_task(name)
 
 
@@ -442,16 +459,16 @@ def _components(
     components = []
     for part in seqio.get_subtasks(provider):
         corrupt = _corrupt_of(part, long_sequences)
-        opened = part.source.open(data_dir).split(split)
+        records = part.source.open(data_dir).split(split)
         rate = fractions.Fraction(1)
         if isinstance(provider, seqio.Mixture):
             # A rate may be a function of the number of records.
             with record_source.default_data_dir(data_dir):
                 rate = fractions.Fraction(provider.get_rate(part))
             rate = rate.limit_denominator(10**6)
-        if opened.num_records == 0:
-            raise ValueError(f"{opened.folder}: split {split} has no records.")
-        components.append(_Component(part.name, opened, corrupt, rate))
+        if records.num_records == 0:
+            raise ValueError(f"{records.folder}: split {split} has no records.")
+        components.append(_Component(part.name, records, corrupt, rate))
     return components
 
 
@@ -501,20 +518,22 @@ def _saved_repr(corruption: streams.Corruption) -> str:
 
 
 def _differences(
-    mine: Mapping[str, Any], saved: Mapping[str, Any], skip: Sequence[str] = ()
+    present: Mapping[str, Any], saved: Mapping[str, Any], skip: Sequence[str] = ()
 ) -> list[str]:
     return [
         f"{name}: saved {saved.get(name)!r}, now {value!r}"
-        for name, value in mine.items()
+        for name, value in present.items()
         if name not in skip and saved.get(name) != value
     ]
 
 
 def _component_differences(
-    components: Sequence[_Component], mine: Mapping[str, Any], saved: Mapping[str, Any]
+    components: Sequence[_Component],
+    present: Mapping[str, Any],
+    saved: Mapping[str, Any],
 ) -> list[str]:
-    """One line for each task of a run whose records or objective are others now."""
-    before, now = saved.get("components", []), mine["components"]
+    """One line for each difference in the records or corruption of a task."""
+    before, now = saved.get("components", []), present["components"]
     if len(before) != len(now):
         return [f"tasks of the mixture: saved {len(before)}, now {len(now)}"]
     lines = []

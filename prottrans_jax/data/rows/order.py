@@ -1,7 +1,7 @@
-"""Which record comes when: epochs of one split, or a mixture of several.
+"""The order of records: epochs of one split, or a mixture of several.
 
-The records of a run are numbered by one counter that never ends. Fixed blocks of that
-counter are what packing works on.
+One unbounded counter numbers the records of a run. Packing works on fixed blocks of
+this counter.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 
 from prottrans_jax.data.rows import permutation, random_bits
 
-# Streams of random bits within the key of the seed.
+# Random streams of the key of the seed.
 SHUFFLE, CROP, CORRUPT, ROWS = range(4)
 
 _MAX_DENOMINATOR = 1 << 20
@@ -23,9 +23,9 @@ class RecordBlock:
     """Consecutive records of a run, each [records] int64.
 
     Attributes:
-      component: which task of a mixture; 0 where there is one.
+      component: index of the task in a mixture; else 0.
       record: number of the record in its split.
-      epoch: how often that split was seen in full before.
+      epoch: number of completed passes over that split before.
     """
 
     component: jaxtyping.Int64[np.ndarray, " records"]
@@ -37,14 +37,13 @@ class RecordBlock:
 class RecordOrder:
     """The order of records of a run; a pure function of its fields.
 
-    One split: epoch after epoch, blocks never reach over the end of an epoch, so each
-    epoch sees every record once. Several: a schedule of the counter gives each its rate
-    to within one record a component at every moment, and each is gone through in epochs
-    of its own.
+    One split: blocks do not cross the end of an epoch, so each epoch contains every
+    record once. Several: a schedule of the counter keeps the rate of each component to
+    within one record at every moment; each component has epochs of its own.
 
     Attributes:
       sizes: records of each split.
-      rates: of each split its share of the records, in any unit.
+      rates: share of each split in the records, in any unit.
       seed: of the run.
       shuffle: permute the records anew in each epoch.
       block_records: records of a block.
@@ -58,7 +57,7 @@ class RecordOrder:
 
     @property
     def blocks_per_epoch(self) -> int | None:
-        """Blocks of an epoch; None for mixtures, which have none."""
+        """Blocks of an epoch; None for mixtures, which have no epochs."""
         if len(self.sizes) > 1:
             return None
         return -(-self.sizes[0] // self.block_records)
@@ -82,13 +81,13 @@ class RecordOrder:
         sizes = np.asarray(self.sizes, np.int64)
         epochs = ordinal // sizes[component]
         for c, size in enumerate(self.sizes):
-            mine = component == c
-            position = ordinal[mine] % size
+            selected = component == c
+            position = ordinal[selected] % size
             if self.shuffle:
                 key = random_bits.key(self.seed, SHUFFLE, c)
-                keys = random_bits.fold(key, epochs[mine])
+                keys = random_bits.fold(key, epochs[selected])
                 position = permutation.permute(position, size, keys)
-            record[mine] = position
+            record[selected] = position
         return RecordBlock(component, record, epochs)
 
 
@@ -98,13 +97,13 @@ def schedule(
 ) -> tuple[
     jaxtyping.Int64[np.ndarray, " count"], jaxtyping.Int64[np.ndarray, " count"]
 ]:
-    """Whose turn it is at each value of a counter, spread as evenly as can be.
+    """Assigns the values of a counter to components, as evenly as possible.
 
-    The first component, with share p of the whole, has had floor(p n + 1/2) turns after
-    n; what is left is shared out among the others in the same way.
+    The first component, with share p, gets floor(p n + 1/2) of the first n values. The
+    others divide the remaining values in the same way.
 
     Returns:
-      The component, and how many turns it had before.
+      The component, and the number of values that it got before.
     """
     component = np.zeros(len(counter), np.int64)
     ordinal = np.zeros(len(counter), np.int64)

@@ -1,9 +1,9 @@
-"""The order of an epoch: a permutation of record numbers that is computed, not stored.
+"""The order of an epoch: a permutation of record numbers, computed element by element.
 
-A Feistel network is a bijection of [0, 2**bits) whatever its round function; walking
-along its cycle until the value is below n makes it one of [0, n) (Black & Rogaway
-2002). Where record i of epoch e stands takes the same time for every i, so a run
-resumes anywhere at once, and 2.1 billion records need no table of 17 GB to shuffle.
+A Feistel network is a bijection of [0, 2**bits) for any round function. Repeating it
+until the value is below n (cycle walking) gives a bijection of [0, n) (Black & Rogaway
+2002). The cost is the same for every element, so a run resumes anywhere without delay,
+and the shuffle of 2.1 billion records needs no table of 17 GB.
 """
 
 import jaxtyping
@@ -11,8 +11,8 @@ import numpy as np
 
 from prottrans_jax.data.rows import random_bits
 
-# Even. 8 are enough that the places of 7 or more elements pass a chi-square test of
-# uniformity; with 4 those of 20 elements do not.
+# Must be even. With 8, permutations of 7 or more elements pass a chi-square test of
+# uniformity; with 4, those of 20 elements fail.
 _ROUNDS = 8
 
 
@@ -21,12 +21,12 @@ def permute(
     size: int,
     keys: jaxtyping.UInt64[np.ndarray, " count_or_1"],
 ) -> jaxtyping.Int64[np.ndarray, " count"]:
-    """Element at each of `positions` of the permutation of [0, size) named by its key.
+    """Elements at `positions` of the permutation of [0, size) that the key selects.
 
     Args:
       positions: in [0, size).
       size: number of elements.
-      keys: one key for all positions, or one each (positions of several epochs).
+      keys: one key for all positions, or one per position (for several epochs).
 
     Raises:
       ValueError: a position outside [0, size).
@@ -40,8 +40,8 @@ def permute(
     keys = np.broadcast_to(keys, positions.shape)
     bits = max(size - 1, 0).bit_length()
     result = _feistel(positions.astype(np.uint64), bits, keys)
-    # The domain is less than twice `size`: about half of what is left steps back inside
-    # on each turn.
+    # The domain is less than twice `size`: each iteration brings about half of the
+    # remaining values back inside.
     outside = np.flatnonzero(result >= size)
     while outside.size:
         stepped = _feistel(result[outside], bits, keys[outside])

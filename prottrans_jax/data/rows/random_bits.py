@@ -1,8 +1,8 @@
-"""Stateless random bits: every draw is a hash of what it is for.
+"""Stateless random bits: every draw is a hash of its seed and indices.
 
 SplitMix64 (Steele, Lea & Flood 2014): output i of the generator with key k is
-`mix(k + (i + 1) * GOLDEN)`, so any draw of any stream is computed by itself, in any
-order and on any host. A stream is named by folding numbers into a key:
+`mix(k + (i + 1) * GOLDEN)`, so every draw is computed independently, in any order and
+on any host. Folding numbers into a key gives the key of another stream:
 `fold(fold(seed, epoch), record)`. All arithmetic is modulo 2**64.
 """
 
@@ -30,9 +30,9 @@ def mix(x: Bits) -> Bits:
 
 
 def fold(key: Bits | np.uint64, value: int | np.ndarray) -> Bits:
-    """Draw number `value` (0 or more) of stream `key`: random bits, or a key again.
+    """Draw number `value` (0 or more) of stream `key`: random bits, or another key.
 
-    Both broadcast; the result is an array of at least one dimension.
+    The arguments broadcast; the result has at least one dimension.
     """
     key = np.atleast_1d(np.asarray(key).astype(np.uint64))
     counter = np.atleast_1d(np.asarray(value).astype(np.uint64)) + np.uint64(1)

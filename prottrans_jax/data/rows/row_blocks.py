@@ -1,8 +1,8 @@
-"""Rows of a run and what they are made of, found without reading a record.
+"""Plans the rows of a run from record lengths, without reading a record.
 
-Rows are numbered from the start of the run. Block after block of records is packed as
-it is needed; how many rows came before a block is remembered, and an anchor from an
-earlier run spares counting again.
+Rows are numbered from the start of the run. Blocks of records are packed when they are
+needed. The number of rows before each block is stored; an anchor from an earlier run
+makes it unnecessary to count them again.
 """
 
 import bisect
@@ -23,7 +23,7 @@ Pieces = jaxtyping.Int64[np.ndarray, " pieces"]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One component as the plan of rows sees it: lengths and an objective."""
+    """One component of a run: record lengths and a corruption."""
 
     lengths: jaxtyping.Integer[np.ndarray, " records"]
     corruption: streams.Corruption
@@ -39,7 +39,7 @@ class Anchor:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Which tokens of each piece are in its row, where that is not all of them.
+    """Tokens of each piece that are in its row, if a row may hold part of a piece.
 
     Attributes:
       first: first token of the piece that is in the row, 0-based.
@@ -54,14 +54,14 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class RowBlock:
-    """The rows of one block; pieces stand in the order of their rows.
+    """The rows of one block; pieces are in the order of their rows.
 
     Attributes:
       component, record, epoch: of each piece, see `order.RecordBlock`.
       start: first residue of the piece within its record, 0-based.
       length: residues of the piece.
       splits: pieces of row i are splits[i] .. splits[i + 1] - 1. [rows + 1]
-      window: of rows in lanes; None: every piece is in its row in full.
+      window: of rows in lanes; None: every piece is completely in its row.
     """
 
     component: Pieces
@@ -78,7 +78,7 @@ class RowBlock:
         return len(self.splits) - 1
 
     def take(self, rows: jaxtyping.Int64[np.ndarray, " rows"]) -> "RowBlock":
-        """The same for some of the rows, in the order asked."""
+        """Selects some of the rows, in the order of `rows`."""
         counts = (self.splits[1:] - self.splits[:-1])[rows]
         splits = np.concatenate([[0], np.cumsum(counts)])
         pieces = np.arange(splits[-1]) + np.repeat(
@@ -117,7 +117,7 @@ def concatenate(blocks: Sequence[RowBlock]) -> RowBlock:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Known:
+class _CountedBlocks:
     """Block first_block + i has the rows from borders[i] to borders[i + 1]."""
 
     first_block: int
@@ -146,8 +146,8 @@ class RowPlan:
           row_lengths: tokens of a row.
           pack: several pieces a row; otherwise one.
           long_sequences: see `packing.cut`.
-          num_epochs: rows end after so many epochs; None: never.
-          anchor: a known border of blocks.
+          num_epochs: number of epochs after which rows end; None: never.
+          anchor: a block and its first row, from an earlier plan.
         """
         self._sources = sources
         self._order = order
@@ -164,12 +164,12 @@ class RowPlan:
                 )
             self._num_blocks = num_epochs * order.blocks_per_epoch
         self._lock = threading.RLock()
-        # Consecutive blocks whose borders are known: counted from the start of the run,
-        # and from the anchor of a resumed one.
-        self._known = [_Known(0, [0])]
+        # Borders of consecutive blocks: counted from the start of the run, and from the
+        # anchor of a resumed run.
+        self._counted = [_CountedBlocks(0, [0])]
         if anchor.block:
-            self._known.append(_Known(anchor.block, [anchor.first_row]))
-        # Called under the lock: threads wait for a block instead of packing it too.
+            self._counted.append(_CountedBlocks(anchor.block, [anchor.first_row]))
+        # Called under the lock, so that threads do not pack the same block twice.
         self._block = functools.lru_cache(maxsize=4)(self._make_block)
 
     def block(self, number: int) -> RowBlock:
@@ -178,26 +178,26 @@ class RowPlan:
             return self._block(number)
 
     def anchor(self, row: int) -> Anchor:
-        """The block that `row` is in, and its first row."""
+        """The block that contains `row`, and its first row."""
         with self._lock:
-            known = next(k for k in reversed(self._known) if k.borders[0] <= row)
-            while row >= known.borders[-1]:
-                if not self._count_block(known):
-                    raise IndexError(f"row {row} of {known.borders[-1]}.")
-            at = bisect.bisect_right(known.borders, row) - 1
-            return Anchor(known.first_block + at, known.borders[at])
+            counted = next(k for k in reversed(self._counted) if k.borders[0] <= row)
+            while row >= counted.borders[-1]:
+                if not self._count_block(counted):
+                    raise IndexError(f"row {row} of {counted.borders[-1]}.")
+            at = bisect.bisect_right(counted.borders, row) - 1
+            return Anchor(counted.first_block + at, counted.borders[at])
 
     def total_rows(self) -> int:
-        """Rows of a finite plan: packs all its blocks."""
+        """Number of rows of a finite plan; packs all its blocks."""
         if self._num_blocks is None:
             raise ValueError("this plan never ends.")
         with self._lock:
-            while self._count_block(self._known[-1]):
+            while self._count_block(self._counted[-1]):
                 pass
-            return self._known[-1].borders[-1]
+            return self._counted[-1].borders[-1]
 
     def rows(self, rows: jaxtyping.Int64[np.ndarray, " rows"]) -> RowBlock:
-        """Pieces of `rows` (rising), which must exist."""
+        """Pieces of the existing `rows` (ascending)."""
         parts = []
         while len(rows):
             anchor = self.anchor(int(rows[0]))
@@ -209,12 +209,12 @@ class RowPlan:
             concatenate(parts) if parts else self.block(0).take(np.zeros(0, np.int64))
         )
 
-    def _count_block(self, known: _Known) -> bool:
-        """Finds out where the next block ends; False if there is none."""
-        number = known.first_block + len(known.borders) - 1
+    def _count_block(self, counted: _CountedBlocks) -> bool:
+        """Adds the end of the next block; False if there is none."""
+        number = counted.first_block + len(counted.borders) - 1
         if number == self._num_blocks:
             return False
-        known.borders.append(known.borders[-1] + self._block(number).num_rows)
+        counted.borders.append(counted.borders[-1] + self._block(number).num_rows)
         return True
 
     def _make_block(self, number: int) -> RowBlock:
@@ -222,22 +222,22 @@ class RowPlan:
         seed = self._order.seed
         parts = []
         for c, source in enumerate(self._sources):
-            of = np.flatnonzero(records.component == c)
+            selected = np.flatnonzero(records.component == c)
             crop_keys = random_bits.fold(
-                random_bits.key(seed, order_lib.CROP, c), records.epoch[of]
+                random_bits.key(seed, order_lib.CROP, c), records.epoch[selected]
             )
             index, start, length = packing.cut(
-                source.lengths[records.record[of]],
+                source.lengths[records.record[selected]],
                 self._max_residues[c],
                 self._long_sequences,
-                random_bits.fold(crop_keys, records.record[of]),
+                random_bits.fold(crop_keys, records.record[selected]),
             )
             tokens = source.corruption.num_tokens(length)
-            parts.append((of[index], start, length, tokens))
+            parts.append((selected[index], start, length, tokens))
         at, start, length, tokens = (
             np.concatenate(p) for p in zip(*parts, strict=True)
         )
-        # Back into the order of the records, components mixed.
+        # Restore the order of the records, with the components mixed.
         by_record = np.argsort(at, kind="stable")
         at, start, length = at[by_record], start[by_record], length[by_record]
         if self._pack:
@@ -257,7 +257,7 @@ class RowPlan:
         )
 
     def _reorder(self, row: np.ndarray, num_rows: int, block: int) -> np.ndarray:
-        """Packing puts rows of long proteins first: shuffle them, or sort by record."""
+        """Shuffles rows or sorts them by record; packing puts long proteins first."""
         if self._order.shuffle:
             key = random_bits.key(self._order.seed, order_lib.ROWS, block)
             place = np.argsort(random_bits.fold(key, np.arange(num_rows)))

@@ -1,1 +1,1 @@
-"""What SeqIO sees: sources, vocabularies, preprocessors and feature converters."""
+"""Adapters to SeqIO: sources, vocabularies, preprocessors, feature converters."""

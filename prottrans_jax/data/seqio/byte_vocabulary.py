@@ -1,4 +1,4 @@
-"""The tables of `vocabulary` as SeqIO vocabularies: one byte look-up."""
+"""`proteins.vocabulary` as SeqIO vocabularies, by a look-up table of bytes."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,10 +10,10 @@ from prottrans_jax.proteins import vocabulary
 
 
 class ByteTableVocabulary(seqio.Vocabulary):
-    """Any `vocabulary.Vocabulary` for SeqIO.
+    """A `vocabulary.Vocabulary` for SeqIO.
 
-    A byte becomes its id by one gather; what becomes of lower case, rare letters and
-    anything else is decided in `vocabulary` alone.
+    One gather turns bytes into ids. The treatment of lower case, rare letters and other
+    characters is that of `proteins.vocabulary`.
     """
 
     def __init__(self, table: vocabulary.Vocabulary):
@@ -33,7 +33,7 @@ class ByteTableVocabulary(seqio.Vocabulary):
 
     @property
     def unk_id(self) -> int:
-        """Id of what is no residue."""
+        """Id of characters that are not residues."""
         return self.table.unk_id
 
     @property

@@ -1,4 +1,4 @@
-"""The same batch features from `seqio.get_dataset`: the streaming path."""
+"""Feature converters: `seqio.get_dataset` gives the batch features of `RowLoader`."""
 
 from collections.abc import Mapping
 
@@ -14,11 +14,11 @@ _CORRUPTED = iid_noise.TARGETS.fields["corrupted"].task_feature
 
 
 class DenoisingFeatureConverter(seqio.FeatureConverter):
-    """Encoder-decoder features with loss weights and what was corrupted.
+    """Encoder-decoder features with loss weights and kinds of positions.
 
-    Takes any task with inputs and targets: where the task gives no loss weights every
-    target weighs 1, where it does not say what it corrupted nothing counts as
-    corrupted. Packed or not; a row that is not packed is one segment.
+    Takes any task with inputs and targets. Without loss weights every target has weight
+    1; without kinds of positions every target counts as intact. A row that is not
+    packed is one segment.
 
     Example, packed (length 8 and 6):
 
@@ -66,18 +66,18 @@ class DenoisingFeatureConverter(seqio.FeatureConverter):
                 bos_id=self.bos_id,
             ),
         }
-        for ours, theirs in (("encoder", "inputs"), ("decoder", "targets")):
+        for prefix, feature in (("encoder", "inputs"), ("decoder", "targets")):
             if self.pack:
-                segments = row[f"{theirs}_segment_ids"]
-                positions = row[f"{theirs}_positions"]
+                segments = row[f"{feature}_segment_ids"]
+                positions = row[f"{feature}_positions"]
             else:
-                segments = tf.cast(tf.not_equal(row[theirs], 0), tf.int32)
+                segments = tf.cast(tf.not_equal(row[feature], 0), tf.int32)
                 positions = tf.range(tf.size(segments)) * segments
-            features[f"{ours}_segment_ids"] = segments
-            features[f"{ours}_positions"] = positions
+            features[f"{prefix}_segment_ids"] = segments
+            features[f"{prefix}_positions"] = positions
         real = features["decoder_segment_ids"] > 0
-        # At the start of a segment make_autoregressive_inputs gives pad; on padding it
-        # would repeat the last target.
+        # make_autoregressive_inputs gives pad at the start of a segment, but on padding
+        # it repeats the last target.
         features["decoder_input_tokens"] *= tf.cast(real, tf.int32)
         features["decoder_loss_weights"] = tf.cast(row[_NOTES] // 8, tf.float32)
         features["decoder_corrupted"] = tf.where(real, row[_NOTES] % 8 - 1, 0)
@@ -95,9 +95,9 @@ class DenoisingFeatureConverter(seqio.FeatureConverter):
 
 
 def _take_notes(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Loss weight (0 or 1) and corruption as one integer that is never 0.
+    """Encodes loss weight (0 or 1) and kind of position as one integer above 0.
 
-    SeqIO's packing turns features into int32 and takes zeros for padding.
+    SeqIO's packing casts features to int32 and treats zeros as padding.
     """
     targets = example["targets"]
     weights = example.get(_LOSS_WEIGHTS)
@@ -108,7 +108,7 @@ def _take_notes(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 class SingleStreamFeatureConverter(seqio.FeatureConverter):
-    """Rows of an objective of one stream, for every family but T5.
+    """Features of a corruption with one stream: every family but T5.
 
     Example, masked language model, packed (length 8), [CLS] 2, [SEP] 3, [MASK] 4:
 
@@ -121,8 +121,8 @@ class SingleStreamFeatureConverter(seqio.FeatureConverter):
        segment_ids   [1, 1, 1, 2, 2, 2, 0, 0]
        positions     [0, 1, 2, 0, 1, 2, 0, 0]
 
-    A causal objective gets packed rows too: lanes, where a row goes on in the next
-    batch, there are in `loader.RowLoader` only.
+    Causal tasks get packed rows too. Lanes, in which a row continues in the next batch,
+    exist only in `loader.RowLoader`.
     """
 
     TASK_FEATURES: Mapping[str, seqio.FeatureConverter.FeatureSpec] = {}
@@ -130,7 +130,7 @@ class SingleStreamFeatureConverter(seqio.FeatureConverter):
     PACKING_FEATURE_DTYPES: Mapping[str, tf.DType] = {}
 
     def __init__(self, corruption: streams.Corruption, pack: bool = True):
-        """Converts examples of tasks with this objective."""
+        """Converts examples of tasks with this corruption."""
         (self._layout,) = corruption.layouts
         spec = seqio.FeatureConverter.FeatureSpec
         self.TASK_FEATURES = {self._layout.length: spec(dtype=tf.int32)}
@@ -146,8 +146,8 @@ class SingleStreamFeatureConverter(seqio.FeatureConverter):
         length = task_feature_lengths[self._layout.length]
         names = {n: f.task_feature for n, f in self._layout.fields.items()}
 
-        # SeqIO packs integers and takes zeros for padding: all are kept 2 higher, as
-        # the lowest is -1.
+        # SeqIO packs integers and treats zeros as padding. The lowest value is -1, so
+        # 2 is added to all of them.
         def lift(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return {n: tf.cast(example[t], tf.int32) + 2 for n, t in names.items()}
 
@@ -172,7 +172,7 @@ class SingleStreamFeatureConverter(seqio.FeatureConverter):
     def get_model_feature_lengths(
         self, task_feature_lengths: Mapping[str, int]
     ) -> Mapping[str, int]:
-        """The one length for all features."""
+        """The same length for all features."""
         length = task_feature_lengths[self._layout.length]
         return dict.fromkeys(self._layout.features, length)
 
@@ -180,7 +180,7 @@ class SingleStreamFeatureConverter(seqio.FeatureConverter):
 def converter_for(
     task: seqio.Task | seqio.Mixture, pack: bool
 ) -> seqio.FeatureConverter:
-    """The converter that gives a task's rows as `loader.RowLoader` would."""
+    """The converter that gives the same features of a task as `loader.RowLoader`."""
     for part in seqio.get_subtasks(task):
         for step in part.preprocessors:
             if (

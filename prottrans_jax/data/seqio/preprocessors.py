@@ -1,4 +1,4 @@
-"""SeqIO's face of the objectives: tokenize, fit to the row, corrupt.
+"""SeqIO preprocessors of pre-training tasks: tokenize, cut to the row, corrupt.
 
   seqio.TaskRegistry.add(
       "my_iid_denoise",
@@ -7,8 +7,8 @@
       output_features=preprocessors.output_features(preprocessors.iid_denoise()),
   )
 
-The corruption itself is NumPy (`corruption`, `masked_lm`, ...), run on one example here
-and on whole batches by the row loader, which recognises these preprocessors in a task.
+The corruptions are NumPy code in `data/corruption/`. SeqIO runs them on one example at
+a time; the row loader takes them from a task's preprocessors and runs them on batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ _CORRUPT = 1
 
 
 def iid_denoise(**options: Any) -> "Corrupt":
-    """ProtT5's objective; see `iid_noise.IidDenoise` for options and an example."""
+    """ProtT5's corruption; see `iid_noise.IidDenoise` for options and an example."""
     return Corrupt(iid_noise.IidDenoise(**options))
 
 
@@ -50,17 +50,17 @@ def masked_reconstruction(**options: Any) -> "Corrupt":
 
 
 def masked_lm(**options: Any) -> "Corrupt":
-    """BERT's, ALBERT's and ELECTRA's objective; see `masking.TokenMasking`."""
+    """For BERT, ALBERT and ELECTRA; see `masking.TokenMasking`."""
     return Corrupt(masking.TokenMasking(**options))
 
 
 def permutation_lm(**options: Any) -> "Corrupt":
-    """XLNet's objective; see `permuted.PermutationTargets`."""
+    """For XLNet; see `permuted.PermutationTargets`."""
     return Corrupt(permuted.PermutationTargets(**options))
 
 
 def causal_lm(**options: Any) -> "Corrupt":
-    """Transformer-XL's objective; see `causal.NextToken`."""
+    """For Transformer-XL; see `causal.NextToken`."""
     return Corrupt(causal.NextToken(**options))
 
 
@@ -70,7 +70,7 @@ def pretraining(corrupt: "Corrupt") -> list[Callable[..., tf.data.Dataset]]:
 
 
 def output_features(corrupt: "Corrupt") -> dict[str, seqio.Feature]:
-    """Features of a pre-training task: ids, and numbers that go with each token."""
+    """Features of a pre-training task: ids, and one number per token."""
     corruption = corrupt.corruption
     vocabulary = byte_vocabulary.ByteTableVocabulary(corruption.vocabulary)
     has_eos = corruption.vocabulary.eos_id is not None
@@ -86,7 +86,7 @@ def output_features(corrupt: "Corrupt") -> dict[str, seqio.Feature]:
 
 
 def task_features(corruption: streams.Corruption) -> dict[str, streams.Field]:
-    """Features of an example that hold one value a token, by their names in SeqIO."""
+    """Features of an example with one value per token, by their names in SeqIO."""
     return {
         field.task_feature: field
         for layout in corruption.layouts
@@ -102,7 +102,7 @@ class Tokenize:
     output_features: Mapping[str, seqio.Feature] | None = None
 
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """Maps the dataset; `output_features` is set by SeqIO."""
+        """Maps the dataset. SeqIO sets `output_features`."""
         assert self.output_features is not None
         vocabulary = self.output_features["targets"].vocabulary
 
@@ -115,10 +115,10 @@ class Tokenize:
 
 @dataclasses.dataclass(frozen=True)
 class Corrupt:
-    """An objective as SeqIO preprocessor: fits residues to the row and corrupts them.
+    """A corruption as a SeqIO preprocessor; cuts sequences that are too long for a row.
 
-    A sequence longer than fits becomes several examples (`split`) or one random window
-    (`crop`). Seeds come from SeqIO.
+    Such a sequence becomes several examples (`split`) or one random window (`crop`).
+    Seeds come from SeqIO.
     """
 
     corruption: streams.Corruption
@@ -126,7 +126,7 @@ class Corrupt:
     sequence_length: Mapping[str, int] | None = None
 
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """Maps the dataset; `sequence_length` is set by SeqIO, None: no limit."""
+        """Maps the dataset. SeqIO sets `sequence_length`; None means no limit."""
         limit = None
         layouts = self.corruption.layouts
         if self.sequence_length:
@@ -138,14 +138,14 @@ class Corrupt:
 
         def corrupt(targets: np.ndarray, seed: np.ndarray) -> list[np.ndarray]:
             key = random_bits.key(int(seed[0]), int(seed[1]))
-            found = self.corrupt_record(targets, key, limit)
+            corrupted = self.corrupt_record(targets, key, limit)
             values = [
                 stream[name].astype(field.dtype)
-                for stream in found
+                for stream in corrupted
                 for name, field in stream.layout.fields.items()
                 if field.task_feature
             ]
-            return [*values, *(stream.lengths for stream in found)]
+            return [*values, *(stream.lengths for stream in corrupted)]
 
         @seqio.map_over_dataset(num_seeds=1)
         def one_record(example: Any, seed: Any) -> Any:
@@ -154,10 +154,10 @@ class Corrupt:
                 [example["targets"], seed],
                 [*types, *(tf.int64 for _ in layouts)],
             )
-            kept = {k: v for k, v in example.items() if k != "targets"}
-            return tuple(tf.ensure_shape(o, [None]) for o in out), kept
+            others = {k: v for k, v in example.items() if k != "targets"}
+            return tuple(tf.ensure_shape(o, [None]) for o in out), others
 
-        def pieces(out: Sequence[tf.Tensor], kept: Any) -> tf.data.Dataset:
+        def pieces(out: Sequence[tf.Tensor], others: Any) -> tf.data.Dataset:
             lengths = {
                 field.task_feature: out[len(fields) + i]
                 for i, layout in enumerate(layouts)
@@ -169,19 +169,19 @@ class Corrupt:
                     for name, values in zip(fields, out, strict=False)
                 }
             )
-            return parts.map(lambda p: {**kept, **p})
+            return parts.map(lambda p: {**others, **p})
 
         return one_record(dataset).flat_map(pieces)
 
     def corrupt_record(
         self, residues: np.ndarray, key: np.ndarray, limit: int | None
     ) -> tuple[streams.Stream, ...]:
-        """Pieces of one record, corrupted.
+        """Cuts one record into pieces and corrupts them.
 
         Args:
           residues: ids, [residues].
           key: of this record in this epoch, [1] uint64.
-          limit: most residues of a piece, None for any number.
+          limit: maximum number of residues of a piece; None for no limit.
         """
         length = np.array([len(residues)])
         _, start, count = packing.cut(

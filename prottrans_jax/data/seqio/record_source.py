@@ -14,7 +14,7 @@ from prottrans_jax.data.rows import permutation, random_bits
 
 SPLITS = ("train", "validation")
 _READ_AHEAD_RECORDS = 256
-_READ_AHEAD = 2  # times so many records
+_READ_AHEAD = 2  # batches of _READ_AHEAD_RECORDS
 _default_data_dir: contextvars.ContextVar[str | os.PathLike | None] = (
     contextvars.ContextVar("default_data_dir", default=None)
 )
@@ -22,7 +22,7 @@ _default_data_dir: contextvars.ContextVar[str | os.PathLike | None] = (
 
 @contextlib.contextmanager
 def default_data_dir(data_dir: str | os.PathLike | None) -> Iterator[None]:
-    """Where sources look that are not told a folder, e.g. by SeqIO's mixing rates."""
+    """Sets the folder for sources opened without one, e.g. by SeqIO's mixing rates."""
     token = _default_data_dir.set(data_dir)
     try:
         yield
@@ -31,12 +31,12 @@ def default_data_dir(data_dir: str | os.PathLike | None) -> Iterator[None]:
 
 
 class RecordSource(seqio.DataSource):
-    """Prepared records of a corpus, found when first used.
+    """Prepared records of a corpus, opened on first use.
 
-    Examples are {"id": string, "sequence": string of residues}. Random access makes any
-    number of shards possible, and a shuffle of the whole split rather than of a buffer.
-    Registering a task needs no data: the folder is looked up on use, under
-    PROTTRANS_DATA_DIR, or where `RowLoader` is told.
+    Examples are {"id": string, "sequence": string of residues}. Random access allows
+    any number of shards, and shuffling of the whole split instead of a buffer.
+    Registering a task needs no data: the folder is looked up on use, in the `data_dir`
+    of `RowLoader` or in PROTTRANS_DATA_DIR.
     """
 
     def __init__(self, corpus: str, splits: tuple[str, ...] = SPLITS):
@@ -53,7 +53,7 @@ class RecordSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """True: shards are cut from record numbers."""
+        """True: a shard is every n-th record."""
         return True
 
     def list_shards(self, split: str) -> list[str]:
@@ -61,7 +61,7 @@ class RecordSource(seqio.DataSource):
         return [s.file for s in self.open().split(split).info.shards]
 
     def num_input_examples(self, split: str) -> int | None:
-        """Records of the split; None where the corpus is not prepared yet."""
+        """Records of the split; None if the corpus is not prepared yet."""
         try:
             return self.open().split(split).num_records
         except store.DamageError:
@@ -77,7 +77,7 @@ class RecordSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused: object,
     ) -> tf.data.Dataset:
-        """Records of a split (or of a shard: every n-th) as tf.data."""
+        """Records of a split, or of one shard (every n-th record), as tf.data."""
         opened = self.open().split(split)
         key = random_bits.key(
             int(seed if seed is not None else np.random.randint(2**31))
@@ -86,7 +86,7 @@ class RecordSource(seqio.DataSource):
         def read(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             if shuffle:
                 positions = permutation.permute(positions, opened.num_records, key)
-            # ids() and read() would each unpack the records.
+            # One pass; ids() and read() would decompress the records twice.
             reading = opened.begin(positions)
             names, residues = zip(*reading.records(), strict=True)
             return np.array(names, object), np.array(residues, object)

@@ -1,4 +1,4 @@
-"""Batches of any SeqIO task by plain `seqio.get_dataset`, for quick starts."""
+"""Batches of any SeqIO task from `seqio.get_dataset`, for quick starts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -14,13 +14,12 @@ from prottrans_jax.data.seqio import feature_converters
 
 
 class StreamLoader:
-    """The `.batch` surface of `RowLoader` over `seqio.get_dataset`.
+    """The interface of `RowLoader` over `seqio.get_dataset`.
 
-    For any task or mixture with inputs and targets. Its limits, said aloud when it is
-    made: only rising order is quick; a restart streams from the beginning again
-    up to where it was; every host streams everything and keeps its rows; the order
-    holds for this version of TensorFlow; SeqIO's packing leaves a fifth of a row empty.
-
+    For any task or mixture with inputs and targets. Its limits, also logged as a
+    warning: only ascending order is fast; a restart streams again from the beginning;
+    every host streams everything and keeps its own rows; the order depends on the
+    version of TensorFlow; SeqIO's packing leaves a fifth of a row empty.
     """
 
     unigram_entropy = float("nan")
@@ -37,7 +36,7 @@ class StreamLoader:
         seed: int = 0,
         num_epochs: int | None = None,
     ):
-        """Arguments as of `RowLoader`."""
+        """Arguments as for `RowLoader`."""
         self.batch_size = batch_size
         provider = seqio.get_mixture_or_task(task)
         self._converter = feature_converters.converter_for(provider, pack)
@@ -64,14 +63,14 @@ class StreamLoader:
         self._num_batches: int | None = None
         logging.warning(
             "StreamLoader: %s is streamed in SeqIO's own order. A restart replays the "
-            "stream up to where it was, every host reads all of it, and packed rows "
+            "stream from the beginning, every host reads all of it, and packed rows "
             "are about 77 %% full. RowLoader over prepared records has no such limits.",
             task,
         )
 
     @property
     def num_batches(self) -> int | None:
-        """Batches of a finite stream, found by going through it once; else None."""
+        """Batches of a finite stream, counted by one pass over it; else None."""
         if self._settings["num_epochs"] is None:
             return None
         if self._num_batches is None:
@@ -87,10 +86,10 @@ class StreamLoader:
     def batch(
         self, index: int, rows: slice | Sequence[int] | np.ndarray = slice(None)
     ) -> dict[str, np.ndarray]:
-        """Part of batch `index`; an earlier one than the last streams it all again.
+        """Part of batch `index`; going back streams again from the start.
 
         Raises:
-          IndexError: the stream ended before.
+          IndexError: the stream ended before this batch.
         """
         if self._last is None or index != self._last[0]:
             if self._stream is None or index < self._next:
@@ -99,24 +98,24 @@ class StreamLoader:
                 self._stream, self._next = self._open(), 0
             skipped = index - self._next
             if skipped:
-                logging.warning("StreamLoader: passing over %d batches.", skipped)
-            found = next(itertools.islice(self._stream, skipped, None), None)
-            if found is None:
+                logging.warning("StreamLoader: skipping %d batches.", skipped)
+            batch = next(itertools.islice(self._stream, skipped, None), None)
+            if batch is None:
                 self._stream = None
                 raise IndexError(f"the stream ended before batch {index}.")
-            self._last, self._next = (index, found), index + 1
-        wanted = rows if isinstance(rows, slice) else np.asarray(rows, np.int64)
-        return {name: value[wanted] for name, value in self._last[1].items()}
+            self._last, self._next = (index, batch), index + 1
+        selection = rows if isinstance(rows, slice) else np.asarray(rows, np.int64)
+        return {name: value[selection] for name, value in self._last[1].items()}
 
     def state(self, next_index: int) -> dict[str, Any]:
         """What `restore` needs; plain JSON."""
         return {"next_index": next_index, **self._settings}
 
     def restore(self, state: Mapping[str, Any]) -> int:
-        """Index of the next batch; its `.batch` replays all before it.
+        """Returns the index of the next batch; reading it replays all earlier ones.
 
         Raises:
-          ValueError: `state` is of another stream: what differs.
+          ValueError: `state` is of another stream; lists the differences.
         """
         differences = [
             f"{name}: saved {state.get(name)!r}, now {value!r}"
@@ -131,16 +130,16 @@ class StreamLoader:
         return int(state["next_index"])
 
     def example_ids(self, index: int) -> list[str]:
-        """None: SeqIO drops ids when it makes rows."""
+        """Empty: SeqIO drops ids when it makes rows."""
         return []
 
     def describe(self) -> dict[str, Any]:
-        """Settings only: nothing is known of a stream before it is read."""
+        """The settings only: sizes are unknown until the stream is read."""
         return dict(self._settings)
 
     def _open(self) -> Iterator[dict[str, np.ndarray]]:
-        # TensorFlow would take the accelerator's memory away from JAX.
-        with contextlib.suppress(RuntimeError):  # it has begun to use it
+        # TensorFlow would allocate the accelerator's memory that JAX needs.
+        with contextlib.suppress(RuntimeError):  # TensorFlow uses it already
             tf.config.set_visible_devices([], "GPU")
         dataset = seqio.get_dataset(
             self._settings["task"],
@@ -153,9 +152,9 @@ class StreamLoader:
         )
         finite = self._settings["num_epochs"] is not None
         dataset = dataset.batch(self.batch_size, drop_remainder=not finite)
-        for found in dataset.as_numpy_iterator():
-            missing = self.batch_size - len(next(iter(found.values())))
+        for batch in dataset.as_numpy_iterator():
+            missing = self.batch_size - len(next(iter(batch.values())))
             if missing:
-                # As RowLoader: the last batch is filled up with empty rows.
-                found = {k: np.pad(v, ((0, missing), (0, 0))) for k, v in found.items()}
-            yield found
+                # As in RowLoader, empty rows fill up the last batch.
+                batch = {k: np.pad(v, ((0, missing), (0, 0))) for k, v in batch.items()}
+            yield batch

@@ -1,4 +1,4 @@
-"""Names of the tasks of `prottrans_jax.tasks`, known without importing SeqIO.
+"""Names of the tasks of `prottrans_jax.tasks`, without importing SeqIO.
 
 `tasks` registers exactly these: CORPUS_OBJECTIVE for every corpus and objective.
 """
@@ -21,12 +21,12 @@ def corpus(name: str) -> str:
     return next(c for c in CORPORA if name.startswith(f"{c}_"))
 
 
-def unknown(name: str, known: "list[str] | tuple[str, ...]" = NAMES) -> str:
-    """One line about a task that is not known: the nearest three of those that are."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+def unknown(name: str, names: "list[str] | tuple[str, ...]" = NAMES) -> str:
+    """Error message for an unknown task, with the three most similar names."""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = (
         f"Nearest: {', '.join(near)}"
         if near
-        else f"One of them: {', '.join(known[:3])}"
+        else f"One of them: {', '.join(names[:3])}"
     )
-    return f"there is no task {name!r} among {len(known)}. {hint}."
+    return f"there is no task {name!r} among {len(names)}. {hint}."

@@ -57,7 +57,9 @@ def test_pieces_that_fit_together_exactly_fill_their_rows():
 
 
 def test_piece_longer_than_a_row_is_refused():
-    with pytest.raises(ValueError, match=r"piece 1 has \(11,\) tokens, a row holds"):
+    with pytest.raises(
+        ValueError, match=r"piece 1 has \(11,\) tokens, but a row holds"
+    ):
         packing.pack(np.array([[4], [11]]), (10,))
 
 
