@@ -18,19 +18,19 @@ def of_task(name: str, modules: Sequence[str] = ()) -> list[preparing.Source]:
 
     Args:
       name: of a registered task whose source yields {"sequence"} or {"id", "sequence"}.
-      modules: imported first, beside this package's own tasks.
+      modules: imported first, in addition to this package's own tasks.
 
     Raises:
-      ValueError: there is no such task, or it yields something else.
+      ValueError: there is no such task, or it yields other features.
     """
     for module in ("prottrans_jax.tasks", *modules):
         try:
             importlib.import_module(module)
         except ImportError as e:
             raise ValueError(f"--task_module={module} cannot be imported: {e}.") from e
-    known = sorted(seqio.TaskRegistry.names())
-    if name not in known:
-        raise ValueError(f"--task: {task_names.unknown(name, known)}")
+    names = sorted(seqio.TaskRegistry.names())
+    if name not in names:
+        raise ValueError(f"--task: {task_names.unknown(name, names)}")
     task = seqio.TaskRegistry.get(name)
 
     def read(split: str) -> Iterator[tuple[str, bytes]]:
@@ -45,10 +45,10 @@ def of_tfds(name: str, data_dir: str | None = None) -> list[preparing.Source]:
 
     Args:
       name: its name, or name:version.
-      data_dir: where TFDS finds it; None: TFDS's own place.
+      data_dir: folder of TFDS data sets; None: TFDS's default.
 
     Raises:
-      ValueError: there is none, or `data_dir` is a URL.
+      ValueError: there is no such data set, or `data_dir` is a URL.
     """
     if data_dir is not None:
         data_dir = str(paths.local(data_dir, "tfds_data_dir"))
@@ -57,7 +57,7 @@ def of_tfds(name: str, data_dir: str | None = None) -> list[preparing.Source]:
         splits = list(builder.info.splits)
         if not splits:
             raise ValueError(f"build it first: tfds build {name}")
-    except Exception as e:  # TFDS has many kinds of error for one that is missing.
+    except Exception as e:  # TFDS raises many types for a missing data set.
         raise ValueError(
             f"TFDS data set {name!r} in {data_dir or 'the default folder'}: "
             f"{str(e).splitlines()[0] if str(e) else type(e).__name__}."

@@ -1,4 +1,4 @@
-"""The manifest of a prepared folder: what it holds, its hashes, where it came from."""
+"""The manifest of a prepared folder: its content, hashes, inputs and options."""
 
 import dataclasses
 import functools
@@ -12,13 +12,13 @@ from prottrans_jax.files import paths
 
 FILE = "manifest.json"
 FORMAT_VERSION = 1
-# Of lengths: read once a process. Smaller ones take less than 0.2 s.
+# A larger length index is hashed once per process. Smaller ones take below 0.2 s.
 _LARGE_BYTES = 64 << 20
 REMEDY = "Copy the folder again, or prepare it again"
 
 
 class DamageError(ValueError):
-    """A file of a prepared folder is missing or not what the manifest says."""
+    """A file of a prepared folder is missing or contradicts the manifest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class SplitInfo:
-    """What the manifest says of a split; lengths in residues."""
+    """The entry of a split in the manifest; lengths in residues."""
 
     num_records: int
     num_residues: int
@@ -48,7 +48,7 @@ class SplitInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a prepared folder holds, where it came from and how it was made."""
+    """Content, inputs and options of a prepared folder."""
 
     name: str
     version: str
@@ -59,11 +59,11 @@ class Manifest:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     # Reason -> number of records that were left out.
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
-    # Copies that the hash of their id would have put into another split than the first
-    # record with their sequence, and that are in the split of that one.
+    # Copies of a sequence that were moved into the split of its first record, from the
+    # split given by the hash of their own id.
     moved_copies: int = 0
 
-    # Of all other fields; "" in folders of versions that did not write it.
+    # SHA-256 of all other fields; "" in folders of versions that did not write it.
     sha256: str = ""
 
     @classmethod
@@ -71,15 +71,15 @@ class Manifest:
         """Reads `folder`/manifest.json and checks it against its own digest and sums.
 
         Raises:
-          DamageError: it cannot be read, or contradicts itself.
-          ValueError: there is none, or it is of another format.
+          DamageError: it is damaged or inconsistent.
+          ValueError: it is missing, unreadable, or of another format.
         """
         path = pathlib.Path(folder) / FILE
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             raise ValueError(
-                f"{folder} is no finished folder of records: it has no {FILE}. "
+                f"{folder} is not a finished folder of records: it has no {FILE}. "
                 "Make one with: python -m prottrans_jax.prepare --input=FASTA "
                 f"--output={folder}"
             ) from None
@@ -101,7 +101,7 @@ class Manifest:
             raise DamageError(f"{path} is damaged: {problem}. {REMEDY}.")
         if manifest.format_version != FORMAT_VERSION:
             raise ValueError(
-                f"{path} has format {manifest.format_version}, this version reads "
+                f"{path} has format {manifest.format_version}; this version reads "
                 f"{FORMAT_VERSION}. Prepare the data again."
             )
         return manifest
@@ -111,10 +111,10 @@ class Manifest:
         return dataclasses.replace(self, sha256=_digest(dataclasses.asdict(self)))
 
     def _wrong_sum(self) -> str:
-        """Which parts do not add up; "" if all do."""
-        # In folders without a digest, nothing else tells of damage.
+        """Describes parts that do not add up; "" if all do."""
+        # The only check of folders without a digest.
         for name, split in self.splits.items():
-            for what, parts, total in (
+            for unit, parts, total in (
                 ("records", [s.num_records for s in split.shards], split.num_records),
                 (
                     "residues",
@@ -126,8 +126,8 @@ class Manifest:
             ):
                 if sum(parts) != total:
                     return (
-                        f"its parts of {name} do not add up to {total} {what} but to "
-                        f"{sum(parts)}"
+                        f"its parts of {name} add up to {sum(parts)} {unit}, not to "
+                        f"{total}"
                     )
         return ""
 
@@ -135,7 +135,7 @@ class Manifest:
 def _digest(fields: dict[str, Any]) -> str:
     """Hex SHA-256 of all fields but `sha256`, as sorted JSON without spaces.
 
-    Of what is in the file, not of a `Manifest`: later versions have more fields.
+    Computed from the file, not from a `Manifest`: later versions have more fields.
     """
     others = {name: value for name, value in fields.items() if name != "sha256"}
     text = json.dumps(others, sort_keys=True, separators=(",", ":"))
@@ -147,8 +147,8 @@ def _contradiction(fields: dict[str, Any]) -> str:
     if not stated or stated == actual:
         return ""
     return (
-        f"the SHA-256 of its fields is {actual}, it says {stated} (if you changed it "
-        'on purpose, remove the line "sha256")'
+        f"the SHA-256 of its fields is {actual}, not {stated} (if you changed it on "
+        'purpose, remove the line "sha256")'
     )
 
 
@@ -161,16 +161,16 @@ def _why(error: Exception) -> str:
 def check_lengths(folder: str | os.PathLike, split: SplitInfo) -> pathlib.Path:
     """Compares the length index of a split with the manifest.
 
-    Every row of a run follows from the lengths, so a wrong one changes batches long
-    before a record contradicts it. This reads the whole file, 4 bytes a record: 8.4 GB
-    for BFD's 2.1 billion. A process does not read a large file twice while its size and
-    time of change stay the same.
+    Every row of a run depends on the lengths, so a wrong length changes batches long
+    before its record is read. This reads the whole file, 4 bytes per record: 8.4 GB for
+    the 2.1 billion of BFD. A process reads a large file again only if its size,
+    modification time or inode changed.
 
     Returns:
       Path of the file.
 
     Raises:
-      DamageError: it is missing or its SHA-256 is another one.
+      DamageError: it is missing or has another SHA-256.
     """
     path = pathlib.Path(folder) / split.lengths_file
     try:
@@ -193,7 +193,7 @@ def check_lengths(folder: str | os.PathLike, split: SplitInfo) -> pathlib.Path:
 
 @functools.lru_cache(maxsize=256)
 def _digest_of_version(path: pathlib.Path, *_: int) -> str:
-    """SHA-256 of a file; the other arguments tell its versions apart."""
+    """SHA-256 of a file; the other arguments are part of the cache key."""
     return sha256_of(path)
 
 
@@ -201,7 +201,7 @@ def verify(folder: str | os.PathLike) -> list[str]:
     """Compares every file of a prepared folder with the manifest.
 
     Returns:
-      One line for each damaged or missing file, naming it; empty if all is well.
+      One line for each damaged or missing file; empty if there are none.
     """
     folder = paths.local(folder, "folder")
     try:

@@ -1,8 +1,8 @@
-"""FASTA to a prepared folder: streaming, in several processes, in bounded memory.
+"""Makes a prepared folder from FASTA: several processes, bounded memory.
 
-Pass 1 reads, checks and hashes the input block by block and spills it by bucket; pass 2
-finds ids that stand for two sequences; pass 3 turns each bucket into a shard without
-duplicates, shuffled. Disk: the folder's file system holds the text once more meanwhile.
+Pass 1 reads, checks and hashes the input block by block and writes it to disk by
+bucket. Pass 2 finds ids with two sequences. Pass 3 turns each bucket into a shuffled
+shard without duplicates. Meanwhile the output's file system also holds the text.
 """
 
 import collections
@@ -29,15 +29,15 @@ from prottrans_jax.distributed import stop_signals
 from prottrans_jax.proteins import fasta, unpacking
 
 SKIPPED_FILE = record_writer.SKIPPED_FILE
-_SHARD_BYTES = 64 << 20  # Of text: some 35 MB on disk, 170,000 proteins.
+_SHARD_BYTES = 64 << 20  # Of text: about 35 MB on disk, 170,000 proteins.
 _MAX_SHARDS = 4096
 _MIN_BLOCK_BYTES = 2 << 20
 _PIECE_BYTES = 16 << 10
-# If the size of the input cannot be known and it is larger than one shard.
+# For input of unknown size that is larger than one shard.
 _SHARDS_OF_UNKNOWN = 256
-# Text of a packed byte of protein FASTA, about.
+# Approximate bytes of text per compressed byte of protein FASTA.
 _UNPACKED = 2.2
-_ASKED_FOR = (
+_EXPECTED_REASONS = (
     spill.TOO_SHORT,
     spill.TOO_LONG,
     spill.REPEATED,
@@ -48,22 +48,23 @@ _ASKED_FOR = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a folder is prepared. Everything but `num_processes` shapes the result.
+    """Options of `prepare`. All but `num_processes` affect the result.
 
     Attributes:
       validation_fraction: share of proteins, chosen by the hash of their id, that goes
-        to the split "validation" (in place of those of `validation_inputs`, if given).
-      min_length: residues; shorter ones are left out, counted and named.
-      max_length: residues; longer ones likewise. None: no limit (rows are cut later).
-      deduplicate: keep only the first of records with the same sequence; else keep all,
-        in the split of the first.
+        to the split "validation". Ignored if a source is for that split.
+      min_length: residues; shorter records are left out, counted and named.
+      max_length: residues; longer records likewise. None: no limit (long records are
+        cut when rows are made).
+      deduplicate: keep only the first record of a sequence; else keep all of them, in
+        the split of the first.
       shuffle: put all records in a random order, else keep the order of the input.
       seed: of the shuffle.
       num_shards: of the split "train"; None: 64 MiB of text each.
       on_bad: "error" stops at the first bad record; "skip" leaves bad ones out.
-      allow_nucleotides: whether records of A, C, G, T, U and N are proteins. If not, a
-        file of them is refused, and one among others is a bad record.
-      num_processes: parsing, sorting and packing run in so many processes.
+      allow_nucleotides: whether records of A, C, G, T, U and N count as proteins. If
+        not, a file of them is refused, and a single one is a bad record.
+      num_processes: number of processes for parsing, sorting and packing.
     """
 
     validation_fraction: float = 0.01
@@ -99,10 +100,10 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One input: where it is, how its blocks are made, and which split it is for."""
+    """One input: its path, a function that reads its blocks, and its split."""
 
     path: str
-    # Given the object whose `update` is to see all bytes that are read, and the size of
+    # Arguments: an object whose `update` gets all bytes that are read, and the size of
     # a block in bytes.
     blocks: Callable[[Any, int], Iterable[fasta.Block]]
     num_bytes: int | None = None
@@ -111,7 +112,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was done, for the summary."""
+    """Counts of a finished `prepare`, for its summary."""
 
     manifest: manifest_lib.Manifest
     seconds: float
@@ -125,8 +126,12 @@ class Report:
 
     @property
     def num_bad(self) -> int:
-        """Records left out that no option asked to leave out."""
-        return sum(n for why, (n, _) in self.skipped.items() if why not in _ASKED_FOR)
+        """Records left out because they are bad, not because of an option."""
+        return sum(
+            n
+            for reason, (n, _) in self.skipped.items()
+            if reason not in _EXPECTED_REASONS
+        )
 
 
 def fasta_source(path: str, split: str | None = None) -> Source:
@@ -155,14 +160,14 @@ def fasta_source(path: str, split: str | None = None) -> Source:
 def example_source(
     path: str, examples: Iterable[tuple[str, bytes]], split: str | None = None
 ) -> Source:
-    """(id, sequence) pairs from anywhere; checked as FASTA is, two lines to each."""
+    """(id, sequence) pairs as a source; checked like FASTA with two lines each."""
 
     def blocks(digest: Any, _: int) -> Iterator[fasta.Block]:
         line = 1
         iterator = iter(examples)
         while some := list(itertools.islice(iterator, 8192)):
             text = b"".join(
-                # White space would end the id, a second line begin another record.
+                # White space would end the id, and a line break could start a record.
                 b">%b\n%b\n" % ("_".join(name.split()).encode(), b"".join(s.split()))
                 for name, s in some
             )
@@ -182,23 +187,23 @@ def prepare(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Makes the folder `output` of the records of `sources`.
+    """Makes the folder `output` from the records of `sources`.
 
     Args:
-      sources: inputs; a sequence that occurs twice is kept where it comes first, but
-        in a split that is not trained on if a source is for one.
+      sources: inputs. The first of several copies of a sequence is kept; copies in a
+        source for another split than "train" have precedence.
       output: the folder to make.
       name: of the data set.
       options: see `Options`.
       overwrite: whether a finished folder may be replaced.
-      progress: called with a line of text now and then.
+      progress: called with a line of text every few seconds.
 
     Raises:
-      FastaError: a bad record and where it is.
-      ValueError: nothing is left, or the folder cannot be written.
+      FastaError: a record is bad; names its place.
+      ValueError: no records are left, or the folder cannot be written.
     """
     options = options or Options()
-    # Of two copies the first is kept, and it should be that of the validation files.
+    # Validation first: the first of two copies is kept.
     ordered = sorted(sources, key=lambda s: s.split != "validation")
     started = time.monotonic()
     with (
@@ -215,15 +220,15 @@ def prepare(
         run.assemble()
         run.name_skipped()
         shutil.rmtree(run.folder)
-        given = dataclasses.asdict(options)
-        del given["num_processes"]
+        saved_options = dataclasses.asdict(options)
+        del saved_options["num_processes"]
         if not options.allow_nucleotides:
-            # Manifests of folders without nucleotides stay what they were.
-            del given["allow_nucleotides"]
+            # So that such manifests equal those of earlier versions.
+            del saved_options["allow_nucleotides"]
         manifest = writer.finish(
             inputs=run.inputs,
-            options=given,
-            skipped={why: n for why, (n, _) in sorted(run.skipped.items())},
+            options=saved_options,
+            skipped={reason: n for reason, (n, _) in sorted(run.skipped.items())},
             moved_copies=run.num_moved,
         )
     return Report(
@@ -260,7 +265,7 @@ class _Run:
         self.num_moved = 0
         self.plan: spill.Plan
         self._progress = progress
-        self._started = self._told = time.monotonic()
+        self._started = self._last_progress = time.monotonic()
 
     def spill(self, pool: concurrent.futures.Executor) -> None:
         """Pass 1."""
@@ -270,7 +275,7 @@ class _Run:
         head: collections.deque[tuple[int, fasta.Block]] = collections.deque()
         head_bytes = 0
         if (_total_bytes(self.sources) or 0) <= _SHARD_BYTES:
-            # Small or of unknown size: see whether it fits into one shard.
+            # Small or of unknown size: check whether it fits into one shard.
             for item in blocks:
                 head.append(item)
                 head_bytes += len(item[1].data)
@@ -278,7 +283,7 @@ class _Run:
                     break
         fits = 0 < head_bytes <= _SHARD_BYTES
         options = self.options
-        given = any(s.split == "validation" for s in self.sources)
+        has_validation = any(s.split == "validation" for s in self.sources)
         self.plan = spill.Plan(
             folder=self.folder,
             paths=tuple(s.path for s in self.sources),
@@ -287,7 +292,7 @@ class _Run:
                 None if s.split is None else splits.index(s.split) for s in self.sources
             ),
             num_buckets=options.num_shards or (1 if fits else self._num_shards()),
-            held_out=0.0 if given else options.validation_fraction,
+            held_out=0.0 if has_validation else options.validation_fraction,
             min_length=options.min_length,
             max_length=options.max_length,
             deduplicate=options.deduplicate,
@@ -298,8 +303,8 @@ class _Run:
         )
 
         def calls() -> Iterator[tuple]:
-            taken = (head.popleft() for _ in range(len(head)))
-            for number, (file, block) in enumerate(itertools.chain(taken, blocks)):
+            first = (head.popleft() for _ in range(len(head)))
+            for number, (file, block) in enumerate(itertools.chain(first, blocks)):
                 yield spill.spill_block, self.plan, number, file, block
 
         for done in _in_order(pool, self._width, calls()):
@@ -311,7 +316,7 @@ class _Run:
             self.totals["stops"] += done.num_stops
             self.totals["only_x"] += done.num_only_x
             self._note(done.skipped)
-            self._tell("read")
+            self._report_progress("read")
 
     @property
     def _width(self) -> int:
@@ -334,7 +339,7 @@ class _Run:
         return min(max(-(-size // _SHARD_BYTES), 1), _MAX_SHARDS)
 
     def _block_bytes(self) -> int:
-        # Small blocks stay in cache; but every shard reads a piece of every block.
+        # Small blocks stay in cache, but every shard reads a piece of every block.
         size = _total_bytes(self.sources) or 0
         pieces = min(size // _SHARD_BYTES, _MAX_SHARDS)
         return max(_MIN_BLOCK_BYTES, pieces * _PIECE_BYTES)
@@ -345,10 +350,10 @@ class _Run:
             (spill.check_ids, self.plan, self.num_segments, b)
             for b in range(self.plan.num_buckets)
         )
-        found = [c for c in _in_order(pool, self._width, calls) if len(c)]
-        if not found:
+        parts = [c for c in _in_order(pool, self._width, calls) if len(c)]
+        if not parts:
             return
-        conflicts = np.concatenate(found)
+        conflicts = np.concatenate(parts)
         conflicts = conflicts[np.argsort(conflicts[:, 0])]
         if not self.plan.skip_bad:
             at, first = conflicts[0].tolist()
@@ -360,8 +365,8 @@ class _Run:
                     int(line),
                     name,
                     spill.SAME_ID,
-                    f"id {name!r} stands for another sequence at "
-                    f"{spill.place(self.plan, first)}; {len(conflicts)} such in all. "
+                    f"id {name!r} has another sequence at "
+                    f"{spill.place(self.plan, first)}; {len(conflicts)} such ids. "
                     "Rename one, or pass --on_bad=skip to keep the first.",
                 )
             )
@@ -378,10 +383,10 @@ class _Run:
                 self.writer.adopt("train", done.shard)
             self.num_moved += done.num_moved
             self._note(done.skipped)
-            self._tell(f"shard {bucket + 1} of {self.plan.num_buckets};")
+            self._report_progress(f"shard {bucket + 1} of {self.plan.num_buckets};")
 
     def assemble(self) -> None:
-        """Joins what pass 3 could not finish: other splits, and unshuffled records."""
+        """Writes the shards that pass 3 does not: other splits, unshuffled records."""
         plan = self.plan
         counts = [spill.count(plan, s) for s in range(len(plan.splits))]
         if plan.shuffle:
@@ -389,9 +394,9 @@ class _Run:
         if not any(counts):
             raise ValueError(
                 f"{', '.join(plan.paths)}: no records are left. Left out: "
-                + "; ".join(f"{n} {why}" for why, (n, _) in self.skipped.items())
+                + "; ".join(f"{n} {reason}" for reason, (n, _) in self.skipped.items())
             )
-        # A set whose source has no split "train" does not get an empty one.
+        # A source without a split "train" gives no empty one.
         if not counts[0]:
             self.writer.drop("train")
         for split, count in enumerate(counts):
@@ -408,7 +413,7 @@ class _Run:
                 self.writer.adopt(plan.splits[split], shard)
 
     def name_skipped(self) -> None:
-        """Joins the names of all records left out into one file."""
+        """Joins the lists of records left out into one file."""
         paths = sorted(
             self.folder.glob("*.skipped"), key=lambda p: (p.name[0] == "b", p.name)
         )
@@ -421,24 +426,24 @@ class _Run:
                     shutil.copyfileobj(part, out)
 
     def _note(self, skipped: Iterable[tuple[str, int, tuple[str, ...]]]) -> None:
-        for why, number, examples in skipped:
-            known, shown = self.skipped.get(why, (0, ()))
-            self.skipped[why] = (known + number, (*shown, *examples)[:3])
+        for reason, number, examples in skipped:
+            total, shown = self.skipped.get(reason, (0, ()))
+            self.skipped[reason] = (total + number, (*shown, *examples)[:3])
 
-    def _tell(self, what: str) -> None:
+    def _report_progress(self, step: str) -> None:
         now = time.monotonic()
-        if now - self._told > 5:
-            self._told = now
+        if now - self._last_progress > 5:
+            self._last_progress = now
             seconds = now - self._started
             self._progress(
-                f"{what} {self.totals['records']:,} records, "
+                f"{step} {self.totals['records']:,} records, "
                 f"{self.totals['residues']:,} residues, "
                 f"{self.totals['records'] / seconds:,.0f} records/s"
             )
 
 
 def _total_bytes(sources: Iterable[Source]) -> int | None:
-    """Text of all inputs, about; None if it is not known of one."""
+    """Approximate text of all inputs in bytes; None if one is unknown."""
     sizes = [s.num_bytes for s in sources]
     return None if None in sizes else sum(s or 0 for s in sizes)
 
@@ -455,8 +460,8 @@ class _Digest:
         self.num_bytes += len(data)
 
 
-class _Here(concurrent.futures.Executor):
-    """Runs each call at once, in this process."""
+class _InProcess(concurrent.futures.Executor):
+    """Runs each call immediately, in this process."""
 
     def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Any:
         future: concurrent.futures.Future = concurrent.futures.Future()
@@ -467,7 +472,7 @@ class _Here(concurrent.futures.Executor):
 @contextlib.contextmanager
 def _pool(num_processes: int) -> Iterator[concurrent.futures.Executor]:
     if num_processes == 1:
-        yield _Here()
+        yield _InProcess()
         return
     # spawn: forking a process that has threads (TensorFlow, JAX) can hang.
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -478,9 +483,9 @@ def _pool(num_processes: int) -> Iterator[concurrent.futures.Executor]:
     try:
         yield pool
     except concurrent.futures.process.BrokenProcessPool as e:
-        stop_signals.check()  # A signal to the whole group kills the workers too.
+        stop_signals.check()  # A signal to the process group also kills the workers.
         raise ValueError(
-            "a worker process was killed, probably for memory. Try fewer "
+            "a worker process was killed, probably out of memory. Try fewer "
             "--num_processes."
         ) from e
     finally:
@@ -488,12 +493,12 @@ def _pool(num_processes: int) -> Iterator[concurrent.futures.Executor]:
 
 
 def _begin_worker() -> None:
-    # Ctrl-C is the parent's to handle.
+    # The parent handles Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
 
     def watch() -> None:
-        # A killed parent cannot tell its workers to stop.
+        # A killed parent cannot stop its workers.
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
@@ -504,7 +509,7 @@ def _begin_worker() -> None:
 def _in_order(
     pool: concurrent.futures.Executor, width: int, calls: Iterable[tuple]
 ) -> Iterator[Any]:
-    """Results in the order of `calls`, at most `width` of which are under way."""
+    """Results in the order of `calls`; at most `width` calls run at a time."""
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
     for call in calls:
         pending.append(pool.submit(*call))
@@ -515,7 +520,7 @@ def _in_order(
 
 
 def _result_of(future: concurrent.futures.Future) -> Any:
-    """Its result, unless a stop signal comes first."""
+    """The result of `future`; a stop signal interrupts the wait."""
     while True:
         stop_signals.check()
         try:

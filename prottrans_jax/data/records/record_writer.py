@@ -1,4 +1,4 @@
-"""Writing of prepared folders; their layout is described in `records`."""
+"""Writes prepared folders; `store` describes their layout."""
 
 import collections
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,7 @@ _BINS = (0, 32, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384, 3276
 CHUNK = 2048  # records
 SKIPPED_FILE = "skipped.tsv"
 _MADE_BY = "prottrans_jax "
-# Names in a finished folder, and in one that is being written.
+# File names in a finished folder, and in one that is being written.
 _FINISHED = re.compile(
     r"[^/]+-\d{5}-of-\d{5}\.array_record|[^/]+\.lengths\.npy|"
     + "|".join(map(re.escape, (manifest_lib.FILE, SKIPPED_FILE)))
@@ -40,7 +40,7 @@ _UNFINISHED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class WrittenShard:
-    """A shard on disk that no manifest names yet."""
+    """A shard on disk that is not part of a manifest yet."""
 
     path: pathlib.Path
     lengths_path: pathlib.Path
@@ -57,7 +57,7 @@ def write_shard(
 
     Args:
       path: the array_record file to write.
-      chunks: some records each: their bytes as stored, their numbers of residues.
+      chunks: stored bytes and numbers of residues of some records each.
     """
     path = pathlib.Path(path)
     lengths_path = path.with_suffix(".lengths")
@@ -66,7 +66,7 @@ def write_shard(
     writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     with lengths_path.open("wb") as index:
         for payloads, lengths in chunks:
-            # The quickest way to call something for each of many.
+            # The fastest way to call a function for many items.
             collections.deque(map(writer.write, payloads), maxlen=0)
             pairs = zip(payloads, lengths, strict=True)
             counts += _letter_counts(b"".join([p[-n:] for p, n in pairs if n]))
@@ -87,27 +87,27 @@ def write_shard(
 def chunked(
     records: Iterable[tuple[bytes, int]],
 ) -> Iterator[tuple[list[bytes], list[int]]]:
-    """(payload, number of residues) pairs as `write_shard` takes them."""
+    """Groups (payload, number of residues) pairs into chunks for `write_shard`."""
     iterator = iter(records)
     while some := list(itertools.islice(iterator, CHUNK)):
         yield [p for p, _ in some], [n for _, n in some]
 
 
 def payload(name: str | bytes, residues: str | bytes) -> tuple[bytes, int]:
-    """A record as it is stored, and its number of residues."""
+    """The stored bytes of a record, and its number of residues."""
     name = name.encode() if isinstance(name, str) else name
     residues = residues.encode("ascii") if isinstance(residues, str) else residues
     return name + b"\n" + residues, len(residues)
 
 
 class Writer:
-    """Builds a prepared folder that appears at its place only when it is complete.
+    """Writes a prepared folder; it gets its final name only when it is complete.
 
-    Files are written to `folder`.partial, which is renamed in the end; a killed run
-    leaves that, `folder`.lock and nothing that looks finished, and the next run clears
-    them away. Nothing that this program did not make is ever removed.
+    Files are written to `folder`.partial, which is renamed at the end. A killed run
+    leaves only this folder and `folder`.lock; the next run removes them. Files that
+    this program did not make are never removed.
 
-      with records.Writer("toy", name="toy") as writer:
+      with store.Writer("toy", name="toy") as writer:
           writer.add_shard("train", [("P1", "MKV"), ("P2", "ACDX")])
     """
 
@@ -122,9 +122,9 @@ class Writer:
         """Claims `folder`.
 
         Raises:
-          ValueError: it exists and `overwrite` is not set, or cannot be written to.
-          ownership.ForeignError: it, or what a killed run would have left beside it,
-            holds something that this program did not make.
+          ValueError: it exists and `overwrite` is not set, or it is not writable.
+          ownership.ForeignError: it, or a `.partial` or `.replaced` folder beside it,
+            holds files that this program did not make.
           locks.LockedError: another process is writing it.
         """
         self.folder = pathlib.Path(os.path.abspath(paths.local(folder, "output")))
@@ -141,9 +141,9 @@ class Writer:
             )
         _refuse_foreign(self._old)
         lock = self.folder.with_name(self.folder.name + ".lock")
-        # A killed run leaves both.
-        is_left = _is_unfinished if lock.exists() else (lambda name: False)
-        ownership.refuse_foreign_entries(self.work, is_left)
+        # A killed run leaves a lock beside its files.
+        is_ours = _is_unfinished if lock.exists() else (lambda name: False)
+        ownership.refuse_foreign_entries(self.work, is_ours)
         self._claim(lock)
 
     def _claim(self, lock: pathlib.Path) -> None:
@@ -157,7 +157,7 @@ class Writer:
             raise ValueError(
                 f"cannot write to {self.folder.parent}: {e.strerror}."
             ) from e
-        # Whatever ends this process in an orderly way, nothing half written stays.
+        # Every orderly exit of the process removes unfinished files.
         self._discard = weakref.finalize(self, _remove, self.work, self._lock)
         writing.remove(self.work)
         self.work.mkdir()
@@ -179,7 +179,7 @@ class Writer:
         self.adopt(split, write_shard(path, chunked(payload(*e) for e in examples)))
 
     def adopt(self, split: str, shard: WrittenShard) -> None:
-        """Takes over, as the next of `split`, a shard that `write_shard` made."""
+        """Adds a shard made by `write_shard` as the next one of `split`."""
         shards = self.written.setdefault(split, [])
         path = self.work / f"{split}.{len(shards)}.array_record"
         lengths_path = path.with_suffix(".lengths")
@@ -195,7 +195,7 @@ class Writer:
         skipped: dict[str, int] | None = None,
         moved_copies: int = 0,
     ) -> manifest_lib.Manifest:
-        """Names the shards, writes indices and manifest, and moves the folder."""
+        """Names the shards, writes indices and manifest, and renames the folder."""
         manifest = manifest_lib.Manifest(
             name=self.name,
             version=self.version,
@@ -217,15 +217,15 @@ class Writer:
         writing.sync_folder(self.folder.parent)
         with contextlib.suppress(OSError):
             writing.remove(self._old)
-        self.abandon()  # There is only the lock left.
+        self.abandon()  # Only the lock is left.
         return manifest
 
     def abandon(self) -> None:
-        """Removes what was written so far."""
+        """Removes all files written so far."""
         self._discard()
 
     def drop(self, split: str) -> None:
-        """Removes what was written of a split; it may not exist."""
+        """Removes the shards of a split, if there are any."""
         for shard in self.written.pop(split, ()):
             shard.path.unlink()
             shard.lengths_path.unlink()
@@ -285,10 +285,10 @@ def is_finished(folder: pathlib.Path) -> bool:
 
 
 def _refuse_foreign(folder: pathlib.Path) -> None:
-    """Raises unless all in a folder is what a finished one of ours holds.
+    """Refuses a folder with files that are not those of a prepared folder.
 
     Raises:
-      ownership.ForeignError: Names what is not.
+      ownership.ForeignError: Names these files.
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         ownership.refuse_foreign_entries(folder, _is_unfinished)
@@ -304,12 +304,12 @@ def _refuse_foreign(folder: pathlib.Path) -> None:
 
 
 def _has_manifest(folder: pathlib.Path) -> bool:
-    """Whether a folder has a manifest of ours; it may be damaged."""
+    """Whether a folder has a manifest of this program; it may be damaged."""
     try:
         content = json.loads((folder / manifest_lib.FILE).read_bytes())
     except OSError:
         return False
-    except ValueError:  # Damaged: by the other files, which no other program names so.
+    except ValueError:  # Damaged: recognised by the names of the other files.
         return any(folder.glob("*.lengths.npy"))
     made_by = content.get("created_by") if isinstance(content, dict) else None
     return str(made_by).startswith(_MADE_BY)
@@ -326,7 +326,7 @@ def _remove(work: pathlib.Path, lock: locks.Lock) -> None:
 
 
 def _letter_counts(joined: bytes) -> jaxtyping.Int64[np.ndarray, "256"]:
-    # Two letters at a time: twice as fast, and bincount is what costs here.
+    # Two letters at a time is twice as fast; bincount takes most of the time.
     even = len(joined) & ~1
     pairs = np.bincount(np.frombuffer(joined[:even], "<u2"), minlength=1 << 16)
     counts = pairs.reshape(256, 256).sum(0) + pairs.reshape(256, 256).sum(1)

@@ -1,8 +1,8 @@
-"""Reads shards side by side, with a bounded number of open files.
+"""Reads shards concurrently, with a bounded number of open files.
 
-A batch needs some fifty records from as many shards. On a disk a read takes 0.1 ms and
-their order does not matter; on a network file system it takes tens of milliseconds, so
-shards of one batch are read at once, by threads that the whole process shares.
+A batch needs about fifty records from as many shards. A read takes 0.1 ms on a local
+disk but tens of milliseconds on a network file system, so the shards of a batch are
+read concurrently, by threads that the whole process shares.
 """
 
 import collections
@@ -17,19 +17,19 @@ from typing import Any, Protocol
 from array_record.python import array_record_module
 
 MAX_PARALLEL_READS = 64
-# Files that the rest of a process may want: libraries, sockets, logs, checkpoints.
+# Reserved for other files of the process: libraries, sockets, logs, checkpoints.
 _OTHER_FILES = 256
 _MIN_OPEN = 16
 
 
 class Reader(Protocol):
-    """One shard; threads may share it."""
+    """Reads one shard; threads may share it."""
 
     def num_records(self) -> int:
-        """Records of the shard."""
+        """Number of records in the shard."""
 
     def read(self, indices: list[int]) -> list[bytes]:
-        """These records in this order; RuntimeError if one is corrupt."""
+        """Records `indices`, in this order; RuntimeError if one is corrupt."""
 
 
 def open_array_record(path: str) -> Reader:
@@ -40,19 +40,20 @@ def open_array_record(path: str) -> Reader:
 
 
 def allow_open_files(count: int) -> None:
-    """Raises the limit on open files, usually 1,024, by `count` where it can be."""
+    """Raises the soft limit on open files so that `count` more fit, if allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
-        ceiling = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))
+        limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 class OpenReaders:
-    """Readers by key, opened when first asked for; the least recently used are closed.
+    """Readers by key, opened on first use; the least recently used are closed.
 
     Args:
-      max_open: readers kept open; None: what the limit on open files leaves.
+      max_open: maximum number of open readers; None: as many as the limit on open files
+        allows.
     """
 
     def __init__(self, max_open: int | None = None):
@@ -60,7 +61,7 @@ class OpenReaders:
         self.forget()
 
     def forget(self) -> None:
-        """Begins anew, in a forked process: each opens its own readers."""
+        """Drops all readers in a forked process, which opens its own."""
         # Reentrant: `close` may be called by the garbage collector at any moment.
         self._lock = threading.RLock()
         self._readers: collections.OrderedDict[Any, concurrent.futures.Future] = (
@@ -70,8 +71,8 @@ class OpenReaders:
     def get(self, key: Hashable, open_reader: Callable[[], Reader]) -> Reader:
         """The reader of `key`, opened by `open_reader` if it is not open.
 
-        Threads that want the same one wait for it; others are opened meanwhile. Raises
-        what `open_reader` raises.
+        Threads that request the same reader wait for it; other readers are opened
+        meanwhile. Raises the errors of `open_reader`.
         """
         with self._lock:
             future = self._readers.get(key)
@@ -90,7 +91,7 @@ class OpenReaders:
         return future.result()
 
     def close(self, keys: Iterable[Hashable]) -> None:
-        """Closes the readers of `keys`; one that is being read, when that is done."""
+        """Closes the readers of `keys`; a reader in use closes after its read."""
         with self._lock:
             for key in keys:
                 self._readers.pop(key, None)
@@ -126,12 +127,12 @@ class OpenReaders:
 
 
 def is_too_many_files(error: Exception) -> bool:
-    """Whether the limit on open files is what made an open fail."""
+    """Whether the limit on open files made an open fail."""
     return "Too many open files" in str(error)
 
 
 def submit(function: Callable, *args: Any) -> concurrent.futures.Future:
-    """Calls `function`, which must not call this, on one of the reading threads."""
+    """Calls `function` on one of the reading threads; it must not call `submit`."""
     return _threads().submit(function, *args)
 
 
@@ -140,8 +141,8 @@ def _threads() -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(MAX_PARALLEL_READS, "records")
 
 
-# One for the process: so is the limit on open files.
+# One per process, like the limit on open files.
 OPEN = OpenReaders()
-# A forked process has none of its parent's threads.
+# A forked process does not inherit threads.
 os.register_at_fork(after_in_child=OPEN.forget)
 os.register_at_fork(after_in_child=_threads.cache_clear)

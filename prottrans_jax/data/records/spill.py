@@ -1,12 +1,12 @@
-"""Out-of-core sorting for `prepare`: blocks of FASTA in, shuffled shards out.
+"""Out-of-core sorting for `prepare`: from blocks of FASTA to shuffled shards.
 
-Each block becomes one segment file whose records are grouped by bucket; a bucket is a
-shard to be. The bucket follows from the hash of the sequence, so that all copies of a
-sequence meet in one bucket, where they are found with no more memory than one shard
-takes. Segments hold a second table, grouped by the hash of the id, for ids used twice.
+Each block becomes one segment file, in which records are grouped by bucket. A bucket
+becomes one shard. It is chosen by the hash of the sequence, so that all copies of a
+sequence are in one bucket and are found with the memory of one shard. A second table in
+each segment, grouped by the hash of the id, serves to find ids that are used twice.
 
-Every choice (bucket, order, split) is a function of hashes, seed, file and line: the
-result does not depend on the number of processes nor on the size of blocks.
+Bucket, order and split are functions of hashes, seed, file and line: the result does
+not depend on the number of processes or the size of blocks.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ import numpy as np
 from prottrans_jax.data.records import record_writer, shard_readers
 from prottrans_jax.proteins import fasta, nucleotides, vocabulary
 
-# `ordinal` is file << 40 | line: the place in the input, and an order of all records.
+# `ordinal` is file << 40 | line: the place in the input; it orders all records.
 _META = np.dtype(
     [
         ("ordinal", "<u8"),
@@ -50,23 +50,23 @@ _NUCLEOTIDES_WAY_OUT = "Translate them; if they are proteins, pass --allow_nucle
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What every worker knows.
+    """Settings that all workers share.
 
     Attributes:
       folder: where segments, parts and shards are written.
       paths: inputs by their number in ordinals.
-      splits: names of the splits; the first one gets what no rule gives to another.
-      given_splits: of each input, the number of the split that all of it is for; None:
-        it is divided by the hash of ids.
+      splits: names of the splits; the first one is the default.
+      given_splits: for each input, the number of the split for all its records; None:
+        they are divided by the hash of ids.
       num_buckets: number of shards of the first split.
-      held_out: share of ids, by their hash, that goes to the second split.
+      held_out: share of ids, chosen by their hash, that goes to the second split.
       min_length: residues; shorter records are left out.
       max_length: residues; longer records are left out. None: no limit.
       deduplicate: whether only the first record of a sequence is kept.
       shuffle: whether records are shuffled, or kept in the order of the input.
       seed: of the shuffle.
       skip_bad: whether bad records are left out, or stop the run.
-      allow_nucleotides: whether records of A, C, G, T, U and N are proteins.
+      allow_nucleotides: whether records of A, C, G, T, U and N count as proteins.
     """
 
     folder: pathlib.Path
@@ -86,7 +86,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Spilled:
-    """What became of one block of input `file`."""
+    """Result of `spill_block`: counts of one block of input `file`."""
 
     file: int
     num_records: int = 0
@@ -100,9 +100,9 @@ class Spilled:
 
 @dataclasses.dataclass(frozen=True)
 class Sorted:
-    """What became of one bucket: its shard of the first split, if it is final.
+    """Result of `sort_bucket`: the shard of the first split, if it is final.
 
-    `num_moved`: copies that were put into the split of another record.
+    `num_moved`: number of copies that were moved into the split of another record.
     """
 
     shard: record_writer.WrittenShard | None
@@ -111,25 +111,25 @@ class Sorted:
 
 
 class Skips:
-    """Counts by reason with the first examples; every one is named in a file."""
+    """Records left out, by reason; all of them are written to a file."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
-        self._found: dict[str, list[str]] = {}
+        self._lines: dict[str, list[str]] = {}
 
     def add(self, reason: str, where: str, name: str) -> None:
-        """Notes one record."""
-        self._found.setdefault(reason, []).append(f"{where}\t{name}")
+        """Adds one record."""
+        self._lines.setdefault(reason, []).append(f"{where}\t{name}")
 
     def close(self) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
-        """Writes the file, if there is anything to write, and sums up."""
-        if self._found:
+        """Writes the file if there are records; returns (reason, count, examples)."""
+        if self._lines:
             with self._path.open("w", encoding="utf-8") as out:
-                for reason, lines in self._found.items():
+                for reason, lines in self._lines.items():
                     out.writelines(f"{line}\t{reason}\n" for line in lines)
         return tuple(
             (reason, len(lines), tuple(line.replace("\t", " ") for line in lines[:3]))
-            for reason, lines in self._found.items()
+            for reason, lines in self._lines.items()
         )
 
 
@@ -143,14 +143,14 @@ def spill_block(plan: Plan, number: int, file: int, block: fasta.Block) -> Spill
       block: text.
 
     Raises:
-      FastaError: a bad record, unless they are skipped.
+      FastaError: a record is bad and `plan.skip_bad` is False.
       NucleotidesError: the file holds nucleotides.
     """
     parsed = fasta.parse(block)
     problems = [*block.problems, *parsed.problems]
     if not plan.allow_nucleotides:
-        parsed, more = nucleotides.check(block, parsed, _NUCLEOTIDES_WAY_OUT)
-        problems += more
+        parsed, of_bases = nucleotides.check(block, parsed, _NUCLEOTIDES_WAY_OUT)
+        problems += of_bases
     skips = Skips(plan.folder / f"segment-{number:07d}.skipped")
     for problem in problems:
         if problem.fatal or not plan.skip_bad:
@@ -194,7 +194,7 @@ def spill_block(plan: Plan, number: int, file: int, block: fasta.Block) -> Spill
 
 
 def _hashes(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """First 128 bits of the SHA-256 of each text, which processors have in hardware."""
+    """First 128 bits of the SHA-256 of each text; processors compute it in hardware."""
     sha256 = hashlib.sha256
     digests = b"".join([sha256(text).digest() for text in texts])
     words = np.frombuffer(digests, "<u8").reshape(-1, 4)
@@ -202,10 +202,10 @@ def _hashes(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_ids(plan: Plan, num_segments: int, bucket: int) -> np.ndarray:
-    """Ids of one group that stand for two sequences.
+    """Finds the ids of one group that have two sequences.
 
     Returns:
-      [conflicts, 2] uint64: ordinals of the record to be left out and of the first one.
+      [conflicts, 2] uint64: ordinals of the record to leave out and of the first one.
     """
     entries = np.concatenate(
         [_read_ids(_segment(plan, s), plan, bucket) for s in range(num_segments)]
@@ -224,17 +224,16 @@ def check_ids(plan: Plan, num_segments: int, bucket: int) -> np.ndarray:
 
 
 def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
-    """Removes copies from one bucket, orders the rest and writes them by split.
+    """Removes copies from one bucket, sorts the rest and writes it by split.
 
-    No sequence gets into two splits. Records of a sequence follow the first one; those
-    of an input that is trained on are left out if an input that is not has it too.
+    No sequence gets into two splits: all its records go to the split of the first one.
+    If it also occurs in an input for another split than training, the records from
+    training inputs are left out. So are the ordinals in the file DROPPED, [n] uint64.
 
     Args:
       plan: the run.
-      num_segments: how many segments there are.
-      bucket: which bucket.
-
-    Records named in DROPPED, [n] uint64 ordinals, are left out.
+      num_segments: number of segments.
+      bucket: number of the bucket.
     """
     metas, blobs = [], []
     for number in range(num_segments):
@@ -258,9 +257,9 @@ def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
         leave_out(np.flatnonzero(~keep), SAME_ID)
     order = np.flatnonzero(keep)
     num_moved = 0
-    # Nearly always no two hashes are equal, and one cheap sort shows it.
+    # One cheap sort shows that there are no copies, the usual case.
     if not _all_differ(meta["seq_hi"]):
-        # Copies of a sequence become neighbours, led by the one that decides.
+        # Copies of a sequence become neighbours; the first decides on the split.
         claims = _claims(plan, meta["ordinal"])
         order = np.lexsort((meta["ordinal"], claims, meta["seq_lo"], meta["seq_hi"]))
         order = order[keep[order]]
@@ -281,7 +280,7 @@ def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
         num_moved = int((elsewhere & ~dropped).sum())
         meta["split"][order] = meta["split"][leader]
         order = order[~dropped]
-    # By hash of the id or by place in the input: both are different for each record.
+    # By hash of the id or by place in the input; both differ between records.
     key = shuffle_key(meta["id_lo"], plan.seed) if plan.shuffle else meta["ordinal"]
     order = order[np.argsort(key[order])]
 
@@ -298,8 +297,8 @@ def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
     return Sorted(shard, skips.close(), num_moved)
 
 
-# Which of the records of one sequence decides where it goes: the first of an input for
-# a split that is not trained on, else of one for training, else of any other.
+# Precedence of the records of one sequence: inputs for a split that is not trained on,
+# then inputs for training, then inputs that are divided by the hash of ids.
 _NOT_TRAINED_ON, _TRAINED_ON, _DIVIDED = range(3)
 
 
@@ -328,7 +327,7 @@ def _all_differ(hashes: np.ndarray) -> bool:
 
 
 def _repeated(meta: np.ndarray, copy: np.ndarray) -> np.ndarray:
-    """Which copies also have the id of an earlier record of the same sequence."""
+    """Marks copies that also have the id of an earlier record of the same sequence."""
     repeated = np.zeros(len(meta), bool)
     seen: set[tuple[int, int]] = set()
     for i in np.flatnonzero(copy | np.append(copy[1:], False)).tolist():
@@ -341,7 +340,7 @@ def _repeated(meta: np.ndarray, copy: np.ndarray) -> np.ndarray:
 
 
 def merged(plan: Plan, split: int) -> Iterator[tuple[bytes, int]]:
-    """(payload, length) of a split's parts: bucket after bucket, or in input order."""
+    """(payload, length) of a split's parts: by bucket, or in the order of the input."""
     paths = [_part(plan, split, b) for b in range(plan.num_buckets)]
     parts = [_read_part(path) for path in paths if path.exists()]
     shard_readers.allow_open_files(len(parts))
@@ -354,7 +353,7 @@ def merged(plan: Plan, split: int) -> Iterator[tuple[bytes, int]]:
 
 
 def name_of(plan: Plan, num_segments: int, ordinal: int) -> str:
-    """Id of the record at a place."""
+    """Id of the record with this ordinal."""
     for number in range(num_segments):
         for bucket in range(plan.num_buckets):
             meta, blob = _read_bucket(_segment(plan, number), plan, bucket)
@@ -379,7 +378,7 @@ def place(plan: Plan, ordinal: int) -> str:
 def shuffle_key(
     hashes: jaxtyping.UInt64[np.ndarray, " records"], seed: int
 ) -> jaxtyping.UInt64[np.ndarray, " records"]:
-    """A pseudo-random number of each hash and the seed (splitmix64's finalizer)."""
+    """Pseudo-random numbers from hashes and seed (finaliser of SplitMix64)."""
     x = hashes ^ np.frombuffer(
         hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "<u8"
     )
@@ -396,8 +395,8 @@ def _part(plan: Plan, split: int, bucket: int) -> pathlib.Path:
     return plan.folder / f"part-{split}-{bucket:07d}"
 
 
-# A segment file: records, payload bytes and id entries up to each bucket's end as
-# [3, num_buckets + 1] uint64, then the three tables themselves.
+# A segment file: an index, [3, num_buckets + 1] uint64, of the cumulative numbers of
+# records, payload bytes and id entries by bucket; then records, id entries, payloads.
 
 
 def _write_segment(
@@ -473,7 +472,7 @@ def _read_ids(path: pathlib.Path, plan: Plan, bucket: int) -> np.ndarray:
 
 
 def _pread(fd: int, num_bytes: int, at: int) -> bytes:
-    # One call reads 2 GiB at most.
+    # One call reads at most 2 GiB.
     pieces = []
     while num_bytes:
         piece = os.pread(fd, int(min(num_bytes, 1 << 30)), int(at))

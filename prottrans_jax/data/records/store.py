@@ -1,7 +1,7 @@
-"""Prepared protein records: checksummed shards with random access, under a manifest.
+"""Prepared protein records: checksummed shards with random access, and a manifest.
 
-A prepared folder holds, for each split, array_record shards, one length index and their
-SHA-256 in the manifest, which is written last:
+A prepared folder holds array_record shards and one length index for each split. The
+manifest, which is written last, holds their SHA-256:
 
   manifest.json
   train-00000-of-00002.array_record    records 0 .. n0 - 1 of the split
@@ -9,10 +9,10 @@ SHA-256 in the manifest, which is written last:
   train.lengths.npy                    uint32 residues of every record, in that order
 
 One record is ``id (UTF-8, no white space) + b"\\n" + residues (upper-case ASCII)``:
-letters, not ids of a vocabulary, so that one folder serves every family.
+letters, not ids of a vocabulary, so that one folder serves all model families.
 
-Shards are compressed with zstd in groups of 64 records: 0.56 bytes a residue (amino
-acids have 4.2 bits each), and a random read unpacks some 20 kB.
+Shards are compressed with zstd in groups of 64 records: 0.56 bytes per residue (the
+entropy of amino acids is 4.2 bits each). A random read decompresses about 20 kB.
 """
 
 import collections
@@ -33,7 +33,7 @@ from prottrans_jax.data.records import manifest as manifest_lib
 from prottrans_jax.data.records import record_writer, shard_readers
 from prottrans_jax.files import paths
 
-# The whole of the format under one name.
+# The public names of the format.
 DamageError = manifest_lib.DamageError
 Manifest = manifest_lib.Manifest
 Writer = record_writer.Writer
@@ -47,11 +47,11 @@ def open(
         shard_readers.open_array_record
     ),
 ) -> "RecordFolder":
-    """Opens a prepared folder: reads its manifest, nothing else yet.
+    """Opens a prepared folder; reads only its manifest.
 
     Args:
       folder: made by `prepare`.
-      open_reader: path of a shard to what reads it.
+      open_reader: makes a reader from the path of a shard.
 
     Raises:
       DamageError: the manifest is damaged.
@@ -74,8 +74,8 @@ class RecordFolder:
 
         Raises:
           ValueError: there is no such split.
-          DamageError: a shard is missing or has another size than the manifest says,
-            or the length index another SHA-256.
+          DamageError: a shard is missing or has a wrong size, or the length index has a
+            wrong SHA-256.
         """
         if name not in self.manifest.splits:
             raise ValueError(
@@ -93,7 +93,7 @@ class RecordFolder:
 class RecordSplit:
     """Random access to the records of one split. Threads may share it.
 
-    Shards are opened when they are first read. Those of one call are read side by side.
+    Shards are opened on first use. The shards of one call are read concurrently.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class RecordSplit:
         self.lengths: jaxtyping.UInt32[np.ndarray, " records"] = _lengths(folder, info)
         self._starts = np.cumsum([0] + [s.num_records for s in info.shards])
         shard_readers.allow_open_files(len(info.shards))
-        # Not `self`: that would never be freed.
+        # A reference to `self` here would keep it alive.
         keys = self._keys = [(object(), i) for i in range(len(info.shards))]
         weakref.finalize(self, shard_readers.OPEN.close, keys)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Readers stay behind: each process opens its own.
+        # Without readers: each process opens its own.
         return {
             "folder": self.folder,
             "name": self.name,
@@ -126,7 +126,7 @@ class RecordSplit:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Lengths are not hashed once more: whoever made the pickle has.
+        # The lengths are not hashed again; the process that pickled did it.
         self.__init__(**state)  # type: ignore[misc]
 
     @property
@@ -141,12 +141,12 @@ class RecordSplit:
 
     @property
     def alphabet(self) -> dict[str, int]:
-        """Letter -> how often it occurs in the split."""
+        """Letter -> number of occurrences in the split."""
         return self.info.alphabet
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over the hashes of the shards: equal where the records are."""
+        """Hex SHA-256 over the hashes of the shards; identifies the records."""
         text = "\n".join([self.name, *(s.sha256 for s in self.info.shards)])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -155,7 +155,7 @@ class RecordSplit:
 
         Raises:
           ValueError: an index is outside the split.
-          DamageError: a record is corrupt: which file and record.
+          DamageError: a record is corrupt; names the file and the record.
         """
         return self.begin(indices).residues()
 
@@ -176,7 +176,7 @@ class RecordSplit:
                 f"{self.folder}: split {self.name} has {self.num_records} records, "
                 f"there is no record {index[outside][0]}."
             )
-        # [records] -> one read a shard, each with its records in rising order.
+        # [records] -> one read per shard, each with its records in ascending order.
         shards = np.searchsorted(self._starts, index, side="right") - 1
         order = np.lexsort((index, shards))
         borders = np.flatnonzero(np.diff(shards[order])) + 1
@@ -215,7 +215,7 @@ class RecordSplit:
             return reader.read(local)
         except RuntimeError:
             pass
-        # Which one? Read alone, each says for itself.
+        # Read one by one to find the corrupt record.
         for where in local:
             try:
                 reader.read([where])
@@ -258,7 +258,7 @@ class Reading:
     """Records that are being read, shard by shard.
 
     Attributes:
-      places: of the records of each shard, in the order that was asked for.
+      places: for each shard, the indices of its records in the requested order.
       parts: (id, residues) of the records of each shard.
     """
 
@@ -266,10 +266,10 @@ class Reading:
     parts: list[concurrent.futures.Future]
 
     def records(self) -> list[tuple[bytes, bytes]]:
-        """(id, residues) of all; waits for them.
+        """(id, residues) of all records; waits for them.
 
         Raises:
-          DamageError: a record is corrupt: the first one, in the order of the shards.
+          DamageError: a record is corrupt; names the first one in shard order.
         """
         out: list[tuple[bytes, bytes]] = [(b"", b"")] * sum(map(len, self.places))
         for place, part in zip(self.places, self.parts, strict=True):
@@ -316,11 +316,11 @@ def _lengths(
 
 def _check_size(path: pathlib.Path, num_bytes: int) -> None:
     try:
-        found = path.stat().st_size
+        actual_bytes = path.stat().st_size
     except FileNotFoundError:
         raise DamageError(f"{path} is missing. {manifest_lib.REMEDY}.") from None
-    if found != num_bytes:
+    if actual_bytes != num_bytes:
         raise DamageError(
-            f"{path} has {found} bytes, the manifest says {num_bytes}. "
+            f"{path} has {actual_bytes} bytes, the manifest says {num_bytes}. "
             f"{manifest_lib.REMEDY}."
         )

@@ -234,7 +234,7 @@ def test_one_id_for_two_sequences_is_an_error_with_both_places(tmp_path):
     second = write(tmp_path / "b.fasta", [("z", b"WWW"), ("y", b"MMM"), ("x", b"MKV")])
     with pytest.raises(fasta.FastaError) as error:
         run([first, second], tmp_path / "out", num_shards=3)
-    assert f"{second}:3: id 'y' stands for another sequence" in str(error.value)
+    assert f"{second}:3: id 'y' has another sequence" in str(error.value)
     assert f"{first}:3" in str(error.value)
     assert not (tmp_path / "out").exists()
     report = run([first, second], tmp_path / "out", num_shards=3, on_bad="skip")

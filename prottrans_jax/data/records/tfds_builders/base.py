@@ -1,4 +1,4 @@
-"""What the three builders share: FASTA in, {"id", "sequence"} out."""
+"""Base class of the builders: reads FASTA, yields {"id", "sequence"}."""
 
 import collections
 from collections.abc import Iterable, Iterator, Set
@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from prottrans_jax.proteins import fasta
 
-VALIDATION_SHARE = 0.01  # As `prepare` has it, by the same hash.
+VALIDATION_SHARE = 0.01  # As in `prepare`, by the same hash.
 
 
 class FastaBuilder(  # type: ignore[call-arg]
@@ -19,10 +19,10 @@ class FastaBuilder(  # type: ignore[call-arg]
 ):
     """A TFDS data set read from FASTA, downloaded or from the manual folder.
 
-    The content of a record (id, upper-case residues) and the split by the hash of the
-    id are those of `data.records.preparing`. Bad records, and training records with the
-    sequence of a validation record, are left out and counted in the log. Keys are line
-    numbers: ids of BFD are not unique.
+    Records (id, upper-case residues) and the split by the hash of the id are those of
+    `data.records.preparing`. Bad records, and training records with the sequence of a
+    validation record, are left out and counted in the log. Keys are line numbers,
+    because ids of BFD are not unique.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -30,7 +30,7 @@ class FastaBuilder(  # type: ignore[call-arg]
     DESCRIPTION: str
     HOMEPAGE: str
     CITATION: str
-    # Looked for in the manual folder, in this order; what is found saves the download.
+    # The first of these in the manual folder is used instead of the download.
     MANUAL_FILES: tuple[str, ...]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -43,9 +43,10 @@ class FastaBuilder(  # type: ignore[call-arg]
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterable]:
-        found = self._manual_file(dl_manager) or dl_manager.download(self.URL)
-        path = pathlib.Path(found)
-        # 8 bytes of each: for BFD a set of 21 million numbers, some 1.3 GB.
+        path = pathlib.Path(
+            self._manual_file(dl_manager) or dl_manager.download(self.URL)
+        )
+        # 8 bytes per record: for BFD a set of 21 million numbers, about 1.3 GB.
         held_out = {
             _hash(example["sequence"])
             for _, example in self._generate_examples(path, True, frozenset())
@@ -53,7 +54,7 @@ class FastaBuilder(  # type: ignore[call-arg]
         splits: dict[str, Iterable] = {
             "train": self._generate_examples(path, False, held_out)
         }
-        # TFDS refuses a split without examples, as a small file may have it.
+        # TFDS refuses an empty split, which a small file may have.
         if held_out:
             splits["validation"] = self._generate_examples(path, True, frozenset())
         return splits
@@ -61,10 +62,10 @@ class FastaBuilder(  # type: ignore[call-arg]
     def _manual_file(self, dl_manager: Any) -> pathlib.Path | None:
         try:
             folder = pathlib.Path(dl_manager.manual_dir)
-        except AssertionError:  # TFDS's way of saying that there is none.
+        except AssertionError:  # TFDS raises it if there is no manual folder.
             return None
-        found = (folder / name for name in self.MANUAL_FILES)
-        return next((path for path in found if path.exists()), None)
+        paths = (folder / name for name in self.MANUAL_FILES)
+        return next((path for path in paths if path.exists()), None)
 
     def _generate_examples(
         self, path: pathlib.Path, validation: bool, left_out: Set[int]
@@ -79,7 +80,7 @@ class FastaBuilder(  # type: ignore[call-arg]
                 logging.log_first_n(logging.WARNING, "left out: %s", 20, str(problem))
             columns = zip(parsed.names, parsed.residues, parsed.lines, strict=True)
             for name, residues, line in columns:
-                if not self._wanted(name) or in_validation(name) != validation:
+                if not self._is_included(name) or in_validation(name) != validation:
                     continue
                 if left_out and _hash(residues) in left_out:
                     bad["same sequence as a validation record"] += 1
@@ -91,7 +92,7 @@ class FastaBuilder(  # type: ignore[call-arg]
     def _blocks(self, path: pathlib.Path) -> Iterator[fasta.Block]:
         return fasta.blocks(path)
 
-    def _wanted(self, name: bytes) -> bool:
+    def _is_included(self, name: bytes) -> bool:
         del name
         return True
 

@@ -15,8 +15,8 @@ _ARCHIVE = "bfd_metaclust_clu_complete_id30_c90_final_seq.sorted_opt.tar.gz"
 class Bfd(base.FastaBuilder):
     """BFD, from FASTA or from the HH-suite archive (272 GB) that its site offers.
 
-    The archive holds one alignment (a3m) a cluster; its members are read without their
-    gaps, consensus sequences are passed over.
+    The archive holds one alignment (a3m) per cluster. Gaps are removed from its
+    sequences; consensus sequences are skipped.
     """
 
     URL = f"https://bfd.mmseqs.com/{_ARCHIVE}"
@@ -40,7 +40,7 @@ class Bfd(base.FastaBuilder):
 
     def _blocks(self, path: pathlib.Path) -> Iterator[fasta.Block]:
         try:
-            # A stream: the archive is read once, from front to back.
+            # A stream: the archive is read once, from start to end.
             archive = tarfile.open(path, "r|*")
         except tarfile.ReadError:
             yield from fasta.blocks(path)
@@ -53,7 +53,7 @@ class Bfd(base.FastaBuilder):
                     stream = cast(IO[bytes], _WithoutNuls(content))
                     yield from fasta.blocks(name, stream=stream)
 
-    def _wanted(self, name: bytes) -> bool:
+    def _is_included(self, name: bytes) -> bool:
         return not name.endswith(b"_consensus")
 
 
@@ -64,9 +64,9 @@ class _WithoutNuls(io.BufferedIOBase):
         self._content = content
 
     def read(self, size: int | None = -1) -> bytes:
-        """As every file's."""
+        """As `io.BufferedIOBase.read`."""
         size = -1 if size is None else size
         data = self._content.read(size)
-        while data and not (kept := data.replace(b"\0", b"")):
+        while data and not (text := data.replace(b"\0", b"")):
             data = self._content.read(size)
-        return kept if data else b""
+        return text if data else b""
