@@ -6,11 +6,11 @@
   python -m prottrans_jax.prepare --task=mine --task_module=my_tasks --output=data/mine
   python -m prottrans_jax.prepare --verify=data/uniref50
 
-Exit status: 0 done; 1 the input cannot be used, the output is finished already, cannot
-be written or is being written by another process, the disk is full; 2 a mistake in the
-flags or places, or what is at the output was not made by this program; 3 done, but bad
-records were left out (--on_bad=skip), or --verify found damage; 130 and 143 stopped by
-SIGINT and SIGTERM, nothing is left behind.
+Exit status: 0 done; 1 the input cannot be used, the output is finished already, is not
+writable or is being written by another process, or the disk is full; 2 wrong flags or
+paths, or the output holds files that this program did not make; 3 done, but bad records
+were left out (--on_bad=skip), or --verify found damage; 130 and 143 stopped by SIGINT
+and SIGTERM, with no files left behind.
 """
 
 import os
@@ -42,7 +42,7 @@ except ModuleNotFoundError as missing:
 _INPUT = flags.DEFINE_multi_string(
     "input",
     [],
-    "FASTA files or tables, plain or packed, comma separated, in this order; - is "
+    "FASTA files or tables, plain or compressed, comma separated, in this order; - is "
     "stdin. May be repeated.",
 )
 _VALIDATION_INPUT = flags.DEFINE_multi_string(
@@ -52,47 +52,55 @@ _VALIDATION_INPUT = flags.DEFINE_multi_string(
     "repeated.",
 )
 _TASK = flags.DEFINE_string(
-    "task", None, "A SeqIO task instead of files: its source is read, with its splits."
+    "task", None, "A SeqIO task instead of files: its source is read, split by split."
 )
 _TASK_MODULE = flags.DEFINE_list(
-    "task_module", [], "Modules to import first, which register the task."
+    "task_module", [], "Modules to import first; they register the task."
 )
 _TFDS = flags.DEFINE_string(
     "tfds", None, "A TFDS data set instead of files, as name or name:version."
 )
-_TFDS_DATA_DIR = flags.DEFINE_string("tfds_data_dir", None, "Where TFDS finds it.")
+_TFDS_DATA_DIR = flags.DEFINE_string("tfds_data_dir", None, "Folder of TFDS data sets.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
-_NAME = flags.DEFINE_string("name", None, "Of the data set; default: the folder's.")
+_NAME = flags.DEFINE_string(
+    "name", None, "Name of the data set; default: that of the folder."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a finished folder.")
 _VERIFY = flags.DEFINE_string(
     "verify", None, "Only compare this prepared folder with its checksums."
 )
 _ON_BAD = flags.DEFINE_enum(
-    "on_bad", "error", ["error", "skip"], "What to do about a bad record."
+    "on_bad", "error", ["error", "skip"], "Stop at a bad record, or leave it out."
 )
 _ALLOW_NUCLEOTIDES = flags.DEFINE_bool(
-    "allow_nucleotides", False, "Take files of A, C, G, T, U and N for proteins."
+    "allow_nucleotides", False, "Accept files of A, C, G, T, U and N as proteins."
 )
-_MIN_LENGTH = flags.DEFINE_integer("min_length", 1, "Residues; shorter is left out.")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", None, "Residues; longer is left out.")
+_MIN_LENGTH = flags.DEFINE_integer(
+    "min_length", 1, "Residues; shorter records are left out."
+)
+_MAX_LENGTH = flags.DEFINE_integer(
+    "max_length", None, "Residues; longer records are left out."
+)
 _DEDUPLICATE = flags.DEFINE_bool(
     "deduplicate",
     True,
-    "Keep only the first of records with the same sequence; else all, in one split.",
+    "Keep only the first record of a sequence; else all of them, in one split.",
 )
 _VALIDATION_FRACTION = flags.DEFINE_float(
     "validation_fraction", 0.01, "Share of ids that goes to the validation split."
 )
 _SHUFFLE = flags.DEFINE_bool("shuffle", True, "Random order of records.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the shuffle.")
-_NUM_SHARDS = flags.DEFINE_integer("num_shards", None, "Default: 64 MiB of text each.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the shuffle.")
+_NUM_SHARDS = flags.DEFINE_integer(
+    "num_shards", None, "Shards of the split train; default: 64 MiB of text each."
+)
 _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", None, "Default: one for each core."
 )
 
 
-# Mistakes in places, not in what is there.
-_MISPLACED = (
+# Wrong paths, as opposed to wrong content of files.
+_PATH_ERRORS = (
     paths.PathError,
     ownership.ForeignError,
     locks.NotALockError,
@@ -113,22 +121,22 @@ def _run() -> int:
         return _prepare()
     except nucleotides.NucleotidesError as e:
         return _fail(2, str(e))
-    except _MISPLACED as e:
+    except _PATH_ERRORS as e:
         return _fail(2, str(e))
     except locks.LockedError as e:
         return _fail(1, str(e))
     except ValueError as e:
         hint = ""
         if isinstance(e, fasta.FastaError) and not e.problem.fatal:
-            hint = " (--on_bad=skip leaves such records out, counted and named.)"
+            hint = " (--on_bad=skip leaves out, counts and names such records.)"
         return _fail(1, f"{e}{hint}")
     except OSError as e:
         return _fail(1, f"{e.filename or _OUTPUT.value}: {e.strerror or e}.")
 
 
 def _prepare() -> int:
-    given = [bool(_INPUT.value or _VALIDATION_INPUT.value), _TASK.value, _TFDS.value]
-    if sum(map(bool, given)) != 1:
+    inputs = [_INPUT.value or _VALIDATION_INPUT.value, _TASK.value, _TFDS.value]
+    if sum(map(bool, inputs)) != 1:
         return _fail(2, "give one of --input, --task and --tfds.")
     if _OUTPUT.value is None:
         return _fail(2, "--output is missing: the folder to make.")
@@ -185,13 +193,13 @@ def _summary(report: prepare_lib.Report, folder: pathlib.Path) -> list[str]:
     ]
     if report.num_gaps or report.num_stops:
         lines.append(
-            f"Taken out: {plurals.count(report.num_gaps, 'gap')} ('-', '.') and "
+            f"Removed: {plurals.count(report.num_gaps, 'gap')} ('-', '.') and "
             f"{plurals.count(report.num_stops, 'stop')} ('*') at the end of a sequence."
         )
-    for why, (number, examples) in sorted(report.skipped.items()):
-        lines.append(f"Left out {number:,}: {why}, e.g. {'; '.join(examples)}")
+    for reason, (number, examples) in sorted(report.skipped.items()):
+        lines.append(f"Left out {number:,}: {reason}, e.g. {'; '.join(examples)}")
     if report.skipped:
-        lines.append(f"All that was left out: {folder / prepare_lib.SKIPPED_FILE}")
+        lines.append(f"All records left out: {folder / prepare_lib.SKIPPED_FILE}")
     if report.manifest.moved_copies:
         lines.append(
             f"Moved {report.manifest.moved_copies:,}: copies of a sequence into the "
@@ -218,8 +226,8 @@ def _summary(report: prepare_lib.Report, folder: pathlib.Path) -> list[str]:
     for name in ("train", "validation"):
         if name not in report.manifest.splits:
             lines.append(
-                f"Warning: there is no split {name!r}. Training wants both: set "
-                "--validation_fraction (more records in it) or --validation_input."
+                f"Warning: there is no split {name!r}. Training needs both: increase "
+                "--validation_fraction or set --validation_input."
             )
     lines.append(f"Prepared {folder}")
     return lines
@@ -236,8 +244,8 @@ def _verify(folder: pathlib.Path) -> int:
     return 0
 
 
-def _fail(status: int, why: str) -> int:
-    print(f"prepare: {why}", file=sys.stderr)
+def _fail(status: int, message: str) -> int:
+    print(f"prepare: {message}", file=sys.stderr)
     return status
 
 

@@ -1,4 +1,4 @@
-"""A protein as text and as ids: FASTA, tables, compressed streams, vocabulary.
+"""Proteins as text and as ids: FASTA, tables, compressed streams, vocabulary.
 
 Imports nothing else of the package.
 """

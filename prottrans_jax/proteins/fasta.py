@@ -1,23 +1,23 @@
-"""FASTA as it is met in the wild, read as a stream; every oddity has a stated outcome.
+"""Reads FASTA from real sources as a stream, with a defined result for every anomaly.
 
 Read: plain, gz (any number of members), bz2, xz, Zstandard, LZ4 and a zip of one file,
-known by their first bytes, not by the file's name; "-" is standard input. Lines end
-with LF, CRLF or CR. A byte order mark, blank lines, white space inside sequences and
-``;`` comment lines are passed over. The id is the first word behind ``>``. Tables with
-a header row, such as UniProt's TSV, are read as `proteins.tables` says.
+recognised by the first bytes, not by the name; "-" is standard input. Lines end with
+LF, CRLF or CR. A byte order mark, blank lines, white space inside sequences and ``;``
+comment lines are skipped. The id is the first word after ``>``. Tables with a header
+row, such as UniProt's TSV, are read too (`proteins.tables`).
 
-Cleaned, and counted: gaps ``-`` ``.`` (aligned FASTA, a3m) and stops ``*`` at the end
-of a sequence are taken out. Lower case becomes upper case. All 26 letters are residues.
+Removed and counted: gaps ``-`` ``.`` (aligned FASTA, a3m) and stops ``*`` at the end of
+a sequence. Lower case becomes upper case. All 26 letters are residues.
 
 Refused, as a `Problem` that names file, line and record: no header before the first
 sequence; a header without an id, or that is not UTF-8; a record without residues; a
-character that is no residue (digits, NUL, a stop inside the sequence); a file without
-records; a compressed file that is cut short or damaged; a record of over 64 MiB. A file
-of another kind is named for what it is (`proteins.kinds`).
+character that is not a residue (digits, NUL, a stop inside the sequence); a file
+without records; a compressed file that is truncated or damaged; a record of over 64
+MiB. For files of other kinds the message names the kind (`proteins.kinds`).
 
-Why not a library: dnaio, the fastest strict one, gives no lines, refuses UTF-8 headers
-and keeps NULs and inner white space; and blocks that end at record borders let
-several processes share one compressed file. Its speed is kept (benchmarks/).
+Why not a library: dnaio, the fastest strict one, gives no line numbers, refuses UTF-8
+headers and keeps NULs and inner white space. Also, blocks that end at record borders
+let several processes share one compressed file. The speed is the same (benchmarks/).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +36,7 @@ from prottrans_jax.proteins import kinds, tables, unpacking, vocabulary
 BLOCK_BYTES = 2 << 20
 MAX_RECORD_BYTES = 64 << 20
 _PARSE_BYTES = 256 << 10
-# Text in which the first line must end.
+# Maximum bytes of the first line of a table.
 _SNIFF_BYTES = 64 << 10
 _BOM = b"\xef\xbb\xbf"
 _GAPS_AND_STOPS = vocabulary.GAPS + vocabulary.STOP
@@ -53,16 +53,16 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is wrong with a record or a file, and where.
+    """A fault of a record or a file, and its place.
 
     Attributes:
       path: file.
       line: line, counted from 1, of the offending character if it is known, else of
-        the record's header; 0 where no line is to blame.
-      name: id of the record, "" if it has none or the whole file is meant.
-      reason: the kind, a few fixed words: what summaries count by.
-      detail: the sentence for the user.
-      fatal: nothing that was read from the file can be believed: not to be skipped.
+        the record's header; 0 if no line is at fault.
+      name: id of the record; "" if it has none or the whole file is at fault.
+      reason: the kind in a few fixed words; summaries count by it.
+      detail: the message for the user.
+      fatal: whether the file cannot be trusted, so that the problem is never skipped.
     """
 
     path: str
@@ -78,7 +78,7 @@ class Problem:
 
 
 class FastaError(ValueError):
-    """A `Problem` that was not to be skipped."""
+    """A `Problem` that is not skipped."""
 
     def __init__(self, problem: Problem):
         super().__init__(str(problem))
@@ -96,9 +96,9 @@ class Block:
       path: The file.
       line: Of the first character.
       data: The text; "" if there are only problems.
-      problems: What was met before it.
-      first: Whether the file begins with it.
-      rows: Of a table the line of each record; `data` then has two lines to each.
+      problems: Problems before this block.
+      first: Whether this is the first block of the file.
+      rows: For a table, the line of each record; `data` then has two lines per record.
     """
 
     path: str
@@ -111,9 +111,9 @@ class Block:
 
 @dataclasses.dataclass
 class Parsed:
-    """Records of a block by column, what was wrong, and how many characters went.
+    """Records of a block by column, problems, and numbers of removed characters.
 
-    `headers` stays empty unless whole headers were asked for.
+    `headers` stays empty unless `parse` was called with `headers=True`.
     """
 
     names: list[bytes] = dataclasses.field(default_factory=list)
@@ -140,12 +140,12 @@ def read(
     *,
     on_problem: Callable[[Problem], None] | None = None,
 ) -> Iterator[Record]:
-    """Records of FASTA files in order, holding one block in memory at a time.
+    """Records of FASTA files in order, with one block in memory at a time.
 
     Args:
       paths: files; "-" is standard input.
-      on_problem: called with each problem, whose record is then left out. Without it
-        the first problem is raised.
+      on_problem: called with each problem; its record is left out. None: the first
+        problem is raised.
 
     Raises:
       FastaError: the first problem, or a fatal one.
@@ -160,7 +160,7 @@ def read(
 def raise_or_report(
     problems: Iterable[Problem], on_problem: Callable[[Problem], None] | None
 ) -> None:
-    """Hands each problem to `on_problem`; raises it if that is None or it is fatal."""
+    """Passes each problem to `on_problem`; raises it if that is None or it is fatal."""
     for problem in problems:
         if on_problem is None or problem.fatal:
             raise FastaError(problem)
@@ -168,7 +168,7 @@ def raise_or_report(
 
 
 def parse(block: Block, *, headers: bool = False) -> Parsed:
-    """Splits a block into clean records; with whole `headers` if asked for."""
+    """Splits a block into clean records, on request with their whole `headers`."""
     data = block.data
     out = Parsed()
     if not data:
@@ -176,7 +176,7 @@ def parse(block: Block, *, headers: bool = False) -> Parsed:
     line = block.line
     start = 0
     while start < len(data):
-        # A quarter of a megabyte at a time stays in the cache of a core.
+        # Pieces of 256 KiB fit into the cache of a core.
         end = data.find(b"\n>", start + _PARSE_BYTES)
         if end < 0:
             end = len(data)
@@ -198,13 +198,13 @@ def parse(block: Block, *, headers: bool = False) -> Parsed:
 def _parse_quickly(
     piece: bytes, newlines: np.ndarray, line: int, out: Parsed, headers: bool
 ) -> bool:
-    """Adds the records of a piece without oddities; False (and none) if it has any.
+    """Adds the records of a piece without anomalies; else adds none, returns False.
 
-    Few steps a record are taken in Python: the rest is done for all records at once.
+    Most steps are vectorised over the records, with few Python operations for each.
     """
     text = np.frombuffer(piece, np.uint8)
     after = text[newlines[newlines < text.size - 1] + 1]
-    # NUL, tab and their like; what is not ASCII.
+    # Control characters, such as NUL and tab, and non-ASCII characters.
     if np.count_nonzero(text < ord(" ")) > newlines.size or (text >= 127).any():
         return False
     # [records]: newlines before each header, its first byte, its end, the record's end.
@@ -239,13 +239,13 @@ def _parse_quickly(
 def _parse_closely(
     path: str, piece: bytes, line: int, out: Parsed, headers: bool
 ) -> None:
-    """Adds the records of a piece, or what is wrong with them, one by one."""
+    """Adds the records of a piece, or their problems, one by one."""
     for text in piece[1:].split(b"\n>"):
-        found = _look_closely(path, line, text)
-        if isinstance(found, Problem):
-            out.problems.append(found)
+        result = _parse_record(path, line, text)
+        if isinstance(result, Problem):
+            out.problems.append(result)
         else:
-            record, num_gaps, num_stops = found
+            record, num_gaps, num_stops = result
             out.names.append(record.name)
             out.residues.append(record.residues)
             out.lines.append(line)
@@ -256,10 +256,10 @@ def _parse_closely(
         line += text.count(b"\n") + 1
 
 
-def _look_closely(
+def _parse_record(
     path: str, line: int, text: bytes
 ) -> Problem | tuple[Record, int, int]:
-    """The record of `text`, its numbers of gaps and stops; or what is wrong with it."""
+    """The record of `text` with its numbers of gaps and stops; or its problem."""
     header, _, body = text.partition(b"\n")
     name = (header.split(None, 1) or [b""])[0]
     shown = name.decode("utf-8", errors="backslashreplace")
@@ -268,7 +268,7 @@ def _look_closely(
         return Problem(path, at, shown, reason, detail)
 
     if not name:
-        return problem(line, "header without an id", "header without an id behind '>'.")
+        return problem(line, "header without an id", "header without an id after '>'.")
     try:
         header.decode("utf-8")
     except UnicodeDecodeError:
@@ -292,23 +292,23 @@ def _look_closely(
         )
     if not residues.isalpha():
         at, column, char = _first_odd(lines)
-        what = (
+        reason = (
             "a stop inside a sequence"
             if char in vocabulary.STOP
             else "a character that is no residue"
         )
         return problem(
             line + 1 + at,
-            what,
+            reason,
             f"{char.decode('latin-1')!r} at column {column} of record {shown!r} is "
-            f"{what}.",
+            f"{reason}.",
         )
     return Record(name, residues, line), num_gaps, num_stops
 
 
 def _first_odd(lines: list[bytes]) -> tuple[int, int, bytes]:
-    """Line (from 0) and column (from 1) of the first character to be refused."""
-    # Gaps and stops behind this character are the end of the sequence.
+    """Line (from 0), column (from 1) and byte of the first invalid character."""
+    # Gaps and stops after this character are at the end of the sequence.
     last = max(
         (at, column)
         for at, part in enumerate(lines)
@@ -335,9 +335,9 @@ def blocks(
 
     Args:
       path: file, "-" for standard input.
-      block_bytes: text of a block; one record more at most.
-      digest: updated with the bytes of the file as they are stored.
-      stream: read instead of the file, which is only named.
+      block_bytes: approximate size of a block; it may be larger by one record.
+      digest: updated with the stored bytes of the file.
+      stream: read instead of the file; `path` then serves only for messages.
     """
     shown = "standard input" if str(path) == "-" else str(path)
     tail = b""
@@ -350,14 +350,14 @@ def blocks(
         try:
             chunk = next(chunks, b"")
         except EOFError:
-            # The last record may have been cut anywhere: it goes with the rest.
+            # The last record may be incomplete: it is dropped.
             border = tail.rfind(b"\n>")
-            kept = tail[: border + 1] if begun else b""
+            complete = tail[: border + 1] if begun else b""
             at = line + tail.count(b"\n")
-            lost = tail[len(kept) :].partition(b"\n")[0][1:].split(None, 1)
+            lost = tail[len(complete) :].partition(b"\n")[0][1:].split(None, 1)
             name = lost[0].decode("utf-8", "backslashreplace") if lost else ""
             problems.append(_cut_short(shown, at, name))
-            yield Block(shown, line, kept, tuple(problems), first)
+            yield Block(shown, line, complete, tuple(problems), first)
             return
         except unpacking.UnreadableError as e:
             raise _other_kind(shown, str(e)) from e
@@ -375,8 +375,8 @@ def blocks(
                 )
                 return
         if not begun:
-            tail, line, begun, found = _first_header(shown, tail, line, last)
-            problems += found
+            tail, line, begun, before = _first_header(shown, tail, line, last)
+            problems += before
             if not begun:
                 if last:
                     yield Block(shown, line, b"", tuple(problems), first)
@@ -406,16 +406,16 @@ def blocks(
 
 
 def _is_enough(start: bytes) -> bool:
-    """Whether the kind of a file can be told from so much of its text."""
+    """Whether the start of the text suffices to recognise the kind of the file."""
     long_enough = len(start) >= kinds.START_BYTES and b"\n" in start
     return long_enough or len(start) >= _SNIFF_BYTES
 
 
 def _recognise(path: str, start: bytes) -> tables.Table | None:
-    """The table that begins so; None for FASTA.
+    """The table with this start; None for FASTA.
 
     Raises:
-      FastaError: It is neither; says what it is.
+      FastaError: It is neither; names the kind of file.
     """
     if start.startswith((b">", b";")):
         return None
@@ -489,7 +489,7 @@ def _cut_short(path: str, line: int, name: str) -> Problem:
 
 
 def _damage() -> tuple[type[Exception], ...]:
-    """What reading a damaged file raises."""
+    """Types of errors that reading a damaged file raises."""
     return (*unpacking.errors(), OSError)
 
 
@@ -500,7 +500,7 @@ def _damaged(path: str, line: int, error: Exception) -> FastaError:
             line,
             "",
             "damaged file",
-            f"cannot be read behind this line: {error}. Download or copy it again.",
+            f"cannot be read after this line: {error}. Download or copy it again.",
             fatal=True,
         )
     )
@@ -513,13 +513,17 @@ def _other_kind(path: str, detail: str, line: int = 0) -> FastaError:
 def _first_header(
     path: str, text: bytes, line: int, last: bool
 ) -> tuple[bytes, int, bool, list[Problem]]:
-    """Passes over what stands before the first header: text, its line, found?"""
+    """Skips text before the first header.
+
+    Returns:
+      The remaining text, its line, whether there is a header, and problems.
+    """
     text = text.removeprefix(_BOM)
     at = 0 if text.startswith(b">") else text.find(b"\n>") + 1
-    found = text.startswith(b">") or at > 0
-    if not (found or last or len(text) > MAX_RECORD_BYTES):
+    has_header = text.startswith(b">") or at > 0
+    if not (has_header or last or len(text) > MAX_RECORD_BYTES):
         return text, line, False, []
-    before = text[:at] if found else text
+    before = text[:at] if has_header else text
     problems = []
     for k, part in enumerate(before.split(b"\n")):
         if part.strip() and not part.startswith(b";"):
@@ -530,25 +534,25 @@ def _first_header(
                 "text before the first header",
                 "sequence before the first '>' header. Is this FASTA?",
             )
-            if not found and any(mark in part for mark in b",;\t"):
+            if not has_header and any(mark in part for mark in b",;\t"):
                 detail = f"{problem.detail} {_TABLE_NEEDS}"
                 problem = dataclasses.replace(problem, detail=detail)
-            if not found:
+            if not has_header:
                 raise FastaError(dataclasses.replace(problem, fatal=True))
             problems.append(problem)
             break
-    if not (found or problems):
+    if not (has_header or problems):
         problems.append(
             Problem(path, 0, "", "file without records", "the file holds no records.")
         )
-    return text[at:], line + before.count(b"\n"), found, problems
+    return text[at:], line + before.count(b"\n"), has_header, problems
 
 
 def check_start(path: str, start: bytes) -> None:
-    """Refuses a file whose first bytes are plain text, or none, without a header.
+    """Refuses a plain file whose first bytes are text without a header.
 
     Raises:
-      FastaError: They hold something other than comments.
+      FastaError: They hold more than comments and are not a table.
     """
     if unpacking.is_compressed(start):
         return
@@ -564,7 +568,7 @@ def _open(path: str | os.PathLike) -> IO[bytes]:
 
 
 def _lines_of(stream: IO[bytes], digest: Any, size: int) -> Iterator[bytes]:
-    """Unpacked text with LF line ends, in pieces of `size` bytes or more."""
+    """Decompressed text with LF line ends, in pieces of `size` bytes or more."""
     pieces: list[bytes] = []
     held = 0
     after_cr = False

@@ -1,12 +1,12 @@
-"""Kinds of files that hold no sequences, known by their first bytes."""
+"""Kinds of files without sequences, recognised by their first bytes."""
 
-# Bytes that are looked at: a tar archive says what it is at 257.
+# Bytes that are needed: the mark of a tar archive is at 257.
 START_BYTES = 512
 
 _UNPACK = "Unpack it and give the file of sequences inside."
 _EXPORT = "Save or export the sequences as FASTA."
 _NOT_HERE = "Give the FASTA file that belongs to it."
-# (first bytes, what the file is, the way out)
+# (first bytes, kind of file, advice)
 _MAGIC = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
@@ -45,7 +45,7 @@ _MAGIC = (
     (b"##gff-version", "a GFF file of annotations", _NOT_HERE),
     (b"##fileformat=VCF", "a VCF file of variants", _NOT_HERE),
 )
-# What a packed file may hold that is packed once more.
+# Compressed formats that may be inside a compressed file.
 _PACKED = (
     (b"\x1f\x8b", "gzip"),
     (b"BZh", "bzip2"),
@@ -58,18 +58,18 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def describe(start: bytes) -> str | None:
-    """What a file with this beginning is, and the way out, if it is not text to read.
+    """Kind of a file and advice, if its first bytes show that it holds no sequences.
 
     Args:
-      start: The first bytes, unpacked and with LF line ends: `START_BYTES`, or all if
-        there are fewer.
+      start: The first `START_BYTES` (or all, if there are fewer) of the decompressed
+        text with LF line ends.
     """
-    for magic, kind, way_out in _MAGIC:
+    for magic, kind, advice in _MAGIC:
         if start.startswith(magic):
-            return f"this is {kind}. {way_out}"
+            return f"this is {kind}. {advice}"
     for magic, kind in _PACKED:
         if start.startswith(magic):
-            return f"this is packed twice, inside by {kind}. Unpack it once."
+            return f"this is compressed twice, inside with {kind}. Unpack it once."
     if start.startswith(_UTF16):
         return (
             "this is text in UTF-16. Convert it, e.g. with `iconv -f utf-16 -t utf8`."
@@ -78,7 +78,7 @@ def describe(start: bytes) -> str | None:
         return f"this is a tar archive. {_UNPACK}"
     text = start.lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html")):
-        return "this is a web page, not what the link was meant to give."
+        return "this is a web page, not a file of sequences. Check the link."
     if text.startswith(b"<?xml"):
         return f"this is XML. {_EXPORT}"
     if text.startswith((b"{", b"[")):

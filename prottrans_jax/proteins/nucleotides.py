@@ -1,8 +1,8 @@
-"""Nucleotides given for proteins: each base is also the letter of a residue.
+"""Detects nucleotides in place of proteins: each base is also a letter of a residue.
 
-Only the share of A, C, G, T, U and N tells them apart. Of 108,566 proteins (Swiss-Prot,
-UniProtKB, UniRef90, BFD, E. coli) with 40 residues or more none has over 81 % of these
-letters; an antifreeze peptide of 31 residues has nothing else.
+They are recognised by the share of A, C, G, T, U and N. Of 108,566 proteins
+(Swiss-Prot, UniProtKB, UniRef90, BFD, E. coli) with 40 residues or more, none has over
+81 % of these letters; an antifreeze peptide of 31 residues has only these.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from prottrans_jax.proteins import fasta
 REASON = "nucleotides"
 _BASES = b"ACGTUN"
 _SHARE = 0.9
-# Residues below which nothing is concluded: of a record among others, of a file.
+# Minimum of residues for a decision: about one record, about a file.
 _MIN_RECORD, _MIN_FILE = 60, 40
 
 
 def warn_of(residues: Sequence[bytes]) -> bool:
-    """Logs one warning if sequences given in Python are nucleotides altogether.
+    """Logs a warning if the sequences, taken together, look like nucleotides.
 
     Args:
-      residues: Upper case. Fewer than 60 letters in all are not judged.
+      residues: Upper case. With fewer than 60 letters in total there is no warning.
 
     Returns:
-      Whether it was logged.
+      Whether a warning was logged.
     """
     lengths, bases = _counts(residues)
     total, share = int(lengths.sum()), _SHARE * lengths.sum()
@@ -45,7 +45,7 @@ def warn_of(residues: Sequence[bytes]) -> bool:
 def _counts(
     residues: Sequence[bytes],
 ) -> tuple[Int[np.ndarray, " records"], Int[np.ndarray, " records"]]:
-    """Letters of each sequence, and how many of them are bases."""
+    """Number of letters, and number of bases, of each sequence."""
     lengths = np.fromiter(map(len, residues), np.int64, len(residues))
     others = np.fromiter(
         (len(x.translate(None, _BASES)) for x in residues), np.int64, len(residues)
@@ -54,21 +54,21 @@ def _counts(
 
 
 class NucleotidesError(ValueError):
-    """A whole file of nucleotides."""
+    """The file holds nucleotides, not proteins."""
 
 
 def check(
     block: fasta.Block, parsed: fasta.Parsed, way_out: str
 ) -> tuple[fasta.Parsed, list[fasta.Problem]]:
-    """Records of a block without those that are nucleotides, and these as problems.
+    """Splits the records of a block into proteins, and nucleotides as problems.
 
     Args:
-      block: The first one of a file decides whether the whole file is refused.
+      block: The first block of a file decides whether the whole file is refused.
       parsed: Its records.
-      way_out: What the caller's user can do if they are proteins, a sentence.
+      way_out: Advice for the user if they are proteins, a sentence.
 
     Raises:
-      NucleotidesError: The file is one of nucleotides: share, first record, way out.
+      NucleotidesError: The file holds nucleotides; gives share, first record, advice.
     """
     lengths, bases = _counts(parsed.residues)
     suspect = bases >= _SHARE * lengths

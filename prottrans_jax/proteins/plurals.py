@@ -2,5 +2,5 @@
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """A number with its noun; the plural is the noun with an s unless it is given."""
+    """A number with its noun; the default plural is the noun with an s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

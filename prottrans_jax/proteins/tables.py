@@ -1,7 +1,7 @@
 """Tables of sequences: UniProt's TSV, a CSV of id and sequence.
 
-A table is known by its first row, which names the columns. Every row becomes a record
-of FASTA; the id is the whole cell, with "_" for white space.
+A table is recognised by its first row, which names the columns. Every row becomes a
+FASTA record; the id is the whole cell, with "_" for white space.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from prottrans_jax.proteins import plurals
 
-# Names of columns in lower case, with blanks for "_" and "-"; the first that is there.
+# Names of columns in lower case, with blanks for "_" and "-", by precedence.
 _IDS = (
     *("entry", "accession", "id", "identifier", "protein id", "sequence id", "seq id"),
     *("uniprot id", "uniprot", "primary accession", "name", "protein", "header"),
@@ -26,10 +26,10 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Row(NamedTuple):
-    """A protein of a table, or what is wrong with its row.
+    """A protein of a table, or the fault of its row.
 
     Attributes:
-      line: Where the row begins, from 1.
+      line: First line of the row, from 1.
       name: The id; "" if there is none.
       description: Other text about the protein.
       sequence: Letters, not checked.
@@ -52,8 +52,8 @@ class Table:
       name: Number of the column of ids.
       sequence: Number of the column of sequences.
       description: Number of the column of descriptions; None: there is none.
-      missing: The sentence that says which column is missing, or there twice; "" if
-        none is.
+      missing: Message about a column that is missing or occurs twice; "" if there is
+        no such column.
     """
 
     delimiter: str
@@ -64,7 +64,7 @@ class Table:
 
 
 def recognise(first_line: bytes) -> Table | None:
-    """The table whose first line this is; None if it names no known column."""
+    """The table with this first line; None if it names no known column."""
     try:
         text = first_line.removeprefix(_BOM).decode("utf-8")
     except UnicodeDecodeError:
@@ -95,19 +95,19 @@ def _plain(cell: str) -> str:
     return cell.strip().lower().replace("_", " ").replace("-", " ")
 
 
-def _first(known: tuple[str, ...], names: list[str]) -> int | None:
-    return next((names.index(name) for name in known if name in names), None)
+def _first(candidates: tuple[str, ...], names: list[str]) -> int | None:
+    return next((names.index(name) for name in candidates if name in names), None)
 
 
 def _missing(name: int | None, sequence: int | None, row: list[str]) -> str:
-    there = ", ".join(row[:8]) + (", ..." if len(row) > 8 else "")
+    columns = ", ".join(row[:8]) + (", ..." if len(row) > 8 else "")
     if sequence is None:
         return (
-            f"a table without a column of sequences (Sequence); there are {there}. At "
+            f"a table without a column of sequences (Sequence); it has {columns}. At "
             "UniProt, add it under `Customize columns`."
         )
     if name is None:
-        return f"a table without a column of ids (Entry or id); there are {there}."
+        return f"a table without a column of ids (Entry or id); it has {columns}."
     return ""
 
 
@@ -116,26 +116,26 @@ def _twice(columns: tuple[int | None, ...], names: list[str]) -> str:
         if column is not None and names.count(names[column]) > 1:
             return (
                 f"{names.count(names[column])} columns of the table are named "
-                f"{names[column]!r}. Rename those that are not meant."
+                f"{names[column]!r}. Rename all but one."
             )
     return ""
 
 
 def rows(table: Table, lines: Iterable[bytes], longest: int) -> Iterator[Row]:
-    """Rows of a table behind its first line.
+    """Rows of a table after its first line.
 
     Args:
       table: Its columns.
-      lines: All lines with their ends, the first one included.
-      longest: Characters of a cell at most.
+      lines: All lines with their ends, including the first.
+      longest: Maximum number of characters of a cell.
 
     Raises:
-      csv.Error: A cell is longer, mostly for a quote that is not closed.
+      csv.Error: A cell is longer, usually because a quote is not closed.
     """
     csv.field_size_limit(max(csv.field_size_limit(), longest))
-    # UniProt's TSV quotes nothing, and a name may begin with a quote.
+    # UniProt's TSV has no quoting, and a name may begin with a quote.
     quotes = table.delimiter != "\t"
-    # Surrogates stand for bytes that are not UTF-8, so that the row is named.
+    # Bytes that are not UTF-8 become surrogates, so that `_row` can name the row.
     text = (line.decode("utf-8", "surrogateescape") for line in lines)
     reader = csv.reader(
         text,
@@ -152,9 +152,9 @@ def rows(table: Table, lines: Iterable[bytes], longest: int) -> Iterator[Row]:
 
 def _row(table: Table, line: int, cells: list[str]) -> Row:
     if len(cells) <= max(table.name, table.sequence):
-        here = plurals.count(len(cells), "cell")
-        least = max(table.name, table.sequence) + 1
-        detail = f"the row has {here}; id and sequence are in the first {least}."
+        num_cells = plurals.count(len(cells), "cell")
+        needed = max(table.name, table.sequence) + 1
+        detail = f"the row has {num_cells}; id and sequence are in the first {needed}."
         return Row(line, "", "", "", ("row with too few cells", detail))
     name = "_".join(_unquoted(cells[table.name]).split())
     sequence = "".join(_unquoted(cells[table.sequence]).split())

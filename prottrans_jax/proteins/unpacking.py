@@ -1,4 +1,4 @@
-"""Packed streams, known by their first bytes: gz, bz2, xz, Zstandard, LZ4, zip."""
+"""Decompresses gz, bz2, xz, Zstandard, LZ4 and zip, recognised by first bytes."""
 
 import bz2
 from collections.abc import Callable, Iterator
@@ -22,27 +22,27 @@ _ERRORS: tuple[type[Exception], ...] = (
     lzma.LZMAError,
     zipfile.BadZipFile,
 )
-# Of stored bytes; gz can unpack to a thousand times as much.
+# Compressed bytes; gz can decompress to a thousand times as many.
 _READ_BYTES = 256 << 10
 _ZIP = b"PK\x03\x04"
-# Bytes by which a format is known.
+# Number of first bytes that identify a format.
 MAGIC_BYTES = 6
 
 
 class UnreadableError(ValueError):
-    """A packed file that cannot be read here; says what it is and the way out."""
+    """A compressed file that cannot be read; the message gives its kind and advice."""
 
 
 def unpacked(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
-    """Contents of a plain or packed stream, which is closed at its end.
+    """Contents of a plain or compressed stream; closes it at its end.
 
     Args:
-      stream: As it is stored.
-      digest: Updated with the stored bytes; None: none is.
+      stream: The stored bytes.
+      digest: Updated with the stored bytes; may be None.
 
     Raises:
-      EOFError: The stream is cut short, or has foreign bytes at its end.
-      UnreadableError: A library is missing, or a zip holds other than one file.
+      EOFError: The stream is truncated, or has foreign bytes at its end.
+      UnreadableError: A library is missing, or a zip does not hold exactly one file.
       zlib.error, lzma.LZMAError, OSError: It is damaged; see `errors`.
     """
     with stream:
@@ -77,7 +77,7 @@ def _unpack(
     unpacker = make()
     while data:
         if unpacker.eof:
-            # Another member, as bgzip and `cat *.gz` make; or padding.
+            # Another member, as written by bgzip and `cat *.gz`; or padding.
             while len(data) < MAGIC_BYTES and (more := next(rest, b"")):
                 data += more
             if not data.strip(b"\0"):
@@ -96,7 +96,7 @@ def _unpack(
 def _of_zip(stream: IO[bytes], start: bytes, digest: Any) -> Iterator[bytes]:
     """The one file in a zip."""
     with tempfile.TemporaryFile() as copy:
-        # A pipe cannot be read from its end, where a zip has its list.
+        # The directory of a zip is at its end, and a pipe cannot seek.
         copy.write(start)
         for data in _stored(stream, digest):
             copy.write(data)
@@ -126,7 +126,7 @@ def _only_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise UnreadableError(
             f"this zip holds {len(names)} files{f' ({shown})' if names else ''}. "
-            "Unpack it and give the one that is meant."
+            "Unpack it and give the file of sequences."
         )
     if members[0].flag_bits & 1:
         raise UnreadableError("this zip is encrypted. Unpack it first.")
@@ -134,23 +134,23 @@ def _only_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """What damaged streams raise, besides OSError."""
-    more: list[type[Exception]] = []
+    """Types of errors for damaged streams, besides OSError."""
+    optional: list[type[Exception]] = []
     for name in ("compression.zstd", "backports.zstd"):
         if name in sys.modules:
-            more.append(sys.modules[name].ZstdError)
+            optional.append(sys.modules[name].ZstdError)
     if "lz4.frame" in sys.modules:
-        more.append(RuntimeError)
-    return (*_ERRORS, *more)
+        optional.append(RuntimeError)
+    return (*_ERRORS, *optional)
 
 
 def is_compressed(start: bytes) -> bool:
-    """Whether a file with this beginning is one that `unpacked` unpacks."""
+    """Whether these first bytes are of a format that `unpacked` decompresses."""
     return start.startswith((_ZIP, *(magic for magic, _ in _FORMATS)))
 
 
 def _unpacker(start: bytes) -> Callable[[], Any] | None:
-    """What unpacks a file with this beginning; None if it is plain."""
+    """Factory of the decompressor for these first bytes; None for a plain file."""
     for magic, make in _FORMATS:
         if start.startswith(magic):
             return make
@@ -169,15 +169,15 @@ def _lz4() -> Any:
     return _module("LZ4", "lz4.frame", "lz4").LZ4FrameDecompressor()
 
 
-def _module(what: str, name: str, package: str) -> Any:
+def _module(format_name: str, name: str, package: str) -> Any:
     for candidate in (name, package):
         try:
             return importlib.import_module(candidate)
         except ImportError:
             continue
     raise UnreadableError(
-        f"this is compressed with {what}; reading that needs {package}: pip install "
-        f"{package}."
+        f"this is compressed with {format_name}; reading it needs {package}: "
+        f"pip install {package}."
     )
 
 

@@ -1,6 +1,4 @@
-"""Amino acid <-> id for every family, and the one place that says what each byte means.
-
-What becomes of a byte of a protein sequence:
+"""Vocabularies of all model families, and the meaning of each byte of a sequence:
 
   ======================  ==========================================================
   A C D E F ... W Y       itself: the 20 standard amino acids
@@ -9,16 +7,16 @@ What becomes of a byte of a protein sequence:
                           (Elnaggar et al. 2021, section 2.2); J (Leu or Ile) is as
                           ambiguous as B and Z and no vocabulary has a piece for it.
   lower case              as its upper case (soft-masked or a3m insertions: residues)
-  white space             none: `clean` takes it out.
-  ``-`` ``.``             alignment gaps: no residue. `clean` takes them out and
-                          counts them; `Vocabulary.encode` refuses them.
-  ``*``                   a stop. `clean` takes it from the end of a sequence; inside
-                          one it is refused.
+  white space             ignored: `clean` removes it.
+  ``-`` ``.``             alignment gaps: no residues. `clean` removes and counts
+                          them; `Vocabulary.encode` refuses them.
+  ``*``                   a stop. `clean` removes it at the end of a sequence;
+                          elsewhere it is refused.
   anything else           unknown
   ======================  ==========================================================
 
-Records and FASTA keep letters (`CANONICAL` maps a byte to the letter that is stored):
-one prepared data set serves every family; ids are looked up when rows are made.
+Prepared records hold letters (`CANONICAL` maps a byte to the stored letter), so that
+one data set serves all families; ids are looked up when rows are made.
 """
 
 import dataclasses
@@ -29,10 +27,10 @@ import jaxtyping
 import numpy as np
 
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
-# Letters that stand for a residue but have no id that the models were trained with.
+# Letters of residues without an id that the models were trained with.
 READ_AS_X = "UZOBJ"
 LETTERS = STANDARD + "X" + READ_AS_X
-# Of a sequence of these alone nothing is known.
+# A sequence of only these letters carries no information.
 X_LETTERS = ("X" + READ_AS_X).encode()
 GAPS = b"-."
 STOP = b"*"
@@ -48,12 +46,12 @@ def _canonical_letters() -> np.ndarray:
     return table
 
 
-# [256] uint8: byte -> the upper-case letter it is stored as; 0 where it is no residue.
+# [256] uint8: byte -> stored upper-case letter; 0 if it is not a residue.
 CANONICAL = _canonical_letters()
 
 
 class Cleaned(NamedTuple):
-    """What `clean` makes of a sequence, and how many characters it took out."""
+    """Residues of a sequence, and numbers of the characters that `clean` removed."""
 
     residues: bytes
     num_gaps: int
@@ -61,11 +59,11 @@ class Cleaned(NamedTuple):
 
 
 def clean(text: bytes) -> Cleaned:
-    """The residues of a sequence as people write it, in FASTA and in Python.
+    """Normalises a sequence from FASTA or Python to its residues.
 
-    White space, gaps and the stops at the end are taken out, lower case becomes upper
-    case. Characters that are no residue stay, for the caller to refuse: all letters are
-    residues, so `residues.isalpha()` says whether there are any.
+    Removes white space, gaps and the stops at the end; lower case becomes upper case.
+    Characters that are not residues stay, for the caller to refuse. All letters are
+    residues, so `residues.isalpha()` is False if there are others.
     """
     joined = text.translate(_UPPER, WHITE_SPACE)
     without_gaps = joined.translate(None, GAPS)
@@ -79,13 +77,13 @@ class Vocabulary:
     """Pieces of a released model in the order of their ids.
 
     Attributes:
-      name: what errors call it.
-      pieces: piece of every id. A letter is a residue, anything else is special.
-      pad, eos, unk, mask, cls, sep: the special pieces by role; None where the family
-        has no such piece.
+      name: used in error messages.
+      pieces: piece of every id. Letters are residues, all others are special.
+      pad, eos, unk, mask, cls, sep: the special pieces by role; None if the family has
+        no such piece.
       sentinel: pattern of the k-th sentinel, e.g. ``<extra_id_{}>``.
-      x: what X is read as.
-      lower: whether residues are the lower-case pieces: 3Di states of ProstT5.
+      x: the piece for X.
+      lower: whether residues are the lower-case pieces (3Di states of ProstT5).
     """
 
     name: str
@@ -112,7 +110,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Number of ids, also rows of the embedding table."""
+        """Number of ids, and of rows of the embedding table."""
         return len(self.pieces)
 
     @property
@@ -122,7 +120,7 @@ class Vocabulary:
 
     @property
     def unk_id(self) -> int:
-        """Id of whatever is no residue."""
+        """Id of characters that are not residues."""
         return self._ids[self.unk]
 
     @property
@@ -147,7 +145,7 @@ class Vocabulary:
 
     @property
     def x_id(self) -> int:
-        """Id of X, which U Z O B J share."""
+        """Id of X, also used for U Z O B J."""
         return self._ids[self.x]
 
     @functools.cached_property
@@ -159,7 +157,7 @@ class Vocabulary:
 
     @functools.cached_property
     def num_sentinels(self) -> int:
-        """How many sentinels there are: 100 in T5, else 0."""
+        """Number of sentinels: 100 in T5, else 0."""
         if self.sentinel is None:
             return 0
         head, tail = self.sentinel.split("{}")
@@ -173,7 +171,7 @@ class Vocabulary:
         """
         if self.sentinel is None or not 0 <= k < self.num_sentinels:
             raise ValueError(
-                f"{self.name} has {self.num_sentinels} sentinels, there is no number "
+                f"{self.name} has {self.num_sentinels} sentinels; there is no number "
                 f"{k}."
             )
         return self._ids[self.sentinel.format(k)]
@@ -184,8 +182,10 @@ class Vocabulary:
         table = np.full(256, self.unk_id, np.uint8)
         for byte, letter in enumerate(CANONICAL):
             if letter:
-                known = chr(letter) in STANDARD
-                table[byte] = self._residue_id(chr(letter)) if known else self.x_id
+                is_standard = chr(letter) in STANDARD
+                table[byte] = (
+                    self._residue_id(chr(letter)) if is_standard else self.x_id
+                )
         table.flags.writeable = False
         return table
 
@@ -194,14 +194,14 @@ class Vocabulary:
         return self.byte_table[ord(letter)] in (self.x_id, self.unk_id)
 
     def encode(self, sequence: str | bytes) -> jaxtyping.Int32[np.ndarray, " length"]:
-        """Ids of the residues of `sequence`, one a letter, without special pieces.
+        """Ids of the residues of `sequence`, one per letter, without special pieces.
 
         Raises:
-          ValueError: a character is no residue: which and where. (`byte_table` gives
-            `unk_id` instead.)
+          ValueError: a character is not a residue; names it and its position.
+            (`byte_table` gives `unk_id` instead.)
         """
         if isinstance(sequence, str):
-            # One byte a character, so that positions in errors are those of the string.
+            # One byte per character, so that positions in errors are right.
             data = sequence.encode("latin-1", errors="replace")
         else:
             data = bytes(sequence)
@@ -211,13 +211,14 @@ class Vocabulary:
             at = int(unknown[0])
             raise ValueError(
                 f"{sequence[at : at + 1]!r} at position {at} (0-based) of a sequence "
-                f"of {len(data)} is no residue; {unknown.size} such in all. Allowed: "
-                f"{LETTERS} in either case; `clean` takes out gaps and a final '*'."
+                f"of {len(data)} is not a residue; {unknown.size} such characters. "
+                f"Allowed: {LETTERS} in either case; `clean` removes gaps and a final "
+                "'*'."
             )
         return self.byte_table[letters].astype(np.int32)
 
     def decode(self, ids: np.typing.ArrayLike) -> str:
-        """Letters of `ids`; pad, eos, cls and sep vanish, masks show as their piece."""
+        """Letters of `ids`; drops pad, eos, cls and sep, shows masks as their piece."""
         hidden = {self.pad, self.eos, self.cls, self.sep}
         pieces = (self.pieces[i] for i in np.asarray(ids).reshape(-1))
         return "".join(p for p in pieces if p not in hidden)
@@ -251,15 +252,15 @@ PROT_BERT = Vocabulary(
 )
 
 # The ids of ProtAlbert, ProtXLNet and ProtTXL are in SentencePiece and vocabulary files
-# that could not be had. What is known of them stands below; the rest is our choice. A
-# checkpoint of Rostlab's needs its own file, which `interop.vocabularies` reads.
+# that were not available. The known facts are stated below; the rest is our choice.
+# Rostlab's checkpoints need their own file, which `interop.vocabularies` reads.
 _BY_FREQUENCY = "LAGVESIKRDTPNQFYMHCW"  # in UniRef100: the order of ProtBert's ids
-# Characters that the scripts of ALBERT and XLNet made pieces of their own.
+# Characters that are pieces of their own in the scripts of ALBERT and XLNet.
 _PUNCTUATION = ("(", ")", '"', "-", ".", "–", "£", "€")  # noqa: RUF001
 
-# 34 ids: with so many, ProtAlbert has the size of its released file. As many are the
-# special pieces of ALBERT's script (its options of spm_train, in their order), the 20
-# amino acids and X. Order of the residues: our choice.
+# 34 ids, derived from the size of ProtAlbert's released file. They match the special
+# pieces of ALBERT's script (its options of spm_train, in their order), the 20 amino
+# acids and X. The order of the residues is our choice.
 PROT_ALBERT = Vocabulary(
     name="ProtAlbert",
     pieces=(
@@ -273,9 +274,9 @@ PROT_ALBERT = Vocabulary(
     sep="[SEP]",
 )
 
-# 37 ids: with so many, ProtXLNet has the size of its released file. As many are the
-# special pieces of XLNet's script (ids 0 to 8 are constants there) and the 20 amino
-# acids; X is `<unk>`, 0, as in ProtTrans' notebooks. Order of the rest: our choice.
+# 37 ids, derived from the size of ProtXLNet's released file. They match the special
+# pieces of XLNet's script (ids 0 to 8 are constants there) and the 20 amino acids; X is
+# `<unk>`, 0, as in ProtTrans' notebooks. The order of the rest is our choice.
 PROT_XLNET = Vocabulary(
     name="ProtXLNet",
     pieces=(
@@ -292,7 +293,7 @@ PROT_XLNET = Vocabulary(
     x="<unk>",
 )
 
-# 24 ids, all our choice: nothing is known. `<eos>` ends a line, so a protein, in
+# 24 ids, all our choice, as nothing is published. `<eos>` ends a line, so a protein, in
 # Transformer-XL's data; here it also begins one.
 PROT_TXL = Vocabulary(
     name="ProtTXL",

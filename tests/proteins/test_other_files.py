@@ -70,7 +70,7 @@ def test_a_damaged_zstandard_file_is_never_skipped_over(tmp_path):
     checked = {zstd.CompressionParameter.checksum_flag: True}
     data = bytearray(zstd.compress(TEXT * 1000, options=checked))
     data[-1] ^= 1
-    with pytest.raises(fasta.FastaError, match="cannot be read behind this line"):
+    with pytest.raises(fasta.FastaError, match="cannot be read after this line"):
         read(tmp_path / "x", bytes(data))
 
 
@@ -105,7 +105,7 @@ def tar_of_fasta():
         (make_zip(a__npy=b""), "NumPy"),
         (make_zip(**{"[Content_Types]__xml": b""}), "an Office document"),
         (tar_of_fasta(), "a tar archive"),
-        (gzip.compress(gzip.compress(TEXT)), "packed twice"),
+        (gzip.compress(gzip.compress(TEXT)), "compressed twice"),
         (TEXT.decode().encode("utf-16"), "UTF-16"),
         (b"<!DOCTYPE html>\n<html>", "a web page"),
         (b'<?xml version="1.0"?>\n', "XML"),

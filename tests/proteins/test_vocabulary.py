@@ -40,7 +40,7 @@ def test_special_ids_of_prot_t5():
     assert (v.sentinel_id(0), v.sentinel_id(1), v.sentinel_id(99)) == (127, 126, 28)
     assert v.num_sentinels == 100
     assert v.mask_id is None and v.cls_id is None and v.sep_id is None
-    with pytest.raises(ValueError, match="100 sentinels, there is no number 100"):
+    with pytest.raises(ValueError, match="100 sentinels; there is no number 100"):
         v.sentinel_id(100)
 
 

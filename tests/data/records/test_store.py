@@ -303,7 +303,9 @@ def test_wrong_questions_are_answered_with_what_there_is(folder, tmp_path):
             ValueError, match=f"650 records, there is no record {index}"
         ):
             opened.split("train").read([0, index])
-    with pytest.raises(ValueError, match=r"not a finished folder.*prottrans_jax.prepare"):
+    with pytest.raises(
+        ValueError, match=r"not a finished folder.*prottrans_jax.prepare"
+    ):
         store.open(tmp_path / "nowhere")
 
 
