@@ -5,4 +5,6 @@
   python -m prottrans_jax.prepare --tfds=uniref50 --tfds_data_dir=... --output=...
 
 or in one step, without TFDS: `python -m prottrans_jax.prepare --input=FASTA`.
+
+`tfds build FILE` requires exactly one builder in the file.
 """

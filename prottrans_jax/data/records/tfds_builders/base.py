@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from prottrans_jax.proteins import fasta
 
+_UNIREF = "https://ftp.uniprot.org/pub/databases/uniprot/current_release/uniref"
 VALIDATION_SHARE = 0.01  # As in `prepare`, by the same hash.
 
 
@@ -95,6 +96,35 @@ class FastaBuilder(  # type: ignore[call-arg]
     def _is_included(self, name: bytes) -> bool:
         del name
         return True
+
+
+class UnirefBuilder(FastaBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A clustering of UniRef; the name of a subclass gives its files and texts."""
+
+    HOMEPAGE = "https://www.uniprot.org/help/uniref"
+    CITATION = """@article{suzek2015uniref,
+      title={UniRef clusters: a comprehensive and scalable alternative for improving
+             sequence similarity searches},
+      author={Suzek, Baris E and Wang, Yuqi and Huang, Hongzhan and McGarvey, Peter B
+              and Wu, Cathy H and {UniProt Consortium}},
+      journal={Bioinformatics}, volume={31}, number={6}, pages={926--932}, year={2015}}
+    """
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        name = cls.__name__.lower()
+        folder = f"{_UNIREF}/{name}"
+        cls.URL = f"{folder}/{name}.fasta.gz"
+        cls.MANUAL_FILES = (f"{name}.fasta.gz", f"{name}.fasta")
+        cls.MANUAL_DOWNLOAD_INSTRUCTIONS = f"""
+    Optional: put {name}.fasta.gz or {name}.fasta into the manual folder, to use a given
+    release instead of the current one, which is downloaded from {folder}.
+    Earlier releases: https://ftp.uniprot.org/pub/databases/uniprot/previous_releases
+    """
+        cls.DESCRIPTION = (
+            f"{cls.__name__.replace('Uniref', 'UniRef')} cluster representatives: "
+            "protein sequences with their id."
+        )
 
 
 def in_validation(name: bytes) -> bool:
