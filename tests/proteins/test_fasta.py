@@ -117,7 +117,7 @@ def test_gaps_and_final_stops_are_taken_out_and_counted():
         (b">a\r\nMK\r\nM>T\r\n", 3, 2, b">"),
     ],
 )
-def test_a_character_that_is_no_residue_is_named(tmp_path, text, line, column, char):
+def test_an_invalid_character_is_named(tmp_path, text, line, column, char):
     records, [problem] = parse(tmp_path, b">first\nMKV\n" + text + b">last\nACD\n")
     assert [r.name for r in records] == [b"first", b"last"]
     assert (problem.line, problem.name) == (line + 2, "a")

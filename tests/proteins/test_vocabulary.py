@@ -81,14 +81,14 @@ def test_prot_bert_pieces_equal_the_released_vocab_file(shared):
 
 
 @pytest.mark.parametrize("vocab", [vocabulary.PROT_T5, vocabulary.PROT_BERT])
-def test_every_byte_that_is_no_letter_of_a_residue_is_unknown(vocab):
+def test_bytes_that_are_not_letters_are_unknown(vocab):
     residue = set(b"ACDEFGHIKLMNPQRSTVWYXUZOBJacdefghiklmnpqrstvwyxuzobj")
     for byte in range(256):
         assert (vocab.byte_table[byte] == vocab.unk_id) == (byte not in residue)
 
 
 @pytest.mark.parametrize("char", ["*", "-", ".", " ", "\0", "1", "é", "β"])
-def test_encode_names_what_is_no_residue_and_where(char):
+def test_encode_names_invalid_characters_and_their_position(char):
     with pytest.raises(ValueError, match=r"at position 3 \(0-based\)") as error:
         vocabulary.PROT_T5.encode("MKT" + char + "LL")
     assert repr(char) in str(error.value)

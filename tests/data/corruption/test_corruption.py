@@ -200,7 +200,7 @@ def test_pieces_too_short_for_noise_are_shown_as_they_are():
         np.testing.assert_array_equal(out.targets, [1, ids[0], 1])
 
 
-def test_longest_piece_that_fits_leaves_no_room_and_no_lack_of_sentinels():
+def test_longest_piece_fits_the_row_and_the_sentinels():
     assert iid_noise.IidDenoise().max_residues(512, 512) == 511
     assert iid_noise.IidDenoise().max_residues(512, 300) == 299
     spans = span_corruption.SpanCorruption()
@@ -215,7 +215,7 @@ def test_longest_piece_that_fits_leaves_no_room_and_no_lack_of_sentinels():
         iid_noise.IidDenoise().max_residues(1, 512)
 
 
-def test_a_piece_is_corrupted_alike_in_any_company():
+def test_a_piece_is_corrupted_the_same_way_among_any_others():
     ids, lengths, keys = _pieces([31, 58, 12, 77])
     parts = _split(ids, lengths)
     for corruption in (iid_noise.IidDenoise(), span_corruption.SpanCorruption()):

@@ -67,13 +67,13 @@ def test_15_percent_are_picked_80_10_10():
     ("mask", "random", "expected"),
     [(1.0, 0.0, {1}), (0.85, 0.0, {1, 3}), (0.0, 1.0, {2}), (0.0, 0.0, {3})],
 )
-def test_shares_may_be_nothing_or_all(mask, random, expected):
+def test_shares_may_be_0_or_1(mask, random, expected):
     corruption = masking.TokenMasking(mask_probability=mask, random_probability=random)
     out = corruption.corrupt(*_pieces([900, 50]))
     assert set(out["corrupted"]) - {0} == expected
 
 
-def test_what_is_picked_depends_on_key_and_position_alone():
+def test_picked_residues_depend_only_on_key_and_position():
     ids, lengths, keys = _pieces([40, 33, 7])
     whole = masking.TokenMasking().corrupt(ids, lengths, keys)
     alone = masking.TokenMasking().corrupt(ids[40:73], lengths[1:2], keys[1:2])
@@ -88,7 +88,7 @@ def test_what_is_picked_depends_on_key_and_position_alone():
     np.testing.assert_array_equal(inside, alone["corrupted"][:-1])
 
 
-def test_pairs_hold_both_parts_of_a_piece_in_the_order_that_they_say():
+def test_pairs_hold_both_parts_of_a_piece_in_the_labelled_order():
     ids, lengths, keys = _pieces([1, 2, 3, *range(4, 300)], seed=1)
     out = masking.TokenMasking(pairs=True).corrupt(ids, lengths, keys)
     np.testing.assert_array_equal(out.lengths, lengths + 2 + (lengths > 1))
@@ -138,7 +138,7 @@ def test_pieces_that_fit_fill_the_row_exactly():
             corruption.max_residues(2)
 
 
-def test_ngrams_have_lengths_1_to_3_by_the_inverse_and_cover_15_percent():
+def test_ngram_lengths_have_probability_1_over_n_and_cover_15_percent():
     ids, lengths, keys = _pieces([1000] * 300, seed=2)
     corruption = masking.TokenMasking(max_ngram=3)
     out = corruption.corrupt(ids, lengths, keys)
@@ -151,7 +151,7 @@ def test_ngrams_have_lengths_1_to_3_by_the_inverse_and_cover_15_percent():
     assert ngrams.mean_length(3) == pytest.approx(18 / 11)
 
 
-def test_ngrams_settle_from_left_to_right_and_end_with_their_part():
+def test_ngrams_are_chosen_from_left_to_right_and_end_with_their_part():
     never, always = np.uint64(2**64 - 1), np.uint64(0)
     three, one = np.uint64(2**64 - 1), np.uint64(0)
     #            a run of 3 covers the next two wishes; the fourth begins its own

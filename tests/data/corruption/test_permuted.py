@@ -30,7 +30,7 @@ def test_worked_example_in_docstring():
     assert result.failed == 0
 
 
-def test_input_is_the_piece_with_sep_and_cls_behind_it():
+def test_input_is_the_piece_followed_by_sep_and_cls():
     ids, lengths, keys = _pieces([1, 50, 7])
     out = permuted.PermutationTargets().corrupt(ids, lengths, keys)
     for original, tokens, targets, types in zip(
@@ -61,7 +61,7 @@ def test_one_of_k_residues_is_predicted_at_every_place(fraction):
     assert (np.abs(weights[:, :90].mean(0) - share) < 5 * deviation).all()
 
 
-def test_runs_are_of_1_to_5_by_the_inverse():
+def test_run_lengths_1_to_5_have_probability_1_over_n():
     _, lengths, keys = _pieces([60_000], seed=1)
     corruption = permuted.PermutationTargets(inverse_fraction=30)
     predicted = corruption.predicted(lengths, keys)
@@ -86,7 +86,7 @@ def test_every_order_of_the_predicted_is_equally_likely():
     assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 20.5  # 5 df
 
 
-def test_prediction_depends_on_key_and_position_alone():
+def test_prediction_depends_only_on_key_and_position():
     ids, lengths, keys = _pieces([40, 33, 7])
     corruption = permuted.PermutationTargets()
     whole = corruption.corrupt(ids, lengths, keys)

@@ -197,7 +197,7 @@ def test_a_sequence_of_a_test_split_is_not_trained_on(tmp_path):
     assert report.manifest.skipped == {HELD_OUT: 3}
 
 
-def test_the_command_says_what_became_of_copies(toy, tmp_path):
+def test_the_command_reports_removed_and_moved_copies(toy, tmp_path):
     copies = write(tmp_path / "copies.fasta", {f"C{n}": s for n, s in PROTEINS.items()})
     held_out = write(tmp_path / "v.fasta", {"V": PROTEINS["P0007"]})
     for extra, line in [
@@ -270,7 +270,7 @@ MESSY = {  # Records in the folder under on_bad="skip"; None: nothing is left.
 
 
 @pytest.mark.parametrize("name", MESSY)
-def test_what_is_left_of_each_damaged_file(shared, tmp_path, name):
+def test_records_that_remain_of_each_damaged_file(shared, tmp_path, name):
     path = str(shared / "data/messy" / name)
     options = dict(validation_fraction=0, on_bad="skip")
     if name == "dna_by_mistake.fasta":

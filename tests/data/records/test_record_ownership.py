@@ -71,7 +71,7 @@ def test_a_file_called_like_the_lock_stays(tmp_path):
 
 
 @pytest.mark.parametrize("holder", ["pid 7 on host", json.dumps({"pid": 7})])
-def test_what_a_kill_of_any_version_left_is_cleared_away(tmp_path, holder):
+def test_files_left_by_a_killed_run_of_any_version_are_removed(tmp_path, holder):
     if holder.startswith("{"):
         holder = json.dumps({"pid": 7, "host": "h", "since": "2026-01-01 00:00:00"})
     (tmp_path / "out.lock").write_text(holder)

@@ -38,7 +38,7 @@ def folder(tmp_path):
     return tmp_path / "made"
 
 
-def test_random_reads_return_the_records_in_the_order_asked_for(folder):
+def test_random_reads_return_the_records_in_the_requested_order(folder):
     split = store.open(folder).split("train")
     index = np.random.default_rng(1).integers(0, 650, 999)
     assert split.read(index) == [PROTEINS[i][1] for i in index]
@@ -143,7 +143,7 @@ def test_shards_are_opened_when_they_are_first_read_and_once(folder):
     assert opened == ["00000-of-", "00001-of-"]
 
 
-def test_at_most_so_many_readers_stay_open():
+def test_number_of_open_readers_is_limited():
     readers = shard_readers.OpenReaders(max_open=2)
     opened = []
 
@@ -278,7 +278,7 @@ def without_digest(path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "other type", "header alone"])
-def test_lengths_that_no_digest_tells_of_are_named(folder, damage):
+def test_invalid_lengths_with_a_matching_digest_are_named(folder, damage):
     path = folder / "train.lengths.npy"
     LENGTHS_DAMAGE[damage](path)
     manifest = without_digest(folder / "manifest.json")
@@ -294,7 +294,9 @@ def test_a_missing_length_index_is_named(folder):
         store.open(folder).split("train")
 
 
-def test_wrong_questions_are_answered_with_what_there_is(folder, tmp_path):
+def test_unknown_splits_and_records_are_refused_with_the_existing_ones(
+    folder, tmp_path
+):
     opened = store.open(folder)
     with pytest.raises(ValueError, match="no split 'test', it has train, validation"):
         opened.split("test")

@@ -57,8 +57,8 @@ def build(cls, tmp_path, manual):
     (bfd.Bfd, "https://bfd.mmseqs.com/bfd_metaclust_clu_complete_id30_c90_final_seq."
      "sorted_opt.tar.gz"),
 ])  # fmt: skip
-def test_without_a_manual_file_the_real_address_is_asked(cls, url, tmp_path):
-    asked = []
+def test_without_a_manual_file_the_original_address_is_downloaded(cls, url, tmp_path):
+    addresses = []
 
     class Manager:
         @property
@@ -66,12 +66,12 @@ def test_without_a_manual_file_the_real_address_is_asked(cls, url, tmp_path):
             raise AssertionError("no manual_dir")
 
         def download(self, address):
-            asked.append(address)
+            addresses.append(address)
             return tmp_path / "x"
 
     (tmp_path / "x").write_bytes(FASTA)
     cls(data_dir=tmp_path)._split_generators(Manager())
-    assert asked == [url]
+    assert addresses == [url]
 
 
 def test_records_and_splits_are_those_of_prepare(tmp_path):

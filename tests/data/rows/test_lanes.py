@@ -1,4 +1,4 @@
-"""Rows that go on in the next batch: every residue once, in order, from anywhere."""
+"""Rows that continue in the next batch: every residue once, in order."""
 
 import doctest
 import json

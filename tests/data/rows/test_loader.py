@@ -207,7 +207,7 @@ def test_epochs_have_other_orders_and_corruptions(toy_corpus):
     ).any()
 
 
-def test_rows_do_not_depend_on_batch_size_nor_on_what_was_read_before(toy_corpus):
+def test_rows_do_not_depend_on_batch_size_or_earlier_reads(toy_corpus):
     expected = _rows(_loader(toy_corpus, batch_size=7), 250)
     _assert_equal(_rows(_loader(toy_corpus, batch_size=50), 250), expected)
     fresh = _loader(toy_corpus, batch_size=5)
@@ -233,13 +233,13 @@ def test_hosts_together_make_the_batch_of_one(toy_corpus):
         whole.batch(0, [3, 8])
 
 
-def test_threads_that_ask_at_once_get_what_one_gets(toy_corpus):
+def test_concurrent_threads_get_the_same_batches_as_one(toy_corpus):
     expected = [_loader(toy_corpus).batch(i) for i in range(60)]
     shared_loader = _loader(toy_corpus)
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
-        order_asked = np.random.default_rng(0).permutation(60).tolist()
-        found = list(pool.map(shared_loader.batch, order_asked))
-    for index, batch in zip(order_asked, found, strict=True):
+        indices = np.random.default_rng(0).permutation(60).tolist()
+        found = list(pool.map(shared_loader.batch, indices))
+    for index, batch in zip(indices, found, strict=True):
         _assert_equal(batch, expected[index])
 
 
@@ -349,7 +349,7 @@ def test_mixture_keeps_its_rates_and_every_epoch_of_each_task(toy_corpus, other_
         _loader(None, task=mixture, num_epochs=1)
 
 
-def test_packed_rows_of_a_mixture_hold_what_its_tasks_say(toy_corpus, other_corpus):
+def test_packed_rows_of_a_mixture_use_the_corruption_of_each_task(toy_corpus, other_corpus):
     tasks = [
         _task(toy_corpus, "packed_toy"),
         _task(other_corpus, "packed_other", preprocessors.span_corruption()),

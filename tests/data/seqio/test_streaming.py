@@ -66,7 +66,7 @@ def test_worked_example_of_the_docstring():
     "objective", ["iid_denoise", "span_corruption", "masked_reconstruction"]
 )
 @pytest.mark.parametrize("pack", [True, False])
-def test_streamed_rows_are_what_assembly_makes_of_the_same_pieces(
+def test_streamed_rows_equal_assembled_rows_of_the_same_pieces(
     toy_as_fasta, objective, pack
 ):
     """The index path's assembly, fed with SeqIO's examples, gives SeqIO's rows."""
@@ -110,7 +110,7 @@ def test_streamed_rows_are_what_assembly_makes_of_the_same_pieces(
 @pytest.mark.parametrize(
     "objective", ["masked_lm_pairs", "ngram_masked_lm", "permutation_lm", "causal_lm"]
 )
-def test_streamed_rows_of_one_stream_are_what_assembly_makes(
+def test_streamed_rows_of_one_stream_equal_assembled_rows(
     toy_as_fasta, objective, pack
 ):
     task = seqio.get_mixture_or_task(f"fasta_{objective}")
@@ -160,7 +160,7 @@ def test_stream_loader_takes_tasks_of_one_stream(toy_as_fasta):
     assert streamed.batch(0)["input_tokens"].shape == (3, 512)
 
 
-def test_task_without_loss_weights_weighs_all_targets_alike():
+def test_without_loss_weights_all_targets_have_equal_weight():
     converter = feature_converters.DenoisingFeatureConverter(pack=False)
     dataset = _dataset([{"inputs": [5, 1], "targets": [6, 7, 1]}])
     (row,) = converter(dataset, {"inputs": 4, "targets": 5}).as_numpy_iterator()

@@ -158,7 +158,7 @@ def test_same_key_gives_the_same_piece_by_seqio_and_by_batch(toy_corpus):
     )
 
 
-def test_missing_corpus_says_where_it_looked_and_what_to_run(tmp_path, monkeypatch):
+def test_missing_corpus_error_names_searched_folders_and_command(tmp_path, monkeypatch):
     monkeypatch.delenv(corpora.DATA_DIR, raising=False)
     with pytest.raises(ValueError) as error:
         corpora.find("uniref50", tmp_path)
