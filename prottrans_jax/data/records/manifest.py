@@ -96,7 +96,7 @@ class Manifest:
             manifest = cls(**{**raw, "splits": splits, "inputs": tuple(raw["inputs"])})
             problem = _contradiction(raw) or manifest._wrong_sum()
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise DamageError(f"{path} is damaged: {_why(e)}. {REMEDY}.") from e
+            raise DamageError(f"{path} is damaged: {_message_of(e)}. {REMEDY}.") from e
         if problem:
             raise DamageError(f"{path} is damaged: {problem}. {REMEDY}.")
         if manifest.format_version != FORMAT_VERSION:
@@ -152,7 +152,7 @@ def _contradiction(fields: dict[str, Any]) -> str:
     )
 
 
-def _why(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no field {error}"
     return str(error)

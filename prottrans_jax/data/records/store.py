@@ -223,12 +223,12 @@ class RecordSplit:
                 raise self._corrupt(shard, where, str(e)) from e
         return reader.read(local)
 
-    def _corrupt(self, shard: int, where: int, why: str) -> DamageError:
+    def _corrupt(self, shard: int, where: int, reason: str) -> DamageError:
         return DamageError(
             f"{self.folder / self.info.shards[shard].file}: record {where} (record "
-            f"{self._starts[shard] + where} of {self.name}) is corrupt: {why}. Copy or "
-            "prepare the folder again; `python -m prottrans_jax.prepare --verify="
-            f"{self.folder}` lists all damaged files."
+            f"{self._starts[shard] + where} of {self.name}) is corrupt: {reason}. "
+            "Copy or prepare the folder again; `python -m prottrans_jax.prepare "
+            f"--verify={self.folder}` lists all damaged files."
         )
 
     def _reader(self, shard: int) -> shard_readers.Reader:

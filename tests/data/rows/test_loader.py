@@ -349,7 +349,9 @@ def test_mixture_keeps_its_rates_and_every_epoch_of_each_task(toy_corpus, other_
         _loader(None, task=mixture, num_epochs=1)
 
 
-def test_packed_rows_of_a_mixture_use_the_corruption_of_each_task(toy_corpus, other_corpus):
+def test_packed_rows_of_a_mixture_use_the_corruption_of_each_task(
+    toy_corpus, other_corpus
+):
     tasks = [
         _task(toy_corpus, "packed_toy"),
         _task(other_corpus, "packed_other", preprocessors.span_corruption()),
