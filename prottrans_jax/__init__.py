@@ -1,4 +1,18 @@
-"""ProtTrans protein language models in JAX/Flax."""
+"""ProtTrans protein language models in JAX/Flax.
+
+The public interface:
+
+  load_encoder, Encoder  a frozen encoder: `embed`, `stream`, `embed_fasta`, `tokenize`,
+                         `attention_maps`; calling it is jittable
+  load_model, Model      a frozen model with decoder and heads: token ids to logits
+  __version__            version of the package
+
+Command-line programs: `prottrans` (embed, models, info, verify, export and others), and
+`python -m prottrans_jax.train`, `.evaluate`, `.prepare`, `.precompile`, `.convert` and
+`.export`. `import prottrans_jax.tasks` registers the SeqIO tasks. `prottrans_jax.gin`
+holds the gin files; classes and functions that they bind are public through gin. Other
+modules may change between versions.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,7 +20,7 @@ if TYPE_CHECKING:
     from prottrans_jax.encoders.loading import Encoder, Model, load_encoder, load_model
 
 __version__ = "0.1.0"
-_OF_ENCODERS = ("Encoder", "Model", "load_encoder", "load_model")
+_FROM_LOADING = ("Encoder", "Model", "load_encoder", "load_model")
 __all__ = ["Encoder", "Model", "__version__", "load_encoder", "load_model"]
 
 
@@ -15,8 +29,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Lazily: `import prottrans_jax` alone costs nothing, not even JAX.
-    if name in _OF_ENCODERS:
+    # Imported on first use: `import prottrans_jax` alone does not import JAX.
+    if name in _FROM_LOADING:
         from prottrans_jax.encoders import loading
 
         return getattr(loading, name)

@@ -7,9 +7,9 @@
 Exit status: 0 done; 2 a mistake in the command line or places, or the output is taken:
 another process writes it, another run or another program made it; 3 proteins are
 missing from the output, the input cannot be used, or `verify` found faults; 4 the disk
-is full, or anything unforeseen; 130 and 143 stopped by SIGINT and SIGTERM: what was
-computed is kept, the same command goes on. `export` ends with the status of
-`prottrans_jax.export`.
+is full, or anything unforeseen; 130 and 143 stopped by SIGINT and SIGTERM: after a
+stop, computed vectors are kept and the same command continues. `export` has the
+statuses of `prottrans_jax.export`: 1 if a file cannot be read or written.
 """
 
 import argparse

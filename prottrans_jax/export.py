@@ -85,10 +85,9 @@ def _export(checkpoint: str, folder: pathlib.Path) -> Mapping[str, int]:
 
 
 def _list(files: Mapping[str, int], output: pathlib.Path) -> None:
-    print(f"Exported to {output}:")
-    for name, size in files.items():
-        print(f"  {name}  {size:,} bytes")
-    print(f"Next: prottrans embed -i proteins.fasta -o proteins.h5 -m {output}")
+    from prottrans_jax.encoders import exporting
+
+    exporting.print_files(files, output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the mains that make a new folder of a checkpoint share: convert and export."""
+"""Shared by the programs that make a folder from a checkpoint: convert and export."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import os
 import pathlib
 import sys
@@ -15,54 +15,77 @@ from prottrans_jax.files import paths, writing
 def run(
     program: str,
     argv: Sequence[str],
-    needed: Sequence[Any],
+    required: Sequence[Any],
     write: Callable[[str, pathlib.Path], Any],
-    tell: Callable[[Any, pathlib.Path], None],
+    report: Callable[[Any, pathlib.Path], None],
 ) -> int:
-    """Checks what was asked for, makes the folder, and returns the exit status.
+    """`make` for a main with absl flags; also handles stop signals.
 
     Args:
-      program: What errors begin with.
-      argv: Arguments that are no flags.
-      needed: Flags without which nothing is done; the first is the source, the second
-        the folder to make.
-      write: Called with the source and a folder, which then becomes the output.
-      tell: Called with what `write` returned and the output.
+      program: Name in messages.
+      argv: Positional arguments; only the program's name is allowed.
+      required: Flags that must be set: source, output folder, others.
+      write: As in `make`.
+      report: As in `make`.
     """
-
-    def fail(status: int, why: str) -> int:
-        print(f"{program}: {why}", file=sys.stderr)
-        return status
-
     if len(argv) > 1:
-        return fail(2, f"unexpected {argv[1]!r}; see --help.")
-    missing = [flag.name for flag in needed if not flag.value]
-    if missing:
-        return fail(2, f"--{' and --'.join(missing)} must be given; see --help.")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # Nothing is computed: no accelerator is taken from a run.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        return _fail(program, 2, f"unexpected {argv[1]!r}; see --help.")
     logging.set_verbosity(logging.WARNING)
+    options = {flag.name: flag.value for flag in required}
+    return stop_signals.guarded(
+        program,
+        stop_signals.NOTHING_IS_LEFT,
+        lambda: make(program, options, write, report),
+    )
+
+
+def make(
+    program: str,
+    options: Mapping[str, str | None],
+    write: Callable[[str, pathlib.Path], Any],
+    report: Callable[[Any, pathlib.Path], None],
+) -> int:
+    """Checks the options, makes the folder, and returns the exit status.
+
+    Args:
+      program: Name in messages.
+      options: Values of the required options by name: source, output folder, others.
+      write: Called with the source and a temporary folder, which then becomes the
+        output.
+      report: Called with the result of `write` and the output.
+    """
+    missing = [name for name, value in options.items() if not value]
+    if missing:
+        return _fail(
+            program, 2, f"--{' and --'.join(missing)} must be given; see --help."
+        )
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Nothing is computed, so no accelerator is taken from a run.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    (source_name, source), (output_name, output), *_ = options.items()
+    assert source is not None and output is not None
     try:
-        source = paths.source(needed[0].value, f"--{needed[0].name}")
-        output = paths.local(needed[1].value, f"--{needed[1].name}")
+        source = paths.source(source, f"--{source_name}")
+        target = paths.local(output, f"--{output_name}")
     except paths.PathError as error:
-        return fail(2, str(error))
+        return _fail(program, 2, str(error))
 
-    def make() -> int:
-        from prottrans_jax.checkpoints import checkpointing
+    from prottrans_jax.checkpoints import checkpointing
 
-        try:
-            with (
-                writing.new_folder(output) as folder,
-                stop_signals.before_exit(lambda: writing.remove(folder.parent)),
-            ):
-                written = write(source, folder)
-        except OSError as error:
-            return fail(1, f"{paths.explain(error).rstrip('.')}.")
-        except (ValueError, checkpointing.CheckpointError) as error:
-            return fail(1, str(error))
-        tell(written, output)
-        return 0
+    try:
+        with (
+            writing.new_folder(target) as folder,
+            stop_signals.before_exit(lambda: writing.remove(folder.parent)),
+        ):
+            written = write(source, folder)
+    except OSError as error:
+        return _fail(program, 1, f"{paths.explain(error).rstrip('.')}.")
+    except (ValueError, checkpointing.CheckpointError) as error:
+        return _fail(program, 1, str(error))
+    report(written, target)
+    return 0
 
-    return stop_signals.guarded(program, stop_signals.NOTHING_IS_LEFT, make)
+
+def _fail(program: str, status: int, reason: str) -> int:
+    print(f"{program}: {reason}", file=sys.stderr)
+    return status

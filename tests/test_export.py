@@ -284,6 +284,24 @@ def test_mistakes_are_one_line(trained, exported, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "output", "status"),
+    [("run", "fresh", 0), ("absent", "fresh", 1), ("run", "", 2), ("s3://b", "x", 2)],
+)
+def test_prottrans_export_runs_in_process_with_the_statuses_of_the_main(
+    source, output, status, trained, tmp_path, monkeypatch
+):
+    def refuse(*arguments, **options):
+        raise AssertionError("a second process is started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(trained[0])
+    done = cli.main(["export", "--checkpoint", source, "--output", output])
+    assert done == status
+    assert (tmp_path / "fresh" / "config.json").exists() == (status == 0)
+
+
 def test_embedding_with_a_damaged_run_is_one_line(trained, tmp_path, capsys):
     shutil.copytree(trained[0], tmp_path / "run")
     largest = max((tmp_path / "run").rglob("d/*"), key=lambda x: x.stat().st_size)

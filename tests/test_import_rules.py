@@ -107,7 +107,8 @@ ROOMS = {
     "config": "data files",
     "embed": "costs files interop kernels layers proteins types",
     "encoders": "checkpoints embed files interop kernels layers proteins types",
-    "commands": "embed encoders files interop proteins",
+    "new_folders": "checkpoints files",
+    "commands": "embed encoders files interop new_folders proteins",
 }
 LEAVES = {
     "prottrans_jax.config.setting_types",

@@ -44,6 +44,17 @@ def _run(installed, *command):
     )
 
 
+def test_wheel_has_the_version_of_the_package(installed):
+    code = """
+from importlib import metadata
+import prottrans_jax
+(built,) = metadata.distributions(path=["site"])
+assert built.version == prottrans_jax.__version__, built.version
+"""
+    done = _run(installed, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_tasks_sample_and_leaves_come_with_the_wheel(installed):
     code = """
 import pathlib, gin, prottrans_jax, prottrans_jax.tasks

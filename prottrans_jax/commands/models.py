@@ -1,9 +1,9 @@
-"""`prottrans models` and `export`: which models there are, and how one is made."""
+"""`prottrans models` and `export`: list known models, export a trained one."""
 
 import argparse
+from collections.abc import Mapping
 import json
-import subprocess
-import sys
+import pathlib
 
 from prottrans_jax.commands import console
 from prottrans_jax.distributed import stop_signals
@@ -42,40 +42,41 @@ def _models(arguments: argparse.Namespace) -> int:
 def add_export(commands) -> None:
     """Adds `prottrans export`."""
     parser = console.add_command(
-        commands, "export", _export, "as `python -m prottrans_jax.export`; see there"
+        commands,
+        "export",
+        _export,
+        "export a trained model to a folder; same as `python -m prottrans_jax.export`",
     )
+    parser.set_defaults(when_stopped=stop_signals.NOTHING_IS_LEFT)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--output", required=True)
     parser.add_argument("--part", choices=("encoder", "all"), default="encoder")
     parser.add_argument("--network", choices=("generator", "discriminator"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--stablehlo", action="store_true")
-    parser.add_argument("--vocabulary", help="as of `prottrans embed`")
+    parser.add_argument("--vocabulary", help="as for `prottrans embed`")
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    command = [sys.executable, "-m", "prottrans_jax.export"]
-    command += [
-        f"--checkpoint={arguments.checkpoint}",
-        f"--output={arguments.output}",
-        f"--part={arguments.part}",
-    ]
-    command += [f"--network={arguments.network}"] * bool(arguments.network)
-    command += [f"--dtype={arguments.dtype}"] * bool(arguments.dtype)
-    command += ["--stablehlo"] * arguments.stablehlo
-    command += [f"--vocabulary={arguments.vocabulary}"] * bool(arguments.vocabulary)
-    with subprocess.Popen(command) as process:
-        try:
-            return _wait_for(process)
-        except stop_signals.Stopped as stopped:
-            process.send_signal(stopped.status - 128)
-            raise
+    from prottrans_jax import new_folders
 
+    def write(checkpoint: str, folder: pathlib.Path) -> Mapping[str, int]:
+        from prottrans_jax.encoders import exporting
 
-def _wait_for(process: subprocess.Popen) -> int:
-    while True:
-        stop_signals.check()
-        try:
-            return process.wait(timeout=0.2)
-        except subprocess.TimeoutExpired:
-            pass
+        return exporting.export(
+            checkpoint,
+            folder,
+            encoder_only=arguments.part == "encoder",
+            network=arguments.network,
+            dtype=arguments.dtype,
+            stablehlo=arguments.stablehlo,
+            vocabulary=arguments.vocabulary,
+        )
+
+    def report(files: Mapping[str, int], output: pathlib.Path) -> None:
+        from prottrans_jax.encoders import exporting
+
+        exporting.print_files(files, output)
+
+    options = {"checkpoint": arguments.checkpoint, "output": arguments.output}
+    return new_folders.make("export", options, write, report)

@@ -1,5 +1,6 @@
 """Folders of frozen models: what `prottrans_jax.export` writes."""
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import hashlib
@@ -122,6 +123,19 @@ def export(
     files = sorted(path for path in output.iterdir())
     _write_json(output / PROVENANCE, _provenance(found, files, encoder_only, dtype))
     return {path.name: path.stat().st_size for path in sorted(output.iterdir())}
+
+
+def print_files(files: Mapping[str, int], output: pathlib.Path) -> None:
+    """Prints the result of `export` and the command that uses it.
+
+    Args:
+      files: Name and bytes of every file.
+      output: The exported folder.
+    """
+    print(f"Exported to {output}:")
+    for name, size in files.items():
+        print(f"  {name}  {size:,} bytes")
+    print(f"Next: prottrans embed -i proteins.fasta -o proteins.h5 -m {output}")
 
 
 def encoder_alone(
