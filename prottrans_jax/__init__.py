@@ -10,8 +10,8 @@ The public interface:
 Command-line programs: `prottrans` (embed, models, info, verify, export and others), and
 `python -m prottrans_jax.train`, `.evaluate`, `.prepare`, `.precompile`, `.convert` and
 `.export`. `import prottrans_jax.tasks` registers the SeqIO tasks. `prottrans_jax.gin`
-holds the gin files; classes and functions that they bind are public through gin. Other
-modules may change between versions.
+holds the gin files; classes and functions that they bind are public through gin.
+`prottrans_jax.checkpoints.opening.read` opens any supported checkpoint.
 """
 
 from typing import TYPE_CHECKING, Any

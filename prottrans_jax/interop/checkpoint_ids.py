@@ -1,8 +1,8 @@
-"""Ids of a checkpoint that was read: those of a file, of a released model, or unknown.
+"""Token ids of a checkpoint: from a file, of a released model, or unknown.
 
-Ids of the ProtTrans authors' ProtT5, ProtBert and ProtElectra are known without a file.
-A folder shows its origin: the hub's cache names the repository, transformers notes
-where fine-tuning began, and the released sizes are nobody else's.
+Ids of the ProtTrans authors' ProtT5, ProtBert and ProtElectra need no file. Such a
+checkpoint is recognised by the repository's name in the hub's cache, by the origin that
+transformers records when fine-tuning, or by its sizes, which are unique.
 """
 
 import dataclasses
@@ -21,27 +21,28 @@ _SIZES = {
     "bert": {(30, 16, 1024, 4096)},
     "electra": {(30, 16, 1024, 4096), (30, 4, 256, 1024)},
 }
-# Families in which other models, with other ids, have as many rows as the released one.
+# Families in which other models, with other ids, also have the released model's number
+# of rows.
 _COMMON_SIZES = ("bert", "electra")
 
 
 def named(
     checkpoint: families.Checkpoint, source: str | os.PathLike
 ) -> families.Checkpoint:
-    """A checkpoint with the ids that a caller names; see `vocabularies.load`."""
+    """The checkpoint with the vocabulary of the caller; see `vocabularies.load`."""
     usual, num_rows = checkpoint.family.vocabulary, checkpoint.config.vocab_size
     return _with_ids(checkpoint, vocabularies.load(source, usual, num_rows))
 
 
 def of_folder(checkpoint: families.Checkpoint) -> families.Checkpoint:
-    """A checkpoint with the ids of its folder's vocabulary file, or as `assumed`."""
+    """The checkpoint with its folder's vocabulary file; without one, as `assumed`."""
     usual, num_rows = checkpoint.family.vocabulary, checkpoint.config.vocab_size
     ids = vocabularies.read(checkpoint.source, usual, num_rows)
     return assumed(checkpoint) if ids is None else _with_ids(checkpoint, ids)
 
 
 def of_notes(checkpoint: families.Checkpoint) -> families.Checkpoint:
-    """A checkpoint with the ids that `side_notes` keep beside it, or as `assumed`."""
+    """The checkpoint with the ids in its `side_notes`; without them, as `assumed`."""
     pieces = checkpoint.attributes.get("pieces")
     if pieces is None:
         return assumed(checkpoint)
@@ -56,23 +57,23 @@ def assumed(checkpoint: families.Checkpoint) -> families.Checkpoint:
     if _is_released(checkpoint):
         return checkpoint
     if num_rows == usual.size and checkpoint.family.name not in _COMMON_SIZES:
-        # So many rows are ProtT5's 28 pieces and T5's 100 sentinels.
-        warning = "If they are others, name the tokenizer's file with --vocabulary."
+        # ProtT5's 28 pieces and T5's 100 sentinels make 128 rows.
+        warning = "If that is wrong, name the tokenizer's file with --vocabulary."
         if not usual.num_sentinels:
             warning = (
-                "They are this library's own: the released model's are in its "
-                "spiece.model; name that with --vocabulary."
+                "These are this library's own ids. Those of the released model are in "
+                "its spiece.model; name that with --vocabulary."
             )
         logging.warning(
-            "%s has no vocabulary file: its %d rows are taken for %s's ids. %s",
+            "%s has no vocabulary file: its %d rows are assumed to be %s's ids. %s",
             checkpoint.source,
             num_rows,
             usual.name,
             warning,
         )
         return checkpoint
-    why = vocabularies.unknown(checkpoint.source, usual, num_rows)
-    return dataclasses.replace(checkpoint, unknown_ids=why)
+    reason = vocabularies.unknown(checkpoint.source, usual, num_rows)
+    return dataclasses.replace(checkpoint, unknown_ids=reason)
 
 
 def _with_ids(

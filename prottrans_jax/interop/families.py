@@ -1,6 +1,6 @@
-"""The families by name: where each keeps its model, its table and its special ids.
+"""Model families by name: modules, tables of names and special ids of each.
 
-Modules are imported when asked for, so that this list costs nothing.
+Modules are imported on first use, so that importing this list is cheap.
 """
 
 from collections.abc import Iterable, Mapping
@@ -88,20 +88,20 @@ def _ids(
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A foreign checkpoint, read.
+    """Contents of another library's checkpoint.
 
     Attributes:
-      family: Whose model it is.
-      config: Configuration of that model.
-      params: Parameters, numpy; views of the mapped files where nothing had to change.
-      stored_dtype: Floating-point type in the files; the widest if they mix them.
-      source: Folder or file it came from.
-      form: What was found there, in words.
-      attributes: Contents of `config.json`; empty where there is none.
-      own_vocabulary: Ids that came with it; None where the family's are taken.
-      unknown_ids: Why it is not known which id a residue has, and what to do about it;
-        "" where it is.
-      left_out: Names of arrays that are not the model's, such as task heads.
+      family: Family of the model.
+      config: Configuration of the model.
+      params: Parameters, numpy; views of the mapped files unless they are converted.
+      stored_dtype: Floating-point type in the files; the widest if there are several.
+      source: Folder or file of the checkpoint.
+      form: Description of the file format.
+      attributes: Contents of `config.json`; empty without one.
+      own_vocabulary: Vocabulary of the checkpoint; None: that of the family.
+      unknown_ids: Why the ids of residues are unknown, and what to do about it; "" if
+        they are known.
+      left_out: Names of arrays that do not belong to the model, such as task heads.
     """
 
     family: Family
@@ -178,8 +178,8 @@ FAMILIES: Mapping[str, Family] = {
     )
 }
 
-# `model_type` of a config.json. The same words begin the names of the classes in
-# `architectures`, which is all that old files have.
+# `model_type` of a config.json. Class names in `architectures` begin with the same
+# words; old files have `architectures` only.
 _MODEL_TYPES = {
     "t5": "t5",
     "bert": "bert",
@@ -188,7 +188,7 @@ _MODEL_TYPES = {
     "xlnet": "xlnet",
     "transfo-xl": "transformer_xl",
 }
-# Attributes that one family alone has; last resort for files that name no class.
+# Attributes that only one family has; used for files that name no class.
 _TELLTALES = {
     "d_kv": "t5",
     "inner_group_num": "albert",
@@ -206,7 +206,7 @@ def family_of(attributes: Mapping[str, Any]) -> Family:
       attributes: Contents of its `config.json`.
 
     Raises:
-      ValueError: It is none of ours, or the file does not tell.
+      ValueError: The family is not supported, or the file does not name it.
     """
     if "model_type" in attributes:
         model_type = attributes["model_type"]
@@ -220,18 +220,18 @@ def family_of(attributes: Mapping[str, Any]) -> Family:
         for model_type, name in _MODEL_TYPES.items():
             if architecture.lower().startswith(model_type.replace("-", "")):
                 return FAMILIES[name]
-    found = [name for key, name in _TELLTALES.items() if key in attributes]
-    if not found:
+    names = [name for key, name in _TELLTALES.items() if key in attributes]
+    if not names:
         raise ValueError(
             "config.json has neither model_type nor architectures, nor any attribute "
-            "that tells the family. Add model_type, one of "
+            "that identifies the family. Add model_type, one of "
             f"{', '.join(_MODEL_TYPES)}."
         )
-    return FAMILIES["transformer_xl" if "transformer_xl" in found else found[0]]
+    return FAMILIES["transformer_xl" if "transformer_xl" in names else names[0]]
 
 
 def family_of_config(config: Any) -> Family:
-    """Family whose configuration `config` is."""
+    """Family of a configuration."""
     for family in FAMILIES.values():
         if type(config) is family.config_class:
             return family
@@ -242,23 +242,23 @@ def family_of_config(config: Any) -> Family:
 
 
 def widest_dtype(arrays: Iterable[Any]) -> np.dtype:
-    """Floating-point type that holds all arrays (things with a dtype) without loss."""
+    """Floating-point type that holds all arrays (objects with a dtype) without loss."""
     dtypes = {x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)}
     if not dtypes:
-        raise ValueError("There is no floating-point array in this checkpoint.")
+        raise ValueError("The checkpoint has no floating-point array.")
     return np.dtype(jnp.result_type(*dtypes))
 
 
 def check_fields(config_class: type, names: Iterable[str]) -> None:
-    """Refuses what a caller wants to replace in a configuration that has no such field.
+    """Checks that names are fields of a configuration.
 
     Raises:
-      ValueError: Names the first of them.
+      ValueError: Names the first that is not.
     """
-    known = [field.name for field in dataclasses.fields(config_class) if field.init]
+    fields = [field.name for field in dataclasses.fields(config_class) if field.init]
     for name in names:
-        if name not in known:
+        if name not in fields:
             raise ValueError(
                 f"{name}: {config_class.__name__} has no such field. It has "
-                f"{', '.join(known)}."
+                f"{', '.join(fields)}."
             )

@@ -1,9 +1,9 @@
 """Trees of arrays in flax's msgpack form, as views of the mapped file.
 
-flax's own reader holds the file twice in memory. Here the arrays stay in the file: the
-decoder walks over it and keeps where each one lies. What flax adds to msgpack:
-extension 1 is an array, 3 a scalar of numpy, both (shape, dtype name, bytes); 2 a
-complex number; arrays beyond 2 GB are dictionaries of pieces.
+flax's own reader holds the file twice in memory. This decoder maps the file and returns
+arrays as views of it. flax extends msgpack: extension 1 is an array and 3 a numpy
+scalar, both (shape, dtype name, bytes); 2 is a complex number; arrays larger than 2 GB
+are dictionaries of pieces.
 """
 
 import os
@@ -48,29 +48,29 @@ _SIZED = {
 
 
 def load(path: str | os.PathLike) -> Any:
-    """The tree in a file.
+    """Reads the tree in a file.
 
     Raises:
-      ValueError: It is cut off, or not of this form.
+      ValueError: The file is truncated, or of another format.
     """
     decoder = _Decoder(memory_map.map_file(path))
     try:
         tree = decoder.next()
     except (struct.error, IndexError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: not flax's msgpack, or cut off, at byte {decoder.at:,} of "
+            f"{path}: not flax's msgpack, or truncated, at byte {decoder.at:,} of "
             f"{decoder.data.size:,} ({error})."
         ) from error
     if decoder.at != decoder.data.size:
         raise ValueError(
-            f"{path}: {decoder.data.size - decoder.at:,} bytes follow what should be "
-            "the end: not flax's msgpack."
+            f"{path}: {decoder.data.size - decoder.at:,} bytes follow the end of the "
+            "tree: not flax's msgpack."
         )
     return _join_pieces(tree)
 
 
 class _Decoder:
-    """Reads one value after another from bytes."""
+    """Reads values from bytes in order."""
 
     def __init__(self, data: np.ndarray):
         self.data = data
@@ -98,7 +98,7 @@ class _Decoder:
             return self._of_size(kind, self._number(length))
         if 0xD4 <= first <= 0xD8:
             return self._of_size("extension", 1 << (first - 0xD4))
-        raise ValueError(f"byte {first:#x} begins no value")
+        raise ValueError(f"byte {first:#x} does not begin a value")
 
     def _of_size(self, kind: str, size: int) -> Any:
         if kind == "map":
@@ -107,7 +107,7 @@ class _Decoder:
             return [self.next() for _ in range(size)]
         code = self._number(">b") if kind == "extension" else 0
         if self.at + size > self.data.size:
-            raise ValueError(f"{size:,} bytes wanted")
+            raise ValueError(f"{size:,} bytes expected")
         content = self.data[self.at : self.at + size]
         self.at += size
         if kind == "text":

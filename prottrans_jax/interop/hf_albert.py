@@ -26,7 +26,8 @@ _DEFAULTS: Mapping[str, Any] = {
     "layer_norm_eps": 1e-12,
     "tie_word_embeddings": True,
 }
-# One shared layer. The lower ones are left-overs in the original's files.
+# One shared layer. The attributes from `down_scale_factor` on are unused left-overs in
+# the original files.
 _FIXED: Mapping[str, Any] = {
     "num_hidden_groups": 1,
     "inner_group_num": 1,
@@ -74,7 +75,7 @@ def config_to_hf(config: albert.AlbertConfig) -> dict[str, Any]:
 def fit_config(
     config: albert.AlbertConfig, names: Collection[str]
 ) -> albert.AlbertConfig:
-    """The configuration with the heads that a checkpoint's names show it to have."""
+    """The configuration with the heads for which the checkpoint has arrays."""
     return dataclasses.replace(
         config,
         lm_head="predictions.dense.weight" in names,
@@ -97,28 +98,28 @@ def params_to_hf(params: types.Params, config: albert.AlbertConfig) -> rules.Fla
     """State dict of Hugging Face's model from our parameters (or their gradients)."""
     arrays = hf_bert.export_params(params, config, _TABLE)
     if config.lm_head and not config.tie_embeddings:
-        # Theirs only ties the two biases when it ties the tables.
+        # transformers ties the two biases only if it ties the tables.
         arrays["predictions.decoder.bias"] = arrays["predictions.bias"]
     return arrays
 
 
 def _make_table() -> list[rules.Rule]:
     dense, norm = hf_bert.dense_rule, hf_bert.norm_rule
-    theirs = "albert.encoder.albert_layer_groups.0.albert_layers.0"
-    ours = "encoder/layer"
+    foreign = "albert.encoder.albert_layer_groups.0.albert_layers.0"
+    native = "encoder/layer"
     return [
         *hf_bert.embedding_rules("albert"),
         *dense(
             "albert.encoder.embedding_hidden_mapping_in", "encoder/embedding_projection"
         ),
-        *dense(f"{theirs}.attention.query", f"{ours}/attention/query"),
-        *dense(f"{theirs}.attention.key", f"{ours}/attention/key"),
-        *dense(f"{theirs}.attention.value", f"{ours}/attention/value"),
-        *dense(f"{theirs}.attention.dense", f"{ours}/attention/out"),
-        *norm(f"{theirs}.attention.LayerNorm", f"{ours}/attention_norm"),
-        *dense(f"{theirs}.ffn", f"{ours}/mlp/wi"),
-        *dense(f"{theirs}.ffn_output", f"{ours}/mlp/wo"),
-        *norm(f"{theirs}.full_layer_layer_norm", f"{ours}/mlp_norm"),
+        *dense(f"{foreign}.attention.query", f"{native}/attention/query"),
+        *dense(f"{foreign}.attention.key", f"{native}/attention/key"),
+        *dense(f"{foreign}.attention.value", f"{native}/attention/value"),
+        *dense(f"{foreign}.attention.dense", f"{native}/attention/out"),
+        *norm(f"{foreign}.attention.LayerNorm", f"{native}/attention_norm"),
+        *dense(f"{foreign}.ffn", f"{native}/mlp/wi"),
+        *dense(f"{foreign}.ffn_output", f"{native}/mlp/wo"),
+        *norm(f"{foreign}.full_layer_layer_norm", f"{native}/mlp_norm"),
         *dense("albert.pooler", "pooler"),
         *dense("predictions.dense", "lm_head/dense"),
         *norm("predictions.LayerNorm", "lm_head/norm"),

@@ -1,6 +1,6 @@
 """Hugging Face's BERT: configuration and parameters, in both directions.
 
-Also what its kin, ALBERT and ELECTRA, have in common with it.
+Also the parts that ALBERT and ELECTRA share with it.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ from prottrans_jax.models import bert
 
 Config = TypeVar("Config", bound=bert.EncoderConfig)
 
-# The first of theirs with a value is the one that is written.
+# Hugging Face's name -> ours. Of several names for one value the first is written.
 _ACTIVATIONS = {
     "gelu": "gelu_exact",
     "gelu_python": "gelu_exact",
@@ -28,7 +28,7 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-# Attributes that change no number that the model computes.
+# Attributes that do not change the model's output.
 _IGNORED = frozenset(
     """
     _name_or_path architectures bos_token_id chunk_size_feed_forward
@@ -41,7 +41,7 @@ _IGNORED = frozenset(
     task_specific_params tokenizer_class torch_dtype transformers_version use_cache
     """.split()
 )
-# Attributes that may stand there with the one value that is honoured.
+# Attributes that are accepted with this value only.
 _FIXED: Mapping[str, Any] = {
     "add_cross_attention": False,
     "cross_attention_hidden_size": None,
@@ -79,16 +79,15 @@ _HEADS: Mapping[str, Mapping[str, bool]] = {
 def config_from_hf(attributes: Mapping[str, Any], **overrides: Any) -> bert.BertConfig:
     """Our configuration from the contents of a `config.json`.
 
-    Fields that the file lacks get Hugging Face's defaults; that of ProtBert lacks
-    several. Its `architectures` decides about heads: see also `fit_config`.
+    Missing fields get Hugging Face's defaults; ProtBert's file lacks several. The heads
+    follow from `architectures`; see also `fit_config`.
 
     Args:
       attributes: The file's contents.
-      **overrides: Fields of `BertConfig` that the file does not decide, such as
-        `dtype`.
+      **overrides: Fields of `BertConfig` that the file does not set, such as `dtype`.
 
     Raises:
-      ValueError: An attribute is unknown, or has a value not supported here.
+      ValueError: An attribute is unknown, or its value is not supported.
     """
     fields = fields_from_hf("bert", attributes, _DEFAULTS)
     heads = heads_of(attributes, _HEADS)
@@ -105,7 +104,7 @@ def config_to_hf(config: bert.BertConfig) -> dict[str, Any]:
 
 
 def fit_config(config: bert.BertConfig, names: Collection[str]) -> bert.BertConfig:
-    """The configuration with the heads that a checkpoint's names show it to have."""
+    """The configuration with the heads for which the checkpoint has arrays."""
     return dataclasses.replace(
         config,
         lm_head="cls.predictions.transform.dense.weight" in names,
@@ -119,7 +118,7 @@ def fit_config(config: bert.BertConfig, names: Collection[str]) -> bert.BertConf
 def params_from_hf(
     checkpoint: Mapping[str, np.ndarray], config: bert.BertConfig
 ) -> types.Params:
-    """Our parameters, stacked as `config.scan_layers` says, from a state dict.
+    """Our parameters from a state dict, stacked if `config.scan_layers`.
 
     Raises:
       ValueError: Parameters are missing, left over, or of another shape.
@@ -134,7 +133,7 @@ def params_to_hf(params: types.Params, config: bert.BertConfig) -> rules.FlatPar
     """State dict of Hugging Face's model from our parameters (or their gradients)."""
     arrays = export_params(params, config, _table(config))
     if config.lm_head and not config.tie_embeddings:
-        # Theirs only ties the two biases when it ties the tables.
+        # transformers ties the two biases only if it ties the tables.
         arrays["cls.predictions.decoder.bias"] = arrays["cls.predictions.bias"]
     return arrays
 
@@ -163,20 +162,22 @@ def fields_from_hf(
     defaults: Mapping[str, Any],
     fixed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Fields of our configuration from a `config.json` of BERT or its kin.
+    """Fields of our configuration from a `config.json` of BERT, ALBERT or ELECTRA.
 
     Args:
-      model_type: Theirs.
+      model_type: Expected `model_type` of the file.
       attributes: The file's contents.
       defaults: Values of attributes that the file may lack.
-      fixed: Attributes besides the usual that may have one value only.
+      fixed: Further attributes that are accepted with this value only.
 
     Raises:
-      ValueError: An attribute is unknown, or has a value not supported here.
+      ValueError: An attribute is unknown, or its value is not supported.
     """
-    found = attributes.get("model_type", model_type)
-    if found != model_type:
-        raise ValueError(f"model_type={found!r}; only {model_type!r} can be read here.")
+    stored_type = attributes.get("model_type", model_type)
+    if stored_type != model_type:
+        raise ValueError(
+            f"model_type={stored_type!r}; only {model_type!r} can be read here."
+        )
     for name, supported in {**_FIXED, **(fixed or {})}.items():
         value = attributes.get(name)
         if value is not None and value != supported:
@@ -184,8 +185,8 @@ def fields_from_hf(
                 f"{name}={value!r} is not supported for {model_type}, only "
                 f"{supported!r}."
             )
-    known = {*_IGNORED, *_FIXED, *(fixed or {}), *defaults}
-    rules.refuse_unknown(attributes, known)
+    supported_names = {*_IGNORED, *_FIXED, *(fixed or {}), *defaults}
+    rules.refuse_unknown(attributes, supported_names)
     values = {name: attributes.get(name, value) for name, value in defaults.items()}
     if values["hidden_act"] not in _ACTIVATIONS:
         raise ValueError(
@@ -195,9 +196,10 @@ def fields_from_hf(
     d_model, num_heads = values["hidden_size"], values["num_attention_heads"]
     if d_model % num_heads:
         raise ValueError(
-            f"hidden_size={d_model} is no multiple of num_attention_heads={num_heads}."
+            f"hidden_size={d_model} is not a multiple of "
+            f"num_attention_heads={num_heads}."
         )
-    fields = {ours: values[theirs] for ours, theirs in _FIELDS.items()}
+    fields = {native: values[foreign] for native, foreign in _FIELDS.items()}
     if "embedding_size" in values:
         fields["d_embed"] = values["embedding_size"]
     fields["head_dim"] = d_model // num_heads
@@ -224,7 +226,7 @@ _FIELDS = {
 def fields_to_hf(
     model_type: str, architecture: str, config: bert.EncoderConfig
 ) -> dict[str, Any]:
-    """A `config.json` with what the families share."""
+    """Attributes of a `config.json` that the families share."""
     if config.num_heads * config.head_dim != config.d_model:
         raise ValueError(
             f"num_heads={config.num_heads} times head_dim={config.head_dim} is not "
@@ -232,8 +234,8 @@ def fields_to_hf(
             "for that."
         )
     names: dict[str, str] = {}
-    for theirs, ours in _ACTIVATIONS.items():
-        names.setdefault(ours, theirs)
+    for foreign, native in _ACTIVATIONS.items():
+        names.setdefault(native, foreign)
     if config.activation not in names:
         raise ValueError(
             f"activation={config.activation!r} has no name in Hugging Face's "
@@ -245,14 +247,14 @@ def fields_to_hf(
         "hidden_act": names[config.activation],
         "position_embedding_type": "absolute",
         "pad_token_id": 0,
-        **{theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()},
+        **{foreign: getattr(config, native) for native, foreign in _FIELDS.items()},
     }
 
 
 def heads_of(
     attributes: Mapping[str, Any], heads: Mapping[str, Mapping[str, bool]]
 ) -> dict[str, bool]:
-    """Switches of the class that a `config.json` names; those of none if unknown."""
+    """Switches of the class that a `config.json` names; {} if the class is unknown."""
     for architecture in attributes.get("architectures") or ():
         if architecture in heads:
             return dict(heads[architecture])
@@ -268,19 +270,19 @@ def import_params(
     head: str,
     decoder: str = ".decoder",
 ) -> types.Params:
-    """Parameters from a state dict, as `params_from_hf` of each family.
+    """Our parameters from a state dict; the common part of `params_from_hf`.
 
     Args:
-      checkpoint: Their arrays by name.
+      checkpoint: Hugging Face's arrays by name.
       config: Configuration of the model.
-      table: Its rules.
-      shapes: What the model expects, by name.
-      prefix: With which their names of the encoder begin, unless saved by itself.
-      head: With which those of the head for masked tokens begin.
-      decoder: What follows in the name of the head's own table and second bias. When
-        tied, they may be in a file or not.
+      table: Rules of the family.
+      shapes: Expected shapes by our name.
+      prefix: Begins Hugging Face's names of the encoder, unless it was saved by itself.
+      head: Begins Hugging Face's names of the head for masked tokens.
+      decoder: Follows `head` in the names of the head's own table and second bias. If
+        these are tied, a file may have them or not.
     """
-    table_names = {rule.theirs for rule in table}
+    table_names = {rule.foreign for rule in table}
     arrays = {}
     for name, array in checkpoint.items():
         name = _modern_name(name, table_names, prefix)
@@ -290,12 +292,12 @@ def import_params(
         arrays[name] = array
     own_table, second_bias = f"{head}{decoder}.weight", f"{head}{decoder}.bias"
     if decoder and second_bias in arrays:
-        # Where a file has both, this is the one that theirs adds to the logits.
+        # If a file has both biases, transformers adds this one to the logits.
         arrays[f"{head}.bias"] = arrays.pop(second_bias)
     if config.tie_embeddings:
         arrays.pop(own_table, None)
     elif config.lm_head and own_table not in arrays:
-        # So does theirs where a file says untied but has one table.
+        # transformers does the same if a file is untied but has one table.
         arrays[own_table] = arrays[f"{prefix}.embeddings.word_embeddings.weight"]
     params = {
         name: array.astype(config.param_dtype, copy=False)
@@ -306,58 +308,58 @@ def import_params(
 
 
 def _check_buffer(name: str, array: np.ndarray) -> None:
-    """Refuses buffers of versions 3 and 4 that do not hold what those computed with."""
+    """Refuses buffers of versions 3 and 4 with values other than the defaults."""
     counts = np.arange(array.size) if name.endswith("position_ids") else 0
     if not np.all(array.reshape(-1) == counts):
         raise ValueError(
-            f"{name} does not count from 0, or is not all 0: such a model is not "
-            "supported."
+            f"{name} must be 0, 1, 2, ... for positions and 0 for token types: a "
+            "model with other values is not supported."
         )
 
 
-def _modern_name(name: str, known: Collection[str], prefix: str) -> str:
+def _modern_name(name: str, table_names: Collection[str], prefix: str) -> str:
     for old, new in (("gamma", "weight"), ("beta", "bias")):
         if name.endswith(f"LayerNorm.{old}"):
             name = f"{name.removesuffix(old)}{new}"
     with_prefix = f"{prefix}.{name}"
-    return with_prefix if with_prefix in known else name
+    return with_prefix if with_prefix in table_names else name
 
 
 def export_params(
     params: types.Params, config: bert.EncoderConfig, table: Sequence[rules.Rule]
 ) -> rules.FlatParams:
-    """State dict from parameters, as `params_to_hf` of each family."""
+    """State dict from our parameters; the common part of `params_to_hf`."""
     if config.scan_layers:
         params = stack.unstack_layers(params)
     return rules.to_theirs(traverse_util.flatten_dict(params, sep="/"), table)
 
 
-def dense_rule(theirs: str, ours: str) -> list[rules.Rule]:
-    """Rules of a projection with bias. torch keeps [outputs, inputs]: transposed."""
+def dense_rule(foreign: str, native: str) -> list[rules.Rule]:
+    """Rules of a projection with bias. torch stores [outputs, inputs]: transposed."""
     return [
-        rules.Rule(f"{theirs}.weight", f"{ours}/kernel", True),
-        rules.Rule(f"{theirs}.bias", f"{ours}/bias"),
+        rules.Rule(f"{foreign}.weight", f"{native}/kernel", True),
+        rules.Rule(f"{foreign}.bias", f"{native}/bias"),
     ]
 
 
-def norm_rule(theirs: str, ours: str) -> list[rules.Rule]:
+def norm_rule(foreign: str, native: str) -> list[rules.Rule]:
     """Rules of a layer norm."""
     return [
-        rules.Rule(f"{theirs}.weight", f"{ours}/scale"),
-        rules.Rule(f"{theirs}.bias", f"{ours}/bias"),
+        rules.Rule(f"{foreign}.weight", f"{native}/scale"),
+        rules.Rule(f"{foreign}.bias", f"{native}/bias"),
     ]
 
 
 def embedding_rules(prefix: str) -> list[rules.Rule]:
-    """Rules of the tables, and of the norm on their sum."""
-    theirs = f"{prefix}.embeddings"
+    """Rules of the embedding tables and of the norm on their sum."""
+    foreign = f"{prefix}.embeddings"
     return [
-        rules.Rule(f"{theirs}.word_embeddings.weight", "embeddings/token/embedding"),
-        rules.Rule(f"{theirs}.position_embeddings.weight", "embeddings/position"),
+        rules.Rule(f"{foreign}.word_embeddings.weight", "embeddings/token/embedding"),
+        rules.Rule(f"{foreign}.position_embeddings.weight", "embeddings/position"),
         rules.Rule(
-            f"{theirs}.token_type_embeddings.weight", "embeddings/token_type/embedding"
+            f"{foreign}.token_type_embeddings.weight", "embeddings/token_type/embedding"
         ),
-        *norm_rule(f"{theirs}.LayerNorm", "embeddings/norm"),
+        *norm_rule(f"{foreign}.LayerNorm", "embeddings/norm"),
     ]
 
 
@@ -369,9 +371,9 @@ def layer_rules(prefix: str, num_layers: int) -> list[rules.Rule]:
     }
     layer = [
         rule
-        for kind, theirs, ours in _LAYER
+        for kind, foreign, native in _LAYER
         for rule in make[kind](
-            f"{prefix}.encoder.layer.{{}}.{theirs}", f"encoder/layers_{{}}/{ours}"
+            f"{prefix}.encoder.layer.{{}}.{foreign}", f"encoder/layers_{{}}/{native}"
         )
     ]
     return [rule.for_layer(index) for index in range(num_layers) for rule in layer]

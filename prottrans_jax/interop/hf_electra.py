@@ -1,7 +1,7 @@
 """Hugging Face's ELECTRA: configuration and parameters, in both directions.
 
-A checkpoint is a generator or a discriminator: `electra.ElectraEncoder` here. Both
-together, for more training, are made by `electra.join_params`.
+A checkpoint is a generator or a discriminator: `electra.ElectraEncoder` here. To train
+on, `electra.join_params` joins both.
 """
 
 from collections.abc import Collection, Mapping
@@ -53,8 +53,8 @@ def config_to_hf(config: electra.ElectraEncoderConfig) -> dict[str, Any]:
     """Contents of a `config.json` from our configuration; inverse of the above."""
     if config.lm_head and config.replaced_head:
         raise ValueError(
-            "No class of Hugging Face's has both heads, for tokens (lm_head) and for "
-            "replaced tokens (replaced_head). Switch one off."
+            "Hugging Face has no ELECTRA class with both heads, for tokens (lm_head) "
+            "and for replaced tokens (replaced_head). Switch one off."
         )
     architecture = "ElectraModel"
     if config.lm_head:
@@ -70,7 +70,7 @@ def config_to_hf(config: electra.ElectraEncoderConfig) -> dict[str, Any]:
 def fit_config(
     config: electra.ElectraEncoderConfig, names: Collection[str]
 ) -> electra.ElectraEncoderConfig:
-    """The configuration with the heads that a checkpoint's names show it to have."""
+    """The configuration with the heads for which the checkpoint has arrays."""
     return dataclasses.replace(
         config,
         lm_head="generator_predictions.dense.weight" in names,

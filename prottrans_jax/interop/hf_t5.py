@@ -13,12 +13,12 @@ from prottrans_jax.models import t5
 
 _ACTIVATIONS = {
     "relu": ("relu",),
-    "gated-gelu": ("gelu", "linear"),  # Their "gelu_new", the tanh approximation.
+    "gated-gelu": ("gelu", "linear"),  # gelu_new in transformers: tanh approximation.
     "gated-relu": ("relu", "linear"),
     "gated-silu": ("silu", "linear"),
 }
-# Attributes that change no number that the model computes, and those that repeat
-# `feed_forward_proj` or are checked below.
+# Attributes that do not change the model's output, that repeat `feed_forward_proj`, or
+# that are checked below.
 _IGNORED = frozenset(
     """
     _name_or_path add_cross_attention architectures bos_token_id
@@ -35,16 +35,16 @@ _IGNORED = frozenset(
 def config_from_hf(attributes: Mapping[str, Any], **overrides: Any) -> t5.T5Config:
     """Our configuration from the contents of a `config.json`.
 
-    Fields that the file lacks get Hugging Face's defaults; older ProtT5 files lack
-    `num_decoder_layers`, for one. That of an encoder-only checkpoint is 0, whatever
-    the file says.
+    Missing fields get Hugging Face's defaults; older ProtT5 files lack
+    `num_decoder_layers`, for example. An encoder-only checkpoint gets
+    `num_decoder_layers=0`, whatever the file says.
 
     Args:
       attributes: The file's contents.
-      **overrides: Fields of `T5Config` that the file does not decide, such as `dtype`.
+      **overrides: Fields of `T5Config` that the file does not set, such as `dtype`.
 
     Raises:
-      ValueError: An attribute is unknown, or has a value not supported here.
+      ValueError: An attribute is unknown, or its value is not supported.
     """
     attributes = dict(attributes)
     take = attributes.pop
@@ -63,7 +63,8 @@ def config_from_hf(attributes: Mapping[str, Any], **overrides: Any) -> t5.T5Conf
             f"feed_forward_proj={feed_forward!r} is not supported. Known: "
             f"{', '.join(_ACTIVATIONS)}."
         )
-    # transformers 5 always writes tie_word_embeddings=True and moved its meaning.
+    # transformers 5 always writes tie_word_embeddings=True; its meaning is now in
+    # scale_decoder_outputs.
     tied = take("tie_word_embeddings", True)
     tied = take("scale_decoder_outputs", tied)
     num_layers = take("num_layers", 6)
@@ -92,7 +93,7 @@ def config_from_hf(attributes: Mapping[str, Any], **overrides: Any) -> t5.T5Conf
 
 def config_to_hf(config: t5.T5Config) -> dict[str, Any]:
     """Contents of a `config.json` from our configuration; inverse of the above."""
-    activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    activations = {native: foreign for foreign, native in _ACTIVATIONS.items()}
     if config.mlp_activations not in activations:
         raise ValueError(
             f"mlp_activations={config.mlp_activations} has no name in Hugging Face's "
@@ -100,8 +101,8 @@ def config_to_hf(config: t5.T5Config) -> dict[str, Any]:
         )
     if not config.share_relative_bias:
         raise ValueError(
-            "share_relative_bias=False: Hugging Face's T5 has one relative bias a "
-            "stack, this model one a layer."
+            "share_relative_bias=False: Hugging Face's T5 has one relative bias per "
+            "stack, this model one per layer."
         )
     decoder = config.num_decoder_layers > 0
     return {
@@ -132,10 +133,10 @@ def config_to_hf(config: t5.T5Config) -> dict[str, Any]:
 
 
 def fit_config(config: t5.T5Config, names: Collection[str]) -> t5.T5Config:
-    """The configuration with a decoder only if arrays of a checkpoint belong to one.
+    """The configuration with as many decoder layers as the checkpoint has arrays for.
 
-    Files of encoders alone also name the class with both stacks; and whole models are
-    saved with the `is_encoder_decoder=false` that an encoder alone has set.
+    `config.json` is not reliable here: encoder-only files may name the class with both
+    stacks, and whole models may be saved with `is_encoder_decoder=false`.
     """
     blocks = {
         int(name.split(".")[2])
@@ -150,9 +151,9 @@ def fit_config(config: t5.T5Config, names: Collection[str]) -> t5.T5Config:
 def params_from_hf(
     checkpoint: Mapping[str, np.ndarray], config: t5.T5Config
 ) -> types.Params:
-    """Our parameters, stacked as `config.scan_layers` says, from a state dict."""
+    """Our parameters from a state dict, stacked if `config.scan_layers`."""
     checkpoint = dict(checkpoint)
-    # Tied tables are stored under any or all of their names.
+    # Files store tied tables under one or more of these names.
     aliases = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
     if config.tie_embeddings:
         aliases.append("lm_head.weight")
@@ -162,12 +163,12 @@ def params_from_hf(
             continue
         if not np.array_equal(checkpoint.setdefault("shared.weight", table), table):
             raise ValueError(
-                f"{alias} is another table than shared.weight, although the "
-                "configuration ties them. Is tie_word_embeddings right?"
+                f"{alias} differs from shared.weight, although the configuration ties "
+                "them. Is tie_word_embeddings right?"
             )
     untied = config.num_decoder_layers and not config.tie_embeddings
     if untied and "shared.weight" in checkpoint:
-        # transformers 5 ties the tables of T5 1.1 too unless a file has both.
+        # transformers 5 also ties the tables of T5 1.1 unless a file has both.
         checkpoint.setdefault("lm_head.weight", checkpoint["shared.weight"])
     shapes = rules.flat_shapes(t5.init_params, config)
     params = rules.to_ours(checkpoint, _table(config), shapes, ignored=_IGNORED_KEYS)
@@ -187,14 +188,14 @@ def params_to_hf(params: types.Params, config: t5.T5Config) -> rules.FlatParams:
     return rules.to_theirs(flat, _table(config))
 
 
-# In files of transformers 2 and 3; later ones drop it: cross-attention has no bias.
+# Written by transformers 2 and 3 only: cross-attention has no bias.
 _IGNORED_KEYS = (
     "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
 )
 
 
 def _table(config: t5.T5Config) -> list[rules.Rule]:
-    """Their names and ours. torch keeps [outputs, inputs]: kernels are transposed."""
+    """Names of transformers and ours. torch stores [outputs, inputs]: transposed."""
     rule = rules.Rule
     table = [
         rule("shared.weight", "token_embedder/embedding"),
@@ -214,16 +215,18 @@ def _table(config: t5.T5Config) -> list[rules.Rule]:
             )
         )
         layers = []
-        for index, (their_block, our_block, norm) in enumerate(blocks):
-            theirs = f"{side}.block.{{}}.layer.{index}"
-            ours = f"{side}/layers_{{}}"
-            layers.append(rule(f"{theirs}.layer_norm.weight", f"{ours}/{norm}/scale"))
-            names = _MLP if our_block == "mlp" else _ATTENTION
-            for their_name, our_name in names.items():
+        for index, (foreign_block, native_block, norm) in enumerate(blocks):
+            foreign = f"{side}.block.{{}}.layer.{index}"
+            native = f"{side}/layers_{{}}"
+            layers.append(
+                rule(f"{foreign}.layer_norm.weight", f"{native}/{norm}/scale")
+            )
+            names = _MLP if native_block == "mlp" else _ATTENTION
+            for foreign_name, native_name in names.items():
                 layers.append(
                     rule(
-                        f"{theirs}.{their_block}.{their_name}.weight",
-                        f"{ours}/{our_block}/{our_name}/kernel",
+                        f"{foreign}.{foreign_block}.{foreign_name}.weight",
+                        f"{native}/{native_block}/{native_name}/kernel",
                         True,
                     )
                 )

@@ -1,6 +1,6 @@
 """Hugging Face's Transformer-XL: configuration and parameters, in both directions.
 
-The class is gone from transformers 5; files of it are read and written all the same.
+transformers 5 has removed the class; its files can still be read and written.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from prottrans_jax.interop import rules
 from prottrans_jax.layers import relative_attention
 from prottrans_jax.models import transformer_xl
 
-# Attributes that change no number that the model computes. `adaptive` is not read by
-# theirs either: `cutoffs` decides.
+# Attributes that do not change the model's output. transformers ignores `adaptive` too:
+# `cutoffs` decides.
 _IGNORED = frozenset(
     """
     _name_or_path adaptive add_cross_attention architectures bos_token_id
@@ -35,15 +35,15 @@ def config_from_hf(
 ) -> transformer_xl.TransformerXLConfig:
     """Our configuration from the contents of a `config.json`.
 
-    Fields that the file lacks get Hugging Face's defaults.
+    Missing fields get Hugging Face's defaults.
 
     Args:
       attributes: The file's contents.
-      **overrides: Fields of `TransformerXLConfig` that the file does not decide, such
-        as `dtype`.
+      **overrides: Fields of `TransformerXLConfig` that the file does not set, such as
+        `dtype`.
 
     Raises:
-      ValueError: An attribute is unknown, or has a value not supported here.
+      ValueError: An attribute is unknown, or its value is not supported.
     """
     attributes = dict(attributes)
     take = attributes.pop
@@ -53,7 +53,8 @@ def config_from_hf(
             "here."
         )
     d_model = take("d_model", None) or take("hidden_size", 1024)
-    # Without an adaptive softmax these have one meaning each. The defaults are theirs.
+    # Only one value of each is supported, as there is no adaptive softmax here. The
+    # defaults are Hugging Face's.
     for name, default, supported, meaning in (
         ("cutoffs", [20000, 40000, 200000], [], "one softmax, not an adaptive one"),
         ("div_val", 4, 1, "embeddings of one width"),
@@ -65,8 +66,8 @@ def config_from_hf(
         value = take(name, default)
         if (list(value) if name == "cutoffs" else value) != supported:
             raise ValueError(
-                f"{name}={value!r} (their default: {default!r}) is not supported; "
-                f"only {supported!r}: {meaning}."
+                f"{name}={value!r} (Hugging Face's default: {default!r}) is not "
+                f"supported; only {supported!r}: {meaning}."
             )
     fields = {
         "vocab_size": take("vocab_size", None) or take("n_token", 267735),
@@ -122,10 +123,10 @@ def config_to_hf(config: transformer_xl.TransformerXLConfig) -> dict[str, Any]:
 def fit_config(
     config: transformer_xl.TransformerXLConfig, arrays: Mapping[str, np.ndarray]
 ) -> transformer_xl.TransformerXLConfig:
-    """The configuration without a head if a checkpoint has none, and its frequencies.
+    """The configuration with the checkpoint's head, if any, and its frequencies.
 
-    Theirs computes with the stored buffer of frequencies, which half precision rounds:
-    by up to 2 % where float16 has no normal numbers.
+    transformers computes with the stored buffer of frequencies, which half precision
+    rounds: by up to 2 % among float16's subnormal numbers.
     """
     config = dataclasses.replace(config, lm_head="crit.out_layers.0.bias" in arrays)
     stored = arrays.get(_FREQUENCIES, arrays.get(_FREQUENCIES_BARE))
@@ -133,7 +134,7 @@ def fit_config(
         return config
     stored = np.asarray(stored, np.float32)
     exact = relative_attention.frequencies(config.d_model)
-    # Within float32's rounding of the powers they are ours.
+    # Equal to ours up to float32 rounding of the powers.
     if stored.shape == exact.shape and np.allclose(stored, exact, rtol=1e-6, atol=0):
         return config
     return dataclasses.replace(config, frequencies=tuple(stored.tolist()))
@@ -142,7 +143,7 @@ def fit_config(
 def params_from_hf(
     checkpoint: Mapping[str, np.ndarray], config: transformer_xl.TransformerXLConfig
 ) -> types.Params:
-    """Our parameters, stacked as `config.scan_layers` says, from a state dict."""
+    """Our parameters from a state dict, stacked if `config.scan_layers`."""
     checkpoint = dict(checkpoint)
     # Files of the bare model lack the prefix.
     if _TABLE.removeprefix("transformer.") in checkpoint:
@@ -150,11 +151,11 @@ def params_from_hf(
     tied = "crit.out_layers.0.weight"
     if tied in checkpoint and not np.array_equal(checkpoint[tied], checkpoint[_TABLE]):
         raise ValueError(
-            f"{tied} is another table than {_TABLE}; only tied ones are supported."
+            f"{tied} differs from {_TABLE}; only tied tables are supported."
         )
     ignored = {tied, _FREQUENCIES}  # `fit_config` reads these.
     if config.shared_biases:
-        # Their state dict repeats what all layers share.
+        # The state dict repeats shared biases in every layer.
         for layer in range(config.num_layers):
             for name in ("r_w_bias", "r_r_bias"):
                 ignored.add(f"transformer.layers.{layer}.dec_attn.{name}")
@@ -182,19 +183,19 @@ def params_to_hf(
     if config.scan_layers:
         params = transformer_xl.unstack_layers(params)
     flat = traverse_util.flatten_dict(params, sep="/")
-    theirs = rules.to_theirs(flat, _table(config))
+    arrays = rules.to_theirs(flat, _table(config))
     for layer in range(config.num_layers):
         name = f"transformer.layers.{layer}.dec_attn.qkv_net.weight"
-        theirs[name] = np.concatenate([theirs.pop(name + part) for part in _PARTS])
+        arrays[name] = np.concatenate([arrays.pop(name + part) for part in _PARTS])
     if config.frequencies is not None:
-        theirs[_FREQUENCIES] = _as_stored(config)
+        arrays[_FREQUENCIES] = _as_stored(config)
     if config.lm_head:
-        return theirs
-    return {name.removeprefix("transformer."): x for name, x in theirs.items()}
+        return arrays
+    return {name.removeprefix("transformer."): x for name, x in arrays.items()}
 
 
 def _as_stored(config: transformer_xl.TransformerXLConfig) -> np.ndarray:
-    """Frequencies in the type of the parameters if it holds them, else float32."""
+    """Frequencies in the parameters' type if that is exact, else in float32."""
     exact = np.asarray(config.frequencies, np.float32)
     stored = exact.astype(config.param_dtype)
     return stored if np.array_equal(stored.astype(np.float32), exact) else exact
@@ -203,7 +204,8 @@ def _as_stored(config: transformer_xl.TransformerXLConfig) -> np.ndarray:
 _TABLE = "transformer.word_emb.emb_layers.0.weight"
 _FREQUENCIES_BARE = "pos_emb.inv_freq"
 _FREQUENCIES = f"transformer.{_FREQUENCIES_BARE}"
-# Query, key and value are one array in theirs; these name its thirds in the table.
+# Hugging Face stores query, key and value in one array; these name its thirds in the
+# table.
 _PARTS = ("[q]", "[k]", "[v]")
 _BIASES = (("r_w_bias", "content_bias"), ("r_r_bias", "position_bias"))
 
@@ -213,23 +215,26 @@ def _table(config: transformer_xl.TransformerXLConfig) -> list[rules.Rule]:
     attention = "transformer.layers.{}.dec_attn", "decoder/layers_{}/attention"
     mlp = "transformer.layers.{}.pos_ff", "decoder/layers_{}/mlp"
     layer = []
-    for theirs, ours in (
+    for foreign, native in (
         *((f"qkv_net.weight{p}", o) for p, o in zip(_PARTS, _QKV, strict=True)),
         ("r_net.weight", "position"),
         ("o_net.weight", "out"),
     ):
         layer.append(
-            rule(f"{attention[0]}.{theirs}", f"{attention[1]}/{ours}/kernel", True)
+            rule(f"{attention[0]}.{foreign}", f"{attention[1]}/{native}/kernel", True)
         )
     for block in (attention, mlp):
-        for theirs, ours in (("weight", "scale"), ("bias", "bias")):
+        for foreign, native in (("weight", "scale"), ("bias", "bias")):
             layer.append(
-                rule(f"{block[0]}.layer_norm.{theirs}", f"{block[1]}_layer_norm/{ours}")
+                rule(
+                    f"{block[0]}.layer_norm.{foreign}",
+                    f"{block[1]}_layer_norm/{native}",
+                )
             )
-    for theirs, ours in (("CoreNet.0", "wi"), ("CoreNet.3", "wo")):
+    for foreign, native in (("CoreNet.0", "wi"), ("CoreNet.3", "wo")):
         layer += [
-            rule(f"{mlp[0]}.{theirs}.weight", f"{mlp[1]}/{ours}/kernel", True),
-            rule(f"{mlp[0]}.{theirs}.bias", f"{mlp[1]}/{ours}/bias"),
+            rule(f"{mlp[0]}.{foreign}.weight", f"{mlp[1]}/{native}/kernel", True),
+            rule(f"{mlp[0]}.{foreign}.bias", f"{mlp[1]}/{native}/bias"),
         ]
     biases = [rule(f"transformer.{x}", f"decoder/{y}") for x, y in _BIASES]
     if not config.shared_biases:

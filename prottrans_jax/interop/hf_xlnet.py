@@ -18,9 +18,9 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-# Attributes that change no number that the model computes here. `use_mems_*` say when
-# memories are made; here the caller does. `summary_*` and `*_n_top` belong to heads
-# that are not read.
+# Attributes that do not change the model's output here. `use_mems_*` say when memories
+# are made; here the caller decides. `summary_*` and `*_n_top` belong to heads that are
+# not read.
 _IGNORED = frozenset(
     """
     _name_or_path add_cross_attention architectures bos_token_id
@@ -40,16 +40,16 @@ def config_from_hf(
 ) -> xlnet.XLNetConfig:
     """Our configuration from the contents of a `config.json`.
 
-    Fields that the file lacks get Hugging Face's defaults. But memories: their length
-    is 512 by default in newer releases and absent in the released ProtXLNet, so absent
-    means none here.
+    Missing fields get Hugging Face's defaults, except `mem_len`: without it there are
+    no memories. Newer releases have a default of 512, but the released ProtXLNet, whose
+    file lacks the field, has none.
 
     Args:
       attributes: The file's contents.
-      **overrides: Fields of `XLNetConfig` that the file does not decide, as `dtype`.
+      **overrides: Fields of `XLNetConfig` that the file does not set, such as `dtype`.
 
     Raises:
-      ValueError: An attribute is unknown, or has a value not supported here.
+      ValueError: An attribute is unknown, or its value is not supported.
     """
     attributes = dict(attributes)
     take = attributes.pop
@@ -60,8 +60,8 @@ def config_from_hf(
     for name in ("untie_r", "tie_word_embeddings"):
         if not take(name, True):
             raise ValueError(
-                f"{name}=False is not supported: every layer has biases of its own, "
-                "and the logits come from the embedding table."
+                f"{name}=False is not supported: every layer has its own biases, and "
+                "the logits come from the embedding table."
             )
     activation = take("ff_activation", "gelu")
     if activation not in _ACTIVATIONS:
@@ -69,7 +69,7 @@ def config_from_hf(
             f"ff_activation={activation!r} is not supported. Known: "
             f"{', '.join(_ACTIVATIONS)}."
         )
-    # Old files say n_token, or use the words of other families.
+    # Old files have n_token, or the attribute names of other families.
     d_model = take("d_model", None) or take("hidden_size", 1024)
     num_heads = take("n_head", None) or take("num_attention_heads", 16)
     fields = {
@@ -97,9 +97,11 @@ def config_to_hf(config: xlnet.XLNetConfig) -> dict[str, Any]:
     """Contents of a `config.json` from our configuration; inverse of the above.
 
     Raises:
-      ValueError: Hugging Face has no such XLNet.
+      ValueError: Hugging Face's XLNet cannot represent the configuration.
     """
-    activations = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+    activations = {
+        native: foreign for foreign, native in reversed(_ACTIVATIONS.items())
+    }
     if config.activation not in activations:
         raise ValueError(
             f"activation={config.activation!r} has no name in Hugging Face's XLNet. "
@@ -108,7 +110,7 @@ def config_to_hf(config: xlnet.XLNetConfig) -> dict[str, Any]:
     if config.num_heads * config.head_dim != config.d_model:
         raise ValueError(
             f"num_heads={config.num_heads} times head_dim={config.head_dim} is not "
-            f"d_model={config.d_model}, which Hugging Face's XLNet asks for."
+            f"d_model={config.d_model}, as Hugging Face's XLNet requires."
         )
     return {
         "architectures": ["XLNetLMHeadModel" if config.lm_head else "XLNetModel"],
@@ -126,7 +128,7 @@ def config_to_hf(config: xlnet.XLNetConfig) -> dict[str, Any]:
         "same_length": config.same_length,
         "mem_len": config.mem_length or None,
         "reuse_len": config.reuse_length or None,
-        # With mem_len=None they would keep every state of every call.
+        # With mem_len=None transformers would keep every state of every call.
         "use_mems_eval": config.mem_length > 0,
         "use_mems_train": False,
         "dropout": config.dropout_rate,
@@ -136,14 +138,14 @@ def config_to_hf(config: xlnet.XLNetConfig) -> dict[str, Any]:
 
 
 def fit_config(config: xlnet.XLNetConfig, names: Collection[str]) -> xlnet.XLNetConfig:
-    """The configuration without a head if a checkpoint has none."""
+    """The configuration with a head only if the checkpoint has one."""
     return dataclasses.replace(config, lm_head="lm_loss.bias" in names)
 
 
 def params_from_hf(
     checkpoint: Mapping[str, np.ndarray], config: xlnet.XLNetConfig
 ) -> types.Params:
-    """Our parameters, stacked as `config.scan_layers` says, from a state dict."""
+    """Our parameters from a state dict, stacked if `config.scan_layers`."""
     # Files of the bare model lack the prefix.
     if "word_embedding.weight" in checkpoint:
         checkpoint = {f"transformer.{name}": x for name, x in checkpoint.items()}
@@ -153,8 +155,7 @@ def params_from_hf(
         checkpoint[tied], checkpoint["transformer.word_embedding.weight"]
     ):
         raise ValueError(
-            f"{tied} is another table than transformer.word_embedding.weight; XLNet "
-            "ties them."
+            f"{tied} differs from transformer.word_embedding.weight; XLNet ties them."
         )
     shapes = rules.flat_shapes(xlnet.init_params, config)
     params = rules.to_ours(checkpoint, _table(config), shapes, ignored=ignored)
@@ -171,10 +172,10 @@ def params_to_hf(params: types.Params, config: xlnet.XLNetConfig) -> rules.FlatP
     if config.scan_layers:
         params = xlnet.unstack_layers(params)
     flat = traverse_util.flatten_dict(params, sep="/")
-    theirs = rules.to_theirs(flat, _table(config))
+    arrays = rules.to_theirs(flat, _table(config))
     if config.lm_head:
-        return theirs
-    return {name.removeprefix("transformer."): x for name, x in theirs.items()}
+        return arrays
+    return {name.removeprefix("transformer."): x for name, x in arrays.items()}
 
 
 def _table(config: xlnet.XLNetConfig) -> list[rules.Rule]:
@@ -184,7 +185,7 @@ def _table(config: xlnet.XLNetConfig) -> list[rules.Rule]:
     attention = "transformer.layer.{}.rel_attn", "encoder/layers_{}/attention"
     mlp = "transformer.layer.{}.ff", "encoder/layers_{}/mlp"
     layer = []
-    for theirs, ours in (
+    for foreign, native in (
         ("q", "query"),
         ("k", "key"),
         ("v", "value"),
@@ -193,28 +194,31 @@ def _table(config: xlnet.XLNetConfig) -> list[rules.Rule]:
     ):
         layer.append(
             rule(
-                f"{attention[0]}.{theirs}",
-                f"{attention[1]}/{ours}/kernel",
-                transpose=ours == "out",
+                f"{attention[0]}.{foreign}",
+                f"{attention[1]}/{native}/kernel",
+                transpose=native == "out",
                 reshape=merged,
             )
         )
-    for theirs, ours in (
+    for foreign, native in (
         ("r_w_bias", "content_bias"),
         ("r_r_bias", "position_bias"),
         ("r_s_bias", "type_bias"),
         ("seg_embed", "type_embedding"),
     ):
-        layer.append(rule(f"{attention[0]}.{theirs}", f"{attention[1]}/{ours}"))
+        layer.append(rule(f"{attention[0]}.{foreign}", f"{attention[1]}/{native}"))
     for block in (attention, mlp):
-        for theirs, ours in (("weight", "scale"), ("bias", "bias")):
+        for foreign, native in (("weight", "scale"), ("bias", "bias")):
             layer.append(
-                rule(f"{block[0]}.layer_norm.{theirs}", f"{block[1]}_layer_norm/{ours}")
+                rule(
+                    f"{block[0]}.layer_norm.{foreign}",
+                    f"{block[1]}_layer_norm/{native}",
+                )
             )
-    for theirs, ours in (("layer_1", "wi"), ("layer_2", "wo")):
+    for foreign, native in (("layer_1", "wi"), ("layer_2", "wo")):
         layer += [
-            rule(f"{mlp[0]}.{theirs}.weight", f"{mlp[1]}/{ours}/kernel", True),
-            rule(f"{mlp[0]}.{theirs}.bias", f"{mlp[1]}/{ours}/bias"),
+            rule(f"{mlp[0]}.{foreign}.weight", f"{mlp[1]}/{native}/kernel", True),
+            rule(f"{mlp[0]}.{foreign}.bias", f"{mlp[1]}/{native}/bias"),
         ]
     return [
         rule("transformer.word_embedding.weight", "token_embedder/embedding"),

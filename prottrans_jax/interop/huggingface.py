@@ -5,7 +5,7 @@ A folder holds `config.json` and the weights, as one file or as shards with an i
     model.safetensors            model.safetensors.index.json, model-00001-of-0000N...
     pytorch_model.bin            pytorch_model.bin.index.json, pytorch_model-00001-...
 
-Nothing here needs torch or transformers, and nothing in a file is executed.
+No torch or transformers is needed, and no code in a file is executed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,14 +31,14 @@ from prottrans_jax.interop import (
 )
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-# transformers' own default is 50 GB; a file of 5 GB still copies over bad networks.
+# transformers' default is 50 GB; 5 GB files are easier to copy over bad networks.
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _ORGANISATION = "Rostlab"
 _SHORTEST_COMMIT = 7
 _HUB_TIMEOUT_S = 20.0
-# Names of a list that are printed.
+# Maximum number of names that are printed.
 _MAX_NAMES = 8
-# What tokenizers and generation read, besides the configuration and the weights.
+# Files of tokenizers and text generation beside the configuration and the weights.
 COMPANIONS = (
     "added_tokens.json",
     "generation_config.json",
@@ -49,7 +49,7 @@ COMPANIONS = (
     "vocab.txt",
     vocabularies.JSON,
 )
-# What peft and adapters put beside the weights of the model that they change.
+# Files that peft and adapters write beside the weights of the base model.
 _ADAPTER_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -69,21 +69,21 @@ def read(
 ) -> Checkpoint:
     """Reads a checkpoint.
 
-    By default parameters keep the stored type and lie in written-out layers
-    (`scan_layers=False`): views that cost no memory until touched. With another
-    `param_dtype` or `scan_layers=True` they are cast and stacked one at a time.
+    By default parameters keep the stored type, and layers are not stacked
+    (`scan_layers=False`): they are views that take no memory until they are read. With
+    another `param_dtype` or `scan_layers=True` they are cast and stacked one at a time.
 
     Args:
       source: A folder, a repository such as "Rostlab/prot_bert", or a released short
         name such as "prot_t5_xl_uniref50".
       download: Whether a repository that is not in the local cache may be fetched.
-      vocabulary: What says its ids instead of the folder; see `vocabularies.load`.
+      vocabulary: Used instead of the folder's vocabulary; see `vocabularies.load`.
       **overrides: Fields of the family's configuration, such as `dtype`.
 
     Raises:
       FileNotFoundError: There is no such folder, and it is not in the cache.
-      ValueError: The configuration or the parameters do not fit; the folder's
-        vocabulary is none of residues; or there are adapters beside the weights.
+      ValueError: Configuration and parameters do not match; the folder's vocabulary
+        is not one of single residues; or there are adapters beside the weights.
     """
     folder = find(source, download=download)
     _refuse_adapters(folder)
@@ -102,7 +102,7 @@ def read(
         raise ValueError(f"{folder}: {error}") from error
     except (TypeError, ZeroDivisionError) as error:
         raise ValueError(
-            f"{folder / 'config.json'}: a number there is none, or impossible "
+            f"{folder / 'config.json'}: a value is not a number or out of range "
             f"({error})."
         ) from error
     config = dataclasses.replace(
@@ -115,7 +115,7 @@ def read(
     )
     if left_out:
         logging.warning(
-            "%s: left out, as they belong to a head or to another module: %s%s (%d).",
+            "%s: arrays of a task head or another module are left out: %s%s (%d).",
             folder,
             ", ".join(left_out[:_MAX_NAMES]),
             ", ..." * (len(left_out) > _MAX_NAMES),
@@ -140,38 +140,38 @@ def _refuse_adapters(folder: pathlib.Path) -> None:
     names = [name for name in _ADAPTER_FILES if (folder / name).exists()]
     if names:
         raise ValueError(
-            f"{folder} holds an adapter ({', '.join(names)}), without which the model "
-            "computes something else, and which is not read here. Merge it in peft "
-            "with model.merge_and_unload() and save that; or take the adapter's files "
-            "away to use the base model alone."
+            f"{folder} holds an adapter ({', '.join(names)}), which changes the "
+            "model's output and is not supported. Merge it in peft with "
+            "model.merge_and_unload() and save the result; or remove the adapter's "
+            "files to use the base model alone."
         )
 
 
 def _fit_config(
     family: families.Family, config: Any, arrays: Mapping[str, np.ndarray]
 ) -> Any:
-    """The configuration, with parts switched off that the checkpoint lacks.
+    """The configuration without parts that the checkpoint lacks.
 
-    `architectures` names the class that wrote the file, not what is in it: a table may
-    look at the arrays themselves.
+    `architectures` names the class that wrote the file, not its contents, so a family's
+    table may decide by the arrays.
     """
     fit = getattr(family.table, "fit_config", None)
     return fit(config, arrays) if fit else config
 
 
 def read_attributes(folder: pathlib.Path) -> dict[str, Any]:
-    """Contents of a folder's `config.json`."""
+    """Reads a folder's `config.json`."""
     path = folder / "config.json"
     try:
         attributes = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{folder} has no config.json: not a checkpoint of Hugging Face."
+            f"{folder} has no config.json: not a Hugging Face checkpoint."
         ) from None
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
+        raise ValueError(f"{path} is not JSON: {error}.") from error
     if not isinstance(attributes, dict):
-        raise ValueError(f"{path} is no JSON object.")
+        raise ValueError(f"{path} is not a JSON object.")
     return attributes
 
 
@@ -187,12 +187,12 @@ def read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     raise FileNotFoundError(
         f"{folder} has no weights: neither {' nor '.join(_WEIGHT_FILES)}, whole or in "
-        f"shards. There is {present}."
+        f"shards. It has {present}."
     )
 
 
 def describe(folder: pathlib.Path) -> str:
-    """Form of a folder's weights, e.g. "model.safetensors in 3 shards"."""
+    """Format of a folder's weights, e.g. "model.safetensors in 3 shards"."""
     for name in _WEIGHT_FILES:
         if (folder / name).exists():
             return name
@@ -204,7 +204,7 @@ def describe(folder: pathlib.Path) -> str:
 
 
 def _read_index(index: pathlib.Path) -> dict[str, str]:
-    """Name of the file of each array."""
+    """File name of each array."""
     try:
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         outside = [name for name in files.values() if pathlib.Path(name).name != name]
@@ -213,31 +213,31 @@ def _read_index(index: pathlib.Path) -> dict[str, str]:
             f'{index}: not {{"weight_map": {{ARRAY: FILE}}}} in JSON ({error!r}).'
         ) from error
     if outside:
-        raise ValueError(f"{index}: {outside[0]} is no file of this folder.")
+        raise ValueError(f"{index}: {outside[0]} is not a file of this folder.")
     return files
 
 
 def _read_shards(index: pathlib.Path, load) -> dict[str, np.ndarray]:
     files = _read_index(index)
     names = sorted(set(files.values()))
-    lost = [name for name in names if not (index.parent / name).exists()]
-    if lost:
+    missing_files = [name for name in names if not (index.parent / name).exists()]
+    if missing_files:
         raise FileNotFoundError(
             f"{index} lists {len(names)} files, of which are missing: "
-            f"{', '.join(lost)}. Is the download complete?"
+            f"{', '.join(missing_files)}. Is the download complete?"
         )
     shards = {name: load(index.parent / name) for name in names}
     absent = [array for array, name in files.items() if array not in shards[name]]
     if absent:
         raise ValueError(
-            f"{index}: {absent[0]} is not in {files[absent[0]]}; {len(absent)} such "
-            "in all."
+            f"{index}: {absent[0]} is not in {files[absent[0]]}; {len(absent)} arrays "
+            "are missing in all."
         )
     return {array: shards[name][array] for array, name in files.items()}
 
 
 def _modern_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names of today for those that checkpoints made from TensorFlow still have."""
+    """Renames LayerNorm parameters of checkpoints converted from TensorFlow."""
     renamed = {}
     for name, array in arrays.items():
         for old, new in (("LayerNorm.gamma", "weight"), ("LayerNorm.beta", "bias")):
@@ -260,22 +260,22 @@ def write(
     Needs memory for one array besides `params`.
 
     Args:
-      folder: Made if absent; must not hold weights or a config.json already.
+      folder: Created if absent; must not hold weights or a config.json.
       config: Configuration of the model.
       params: Its parameters.
       dtype: Floating-point type in the files; None keeps that of the parameters.
-      max_shard_bytes: Files get no larger, unless a single array is.
+      max_shard_bytes: Maximum file size, unless a single array is larger.
 
     Returns:
-      The files of weights.
+      The weight files.
 
     Raises:
       FileExistsError: The folder holds such files already.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    taken = [*_WEIGHT_FILES, *(f"{name}.index.json" for name in _WEIGHT_FILES)]
-    for name in (*taken, "config.json"):
+    weight_files = [*_WEIGHT_FILES, *(f"{name}.index.json" for name in _WEIGHT_FILES)]
+    for name in (*weight_files, "config.json"):
         if os.path.lexists(folder / name):
             raise FileExistsError(f"{folder / name} exists. Choose another folder.")
     family = families.family_of_config(config)
@@ -339,17 +339,18 @@ def _write_json(path: pathlib.Path, content: Any) -> None:
 def find(
     source: str | os.PathLike, *, download: bool = False, revision: str | None = None
 ) -> pathlib.Path:
-    """Folder of a checkpoint: itself, or where the hub's cache keeps a repository.
+    """Folder of a checkpoint: `source` itself, or a repository's in the hub's cache.
 
     Args:
       source: A folder, "owner/name", or a name of the ProtTrans authors' repositories.
-      download: Whether it may be fetched if it is not in the cache.
+      download: Whether to fetch the repository if it is not in the cache.
       revision: Branch, tag or commit of the repository, also the first 7 or more digits
-        of a commit; None: "main", or whatever the cache has.
+        of a commit; None: "main", or any revision in the cache.
 
     Raises:
-      FileNotFoundError: It is nowhere; says where was looked and what to do.
-      ValueError: A folder has no revisions.
+      FileNotFoundError: There is no such folder or repository; lists the places
+        searched and what to do.
+      ValueError: `revision` is set for a folder.
     """
     folder = paths.local(source, "checkpoint")
     if folder.is_dir():
@@ -377,14 +378,14 @@ def find(
             flag = f" --revision {revision}"
         raise FileNotFoundError(
             f"{source}: no such folder, and {which} is not in {cache_dir()}. To fetch "
-            f"it run `hf download {repository}{flag}`, or ask for it here with "
-            "download=True (--download on the command line)."
+            f"it run `hf download {repository}{flag}`, or pass download=True "
+            "(--download on the command line)."
         )
     return _download(repository, revision)
 
 
 def cache_dir() -> pathlib.Path:
-    """Where Hugging Face's libraries keep what they download."""
+    """Cache folder of Hugging Face's libraries."""
     cache = paths.of_environment("HF_HUB_CACHE")
     if cache is not None:
         return cache
@@ -393,7 +394,7 @@ def cache_dir() -> pathlib.Path:
 
 
 def _cached(repository: str, revision: str | None) -> pathlib.Path | None:
-    """A snapshot of a repository that is complete enough to read."""
+    """A cached snapshot of a repository with a configuration and weights, or None."""
     root = cache_dir() / f"models--{repository.replace('/', '--')}"
     ref = root / "refs" / (revision or "main")
     names = [ref.read_text().strip()] if ref.is_file() else []
@@ -423,11 +424,11 @@ def _download(repository: str, revision: str | None) -> pathlib.Path:
     except ImportError:
         raise FileNotFoundError(
             f"{repository} must be fetched, which needs huggingface_hub: `pip install "
-            "huggingface_hub`. Or put the repository's files into a folder and give "
-            "that."
+            "huggingface_hub`. Or put the repository's files into a folder and pass "
+            "its path."
         ) from None
     try:
-        # One request: other ways to list files try for half a minute when off-line.
+        # One request: other ways to list files retry for half a minute when off-line.
         about = huggingface_hub.model_info(
             repository, revision=revision, timeout=_HUB_TIMEOUT_S
         )
@@ -435,22 +436,22 @@ def _download(repository: str, revision: str | None) -> pathlib.Path:
         suffix = ".safetensors"
         if not any(name.endswith(suffix) for name in files):
             suffix = ".bin"
-        # Exact names: repositories also keep older snapshots beside the weights.
+        # Exact names, as repositories may also hold older weights.
         stem = "model" if suffix == ".safetensors" else "pytorch_model"
         patterns = ["config.json", f"{stem}{suffix}", f"{stem}{suffix}.index.json"]
         patterns.append(f"{stem}-*-of-*{suffix}")
-        # Adapters too, so that they are refused and not left out.
+        # Adapters too, so that they are refused rather than ignored.
         patterns += [*vocabularies.FILES, *vocabularies.BESIDE, *_ADAPTER_FILES]
         return pathlib.Path(
             huggingface_hub.snapshot_download(
                 repository, revision=revision, allow_patterns=patterns
             )
         )
-    except Exception as error:  # Which class it is depends on the hub's version.
+    except Exception as error:  # The class depends on the version of the hub library.
         if isinstance(error, OSError) and writing.no_room(error) is not None:
             raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
-            f"{repository} could not be fetched: {first}. Check the name and the "
-            "network, or put its files into a folder and give that."
+            f"{repository} could not be fetched: {reason}. Check the name and the "
+            "network, or put its files into a folder and pass its path."
         ) from error

@@ -1,8 +1,8 @@
-"""Layers written out or stacked, on the host, one parameter at a time.
+"""Stacks and unstacks the layers of parameters on the host, one parameter at a time.
 
 `layers_0`, `layers_1` ... below any node <-> `layers` with a leading axis. The models
-do the same to arrays on devices; here parameters may be views of files larger than
-memory should hold twice.
+do the same to arrays on devices; here parameters may be views of files that are too
+large to copy as a whole.
 """
 
 import collections
@@ -21,14 +21,14 @@ _LAYER = re.compile(r"layers_(\d+)")
 def convert(
     params: types.Params, *, dtype: Any = None, stack: bool = False
 ) -> types.Params:
-    """Parameters in another type, their layers stacked or written out.
+    """Casts parameters and stacks or unstacks their layers.
 
-    What need not change stays a view; mapped pages are given back once copied.
+    Unchanged parameters stay views; mapped pages are released once copied.
 
     Args:
-      params: Parameters in either form, numpy.
-      dtype: Of floating-point parameters; None keeps theirs.
-      stack: Whether layers are stacked; else they are written out.
+      params: Parameters, stacked or not, numpy.
+      dtype: Type for floating-point parameters; None: unchanged.
+      stack: Whether to stack layers; else they are unstacked.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     flat = _stack(flat, dtype) if stack else _unstack(flat)
@@ -48,19 +48,19 @@ def _stack(flat: dict[str, np.ndarray], dtype: Any) -> dict[str, np.ndarray]:
     stacked: dict[str, np.ndarray] = {}
     layers = collections.defaultdict[str, dict[int, np.ndarray]](dict)
     for name, array in flat.items():
-        found = _LAYER.search(name)
-        if found is None:
+        match = _LAYER.search(name)
+        if match is None:
             stacked[name] = array
             continue
-        layers[name.replace(found[0], "layers", 1)][int(found[1])] = array
+        layers[name.replace(match[0], "layers", 1)][int(match[1])] = array
     for name, arrays in layers.items():
         first = arrays[0]
         stored = casting.stored_dtype(first, dtype)
-        together = np.empty((len(arrays), *first.shape), stored)
+        stack = np.empty((len(arrays), *first.shape), stored)
         for layer, array in arrays.items():
-            together[layer] = casting.cast(name, array, dtype)
+            stack[layer] = casting.cast(name, array, dtype)
             memory_map.release(array)
-        stacked[name] = together
+        stacked[name] = stack
     return stacked
 
 

@@ -1,12 +1,12 @@
-"""Mesh-TensorFlow's checkpoints of T5, the form in which ProtT5 was trained.
+"""Mesh-TensorFlow's checkpoints of T5, with which ProtT5 was trained.
 
-A folder holds `model.ckpt-STEP.index` and `.data-*`, TensorFlow's format for tensors by
-name. TensorFlow 2 reads and writes it without a graph; nothing here needs TensorFlow 1.
+A folder holds `model.ckpt-STEP.index` and `.data-*`, TensorFlow's format for named
+tensors. TensorFlow 2 reads and writes it without a graph; TensorFlow 1 is not needed.
 
-Kernels are as ours, not transposed. The relative bias of a stack lies in its first
-layer. Norms are called layer_norm or rms_norm, by the version of the code. Slots of the
-optimizer are not read, and not written: Mesh-TensorFlow can start from what is written
-here (`init_checkpoint`), but not go on as the same run.
+Kernels are stored as here, not transposed. The relative bias of a stack is in its first
+layer. Norms are called layer_norm or rms_norm, depending on the version of the code.
+Optimizer slots are neither read nor written: Mesh-TensorFlow can initialise a new run
+from a written checkpoint (`init_checkpoint`), but cannot resume from it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,11 +31,11 @@ _STEP = "global_step"
 _CHECKPOINT = re.compile(r"(model\.ckpt-(\d+))\.index")
 # The file `checkpoint`, which names the newest one of its folder.
 _NEWEST = 'model_checkpoint_path: "{0}"\nall_model_checkpoint_paths: "{0}"\n'
-# So many bytes of parameters are handed to TensorFlow at once.
+# Bytes of parameters that TensorFlow writes at once.
 _BLOCK_BYTES = 1 << 28
 
 _ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "out"}
-# Theirs, ours, our norm before it; by the number of the layer in a block.
+# Names there, here, and of our norm before it; by the layer's index in a block.
 _BLOCKS = {
     "encoder": (
         ("SelfAttention", "attention", "pre_attention_layer_norm"),
@@ -54,13 +54,13 @@ _BLOCKS = {
 
 
 def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
-    """The model of a checkpoint.
+    """Reads the model of a checkpoint.
 
-    Sizes come from the shapes; what no shape tells from `side_notes` where `write` made
-    them, else it is T5's default, unless overridden.
+    Sizes follow from the shapes. Other settings come from `overrides`, else from the
+    `side_notes` that `write` adds, else they are T5's defaults.
 
     Args:
-      source: A folder, whose newest step is taken, or FOLDER/model.ckpt-STEP.
+      source: A folder, whose newest step is read, or FOLDER/model.ckpt-STEP.
       **overrides: Fields of `T5Config`.
 
     Raises:
@@ -78,7 +78,7 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
     overrides = {**notes.settings, **overrides}
     as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}
     try:
-        table = {rule.theirs: rule for rule in _table(names)}
+        table = {rule.foreign: rule for rule in _table(names)}
         unknown = sorted(set(names) - set(table))
         if unknown:
             raise ValueError(
@@ -86,7 +86,7 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
                 f"{', '.join(unknown[:5])}{' ...' * (len(unknown) > 5)}."
             )
         flat = {
-            table[name].ours: table[name].take(reader.get_tensor(name))
+            table[name].native: table[name].take(reader.get_tensor(name))
             for name in sorted(names)
         }
         flat = t5_names.share_equal_biases(flat)
@@ -125,7 +125,7 @@ def _check_complete(path: pathlib.Path) -> None:
     if len(present) < number or not present:
         raise FileNotFoundError(
             f"{path}: {len(present)} of its data files (.data-00000-of-{number:05d} "
-            "...) are there and others are missing. Is the download complete?"
+            "...) are present and others are missing. Is the download complete?"
         )
 
 
@@ -143,7 +143,7 @@ def find(source: str | os.PathLike) -> pathlib.Path:
     ]
     if not steps:
         raise FileNotFoundError(
-            f"{path} has no model.ckpt-STEP.index: not a checkpoint of TensorFlow."
+            f"{path} has no model.ckpt-STEP.index: not a TensorFlow checkpoint."
         )
     return path / max(steps)[1]
 
@@ -160,19 +160,19 @@ def write(
     """Writes `folder/model.ckpt-STEP`: the parameters and the step, no slots.
 
     Args:
-      folder: Where; like Mesh-TensorFlow's model_dir.
+      folder: Output folder, like Mesh-TensorFlow's model_dir.
       config: Configuration of the model.
       params: Its parameters.
-      dtype: Type of the parameters in the file; None keeps theirs.
+      dtype: Type of the parameters in the file; None: unchanged.
       step: Number of the step.
-      ids: Which id a piece has, for `side_notes`; None: not known.
+      ids: Vocabulary for `side_notes`; None: unknown.
 
     Returns:
       Prefix of the files.
 
     Raises:
-      FileExistsError: The folder holds a checkpoint already.
-      ValueError: Each layer has a relative bias of its own.
+      FileExistsError: The folder already holds a checkpoint.
+      ValueError: Each layer has its own relative bias.
     """
     target = pathlib.Path(folder) / f"model.ckpt-{step}"
     newest = target.parent / "checkpoint"
@@ -185,9 +185,9 @@ def write(
     flat = traverse_util.flatten_dict(
         layer_stacks.convert(params, stack=False), sep="/"
     )
-    theirs = rules.to_theirs(flat, _table(_names(config)))
+    arrays = rules.to_theirs(flat, _table(_names(config)))
     parts: list[str] = []
-    for block in _blocks({**theirs, _STEP: np.asarray(step, np.int64)}):
+    for block in _blocks({**arrays, _STEP: np.asarray(step, np.int64)}):
         values = [casting.cast(name, x, dtype) for name, x in block.items()]
         parts.append(f"{target}.part-{len(parts)}")
         tf.raw_ops.SaveV2(
@@ -205,7 +205,7 @@ def write(
 
 
 def _is_written_here(newest: pathlib.Path) -> bool:
-    """Whether a file that names the newest checkpoint is as `write` leaves it."""
+    """Whether `write` made the file that names the newest checkpoint."""
     try:
         text = newest.read_text()
     except (OSError, UnicodeDecodeError):
@@ -226,7 +226,7 @@ def _blocks(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]
 
 
 def _names(config: t5.T5Config) -> list[str]:
-    """Names in a checkpoint of the model, as ProtT5's have them."""
+    """Names of the model's arrays in a checkpoint, as in ProtT5's."""
     if not config.share_relative_bias:
         raise ValueError(
             "share_relative_bias=False: in Mesh-TensorFlow's T5 the layers of a stack "
@@ -239,13 +239,13 @@ def _names(config: t5.T5Config) -> list[str]:
     depth = {"encoder": config.num_layers, "decoder": config.num_decoder_layers}
     for side, blocks in _BLOCKS.items():
         for block in range(depth[side]):
-            for layer, (theirs, _, _) in enumerate(blocks):
+            for layer, (foreign, _, _) in enumerate(blocks):
                 prefix = f"{side}/block_{block:03}/layer_{layer:03}"
                 names.append(f"{prefix}/layer_norm/scale")
-                if theirs == "DenseReluDense":
-                    names += [f"{prefix}/{theirs}/{name}/kernel" for name in mlp]
+                if foreign == "DenseReluDense":
+                    names += [f"{prefix}/{foreign}/{name}/kernel" for name in mlp]
                 else:
-                    names += [f"{prefix}/{theirs}/{name}" for name in _ATTENTION]
+                    names += [f"{prefix}/{foreign}/{name}" for name in _ATTENTION]
         if depth[side]:
             attention = f"{side}/block_000/layer_000/SelfAttention"
             names.append(f"{attention}/relative_attention_bias")
@@ -254,52 +254,54 @@ def _names(config: t5.T5Config) -> list[str]:
 
 
 def _table(names: list[str]) -> list[rules.Rule]:
-    """Rules of the names given; what is not in the table is left out.
+    """Rules for these names; unknown names get none.
 
-    Of a bias there is one line for the stack if only the first layer has one.
+    If only the first layer of a stack has a relative bias, its rule is for the stack.
     """
     bias = "SelfAttention/relative_attention_bias"
-    found = []
+    table = []
     for name in names:
         parts = name.split("/")
         if name == "shared/embedding":
-            found.append(rules.Rule(name, "token_embedder/embedding"))
+            table.append(rules.Rule(name, "token_embedder/embedding"))
         elif name == "decoder/logits/kernel":
-            found.append(rules.Rule(name, "decoder/logits_dense/kernel"))
+            table.append(rules.Rule(name, "decoder/logits_dense/kernel"))
         elif parts[0] not in _BLOCKS:
             continue
         elif parts[1:] in (["final_layer_norm", "scale"], ["rms_norm", "scale"]):
-            found.append(rules.Rule(name, f"{parts[0]}/{parts[0]}_norm/scale"))
+            table.append(rules.Rule(name, f"{parts[0]}/{parts[0]}_norm/scale"))
         elif (
             name.endswith(bias)
             and sum(n.startswith(parts[0]) and n.endswith(bias) for n in names) == 1
         ):
-            ours = f"{parts[0]}/relpos_bias/rel_embedding"
-            found.append(rules.Rule(name, ours))
+            native = f"{parts[0]}/relpos_bias/rel_embedding"
+            table.append(rules.Rule(name, native))
         else:
             of_layer = _layer_name(parts)
             if of_layer is not None:
-                found.append(rules.Rule(name, of_layer))
-    return found
+                table.append(rules.Rule(name, of_layer))
+    return table
 
 
 def _layer_name(parts: list[str]) -> str | None:
-    """Ours for SIDE/block_BBB/layer_LLL/..., None if there is no such parameter."""
+    """Our name for SIDE/block_BBB/layer_LLL/..., None if there is no such parameter."""
     match = re.fullmatch(r"block_(\d+)/layer_(\d+)/(.*)", "/".join(parts[1:]))
     blocks = _BLOCKS[parts[0]]
     if match is None or int(match[2]) >= len(blocks):
         return None
-    theirs, ours, norm = blocks[int(match[2])]
+    foreign, native, norm = blocks[int(match[2])]
     prefix = f"{parts[0]}/layers_{int(match[1])}"
     names = {f"{x}_norm/scale": f"{norm}/scale" for x in ("layer", "rms")}
-    if ours == "mlp":
+    if native == "mlp":
         names |= {
-            f"{theirs}/{x}/kernel": f"mlp/{x}/kernel"
+            f"{foreign}/{x}/kernel": f"mlp/{x}/kernel"
             for x in ("wi", "wi_0", "wi_1", "wo")
         }
     else:
-        names |= {f"{theirs}/{x}": f"{ours}/{y}/kernel" for x, y in _ATTENTION.items()}
-        names[f"{theirs}/relative_attention_bias"] = "relpos_bias/rel_embedding"
+        names |= {
+            f"{foreign}/{x}": f"{native}/{y}/kernel" for x, y in _ATTENTION.items()
+        }
+        names[f"{foreign}/relative_attention_bias"] = "relpos_bias/rel_embedding"
     return f"{prefix}/{names[match[3]]}" if match[3] in names else None
 
 
@@ -308,7 +310,7 @@ def _tensorflow() -> Any:
         import tensorflow
     except ImportError as error:
         raise ValueError(
-            "Mesh-TensorFlow's checkpoints are read with TensorFlow, which is not "
+            "Reading Mesh-TensorFlow's checkpoints needs TensorFlow, which is not "
             f"installed: `pip install tensorflow` ({error})."
         ) from error
     return tensorflow

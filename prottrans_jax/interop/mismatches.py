@@ -1,24 +1,24 @@
-"""How the arrays of a model and of a checkpoint differ, in a few lines."""
+"""Describes how the arrays of a model and of a checkpoint differ, in a few lines."""
 
 from collections.abc import Sequence
 import dataclasses
 import itertools
 import re
 
-# Lines of a mismatch that an error prints.
+# Maximum number of lines in an error message.
 _MAX_LINES = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Mismatch:
-    """Lines that name what differs; false if nothing does.
+    """Differing arrays, a line each; false if there are none.
 
     A line begins with "- ", "+ " or "! " and the name of the array.
 
     Attributes:
-      wrong: In both, of another shape or kind.
-      missing: In the model only.
-      extra: In the checkpoint only.
+      wrong: Arrays in both, of different shape or kind.
+      missing: Arrays in the model only.
+      extra: Arrays in the checkpoint only.
     """
 
     wrong: Sequence[str] = ()
@@ -29,12 +29,12 @@ class Mismatch:
         return bool(self.wrong or self.missing or self.extra)
 
     def listing(self) -> str:
-        """Every line."""
+        """All lines."""
         lines = [*self.missing, *self.extra, *self.wrong]
         return f"{_KEY}:\n  " + "\n  ".join(lines)
 
     def summary(self, remedy: str) -> str:
-        """The five lines that tell most, the number of all, and what to do."""
+        """The five most informative lines, the number of all lines, and the remedy."""
         wrong, missing, extra = len(self.wrong), len(self.missing), len(self.extra)
         return (
             f"{_KEY}:\n  "
@@ -48,7 +48,7 @@ _KEY = "(- in model only, + in checkpoint only, ! other shape)"
 
 
 def _most_telling(*kinds: Sequence[str]) -> list[str]:
-    """At most five lines: of each kind some, and one for all layers that are alike."""
+    """At most five lines, from each kind, with one line for all equal layers."""
     different: list[list[str]] = []
     for lines in kinds:
         by_pattern: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Tables that rename parameters: theirs, ours, and what is done to the array."""
+"""Tables that rename parameters: foreign name, our name, and transformation."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from prottrans_jax.layers import stack
 # Parameters by path, such as "encoder/layers_0/mlp/wi/kernel".
 FlatParams = dict[str, np.ndarray]
 
-# Attributes that any `config.json` may have: bookkeeping of its training, and defaults
-# of text generation, which older releases wrote beside the model's.
+# Attributes that any `config.json` may have: records of training, and defaults of text
+# generation, which older releases wrote to the same file.
 _BOOKKEEPING = frozenset(
     """
     bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
@@ -30,34 +30,34 @@ _BOOKKEEPING = frozenset(
 
 
 class Rule(NamedTuple):
-    """One line of a table; a layer's number stands as `{}` in both names.
+    """One line of a table; `{}` stands for a layer's number in both names.
 
     Attributes:
-      theirs: Name in the foreign checkpoint.
-      ours: Path here, with layers not stacked.
-      transpose: Whether the array is transposed on the way, in either direction.
-      reshape: Shape of their array, and the one that it has here before `transpose`;
-        None if they are the same.
+      foreign: Name in the foreign checkpoint.
+      native: Path here, with layers not stacked.
+      transpose: Whether the array is transposed, in either direction.
+      reshape: Shape of the foreign array, and the shape here before `transpose`; None
+        if they are the same.
     """
 
-    theirs: str
-    ours: str
+    foreign: str
+    native: str
     transpose: bool = False
     reshape: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def for_layer(self, layer: int) -> "Rule":
         """The rule of one layer."""
-        theirs, ours = self.theirs.format(layer), self.ours.format(layer)
-        return self._replace(theirs=theirs, ours=ours)
+        foreign, native = self.foreign.format(layer), self.native.format(layer)
+        return self._replace(foreign=foreign, native=native)
 
     def take(self, array: np.ndarray) -> np.ndarray:
-        """Our array from theirs; unchanged where it has another shape than theirs."""
+        """Our array from a foreign one; not reshaped if its shape is unexpected."""
         if self.reshape is not None and array.shape == self.reshape[0]:
             array = array.reshape(self.reshape[1])
         return array.T if self.transpose else array
 
     def give(self, array: np.ndarray) -> np.ndarray:
-        """Their array from ours."""
+        """The foreign array from ours."""
         array = array.T if self.transpose else array
         return array if self.reshape is None else array.reshape(self.reshape[0])
 
@@ -65,7 +65,7 @@ class Rule(NamedTuple):
 def flat_shapes(
     init_params: Callable[[Any, jax.Array], types.Params], config: Any
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes that a model of `config` expects, by our path, layers written out."""
+    """Parameter shapes of a model of `config` by our path, layers not stacked."""
     tree = stack.written_out_shapes(
         lambda scanned: init_params(scanned, jax.random.key(0)), config
     )
@@ -84,29 +84,29 @@ def to_ours(
 
     Args:
       checkpoint: Foreign arrays by name.
-      rules: The table, layers written out.
-      shapes: What the model expects, by our path.
+      rules: The table, with a rule for each layer.
+      shapes: Expected shapes by our path.
       ignored: Foreign names that need no counterpart.
 
     Raises:
-      ValueError: Something is missing, left over or has another shape: the lines that
-        tell most, the number of all, and what to do.
+      ValueError: Arrays are missing, left over or of another shape; see
+        `Mismatch.summary`.
     """
     params, used, wrong = {}, set(ignored), []
     for rule in rules:
-        if rule.theirs not in checkpoint:
+        if rule.foreign not in checkpoint:
             continue
-        used.add(rule.theirs)
-        array = rule.take(np.asarray(checkpoint[rule.theirs]))
-        if rule.ours in shapes and array.shape != shapes[rule.ours]:
+        used.add(rule.foreign)
+        array = rule.take(np.asarray(checkpoint[rule.foreign]))
+        if rule.native in shapes and array.shape != shapes[rule.native]:
             wrong.append(
-                f"! {rule.ours} {shapes[rule.ours]} in the model, {rule.theirs} "
-                f"{checkpoint[rule.theirs].shape} in the checkpoint"
+                f"! {rule.native} {shapes[rule.native]} in the model, {rule.foreign} "
+                f"{checkpoint[rule.foreign].shape} in the checkpoint"
             )
-        params[rule.ours] = array
-    theirs = {rule.ours: rule.theirs for rule in rules}
+        params[rule.native] = array
+    foreign_names = {rule.native: rule.foreign for rule in rules}
     missing = [
-        f"- {name} {shapes[name]} (theirs: {theirs.get(name, 'no rule')})"
+        f"- {name} {shapes[name]} (foreign name: {foreign_names.get(name, 'no rule')})"
         for name in shapes
         if name not in params
     ]
@@ -114,7 +114,7 @@ def to_ours(
         f"+ {name} {checkpoint[name].shape}" for name in checkpoint if name not in used
     ]
     extra += [
-        f"+ {theirs[name]} {array.shape}"
+        f"+ {foreign_names[name]} {array.shape}"
         for name, array in params.items()
         if name not in shapes
     ]
@@ -128,26 +128,26 @@ def to_theirs(params: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> FlatPa
     Raises:
       ValueError: A parameter has no rule.
     """
-    by_ours = {rule.ours: rule for rule in rules}
-    _raise_mismatch([f"- {name}" for name in params if name not in by_ours], [], [])
+    by_native = {rule.native: rule for rule in rules}
+    _raise_mismatch([f"- {name}" for name in params if name not in by_native], [], [])
     return {
-        by_ours[name].theirs: by_ours[name].give(np.asarray(array))
+        by_native[name].foreign: by_native[name].give(np.asarray(array))
         for name, array in params.items()
     }
 
 
 def refuse_unknown(attributes: Mapping[str, Any], ignored: Collection[str]) -> None:
-    """Raises ValueError if a `config.json` holds what could change the numbers.
+    """Raises ValueError for attributes of a `config.json` that may change the output.
 
     Args:
-      attributes: Those that have not been honoured.
-      ignored: Names of those that change nothing that the model computes.
+      attributes: Attributes that were not used.
+      ignored: Names of attributes that do not change the model's output.
     """
     unknown = sorted(set(attributes) - set(ignored) - _BOOKKEEPING)
     if unknown:
         raise ValueError(
-            "config.json has attributes that are not known here and could change what "
-            "the model computes: "
+            "config.json has attributes that are not known here and could change the "
+            "model's output: "
             + ", ".join(f"{name}={attributes[name]!r}" for name in unknown)
             + ". Remove them if they do not."
         )
@@ -164,17 +164,17 @@ def _raise_mismatch(missing: list[str], extra: list[str], wrong: list[str]) -> N
 def _remedy(missing: list[str], extra: list[str]) -> str:
     if missing and extra:
         return (
-            "Are the names those of another class? Load it there, and save the "
-            "model alone with save_pretrained."
+            "Do the names belong to another class? Load it there, and save the model "
+            "alone with save_pretrained."
         )
     if missing:
         return (
-            "Is the file complete, and config.json of this model? Save it again with "
-            "save_pretrained."
+            "Is the file complete, and config.json that of this model? Save it again "
+            "with save_pretrained."
         )
     if extra:
         return (
-            "The model has parts that are not supported here, or config.json is of "
-            "another one (num_layers, tie_word_embeddings)."
+            "The model has parts that are not supported here, or config.json belongs "
+            "to another model (num_layers, tie_word_embeddings)."
         )
-    return "Sizes in config.json are those of another model: use its own config.json."
+    return "config.json has the sizes of another model: use the model's config.json."

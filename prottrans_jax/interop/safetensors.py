@@ -1,7 +1,7 @@
-"""Safetensors files by numpy alone.
+"""Reads and writes safetensors files with numpy.
 
-The format: 8 bytes little-endian length, that many bytes of JSON {name: {dtype, shape,
-data_offsets}}, then the arrays' bytes in C order.
+The format: the header's size in 8 bytes, little-endian; the header, JSON {name: {dtype,
+shape, data_offsets}}; then the arrays' bytes in C order.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Arrays of a file by name; views of the mapped file, read when touched."""
+    """Arrays of a file by name, as views of the mapped file."""
     path = pathlib.Path(path)
     data = memory_map.map_file(path)
     if data.size < 8:
@@ -39,28 +39,30 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     header_size = int(data[:8].view("<u8")[0])
     if 8 + header_size > data.size:
         raise ValueError(
-            f"{path}: header of {header_size} bytes in a file of {data.size}: cut off, "
-            "or not a safetensors file."
+            f"{path}: header of {header_size} bytes in a file of {data.size}: "
+            "truncated, or not a safetensors file."
         )
     try:
         header = json.loads(data[8 : 8 + header_size].tobytes())
         header.pop("__metadata__", None)
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: the header is no JSON object: {error}.") from error
+        raise ValueError(
+            f"{path}: the header is not a JSON object: {error}."
+        ) from error
     data = data[8 + header_size :]
     arrays = {}
     for name, entry in header.items():
         if entry["dtype"] not in _DTYPES:
             raise ValueError(
-                f"{path}: {name} has type {entry['dtype']}, not read here."
+                f"{path}: {name} has type {entry['dtype']}, which is not supported."
             )
         dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
         start, stop = entry["data_offsets"]
-        wanted = int(np.prod(shape)) * dtype.itemsize
-        if not 0 <= start <= stop <= data.size or stop - start != wanted:
+        num_bytes = int(np.prod(shape)) * dtype.itemsize
+        if not 0 <= start <= stop <= data.size or stop - start != num_bytes:
             raise ValueError(
-                f"{path}: {name} {shape} needs {wanted} bytes, but has bytes {start} "
-                f"to {stop} of {data.size}. Is the download complete?"
+                f"{path}: {name} {shape} needs {num_bytes} bytes, but has bytes "
+                f"{start} to {stop} of {data.size}. Is the download complete?"
             )
         arrays[name] = data[start:stop].view(dtype).reshape(shape)
     return arrays
@@ -71,14 +73,14 @@ def save(
     arrays: Mapping[str, np.ndarray],
     dtype: np.typing.DTypeLike | None = None,
 ) -> None:
-    """Writes arrays under their names, as Hugging Face's readers expect them.
+    """Writes named arrays in the form that Hugging Face's readers expect.
 
-    One array at a time is in memory in the file's order and type.
+    Arrays are converted one at a time, so that memory holds one copy only.
 
     Args:
-      path: The file; it appears when it is complete.
-      arrays: Arrays by name, views of mapped files included.
-      dtype: Type of all floating-point arrays in the file; None keeps theirs.
+      path: The file; it appears once it is complete.
+      arrays: Arrays by name; may be views of mapped files.
+      dtype: Type of all floating-point arrays in the file; None: unchanged.
 
     Raises:
       ValueError: A value is too large for `dtype`.

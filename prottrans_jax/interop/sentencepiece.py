@@ -1,7 +1,7 @@
-"""Pieces of a SentencePiece model, read without the library.
+"""Reads the pieces of a SentencePiece model without the library.
 
-A model is a protocol buffer (`sentencepiece_model.proto`): of its fields only the
-pieces, and whether a space is put before a text, say which id a residue has.
+A model is a protocol buffer (`sentencepiece_model.proto`). The ids of residues depend
+on two of its fields: the pieces, and whether a space is put before a text.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import enum
 import pathlib
 from typing import NamedTuple
 
-SPACE = "\u2581"  # What SentencePiece writes for a space: pieces that begin a word.
+SPACE = "\u2581"  # SentencePiece's mark for a space; pieces that begin a word have it.
 # Field numbers of the messages.
 _PIECES, _NORMALIZER = 1, 3  # ModelProto
 _TEXT, _KIND = 1, 3  # ModelProto.SentencePiece
@@ -18,7 +18,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class Kind(enum.IntEnum):
-    """What a piece is for."""
+    """Kind of a piece."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -29,14 +29,14 @@ class Kind(enum.IntEnum):
 
 
 class Piece(NamedTuple):
-    """A piece; its id is its place in the model."""
+    """A piece; its id is its position in the model."""
 
     text: str
     kind: Kind
 
 
 class Model(NamedTuple):
-    """What ids depend on.
+    """The parts of a model that determine ids.
 
     Attributes:
       pieces: In the order of their ids.
@@ -51,14 +51,14 @@ def read(path: pathlib.Path) -> Model:
     """Reads a file such as `spiece.model`.
 
     Raises:
-      ValueError: It is no SentencePiece model, or cut off.
+      ValueError: It is not a SentencePiece model, or truncated.
     """
     try:
         model = _parse(memoryview(path.read_bytes()))
     except (ValueError, IndexError) as error:
         raise ValueError(
-            f"{path} is no SentencePiece model, or cut off ({error}). Is it the file "
-            "itself, and not a pointer to it?"
+            f"{path} is not a SentencePiece model, or truncated ({error}). Is it the "
+            "file itself, and not a Git LFS pointer?"
         ) from error
     if not model.pieces:
         raise ValueError(f"{path} is a SentencePiece model without pieces.")
@@ -91,7 +91,7 @@ def _piece(data: memoryview) -> Piece:
 
 def _message(value: "int | memoryview") -> memoryview:
     if isinstance(value, int):
-        raise ValueError("a number where a message should be")
+        raise ValueError("a number instead of a message")
     return value
 
 
@@ -110,7 +110,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, "int | memoryview"]]:
         elif wire_type in (_FIXED32, _FIXED64):
             size = 4 if wire_type == _FIXED32 else 8
         else:
-            raise ValueError(f"byte {at - 1} begins no field")
+            raise ValueError(f"byte {at - 1} does not begin a field")
         if at + size > len(data):
             raise ValueError(f"{at + size - len(data)} bytes are missing")
         yield key >> 3, data[at : at + size]
@@ -118,7 +118,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, "int | memoryview"]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, the lowest first, and the place behind it."""
+    """A number of 7 bits per byte, lowest first, and the position after it."""
     number = shift = 0
     while True:
         byte = data[at]

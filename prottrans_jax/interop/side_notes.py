@@ -1,7 +1,7 @@
-"""What T5X and Mesh-TensorFlow have no place for, in a small JSON beside a checkpoint.
+"""Settings that T5X's and Mesh-TensorFlow's formats lack, as JSON beside a checkpoint.
 
-Both keep arrays alone; a reader takes the rest from a configuration of its own. Ours
-reads this file back, others do not know it.
+Both formats store arrays only; their readers take other settings from a configuration.
+This library reads the JSON; other programs ignore it.
 """
 
 from collections.abc import Collection, Mapping
@@ -15,7 +15,7 @@ from prottrans_jax.models import t5
 from prottrans_jax.proteins import vocabulary
 
 NAME = "prottrans_jax.json"
-# Fields of T5Config that no shape tells.
+# Fields of T5Config that do not follow from shapes.
 _FIELDS = ("mlp_activations", "norm_epsilon", "relative_max_distance", "dropout_rate")
 # What is taken without the file: the defaults of T5 and T5 v1.1.
 _ASSUMED = {
@@ -26,11 +26,11 @@ _ASSUMED = {
 
 
 class Notes(NamedTuple):
-    """What stands in the file.
+    """Contents of the file.
 
     Attributes:
       settings: Fields of the configuration.
-      pieces: Id of every piece; None where it is not known.
+      pieces: Id of every piece; None if unknown.
     """
 
     settings: Mapping[str, Any]
@@ -40,7 +40,7 @@ class Notes(NamedTuple):
 def write(
     path: pathlib.Path, config: t5.T5Config, ids: vocabulary.Vocabulary | None
 ) -> None:
-    """Writes the settings of a model, and its ids if they are known."""
+    """Writes the settings of a model, and its ids if known."""
     content: dict[str, Any] = {
         "settings": {name: getattr(config, name) for name in _FIELDS}
     }
@@ -77,16 +77,16 @@ def read(path: pathlib.Path, given: Collection[str] = ()) -> Notes:
         raise ValueError(f"{path} is damaged ({error!r}).") from error
     unknown = sorted(settings.keys() - set(_FIELDS))
     if unknown:
-        raise ValueError(f"{path} has settings that are not known: {unknown}.")
+        raise ValueError(f"{path} has unknown settings: {unknown}.")
     if "mlp_activations" in settings:
         settings["mlp_activations"] = tuple(settings["mlp_activations"])
     return Notes(settings, pieces)
 
 
 def lost(config: t5.T5Config) -> list[str]:
-    """Settings that another reader would not take from the shapes, one text each.
+    """Descriptions of settings that differ from the default of other readers.
 
-    T5X and Mesh-TensorFlow have these in a gin file: by default T5's own values.
+    T5X and Mesh-TensorFlow take these from a gin file: by default T5's values.
     """
     usual = {
         "norm_epsilon": 1e-6,

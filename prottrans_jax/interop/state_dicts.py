@@ -1,8 +1,8 @@
-"""Finds a family's model in a state dict, whatever it is wrapped in.
+"""Extracts a family's model from a state dict.
 
-People save more than the bare model: wrapped by DataParallel or torch.compile, as an
-attribute of a module of their own, with the head of a downstream task beside it. Names
-come out as the family's own class has them; what is not the model's is named.
+A model may be saved wrapped by DataParallel or torch.compile, as an attribute of
+another module, or with the head of a downstream task. Arrays get the names of the
+family's class; names of arrays that do not belong to the model are returned.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Parts of names that DataParallel, torch.compile, FSDP and the like put in.
+# Parts of names that DataParallel, torch.compile, FSDP and similar wrappers insert.
 _WRAPPERS = frozenset(
     """
     _checkpoint_wrapped_module _forward_module _fsdp_wrapped_module _orig_mod module
     """.split()
 )
-# Parts of names that say a head of a downstream task, wherever it was attached.
+# Parts of names of downstream tasks' heads, wherever they are attached.
 _HEAD_PARTS = re.compile(
     r"(^|\.)(\w*classifier|classification_head|qa_outputs|logits_proj|sequence_summary"
     r"|score|head|heads|\w+_head)(\.|$)"
@@ -28,10 +28,10 @@ class _Layout(NamedTuple):
     """Names of a family.
 
     Attributes:
-      base: With which names of the encoder begin, beside heads; "" if with nothing.
+      base: Prefix of the encoder's names if there are heads; may be "".
       anchor: A parameter of the encoder, without `base`.
-      parts: How names of the encoder go on after `base`.
-      heads: How the names of the family's own heads begin.
+      parts: First components of the encoder's names after `base`.
+      heads: Prefixes of the names of the family's own heads.
     """
 
     base: str
@@ -80,7 +80,7 @@ _LAYOUTS = {
         ("crit.",),
     ),
 }
-# An encoder of T5 that was saved by itself, without the class around it.
+# An encoder of T5 that was saved by itself, without `T5EncoderModel`.
 _T5_STACK = _Layout(
     "encoder.", _T5_ANCHOR, ("block", "final_layer_norm", "embed_tokens"), ()
 )
@@ -97,10 +97,10 @@ def of_model(
 
     Returns:
       The arrays, and the names of those that are left out: heads of downstream tasks,
-      and what belongs to a module around the model.
+      and arrays of a module around the model.
 
     Raises:
-      ValueError: There are several such models, or adapters that were not merged.
+      ValueError: There are several models of the family, or unmerged adapters.
     """
     _refuse_adapters(arrays)
     arrays = _unwrapped(arrays)
@@ -110,16 +110,17 @@ def of_model(
         layout = _T5_STACK
         places = [x for x in _places(arrays, layout) if not x.endswith("decoder.")]
     if not places:
-        return arrays, []  # What is missing is named where parameters are compared.
+        # Missing arrays are reported by the comparison of shapes.
+        return arrays, []
     place = _choose(places, layout)
     around = place.removesuffix(layout.base) if layout.base else place
     model, left_out = {}, []
     for name, array in arrays.items():
-        ours = _name_in_model(name, place, around, layout)
-        if ours is None:
+        name_in_model = _name_in_model(name, place, around, layout)
+        if name_in_model is None:
             left_out.append(name)
         else:
-            model[ours] = array
+            model[name_in_model] = array
     return model, left_out
 
 
@@ -129,7 +130,7 @@ def _refuse_adapters(arrays: Mapping[str, np.ndarray]) -> None:
         raise ValueError(
             f"{len(names)} arrays belong to adapters that were not merged, such as "
             f"{names[0]}. Merge them in peft with model.merge_and_unload(), and save "
-            "that."
+            "the result."
         )
 
 
@@ -139,13 +140,13 @@ def _unwrapped(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         parts = [part for part in name.split(".") if part not in _WRAPPERS]
         plain = ".".join(parts)
         if plain in renamed:
-            raise ValueError(f"{name} is there twice: also without what wraps it.")
+            raise ValueError(f"{name} occurs twice: also without its wrapper's prefix.")
         renamed[plain] = array
     return renamed
 
 
 def _places(arrays: Mapping[str, np.ndarray], layout: _Layout) -> list[str]:
-    """What stands before the encoder's names, of every encoder there is."""
+    """Prefixes of the names of all encoders in a state dict."""
     anchor = layout.anchor
     return sorted(
         name.removesuffix(anchor)
@@ -159,13 +160,13 @@ def _choose(places: list[str], layout: _Layout) -> str:
     if len(places) == 1 or len(usual) == 1:
         return (usual or places)[0]
     raise ValueError(
-        f"There are {len(places)} models of this family in it, named "
+        f"It holds {len(places)} models of this family, named "
         f"{', '.join(f'{place}*' for place in places)}. Save the one to use by itself."
     )
 
 
 def _name_in_model(name: str, place: str, around: str, layout: _Layout) -> str | None:
-    """The name in the model's own class; None if it is not the model's."""
+    """The name in the family's class; None if it does not belong to the model."""
     if name.startswith(around):
         own = name.removeprefix(around)
         if own.startswith(layout.heads):
@@ -176,7 +177,7 @@ def _name_in_model(name: str, place: str, around: str, layout: _Layout) -> str |
     if rest.partition(".")[0] in layout.parts:
         inside = rest.partition(".")[2]
         return None if _HEAD_PARTS.search(inside) else f"{layout.base}{rest}"
-    # Unknown parameters of a module of its own could change what it computes.
+    # Unknown parameters inside the model's own module could change its output.
     is_own = place and place == f"{around}{layout.base}"
     if is_own and layout.base and not _HEAD_PARTS.search(rest):
         return f"{layout.base}{rest}"

@@ -1,9 +1,9 @@
-"""T5X's names of a T5's parameters, and the sizes that their shapes tell.
+"""T5X's parameter names of T5, and the model sizes that follow from the shapes.
 
-Unscanned T5X has our names and shapes. Scanned (`scalable_t5`) it has one array for all
-layers, heads apart, and a relative bias in every layer:
+Unscanned T5X has our names and shapes. Scanned T5X (`scalable_t5`) has one array for
+all layers, a separate axis of heads, and a relative bias in every layer:
 
-    theirs: encoder/encoder/                       ours: encoder/layers_i/
+    T5X: encoder/encoder/                          here: encoder/layers_i/
     mlp/wi/kernel               [D, L, F]          [D, F]
     attention/query/kernel      [D, L, H, K]       [D, H * K]
     attention/out/kernel        [H, L, K, D]       [H * K, D]
@@ -34,31 +34,31 @@ class Scanned(NamedTuple):
 
     @classmethod
     def of(cls, arrays: Mapping[str, Any]) -> "Scanned":
-        """Finds out from the shapes (arrays, or anything with a shape)."""
+        """Detects it from the shapes of arrays (or other objects with a shape)."""
         for name, array in arrays.items():
             match = _STACK.fullmatch(name)
             if match is None or not name.endswith("norm/scale"):
                 continue
             width = arrays[f"{match[1]}/{match[1]}_norm/scale"].shape[0]
-            # The axis that is not the width; of two equal ones T5X's default.
-            other = 0 if array.shape[0] != width else _SCAN_AXIS
-            return cls(other)
+            # The axis that is not the width; if both are equal, T5X's default.
+            axis = 0 if array.shape[0] != width else _SCAN_AXIS
+            return cls(axis)
         return cls(None)
 
     def unstacked(self, name: str, array: np.ndarray) -> dict[str, np.ndarray]:
-        """Our names and shapes of one of their arrays."""
+        """One of T5X's arrays under our names and in our shapes."""
         match = _STACK.fullmatch(name)
         if match is None:
             return {name: _joined(name, array)}
         layers = {}
         for layer in range(array.shape[self.axis or 0]):
-            ours = f"{match[1]}/layers_{layer}/{match[2]}"
-            layers[ours] = _joined(ours, array.take(layer, axis=self.axis))
+            layer_name = f"{match[1]}/layers_{layer}/{match[2]}"
+            layers[layer_name] = _joined(layer_name, array.take(layer, axis=self.axis))
         return layers
 
 
 def _joined(name: str, array: np.ndarray) -> np.ndarray:
-    """A kernel with heads and their width as one axis."""
+    """A kernel with heads and head_dim merged into one axis."""
     if array.ndim != 3:
         return array
     if name.endswith("out/kernel"):
@@ -69,7 +69,7 @@ def _joined(name: str, array: np.ndarray) -> np.ndarray:
 def scanned(
     flat: Mapping[str, np.ndarray], config: t5.T5Config
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Their names and shapes, one array at a time; the inverse of `unstacked`."""
+    """T5X's names and arrays, one at a time; the inverse of `unstacked`."""
     depth = {"encoder": config.num_layers, "decoder": config.num_decoder_layers}
     heads = config.num_heads, config.head_dim
     for name, array in flat.items():
@@ -101,8 +101,8 @@ def factored_shapes(
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Shapes of Adafactor's v_row and v_col in T5X; None if it keeps all of v.
 
-    A matrix keeps its smaller dimension in v_row. A stack goes by the axes' names:
-    v_row keeps d_model, v_col what is not d_model, and both the layers.
+    A matrix keeps its smaller dimension in v_row. In a stack v_row keeps d_model, v_col
+    the other dimensions, and both keep the layers.
     """
     if stacked and _STACK.fullmatch(name):
         if not name.endswith("kernel"):
@@ -116,9 +116,9 @@ def factored_shapes(
 
 
 def share_equal_biases(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One relative bias a stack where all its layers have the same one.
+    """Replaces equal relative biases of a stack's layers by one for the stack.
 
-    Mesh-TensorFlow keeps the one that is shared in the first layer only.
+    Mesh-TensorFlow stores a shared bias in the first layer only.
     """
     flat = dict(flat)
     for side in _SIDES:
@@ -137,10 +137,10 @@ def _is_layer_bias(name: str, side: str) -> bool:
 
 
 def config_of(flat: Mapping[str, np.ndarray], **overrides: Any) -> t5.T5Config:
-    """The configuration that parameters with unstacked layers belong to.
+    """The configuration that follows from parameters with unstacked layers.
 
     Raises:
-      ValueError: They are not those of a T5; lists what is missing and left over.
+      ValueError: The parameters are not those of a T5; names the first missing one.
     """
     embedding = _need(flat, "token_embedder/embedding")
     depth = {side: _depth(flat, side) for side in _SIDES}
@@ -150,7 +150,7 @@ def config_of(flat: Mapping[str, np.ndarray], **overrides: Any) -> t5.T5Config:
     num_heads, num_buckets = bias.shape
     if query.shape[1] % num_heads:
         raise ValueError(
-            f"queries are {query.shape[1]} wide, no multiple of {num_heads} heads."
+            f"queries have width {query.shape[1]}, not a multiple of {num_heads} heads."
         )
     gates = [
         n for n in ("wi", "wi_0", "wi_1") if f"encoder/layers_0/mlp/{n}/kernel" in flat
@@ -177,10 +177,10 @@ def config_of(flat: Mapping[str, np.ndarray], **overrides: Any) -> t5.T5Config:
 
 def _need(flat: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     if name not in flat:
-        some = ", ".join(sorted(flat)[:5])
+        first_names = ", ".join(sorted(flat)[:5])
         raise ValueError(
-            f"there is no {name}: not a T5 as T5X's examples/t5 has it. There are "
-            f"{len(flat)} arrays ({some}, ...)."
+            f"there is no {name}: not a T5 of T5X's examples/t5. There are "
+            f"{len(flat)} arrays ({first_names}, ...)."
         )
     return flat[name]
 

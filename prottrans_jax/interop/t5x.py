@@ -1,13 +1,13 @@
-"""T5X's checkpoints: every generation read, the third written.
+"""T5X's checkpoints: reads every generation, writes the third.
 
   v2, v3      checkpoint_N/checkpoint, msgpack: {version, optimizer: {target, state}}. A
-              leaf is an array, or where a zarr folder beside it keeps one.
-  Orbax zarr  checkpoint_N/state/checkpoint, msgpack of names of zarr folders beside;
-              later `_METADATA` in its place
+              leaf is an array, or the path of a zarr folder beside the file.
+  Orbax zarr  checkpoint_N/state/checkpoint, msgpack with names of zarr folders beside
+              it; later versions have `_METADATA` instead
   Orbax OCDBT checkpoint_N/state/{_METADATA, manifest.ocdbt, ...}
 
 Names and shapes of parameters are ours (`t5_names` for those of scanned layers). A
-missing chunk is an error: read as zeros it would be a save that was cut short.
+missing chunk is an error, not zeros: the save was interrupted.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -37,21 +37,21 @@ from prottrans_jax.proteins import vocabulary
 
 _PLACEHOLDER = "PLACEHOLDER://"
 _STEP = re.compile(r"checkpoint_(\d+)")
-# T5X factors Adafactor's second moment where both dimensions are at least so large.
+# T5X factors Adafactor's second moment if both dimensions are at least this large.
 _MIN_SIZE_TO_FACTOR = 128
-# Chunks are read and unpacked as a whole.
+# Readers decompress whole chunks.
 _MAX_CHUNK_BYTES = 1 << 27
 _COMPRESSOR = {"id": "gzip", "level": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """An array that is read when asked for.
+    """An array that is read on demand.
 
     Attributes:
       shape: Its shape.
       dtype: Its type.
-      read: Reads it.
+      read: Returns the array.
     """
 
     shape: tuple[int, ...]
@@ -61,14 +61,14 @@ class StoredArray:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds, under T5X's names with slashes.
+    """Contents of a checkpoint, under T5X's names with slashes.
 
     Attributes:
-      generation: Which form it has, in words.
+      generation: Name of the format.
       path: The file or folder of the step.
-      step: Number of optimizer steps; None if it does not say.
+      step: Number of optimizer steps; None if it is not stored.
       params: The model's parameters.
-      optimizer: The optimizer's state, `step` included; empty if it has none.
+      optimizer: The optimizer's state, `step` included; empty without one.
     """
 
     generation: str
@@ -79,14 +79,14 @@ class Contents:
 
 
 def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
-    """The model of a checkpoint.
+    """Reads the model of a checkpoint.
 
-    T5X stores no configuration: sizes come from the shapes, and what no shape tells
-    (GELU or another gate, epsilon, distances) from `side_notes` where `write` made
-    them, else it is T5's default, unless overridden.
+    T5X stores no configuration: sizes follow from the shapes. Other settings
+    (activation of the gate, epsilon, distances) come from `overrides`, else from the
+    `side_notes` that `write` adds, else they are T5's defaults.
 
     Args:
-      source: A step, or a folder of steps of which the newest is taken.
+      source: A step, or a folder of steps of which the newest is read.
       **overrides: Fields of `T5Config`.
 
     Raises:
@@ -131,7 +131,7 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
 
 
 def open_(source: str | os.PathLike) -> Contents:
-    """Finds a checkpoint and what is in it; reads no array yet."""
+    """Finds a checkpoint and lists its contents without reading arrays."""
     path = find(paths.local(source, "checkpoint"))
     if (path / "_METADATA").exists():
         return _open_metadata(path)
@@ -141,7 +141,7 @@ def open_(source: str | os.PathLike) -> Contents:
         tree = flax_msgpack.load(path)
         path = path.parent
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} holds no tree of parameters.")
+        raise ValueError(f"{path} does not hold a tree of parameters.")
     leaves = list(traverse_util.flatten_dict(tree, is_leaf=_is_leaf).values())
     if any(isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER) for leaf in leaves):
         generation, version = "Orbax zarr", None
@@ -152,7 +152,7 @@ def open_(source: str | os.PathLike) -> Contents:
     else:
         raise ValueError(
             f"{path} is msgpack, but with the keys {', '.join(map(str, tree))}: not a "
-            "checkpoint of T5X, which has version and optimizer, or Orbax's names."
+            "T5X checkpoint, which has version and optimizer, or Orbax's names."
         )
 
     def stored(name: str, leaf: Any) -> StoredArray:
@@ -167,7 +167,7 @@ def open_(source: str | os.PathLike) -> Contents:
 
 
 def find(path: pathlib.Path) -> pathlib.Path:
-    """The msgpack file of a step, or the folder that Orbax wrote for it."""
+    """The folder (or msgpack file) that holds the arrays of a step."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -184,7 +184,7 @@ def find(path: pathlib.Path) -> pathlib.Path:
         return find(step)
     raise FileNotFoundError(
         f"{path} has neither `checkpoint` nor `state`, nor folders checkpoint_N: not a "
-        "checkpoint of T5X, or one whose save was cut short."
+        "T5X checkpoint, or one whose save was interrupted."
     )
 
 
@@ -219,9 +219,9 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _folder_of(spec: Mapping[str, Any]) -> str:
-    """Name of the zarr folder beside the msgpack; the oldest keep it one level up.
+    """Name of the zarr folder beside the msgpack; the oldest files store `path` itself.
 
-    Without the folders above it: they are those of where it was written.
+    The parent folders are dropped: they are those of the machine that wrote it.
     """
     return pathlib.PurePosixPath(spec.get("path") or spec["kvstore"]["path"]).name
 
@@ -238,17 +238,17 @@ def _zarr(
     import tensorstore
 
     if not folder.is_dir():
-        raise ValueError(f"{folder} is missing: was the save, or a copy, cut short?")
-    described = (folder / ".zarray").exists()
-    if not described and "metadata" not in spec:
+        raise ValueError(f"{folder} is missing: was a save or copy interrupted?")
+    has_metadata = (folder / ".zarray").exists()
+    if not has_metadata and "metadata" not in spec:
         raise ValueError(f"{folder} has no .zarray, which describes its array.")
     store: dict[str, Any] = {
         "driver": "zarr",
         "kvstore": {"driver": "file", "path": f"{folder}/"},
         "fill_missing_data_reads": False,
     }
-    if not described:
-        # The description that was lost says nothing that is not in the msgpack too.
+    if not has_metadata:
+        # The msgpack holds the same metadata as the missing .zarray.
         store["metadata"] = {
             "zarr_format": 2,
             "shape": list(spec["metadata"]["shape"]),
@@ -260,7 +260,7 @@ def _zarr(
             "order": "C",
             "dimension_separator": ".",
         }
-    return _tensorstore(tensorstore, store, version, assume_metadata=not described)
+    return _tensorstore(tensorstore, store, version, assume_metadata=not has_metadata)
 
 
 def _zarr_dtype(name: str) -> str:
@@ -268,27 +268,30 @@ def _zarr_dtype(name: str) -> str:
 
 
 def _tensorstore(
-    tensorstore: Any, store: Mapping[str, Any], version: int | None = None, **how: Any
+    tensorstore: Any,
+    store: Mapping[str, Any],
+    version: int | None = None,
+    **options: Any,
 ) -> StoredArray:
-    array = tensorstore.open(store, open=True, read=True, **how).result()
+    array = tensorstore.open(store, open=True, read=True, **options).result()
     dtype = array.dtype.numpy_dtype
     if version == 2 and dtype == np.uint16:
         dtype = np.dtype(ml_dtypes.bfloat16)
 
-    def read_it() -> np.ndarray:
+    def read_array() -> np.ndarray:
         try:
             return _as_bfloat16(array.read().result(), version)
         except ValueError as error:
-            where = store["kvstore"].get("path", "")
-            raise ValueError(f"{where} cannot be read: {error}") from error
+            path = store["kvstore"].get("path", "")
+            raise ValueError(f"{path} cannot be read: {error}") from error
 
-    return StoredArray(tuple(array.shape), dtype, read_it)
+    return StoredArray(tuple(array.shape), dtype, read_array)
 
 
 def _open_metadata(path: pathlib.Path) -> Contents:
-    """Orbax's form of today: names in `_METADATA`.
+    """Opens Orbax's current format, with names in `_METADATA`.
 
-    Arrays are in one key-value store, or, by an option, each in a zarr folder.
+    Arrays are in one key-value store or, optionally, in a zarr folder each.
     """
     import tensorstore
 
@@ -335,27 +338,27 @@ def write(
     scanned: bool = False,
     ids: vocabulary.Vocabulary | None = None,
 ) -> pathlib.Path:
-    """Writes `folder/checkpoint_STEP` in generation v3, which everything public opens.
+    """Writes `folder/checkpoint_STEP` in generation v3, which all public readers open.
 
     Needs memory for one array besides `params`.
 
     Args:
-      folder: Where; like T5X's MODEL_DIR.
+      folder: Output folder, like T5X's MODEL_DIR.
       config: Configuration of the model.
       params: Its parameters.
-      dtype: Type of the parameters in the files; None keeps theirs.
-      step: Number that the checkpoint gets.
-      optimizer_state: Whether fresh slots of Adafactor are added. T5X's trainer goes on
-        from such a checkpoint only; converters do not mind.
-      scanned: Layers as `scalable_t5` has them, rather than `t5`. Each layer then gets
-        a relative bias of its own, equal to the shared one.
-      ids: Which id a piece has, for `side_notes`; None: not known.
+      dtype: Type of the parameters in the files; None: unchanged.
+      step: Number of the step.
+      optimizer_state: Whether to add fresh Adafactor slots, which T5X's trainer needs
+        to start from the checkpoint; converters do not.
+      scanned: Whether to stack layers as `scalable_t5` does, unlike `t5`. Each layer
+        then gets a copy of the shared relative bias.
+      ids: Vocabulary for `side_notes`; None: unknown.
 
     Returns:
       The folder of the step.
 
     Raises:
-      FileExistsError: The step is there already.
+      FileExistsError: The step exists.
     """
     target = pathlib.Path(folder) / f"checkpoint_{step}"
     if target.exists():
@@ -384,7 +387,7 @@ def write(
             "optimizer": traverse_util.unflatten_dict(tree, sep="/"),
         }
         side_notes.write(temporary / side_notes.NAME, config, ids)
-        # Last: without it a reader takes the folder for one that was not finished.
+        # Last: readers treat a folder without this file as incomplete.
         (temporary / "checkpoint").write_bytes(serialization.msgpack_serialize(content))
         os.replace(temporary, target)
     except BaseException:
@@ -401,7 +404,7 @@ def _cast(
 
 
 def _write_zarr(folder: pathlib.Path, name: str, array: np.ndarray) -> dict[str, Any]:
-    """Writes one array; returns what T5X puts into the msgpack for it."""
+    """Writes one array; returns its entry in the msgpack."""
     import tensorstore
 
     chunks = _chunks(array)
@@ -433,7 +436,7 @@ def _write_zarr(folder: pathlib.Path, name: str, array: np.ndarray) -> dict[str,
 
 
 def _chunks(array: np.ndarray) -> list[int]:
-    """Whole rows, as many as fit."""
+    """Chunk shape: whole rows, up to `_MAX_CHUNK_BYTES`."""
     row_bytes = max(1, array.nbytes // max(1, array.shape[0]))
     rows = min(array.shape[0], max(1, _MAX_CHUNK_BYTES // row_bytes))
     return [rows, *array.shape[1:]]
@@ -442,7 +445,7 @@ def _chunks(array: np.ndarray) -> list[int]:
 def _fresh_slots(
     shape: tuple[int, ...], scanned: bool, name: str
 ) -> dict[str, np.ndarray]:
-    """Adafactor's slots of step 0; those that are not used have shape (1,)."""
+    """Adafactor's slots at step 0; unused ones have shape (1,)."""
     slots: dict[str, tuple[int, ...]] = {
         slot: (1,) for slot in ("m", "v", "v_row", "v_col")
     }

@@ -1,11 +1,12 @@
-"""Tensors out of files that torch.save wrote, without torch and without running them.
+"""Reads tensors from torch.save files without torch and without running their code.
 
-Such a file is a pickle, and a pickle is a program: it may call any function it names.
-The reader here knows the handful of names that a state dict needs, stands in for them
-with functions of its own, and refuses every other name before anything is called.
+Such a file is a pickle, which may call any function that it names. This reader admits
+only the few names that a state dict needs, replaces them by its own functions, and
+refuses every other name before anything is called.
 
-Two formats: zip (torch >= 1.6; the pickle `data.pkl`, each storage a stored member) and
-the one before it (pickles in a row, then the storages). Storages are mapped, not read.
+Two formats: zip (torch >= 1.6: the pickle `data.pkl`, and an uncompressed member for
+each storage) and the older one (several pickles, then the storages). Storages are
+memory-mapped.
 """
 
 from collections import OrderedDict
@@ -37,14 +38,14 @@ _STORAGES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
-# Where Lightning and people's own loops keep a state dict among other things.
+# Keys under which Lightning and other training loops save the state dict.
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 # Local file header of a zip: up to its two length fields, at 26 and 28.
 _ZIP_HEADER_BYTES = 30
 
 
 class UnsafeFileError(ValueError):
-    """The pickle names something that no tensor needs. Nothing of it was called."""
+    """The pickle names a function that no tensor needs. No code of it was run."""
 
 
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -53,8 +54,8 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     A training library's checkpoint may hold the state dict under a key of its own.
 
     Raises:
-      UnsafeFileError: The file wants more than tensors.
-      ValueError: It is damaged, or holds something other than a state dict.
+      UnsafeFileError: The pickle needs functions other than those of tensors.
+      ValueError: The file is damaged, or does not hold a state dict.
     """
     content = load_tree(path)
     if isinstance(content, Mapping):
@@ -70,7 +71,7 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     ]
     if others:
         raise ValueError(
-            f"{path} is no state dict; besides tensors it holds "
+            f"{path} is not a state dict; besides tensors it holds "
             f"{', '.join(others[:5])}{' ...' * (len(others) > 5)}."
         )
     return dict(content)
@@ -81,9 +82,9 @@ def _state_dict_in(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
     for key in _STATE_DICT_KEYS:
         if isinstance(content.get(key), Mapping):
             return content[key]
-    # Other names, such as "net", if only one thing there can be meant.
-    inside = [value for value in content.values() if _is_state_dict(value)]
-    return inside[0] if len(inside) == 1 else content
+    # Under another key, such as "net", if there is only one state dict.
+    state_dicts = [value for value in content.values() if _is_state_dict(value)]
+    return state_dicts[0] if len(state_dicts) == 1 else content
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -96,11 +97,11 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def load_tree(path: str | os.PathLike) -> Any:
-    """Whatever the file holds: containers, numbers, text, and tensors as views.
+    """The file's content: containers, numbers, text, and tensors as views.
 
     Raises:
-      UnsafeFileError: The file wants more than that.
-      ValueError: It is damaged.
+      UnsafeFileError: The pickle needs other classes or functions.
+      ValueError: The file is damaged.
     """
     path = pathlib.Path(path)
     read = _load_zip if zipfile.is_zipfile(path) else _load_legacy
@@ -109,9 +110,9 @@ def load_tree(path: str | os.PathLike) -> Any:
     except (OSError, UnsafeFileError, _Damaged):
         raise
     except Exception as error:
-        # A malformed pickle can raise nearly anything; none of it concerns the caller.
+        # A malformed pickle can raise nearly any exception.
         raise _Damaged(
-            f"{path}: not a file of torch.save, or cut off ({type(error).__name__}: "
+            f"{path}: not a torch.save file, or truncated ({type(error).__name__}: "
             f"{error})."
         ) from error
 
@@ -121,13 +122,13 @@ class _Damaged(ValueError):
 
 
 class _Storage(NamedTuple):
-    """The elements behind one or more tensors; None while only sizes are asked for."""
+    """The elements of one or more tensors; None while only sizes are collected."""
 
     data: np.ndarray | None
 
 
 class _Name:
-    """Stands for an admitted name. Has no attributes that a pickle could set."""
+    """Replaces an admitted function. A pickle cannot set its attributes."""
 
     __slots__ = ("_call",)
     _call: Callable[..., Any]
@@ -143,7 +144,7 @@ class _Name:
 
 
 class _Type(_Name):
-    """Stands for a storage class; never called."""
+    """Replaces a storage class; never called."""
 
     __slots__ = ("dtype",)
     dtype: np.dtype
@@ -191,14 +192,14 @@ def _admitted_names() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_parameter"): _Name(_parameter),
     }
     for name, dtype in _STORAGES.items():
-        # Tensors of a GPU are named by their storage there.
+        # GPU tensors refer to storage classes in torch.cuda.
         for module in ("torch", "torch.cuda", "torch.storage"):
             names[module, name] = _Type(dtype)
     return names
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds containers and tensors; refuses every name that those do not need."""
+    """Builds containers and tensors; refuses every other name."""
 
     def __init__(
         self,
@@ -212,13 +213,13 @@ class _Unpickler(pickle.Unpickler):
         self._names = _admitted_names()
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name; called by the pickle machine for each of them."""
+        """The replacement of a name; called by `pickle` for each name in the file."""
         if (module, name) not in self._names:
             raise UnsafeFileError(
                 f"{self._path} asks for {module}.{name}, which is not needed to read "
-                "tensors: it is no plain state dict, or it was made to run code. "
-                "Nothing was run. If you trust it, load it with torch and save its "
-                "state dict again, best as safetensors."
+                "tensors: it is not a plain state dict, or it was made to run code. "
+                "No code was run. If you trust it, load it with torch and save its "
+                "state dict again, preferably as safetensors."
             )
         return self._names[module, name]
 
@@ -243,7 +244,7 @@ def _load_zip(path: pathlib.Path) -> Any:
         root = pickles[0].removesuffix("data.pkl")
         order = members.get(f"{root}byteorder")
         if order is not None and archive.read(order) != b"little":
-            raise _Damaged(f"{path} was written on a big-endian machine: not read.")
+            raise _Damaged(f"{path} was written on a big-endian machine: unsupported.")
         text = archive.read(pickles[0])
     content = memory_map.map_file(path)
     storages: dict[str, _Storage] = {}
@@ -268,13 +269,13 @@ def _member_bytes(
 ) -> np.ndarray:
     if info.compress_type != zipfile.ZIP_STORED:
         raise _Damaged(f"{path}: {info.filename} is compressed; torch never does that.")
-    # The central directory does not say how long the local header is.
+    # The central directory does not contain the length of the local header.
     header = content[info.header_offset :][:_ZIP_HEADER_BYTES].tobytes()
     names = int.from_bytes(header[26:28], "little")
     extra = int.from_bytes(header[28:30], "little")
     start = info.header_offset + _ZIP_HEADER_BYTES + names + extra
     if start + info.file_size > content.size:
-        raise _Damaged(f"{path}: {info.filename} is cut off.")
+        raise _Damaged(f"{path}: {info.filename} is truncated.")
     return content[start : start + info.file_size]
 
 
@@ -282,15 +283,15 @@ def _load_legacy(path: pathlib.Path) -> Any:
     content = memory_map.map_file(path)
     with open(path, "rb") as file:
         if _Unpickler(file, path).load() != _LEGACY_MAGIC:
-            raise _Damaged(f"{path}: neither a zip file nor one of torch.save.")
+            raise _Damaged(f"{path}: neither a zip file nor a torch.save file.")
         version = _Unpickler(file, path).load()
         if version != _LEGACY_VERSION:
-            raise _Damaged(f"{path}: format {version!r} of torch.save is not read.")
+            raise _Damaged(f"{path}: unsupported torch.save format {version!r}.")
         system = _Unpickler(file, path).load()
         if not system.get("little_endian", True):
-            raise _Damaged(f"{path} was written on a big-endian machine: not read.")
+            raise _Damaged(f"{path} was written on a big-endian machine: unsupported.")
         start = file.tell()
-        # Twice: first to learn which storages there are, for their bytes come last.
+        # Two passes: the first collects the storages' sizes, as their bytes come last.
         sizes: dict[str, tuple[np.dtype, int]] = {}
         _Unpickler(file, path, lambda *pid: _note_size(sizes, *pid)).load()
         keys = _Unpickler(file, path).load()
@@ -301,7 +302,7 @@ def _load_legacy(path: pathlib.Path) -> Any:
             stop = position + 8 + num_elements * dtype.itemsize
             stored = int.from_bytes(content[position:][:8].tobytes(), "little")
             if stop > content.size or stored != num_elements:
-                raise _Damaged(f"{path}: storage {key} is cut off or of another size.")
+                raise _Damaged(f"{path}: storage {key} is truncated or of wrong size.")
             storages[key] = content[position + 8 : stop].view(dtype)
             position = stop
         file.seek(start)

@@ -1,13 +1,13 @@
-"""Which id a residue has in a model that came from elsewhere.
+"""Ids of residues in models of other libraries.
 
-A folder's own vocabulary file says it (`vocabulary_files`), or a file that the caller
-names. Without any, ids are known of the models that the ProtTrans authors released, and
-of T5s with ProtT5's number of rows; of all others they are unknown, and whoever turns
-residues into ids refuses.
+They come from the folder's vocabulary file (`vocabulary_files`) or from a file that the
+caller names. Without a file, ids are known for the models that the ProtTrans authors
+released, and assumed for T5s with ProtT5's number of rows. For all others they are
+unknown, and conversion of residues to ids raises an error.
 
-A SentencePiece model that begins words with U+2581 has two pieces a residue: inside a
-word and at its beginning. Residues are words of their own, so theirs is the second; the
-first is called ``##A`` here, as BERT does.
+A SentencePiece model that marks the beginning of words with U+2581 has two pieces per
+residue: inside a word and at its beginning. Each residue is a word, so it has the
+second; the first is called ``##A`` here, as in BERT.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,25 +28,25 @@ from prottrans_jax.interop import sentencepiece, vocabulary_files
 from prottrans_jax.proteins import vocabulary
 
 JSON, FILES = vocabulary_files.JSON, vocabulary_files.FILES
-# Files of a tokenizer that say more about a file of `FILES` beside them.
+# Further files of a tokenizer, which supplement those of `FILES`.
 BESIDE = vocabulary_files.COMPANIONS
 # `Vocabulary.byte_table` holds ids of one byte.
 _MAX_PIECES = 256
 _SEVERAL_LETTERS = re.compile(rf"{sentencepiece.SPACE}?[A-Z]{{2,}}")
 _ROLES = ("pad", "unk", "eos", "mask", "cls", "sep")
-# Vocabularies that may be named in place of a file. Of the other families' released
-# models the order of the residues is not known.
+# Vocabularies that may be named instead of a file. For the released models of other
+# families the order of the residues is unknown.
 NAMED: Mapping[str, vocabulary.Vocabulary] = {
     "prot_t5": vocabulary.PROT_T5,
     "prot_bert": vocabulary.PROT_BERT,
 }
-# Pieces that could be put before a protein, and those that tokenizers always have.
+# Pieces that may be put before a protein, and usual special pieces of tokenizers.
 _TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _USUAL = re.compile(
     r"<(row_\d+|unused\w*|extra_id_\d+|s|/s|pad|unk|mask|cls|sep|bos|eos|eod|eop)>"
     r"|\[(unused\d+|PAD|UNK|CLS|SEP|MASK|BOS|EOS)\]"
 )
-# Parameters with a row per id: the end of their name, and which axis.
+# Parameters with a row per id: end of the name -> axis of the rows.
 _ROWS = {
     "token_embedder/embedding": 0,
     "token/embedding": 0,
@@ -59,18 +59,17 @@ _ROWS = {
 def read(
     folder: pathlib.Path, family: vocabulary.Vocabulary, num_rows: int
 ) -> vocabulary.Vocabulary | None:
-    """The vocabulary of a folder, or None if no file there tells.
+    """The vocabulary of a folder, or None if it has no vocabulary file.
 
-    Letters without a piece of their own are read as X is, X itself without one as the
-    unknown piece.
+    Letters without a piece are read as X; without a piece for X, as the unknown piece.
 
     Args:
       folder: In Hugging Face's layout.
-      family: What the family has by default: its special pieces are looked for.
+      family: Default vocabulary of the family, whose special pieces are needed.
       num_rows: Rows of the embedding table.
 
     Raises:
-      ValueError: A file there is damaged, or not one of single residues.
+      ValueError: A file is damaged, or not a vocabulary of single residues.
     """
     path = vocabulary_files.find(folder)
     if path is None:
@@ -84,23 +83,23 @@ def of_ids(
     family: vocabulary.Vocabulary,
     num_rows: int,
 ) -> vocabulary.Vocabulary:
-    """The vocabulary that a table of ids beside a checkpoint says; as `read`."""
+    """The vocabulary from a table of ids; other arguments as in `read`."""
     return _fit(vocabulary_files.of_ids(source, ids), family, num_rows)
 
 
 def load(
     source: str | os.PathLike, family: vocabulary.Vocabulary, num_rows: int
 ) -> vocabulary.Vocabulary:
-    """The vocabulary that a caller names, for a model of `num_rows` rows.
+    """The vocabulary that the caller specifies.
 
     Args:
-      source: A vocabulary file, a folder with one, or a name of `NAMED`.
-      family: What the family has by default.
+      source: A vocabulary file, a folder with one, or a name in `NAMED`.
+      family: Default vocabulary of the family.
       num_rows: Rows of the embedding table.
 
     Raises:
-      FileNotFoundError: It is not there.
-      ValueError: It is damaged, has more ids than there are rows, or lacks pieces.
+      FileNotFoundError: There is no such file.
+      ValueError: The file is damaged, has more ids than rows, or lacks pieces.
     """
     path = paths.local(source, "--vocabulary")
     if str(source) in NAMED and not path.exists():
@@ -108,12 +107,12 @@ def load(
         if named.sentinel != family.sentinel or named.size > num_rows:
             raise ValueError(
                 f"--vocabulary {source}: {named.name} has {named.size} ids; this model "
-                f"is of {family.name}'s family and has {num_rows} rows."
+                f"belongs to {family.name}'s family and has {num_rows} rows."
             )
-        # ALBERT, XLNet and Transformer-XL frame a protein by pieces of other names.
+        # ALBERT, XLNet and Transformer-XL have other special pieces around a protein.
         if any(getattr(named, role) != getattr(family, role) for role in _ROLES):
             raise ValueError(
-                f"--vocabulary {source}: its special pieces are not those of "
+                f"--vocabulary {source}: its special pieces differ from those of "
                 f"{family.name}. Name the tokenizer's file."
             )
         return named
@@ -127,7 +126,7 @@ def load(
 
 
 def unknown(source: pathlib.Path, family: vocabulary.Vocabulary, num_rows: int) -> str:
-    """Why residues have no ids in this model, and what to do about it."""
+    """Message: why the ids of residues are unknown, and what to do about it."""
     has = "the checkpoint has"
     if source.is_dir():
         names = sorted(path.name for path in source.iterdir())
@@ -136,29 +135,29 @@ def unknown(source: pathlib.Path, family: vocabulary.Vocabulary, num_rows: int) 
     hint = f" There is {near[0]}." if near else ""
     return (
         f"{source} has no vocabulary file (none of {', '.join(FILES)}): {has} "
-        f"{num_rows} rows where {family.name} has {family.size} ids, so which id a "
-        "residue has is not known. Name its tokenizer's file with --vocabulary FILE "
-        f"(in Python vocabulary=FILE), or put the file into the folder.{hint}"
+        f"{num_rows} rows where {family.name} has {family.size} ids, so the ids of "
+        "residues are unknown. Name the tokenizer's file with --vocabulary FILE (in "
+        f"Python vocabulary=FILE), or put the file into the folder.{hint}"
     )
 
 
 def _fit(
     pieces: vocabulary_files.Pieces, family: vocabulary.Vocabulary, num_rows: int
 ) -> vocabulary.Vocabulary:
-    """The vocabulary of a family that has these pieces."""
+    """The family's vocabulary with these pieces."""
     names = _names(pieces)
     if family.num_sentinels:
         names = _with_sentinels(names, pieces.sentinels, num_rows)
-        # A small model of ours may have no rows for sentinels: proteins need none.
+        # Our small models may have no rows for sentinels, which proteins do not need.
         if all(name.startswith("<extra_id_") for name in names[num_rows:]):
             names = names[:num_rows]
     if len(names) > num_rows:
         raise ValueError(
             f"{pieces.path} has {len(names)} pieces, the embedding table has "
-            f"{num_rows} rows: it is another model's. Name the model's own with "
-            "--vocabulary FILE (in Python vocabulary=FILE)."
+            f"{num_rows} rows: it belongs to another model. Name the model's own file "
+            "with --vocabulary FILE (in Python vocabulary=FILE)."
         )
-    # A T5's sentinels may be named nowhere.
+    # A T5's files need not list its sentinels.
     if names == family.pieces[: max(len(names), family.size - family.num_sentinels)]:
         return family
     _check_residues(pieces, names)
@@ -194,7 +193,7 @@ def _fit(
 def _piece_of(
     role: str, usual: str, names: Sequence[str], roles: Mapping[str, str]
 ) -> str | None:
-    """The special piece of a role: the family's, or what the tokenizer calls it."""
+    """The special piece of a role: the family's, else the tokenizer's."""
     candidates = (usual, roles.get(role))
     return next((piece for piece in candidates if piece in names), None)
 
@@ -202,7 +201,7 @@ def _piece_of(
 def _with_sentinels(
     names: tuple[str, ...], count: int, num_rows: int
 ) -> tuple[str, ...]:
-    """With those that T5's tokenizer adds behind its own pieces, if they fit."""
+    """Adds the sentinels that T5's tokenizer puts after its pieces, if they fit."""
     rows = [name.startswith("<row_") for name in names]
     own = rows.index(True) if True in rows else len(names)
     free = all(rows[own : own + count])
@@ -213,7 +212,7 @@ def _with_sentinels(
 
 
 def tags(vocab: vocabulary.Vocabulary) -> tuple[str, ...]:
-    """Pieces that a model may want before a protein, such as ``<AA2fold>``."""
+    """Pieces that may be put before a protein, such as ``<AA2fold>``."""
     roles = {getattr(vocab, role) for role in _ROLES}
     return tuple(
         piece
@@ -225,7 +224,7 @@ def tags(vocab: vocabulary.Vocabulary) -> tuple[str, ...]:
 def warn_of_unused(
     vocab: vocabulary.Vocabulary, family: vocabulary.Vocabulary, source: Any
 ) -> None:
-    """Names pieces in the log that a model has beyond its family's, but get no use."""
+    """Logs the pieces of a vocabulary that its family lacks and that are not used."""
     unused = [piece for piece in tags(vocab) if piece not in family.pieces]
     states = [p for p in vocab.pieces if len(p) == 1 and p.isascii() and p.islower()]
     if not unused and not states:
@@ -234,7 +233,7 @@ def warn_of_unused(
     parts += [f"{len(states)} lower-case letters"] if states else []
     logging.warning(
         "%s: its vocabulary also has %s, which are not used: proteins are read as "
-        "amino acids, with nothing before them.%s",
+        "amino acids, without a piece before them.%s",
         source,
         " and ".join(parts),
         f" --prefix '{unused[0]}' puts that piece before each." if unused else "",
@@ -244,19 +243,23 @@ def warn_of_unused(
 def with_prefix(
     vocab: vocabulary.Vocabulary, prefix: str
 ) -> tuple[vocabulary.Vocabulary, int]:
-    """The vocabulary that proteins after a piece are read with, and the piece's id.
+    """The vocabulary for proteins after a prefix piece, and the piece's id.
 
-    After ``<fold2AA>``, or another piece whose name begins with fold2, come 3Di states:
-    letters in either case are the vocabulary's lower-case pieces.
+    After ``<fold2AA>``, and other pieces whose name begins with fold2, letters are 3Di
+    states: in either case they are the vocabulary's lower-case pieces.
 
     Raises:
       ValueError: There is no such piece, or there are no lower-case ones.
     """
     if prefix not in vocab.pieces:
-        known = tags(vocab)
+        prefixes = tags(vocab)
         raise ValueError(
-            f"prefix={prefix!r} (--prefix) is no piece of {vocab.name}. "
-            + (f"It has {', '.join(known[:8])}." if known else "It has none such.")
+            f"prefix={prefix!r} (--prefix) is not a piece of {vocab.name}. "
+            + (
+                f"It has {', '.join(prefixes[:8])}."
+                if prefixes
+                else "It has no such pieces."
+            )
         )
     number = vocab.pieces.index(prefix)
     if not prefix.strip("<>[]").lower().startswith("fold2"):
@@ -274,7 +277,7 @@ def with_prefix(
 def check_rows(
     vocab: vocabulary.Vocabulary, special_ids: Sequence[int], num_rows: int, source: Any
 ) -> None:
-    """Raises ValueError if an id of a protein's row lies beyond the table's rows."""
+    """Raises ValueError if an id that a protein needs is not a row of the table."""
     used = {chr(b): int(vocab.byte_table[b]) for b in vocabulary.LETTERS.encode()}
     used |= {vocab.pieces[i]: i for i in (*special_ids, vocab.pad_id)}
     beyond = [f"{piece} {i}" for piece, i in used.items() if i >= num_rows]
@@ -292,7 +295,7 @@ def write(
     prefix_ids: Sequence[int],
     suffix_ids: Sequence[int],
 ) -> pathlib.Path:
-    """Writes `vocabulary.json`: the id of every piece, and those around residues."""
+    """Writes `vocabulary.json`: ids of all pieces, and the ids around a protein."""
     path = folder / JSON
     content = {
         "name": vocab.name,
@@ -306,54 +309,54 @@ def write(
 
 
 def renumber(
-    params: types.Params, theirs: vocabulary.Vocabulary, ours: vocabulary.Vocabulary
+    params: types.Params, stored: vocabulary.Vocabulary, target: vocabulary.Vocabulary
 ) -> types.Params:
-    """Parameters of the same model for other ids: rows of tables and biases move.
+    """Reorders the rows of embedding tables and biases for another vocabulary.
 
-    Pieces go together by name, X and the unknown piece for want of one another. Pieces
-    of ours that they lack get rows that are not in use.
+    Pieces are matched by name; X and the unknown piece replace each other if one is
+    missing. Pieces of `ours` that `theirs` lacks get unused rows.
 
     Raises:
       ValueError: There are fewer rows than `ours` has ids.
     """
-    if theirs == ours:
+    if stored == target:
         return params
     flat = traverse_util.flatten_dict(params, sep="/")
     for name, array in flat.items():
         for end, axis in _ROWS.items():
             if name == end or name.endswith(f"/{end}"):
-                order = _order(theirs, ours, array.shape[axis])
+                order = _order(stored, target, array.shape[axis])
                 flat[name] = np.take(array, order, axis=axis)
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _order(
-    theirs: vocabulary.Vocabulary, ours: vocabulary.Vocabulary, num_rows: int
+    stored: vocabulary.Vocabulary, target: vocabulary.Vocabulary, num_rows: int
 ) -> list[int]:
-    """Which of their rows becomes each row of ours."""
-    if num_rows < ours.size:
+    """For each row of ours, the index of the row in the checkpoint."""
+    if num_rows < target.size:
         raise ValueError(
-            f"The checkpoint's {theirs.name} has {num_rows} rows, {ours.name} has "
-            f"{ours.size} ids: a table of that many rows is needed."
+            f"The checkpoint's {stored.name} has {num_rows} rows, {target.name} has "
+            f"{target.size} ids: the table needs as many rows."
         )
-    ids = {piece: i for i, piece in enumerate(theirs.pieces)}
-    ids.setdefault("X", theirs.x_id)
+    ids = {piece: i for i, piece in enumerate(stored.pieces)}
+    ids.setdefault("X", stored.x_id)
     for role in _ROLES:
-        piece, other = getattr(ours, role), getattr(theirs, role)
+        piece, other = getattr(target, role), getattr(stored, role)
         if piece is not None and other is not None:
             ids[piece] = ids[other]
-    if ours.x == ours.unk:
-        ids[ours.unk] = theirs.x_id
-    order = [ids.get(piece) for piece in ours.pieces]
-    order += [None] * (num_rows - ours.size)
+    if target.x == target.unk:
+        ids[target.unk] = stored.x_id
+    order = [ids.get(piece) for piece in target.pieces]
+    order += [None] * (num_rows - target.size)
     free = iter(sorted(set(range(num_rows)) - set(order)))
     return [next(free) if row is None else row for row in order]
 
 
 def _names(pieces: vocabulary_files.Pieces) -> tuple[str, ...]:
-    """Pieces as `Vocabulary` has them: a letter alone is a residue.
+    """Names of pieces in `Vocabulary`: a single letter is a residue.
 
-    Upper-case letters are amino acids, lower-case ones what a model has them for.
+    Upper-case letters are amino acids; lower-case letters depend on the model.
     """
     names = []
     texts = set(pieces.texts)
@@ -362,7 +365,7 @@ def _names(pieces: vocabulary_files.Pieces) -> tuple[str, ...]:
         is_letter = len(letter) == 1 and letter.isascii() and letter.isalpha()
         inside = pieces.marked and text == letter
         if letter.islower() and f"{sentencepiece.SPACE}{letter}" not in texts:
-            inside = False  # Added later: matched as it is, marked or not.
+            inside = False  # An added token: matched without the mark.
         if not is_letter:
             names.append(text)
         elif not usable:
@@ -375,7 +378,7 @@ def _names(pieces: vocabulary_files.Pieces) -> tuple[str, ...]:
 
 
 def _check_residues(pieces: vocabulary_files.Pieces, names: tuple[str, ...]) -> None:
-    """Raises unless every residue is one piece, and no piece is several residues."""
+    """Raises ValueError unless residues and pieces correspond one to one."""
     several = [text for text in pieces.texts if _SEVERAL_LETTERS.fullmatch(text)]
     if several:
         raise ValueError(
@@ -387,15 +390,15 @@ def _check_residues(pieces: vocabulary_files.Pieces, names: tuple[str, ...]) -> 
     if missing:
         raise ValueError(
             f"{pieces.path} has no piece for the residues {', '.join(missing)}. Is it "
-            "a model of proteins, in upper case?"
+            "the vocabulary of a protein model, in upper case?"
         )
     if pieces.add_space and not pieces.marked:
         raise ValueError(
             f"{pieces.path}: residues have pieces inside words only, but every text "
-            "begins with a space: its first token would be none of a residue."
+            "begins with a space, so the first token would not be a residue."
         )
     if len(names) > _MAX_PIECES:
         raise ValueError(
-            f"{pieces.path} has {len(names)} pieces, a vocabulary of single residues "
-            f"at most {_MAX_PIECES}."
+            f"{pieces.path} has {len(names)} pieces, more than the limit of "
+            f"{_MAX_PIECES} for a vocabulary of single residues."
         )

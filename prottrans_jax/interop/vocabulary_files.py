@@ -1,13 +1,13 @@
-"""Pieces and ids as tokenizer files have them, one reader for each kind of file.
+"""Readers of tokenizer files: pieces and their ids.
 
-    vocabulary.json    what this library's exports hold
+    vocabulary.json    exports of this library
     spiece.model       T5, ALBERT, XLNet: SentencePiece
-    vocab.txt          BERT, ELECTRA: a piece a line
-    tokenizer.json     what transformers 5 saves
+    vocab.txt          BERT, ELECTRA: one piece per line
+    tokenizer.json     transformers 5
     vocab.json         {piece: id}
 
-Beside them transformers keeps pieces that were added later (added_tokens.json,
-tokenizer_config.json), and which pieces are special (special_tokens_map.json).
+Further files of transformers hold added pieces (added_tokens.json,
+tokenizer_config.json) and the names of special pieces (special_tokens_map.json).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from prottrans_jax.interop import sentencepiece
 from prottrans_jax.proteins import vocabulary
 
 JSON = "vocabulary.json"
-# The first of these that a folder has says its ids.
+# The first of these files in a folder determines the ids.
 FILES = (JSON, "spiece.model", "vocab.txt", "tokenizer.json")
 _ADDED, _SPECIAL, _CONFIG = (
     "added_tokens.json",
@@ -28,9 +28,9 @@ _ADDED, _SPECIAL, _CONFIG = (
     "tokenizer_config.json",
 )
 COMPANIONS = (_ADDED, _SPECIAL, _CONFIG)
-# What a piece `<pad>` or `[PAD]` is for.
+# Roles of special pieces such as `<pad>` or `[PAD]`.
 _ROLES = ("pad", "unk", "eos", "mask", "cls", "sep")
-# Sentinels that T5's tokenizer adds behind its SentencePiece model.
+# Number of sentinels that T5's tokenizer adds after its SentencePiece model.
 _T5_SENTINELS = 100
 
 
@@ -40,12 +40,12 @@ class Pieces:
 
     Attributes:
       path: The file.
-      texts: The pieces; ids that no piece has are called ``<row_ID>``.
-      usable: Whether a text may become the piece.
+      texts: The pieces; ids without a piece are called ``<row_ID>``.
+      usable: Whether the tokenizer can produce the piece from a text.
       marked: Whether residues are the pieces that begin a word.
       add_space: Whether a space is put before a text.
-      roles: Special pieces by role ("pad", "cls" ...), where a file says so.
-      sentinels: Number of sentinels that T5's tokenizer would add; 0 if they are there.
+      roles: Special pieces by role ("pad", "cls" ...), if a file has them.
+      sentinels: Number of sentinels that T5's tokenizer adds; 0 if the file has them.
     """
 
     path: pathlib.Path
@@ -58,13 +58,13 @@ class Pieces:
 
 
 def find(folder: pathlib.Path) -> pathlib.Path | None:
-    """The file of a folder that says its ids."""
+    """The vocabulary file of a folder, or None."""
     paths = [folder / name for name in FILES]
     return next((path for path in paths if path.is_file()), None)
 
 
 def near(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Vocabulary files beside a folder and in folders inside it, where people look."""
+    """Vocabulary files in the parent and the subfolders of a folder, for a hint."""
     places = [folder.resolve().parent]
     if folder.is_dir():
         places += sorted(path for path in folder.iterdir() if path.is_dir())
@@ -79,11 +79,11 @@ def _is_file(folder: pathlib.Path, name: str) -> bool:
 
 
 def read(path: pathlib.Path) -> Pieces:
-    """Pieces of a file of any of these kinds, whatever its name.
+    """Pieces of a vocabulary file of any supported kind and name, or of a folder's.
 
     Raises:
-      FileNotFoundError: It is not there.
-      ValueError: It is damaged, or of no kind that is known.
+      FileNotFoundError: There is no such file.
+      ValueError: The file is damaged, or of an unknown kind.
     """
     if path.is_dir():
         file = find(path)
@@ -110,7 +110,9 @@ def _read_lines(path: pathlib.Path) -> Pieces:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except ValueError as error:
-        raise ValueError(f"{path} is no text with a piece a line: {error}.") from error
+        raise ValueError(
+            f"{path} is not a text with one piece per line: {error}."
+        ) from error
     lines = [line.strip() for line in lines]
     while lines and not lines[-1]:
         lines.pop()
@@ -143,18 +145,18 @@ def _read_tokenizer_json(path: pathlib.Path, content: Mapping[str, Any]) -> Piec
         vocab, roles = _own_pieces(model), _roles(content)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is damaged: not as the tokenizers library writes it ({error!r})."
+            f"{path} is damaged: not in the tokenizers library's format ({error!r})."
         ) from error
     if vocab is None:
         raise ValueError(
-            f"{path}: a model of type {model.get('type')!r} is not known here. Put the "
+            f"{path}: a model of type {model.get('type')!r} is not supported. Put the "
             "tokenizer's spiece.model or vocab.txt beside it."
         )
     pieces = of_ids(path, _checked(path, {**vocab, **added}))
     pieces = dataclasses.replace(pieces, roles=roles)
     if isinstance(model["vocab"], Mapping):
         return pieces
-    # Written of a SentencePiece model, so a space comes first, unless it says no.
+    # Converted from a SentencePiece model: a space comes first unless disabled.
     return dataclasses.replace(
         pieces,
         marked=_has_marks(pieces.texts),
@@ -163,7 +165,7 @@ def _read_tokenizer_json(path: pathlib.Path, content: Mapping[str, Any]) -> Piec
 
 
 def _own_pieces(model: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Ids of a fast tokenizer's model; None if it is of a kind that is not read."""
+    """Ids of a fast tokenizer's model; None if its type is not supported."""
     vocab = model.get("vocab")
     if isinstance(vocab, list) and model.get("type") == "Unigram":
         return {text: i for i, (text, _) in enumerate(vocab)}
@@ -171,7 +173,7 @@ def _own_pieces(model: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _roles(content: Mapping[str, Any]) -> dict[str, str]:
-    """Special pieces that a fast tokenizer says itself, by role."""
+    """Special pieces of a fast tokenizer by role."""
     roles = {}
     for token in content.get("added_tokens") or ():
         role = token["content"].strip("<>[]").lower()
@@ -186,7 +188,7 @@ def _roles(content: Mapping[str, Any]) -> dict[str, str]:
         roles |= {role: step[role][0] for role in ("cls", "sep") if role in step}
         single = [next(iter(part.items())) for part in step.get("single") or ()]
         special = [x["id"] if kind == "SpecialToken" else "" for kind, x in single]
-        # BERT puts a piece on either side of a text, T5 one behind it.
+        # BERT puts a special piece on either side of a text, T5 one after it.
         if special and special[0] and special[-1]:
             roles |= {"cls": special[0], "sep": special[-1]}
         elif special and special[-1]:
@@ -211,7 +213,7 @@ def _adds_space(content: Mapping[str, Any]) -> bool:
 
 
 def _with_companions(pieces: Pieces) -> Pieces:
-    """With pieces that were added later, and with roles, as files beside it say."""
+    """Adds pieces and roles from the companion files in the same folder."""
     folder = pieces.path.parent
     config, special = (_read_if_there(folder / name) for name in (_CONFIG, _SPECIAL))
     try:
@@ -269,16 +271,16 @@ def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
+        raise ValueError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} is no JSON object.")
+        raise ValueError(f"{path} is not a JSON object.")
     return content
 
 
 def _ids(path: pathlib.Path, content: Mapping[str, Any], key: str) -> dict[str, int]:
     value = content.get(key)
     if not isinstance(value, Mapping):
-        raise ValueError(f"{path} has no object {key!r}.")
+        raise ValueError(f"{path} has no JSON object {key!r}.")
     return _checked(path, value)
 
 
@@ -293,5 +295,5 @@ def _checked(path: pathlib.Path, ids: Mapping[str, Any]) -> dict[str, int]:
 
 
 def sentinel_texts(count: int) -> Sequence[str]:
-    """T5's sentinels in the order of their ids: the last one first."""
+    """T5's sentinels in order of their ids: <extra_id_0> is the last."""
     return [f"<extra_id_{k}>" for k in range(count - 1, -1, -1)]

@@ -434,7 +434,7 @@ def test_what_is_missing_is_named(tmp_path):
     [
         ("[x", "not .*weight_map"),
         ("{}", "not .*weight_map"),
-        ('{"weight_map": {"a": "../model.safetensors"}}', "no file of this folder"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', "not a file of this folder"),
     ],
 )
 def test_an_index_that_is_none_is_named(tmp_path, index, message):

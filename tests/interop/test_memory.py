@@ -52,12 +52,12 @@ class _Lazy(dict):
 
 
 def _write_random(folder: pathlib.Path, as_pickle: bool) -> int:
-    names = {rule.theirs: rule for rule in hf_t5._table(XL)}
+    names = {rule.foreign: rule for rule in hf_t5._table(XL)}
     shapes = {name: x.shape for name, x in hf_t5._flat_shapes(XL).items()}
     theirs = {
-        name: shapes[rule.ours][::-1] if rule.transpose else shapes[rule.ours]
+        name: shapes[rule.native][::-1] if rule.transpose else shapes[rule.native]
         for name, rule in names.items()
-        if rule.ours in shapes
+        if rule.native in shapes
     }
     assert sum(map(np.prod, theirs.values())) == 1_208_141_824
     folder.mkdir()

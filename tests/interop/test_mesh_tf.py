@@ -120,7 +120,7 @@ def test_names_of_another_version_of_the_code(shared):
         if line.startswith("Variable ") and "_slot_" not in line
     ]
     assert len(names) == 52
-    ours = {rule.ours for rule in mesh_tf._table(names)}
+    ours = {rule.native for rule in mesh_tf._table(names)}
     config = dataclasses.replace(TINY, num_decoder_layers=2)
     shapes = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0)))
     assert ours == set(traverse_util.flatten_dict(shapes, sep="/"))
