@@ -1,13 +1,13 @@
-"""Console script `prottrans`: embed proteins, look at models and embedding files.
+"""Console script `prottrans`: embeds proteins, inspects models and embedding files.
 
   prottrans embed -i proteins.fasta -o proteins.h5 -m prot_t5
   prottrans models
   prottrans info proteins.h5
 
-Exit status: 0 done; 2 a mistake in the command line or places, or the output is taken:
-another process writes it, another run or another program made it; 3 proteins are
-missing from the output, the input cannot be used, or `verify` found faults; 4 the disk
-is full, or anything unforeseen; 130 and 143 stopped by SIGINT and SIGTERM: after a
+Exit status: 0 done; 2 a mistake in flags or paths, or the output is in use by another
+process or was made by another run or program; 3 proteins are missing from the output,
+the input cannot be used, or `verify` reports faults; 4 the disk is full, or an
+unexpected error; 130 and 143 stopped by SIGINT and SIGTERM: after a
 stop, computed vectors are kept and the same command continues. `export` has the
 statuses of `prottrans_jax.export`: 1 if a file cannot be read or written.
 """
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import re
 import sys
 
-# Nothing heavy here: a signal that comes before `main` has Python's own handlers.
+# Light imports only: until `main` runs, signals have Python's default handlers.
 from prottrans_jax import __version__
 from prottrans_jax.distributed import stop_signals
 
@@ -26,12 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand and returns the exit status.
 
     Args:
-      argv: None: that of this process, which a stop signal may then end at any moment.
-        With a list the caller's process goes on.
+      argv: Arguments; None: those of this process, which a stop signal may then end.
+        With a list the caller's process continues after a signal.
     """
     watch = stop_signals.install("prottrans", "", ends_process=argv is None)
-    words = sys.argv[1:] if argv is None else argv
-    return watch.guard(lambda: _run(words, watch))
+    arguments = sys.argv[1:] if argv is None else argv
+    return watch.guard(lambda: _run(arguments, watch))
 
 
 def _run(argv: Sequence[str], watch: stop_signals.Watch) -> int:
@@ -60,13 +60,13 @@ def _run(argv: Sequence[str], watch: stop_signals.Watch) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
-        # Or what the stop broke would be explained instead of the stop.
+        # A stop may have caused the error: report the stop instead.
         stop_signals.check()
         return _explain(error, arguments)
 
 
 def _with_negative_layers(argv: Sequence[str]) -> list[str]:
-    """`--layer -2,-1` as argparse takes it: it thinks that -2,-1 is a flag."""
+    """Rewrites `--layer -2,-1` to `--layer=-2,-1`: argparse takes -2,-1 for a flag."""
     joined: list[str] = []
     for word in argv:
         if joined[-1:] in (["--layer"], ["--layers"]) and re.match(r"-\d", word):
@@ -76,7 +76,7 @@ def _with_negative_layers(argv: Sequence[str]) -> list[str]:
 
 
 def _explain(error: Exception, arguments: argparse.Namespace) -> int:
-    """Prints what went wrong in one line, if it is of a kind that was foreseen."""
+    """Prints an error in one line; with -v, raises unexpected ones."""
     from prottrans_jax.checkpoints import manifests
     from prottrans_jax.commands import console
     from prottrans_jax.embed import inputs, job, shards
@@ -85,7 +85,7 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
 
     if isinstance(error, fasta.FastaError):
         skippable = error.problem.line and not error.problem.fatal
-        hint = " (--on-bad skip leaves such records out.)" if skippable else ""
+        hint = " (--on-bad skip omits such records.)" if skippable else ""
         return console.fail(3, f"{error}{hint}")
     if isinstance(error, inputs.DuplicateError):
         return console.fail(3, str(error))
@@ -109,7 +109,7 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
         return console.fail(4, paths.explain(error))
     if arguments.verbose:
         raise error
-    return console.fail(4, f"{type(error).__name__}: {error} (-v shows where.)")
+    return console.fail(4, f"{type(error).__name__}: {error} (-v shows the traceback.)")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = console.Parser(
         prog="prottrans",
         description="ProtTrans protein language models.",
-        epilog="Exit status: 0 done; 2 wrong use; 3 proteins missing; 4 unforeseen.",
+        epilog="Exit status: 0 done; 2 wrong use; 3 proteins missing; 4 other errors.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="command")

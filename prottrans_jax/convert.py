@@ -5,12 +5,12 @@ r"""Converts checkpoints between this library and others.
   python -m prottrans_jax.convert --input=mtf:FOLDER --output=OUT --to=prottrans
 
 Input: hf:, t5x: or mtf: and a folder (or a repository of the hub after hf:), or the
-model_dir of an own run; without a prefix the folder tells what it is. Output: a new
-folder, `hf` for transformers, `t5x` and `mtf` for T5, `prottrans` to train from.
+model_dir of a run of this library; without a prefix the format is detected. Output: a
+new folder, `hf` for transformers, `t5x` and `mtf` for T5, `prottrans` to train from.
 
-Exit status: 0 done; 1 the input is not there, damaged or of no model of ours, the
-output is there already or cannot be written; 2 a mistake in the flags or places; 130
-and 143 stopped by SIGINT and SIGTERM, nothing is left behind.
+Exit status: 0 done; 1 the input is missing, damaged or not supported, or the output
+exists or cannot be written; 2 a mistake in flags or paths; 130 and 143 stopped by
+SIGINT and SIGTERM, without leaving files behind.
 """
 
 from collections.abc import Sequence
@@ -29,31 +29,31 @@ from absl import flags
 from prottrans_jax import new_folders
 from prottrans_jax.config import command_flags
 
-_INPUT = flags.DEFINE_string("input", None, "What to convert; see above.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
+_INPUT = flags.DEFINE_string("input", None, "Checkpoint to convert; see above.")
+_OUTPUT = flags.DEFINE_string("output", None, "Output folder.")
 _TO = flags.DEFINE_enum(
-    "to", None, ["hf", "t5x", "mtf", "prottrans"], "Form of the output."
+    "to", None, ["hf", "t5x", "mtf", "prottrans"], "Format of the output."
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     ["float32", "bfloat16", "float16"],
-    "Type of the parameters in the output; default: as they are stored.",
+    "Type of the parameters in the output; default: the stored type.",
 )
 _DOWNLOAD = flags.DEFINE_bool(
-    "download", False, "Whether a repository of the hub may be fetched."
+    "download", False, "Whether to fetch a repository that is not cached."
 )
 _VOCABULARY = flags.DEFINE_string(
     "vocabulary",
     None,
-    "Tokenizer's file (vocab.txt, spiece.model, tokenizer.json) of a checkpoint that "
-    "lies without one.",
+    "Tokenizer file (vocab.txt, spiece.model, tokenizer.json) for a checkpoint without "
+    "one.",
 )
 _MAX_SHARD_GB = flags.DEFINE_float(
-    "max_shard_gb", 5.0, "Largest file of --to=hf, in units of 10^9 bytes."
+    "max_shard_gb", 5.0, "Maximum file size of --to=hf, in units of 10^9 bytes."
 )
 _SCANNED = flags.DEFINE_bool(
-    "scanned", False, "With --to=t5x: layers stacked, as in T5X's scalable_t5."
+    "scanned", False, "With --to=t5x: stack layers as T5X's scalable_t5 does."
 )
 
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _convert(source: str, output: pathlib.Path) -> list[pathlib.PurePath]:
-    """Writes the output, and says what it found and wrote; returns the files."""
+    """Writes and describes the output; returns the files."""
     import jax
     from jax import numpy as jnp
 
@@ -74,19 +74,19 @@ def _convert(source: str, output: pathlib.Path) -> list[pathlib.PurePath]:
         "vocabulary": _VOCABULARY.value,
     }
     if _TO.value == "prottrans":
-        # All other forms are written from views, and cast an array at a time.
+        # All other formats are written from views and cast one array at a time.
         options["scan_layers"] = True
         if _DTYPE.value:
             options["param_dtype"] = _DTYPE.value
-    found = opening.read(source, **options)
-    count = sum(x.size for x in jax.tree.leaves(found.params))
+    checkpoint = opening.read(source, **options)
+    count = sum(x.size for x in jax.tree.leaves(checkpoint.params))
     print(
-        f"Found {found.form} in {found.source}\n"
-        f"  {type(found.config).__name__}: {_sizes(found.config)}\n"
-        f"  {count:,} parameters, {found.stored_dtype.name}"
+        f"Found {checkpoint.form} in {checkpoint.source}\n"
+        f"  {type(checkpoint.config).__name__}: {_sizes(checkpoint.config)}\n"
+        f"  {count:,} parameters, {checkpoint.stored_dtype.name}"
     )
-    written = _write(found, output)
-    stored = _DTYPE.value or found.stored_dtype.name
+    written = _write(checkpoint, output)
+    stored = _DTYPE.value or checkpoint.stored_dtype.name
     size = count * jnp.dtype(stored).itemsize
     print(f"Wrote {stored}, {size / 1e6:,.1f} MB of parameters:")
     return [path.relative_to(output) for path in written]
@@ -106,39 +106,43 @@ def _sizes(config: Any) -> str:
     )
 
 
-def _write(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
+def _write(checkpoint: Any, output: pathlib.Path) -> list[pathlib.Path]:
     if _TO.value == "prottrans":
         from prottrans_jax.checkpoints import opening
 
-        return [opening.save(output, found)]
+        return [opening.save(output, checkpoint)]
     if _TO.value == "hf":
-        return _write_huggingface(found, output)
-    if found.family.name != "t5":
+        return _write_huggingface(checkpoint, output)
+    if checkpoint.family.name != "t5":
         raise ValueError(
-            f"--to={_TO.value} is for T5 only; this is {found.family.name}. Choose "
-            "--to=hf or --to=prottrans."
+            f"--to={_TO.value} is for T5 only; this is {checkpoint.family.name}. "
+            "Choose --to=hf or --to=prottrans."
         )
     from prottrans_jax.interop import mesh_tf, side_notes, t5x
 
-    if lost := side_notes.lost(found.config):
+    if lost := side_notes.lost(checkpoint.config):
         print(
-            f"Note: --to={_TO.value} has no place for {', '.join(lost)}. They are in "
-            f"{side_notes.NAME} beside it, which this library reads; give them to "
-            "other programs in their configuration."
+            f"Note: --to={_TO.value} cannot store {', '.join(lost)}. They are in "
+            f"{side_notes.NAME} beside it, which this library reads; set them in the "
+            "configuration of other programs."
         )
-    ids = None if found.unknown_ids else found.vocabulary
+    ids = None if checkpoint.unknown_ids else checkpoint.vocabulary
     if _TO.value == "mtf":
-        print("Note: without slots of the optimizer; start from it, do not go on.")
+        print("Note: no optimizer slots: start a new run from it, do not resume.")
         return [
             mesh_tf.write(
-                output, found.config, found.params, dtype=_DTYPE.value, ids=ids
+                output,
+                checkpoint.config,
+                checkpoint.params,
+                dtype=_DTYPE.value,
+                ids=ids,
             )
         ]
     return [
         t5x.write(
             output,
-            found.config,
-            found.params,
+            checkpoint.config,
+            checkpoint.params,
             dtype=_DTYPE.value,
             scanned=_SCANNED.value,
             ids=ids,
@@ -146,7 +150,7 @@ def _write(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
     ]
 
 
-def _write_huggingface(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
+def _write_huggingface(checkpoint: Any, output: pathlib.Path) -> list[pathlib.Path]:
     from prottrans_jax.interop import huggingface, vocabularies
     from prottrans_jax.models import electra
 
@@ -154,28 +158,33 @@ def _write_huggingface(found: Any, output: pathlib.Path) -> list[pathlib.Path]:
         "dtype": _DTYPE.value,
         "max_shard_bytes": int(_MAX_SHARD_GB.value * 1e9),
     }
-    if isinstance(found.config, electra.ElectraConfig):
+    if isinstance(checkpoint.config, electra.ElectraConfig):
         names = ("generator", "discriminator")
-        configs = found.config.generator, found.config.discriminator
-        parts = zip(names, configs, electra.split_params(found.params), strict=True)
+        configs = checkpoint.config.generator, checkpoint.config.discriminator
+        parts = zip(
+            names, configs, electra.split_params(checkpoint.params), strict=True
+        )
         return [
             path
             for name, config, params in parts
             for path in huggingface.write(output / name, config, params, **options)
         ]
-    written = huggingface.write(output, found.config, found.params, **options)
+    written = huggingface.write(output, checkpoint.config, checkpoint.params, **options)
     for name in huggingface.COMPANIONS:
-        if found.source.is_dir() and (found.source / name).is_file():
-            shutil.copyfile(found.source / name, output / name)
+        if checkpoint.source.is_dir() and (checkpoint.source / name).is_file():
+            shutil.copyfile(checkpoint.source / name, output / name)
             written.append(output / name)
-    if found.unknown_ids:
-        print("Note: which id a residue has is not known, and not written.")
+    if checkpoint.unknown_ids:
+        print("Note: the ids of residues are unknown, so no vocabulary is written.")
     elif _VOCABULARY.value or not any(
         (output / name).exists() for name in vocabularies.FILES
     ):
         written.append(
             vocabularies.write(
-                output, found.vocabulary, found.prefix_ids, found.suffix_ids
+                output,
+                checkpoint.vocabulary,
+                checkpoint.prefix_ids,
+                checkpoint.suffix_ids,
             )
         )
     return written

@@ -1,16 +1,17 @@
-r"""Exports a trained model: a folder to embed with, or to hand on.
+r"""Exports a trained model to a folder, for embedding or distribution.
 
   python -m prottrans_jax.export --checkpoint=MODEL_DIR --output=FOLDER
   python -m prottrans_jax.export --checkpoint=MODEL_DIR --output=FOLDER \
       --dtype=bfloat16 --part=all --stablehlo
 
 The folder holds safetensors weights and config.json, which `load_encoder`, `prottrans
-embed` and transformers' `from_pretrained` read, the vocabulary, provenance.json (how it
-was trained, step, SHA-256 of every file) and a note on the licence. No optimizer state.
+embed` and transformers' `from_pretrained` read, the vocabulary, provenance.json
+(training configuration, step, SHA-256 of every file) and a note on the licence. No
+optimizer state.
 
-Exit status: 0 done; 1 the checkpoint is not there, damaged or of no model of ours, the
-output is there already or cannot be written; 2 a mistake in the flags or places; 130
-and 143 stopped by SIGINT and SIGTERM, nothing is left behind.
+Exit status: 0 done; 1 the checkpoint is missing, damaged or not supported, or the
+output exists or cannot be written; 2 a mistake in flags or paths; 130 and 143 stopped
+by SIGINT and SIGTERM, without leaving files behind.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,38 +31,38 @@ from prottrans_jax.config import command_flags
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "A model_dir, one step of it, or anything that `convert --input` takes.",
+    "A model_dir, one of its steps, or any input of `prottrans_jax.convert`.",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
+_OUTPUT = flags.DEFINE_string("output", None, "Output folder.")
 _PART = flags.DEFINE_enum(
     "part",
     "encoder",
     ["encoder", "all"],
-    "The encoder alone, or with decoder and heads.",
+    "The encoder only, or all with decoder and heads.",
 )
 _NETWORK = flags.DEFINE_enum(
     "network",
     None,
     ["generator", "discriminator"],
-    "Which network of an ELECTRA in training; default: the discriminator.",
+    "Network of an ELECTRA run; default: the discriminator.",
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     ["float32", "bfloat16", "float16"],
-    "Type of the weights; default: as they are stored.",
+    "Type of the weights; default: the stored type.",
 )
 _STABLEHLO = flags.DEFINE_bool(
     "stablehlo",
     False,
     "Also write encoder.stablehlo: the encoder with its weights as one program for "
-    "cpu, cuda and tpu that needs jax alone; batch and length are free.",
+    "cpu, cuda and tpu that needs only jax and accepts any batch and length.",
 )
 _VOCABULARY = flags.DEFINE_string(
     "vocabulary",
     None,
-    "Tokenizer's file (vocab.txt, spiece.model, tokenizer.json) of a checkpoint that "
-    "lies without one.",
+    "Tokenizer file (vocab.txt, spiece.model, tokenizer.json) for a checkpoint without "
+    "one.",
 )
 
 

@@ -122,7 +122,7 @@ def test_a_device_that_is_not_there_is_said(model, source, tmp_path):
     if done.returncode == 0:
         pytest.skip("there is a GPU")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert "--device gpu: JAX cannot start that" in done.stderr
+    assert "--device gpu: JAX cannot start this device" in done.stderr
     assert "--device cpu" in done.stderr
 
 

@@ -1,8 +1,8 @@
 """Subcommands of `prottrans`; `prottrans_jax.cli` assembles them.
 
 One file for each group of commands: `embedding` (embed), `inspection` (info, reformat,
-verify) and `models`. `console` holds exit statuses and messages, `configuration` flags
-from a file, `progress` the progress line.
+verify) and `models` (models, export). `console` has the parser and messages,
+`configuration` reads flags from a file, `progress` prints the progress line.
 
-May import everything that needs no TensorFlow and no gin.
+May import all rooms that need neither TensorFlow nor gin.
 """

@@ -1,7 +1,7 @@
-"""`--config FILE`: flags of a command from a YAML or JSON file.
+"""`--config FILE`: reads flags of a command from a YAML or JSON file.
 
-Keys are names of flags, with `-` or `_`. What is given on the command line wins; the
-input and the output are given there only, so that one file serves many runs.
+Keys are names of flags, with `-` or `_`. Flags on the command line override the file.
+Input and output can only be set on the command line, so that one file serves many runs.
 """
 
 import argparse
@@ -18,15 +18,15 @@ _NUMBERS: dict[Any, Callable[[str], Any]] = {
     int: setting_types.whole_number,
     float: setting_types.number_from_text,
 }
-_ELSEWHERE = ("input", "output", "config", "help")
+_COMMAND_LINE_ONLY = ("input", "output", "config", "help")
 
 
 def set_defaults(parser: argparse.ArgumentParser, path: str | os.PathLike) -> None:
-    """Makes the values of a file the defaults of a parser.
+    """Sets the defaults of a parser to the values in a file.
 
     Raises:
       FileNotFoundError: There is no such file.
-      ValueError: It is no mapping of flags to values; lists every fault.
+      ValueError: It is not a mapping of flags to values; lists every fault.
     """
     flags = _flags(parser)
     defaults: dict[str, Any] = {}
@@ -34,11 +34,13 @@ def set_defaults(parser: argparse.ArgumentParser, path: str | os.PathLike) -> No
     for key, value in _read(path).items():
         name = str(key).replace("_", "-")
         try:
-            if name in _ELSEWHERE:
-                raise ValueError(f"--{name} is given on the command line only.")
+            if name in _COMMAND_LINE_ONLY:
+                raise ValueError(f"--{name} can only be set on the command line.")
             if name not in flags:
-                close = difflib.get_close_matches(name, flags.keys() - {*_ELSEWHERE})
-                hint = f" Did you mean {' or '.join(close)}?" if close else ""
+                similar = difflib.get_close_matches(
+                    name, flags.keys() - {*_COMMAND_LINE_ONLY}
+                )
+                hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
                 raise ValueError(f"there is no flag --{name}.{hint}")
             if flags[name].dest in defaults:
                 raise ValueError("a second value of this flag.")
@@ -60,13 +62,13 @@ def _read(path: str | os.PathLike) -> dict[Any, Any]:
         _refuse_repeated_keys(yaml.compose(text, yaml.SafeLoader))
         content = yaml.safe_load(text)  # JSON is YAML.
     except UnicodeDecodeError as error:
-        raise ValueError(f"--config {path}: is no text in UTF-8: {error}.") from None
+        raise ValueError(f"--config {path}: is not text in UTF-8: {error}.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        why = getattr(error, "problem", None) or str(error).splitlines()[0]
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ValueError(
-            f"--config {path}{where}: neither YAML nor JSON: {why}."
+            f"--config {path}{line}: neither YAML nor JSON: {reason}."
         ) from None
     except _RepeatedKeyError as error:
         raise ValueError(f"--config {path}, {error}") from None
@@ -83,21 +85,21 @@ class _RepeatedKeyError(Exception):
 
 
 def _refuse_repeated_keys(node: Any) -> None:
-    """YAML's own loader would keep the last of several values in silence."""
+    """Raises for repeated keys, of which YAML's loader silently keeps the last."""
     lines: dict[str, int] = {}
     pairs = node.value if getattr(node, "id", "") == "mapping" else ()
     for key, _ in pairs:
         line = key.start_mark.line + 1
         if key.value in lines:
             raise _RepeatedKeyError(
-                f"line {line}: {key.value} has a value already, in line "
+                f"line {line}: {key.value} already has a value, in line "
                 f"{lines[key.value]}."
             )
         lines[key.value] = line
 
 
 def _flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    # argparse has no public list of its flags.
+    # argparse has no public list of its options.
     return {
         option.removeprefix("--"): action
         for action in parser._actions
@@ -107,7 +109,7 @@ def _flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 
 def _value(action: argparse.Action, value: Any) -> Any:
-    """What the flag would give for the value, which is checked like the flag's."""
+    """Checks and converts a value as the flag does on the command line."""
     if value is None:
         return action.default
     if action.nargs == 0:
@@ -121,21 +123,21 @@ def _value(action: argparse.Action, value: Any) -> Any:
             value = int(value)
         if isinstance(value, str):  # 1e6 is a number, but not by YAML's rules.
             value = _NUMBERS[action.type](value)
-        # Which numbers are too small is said by those who use them.
+        # Lower limits are checked where the number is used.
         value = setting_types.coerce(value, action.type, default=-1)
     elif isinstance(value, list):
         value = ",".join(_text(item) for item in value)
     else:
         value = _text(value)
     if action.choices and value not in action.choices:
-        known = ", ".join(map(str, action.choices))
-        raise ValueError(f"{value!r} is not known. Choose one of {known}.")
+        choices = ", ".join(map(str, action.choices))
+        raise ValueError(f"{value!r} is not known. Choose one of {choices}.")
     return value
 
 
 def _text(value: Any) -> str:
-    """A value of YAML as the text that would be typed."""
-    # Of 1.10 nothing tells that it was no 1.1.
+    """A YAML value as the text of a command line."""
+    # Not float: YAML does not distinguish 1.10 from 1.1.
     if isinstance(value, str | int | datetime.date) and not isinstance(value, bool):
         return str(value)
     raise ValueError(f"{value!r}: expected {setting_types.describe(str)}.")

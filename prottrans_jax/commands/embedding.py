@@ -1,4 +1,4 @@
-"""`prottrans embed`: a FASTA file into a file of vectors."""
+"""`prottrans embed`: writes embeddings of a FASTA file's proteins."""
 
 import argparse
 import dataclasses
@@ -9,7 +9,7 @@ from prottrans_jax.commands import console, progress
 from prottrans_jax.files import paths
 from prottrans_jax.proteins import plurals
 
-_WHEN_STOPPED = "What was computed is kept: the same command goes on from there."
+_WHEN_STOPPED = "Computed vectors are kept: the same command continues from there."
 
 
 def add_embed(commands) -> None:
@@ -24,12 +24,12 @@ def add_embed(commands) -> None:
         required=True,
         nargs="+",
         action="extend",
-        help="FASTA, plain or compressed; - is stdin; several, or repeated, are one",
+        help="FASTA, plain or compressed; - is stdin; several files are read as one",
     )
     add("-o", "--output", required=True, help=".h5 .npz .parquet .zarr .csv or .tsv")
-    add("-m", "--model", default="prot_t5", help="folder, hub id or name")
+    add("-m", "--model", default="prot_t5", help="folder, hub repository or name")
     add("--per-residue", action="store_true", help="a vector per residue (default)")
-    # prott5_embedder's --per_protein takes 0 or 1.
+    # With 0 or 1 for compatibility with prott5_embedder.
     add(
         *("--per-protein", "--per_protein"),
         nargs="?",
@@ -50,47 +50,47 @@ def add_embed(commands) -> None:
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16", "int8"),
-        help="of the model's products; default: by device",
+        help="type of weights and products; default: depends on the device",
     )
-    add("--output-dtype", choices=("float16", "float32"), help="of the file")
+    add("--output-dtype", choices=("float16", "float32"), help="type in the file")
     add(
         "--batch-tokens",
         type=int,
-        help="tokens that are computed at once, with padding",
+        help="maximum tokens in a batch, including padding",
     )
-    add("--max-batch", type=int, help="proteins that are computed at once")
+    add("--max-batch", type=int, help="maximum proteins in a batch")
     add(
         "--max-length",
         type=int,
-        help="residues above which --long decides; default: what the model takes",
+        help="residues above which --long applies; default: the model's limit",
     )
     add("--long", default="error", help="error, skip, chunk or truncate")
-    add("--chunk-overlap", type=int, help="residues that pieces share")
+    add("--chunk-overlap", type=int, help="residues that neighbouring pieces share")
     add("--key", default="auto", help="auto, token, header, md5, biotrainer or index")
     add("--on-bad", "--on_bad", default="error", help="error or skip")
     add(
         *("--allow-nucleotides", "--allow_nucleotides"),
         action="store_true",
-        help="take a file of A, C, G, T, U and N for one of proteins",
+        help="accept a file with only A, C, G, T, U and N as proteins",
     )
     add("--on-duplicate", default="error", help="error, suffix or first")
-    add("--reuse", action="append", default=[], help="HDF5 file to take vectors from")
+    add("--reuse", action="append", default=[], help="HDF5 file with vectors to reuse")
     add(
         "--resume",
         action=console.Switch,
         default=True,
-        help="go on from what a stopped run left and from the output as it is, or "
-        "compute everything anew; see --overwrite",
+        help="continue a stopped run and keep vectors in the output, or compute "
+        "everything anew; see --overwrite",
     )
     add("--overwrite", action="store_true", help="replace another run's output")
     add(
         "--commit-seconds",
         type=float,
         default=30.0,
-        help="keep what was computed at least this often (default 30)",
+        help="save computed vectors at least this often (default 30)",
     )
     add("--device", default="auto", choices=("auto", "cpu", "gpu", "tpu"))
-    add("--download", action="store_true", help="fetch a model that is not here")
+    add("--download", action="store_true", help="fetch a model that is not cached")
     add("--revision", help="branch, tag or commit of the model's repository")
     add_vocabulary(add)
     add("--no-progress", action="store_true")
@@ -98,16 +98,16 @@ def add_embed(commands) -> None:
 
 
 def add_vocabulary(add) -> None:
-    """Adds the flags that say how residues become ids of the model."""
+    """Adds the flags that determine the model's ids of residues."""
     add(
         "--vocabulary",
-        help="tokenizer's file of a model that lies without one: vocab.txt, "
-        "spiece.model, tokenizer.json; or prot_t5, prot_bert for theirs",
+        help="tokenizer file for a model without one: vocab.txt, spiece.model or "
+        "tokenizer.json; or prot_t5 or prot_bert for the vocabulary of these models",
     )
     add(
         "--prefix",
-        help="piece before each protein, as '<AA2fold>' of ProstT5; after '<fold2AA>' "
-        "letters are 3Di states",
+        help="piece before each protein, such as '<AA2fold>' of ProstT5; after "
+        "'<fold2AA>' letters are 3Di states",
     )
 
 
@@ -118,7 +118,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         )
     from prottrans_jax.embed import job, outputs, process, settings
 
-    # Its fields have the flags' names; devices are for Python alone.
+    # Fields have the flags' names; `devices` has no flag.
     options = settings.Options(
         **{
             field.name: getattr(arguments, field.name)
@@ -126,7 +126,7 @@ def _embed(arguments: argparse.Namespace) -> int:
             if field.name != "devices"
         }
     )
-    # Mistakes show before the model is loaded.
+    # Report mistakes before the model is loaded.
     sources = paths.local_inputs(arguments.input, "--input")
     output = paths.local(arguments.output, "--output")
     outputs.refuse_foreign(output, settings.output_paths(output, options).values())
@@ -143,17 +143,17 @@ def _embed(arguments: argparse.Namespace) -> int:
         vocabulary=arguments.vocabulary,
         prefix=arguments.prefix,
     )
-    say = _Say(arguments)
+    messages = _Messages(arguments)
     with progress.Lines(silent=arguments.no_progress or arguments.quiet) as lines:
         report = job.embed_fasta(
             encoder,
             sources,
             output,
             options,
-            on_plan=say.plan,
+            on_plan=messages.plan,
             on_progress=lines.show,
         )
-    return say.summary(report)
+    return messages.summary(report)
 
 
 def _check_device(name: str) -> None:
@@ -161,30 +161,30 @@ def _check_device(name: str) -> None:
 
     try:
         jax.devices()
-    except Exception as error:  # Which class it is depends on what is installed.
-        asked = f"--device {name}"
+    except Exception as error:  # The class depends on the installed plugins.
+        setting = f"--device {name}"
         if name == "auto":
-            asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+            setting = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         raise ValueError(
-            f"{asked}: JAX cannot start that ({str(error) or 'it is not installed'}). "
-            "Is prottrans_jax[gpu] or [tpu] installed, and the driver? --device cpu "
-            "works everywhere."
+            f"{setting}: JAX cannot start this device "
+            f"({str(error) or 'it is not installed'}). Are prottrans_jax[gpu] or "
+            "[tpu] and the driver installed? --device cpu works everywhere."
         ) from error
 
 
 def _model(name: str) -> str:
-    """The model that was meant."""
+    """The value of --model; also accepts the folder of prott5_embedder."""
     name = paths.source(name, "--model")
     folder = pathlib.Path(name)
-    # prott5_embedder's --model is where transformers kept its download of one model.
+    # prott5_embedder's --model is a cache folder with one model.
     if (folder / "models--Rostlab--prot_t5_xl_half_uniref50-enc").is_dir():
         os.environ["HF_HUB_CACHE"] = str(folder)
         return "prot_t5"
     return name
 
 
-class _Say:
-    """Lines for people, on stderr."""
+class _Messages:
+    """Prints the plan and the summary of a job on stderr."""
 
     def __init__(self, arguments: argparse.Namespace):
         self._quiet = arguments.quiet
@@ -219,7 +219,7 @@ class _Say:
             names = report.letters.only_x
             console.say(
                 f"Warning: {plurals.count(len(names), 'protein')} with no letter but X "
-                f"({console.some(names)}): such vectors say nothing."
+                f"({console.some(names)}): their vectors carry no information."
             )
         if not report.skipped:
             return 0
@@ -234,14 +234,14 @@ class _Say:
 
     def _counts(self, report) -> None:
         counts = [f"{report.embedded:,} embedded"]
-        for number, what in (
+        for number, origin in (
             (report.resumed, "from the run before"),
             (report.reused, "reused"),
             (report.kept, "kept from an earlier input, not in this one"),
             (report.dropped, "of an earlier input dropped from the output"),
         ):
             if number:
-                counts.append(f"{number:,} {what}")
+                counts.append(f"{number:,} {origin}")
         if report.repeated:
             counts.append(
                 f"{plurals.count(report.repeated, 'repeated record')} written once"
@@ -256,12 +256,14 @@ class _Say:
         letters = report.letters
         if letters.gaps or letters.stops:
             console.say(
-                f"Taken out of sequences: {plurals.count(letters.gaps, 'gap')}, "
+                f"Removed from sequences: {plurals.count(letters.gaps, 'gap')}, "
                 f"{plurals.count(letters.stops, 'stop')} at the end."
             )
         if letters.unusual:
-            each = ", ".join(f"{number:,} {x}" for x, number in letters.unusual.items())
-            console.say(f"Read as X: {each}.")
+            counts_of_letters = ", ".join(
+                f"{number:,} {letter}" for letter, number in letters.unusual.items()
+            )
+            console.say(f"Read as X: {counts_of_letters}.")
         actions: dict[str, list[str]] = {}
         for cut in report.cut:
             actions.setdefault(cut.action, []).append(cut.name)
@@ -272,5 +274,7 @@ class _Say:
 
 
 def _cut_to(number: int, action: str, limit: int) -> str:
-    how = "truncated to" if action == "truncated" else "embedded in pieces of"
-    return f"{plurals.count(number, 'protein')} {how} {plurals.count(limit, 'residue')}"
+    verb = "truncated to" if action == "truncated" else "embedded in pieces of"
+    return (
+        f"{plurals.count(number, 'protein')} {verb} {plurals.count(limit, 'residue')}"
+    )

@@ -15,10 +15,10 @@ from prottrans_jax.proteins import plurals
 def add_info(commands) -> None:
     """Adds `prottrans info`."""
     parser = console.add_command(
-        commands, "info", _info, "say what is in an embedding file or a model folder"
+        commands, "info", _info, "describe an embedding file or a model folder"
     )
     parser.add_argument("path", help="embedding file, or folder of a model")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -26,22 +26,22 @@ def _info(arguments: argparse.Namespace) -> int:
     if (path / "config.json").is_file():
         about = _info_of_model(path)
     elif path.is_dir() and not (path / "zarr.json").is_file():
-        raise ValueError(f"{path}: a folder without config.json is no model's.")
+        raise ValueError(f"{path}: the folder has no config.json, so it is no model.")
     else:
         from prottrans_jax.embed import formats
 
-        found = formats.describe(path)
+        summary = formats.describe(path)
         about = {
             "file": str(path),
-            "proteins": found.proteins,
-            "vectors": found.kind,
-            "d_model": list(found.d_model),
-            "dtype": list(found.dtypes),
-            "residues": found.residues,
-            "examples": list(found.examples),
-        } | {key: value for key, value in found.metadata.items() if key != "options"}
-        if found.kind == "per protein":
-            # Vectors per protein do not tell how many residues there were.
+            "proteins": summary.proteins,
+            "vectors": summary.kind,
+            "d_model": list(summary.d_model),
+            "dtype": list(summary.dtypes),
+            "residues": summary.residues,
+            "examples": list(summary.examples),
+        } | {key: value for key, value in summary.metadata.items() if key != "options"}
+        if summary.kind == "per protein":
+            # The number of residues does not follow from vectors per protein.
             del about["residues"]
     if arguments.json:
         print(json.dumps(about, indent=1, default=str))
@@ -51,7 +51,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _print(about: Mapping[str, object], indent: str = "") -> None:
-    """Prints names and values, a line each; what is nested is indented."""
+    """Prints names and values, one per line; nested values are indented."""
     for key, value in about.items():
         name = f"{indent}{key}"
         if isinstance(value, str) and value.startswith("{"):
@@ -75,16 +75,18 @@ def _info_of_model(path: pathlib.Path) -> dict[str, object]:
 
     from prottrans_jax.interop import huggingface
 
-    found = huggingface.read(path)
+    checkpoint = huggingface.read(path)
     provenance = path / "provenance.json"
     about = {
         "folder": str(path),
-        "family": found.family.name,
-        "parameters": sum(x.size for x in jax.tree.leaves(found.params)),
-        "stored": found.stored_dtype.name,
-        "vocabulary": "unknown" if found.unknown_ids else found.vocabulary.name,
-        "left_out": ", ".join(found.left_out) or "nothing",
-        "config": dataclasses.asdict(found.config),
+        "family": checkpoint.family.name,
+        "parameters": sum(x.size for x in jax.tree.leaves(checkpoint.params)),
+        "stored": checkpoint.stored_dtype.name,
+        "vocabulary": "unknown"
+        if checkpoint.unknown_ids
+        else checkpoint.vocabulary.name,
+        "left_out": ", ".join(checkpoint.left_out) or "nothing",
+        "config": dataclasses.asdict(checkpoint.config),
     }
     if provenance.is_file():
         content = json.loads(provenance.read_text(encoding="utf-8"))
@@ -119,26 +121,27 @@ def add_verify(commands) -> None:
         commands,
         "verify",
         _verify,
-        "check an embedding file, or a model against vectors known to be right",
+        "check an embedding file, or compare a model with reference vectors",
     )
     add = parser.add_argument
     add("file", nargs="?", help="embedding file to read in full")
     add(
         *("-i", "--input"),
         action="append",
-        help="FASTA: the file must hold all of it; or, with --golden. May be repeated",
+        help="FASTA whose proteins the file must hold, or, with --golden, that are "
+        "embedded for the comparison; may be repeated",
     )
     add("-m", "--model", help="model to check")
-    add("--golden", help=".npz or .h5 with the vectors that the model should give")
+    add("--golden", help=".npz or .h5 with reference vectors of the model")
     add("--revision", help="branch, tag or commit of the model's repository")
     embedding.add_vocabulary(add)
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16", "int8"),
         default="float32",
-        help="of the model's products",
+        help="type of weights and products",
     )
-    add("--key", help="how keys were made, as for embed; default: as the file says")
+    add("--key", help="scheme of the keys, as for embed; default: from the file")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -174,14 +177,13 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(
             f"{plurals.count(len(check.extra), 'protein')} of the file not in "
             f"{' and '.join(arguments.input)} (outputs keep proteins of earlier "
-            f"inputs): "
-            f"{console.some(check.extra)}"
+            f"inputs): {console.some(check.extra)}"
         )
     if faults:
         number = plurals.count(len(faults), "fault")
         return console.fail(3, f"{arguments.file}: {number}.")
-    found = formats.describe(arguments.file)
-    # Not every format keeps both lengths of a protein.
+    summary = formats.describe(arguments.file)
+    # Not every format stores the length before truncation.
     truncated = max(check.truncated, about.get("truncated", 0))
     cut = "".join(
         f", {number:,} {action} (--long {policy})"
@@ -191,8 +193,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         )
         if number
     )
-    proteins = plurals.count(found.proteins, "protein")
-    print(f"{arguments.file}: {proteins}, {found.kind}, sound{cut}.")
+    proteins = plurals.count(summary.proteins, "protein")
+    print(f"{arguments.file}: {proteins}, {summary.kind}, sound{cut}.")
     return 0
 
 

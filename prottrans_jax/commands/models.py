@@ -14,7 +14,7 @@ def add_models(commands) -> None:
     parser = console.add_command(
         commands, "models", _models, "list the models known by name"
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _models(arguments: argparse.Namespace) -> int:
@@ -24,18 +24,18 @@ def _models(arguments: argparse.Namespace) -> int:
     rows = []
     for name, repository in loading.NAMES.items():
         try:
-            here = str(huggingface.find(repository))
+            folder = str(huggingface.find(repository))
         except FileNotFoundError:
-            here = ""
-        rows.append({"name": name, "repository": repository, "folder": here})
+            folder = ""
+        rows.append({"name": name, "repository": repository, "folder": folder})
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return 0
     width = max(len(row["name"]) for row in rows)
     for row in rows:
-        state = row["folder"] or "not here; --download fetches it"
+        state = row["folder"] or "not in the cache; --download fetches it"
         print(f"{row['name']:{width}}  {row['repository']:42}  {state}")
-    print("Folders of prottrans_jax.export and of Hugging Face work as well.")
+    print("Exported folders and folders in Hugging Face's layout work as well.")
     return 0
 
 

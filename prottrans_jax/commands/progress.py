@@ -1,4 +1,4 @@
-"""How far a job is, said now and then: also while one long batch shows nothing new."""
+"""Prints the progress of a job regularly, also during one long batch."""
 
 import sys
 import threading
@@ -7,18 +7,19 @@ import time
 from prottrans_jax.commands import console
 from prottrans_jax.proteins import plurals
 
-# Seconds between lines: on a terminal, where one line is written again and again; in a
-# log, and the first there.
+# Seconds between updates of the line on a terminal; between lines of a log, and before
+# the first of them.
 _LIVE_S, _LOG_S, _FIRST_LOG_S = 0.5, 30.0, 10.0
 
 
 class Lines:
-    """Prints `embed.reports.Progress` on stderr; a context that ends its thread.
+    """Prints `embed.reports.Progress` on stderr from a thread, which the context ends.
 
     Args:
       silent: Whether to print nothing.
       live: Whether stderr is a terminal.
-      intervals_s: Seconds between two lines, and until the first; None: by `live`.
+      intervals_s: Seconds between two lines, and until the first; None: depends on
+        `live`.
     """
 
     def __init__(
@@ -33,14 +34,14 @@ class Lines:
         usual = (_LIVE_S, _LIVE_S) if self._live else (_LOG_S, _FIRST_LOG_S)
         self._interval, self._first = intervals_s or usual
         self._latest = None
-        self._since = 0.0  # When what is computed now was begun.
-        self._is_open = False  # Whether the terminal's line has no end yet.
+        self._since = 0.0  # Start of the current computation.
+        self._is_open = False  # Whether the terminal's line still needs a newline.
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._repeat, daemon=True)
 
     def show(self, progress) -> None:
-        """Takes note of how far the job is; printed when it is time for a line."""
+        """Sets the progress that the next line shows."""
         with self._lock:
             latest = self._latest
             if latest is None or latest.computing != progress.computing:
@@ -80,11 +81,11 @@ class Lines:
 
 
 def text(progress, computing_s: float) -> str:
-    """The line for people.
+    """The progress line.
 
     Args:
       progress: `embed.reports.Progress`.
-      computing_s: For how long what is computed now has been.
+      computing_s: Seconds since the current computation began.
     """
     share = 100 * progress.residues / max(progress.of_residues, 1)
     parts = [

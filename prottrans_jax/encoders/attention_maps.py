@@ -1,7 +1,7 @@
-"""Attention weights of an encoder, for looking at; T5, BERT, ALBERT and ELECTRA.
+"""Attention weights of an encoder, for inspection; T5, BERT, ALBERT and ELECTRA.
 
-The models never keep them. They are computed anew from the queries and keys that
-Flax captures, one protein at a time: [layers, heads, length, length] is large.
+The models do not return them. They are recomputed from captured queries and keys, one
+protein at a time, as [layers, heads, length, length] is large.
 """
 
 import math
@@ -19,31 +19,31 @@ from prottrans_jax.layers import dense, relative_bias
 def attention_maps(
     module: nn.Module, params: types.Params, tokens: Int[Array, " length"]
 ) -> Float[Array, "layers heads length length"]:
-    """Weights of every head on every pair of tokens of one protein; rows sum to 1.
+    """Attention weights of one protein for every layer and head; rows sum to 1.
 
     Args:
-      module: The encoder's module, with layers written out.
+      module: The encoder's module, with layers not stacked.
       params: Its parameters.
-      tokens: Token ids of one protein, special ones included, without padding.
+      tokens: Token ids of one protein, including special tokens, without padding.
 
     Raises:
-      ValueError: The family's attention is of another kind (XLNet, Transformer-XL).
+      ValueError: The family is not supported (XLNet, Transformer-XL).
     """
     config = module.config
     captured: dict[str, list[jax.Array]] = {"query": [], "key": []}
     biases: list[relative_bias.DistanceBias] = []
 
-    def note(next_function, args, keywords, context):
-        out = next_function(*args, **keywords)
+    def capture(next_function, args, keywords, context):
+        output = next_function(*args, **keywords)
         if context.method_name == "__call__":
             if context.module.name in captured:
-                captured[context.module.name].append(out)
+                captured[context.module.name].append(output)
             elif isinstance(context.module, relative_bias.RelativePositionBias):
-                biases.append(out)
-        return out
+                biases.append(output)
+        return output
 
     row = jnp.asarray(tokens)[None]
-    with nn.intercept_methods(note):
+    with nn.intercept_methods(capture):
         module.apply(
             {"params": params},
             row,
@@ -54,18 +54,19 @@ def attention_maps(
     length = row.shape[1]
     shape = (1, length, config.num_heads * config.head_dim)
     queries, keys = captured["query"], captured["key"]
-    known = hasattr(config, "relative_num_buckets") or hasattr(
+    is_supported = hasattr(config, "relative_num_buckets") or hasattr(
         config, "num_token_types"
     )
-    if not known or not queries or any(x.shape != shape for x in (*queries, *keys)):
+    is_captured = queries and all(x.shape == shape for x in (*queries, *keys))
+    if not is_supported or not is_captured:
         raise ValueError(
-            f"{type(config).__name__}: maps are there for T5, BERT, ALBERT and ELECTRA "
-            "whose layers are written out (scan_layers=False)."
+            f"{type(config).__name__}: attention maps are supported for T5, BERT, "
+            "ALBERT and ELECTRA with scan_layers=False."
         )
     bias: Any = 0.0
     if biases:
         bias = biases[0].block(0, 0, length, length)
-    # T5 folds the scale into its weights.
+    # T5 includes the scale in its weights.
     scale = 1.0 if biases else 1.0 / math.sqrt(config.head_dim)
 
     def weights(query, key):

@@ -1,4 +1,4 @@
-"""Folders of frozen models: what `prottrans_jax.export` writes."""
+"""Writes folders of frozen models, for `prottrans_jax.export`."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -27,9 +27,9 @@ from prottrans_jax.interop import huggingface, vocabularies
 PROVENANCE = "provenance.json"
 STABLEHLO = "encoder.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Families whose attention needs lengths that are numbers.
+# Families whose attention needs a length that is known at trace time.
 _FIXED_LENGTHS = ("xlnet", "transformer_xl")
-# Fields of configurations that stand for what an encoder alone has not.
+# Values of the fields for the decoder and heads, which an encoder lacks.
 _WITHOUT_HEADS = {
     "num_decoder_layers": 0,
     "lm_head": False,
@@ -44,14 +44,14 @@ Exported by prottrans_jax {version} from {form}.
 
 - `config.json`, `*.safetensors`: the model, in Hugging Face's layout
 - `vocabulary.json`: id of every piece; U, Z, O, B and J are read as X
-- `provenance.json`: how it was trained, and the SHA-256 of every file
+- `provenance.json`: training configuration, and the SHA-256 of every file
 
     import prottrans_jax as pt
     vectors = pt.load_encoder("{title}").embed(["PRTEINO", "SEQWENCE"])
 
-Licence: the code of prottrans_jax is under Apache-2.0. The weights are whoever's who
-trained them: state a licence here before you hand them on, and name the data. (UniRef
-is under CC BY 4.0; the ProtTrans authors' released weights are under AFL-3.0.)
+Licence: the code of prottrans_jax is under Apache-2.0. The weights belong to whoever
+trained them: state a licence here before you distribute them, and name the data.
+(UniRef is under CC BY 4.0; the ProtTrans authors' released weights are under AFL-3.0.)
 """
 
 
@@ -68,51 +68,51 @@ def export(
     """Writes a frozen model.
 
     Args:
-      checkpoint: What `sources.read` takes: an own run, or a foreign checkpoint.
-      output: Folder to make; it may exist if it is empty.
-      encoder_only: Whether to leave decoder and heads out.
+      checkpoint: Anything that `checkpoints.opening.read` accepts: a run of this
+        library or another library's checkpoint.
+      output: Output folder; may exist if it is empty.
+      encoder_only: Whether to omit decoder and heads.
       network: "generator" or "discriminator" of an ELECTRA in training; None: the
         discriminator.
-      dtype: Type of the weights; None keeps the stored one.
-      stablehlo: Whether to write the encoder as a program too.
-      vocabulary: Tokenizer's file, where the checkpoint lies without one.
+      dtype: Type of the weights; None: the stored type.
+      stablehlo: Whether to also write the encoder as a program.
+      vocabulary: Tokenizer file, for a checkpoint without one.
 
     Returns:
       Name and bytes of every file.
 
     Raises:
       FileNotFoundError: There is no such checkpoint.
-      FileExistsError: The output is there and not empty.
-      ValueError: It is not a model of ours.
+      FileExistsError: The output exists and is not empty.
+      ValueError: The model is not supported.
     """
-    found = opening.read(checkpoint, scan_layers=False, vocabulary=vocabulary)
-    found = opening.encoder_of(found, network)
-    if found.unknown_ids:
-        # A vocabulary.json would say what nobody knows.
-        raise ValueError(found.unknown_ids)
-    if stablehlo and found.family.name in _FIXED_LENGTHS:
+    model = opening.read(checkpoint, scan_layers=False, vocabulary=vocabulary)
+    model = opening.encoder_of(model, network)
+    if model.unknown_ids:
+        # A vocabulary.json needs the ids.
+        raise ValueError(model.unknown_ids)
+    if stablehlo and model.family.name in _FIXED_LENGTHS:
         raise ValueError(
-            f"{checkpoint}: a {found.family.name} cannot be exported as a program of "
-            "any length: its distances are counted out when it is traced. Leave "
-            "--stablehlo away."
+            f"{checkpoint}: a {model.family.name} cannot be exported as a program of "
+            "any length: its distances are fixed at trace time. Drop --stablehlo."
         )
-    module, params = opening.model_of(found), found.params
+    module, params = opening.model_of(model), model.params
     if encoder_only:
         module, params = encoder_alone(module, params)
     writing.refuse_existing(output)
     output.mkdir(parents=True, exist_ok=True)
     huggingface.write(output, module.config, params, dtype=dtype)
-    ids = found.vocabulary
-    vocabularies.write(output, ids, found.prefix_ids, found.suffix_ids)
-    if ids.cls is not None and found.family.name != "xlnet":
-        # What BERT's tokenizers read.
+    ids = model.vocabulary
+    vocabularies.write(output, ids, model.prefix_ids, model.suffix_ids)
+    if ids.cls is not None and model.family.name != "xlnet":
+        # For BERT's tokenizers.
         text = "".join(f"{piece}\n" for piece in ids.pieces)
         (output / "vocab.txt").write_text(text, encoding="utf-8")
     (output / "README.md").write_text(
         _NOTE.format(
             title=output.name,
             version=prottrans_jax.__version__,
-            form=found.form,
+            form=model.form,
         ),
         encoding="utf-8",
     )
@@ -121,7 +121,7 @@ def export(
         program = to_stablehlo(module, weights, dtype)
         (output / STABLEHLO).write_bytes(program.serialize())
     files = sorted(path for path in output.iterdir())
-    _write_json(output / PROVENANCE, _provenance(found, files, encoder_only, dtype))
+    _write_json(output / PROVENANCE, _provenance(model, files, encoder_only, dtype))
     return {path.name: path.stat().st_size for path in sorted(output.iterdir())}
 
 
@@ -153,15 +153,16 @@ def to_stablehlo(
 ) -> jax_export.Exported:
     """The encoder and its weights as one portable program.
 
-    Its arguments are tokens int32 and mask bool, both [batch, length]; it gives hidden
-    states [batch, length, d_model]. Load it with `jax.export.deserialize(bytes).call`.
+    Its arguments are tokens int32 and mask bool, both [batch, length]; its result is
+    hidden states [batch, length, d_model]. Load it with
+    `jax.export.deserialize(bytes).call`.
 
     Args:
       module: The model.
-      params: Parameters that `encode` needs.
-      dtype: Type of weights and products; None: that of the configuration.
+      params: Parameters of `encode`.
+      dtype: Type of weights and products; None: as configured.
     """
-    # A symbolic length fits attention in one piece: the number of blocks is a number.
+    # Plain attention: the number of blocks in others cannot be symbolic.
     config = module.config
     changes = {"dtype": dtype} if dtype in ("float32", "bfloat16") else {}
     fields = {field.name for field in dataclasses.fields(config)}
@@ -185,19 +186,20 @@ def to_stablehlo(
     )
 
 
-def _provenance(found, files, encoder_only, dtype) -> dict[str, Any]:
-    metadata = found.source / "metadata.json"
+def _provenance(checkpoint, files, encoder_only, dtype) -> dict[str, Any]:
+    metadata = checkpoint.source / "metadata.json"
     training: Any = None
     if metadata.is_file():
         training = json.loads(metadata.read_text(encoding="utf-8"))
-    manifest = found.source / "sha256.json"
+    manifest = checkpoint.source / "sha256.json"
+    step = checkpoint.source.name
     return {
-        "exported_from": found.form,
-        "source": str(found.source),
-        "step": int(found.source.name) if found.source.name.isdecimal() else None,
+        "exported_from": checkpoint.form,
+        "source": str(checkpoint.source),
+        "step": int(step) if step.isdecimal() else None,
         "source_manifest_sha256": _sha256(manifest) if manifest.is_file() else None,
         "part": "encoder" if encoder_only else "all",
-        "dtype": dtype or found.stored_dtype.name,
+        "dtype": dtype or checkpoint.stored_dtype.name,
         "training": training,
         "prottrans_jax": prottrans_jax.__version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

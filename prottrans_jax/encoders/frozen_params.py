@@ -1,4 +1,4 @@
-"""Parameters of a frozen model, from where they are stored to the device."""
+"""Casts, quantizes and places the parameters of a frozen model on the device."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -18,16 +18,16 @@ from prottrans_jax.proteins import vocabulary as vocabularies
 
 
 class Holder:
-    """A frozen dataclass with `params` that can be pickled, used or not, and copied.
+    """Base of frozen dataclasses with `params`, which can be pickled and copied.
 
-    Pickles hold the parameters as host arrays, bit by bit; they come back on the
-    default device. Copies share the arrays, which nobody can change.
+    Pickles hold the exact parameters as host arrays; unpickling places them on the
+    default device. Copies share the arrays, which are immutable.
     """
 
     params: types.Params
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without what is cached: it holds devices.
+        # Without cached properties, which refer to devices.
         fields: Any = dataclasses.fields(self)  # type: ignore[arg-type]
         state = {field.name: getattr(self, field.name) for field in fields}
         return state | {"params": jax.device_get(self.params)}
@@ -45,14 +45,14 @@ class Holder:
 
 
 def float_dtype(dtype: DTypeLike) -> np.dtype:
-    """Type of whatever is not a product with an int8 kernel."""
+    """Type of all operations except products with int8 kernels."""
     dtype = jnp.dtype(dtype)
     if dtype == jnp.int8:
         return jnp.dtype(jnp.bfloat16)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
-            f"dtype={dtype.name}: models are computed in float32, bfloat16, float16 or "
-            "with int8 weights."
+            f"dtype={dtype.name}: models run in float32, bfloat16, float16 or with "
+            "int8 weights."
         )
     return dtype
 
@@ -62,56 +62,57 @@ def fingerprint(
 ) -> str:
     """SHA-256 of names, types, shapes, evenly spaced values, and pieces if any.
 
-    Not of all bytes: that would read 11 GB before the first protein.
+    Hashing all bytes would read 11 GB before the first protein.
     """
     digest = hashlib.sha256()
     for path, array in jax.tree_util.tree_flatten_with_path(params)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        at = np.linspace(0, array.size - 1, min(array.size, 64)).astype(np.int64)
-        places = zip(*np.unravel_index(at, array.shape), strict=True)
-        values = np.array([array[place] for place in places])
+        flat_indices = np.linspace(0, array.size - 1, min(array.size, 64))
+        flat_indices = flat_indices.astype(np.int64)
+        indices = zip(*np.unravel_index(flat_indices, array.shape), strict=True)
+        values = np.array([array[index] for index in indices])
         digest.update(values.astype(np.float32).tobytes())
-        # 64 values of a mapped file bring in most of its pages.
+        # Reading 64 values of a mapped file can load most of its pages.
         memory_map.release(array)
     if vocabulary is not None:
         digest.update("\n".join(vocabulary.pieces).encode())
     return digest.hexdigest()
 
 
-def subtree(params: Any, wanted: Any) -> Any:
-    """The part of `params` that has a counterpart in `wanted`."""
-    if not isinstance(wanted, Mapping):
+def subtree(params: Any, template: Any) -> Any:
+    """The part of `params` with the structure of `template`."""
+    if not isinstance(template, Mapping):
         return params
-    missing = sorted(wanted.keys() - params.keys())
+    missing = sorted(template.keys() - params.keys())
     if missing:
         raise ValueError(f"The checkpoint lacks parameters: {', '.join(missing)}.")
-    return {name: subtree(params[name], wanted[name]) for name in wanted}
+    return {name: subtree(params[name], template[name]) for name in template}
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _converted(x, dtype, turned):
-    # By all cores, where numpy takes ten times as long for bfloat16. The barrier: never
-    # the array that was given, which may lie in a file.
+def _convert(x, dtype, transpose):
+    # Uses all cores; numpy takes ten times as long for bfloat16. The barrier forces a
+    # copy: the argument may be a view of a file.
     x = jax.lax.optimization_barrier(x.astype(dtype))
-    return x.T if turned else x
+    return x.T if transpose else x
 
 
 def place(params: types.Params, dtype: DTypeLike) -> types.Params:
-    """On the device, matrices in the type of the products, the rest in float32.
+    """Places parameters on the device: matrices in `dtype`, others in float32.
 
-    Small parameters cost nothing and are used in float32 anyhow: norms, relative
-    position biases.
+    Small parameters (norms, relative position biases) stay float32, the type in which
+    they are used.
     """
 
     def put(x, target=None):
         if target is None:
             target = dtype if x.ndim >= 2 and x.size > 1 << 14 else jnp.float32
-        # Others' kernels are stored the other way round: as they lie in the file.
-        turned = x.ndim == 2 and x.T.flags.c_contiguous
-        stored = np.ascontiguousarray(x.T if turned else x)
-        placed = _converted(stored, jnp.dtype(target), turned)
-        # One array at a time, not the whole file besides the copy.
+        # Kernels of other libraries are transposed in the file: read in file order.
+        is_transposed = x.ndim == 2 and x.T.flags.c_contiguous
+        stored = np.ascontiguousarray(x.T if is_transposed else x)
+        placed = _convert(stored, jnp.dtype(target), is_transposed)
+        # One array at a time, so that memory does not also hold the whole file.
         placed.block_until_ready()
         memory_map.release(x)
         return placed

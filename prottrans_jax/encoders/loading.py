@@ -1,10 +1,10 @@
-"""Frozen models for use: load one, embed proteins, or call it in research code.
+"""Loads frozen models, to embed proteins or to call in research code.
 
   encoder = load_encoder("prot_t5")
   vectors = encoder.embed(["PRTEINO", "SEQWENCE"])  # list of [residues, d_model]
   hidden = encoder(tokens, mask)  # a pure function of encoder.params
 
-Needs neither TensorFlow, seqio nor torch.
+Needs neither TensorFlow, SeqIO nor torch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,7 +45,7 @@ from prottrans_jax.proteins import vocabulary as vocabularies
 if TYPE_CHECKING:
     from prottrans_jax.embed import reports
 
-# Short names of the released models: repository of the Hugging Face hub.
+# Short names of the released models -> repositories of the Hugging Face hub.
 NAMES = {
     "prot_t5": "Rostlab/prot_t5_xl_half_uniref50-enc",
     "prot_t5_xl_u50": "Rostlab/prot_t5_xl_uniref50",
@@ -63,25 +63,25 @@ NAMES = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder(frozen_params.Holder):
-    """A frozen encoder; a tree of parameters and a pure function of it.
+    """A frozen encoder: a tree of parameters and a pure function of it.
 
     It can be pickled and copied, for multiprocessing (start method "spawn") and joblib.
 
     Attributes:
       module: Linen model with `encode(tokens, mask, *, deterministic)`.
-      params: Its parameters; heads and decoder are left out.
+      params: Its parameters, without heads and decoder.
       config: Its configuration.
       vocabulary: Residues and special pieces by id.
       prefix: Ids before the residues of a row.
       suffix: Ids after them.
-      name: What it was loaded as.
-      source: The folder it came from.
-      fingerprint: Hash of the parameters as stored: of all names and shapes, and of
-        parts of the values. Of ids too that are not the family's.
-      revision: Commit of the hub's repository it came from; "" if that is not known.
-      prefix_piece: The piece before each protein that was asked for, or "".
-      unknown_ids: Why it is not known which id a residue has, "" if it is: such an
-        encoder takes token ids, and refuses residues.
+      name: Name under which it was loaded.
+      source: Folder of the checkpoint.
+      fingerprint: Hash of the stored parameters: all names and shapes, and a sample of
+        the values. Includes the vocabulary if it is not the family's.
+      revision: Commit of the hub's repository; "" if unknown.
+      prefix_piece: The piece before each protein, or "".
+      unknown_ids: Why the ids of residues are unknown; "" if they are known. Such an
+        encoder accepts token ids and refuses residues.
     """
 
     module: nn.Module
@@ -106,15 +106,15 @@ class Encoder(frozen_params.Holder):
     ) -> Float[Array, "batch length d_model"]:
         """Hidden states after the last layer.
 
-        `embed` may round otherwise: on some CPUs it has products of its own, see
-        `layers.x86`.
+        `embed` may round differently: on some CPUs it uses other matrix products, see
+        `kernels.x86`.
 
         Args:
-          tokens: Token ids, special ones included; see `tokenize`.
+          tokens: Token ids, including special tokens; see `tokenize`.
           mask: True at real tokens, False at padding.
 
         Raises:
-          ValueError: An id is beyond the table (not looked at while it is traced).
+          ValueError: An id is outside the embedding table (not checked under tracing).
         """
         if not isinstance(tokens, jax.core.Tracer):
             self._check_range(np.asarray(tokens))
@@ -129,12 +129,12 @@ class Encoder(frozen_params.Holder):
         layers: "int | str | Sequence[int]" = -1,
     ) -> Float[Array, "*layers batch length d_model"]:
         """`__call__` with other parameters, or other layers; pure and jittable."""
-        chosen = forward.parse_layers(layers, self.num_layers)
-        return forward.encode(self.module, params, tokens, mask, chosen)
+        selection = forward.parse_layers(layers, self.num_layers)
+        return forward.encode(self.module, params, tokens, mask, selection)
 
     @property
     def num_layers(self) -> int:
-        """Layers; there is one hidden state more."""
+        """Number of layers; there is one hidden state more."""
         return self.config.num_layers
 
     @property
@@ -158,7 +158,7 @@ class Encoder(frozen_params.Holder):
 
     @property
     def cls_position(self) -> int | None:
-        """Where [CLS] is in a row: 0 first, -1 last (XLNet); None without one."""
+        """Position of [CLS] in a row: 0 first, -1 last (XLNet); None without one."""
         if self.prefix[:1] == (self.vocabulary.cls_id,):
             return 0
         return -1 if self.suffix[-1:] == (self.vocabulary.cls_id,) else None
@@ -167,28 +167,28 @@ class Encoder(frozen_params.Holder):
         rows = self.config.vocab_size
         outside = np.argwhere((tokens < 0) | (tokens >= rows))
         if len(outside):
-            at = tuple(outside[0].tolist())
+            index = tuple(outside[0].tolist())
             raise ValueError(
-                f"tokens{list(at)} is {tokens[at]}; ids go from 0 to {rows - 1}, the "
-                f"rows of the embedding table. {len(outside)} such in all."
+                f"tokens{list(index)} is {tokens[index]}; ids must be 0 to {rows - 1}, "
+                f"the rows of the embedding table. {len(outside)} such ids in all."
             )
 
     def check_ids(self) -> None:
-        """Raises ValueError if it is not known which id a residue has."""
+        """Raises ValueError if the ids of residues are unknown."""
         if self.unknown_ids:
             raise ValueError(self.unknown_ids)
 
     def tokenize(
         self, sequences: Iterable[str]
     ) -> tuple[Int[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
-        """Token ids with special ones, padded on the right, and their mask.
+        """Token ids with special tokens, padded on the right, and their mask.
 
         Args:
-          sequences: A list, or what else gives sequences in order; as in `embed`.
+          sequences: A list or another ordered iterable of sequences; as in `embed`.
         """
         if isinstance(sequences, str):
             raise ValueError(
-                "tokenize takes a list of sequences; for a single one [sequence]."
+                "tokenize takes a list of sequences; pass [sequence] for a single one."
             )
         residues = self._all_residues(sequences)
         longest = max(map(len, residues), default=0) + self._tokens.num_special
@@ -213,24 +213,24 @@ class Encoder(frozen_params.Holder):
         Args:
           sequences: Residues, one letter each, of one protein or of several: a list,
             a generator, an array or a pandas Series of str. As in FASTA, U Z O B J
-            count as X, lower case as upper case, and white space, gaps (`-` `.`) and a
-            final `*` are taken out: no row is theirs. Nucleotides are embedded as
+            count as X and lower case as upper case. White space, gaps (`-` `.`) and a
+            final `*` are removed and get no vector. Nucleotides are embedded as
             residues, with a warning in the log.
           pool: None for a vector per residue; "mean" or "max" over the residues, or
             "cls", for one per protein.
           layers: A layer's number (-1 the last, 0 the embedded input), several, "all",
-            or "last4" for the mean of the last four. Several give a leading axis.
-          max_tokens: Tokens that go through the model at once, with padding; None
-            chooses by device.
+            or "last4" for the mean of the last four. Several add a leading axis.
+          max_tokens: Maximum tokens in a batch, including padding; None: depends on
+            the device.
           progress: Whether to show a progress bar on stderr.
 
         Returns:
-          Of several proteins a list of [residues, d_model], or with `pool` an array
-          [proteins, d_model]. Of a single str its own array, [residues, d_model] or
+          For several proteins a list of [residues, d_model], or with `pool` an array
+          [proteins, d_model]. For a single str an array [residues, d_model] or
           [d_model].
 
         Raises:
-          ValueError: A sequence cannot be used; says which, where and why.
+          ValueError: A sequence is invalid; names the sequence, position and reason.
         """
         if isinstance(sequences, str):
             residues = [self._residues("the sequence", sequences)]
@@ -245,10 +245,10 @@ class Encoder(frozen_params.Holder):
             return vectors[0]
         if runner.pool is None:
             return vectors
-        chosen = runner.layers
-        lead = (len(chosen.indices),) if chosen.combine == "stack" else ()
+        selection = runner.layers
+        leading = (len(selection.indices),) if selection.combine == "stack" else ()
         if not vectors:
-            return np.zeros((0, *lead, self.d_model), np.float32)
+            return np.zeros((0, *leading, self.d_model), np.float32)
         return np.stack(vectors)
 
     def attention_maps(
@@ -263,14 +263,14 @@ class Encoder(frozen_params.Holder):
           sequences: As in `embed`.
 
         Returns:
-          Of a single str [layers, heads, length, length], of several proteins a list.
+          For a single str [layers, heads, length, length], for several proteins a
+          list of such arrays.
 
         Raises:
-          ValueError: The family's attention has no such maps here; see
-            `attention_maps`.
+          ValueError: The family is not supported; see `attention_maps`.
         """
         if not isinstance(sequences, str):
-            # All are checked before the first is computed.
+            # Check all before the first is computed.
             residues = self._all_residues(sequences)
             return [self._attention_maps(x) for x in residues]
         return self._attention_maps(self._residues("the sequence", sequences))
@@ -292,10 +292,10 @@ class Encoder(frozen_params.Holder):
         window: int = 1024,
         max_tokens: int | None = None,
     ) -> Iterator[tuple[str, Float[np.ndarray, "*layers residues d_model"]]]:
-        """(id, vectors) of proteins in their order, holding one window in memory.
+        """Yields (id, vectors) of proteins in order, with one window in memory.
 
         Args:
-          proteins: (id, residues) pairs, of any number; residues as in `embed`.
+          proteins: Any number of (id, residues) pairs; residues as in `embed`.
           pool: As in `embed`.
           layers: As in `embed`.
           window: Proteins that are sorted by length together.
@@ -305,15 +305,15 @@ class Encoder(frozen_params.Holder):
         runner = self.make_embedder(pool=pool, layers=layers, max_tokens=max_tokens)
         source = sequence_input.pairs(proteins)
         buckets, is_warned = None, False
-        while some := list(itertools.islice(source, window)):
-            residues = [self._residues(f"protein {name!r}", s) for name, s in some]
+        while pairs := list(itertools.islice(source, window)):
+            residues = [self._residues(f"protein {name!r}", s) for name, s in pairs]
             is_warned = is_warned or nucleotides.warn_of(residues)
             if buckets is None:
                 buckets = runner.buckets([len(x) for x in residues])
             vectors = _vectors(
-                runner, residues, buckets, more_to_come=len(some) == window
+                runner, residues, buckets, more_to_come=len(pairs) == window
             )
-            yield from zip([name for name, _ in some], vectors, strict=True)
+            yield from zip([name for name, _ in pairs], vectors, strict=True)
 
     def embed_fasta(
         self,
@@ -343,50 +343,51 @@ class Encoder(frozen_params.Holder):
     ) -> "reports.Report":
         """Embeds a FASTA file into an .h5, .npz, .parquet, .zarr or .csv file.
 
-        What `prottrans embed` does, with the names and defaults of its flags.
+        Same as `prottrans embed`, with the names and defaults of its flags.
 
         Args:
-          source: FASTA, plain or compressed, or several in their order, as if they
-            were one; "-" is standard input.
-          output: File to write; its extension selects the format.
+          source: A FASTA file, plain or compressed, or several that are read in order
+            as one; "-" is standard input.
+          output: File to write; its suffix determines the format.
           per_residue: Whether to write a vector per residue; the default if
             `per_protein` is False.
           per_protein: Whether to write one vector per protein. With both, two files are
             written: OUTPUT.per_residue.h5 and OUTPUT.per_protein.h5.
-          pool: How the vector of a protein is made: "mean" (the default), "max", "cls".
+          pool: Pooling of residues for `per_protein`: "mean" (the default), "max",
+            "cls".
           layers: As in `embed`.
           output_dtype: "float16" or "float32"; by default float16 for vectors per
             residue and float32 for those per protein.
-          batch_tokens: Tokens that go through the model at once, with padding; None
-            chooses by device.
-          max_batch: Limit of the proteins among these.
-          max_length: Residues above which `long` says what is done; None: what the
-            model has positions for, or no limit.
-          long: "error", "skip", "chunk" or "truncate".
+          batch_tokens: Maximum tokens in a batch, including padding; None: depends on
+            the device.
+          max_batch: Maximum proteins in a batch.
+          max_length: Residues above which `long` applies; None: the model's limit, if
+            any.
+          long: Policy for longer proteins: "error", "skip", "chunk" or "truncate".
           chunk_overlap: Residues that neighbouring pieces share; None: a quarter of
             `max_length`.
-          key: Under which name a protein is stored; see `embed.keys.make`.
-          on_bad: What to do about a record that cannot be used: "error" or "skip".
-          on_duplicate: About an id that comes again with another sequence: "error",
-            "suffix" or "first".
-          allow_nucleotides: Whether a file of A, C, G, T, U and N is one of proteins.
-          reuse: HDF5 files with vectors of the same model that need not be computed
-            again.
-          resume: Whether to go on from what an earlier run left and from the output as
-            it is, or to compute everything anew.
-          overwrite: Whether to replace what another model or other settings made.
-          commit_seconds: What was computed is committed at least this often, at first
-            more often; a kill loses no more than that.
+          key: Scheme of the proteins' keys in the file; see `embed.keys.make`.
+          on_bad: Policy for invalid records: "error" or "skip".
+          on_duplicate: Policy for an id that occurs again with another sequence:
+            "error", "suffix" or "first".
+          allow_nucleotides: Whether to accept a file with only A, C, G, T, U and N as
+            proteins.
+          reuse: HDF5 files with vectors of the same model to reuse.
+          resume: Whether to continue an earlier run and keep vectors in the output; if
+            not, everything is computed anew.
+          overwrite: Whether to replace an output of another model or other settings.
+          commit_seconds: Maximum seconds between commits, fewer at first; a kill loses
+            at most the vectors since the last commit.
           devices: Devices to use in turn; None: all accelerators, or one CPU.
           progress: Whether to show a progress bar on stderr.
 
         Returns:
-          What was done: counts, records left out, seconds, files.
+          A report: counts, omitted records, seconds, files.
 
         Raises:
-          ValueError: The input or an option cannot be used; says which and why.
-          files.locks.LockedError: Another process writes to this output.
-          embed.job.DiskFullError: No space left; what was computed so far is kept.
+          ValueError: The input or an option is invalid; names it and the reason.
+          files.locks.LockedError: Another process is writing to this output.
+          embed.job.DiskFullError: No space left; computed vectors are kept.
         """
         from prottrans_jax.embed import job, settings
 
@@ -431,7 +432,7 @@ class Encoder(frozen_params.Holder):
         devices: Sequence[jax.Device] | None = None,
         may_share_rows: bool = False,
     ) -> embedder.Embedder:
-        """What runs batches; arguments as in `embed.embedder.Embedder`."""
+        """The runner of batches; arguments as in `embed.embedder.Embedder`."""
         pool = pooling.check(pool, has_cls=self.cls_position is not None)
         for name, value in (("max_tokens", max_tokens), ("max_rows", max_rows)):
             if value is not None:
@@ -485,7 +486,7 @@ class Encoder(frozen_params.Holder):
 def _vectors(
     runner, residues, buckets, more_to_come=False, show=lambda done, total: None
 ) -> list[Any]:
-    """Vectors of each of the sequences, in their order."""
+    """Vectors of the sequences in order."""
     work = runner.work(residues, buckets, more_to_come=more_to_come)
     vectors: list[Any] = [None] * len(residues)
     done, total = 0, sum(map(len, residues))
@@ -513,74 +514,76 @@ def load_encoder(
 
     Args:
       source: A folder made by `prottrans_jax.export` or in Hugging Face's layout, a
-        repository of its hub, or a short name of `NAMES`; or whatever else
-        `checkpoints.opening` reads: an own run, T5X, Mesh-TensorFlow. Of an ELECTRA
-        that trains two models the encoder is the discriminator.
+        repository of its hub, a short name in `NAMES`, or any other checkpoint that
+        `checkpoints.opening` reads: a run of this library, T5X, Mesh-TensorFlow. For
+        an ELECTRA run with two models, the encoder is the discriminator.
       dtype: Type of weights and products. None: bfloat16 on GPU and TPU, float32 on a
-        CPU. int8: of the products with the layers' weights, see `kernels.quantized`;
-        the
-        rest is bfloat16.
-      download: Whether a repository that is not in the local cache may be fetched.
+        CPU. int8: products with the layers' weights are int8, see
+        `kernels.quantized`; the rest is bfloat16.
+      download: Whether to fetch a repository that is not in the local cache.
       revision: Branch, tag or commit of the repository; None: "main".
-      vocabulary: The tokenizer's file, for a model that lies without one: spiece.model,
-        vocab.txt, tokenizer.json, vocabulary.json, or a folder with one of them; or
-        "prot_t5" or "prot_bert" for theirs. Without it such a model takes token ids
-        alone, and `embed` raises ValueError.
-      prefix: Piece to put before each protein, such as "<AA2fold>" of ProstT5; there is
-        no vector of it. After "<fold2AA>" letters are 3Di states.
+      vocabulary: The tokenizer file, for a model without one: spiece.model, vocab.txt,
+        tokenizer.json, vocabulary.json, or a folder with one of them; or "prot_t5" or
+        "prot_bert" for the vocabulary of these models. Without a vocabulary a model
+        accepts token ids only, and `embed` raises ValueError.
+      prefix: Piece to put before each protein, such as "<AA2fold>" of ProstT5; it gets
+        no vector. After "<fold2AA>" letters are 3Di states.
       **overrides: Further fields of the model's configuration.
 
     Raises:
-      FileNotFoundError: It is nowhere; names that are spelled alike are suggested.
-      ValueError: Configuration and weights do not fit, ids do not fit the table, or
-        there is no such prefix.
-      checkpoints.CheckpointError: An own run has no sound checkpoint.
+      FileNotFoundError: There is no such model; suggests similar names.
+      ValueError: Configuration and weights do not match, ids exceed the embedding
+        table, or there is no such prefix.
+      checkpoints.CheckpointError: A run of this library has no intact checkpoint.
     """
     overrides["vocabulary"] = vocabulary
-    found, dtype = _read(source, dtype, download, revision, overrides)
-    found = opening.encoder_of(found)
-    ids, before = _ids_of(found, prefix)
-    module = opening.model_of(found)
-    stored = frozen_params.subtree(found.params, layerwise.encoder_shapes(module))
+    checkpoint, dtype = _read(source, dtype, download, revision, overrides)
+    checkpoint = opening.encoder_of(checkpoint)
+    ids, prefix_ids = _ids_of(checkpoint, prefix)
+    module = opening.model_of(checkpoint)
+    stored = frozen_params.subtree(checkpoint.params, layerwise.encoder_shapes(module))
     return Encoder(
         module=module,
         params=frozen_params.place(stored, jnp.dtype(dtype)),
-        config=found.config,
+        config=checkpoint.config,
         vocabulary=ids,
-        prefix=before,
-        suffix=found.suffix_ids,
+        prefix=prefix_ids,
+        suffix=checkpoint.suffix_ids,
         name=_plain_name(source),
-        source=found.source,
-        fingerprint=frozen_params.fingerprint(stored, _other_ids(found)),
-        revision=_revision(found.source),
+        source=checkpoint.source,
+        fingerprint=frozen_params.fingerprint(stored, _other_ids(checkpoint)),
+        revision=_revision(checkpoint.source),
         prefix_piece=prefix or "",
-        unknown_ids=found.unknown_ids,
+        unknown_ids=checkpoint.unknown_ids,
     )
 
 
 def _ids_of(
-    found: families.Checkpoint, prefix: str | None
+    checkpoint: families.Checkpoint, prefix: str | None
 ) -> tuple[vocabularies.Vocabulary, tuple[int, ...]]:
-    """The vocabulary that proteins are read with, and the ids before them."""
-    ids, before = found.vocabulary, found.prefix_ids
-    if found.unknown_ids:
-        return ids, before
+    """The vocabulary for proteins, and the ids before a protein."""
+    ids, prefix_ids = checkpoint.vocabulary, checkpoint.prefix_ids
+    if checkpoint.unknown_ids:
+        return ids, prefix_ids
+    source = checkpoint.source
     if prefix:
         ids, number = model_vocabularies.with_prefix(ids, prefix)
-        before = (*before, number)
-    elif found.own_vocabulary is not None:
-        model_vocabularies.warn_of_unused(ids, found.family.vocabulary, found.source)
-    special = (*before, *found.suffix_ids)
-    model_vocabularies.check_rows(ids, special, found.config.vocab_size, found.source)
-    return ids, before
+        prefix_ids = (*prefix_ids, number)
+    elif checkpoint.own_vocabulary is not None:
+        model_vocabularies.warn_of_unused(ids, checkpoint.family.vocabulary, source)
+    special_ids = (*prefix_ids, *checkpoint.suffix_ids)
+    num_rows = checkpoint.config.vocab_size
+    model_vocabularies.check_rows(ids, special_ids, num_rows, source)
+    return ids, prefix_ids
 
 
-def _other_ids(found: families.Checkpoint) -> vocabularies.Vocabulary | None:
-    """The vocabulary if it makes other vectors than the family's ids would."""
-    own, usual = found.own_vocabulary, found.family.vocabulary
+def _other_ids(checkpoint: families.Checkpoint) -> vocabularies.Vocabulary | None:
+    """The checkpoint's vocabulary if it gives other vectors than the family's."""
+    own, usual = checkpoint.own_vocabulary, checkpoint.family.vocabulary
     if own is None or not usual.num_sentinels:
         return own
-    # T5s with ProtT5's ids and more pieces had its vocabulary in earlier versions.
+    # Earlier versions used ProtT5's vocabulary for T5s with ProtT5's ids and more
+    # pieces: keep their fingerprints.
     same = np.array_equal(own.byte_table, usual.byte_table) and (
         (own.pad_id, own.eos_id) == (usual.pad_id, usual.eos_id)
     )
@@ -589,15 +592,15 @@ def _other_ids(found: families.Checkpoint) -> vocabularies.Vocabulary | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model(frozen_params.Holder):
-    """A whole model, decoder and heads included.
+    """A frozen model with decoder and heads.
 
     Attributes:
-      module: Linen model; `module.apply({"params": params}, ...)` gives its logits.
+      module: Linen model; `module.apply({"params": params}, ...)` returns its logits.
       params: Its parameters.
       config: Its configuration.
       vocabulary: Residues and special pieces by id.
-      name: What it was loaded as.
-      source: The folder it came from.
+      name: Name under which it was loaded.
+      source: Folder of the checkpoint.
     """
 
     module: nn.Module
@@ -611,7 +614,7 @@ class Model(frozen_params.Holder):
         return f"Model({self.name!r}, {type(self.module).__name__})"
 
     def __call__(self, *inputs: Array, **keywords: Any) -> Any:
-        """Logits; arguments are those of the module, dropout is off."""
+        """Logits without dropout; arguments as of the module."""
         keywords.setdefault("deterministic", True)
         return self.module.apply({"params": self.params}, *inputs, **keywords)
 
@@ -625,20 +628,20 @@ def load_model(
     vocabulary: str | os.PathLike | None = None,
     **overrides: Any,
 ) -> Model:
-    """Loads a whole model with whatever heads its checkpoint has.
+    """Loads a model with its decoder and all heads of the checkpoint.
 
-    Arguments and errors are those of `load_encoder`. A model takes token ids: where a
-    folder has no vocabulary file, `Model.vocabulary` is the family's.
+    Arguments and errors are those of `load_encoder`. A model accepts token ids: without
+    a vocabulary file, `Model.vocabulary` is the family's.
     """
     overrides["vocabulary"] = vocabulary
-    found, dtype = _read(source, dtype, download, revision, overrides)
+    checkpoint, dtype = _read(source, dtype, download, revision, overrides)
     return Model(
-        module=opening.model_of(found),
-        params=frozen_params.place(found.params, jnp.dtype(dtype)),
-        config=found.config,
-        vocabulary=found.vocabulary,
+        module=opening.model_of(checkpoint),
+        params=frozen_params.place(checkpoint.params, jnp.dtype(dtype)),
+        config=checkpoint.config,
+        vocabulary=checkpoint.vocabulary,
         name=_plain_name(source),
-        source=found.source,
+        source=checkpoint.source,
     )
 
 
@@ -663,30 +666,30 @@ def _read(source, dtype, download, revision, overrides):
             "int8."
         ) from None
     try:
-        place = NAMES.get(str(source), source)
+        location = NAMES.get(str(source), source)
         if revision is not None:
-            _, place = opening.split(place)
-            place = huggingface.find(place, download=download, revision=revision)
-        found = opening.read(
-            place,
+            _, location = opening.split(location)
+            location = huggingface.find(location, download=download, revision=revision)
+        checkpoint = opening.read(
+            location,
             download=download,
             dtype=frozen_params.float_dtype(dtype),
             **overrides,
         )
     except FileNotFoundError as error:
-        close = difflib.get_close_matches(str(source), NAMES, n=3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        similar = difflib.get_close_matches(str(source), NAMES, n=3)
+        hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
         if str(source) in NAMES or not hint:
             raise
         raise FileNotFoundError(f"{error}{hint}") from None
-    return found, dtype
+    return checkpoint, dtype
 
 
 def _plain_name(source: str | os.PathLike) -> str:
     if str(source) in NAMES:
         return str(source)
-    _, place = opening.split(source)
-    return pathlib.PurePath(os.path.abspath(place)).name
+    _, location = opening.split(source)
+    return pathlib.PurePath(os.path.abspath(location)).name
 
 
 def _revision(folder: pathlib.Path) -> str:

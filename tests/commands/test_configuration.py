@@ -66,7 +66,7 @@ def test_every_fault_of_a_file_is_listed(given, tmp_path, capsys):
         "max-batch: 2.5: expected a whole number",
         "'float8' is not known. Choose one of float16, float32",
         "overwrite: 1 is neither true nor false",
-        "--input is given on the command line",
+        "--input can only be set on the command line",
     ):
         assert words in said, said
     assert "long:" not in said
@@ -103,7 +103,7 @@ def test_file_that_is_no_text_is_named(given, tmp_path, capsys):
     config.write_bytes(b"max-length: \xff\xfe")
     assert cli.main([*given, "--config", str(config)]) == 2
     said = capsys.readouterr().err
-    assert f"{config}: is no text in UTF-8" in said and said.count("\n") == 1
+    assert f"{config}: is not text in UTF-8" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("spelling", ["3000", "3_000", "3e3", "3000.0"])

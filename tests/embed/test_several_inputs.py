@@ -133,13 +133,13 @@ def test_repeated_and_listed_inputs_of_the_command(model, three, tmp_path, capsy
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-o", "b.h5"], "-o is given twice, with a.h5 and b.h5"),
-        (["--output", "b.h5"], "--output is given twice, with a.h5 and b.h5"),
-        (["-m", "x", "--model", "y"], "--model is given twice, with x and y"),
-        (["--layer", "1", "--layers", "2"], "--layers is given twice, with 1 and 2"),
-        (["--max-length", "1", "--max-length", "2"], "with 1 and 2"),
-        (["--per-protein", "1", "--per-protein", "0"], "with 1 and 0"),
-        (["--resume", "--no-resume"], "--no-resume is given twice"),
+        (["-o", "b.h5"], "-o is set twice, to a.h5 and b.h5"),
+        (["--output", "b.h5"], "--output is set twice, to a.h5 and b.h5"),
+        (["-m", "x", "--model", "y"], "--model is set twice, to x and y"),
+        (["--layer", "1", "--layers", "2"], "--layers is set twice, to 1 and 2"),
+        (["--max-length", "1", "--max-length", "2"], "to 1 and 2"),
+        (["--per-protein", "1", "--per-protein", "0"], "to 1 and 0"),
+        (["--resume", "--no-resume"], "--no-resume is set twice"),
     ],
 )
 def test_a_flag_given_twice_is_refused_in_one_line(capsys, words, said):

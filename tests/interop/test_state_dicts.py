@@ -176,7 +176,7 @@ def write_folder(folder, arrays, **changes):
 @pytest.mark.parametrize(
     ("changes", "counts", "remedy"),
     [
-        ({"hidden_size": 15}, r"41 of another shape, 0 .* 0 ", "use the model's config"),
+        ({"hidden_size": 15}, r"41 of another shape, 0 .* 0 ", "the model's conf"),
         ({"num_hidden_layers": 3}, "0 of another shape, 16 .* 0 ", "complete"),
         ({"num_hidden_layers": 1}, "0 of another shape, 0 .* 16 ", "num_layers"),
     ],
