@@ -1,7 +1,7 @@
-"""Peers that take turns in one run: each a process, loaded and warmed up first.
+"""Compares peers that take turns, each in its own process, loaded and warmed up.
 
-A worker answers "kind index" lines with the figures of one step; `Lane` is the parent's
-end of it. Rounds go A B C A B C, so that a machine that slows down slows all of them.
+A worker reads lines "kind index" and answers each with the figures of one step. Rounds
+run as A B C A B C, so that a slowdown of the machine affects all peers.
 """
 
 import json
@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 
 def serve(peer: Any, batches: dict[str, list[dict]]) -> None:
-    """The worker's loop: does the steps that it is told to.
+    """The worker's loop: runs the requested steps.
 
     Args:
-      peer: with `step(features) -> loss`, `about`, its versions in words, and where
-        it is not the process's memory that counts, `peak_gib()`.
-      batches: by kind; each {"features", "residues", "tokens"}.
+      peer: Has `step(features) -> loss`, `about` (a description of its versions), and,
+        if another memory than the process's is measured, `peak_gib()`.
+      batches: Batches by kind; each {"features", "residues", "tokens"}.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print
+    os.dup2(2, 1)  # Output of libraries goes to stderr.
     for line in sys.stdin:
         kind, index = line.split()
         batch = batches[kind][int(index) % len(batches[kind])]
@@ -43,20 +43,20 @@ def serve(peer: Any, batches: dict[str, list[dict]]) -> None:
 
 
 def _resident_peak_gib() -> float:
-    # Not `ru_maxrss`: a process inherits that of the one that started it.
+    # Not `ru_maxrss`: a process inherits its parent's.
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**20  # kB
 
 
 def busy_seconds() -> float:
-    """CPU seconds that all processes of the machine have used since it started."""
+    """CPU seconds of all processes since the machine started."""
     with open("/proc/stat") as file:
         user, nice, system = (int(x) for x in file.readline().split()[1:4])
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_for_quiet(patience: float) -> None:
-    """Returns once other work takes under a tenth of the machine, or after patience."""
+    """Waits until others use under a tenth of the CPUs, at most `patience` seconds."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         start = busy_seconds()
@@ -66,7 +66,7 @@ def wait_for_quiet(patience: float) -> None:
 
 
 class Worker:
-    """The parent's end of a worker process."""
+    """Starts and drives a worker process."""
 
     def __init__(self, command: list[str]):
         self.errors = tempfile.TemporaryFile("w+", errors="replace")
@@ -79,7 +79,7 @@ class Worker:
         )
 
     def step(self, kind: str, index: int, patience: float = 0.0) -> dict:
-        """Has it do one step, in a quiet moment if there is one."""
+        """Runs one step once the machine is quiet; see `wait_for_quiet`."""
         wait_for_quiet(patience)
         before = busy_seconds()
         print(kind, index, file=self.process.stdin, flush=True)
@@ -96,7 +96,7 @@ class Worker:
         return figure
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -104,7 +104,7 @@ class Worker:
 
 
 class Lane(NamedTuple):
-    """One line of the comparison: which batches go to which worker."""
+    """One line of the comparison: the kind of batches and their worker."""
 
     kind: str
     worker: Worker
@@ -113,14 +113,14 @@ class Lane(NamedTuple):
 def take_turns(
     lanes: dict[str, Lane], rounds: int, warmup: int, patience: float = 0.0
 ) -> dict[str, list[dict]]:
-    """`warmup` rounds that do not count, then `rounds`; a figure per lane and round."""
+    """Figures of each lane for `rounds` rounds, after `warmup` rounds."""
     results: dict[str, list[dict]] = {name: [] for name in lanes}
     for round_ in range(-warmup, rounds):
         for name, (kind, worker) in lanes.items():
             index = round_ + warmup
             wait = patience if round_ >= 0 else 0.0
             figure = worker.step(kind, index, wait)
-            if figure["others"] > 0.15 and wait:  # disturbed: once more
+            if figure["others"] > 0.15 and wait:  # Disturbed: run once more.
                 again = worker.step(kind, index, wait)
                 figure = min(figure, again, key=lambda f: f["others"])
             if round_ >= 0:
@@ -140,7 +140,7 @@ def take_turns(
 
 
 def table(results: dict[str, list[dict]], reference: str) -> str:
-    """Medians of each lane, and `reference` over each other lane round by round."""
+    """Table of each lane's medians, and ratios of `reference` to the others."""
 
     def median(name: str, value) -> float:
         return statistics.median(value(f) for f in results[name])
@@ -172,8 +172,8 @@ def table(results: dict[str, list[dict]], reference: str) -> str:
     for name in results:
         if name == reference:
             continue
-        words = []
-        for what, value in (
+        ratio_texts = []
+        for label, value in (
             ("residues/s", rate),
             ("tokens/s (speed without packing)", per_token),
             ("residues per CPU second", per_cpu),
@@ -181,10 +181,11 @@ def table(results: dict[str, list[dict]], reference: str) -> str:
             ratios = [
                 value(a) / value(b) for a, b in zip(ours, results[name], strict=True)
             ]
-            words.append(
-                f"{what} **{statistics.median(ratios):.2f}** "
+            ratio_texts.append(
+                f"{label} **{statistics.median(ratios):.2f}** "
                 f"({min(ratios):.2f} to {max(ratios):.2f})"
             )
-        lines.append(f"Ours over {name}, median (range) of rounds: {'; '.join(words)}.")
+        ratios_line = "; ".join(ratio_texts)
+        lines.append(f"Ours over {name}, median (range) of rounds: {ratios_line}.")
         lines.append("")
     return "\n".join(lines)

@@ -1,19 +1,19 @@
-"""Embedding of real proteins: ours against torch, on the CPU or GPU at hand.
+"""Speed of embedding real proteins: ours against torch, on this CPU or GPU.
 
   python benchmarks/embed_bench.py --fasta=PROTEOME.fasta.gz --models=DIR --write
 
-Each peer is a process of its own with the same random weights, loaded and warmed up;
-ours and one peer at a time take turns A B A B over the same proteins. A round's
-proteins are neighbours in the proteome sorted by length: one batch of
-`prott5_embedder`'s (or its first proteins, --residues), at evenly spaced quantiles of
-the residues; on a GPU, every n-th protein of it, about --residues. Each peer cuts them
-into batches as it does best, and hands out float32 arrays per protein. Counted are
-residues. Cosines are those of each residue's vector with ours.
+Each peer runs in its own process with the same random weights, loaded and warmed up.
+Ours and one peer at a time take turns (A B A B) with the same proteins. The proteins of
+a round are neighbours in the proteome sorted by length: one batch of `prott5_embedder`
+(or its first proteins, --residues), at evenly spaced quantiles of the residues. On a
+GPU they are every n-th protein, about --residues in all. Each peer makes its own
+batches and returns a float32 array for each protein. Rates are in residues/s. Cosines
+compare each residue's vector with ours.
 
 Peers: eager, sdpa (transformers in batches of 1,000 padded residues, 16,384 on a GPU),
 compiled (torch.compile with TORCHINDUCTOR_FREEZING=1), int8 (torch's dynamic
-quantisation), and prott5_embedder: ProtTrans's script as its users run it, in float32
-on a CPU and float16 on a GPU.
+quantisation), and prott5_embedder: ProtTrans's script with its defaults, in float32 on
+a CPU and float16 on a GPU.
 """
 
 import argparse
@@ -43,9 +43,9 @@ _COLD_RESIDUES = 300
 
 
 def choose_rounds(sequences: list[str], options: argparse.Namespace) -> list[list[str]]:
-    """One batch of `prott5_embedder`'s per round, at even quantiles of the residues.
+    """One batch of `prott5_embedder` per round, at even quantiles of the residues.
 
-    A GPU would be done with that in no time: there a round is a share of the proteome.
+    For a GPU such a batch is too small: there a round is a share of the proteome.
     """
     if options.device == "gpu":
         by_length = sorted(sequences, key=len)
@@ -55,17 +55,17 @@ def choose_rounds(sequences: list[str], options: argparse.Namespace) -> list[lis
     batches = list(embed_peers.prott5_embedder_batches(sequences))
     residues = np.cumsum([sum(map(len, batch)) for batch in batches])
     quantiles = (np.arange(options.rounds) + 0.5) / options.rounds
-    at = np.searchsorted(residues, quantiles * residues[-1])
+    indices = np.searchsorted(residues, quantiles * residues[-1])
 
     def first(batch):
         ends = np.cumsum([len(x) for x in batch])
         return batch[: max(1, int(np.searchsorted(ends, options.residues, "right")))]
 
-    return [first(batches[i]) for i in at]
+    return [first(batches[i]) for i in indices]
 
 
 def serve(options: argparse.Namespace) -> None:
-    """A worker: loads its model and waits for rounds."""
+    """Runs a worker: loads its model and serves rounds."""
     folder = model_folder(options)
     shape = embed_peers.shape_of(options.shape, options.layers)
     peer = embed_peers.make(
@@ -90,7 +90,7 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def start_cold(options: argparse.Namespace) -> None:
-    """A process that embeds one protein and ends."""
+    """Embeds one protein, for the measurement of cold starts."""
     folder = model_folder(options)
     shape = embed_peers.shape_of(options.shape, options.layers)
     peer = embed_peers.make(
@@ -103,18 +103,18 @@ def start_cold(options: argparse.Namespace) -> None:
 
 
 def model_folder(options: argparse.Namespace) -> pathlib.Path:
-    """Where the weights of a shape are."""
+    """Folder with the weights of a shape."""
     shape = embed_peers.shape_of(options.shape, options.layers)
     return pathlib.Path(options.models) / f"{options.shape}_{shape.layers}_layers"
 
 
 def vectors_file(options: argparse.Namespace, worker: str) -> pathlib.Path:
-    """Where a worker leaves its vectors of the first round."""
+    """File for a worker's vectors of the first round."""
     return pathlib.Path(options.models) / f"vectors_{worker}.npy"
 
 
 def arguments_of(options: argparse.Namespace) -> list[str]:
-    """Command line of a worker, without what it is told to be."""
+    """Common command line of workers, without the peer's name."""
     names = ("fasta", "models", "shape", "rounds", "residues", "batch_tokens", "device")
     arguments = [f"--{name}={getattr(options, name)}" for name in names]
     if options.layers:
@@ -123,15 +123,15 @@ def arguments_of(options: argparse.Namespace) -> list[str]:
 
 
 def compare(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Duels of ours with each peer.
+    """Compares ours with each peer.
 
     Returns:
-      By peer: figures of "ours", "peer" and their products, and lowest and mean
+      By peer: figures of "ours", "peer" and their matrix products, and lowest and mean
       "cosines".
     """
     own = f"ours-{options.precision}"
     ours = duel.Worker([*arguments_of(options), f"--worker={own}"])
-    found = {}
+    results = {}
     warm_up(ours, options)
     ours.step("save", 0)
     for name in options.peers.split(","):
@@ -161,27 +161,27 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                     flush=True,
                 )
         peer.close()
-        found[name] = figures
+        results[name] = figures
     ours.close()
-    return found
+    return results
 
 
-def cosines(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Lowest and mean cosine of the rows of two arrays."""
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    all_of_them = np.sum(ours * theirs, axis=1) / norms
-    return float(all_of_them.min()), float(all_of_them.mean())
+def cosines(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Lowest and mean cosine between corresponding rows of two arrays."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    row_cosines = np.sum(a * b, axis=1) / norms
+    return float(row_cosines.min()), float(row_cosines.mean())
 
 
 def warm_up(worker: duel.Worker, options: argparse.Namespace) -> None:
-    """Every round once: programs are compiled for the lengths at hand."""
+    """Runs every round once, which compiles programs for its lengths."""
     for round_ in range(options.rounds):
         worker.step("embed", round_)
 
 
 def cold_starts(options: argparse.Namespace) -> dict[str, float]:
     """Seconds from the start of a process to the vectors of one protein."""
-    found = {}
+    seconds = {}
     for name in (f"ours-{options.precision}", *options.peers.split(",")):
         best = np.inf
         for _ in range(2):  # The first fills the page cache.
@@ -189,9 +189,9 @@ def cold_starts(options: argparse.Namespace) -> dict[str, float]:
             command = [sys.executable, *arguments_of(options), f"--cold={name}"]
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
             best = min(best, time.perf_counter() - start)
-        found[name] = best
+        seconds[name] = best
         print(f"cold start {name}: {best:.1f} s", flush=True)
-    return found
+    return seconds
 
 
 def table(
@@ -201,7 +201,7 @@ def table(
     rounds: list[list[str]],
     precision: str,
 ) -> str:
-    """A line per embedder, and ours over each peer round by round."""
+    """Table with a line per embedder, and ratios of ours to each peer by round."""
     flops = [sum(shape.flops(len(x)) for x in chosen) for chosen in rounds]
     own = f"ours-{precision}"
     lines = [
@@ -211,8 +211,8 @@ def table(
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
 
-    def alone(figures):
-        # Whichever library multiplies faster: what the machine reaches.
+    def peak_of_products(figures):
+        # The faster library's rate is what the machine reaches.
         return max(
             statistics.median(x["loss"] for x in figures[f"{lane} product"])
             for lane in ("ours", "peer")
@@ -242,7 +242,7 @@ def table(
         return f"**{middle:.2f}** ({min(ratios):.2f} to {max(ratios):.2f})"
 
     for name, figures in duels.items():
-        peak = alone(figures)
+        peak = peak_of_products(figures)
         lines.append(line(f"{own} beside {name}", figures["ours"], peak, " | | "))
         lowest, mean = figures["cosines"]
         by_clock = ratio(figures, lambda x: x["seconds"])
@@ -269,26 +269,26 @@ def utilisation(
     rounds: list[list[str]],
     precision: str,
 ) -> str:
-    """MFU of everybody: of the rate that the maker of the GPU publishes."""
+    """MFU of all embedders, relative to the GPU's published peak."""
     from prottrans_jax.costs import hardware
 
     chip = hardware.chip_of_kind(gpu_name())
     if chip is None:
         return f"No rate of {gpu_name()} is known here, so no MFU."
     work = sum(shape.flops(len(x)) for chosen in rounds for x in chosen)
-    words = []
+    shares = []
     for name, figures in duels.items():
-        for who, lane in ((f"ours-{precision}", "ours"), (name, "peer")):
+        for label, lane in ((f"ours-{precision}", "ours"), (name, "peer")):
             seconds = sum(x["seconds"] for x in figures[lane])
-            words.append(f"{who} {work / seconds / chip.flops:.1%}")
+            shares.append(f"{label} {work / seconds / chip.flops:.1%}")
     return (
         f"MFU, of {chip.flops / 1e12:.0f} TFLOP/s (dense bfloat16, published), in "
-        f"turns: {', '.join(words)}."
+        f"turns: {', '.join(shares)}."
     )
 
 
 def main() -> None:
-    """Runs the duels and, if asked, records them."""
+    """Runs the comparison; with --write, records it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--fasta", required=True, help="proteins, such as E. coli's")
     parser.add_argument("--models", required=True, help="folder for random weights")

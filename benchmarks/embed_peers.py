@@ -1,7 +1,7 @@
-"""Embedders of proteins with the same weights: ours, and torch's as they are used.
+"""Embedders of proteins with the same weights: ours, and torch in common usages.
 
-A peer embeds the proteins that it is given, in batches of its own choice, and says how
-many tokens it computed for them. `product` is what the machine's products alone reach.
+A peer embeds proteins in its own batches and reports the number of computed tokens.
+`product` measures the speed of matrix products alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Shape(NamedTuple):
-    """Sizes that FLOPs are counted from."""
+    """Sizes that determine FLOPs."""
 
     family: str
     layers: int
@@ -51,14 +51,14 @@ class Shape(NamedTuple):
     specials: int
 
     def flops(self, residues: int) -> float:
-        """Of the products for one protein: a multiply-add is 2. No padding."""
+        """FLOPs of one protein's products without padding; a multiply-add is 2."""
         length = residues + self.specials
         weights = 4 * self.d_model * self.inner + 2 * self.d_model * self.d_ff
         return 2.0 * self.layers * length * (weights + 2 * length * self.inner)
 
 
 def shape_of(name: str, layers: int | None) -> Shape:
-    """Sizes by name; with fewer layers if asked."""
+    """Sizes by name; with `layers` layers unless None."""
     kind, sizes = SHAPES[name]
     if kind == "T5":
         inner = sizes["num_heads"] * sizes["d_kv"]
@@ -89,7 +89,7 @@ def make_weights(folder: pathlib.Path, name: str, layers: int | None) -> None:
 
 
 def read_fasta(path: str) -> list[str]:
-    """Sequences of a FASTA file in its order, U, Z, O, B and J as X."""
+    """Sequences of a FASTA file in order, with X for U, Z, O, B and J."""
     from prottrans_jax.proteins import fasta
 
     table = str.maketrans("UZOBJ", "XXXXX")
@@ -114,7 +114,7 @@ def prott5_embedder_batches(sequences: Sequence[str]) -> Iterator[list[str]]:
 
 
 def sorted_batches(sequences: Sequence[str], tokens: int) -> Iterator[list[str]]:
-    """Proteins sorted by length, at most so many padded residues a batch."""
+    """Batches of proteins sorted by length, with at most `tokens` padded residues."""
     batch: list[str] = []
     for sequence in sorted(sequences, key=len, reverse=True):
         if batch and len(batch[0]) * (len(batch) + 1) > tokens:
@@ -126,7 +126,7 @@ def sorted_batches(sequences: Sequence[str], tokens: int) -> Iterator[list[str]]
 
 
 class Task(NamedTuple):
-    """What a worker is told to do: "embed", "product", or "save" its vectors."""
+    """A worker's task: "embed", "product", or "save" its vectors."""
 
     kind: str
     sequences: list[str]
@@ -134,14 +134,14 @@ class Task(NamedTuple):
 
 
 class Peer:
-    """What `duel.serve` drives."""
+    """Interface for `duel.serve`."""
 
     about = ""
     shape: Shape
     product_rows = 512
 
     def step(self, task: Task) -> float:
-        """Embeds; gives the mean size of an element. Or GFLOP/s of products alone."""
+        """Runs a task; returns the mean absolute element, or GFLOP/s of products."""
         if task.kind == "product":
             return self.product()
         if task.kind == "save":
@@ -152,14 +152,14 @@ class Peer:
         return float(np.mean(size))
 
     def prepare(self, population: list[str]) -> None:
-        """Told of all proteins of the job before the first."""
+        """Called once with all proteins of the job."""
 
     def embed(self, task: Task) -> list[np.ndarray]:
         """[residues, d_model] of every protein."""
         raise NotImplementedError
 
     def batches(self, sequences: list[str]) -> Iterator[list[str]]:
-        """How proteins go through the model together."""
+        """Batches of proteins."""
         raise NotImplementedError
 
     def tokens(self, sequences: list[str]) -> int:
@@ -212,27 +212,27 @@ class Ours(Peer):
     def embed(self, task: Task) -> list[np.ndarray]:
         """[residues, d_model] of every protein."""
         work = self._work(task.sequences)
-        found = (x.residues for *_, x in self.embedder.run(work))
-        return [np.asarray(x, np.float32) for x in found]
+        vectors = (x.residues for *_, x in self.embedder.run(work))
+        return [np.asarray(x, np.float32) for x in vectors]
 
     def tokens(self, sequences: list[str]) -> int:
-        """Tokens in products for these proteins, with the padding that is."""
+        """Tokens computed for these proteins, padding included."""
         work = self._work(sequences)
         return sum(item.batch.tokens for item in work)
 
     def product(self) -> float:
-        """As every peer's."""
+        """As in `Peer`."""
         import jax.numpy as jnp
 
         from prottrans_jax.kernels import x86
 
         kind = self.dtype
         if kind == "int8" and x86.is_usable():
-            kind = "bfloat16"  # Of what is multiplied by int8 kernels.
+            kind = "bfloat16"  # Type of the input to products with int8 kernels.
         wide = jnp.int32 if kind == "int8" else jnp.float32
 
         def multiply(x, kernel):
-            # As the model: of float32 all digits, and what the CPU has for the rest.
+            # As in the model: exact float32 products, default precision otherwise.
             if x86.can_multiply(x, kernel, x.dtype):
                 return x86.product(x, kernel, x.dtype)
             exact = "highest" if x.dtype == jnp.float32 else None
@@ -294,7 +294,7 @@ class Torch(Peer):
         if device == "gpu":
             self.peak_gib = self._device_peak_gib
             if way == "prott5_embedder":
-                self.dtype = torch.float16  # As the script loads it there.
+                self.dtype = torch.float16  # As in the script.
         model = kind.from_pretrained(folder, dtype=self.dtype, **keywords).eval()
         model = model.to(self.device)
         if way == "int8":
@@ -312,14 +312,14 @@ class Torch(Peer):
         return self.torch.cuda.max_memory_allocated() / 2**30
 
     def batches(self, sequences: list[str]) -> Iterator[list[str]]:
-        """How proteins go through the model together."""
+        """Batches of proteins."""
         if self.way == "prott5_embedder":
             return prott5_embedder_batches(sequences)
         return sorted_batches(sequences, self.batch_tokens)
 
     def embed(self, task: Task) -> list[np.ndarray]:
         """[residues, d_model] of every protein."""
-        torch, found = self.torch, []
+        torch, result = self.torch, []
         vocabulary = self.vocabulary
         table = np.asarray(vocabulary.byte_table)
         is_t5 = self.shape.family == "T5"
@@ -348,11 +348,11 @@ class Torch(Peer):
                 hidden = output.last_hidden_state.cpu()
             for row, sequence in enumerate(batch):
                 vectors = hidden[row, first : first + len(sequence)]
-                found.append(vectors.float().numpy())
-        return found
+                result.append(vectors.float().numpy())
+        return result
 
     def product(self) -> float:
-        """As every peer's."""
+        """As in `Peer`."""
         torch = self.torch
         linear = torch.nn.functional.linear
         d_model, d_ff = self.shape.d_model, self.shape.d_ff
@@ -372,7 +372,7 @@ class Torch(Peer):
 
 
 def _operands(rows: int, d_model: int, d_ff: int) -> list[np.ndarray]:
-    """Two kernels and input, not constant: zeros and ones multiply faster on a GPU."""
+    """Two random kernels and an input: a GPU multiplies constants faster."""
     generator = np.random.default_rng(0)
     shapes = (d_model, d_ff), (d_ff, d_model), (rows, d_model)
     return [0.02 * generator.standard_normal(shape, np.float32) for shape in shapes]

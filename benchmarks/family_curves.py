@@ -1,11 +1,11 @@
-"""What each family learns in minutes on the sample: six curves and one table.
+"""Trains each family for minutes on the sample: six curves and one table.
 
   python benchmarks/family_curves.py --run_dir=DIR --write
 
-Runs the sample leaf of every family, one after another, as a user would; started again
-with the same folder it goes on. Then reads the runs' metric logs: the loss on the whole
-validation split at the residues that the model cannot see, beside the unigram entropy
-of the residues, which a model reaches that has learnt their frequencies alone.
+Runs the sample gin file of every family, one after another; a second start with the
+same folder resumes. Then reads the metric logs: the loss on the whole validation split
+at residues hidden from the model, and the unigram entropy of the residues, which is the
+loss of a model that has learnt only their frequencies.
 """
 
 import argparse
@@ -22,15 +22,14 @@ PICTURE = pathlib.Path(__file__).parents[1] / "docs" / "images" / "family_curves
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A sample leaf, and the metric that is compared with the unigram entropy.
+    """A sample run, and its metric for the comparison with the unigram entropy.
 
     Attributes:
-      name: As in a table.
-      leaf: Of `prottrans_jax.train`.
-      key: The loss at residues that are hidden from the model. For BERT, ALBERT and
-        ELECTRA those that show [MASK]: predicted residues that are left as they are
-        could be copied.
-      predicts: That in words.
+      name: Name in the table.
+      leaf: Gin file.
+      key: Loss at residues that are hidden from the model. For BERT, ALBERT and ELECTRA
+        those replaced by [MASK]: unchanged predicted residues could be copied.
+      predicts: Description of `key`.
     """
 
     name: str
@@ -52,7 +51,7 @@ FAMILIES = (
 
 
 def train(family: Family, directory: pathlib.Path) -> None:
-    """Runs a leaf to its end; nothing to do if it has ended."""
+    """Runs training to the end; returns at once if it is complete."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "log.txt", "a") as log:
         done = subprocess.run(
@@ -69,7 +68,7 @@ def train(family: Family, directory: pathlib.Path) -> None:
 
 
 def read_curve(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """The evaluations of a run, without the split's name, and `minutes` of training."""
+    """Evaluations of a run by metric, with `step` and `minutes` of training."""
     curve: dict[str, list[float]] = {}
     seconds = 0.0
     step = 0
@@ -77,20 +76,20 @@ def read_curve(directory: pathlib.Path) -> dict[str, np.ndarray]:
         if "timing/step_seconds" in entry:
             seconds += entry["timing/step_seconds"] * (entry["step"] - step)
             step = entry["step"]
-        if found := run_logs.evaluation(entry):
-            found |= {"step": entry["step"], "minutes": seconds / 60}
-            for key, value in found.items():
+        if metrics := run_logs.evaluation(entry):
+            metrics |= {"step": entry["step"], "minutes": seconds / 60}
+            for key, value in metrics.items():
                 curve.setdefault(key, []).append(value)
     return {key: np.array(values) for key, values in curve.items()}
 
 
 def entropy_of_share(share: np.ndarray) -> np.ndarray:
-    """Nats of a yes or no that is yes with that probability."""
+    """Entropy in nats of a binary variable with this probability."""
     return -(share * np.log(share) + (1 - share) * np.log(1 - share))
 
 
 def draw(curves: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
-    """The picture: what each family's loss lies above or below its floor."""
+    """Draws each family's loss minus the unigram entropy."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -133,7 +132,7 @@ def draw(curves: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Trains all six, prints the table and, if asked, records it."""
+    """Trains all six and prints the table; with --write, records it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run_dir", required=True, help="where the runs go")
     parser.add_argument("--report_only", action="store_true", help="runs are there")

@@ -3,9 +3,9 @@
   python benchmarks/loader_bench.py --data_dir=FOLDER_MADE_BY_PREPARE [--write]
 
 Counts tokens that are not padding, in packed rows of 512 inputs and 512 targets with
-ProtT5's corruption. They take turns (A B A B) in one process; the median round counts.
-The SeqIO side is the T5 library's way: everything in TensorFlow, records from the same
-files, SeqIO's packing, as many threads as it likes.
+ProtT5's corruption. Both take turns (A B A B) in one process; results are medians of
+rounds. The SeqIO pipeline follows the T5 library: everything in TensorFlow, records
+from the same files, SeqIO's packing, any number of threads.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class RowsByLoader:
         self.pool = concurrent.futures.ThreadPoolExecutor(workers)
 
     def batches(self):
-        """Batches in rising order, without end."""
+        """Yields batches in order, without end."""
         waiting = []
         while True:
             while len(waiting) < 2 * self.workers:
@@ -47,7 +47,7 @@ class RowsByLoader:
 
 
 def _t5_iid_denoise(dataset, output_features):
-    """noise_token_to_random_token_or_sentinel of the T5 library, one graph."""
+    """noise_token_to_random_token_or_sentinel of the T5 library, as one graph."""
     eos = tf.constant([output_features["targets"].vocabulary.eos_id])
 
     @seqio.map_over_dataset(num_seeds=3)
@@ -91,7 +91,7 @@ def rows_by_seqio(data_dir):
 
 
 def one_round(batches, seconds):
-    """Encoder and decoder tokens/s, and share of the encoder's rows that is filled."""
+    """Encoder and decoder tokens/s, and the filled share of the encoder's rows."""
     encoder = decoder = places = 0
     start = time.perf_counter()
     while time.perf_counter() < start + seconds:
@@ -146,16 +146,17 @@ def main():
         lines.append(
             f"| {name} | {encoder:,.0f} | {encoder + decoder:,.0f} | {fill:.2%} |"
         )
-    *ours, theirs = speeds.values()
-    told = by_loader.describe()
+    *loader_speeds, seqio_speed = speeds.values()
+    summary = by_loader.describe()
     lines += [
         "",
-        f"{told['residue_fill']:.2%} of the row loader's encoder tokens are residues, "
-        f"the rest </s> and padding ({told['records']:,} records, {told['residues']:,} "
-        "residues, sequences over 511 residues split).",
+        f"{summary['residue_fill']:.2%} of the row loader's encoder tokens are "
+        f"residues, the rest </s> and padding ({summary['records']:,} records, "
+        f"{summary['residues']:,} residues, sequences over 511 residues split).",
         "",
-        f"Ratio: {ours[0] / theirs:.1f} with one thread, {ours[1] / theirs:.1f} with "
-        f"{args.workers}. {args.rounds} rounds of {args.seconds:g} s each, in turns; "
+        f"Ratio: {loader_speeds[0] / seqio_speed:.1f} with one thread, "
+        f"{loader_speeds[1] / seqio_speed:.1f} with {args.workers}. "
+        f"{args.rounds} rounds of {args.seconds:g} s each, in turns; "
         f"objective {args.objective}; {report.machine()}.",
         "",
         "`python benchmarks/loader_bench.py --data_dir=CORPUS --write`",

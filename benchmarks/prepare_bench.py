@@ -1,9 +1,10 @@
-"""`prepare` against Biopython + TFRecords, on one core, in turns.
+"""Speed of `prepare` against Biopython + TFRecords, on one core, in turns.
 
   python benchmarks/prepare_bench.py FASTA [FASTA ...]
 
-The naive way parses with Bio.SeqIO and writes one tf.train.Example a record: no checks,
-no shuffle, no removal of duplicates, no checksums, no index: `prepare` does all these.
+The naive program parses with Bio.SeqIO and writes one tf.train.Example per record,
+without checks, shuffling, removal of duplicates, checksums or index. `prepare` does all
+of these.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def ours(paths: list[str], folder: pathlib.Path) -> preparing.Report:
 
 
 def timed(way: Callable, paths: list[str], folder: pathlib.Path) -> float:
-    """CPU seconds: what one core needs, also on a busy machine."""
+    """CPU seconds, which hardly depend on other load of the machine."""
     start = time.process_time()
     way(paths, folder)
     return time.process_time() - start

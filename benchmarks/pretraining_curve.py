@@ -1,18 +1,18 @@
-"""Packed against padded rows at equal time, and what the packed run has learnt.
+"""Compares packed and padded rows at equal CPU time, and evaluates the packed run.
 
   python -m prottrans_jax.prepare --input sprot50_train-*.fasta.gz (with commas) \
       --validation_input sprot50_valid.fasta.gz --output RECORDS
   python benchmarks/pretraining_curve.py --data_dir=RECORDS --run_dir=DIR \
       --minutes=60 --write
 
-Two runs of `python -m prottrans_jax.train` from the same random weights, each on one
-core of its own, are stopped by SIGTERM when they have used that many minutes of their
-core. Time on the curve is that CPU time, the wall time of an idle machine. Started
-again with the same arguments they go on.
+Two runs of `python -m prottrans_jax.train` from the same random weights, each on its
+own core, are stopped by SIGTERM after this many minutes of CPU time. The time axis of
+the curve is this CPU time, which is the wall time of an idle machine. A second start
+with the same arguments resumes them.
 
-Then the packed run's newest checkpoint is read protein by protein, each alone in its
-row: the loss at hidden positions beside that of residue frequencies at the same ones,
-with an interval over proteins (bootstrap).
+Then the packed run's newest checkpoint is evaluated on each validation protein, alone
+in its row: the loss at hidden positions, and that of the residue frequencies at the
+same positions, with an interval over proteins (bootstrap).
 """
 
 import argparse
@@ -34,7 +34,7 @@ RUNS = {"packed": True, "padded": False}
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU seconds that a process has used."""
+    """CPU seconds of a process."""
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -43,7 +43,7 @@ def cpu_seconds(pid: int) -> float:
 def last_step(directory: pathlib.Path) -> int:
     """The newest step in a run's log; 0 before the first."""
     log = directory / "metrics.jsonl"
-    # A line that is being written has no end yet.
+    # The last line may be incomplete.
     lines = log.read_text().split("\n")[:-1] if log.exists() else []
     return json.loads(lines[-1])["step"] if lines else 0
 
@@ -72,12 +72,13 @@ def train(name: str, core: int, options: argparse.Namespace) -> subprocess.Popen
 
 
 def run_all(options: argparse.Namespace) -> None:
-    """Both runs to their end; writes each one's clock, {"step", "cpu_seconds"}."""
+    """Runs both to the end; logs {"step", "cpu_seconds"} of each to clock.jsonl."""
     processes = {
         name: train(name, core, options)
         for name, core in zip(RUNS, sorted(os.sched_getaffinity(0)), strict=False)
     }
-    used, told = {}, set()
+    used: dict[str, float] = {}
+    signalled: set[str] = set()
     for name in processes:
         clock = pathlib.Path(options.run_dir) / name / "clock.jsonl"
         lines = clock.read_text().splitlines() if clock.exists() else []
@@ -98,37 +99,41 @@ def run_all(options: argparse.Namespace) -> None:
             with open(directory / "clock.jsonl", "a") as file:
                 entry = {"step": last_step(directory), "cpu_seconds": seconds}
                 print(json.dumps(entry), file=file)
-            # Once: a second signal ends a run without a checkpoint.
-            if seconds > 60 * options.minutes and name not in told:
-                told.add(name)
+            # Only once: a second signal ends a run without a checkpoint.
+            if seconds > 60 * options.minutes and name not in signalled:
+                signalled.add(name)
                 process.send_signal(signal.SIGTERM)
 
 
 def read_curve(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """The evaluations of a run, and the minutes of CPU time when each was there."""
-    first: dict[int, float] = {}
+    """Evaluations of a run by metric, with `step` and `minutes` of CPU time."""
+    minutes_at_step: dict[int, float] = {}
     for line in (directory / "clock.jsonl").read_text().splitlines():
         entry = json.loads(line)
-        first.setdefault(entry["step"], entry["cpu_seconds"] / 60)
+        minutes_at_step.setdefault(entry["step"], entry["cpu_seconds"] / 60)
     curve: dict[str, list[float]] = {}
     for entry in run_logs.lines(directory):
-        found = run_logs.evaluation(entry)
-        later = [minutes for step, minutes in first.items() if step >= entry["step"]]
-        if not found or not later:
+        metrics = run_logs.evaluation(entry)
+        later = [
+            minutes
+            for step, minutes in minutes_at_step.items()
+            if step >= entry["step"]
+        ]
+        if not metrics or not later:
             continue
-        found |= {"step": entry["step"], "minutes": min(later)}
-        for key, value in found.items():
+        metrics |= {"step": entry["step"], "minutes": min(later)}
+        for key, value in metrics.items():
             curve.setdefault(key, []).append(value)
     return {key: np.array(values) for key, values in curve.items()}
 
 
 def losses_by_protein(run_dir: pathlib.Path, data_dir: str) -> dict[str, np.ndarray]:
-    """Per validation protein: sums over its hidden positions, and their numbers.
+    """Sums of losses over the hidden positions of each validation protein.
 
     Returns:
-      `masked`, `masked_unigram`, `masked_count` and the same of `hidden` (masked or
-      substituted), each [proteins]. The unigram's losses are those of the training
-      split's residue frequencies at the same positions.
+      `masked`, `masked_unigram`, `masked_count` (number of positions) and the same for
+      `hidden` (masked or substituted), each [proteins]. Unigram losses use the residue
+      frequencies of the training split at the same positions.
     """
     from prottrans_jax.config import building
 
@@ -171,7 +176,7 @@ def losses_by_protein(run_dir: pathlib.Path, data_dir: str) -> dict[str, np.ndar
         counts[vocabulary.PROT_T5.byte_table[ord(letter)]] += count
     with np.errstate(divide="ignore"):
         unigram = -np.log(counts / counts.sum()).astype(np.float32)
-    unigram[~np.isfinite(unigram)] = 0.0  # no such target at hidden positions
+    unigram[~np.isfinite(unigram)] = 0.0  # Never a target at hidden positions.
 
     @jax.jit
     def sums(params, batch):
@@ -214,21 +219,21 @@ def losses_by_protein(run_dir: pathlib.Path, data_dir: str) -> dict[str, np.ndar
 def bootstrap(
     figures: dict[str, np.ndarray], what: str, samples: int = 10_000
 ) -> dict[str, tuple[float, float, float]]:
-    """(mean, 2.5 %, 97.5 %) over proteins of the loss per position, ours and unigram's.
+    """(mean, 2.5 %, 97.5 %) of the loss per position, of the model and the unigram.
 
-    Proteins are drawn with replacement; a mean is a ratio of sums, so that every
-    position counts the same.
+    Proteins are drawn with replacement. A mean is a ratio of sums, so that all
+    positions have equal weight.
     """
-    ours, theirs = figures[what], figures[f"{what}_unigram"]
+    model, unigram = figures[what], figures[f"{what}_unigram"]
     count = figures[f"{what}_count"]
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, len(count), (samples, len(count)))
     total = count[drawn].sum(1)
     result = {}
     for name, values in (
-        ("model", ours),
-        ("unigram", theirs),
-        ("difference", ours - theirs),
+        ("model", model),
+        ("unigram", unigram),
+        ("difference", model - unigram),
     ):
         low, high = np.percentile(values[drawn].sum(1) / total, [2.5, 97.5])
         result[name] = (values.sum() / count.sum(), low, high)
@@ -236,7 +241,7 @@ def bootstrap(
 
 
 def draw(curves: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
-    """The picture: validation losses of both runs over time."""
+    """Draws the validation losses of both runs over time."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -261,7 +266,7 @@ def draw(curves: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Runs both, compares them and, if asked, records the result."""
+    """Runs both and compares them; with --write, records the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data_dir", required=True, help="prepared records")
     parser.add_argument("--run_dir", required=True, help="where the runs go")
@@ -290,12 +295,12 @@ def main() -> None:
     packed, padded = curves["packed"], curves["padded"]
     last = np.flatnonzero(padded["minutes"] <= shared_end)[-1]
     goal = padded["masked_loss"][last]
-    there = np.flatnonzero(packed["masked_loss"] <= goal)
-    if len(there):
+    reached = np.flatnonzero(packed["masked_loss"] <= goal)
+    if len(reached):
         lines += [
             "",
             f"Packed rows reached the padded run's last masked loss, {goal:.4f}, after "
-            f"{packed['minutes'][there[0]]:.0f} minutes instead of "
+            f"{packed['minutes'][reached[0]]:.0f} minutes instead of "
             f"{padded['minutes'][last]:.0f}.",
         ]
     figures = losses_by_protein(run_dir / "packed", options.data_dir)

@@ -1,11 +1,11 @@
-"""What products alone reach on the CPU at hand, by library and precision.
+"""Speed of matrix products on this CPU, by library and precision.
 
   python benchmarks/product_bench.py --write
 
-The two products of a feed-forward block of ProtT5-XL, 1,024 rows. A process for each
-library; they take turns. "ours" is what frozen models run: `layers.x86` where the CPU
-has what that needs, elsewhere XLA's products in the form of `layers.dense`. Rounding to
-int8 what is multiplied is counted where `layers.x86` does it, and for torch.
+The two products of a feed-forward block of ProtT5-XL, with 1,024 rows. Each library has
+its own process; they take turns. "ours" are the products of frozen models:
+`kernels.x86` on CPUs that support it, otherwise XLA's products as in `layers.dense`.
+The time to round inputs to int8 is included for `kernels.x86` and torch.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def operands() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class Ours:
-    """What frozen models run."""
+    """The products of frozen models."""
 
     def __init__(self):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -115,7 +115,7 @@ class Numpy:
 
 
 def serve(peer: Any, seconds: float) -> None:
-    """A worker: GFLOP/s of a precision, as often as it is asked."""
+    """Runs a worker that measures GFLOP/s of a precision."""
 
     def step(name: str) -> float:
         run = peer.runs[name]
@@ -132,7 +132,7 @@ def serve(peer: Any, seconds: float) -> None:
 
 
 def main() -> None:
-    """Takes turns and prints a table."""
+    """Measures in turns and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
@@ -158,10 +158,11 @@ def main() -> None:
             rates[lane].append(figure["loss"])
             about.add(figure["about"])
     lines = ["| | GFLOP/s, median (range) |", "|---|---|"]
-    for (name, kind), found in rates.items():
-        middle = statistics.median(found)
+    for (name, kind), values in rates.items():
+        median = statistics.median(values)
         lines.append(
-            f"| {name}, {kind} | {middle:.0f} ({min(found):.0f} to {max(found):.0f}) |"
+            f"| {name}, {kind} | {median:.0f} ({min(values):.0f} to "
+            f"{max(values):.0f}) |"
         )
     body = "\n".join(lines)
     print(body)

@@ -1,10 +1,11 @@
-"""Seconds for a host's rows out of many shards on a store with slow reads.
+"""Time to load a host's rows from many shards on storage with slow reads.
 
   python benchmarks/read_latency.py [--write]
 
-Makes a folder of 500 shards, and opens it with readers that wait before every read and
+Makes a folder of 500 shards and opens it with readers that wait before every read and
 every open, as on a network file system. "one after another" lets only one reader wait
-at a time; "side by side" is `RowLoader` as it is. They read the same batches.
+at a time; "side by side" is `RowLoader` without this restriction. Both read the same
+batches.
 """
 
 import argparse
@@ -27,7 +28,7 @@ RECORDS_A_SHARD = 128
 
 
 class SlowSource(record_source.RecordSource):
-    """A folder whose shards take `seconds` to open and for every read."""
+    """A folder whose shards take `seconds` for opening and for every read."""
 
     def __init__(self, folder, seconds, lock):
         super().__init__("fasta")
@@ -36,7 +37,7 @@ class SlowSource(record_source.RecordSource):
         self._lock = lock
 
     def open(self, data_dir=None):
-        """The folder, whatever `data_dir` says."""
+        """Opens the folder; ignores `data_dir`."""
         del data_dir
         return store.open(self._folder, open_reader=self._slow)
 
@@ -79,7 +80,7 @@ def make(folder, shards):
 
 
 def measure(folder, seconds, lock, args):
-    """Median seconds of a batch after the first, which also plans the rows."""
+    """Median seconds of a batch, without the first, which also plans the rows."""
     corrupt = preprocessors.iid_denoise()
     task = seqio.Task(
         "slow",
@@ -88,12 +89,12 @@ def measure(folder, seconds, lock, args):
         output_features=preprocessors.output_features(corrupt),
     )
     loader = loader_lib.RowLoader(task, batch_size=4096, feature_lengths=LENGTHS)
-    taken = []
+    durations = []
     for batch in range(args.batches + 1):
         started = time.perf_counter()
         loader.batch(batch, rows=slice(0, args.rows))
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken[1:])
+        durations.append(time.perf_counter() - started)
+    return statistics.median(durations[1:])
 
 
 def main():

@@ -1,4 +1,4 @@
-"""RESULTS.md: one section a benchmark, replaced by the command that measures it."""
+"""Writes RESULTS.md: one section per benchmark, replaced by the benchmark's command."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ RESULTS = pathlib.Path(__file__).with_name("RESULTS.md")
 
 
 def replace_section(title: str, body: str) -> None:
-    """Puts `body` under "## title", in place of what stood there, or at the end."""
+    """Replaces the section "## title" by `body`, or appends it."""
     text = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
     sections = re.split(r"^(?=## )", text, flags=re.M)
     section = f"## {title}\n\n{body.strip()}\n\n"
@@ -24,7 +24,7 @@ def replace_section(title: str, body: str) -> None:
 
 
 def finish(title: str, lines: list[str], write: bool) -> None:
-    """Prints the lines of a section, and puts them into RESULTS.md if asked to."""
+    """Prints the lines of a section; if `write`, puts them into RESULTS.md."""
     text = "\n".join(lines)
     print(text)
     if write:
@@ -32,21 +32,21 @@ def finish(title: str, lines: list[str], write: bool) -> None:
 
 
 def machine() -> str:
-    """The machine, in words."""
+    """Description of the machine."""
     return f"{os.cpu_count()} CPU cores ({cpu()}), Python {platform.python_version()}"
 
 
 def cpu() -> str:
-    """The CPU's name and the widest instructions for products it has."""
+    """The CPU's name and its widest instructions for products."""
     model = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return model
     text = cpuinfo.read_text()
-    found = re.search(r"model name\s*: (.*)", text)
-    model = re.sub(r"\([RrTtMm]+\)", "", found.group(1) if found else model)
+    match = re.search(r"model name\s*: (.*)", text)
+    model = re.sub(r"\([RrTtMm]+\)", "", match.group(1) if match else model)
     flags = set(text.split())
     widest = {"amx_tile": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512"}
-    known = [name for flag, name in widest.items() if flag in flags]
-    known += ["AVX2"] * ("avx2" in flags)
-    return " ".join([*model.split(), *known[:1]])
+    instructions = [name for flag, name in widest.items() if flag in flags]
+    instructions += ["AVX2"] * ("avx2" in flags)
+    return " ".join([*model.split(), *instructions[:1]])

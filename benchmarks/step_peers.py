@@ -1,7 +1,7 @@
 """Training steps of one family: ours, and Hugging Face's in torch at the same sizes.
 
-A family is a pair of functions: our objective, and a torch model with a function from
-one of our batches to its loss.
+A family has our objective, and a torch model with a function that computes its loss on
+one of our batches.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# A stack of T5 has half of its layers on each side.
+# T5 has LAYERS layers in the encoder and as many in the decoder.
 SIZES = {"d_model": 512, "d_ff": 2048, "num_heads": 8, "head_dim": 64}
 LAYERS = 6
 MAX_LENGTH = 512
@@ -26,7 +26,7 @@ TASKS = {
 
 
 def our_objective(family: str, common: dict[str, Any]) -> Any:
-    """Our objective of a family, with its model."""
+    """Our objective and model of a family."""
     from prottrans_jax.models import albert, bert, electra, t5, xlnet
     from prottrans_jax.objectives import (
         denoising,
@@ -67,7 +67,7 @@ def our_objective(family: str, common: dict[str, Any]) -> Any:
 
 
 class Ours:
-    """The trainer's own jitted step: donated state, microbatches, metrics."""
+    """The trainer's jitted step, with donated state, microbatches and metrics."""
 
     def __init__(self, options: argparse.Namespace):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -110,7 +110,7 @@ class Ours:
         self.about = f"jax {jax.__version__}"
 
     def step(self, features: dict[str, np.ndarray]) -> float:
-        """One step; its loss."""
+        """Runs one step; returns its loss."""
         features = {name: features[name] for name in self.features}
         batch = self.partitioner.put_batch(features, self.rows)
         with self.partitioner.scope():
@@ -120,7 +120,7 @@ class Ours:
 
 
 class Torch:
-    """transformers' model of the family as its users train it."""
+    """transformers' model of the family, trained in the usual way."""
 
     def __init__(self, options: argparse.Namespace):
         import torch
@@ -176,7 +176,7 @@ class Torch:
                 n_head=SIZES["num_heads"],
                 dropout=options.dropout,
             )
-            return [transformers.XLNetLMHeadModel(config)]  # Has no SDPA.
+            return [transformers.XLNetLMHeadModel(config)]  # Does not support SDPA.
 
         def encoder(kind: Any, sizes: dict[str, int], **more: Any) -> Any:
             return kind(
@@ -275,7 +275,7 @@ class Torch:
         ).loss
 
     def step(self, features: dict[str, np.ndarray]) -> float:
-        """One step; its loss."""
+        """Runs one step; returns its loss."""
         torch = self.torch
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             loss = self._loss(features)

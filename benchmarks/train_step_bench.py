@@ -1,16 +1,16 @@
-"""Training step of ours against Hugging Face's in torch, on the CPU at hand.
+"""Speed of our training step against Hugging Face's in torch, on this CPU.
 
   python benchmarks/train_step_bench.py --family=t5 --precision=bf16 --write
 
-Same proteins (the package's sample), same corruption, same sizes, same precision class,
-forward, backward and update. Each peer is a process of its own, loaded and warmed up;
-then they take turns A B C A B C in one run. Counted are real residues of the encoder,
-not padding.
+All peers use the same proteins (the package's sample), corruption, sizes and precision;
+a step is forward, backward and update. Each peer runs in its own process, loaded and
+warmed up; they take turns (A B C A B C). Rates count residues of the encoder, without
+padding.
 
-Ours: packed rows of 512. torch: `padded`, one protein a row of 512, as ProtTrans
-trained its models; `sorted`, batches of as many tokens, proteins sorted by length and
-padded to the longest of their batch, the best its users can do without packing. ProtTXL
-has no peer: transformers no longer has Transformer-XL.
+Ours: packed rows of 512. torch: `padded`, one protein per row of 512, as ProtTrans
+trained its models; `sorted`, batches with as many tokens, proteins sorted by length and
+padded to the longest in the batch, the best option without packing. ProtTXL has no
+peer: transformers has removed Transformer-XL.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import step_peers
 
 
 def make_batches(options: argparse.Namespace) -> dict[str, list[dict]]:
-    """The sample's proteins as batches of about rows * 512 tokens of each kind."""
+    """Batches of the sample's proteins, about rows * 512 tokens each, by kind."""
     from prottrans_jax import tasks  # noqa: F401
     from prottrans_jax.data.rows import loader
 
@@ -44,7 +44,7 @@ def make_batches(options: argparse.Namespace) -> dict[str, list[dict]]:
         return [data.batch(i) for i in range(num_batches)]
 
     segments = "encoder_segment_ids" if options.family == "t5" else "segment_ids"
-    specials = 1 if options.family == "t5" else 2  # of a protein
+    specials = 1 if options.family == "t5" else 2  # Special tokens per protein.
 
     def entry(features: dict[str, np.ndarray]) -> dict:
         used = features[segments]
@@ -63,8 +63,8 @@ def make_batches(options: argparse.Namespace) -> dict[str, list[dict]]:
             groups.append([])
         groups[-1].append(i)
     if len(groups) > 1:
-        groups.pop()  # not a whole batch
-    # Short and long in turn, so that any few batches are like all.
+        groups.pop()  # An incomplete batch.
+    # Shuffled, so that a few batches represent all lengths.
     mixed = np.random.default_rng(2).permutation(len(groups))
     by_length = [
         {
@@ -81,7 +81,7 @@ def make_batches(options: argparse.Namespace) -> dict[str, list[dict]]:
 
 
 def compare(options: argparse.Namespace) -> dict[str, list[dict]]:
-    """The rounds; name of a lane -> a figure per round."""
+    """Runs the rounds; returns the figures of each lane by round."""
     arguments = [__file__]
     for name in ("family", "precision", "dropout", "rows", "microbatches", "batches"):
         arguments.append(f"--{name}={getattr(options, name)}")
@@ -91,7 +91,7 @@ def compare(options: argparse.Namespace) -> dict[str, list[dict]]:
     arguments.append("--worker=ours")
     if options.scan_layers:
         arguments.append("--scan_layers")
-    # torch in two processes, or the peak memory of one kind would hide the other's.
+    # Two processes for torch, to measure the peak memory of each kind.
     lanes = {
         "ours, packed": duel.Lane("packed", duel.Worker(arguments)),
         "torch, padded": duel.Lane("padded", duel.Worker(torch_arguments)),
@@ -101,7 +101,7 @@ def compare(options: argparse.Namespace) -> dict[str, list[dict]]:
 
 
 def main() -> None:
-    """Runs the comparison and, if asked, records it."""
+    """Runs the comparison; with --write, records it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--family", choices=tuple(step_peers.TASKS), default="t5")
     parser.add_argument("--precision", choices=("f32", "bf16"), default="f32")

@@ -17,7 +17,7 @@ from prottrans_jax.proteins import vocabulary
 NAME = "prottrans_jax.json"
 # Fields of T5Config that do not follow from shapes.
 _FIELDS = ("mlp_activations", "norm_epsilon", "relative_max_distance", "dropout_rate")
-# What is taken without the file: the defaults of T5 and T5 v1.1.
+# Settings without the file: the defaults of T5 and T5 v1.1.
 _ASSUMED = {
     "norm_epsilon": "norm_epsilon=1e-06",
     "relative_max_distance": "relative_max_distance=128",
@@ -50,22 +50,23 @@ def write(
     path.write_text(text, encoding="utf-8")
 
 
-def read(path: pathlib.Path, given: Collection[str] = ()) -> Notes:
-    """The notes of a checkpoint; empty, with a warning, if there are none.
+def read(path: pathlib.Path, overrides: Collection[str] = ()) -> Notes:
+    """Reads the notes of a checkpoint; without a file, warns and returns empty notes.
 
     Args:
       path: The file.
-      given: Fields of the configuration that the caller gives.
+      overrides: Fields of the configuration that the caller sets.
 
     Raises:
       ValueError: The file is damaged.
     """
     if not path.is_file():
-        assumed = [text for name, text in _ASSUMED.items() if name not in given]
+        assumed = [text for name, text in _ASSUMED.items() if name not in overrides]
         if assumed:
             logging.warning(
-                "%s is not there. No shape tells what it keeps, so T5's own settings "
-                "are taken: %s. If the model has others, its vectors will be wrong.",
+                "%s does not exist. Its settings do not follow from shapes, so T5's "
+                "defaults are used: %s. If the model has other settings, its vectors "
+                "will be wrong.",
                 path,
                 "; ".join(assumed),
             )
