@@ -88,9 +88,9 @@ def test_a_damaged_note_is_named(tmp_path):
 def test_a_checkpoint_without_its_note_says_what_is_taken_instead(tmp_path, caplog):
     step = write("t5x", tmp_path)
     opening.read(f"t5x:{tmp_path}")
-    assert "is not there" not in caplog.text
+    assert "does not exist" not in caplog.text
     (step / side_notes.NAME).unlink()
     opening.read(f"t5x:{tmp_path}", norm_epsilon=1e-3)
-    (line,) = [x.getMessage() for x in caplog.records if "not there" in x.getMessage()]
+    (line,) = [x.getMessage() for x in caplog.records if "not exist" in x.getMessage()]
     assert str(step / side_notes.NAME) in line and "norm_epsilon" not in line
     assert "relative_max_distance=128; GELU in gated MLPs, ReLU in others" in line
