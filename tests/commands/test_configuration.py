@@ -150,7 +150,7 @@ def test_empty_file_changes_nothing_and_a_lost_one_is_named(given, tmp_path, cap
         (["-v", "--log-level", "DEBUG"], logging.DEBUG),
     ],
 )
-def test_log_says_as_much_as_was_asked_for(flags, level, capsys):
+def test_log_level_follows_the_flags(flags, level, capsys):
     before = logging.get_verbosity()
     try:
         assert cli.main(["models", "--json", *flags]) == 0

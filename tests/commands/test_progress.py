@@ -25,7 +25,7 @@ def test_time_left_is_not_said_as_long_as_nearly_all_was_compilation():
     assert "left" not in progress.text(now, computing_s=0.0)
 
 
-def test_line_says_what_is_computed_and_for_how_long():
+def test_line_shows_the_current_computation_and_its_duration():
     pace = reports.Pace(proteins=1, residues=34_350, cost=1.0)
     pace.computing = "TITIN (34,350 residues)"
     line = progress.text(pace.progress(seconds=60.0), computing_s=60.0)

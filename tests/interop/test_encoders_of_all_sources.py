@@ -100,7 +100,7 @@ def test_of_an_electra_run_the_discriminator_embeds(tmp_path):
         np.testing.assert_allclose(part.encoded, expected.encoded, atol=1e-5)
 
 
-def test_a_bert_run_is_loaded_in_the_type_asked_for(tmp_path):
+def test_a_bert_run_is_loaded_in_the_requested_type(tmp_path):
     save_run(tmp_path / "run", BERT, random_params(bert, BERT))
     encoder = prottrans_jax.load_encoder(tmp_path / "run", dtype="bfloat16")
     assert encoder.config.dtype == jax.numpy.bfloat16

@@ -11,7 +11,7 @@ from prottrans_jax.models import albert, bert, electra
 
 TABLES = {"bert": hf_bert, "albert": hf_albert, "electra": hf_electra}
 tables = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-# All that ProtBert's 361 bytes say: no model_type, pad_token_id or layer_norm_eps.
+# ProtBert's config.json (361 bytes): no model_type, pad_token_id or layer_norm_eps.
 PROT_BERT = {
     "architectures": ["BertForMaskedLM"],
     "attention_probs_dropout_prob": 0.0,

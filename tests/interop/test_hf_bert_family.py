@@ -45,7 +45,7 @@ def load(family, folder, **overrides):
     attributes = json.loads((folder / "config.json").read_text())
     arrays = read_arrays(folder)
     config = table.config_from_hf(attributes, **overrides)
-    # What the file says of heads agrees with what is in it.
+    # The heads in config.json agree with the arrays.
     assert table.fit_config(config, set(arrays)) == config
     return config, table.params_from_hf(arrays, config)
 

@@ -57,7 +57,7 @@ CASES = [
 
 
 def make_model(name, attributes):
-    """A model of theirs with every parameter drawn anew, biases and norms included."""
+    """A transformers model with random parameters, biases and norms included."""
     family = name[: name.index("For")] if "For" in name else name.removesuffix("Model")
     sizes = {"Bert": BERT, "Albert": ALBERT, "Electra": ELECTRA}[family]
     config = getattr(transformers, f"{family}Config")(**{**sizes, **attributes})
@@ -67,7 +67,7 @@ def make_model(name, attributes):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.5 * parameter + 0.3 * torch.randn_like(parameter))
-        # Untied, theirs has two biases on the logits and adds the second.
+        # If untied, transformers has two biases and adds the second to the logits.
         for side in ("cls.predictions", "predictions"):
             if f"{side}.decoder.bias" in dict(model.named_parameters()):
                 head = model.get_submodule(side)

@@ -53,7 +53,7 @@ CASES = [
 
 
 def make_model(attributes):
-    """A model of theirs with every parameter drawn anew."""
+    """A transformers model with random parameters."""
     config = transformers.T5Config(**{**T5, **attributes})
     # transformers 5 ties at construction whatever was asked for.
     config.tie_word_embeddings = attributes.get("tie_word_embeddings", True)

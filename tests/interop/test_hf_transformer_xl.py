@@ -149,7 +149,7 @@ def test_there_and_back_is_the_identity(attributes, options):
     assert theirs[name].shape == (3 * 15, 12)
     assert (f"{prefix}r_w_bias" in theirs) == config.shared_biases
     assert hf_transformer_xl.fit_config(config, theirs) == config
-    # What theirs holds besides: a buffer, and the shared biases once for every layer.
+    # transformers also stores a buffer, and the shared biases in every layer.
     theirs[f"{prefix}pos_emb.inv_freq"] = np.ones(6)
     if config.shared_biases:
         theirs[f"{prefix}layers.0.dec_attn.r_w_bias"] = theirs[f"{prefix}r_w_bias"]

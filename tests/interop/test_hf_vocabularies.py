@@ -246,9 +246,7 @@ def special(family):
          "66 rows: it is another model's.* --vocabulary FILE"),
     ],
 )  # fmt: skip
-def test_a_model_that_is_none_of_residues_is_refused(
-    tmp_path, pieces, options, message
-):
+def test_a_model_without_residue_tokens_is_refused(tmp_path, pieces, options, message):
     write_model(
         tmp_path / "spiece.model", special(vocabulary.PROT_ALBERT) + pieces, **options
     )

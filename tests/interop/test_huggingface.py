@@ -93,12 +93,12 @@ def test_there_and_back_is_bit_equal(shared, tmp_path, name, scan_layers):
 
 
 @pytest.mark.parametrize("name", PARITY)
-def test_what_is_written_says_what_was_read(shared, tmp_path, name):
-    """An attribute of theirs that is written has the value that it had."""
+def test_written_config_keeps_the_original_attributes(shared, tmp_path, name):
+    """Attributes that are read and written back keep their values."""
     checkpoint = huggingface.read(shared / name)
     written = checkpoint.family.table.config_to_hf(checkpoint.config)
     original = checkpoint.attributes
-    # The bare encoder is written of what had the head of a downstream task.
+    # Only the bare encoder is written, without the head of a downstream task.
     free = {"architectures", "use_mems_eval"}
     if checkpoint.config.__class__.__name__ == "T5Config":
         free |= {"num_decoder_layers"}
@@ -308,7 +308,7 @@ def fake_cache(root, repository, folder, revision="a1b2"):
     (repository / "refs" / "main").write_text(revision)
 
 
-def test_released_names_are_found_in_the_cache(tmp_path, monkeypatch):
+def test_released_names_resolve_to_the_cache(tmp_path, monkeypatch):
     huggingface.write(tmp_path / "made", T5, random_params(T5))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     fake_cache(tmp_path / "cache", "Rostlab/prot_t5_xl_uniref50", tmp_path / "made")
@@ -316,7 +316,7 @@ def test_released_names_are_found_in_the_cache(tmp_path, monkeypatch):
         assert_same(huggingface.read(name).params, random_params(T5))
 
 
-def test_cache_is_where_the_variables_of_hugging_face_say(tmp_path, monkeypatch):
+def test_cache_folder_follows_the_variables_of_hugging_face(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -333,7 +333,7 @@ def test_cache_is_where_the_variables_of_hugging_face_say(tmp_path, monkeypatch)
             huggingface.cache_dir()
 
 
-def test_a_name_that_is_nowhere_says_what_to_do(tmp_path, monkeypatch):
+def test_error_for_an_unknown_name_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="hf download Rostlab/prot_bert`") as e:
         huggingface.read("prot_bert")
@@ -437,7 +437,7 @@ def test_what_is_missing_is_named(tmp_path):
         ('{"weight_map": {"a": "../model.safetensors"}}', "not a file of this folder"),
     ],
 )
-def test_an_index_that_is_none_is_named(tmp_path, index, message):
+def test_an_invalid_index_is_named(tmp_path, index, message):
     files = huggingface.write(tmp_path, T5, random_params(T5), max_shard_bytes=4000)
     path = files[0].with_name("model.safetensors.index.json")
     path.write_text(index)
@@ -446,7 +446,7 @@ def test_an_index_that_is_none_is_named(tmp_path, index, message):
 
 
 @pytest.mark.parametrize("change", [{"num_heads": 0}, {"d_model": "12"}])
-def test_sizes_that_are_none_are_an_error_of_the_file(tmp_path, change):
+def test_invalid_sizes_are_an_error_of_the_file(tmp_path, change):
     huggingface.write(tmp_path, T5, random_params(T5))
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

@@ -40,7 +40,7 @@ def write(kind, folder, **options):
 
 
 @pytest.mark.parametrize("kind", ["t5x", "mtf"])
-def test_what_no_shape_tells_comes_back(tmp_path, kind):
+def test_settings_without_a_shape_are_restored(tmp_path, kind):
     write(kind, tmp_path)
     found = opening.read(f"{kind}:{tmp_path}")
     assert dataclasses.replace(found.config, scan_layers=False) == CONFIG
@@ -85,7 +85,7 @@ def test_a_damaged_note_is_named(tmp_path):
         opening.read(f"t5x:{tmp_path}")
 
 
-def test_a_checkpoint_without_its_note_says_what_is_taken_instead(tmp_path, caplog):
+def test_a_checkpoint_without_its_note_warns_of_the_defaults(tmp_path, caplog):
     step = write("t5x", tmp_path)
     opening.read(f"t5x:{tmp_path}")
     assert "does not exist" not in caplog.text

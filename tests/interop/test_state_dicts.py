@@ -51,7 +51,7 @@ def test_names_of_the_class_itself_stay(family):
     "wrapper",
     ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net.base_model.model."],
 )
-def test_a_wrapped_model_is_found(family, wrapper):
+def test_a_wrapped_model_is_extracted(family, wrapper):
     arrays = state_dict(family)
     wrapped = {f"{wrapper}{name}": array for name, array in arrays.items()}
     wrapped["criterion.weight"] = np.ones(3, "f4")
@@ -62,7 +62,7 @@ def test_a_wrapped_model_is_found(family, wrapper):
 
 @FAMILY
 @pytest.mark.parametrize("wrapper", ["", "encoder.", "model.plm.", "bert.", "protein."])
-def test_an_encoder_alone_in_a_module_of_ones_own_is_found(family, wrapper):
+def test_an_encoder_inside_another_module_is_extracted(family, wrapper):
     base = {"t5": "", "transformer_xl": "transformer.", "xlnet": "transformer."}
     base = base.get(family, f"{family}.")
     arrays = {
@@ -76,7 +76,7 @@ def test_an_encoder_alone_in_a_module_of_ones_own_is_found(family, wrapper):
     assert sorted(left_out) == ["classifier.weight", "head.0.weight"]
 
 
-def test_compiled_and_sharded_parts_inside_the_model_are_found():
+def test_compiled_and_sharded_parts_of_a_model_are_extracted():
     arrays = state_dict("bert")
     inside = {
         name.replace(
@@ -126,7 +126,7 @@ def test_heads_of_downstream_tasks_are_left_out_and_named(
     assert all(np.array_equal(again[name], x) for name, x in arrays.items())
 
 
-def test_an_encoder_of_t5_saved_as_a_bare_stack_is_found():
+def test_a_t5_encoder_saved_as_a_bare_stack_is_extracted():
     arrays = state_dict("t5")
     bare = {
         name.removeprefix("encoder."): x
@@ -204,7 +204,7 @@ def test_lines_that_differ_by_layer_alone_are_printed_once(tmp_path):
     assert str(error.value).count("intermediate.dense.bias") == 1
 
 
-def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path):
+def test_a_state_dict_inside_a_training_checkpoint_is_extracted(tmp_path):
     torch = pytest.importorskip("torch")
     arrays = state_dict("bert")
     folder = write_folder(tmp_path / "m", arrays)

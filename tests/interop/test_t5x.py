@@ -144,7 +144,7 @@ def test_single_file_agrees_with_flax(shared):
 
 
 def test_folders_without_their_description(shared):
-    """The copy lost every .zarray; the msgpack says the same."""
+    """A copy without .zarray files: the msgpack has the same metadata."""
     contents = t5x.open_(shared / "data" / "interop" / "t5x" / "tiny_t5")
     arrays = {name: x.read() for name, x in contents.optimizer.items()}
     assert arrays["param_states/step"] == 1

@@ -238,7 +238,7 @@ def test_a_checkpoints_only_state_dict_is_read_under_any_name(tmp_path, key):
     assert torch_files.load(path)["x"].tolist() == [1, 2]
 
 
-def test_of_two_state_dicts_without_a_usual_name_none_is_chosen(tmp_path):
+def test_two_state_dicts_under_unknown_keys_are_ambiguous(tmp_path):
     path = tmp_path / "model.bin"
     state = pickled_dict({"x": TENSOR})
     write_checkpoint(path, {"online": state, "target": state})

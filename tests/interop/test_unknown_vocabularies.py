@@ -1,4 +1,4 @@
-"""Models with other ids than ours: read with theirs, or refused where they are unknown.
+"""Models with other ids than ours: their ids are used, or refused if unknown.
 
 A model that gets another's ids gives wrong vectors, which nothing shows.
 """
@@ -18,7 +18,7 @@ from prottrans_jax.models import bert, t5
 from prottrans_jax.proteins import vocabulary
 
 LETTERS = "LAGVSERTIDPKQNFYMHWC"
-# As a published antibody model has them: 25 ids, none for X.
+# Vocabulary of a published antibody model: 25 ids, no X.
 ANTIBODY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"ARNDCQEGHILKMFPSTWYV"]
 
 
@@ -231,7 +231,7 @@ def test_special_pieces_of_other_names_are_taken_from_the_tokenizer(tmp_path):
     assert (found.pad, found.cls, found.sep) == ("<pad>", "<cls>", "<sep>")
 
 
-def test_a_tokenizer_json_alone_says_its_special_pieces(tmp_path):
+def test_special_pieces_are_read_from_tokenizer_json(tmp_path):
     folder = write_bert(tmp_path / "model", num_rows=26)
     special = ["<pad>", "<unknown>", "<start>", "<end>", "<mask>"]
     pieces = [*special, *LETTERS, "X"]
@@ -306,7 +306,7 @@ def test_released_models_need_no_vocabulary_file(tmp_path):
     assert checkpoint_ids.assumed(Released) is Released
 
 
-def test_a_t5_of_prott5s_rows_is_read_with_its_ids_and_says_so(tmp_path, caplog):
+def test_a_t5_with_prott5s_rows_gets_its_ids_with_a_warning(tmp_path, caplog):
     write_t5(tmp_path / "m", num_rows=128)
     with caplog.at_level("WARNING", logger="absl"):
         encoder = prottrans_jax.load_encoder(tmp_path / "m")
