@@ -243,7 +243,7 @@ def special(family):
         ([*(f"\u2581{x}" for x in vocabulary.STANDARD)],
          {"kinds": {"\u2581W": sentencepiece.Kind.UNUSED}}, "the residues W"),
         ([*(f"\u2581{x}" for x in vocabulary.STANDARD), *map(str, range(300))], {},
-         "66 rows: it is another model's.* --vocabulary FILE"),
+         "66 rows: it belongs to another model.* --vocabulary FILE"),
     ],
 )  # fmt: skip
 def test_a_model_without_residue_tokens_is_refused(tmp_path, pieces, options, message):

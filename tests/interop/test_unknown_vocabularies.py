@@ -90,7 +90,7 @@ def test_a_model_with_unknown_ids_takes_token_ids(tmp_path):
     encoder = prottrans_jax.load_encoder(write_bert(tmp_path / "m"), dtype="float32")
     tokens = np.array([[2, 24, 3]])
     assert encoder(tokens, tokens > 0).shape == (1, 3, 6)
-    with pytest.raises(ValueError, match=r"tokens\[0, 1\] is 25; ids go from 0 to 24"):
+    with pytest.raises(ValueError, match=r"tokens\[0, 1\] is 25; ids must be 0 to 24"):
         encoder(np.array([[2, 25, 3]]), tokens > 0)
 
 
