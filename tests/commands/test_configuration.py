@@ -78,7 +78,7 @@ def test_every_fault_of_a_file_is_listed(given, tmp_path, capsys):
         ("- a\n- b\n", "a list, not a mapping"),
         ("a: [", "line 1: neither YAML nor JSON"),
         ("max-length: [30", "neither YAML nor JSON"),
-        ("long: skip\nlong: chunk\n", "line 2: long has a value already, in line 1"),
+        ("long: skip\nlong: chunk\n", "line 2: long already has a value, in line 1"),
         ("max-length: 9\nmax_length: 8\n", "max_length: a second value"),
         ("max-length: many", "max-length: 'many': expected a whole number"),
         ("max-length: .inf", "max-length: inf: expected a whole number"),

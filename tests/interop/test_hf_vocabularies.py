@@ -279,7 +279,7 @@ def test_a_damaged_model_is_named(tmp_path, damage):
     path.write_bytes(
         {"cut": whole[:-5], "text": b"version https://x\n", "empty": b""}[damage]
     )
-    with pytest.raises(ValueError, match=r"spiece\.model is (no|a) SentencePiece"):
+    with pytest.raises(ValueError, match=r"spiece\.model is (not a|a) SentencePiece"):
         vocabularies.read(tmp_path, vocabulary.PROT_ALBERT, 66)
 
 

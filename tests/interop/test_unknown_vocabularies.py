@@ -311,7 +311,7 @@ def test_a_t5_with_prott5s_rows_gets_its_ids_with_a_warning(tmp_path, caplog):
     with caplog.at_level("WARNING", logger="absl"):
         encoder = prottrans_jax.load_encoder(tmp_path / "m")
     assert encoder.vocabulary is vocabulary.PROT_T5
-    assert "128 rows are taken for ProtT5's ids" in caplog.text
+    assert "128 rows are assumed to be ProtT5's ids" in caplog.text
 
 
 def test_unknown_ids_are_never_written_as_known(tmp_path):
