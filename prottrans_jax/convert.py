@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from prottrans_jax import new_folders
+from prottrans_jax.checkpoints import new_folders
 from prottrans_jax.config import command_flags
 
 _INPUT = flags.DEFINE_string("input", None, "Checkpoint to convert; see above.")

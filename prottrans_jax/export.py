@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from prottrans_jax import new_folders
+from prottrans_jax.checkpoints import new_folders
 from prottrans_jax.config import command_flags
 
 _CHECKPOINT = flags.DEFINE_string(

@@ -5,6 +5,7 @@
   stored_arrays   arrays of a checkpoint: names, comparison, reading
   run_identity    compares the configurations of two runs
   opening         parameters of a run, of Hugging Face, T5X or Mesh-TensorFlow
+  new_folders     what convert and export share: a folder made from a checkpoint
 
 May import distributed, files, interop and models. Imports no TensorFlow and no gin.
 """

@@ -58,7 +58,7 @@ def add_export(commands) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from prottrans_jax import new_folders
+    from prottrans_jax.checkpoints import new_folders
 
     def write(checkpoint: str, folder: pathlib.Path) -> Mapping[str, int]:
         from prottrans_jax.encoders import exporting

@@ -1,1 +1,10 @@
-"""Blocks that two or more families share. May import kernels and types."""
+"""Blocks that two or more families share.
+
+  attention, relative_bias    dot-product attention; T5's bucketed position bias
+  relative_attention          attention of Transformer-XL and XLNet
+  dense, mlp                  matrix products; feed-forward blocks
+  norms, dropout, embeddings
+  stack                       the only scan over layers, and rematerialisation
+
+May import kernels and types.
+"""

@@ -1,4 +1,11 @@
 """The device half of each pre-training objective: computes the loss of a batch.
 
-May import models and types. `losses` holds unreduced losses.
+  denoising                   T5
+  masked_lm                   BERT and ALBERT
+  replaced_token_detection    ELECTRA
+  permutation_lm              XLNet
+  causal_lm                   Transformer-XL
+  losses                      losses per position, not reduced
+
+May import models and types.
 """

@@ -104,7 +104,7 @@ def train(
     Args:
       model_dir: directory for checkpoints, logs and the resolved configuration.
       objective: loss on a batch; owns the model.
-      train_data: see `data.loader.RowLoader`: `batch_size`, `vocab_size`,
+      train_data: see `data.rows.loader.RowLoader`: `batch_size`, `vocab_size`,
         `batch(index, rows)`, `state(index)`, `restore(state)`.
       eval_data: name to a finite loader.
       optimizer: see `optimizers`.

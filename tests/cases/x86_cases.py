@@ -1,4 +1,4 @@
-"""What the tests of `layers.x86` share."""
+"""What the tests of `kernels.x86` share."""
 
 import jax
 import jax.numpy as jnp

@@ -6,5 +6,6 @@
 
 or in one step, without TFDS: `python -m prottrans_jax.prepare --input=FASTA`.
 
-`tfds build FILE` requires exactly one builder in the file.
+`tfds build FILE` requires exactly one builder in the file: `uniref50`, `uniref100` and
+`bfd` derive theirs from `base`.
 """
