@@ -284,7 +284,7 @@ class _Csv:
         del metadata  # In the file beside it.
         self._path = path
         self._file = open(path, "w", newline="", encoding="utf-8")
-        delimiter = "\t" if path.suffix == ".tsv" else ","
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         self._csv = csv.writer(self._file, delimiter=delimiter, lineterminator="\n")
         self._begun = False
 

@@ -200,6 +200,16 @@ def test_csv_holds_vectors_per_protein_that_read_back(
         embed_into(encoder, fasta_file, tmp_path / "residues.csv")
 
 
+@pytest.mark.parametrize("suffix", [".tsv", ".TSV"])
+def test_tsv_is_separated_by_tabs_in_either_case(
+    encoder, fasta_file, proteins, suffix, tmp_path
+):
+    path = tmp_path / f"out{suffix}"
+    embed_into(encoder, fasta_file, path, per_protein=True)
+    assert path.read_text().startswith("id\t0\t1\t")
+    assert [entry.key for entry in formats.entries(path)] == list(proteins)
+
+
 def test_every_flipped_bit_of_vectors_is_noticed(encoder, tmp_path):
     source = write_fasta(tmp_path / "x.fasta", random_proteins(6, seed=2))
     for suffix in (".h5", ".npz", ".parquet"):
