@@ -426,6 +426,14 @@ def _layouts(components: list[_Component]) -> tuple[streams.Layout, ...]:
                 f"({other.vocabulary.name}) are for models of different families: "
                 "their rows have other features or ids. Mix tasks of one family."
             )
+        if other.in_lanes != corruption.in_lanes:
+            lanes_task, rows_task = sorted(
+                (first, task), key=lambda t: not t.corrupt.corruption.in_lanes
+            )
+            raise ValueError(
+                f"task {lanes_task.name} reads proteins in lanes, for memories, and "
+                f"{rows_task.name} does not. Mix tasks of one kind."
+            )
     return corruption.layouts
 
 

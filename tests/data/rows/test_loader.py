@@ -535,6 +535,17 @@ def test_tasks_of_other_families_do_not_mix(toy_corpus):
         )
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_tasks_with_and_without_lanes_do_not_mix(toy_corpus, order):
+    tasks = [("fasta_permutation_lm", 1), ("fasta_permutation_lm_lanes", 1)][::order]
+    with pytest.raises(ValueError, match="task fasta_permutation_lm_lanes reads"):
+        _loader(
+            toy_corpus,
+            task=seqio.Mixture("lanes", tasks),
+            feature_lengths={"inputs": 30},
+        )
+
+
 def test_wrong_arguments_are_refused(toy_corpus):
     with pytest.raises(ValueError, match="batch_size=0"):
         _loader(toy_corpus, batch_size=0)
