@@ -1,6 +1,7 @@
 """The console script: what it prints, writes and returns."""
 
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -9,11 +10,13 @@ import sys
 import time
 
 import h5py
+import jax
 import numpy as np
 import pytest
 
 from cases import embed_cases
 from prottrans_jax import cli
+from prottrans_jax.kernels import x86
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +174,17 @@ def test_what_is_left_out_is_named_and_the_status_says_so(model, source, tmp_pat
     assert "Left out 1" in done.stderr and "BAD" in done.stderr
     assert "BAD\t26" in (tmp_path / "out.h5.skipped.tsv").read_text()
     assert output.exists()
+
+
+def test_info_without_a_path_describes_the_machine(capsys, monkeypatch):
+    assert cli.main(["info", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["jax"] == importlib.metadata.version("jax")
+    assert about["devices"] == [str(device) for device in jax.devices()]
+    assert about["CPU kernels"].startswith("compiled for" if x86.units() else "XLA's: ")
+    monkeypatch.setattr(x86, "_register", lambda: ((), "No module named '_x86'"))
+    assert cli.main(["info"]) == 0
+    assert "XLA's: No module named '_x86'" in capsys.readouterr().out
 
 
 def test_info_reformat_and_verify(model, source, tmp_path, capsys):

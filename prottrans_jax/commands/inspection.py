@@ -4,8 +4,10 @@ import argparse
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
+import platform
 
 from prottrans_jax.commands import console, embedding
 from prottrans_jax.files import paths
@@ -15,39 +17,67 @@ from prottrans_jax.proteins import plurals
 def add_info(commands) -> None:
     """Adds `prottrans info`."""
     parser = console.add_command(
-        commands, "info", _info, "describe an embedding file or a model folder"
+        commands, "info", _info, "describe an embedding file, a model, or this machine"
     )
-    parser.add_argument("path", help="embedding file, or folder of a model")
+    parser.add_argument(
+        "path",
+        nargs="?",
+        help="embedding file, or folder of a model; without it, the installation and "
+        "the devices: what to paste into a bug report",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    path = paths.local(arguments.path, "path")
-    if (path / "config.json").is_file():
-        about = _info_of_model(path)
-    elif path.is_dir() and not (path / "zarr.json").is_file():
-        raise ValueError(f"{path}: the folder has no config.json, so it is no model.")
+    if arguments.path is None:
+        about = _info_of_machine()
     else:
-        from prottrans_jax.embed import formats
-
-        summary = formats.describe(path)
-        about = {
-            "file": str(path),
-            "proteins": summary.proteins,
-            "vectors": summary.kind,
-            "d_model": list(summary.d_model),
-            "dtype": list(summary.dtypes),
-            "residues": summary.residues,
-            "examples": list(summary.examples),
-        } | {key: value for key, value in summary.metadata.items() if key != "options"}
-        if summary.kind == "per protein":
-            # The number of residues does not follow from vectors per protein.
-            del about["residues"]
+        about = _info_of_path(paths.local(arguments.path, "path"))
     if arguments.json:
         print(json.dumps(about, indent=1, default=str))
         return 0
     _print(about)
     return 0
+
+
+def _info_of_machine() -> dict[str, object]:
+    import jax
+
+    import prottrans_jax
+    from prottrans_jax.kernels import x86
+
+    packages = ("jax", "jaxlib", "flax", "numpy", "h5py")
+    return {
+        "prottrans_jax": prottrans_jax.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "devices": [str(device) for device in jax.devices()],
+        "CPU kernels": x86.route(),
+    }
+
+
+def _info_of_path(path: pathlib.Path) -> dict[str, object]:
+    if (path / "config.json").is_file():
+        return _info_of_model(path)
+    if path.is_dir() and not (path / "zarr.json").is_file():
+        raise ValueError(f"{path}: the folder has no config.json, so it is no model.")
+    from prottrans_jax.embed import formats
+
+    summary = formats.describe(path)
+    about = {
+        "file": str(path),
+        "proteins": summary.proteins,
+        "vectors": summary.kind,
+        "d_model": list(summary.d_model),
+        "dtype": list(summary.dtypes),
+        "residues": summary.residues,
+        "examples": list(summary.examples),
+    } | {key: value for key, value in summary.metadata.items() if key != "options"}
+    if summary.kind == "per protein":
+        # The number of residues does not follow from vectors per protein.
+        del about["residues"]
+    return about
 
 
 def _print(about: Mapping[str, object], indent: str = "") -> None:

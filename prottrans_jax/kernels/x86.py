@@ -90,6 +90,25 @@ def extent_of(segments: Num[Array, "batch length"]) -> Extent:
 @functools.cache
 def units() -> tuple[str, ...]:
     """Units that this machine has and this installation uses, "amx" first."""
+    names, reason = _register()
+    if reason:
+        multiplies = {"amx_bf16", "avx512_bf16"} & (cpu.flags() or frozenset())
+        log = logging.warning if multiplies else logging.info
+        log("The compiled kernels for this CPU are off, which is slower: %s", reason)
+    return names
+
+
+def route() -> str:
+    """How models run on this CPU, in one line for users."""
+    names, reason = _register()
+    if names:
+        return f"compiled for {names[0]}"
+    return f"XLA's: {reason or 'this CPU has neither AMX nor AVX-512 for bfloat16'}"
+
+
+@functools.cache
+def _register() -> tuple[tuple[str, ...], str]:
+    """Registers the compiled kernels with XLA; their units, or why there are none."""
     try:
         compiled: Any = importlib.import_module("prottrans_jax.kernels._x86")
         if _SOURCE.exists():
@@ -100,19 +119,15 @@ def units() -> tuple[str, ...]:
                     "Install the package again: pip install -e ."
                 )
         handlers_by_unit = compiled.handlers()
-        jax.local_devices(
-            backend="cpu"
-        )  # Without it, errors of registration come late.
+        # Without it, errors of registration come late.
+        jax.local_devices(backend="cpu")
         for unit, handlers in handlers_by_unit.items():
             for name, handler in handlers.items():
                 target = f"prottrans_jax_{unit}_{name}"
                 jax.ffi.register_ffi_target(target, handler, platform="cpu")
     except Exception as error:  # Not compiled, or for another JAX.
-        multiplies = {"amx_bf16", "avx512_bf16"} & (cpu.flags() or frozenset())
-        log = logging.warning if multiplies else logging.info
-        log("The compiled kernels for this CPU are off, which is slower: %s", error)
-        return ()
-    return tuple(handlers_by_unit)
+        return (), str(error)
+    return tuple(handlers_by_unit), ""
 
 
 def is_usable() -> bool:
