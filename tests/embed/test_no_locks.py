@@ -20,7 +20,7 @@ path = pathlib.Path(sys.argv[1])
 writer = writers.create(path, {"a": 1})
 writer.add(writers.Entry("P", "P", "", 2, "", np.ones((2, 3), np.float16)))
 writer.close()
-print([entry.array.shape for entry in files.entries(path)])
+print([entry.array.shape for entry in formats.entries(path)])
 """
 
 

@@ -433,8 +433,8 @@ def test_memory_does_not_grow_with_the_input(tmp_path):
     # Not getrusage: a child's ru_maxrss begins with that of the process it came from.
     script = (
         "import re, sys; from prottrans_jax.data.records import preparing;"
-        "prepare.prepare([prepare.fasta_source(sys.argv[1])], sys.argv[2], name='x',"
-        "options=prepare.Options(num_shards=int(sys.argv[3])));"
+        "preparing.prepare([preparing.fasta_source(sys.argv[1])], sys.argv[2],"
+        "name='x', options=preparing.Options(num_shards=int(sys.argv[3])));"
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
     peaks = []
