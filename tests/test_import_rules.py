@@ -108,7 +108,7 @@ ROOMS = {
     "config": "data files",
     "embed": "costs files interop kernels layers proteins types",
     "encoders": "checkpoints embed files interop kernels layers proteins types",
-    "commands": "checkpoints embed encoders files interop proteins",
+    "commands": "checkpoints embed encoders files interop kernels proteins",
 }
 LEAVES = {
     "prottrans_jax.config.setting_types",
