@@ -384,7 +384,7 @@ def test_impossible_settings_are_refused():
         apply(config, params, tokens, target_positions=POSITIONS)
     with pytest.raises(ValueError, match=r"attn_type='both'.*bi, uni"):
         make_config(attn_type="both")
-    with pytest.raises(ValueError, match="number of rows must be even"):
+    with pytest.raises(ValueError, match="use an even number of rows"):
         config = make_config(bi_data=True)
         params = random_params(config)
         apply(config, params, make_tokens()[:1])
