@@ -193,7 +193,7 @@ def load_params(
       model_config: Configuration of the model, compared with that of the checkpoint.
 
     Raises:
-      checkpoints.CheckpointError: The checkpoint is missing or damaged.
+      checkpointing.CheckpointError: The checkpoint is missing or damaged.
       stored_arrays.MismatchError: Parameters or settings differ; lists both sides.
     """
     try:

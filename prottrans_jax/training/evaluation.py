@@ -104,9 +104,9 @@ def evaluate_checkpoints(
 
     Raises:
       ValueError: no such step.
-      checkpoints.CheckpointError: steps are damaged; raised after all sound ones are
+      checkpointing.CheckpointError: steps are damaged; raised after all sound ones are
         evaluated.
-      checkpoints.GoneError: the run deleted all chosen steps meanwhile.
+      checkpointing.GoneError: the run deleted all chosen steps meanwhile.
     """
     directory = paths.local(model_dir, "model_dir") / "checkpoints"
     reader = checkpointing.Checkpointer(directory, read_only=True)

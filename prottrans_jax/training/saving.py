@@ -29,7 +29,7 @@ class Saves:
         """Starts a save, and starts it again if the policy is to retry.
 
         Raises:
-          checkpoints.SaveError: a save failed, and the run must stop.
+          checkpointing.SaveError: a save failed, and the run must stop.
         """
 
         def start() -> None:
@@ -42,7 +42,7 @@ class Saves:
         """Whether the pending save failed and `step` must be saved instead.
 
         Raises:
-          checkpoints.SaveError: the save failed, and the run must stop.
+          checkpointing.SaveError: the save failed, and the run must stop.
         """
         return self._must_retry(self._checkpointer.check, step)
 
@@ -50,7 +50,7 @@ class Saves:
         """Waits for the last save; returns whether `step` must be saved again.
 
         Raises:
-          checkpoints.SaveError: the save failed, and the run must stop.
+          checkpointing.SaveError: the save failed, and the run must stop.
         """
         return self._must_retry(self._checkpointer.wait, step)
 

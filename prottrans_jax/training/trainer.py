@@ -144,8 +144,8 @@ def train(
 
     Raises:
       logbook.NonFiniteError: see `on_nonfinite`.
-      checkpoints.SaveError: see `on_save_error`.
-      checkpoints.CheckpointError: no sound checkpoint is new enough, or another run
+      checkpointing.SaveError: see `on_save_error`.
+      checkpointing.CheckpointError: no sound checkpoint is new enough, or another run
         writes to `model_dir`.
       ValueError: the model directory holds another run; differences are listed.
       agreement.DisagreementError: hosts differ in settings, data or packages.

@@ -24,7 +24,6 @@ import os
 import pathlib
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,10 +31,12 @@ import time
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from etils import epath
 import numpy as np
 
+from cases import process_cases
 from prottrans_jax.checkpoints import checkpointing, manifests
 from prottrans_jax.data.records import record_writer
 
@@ -148,7 +149,7 @@ class Drill:
             f"--gin_bindings=trainer.train.keep = {keep}",
         ]
         if num_processes > 1:
-            address = f"localhost:{_free_port()}"
+            address = f"localhost:{process_cases.free_port()}"
             flags += [
                 f"--coordinator_address={address}",
                 f"--process_count={num_processes}",
@@ -381,19 +382,6 @@ def _row(number: int, kill: Kill) -> str:
         f"{number:>4}  {kill.when:<44} {kill.logged:>12} {resumes_at:>11} "
         f"{'yes' if kill.equal else 'NO':>6}"
     )
-
-
-def _free_port() -> int:
-    """A port such that it and the next one are free."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("localhost", 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind(("localhost", port + 1))
-            except OSError:
-                continue
-            return port
 
 
 def main() -> int:
