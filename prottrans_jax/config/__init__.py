@@ -8,7 +8,7 @@
   building        binds a checked configuration and builds its objects
   mains           gin flags, and running of mains
   command_flags, setting_types           flags of the mains; types of settings
-  former_names    modules by their names in earlier versions
+  former_names    names of earlier versions: modules, functions, classes, parameters
 
 The only user of gin. `setting_types` imports nothing and may be used everywhere.
 """

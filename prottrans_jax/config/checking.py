@@ -7,7 +7,13 @@ import pathlib
 from typing import Any
 
 import gin
-from prottrans_jax.config import binding_values, reading, signatures, targets
+from prottrans_jax.config import (
+    binding_values,
+    former_names,
+    reading,
+    signatures,
+    targets,
+)
 
 
 def check(
@@ -52,15 +58,16 @@ def check(
             if macro != reading.REQUIRED:
                 used.setdefault(macro.name, statement.where)
         if statement.parameter:
-            selector = resolver.binding(statement)
-            if selector:
-                key = (statement.scope, selector, statement.parameter)
+            key = resolver.binding(statement)
+            if key:
                 bound[key], where[key] = value, statement.where
         else:
             macros[statement.selector] = value
             where[statement.selector] = statement.where
     config = reading.Config(tuple(reader.files), resolver.imports, macros, bound)
     errors = resolver.errors + _macro_errors(config, where, used)
+    if not errors:
+        resolver.bind_holders(config, where)
     errors = errors or binding_values.Check(config, where, resolver.targets).errors()
     # A misspelt name makes its value missing too: report misspelt names first.
     errors = errors or _missing(config, where, resolver.targets)
@@ -77,6 +84,9 @@ class _Resolver:
         self.errors: list[str] = []
         # Final selector -> its function or class.
         self.targets: dict[str, targets.Target] = {}
+        # Statements with a parameter that has moved, their final selector, and where
+        # the parameter has moved to.
+        self._moved: list[tuple[reading.Statement, str, former_names.Moved]] = []
         self._everywhere: dict[str, set[str]] = {}
         for source in reader.sources:
             for name, module in source.imports.items():
@@ -119,20 +129,70 @@ class _Resolver:
 
         return replace(statement.value)
 
-    def binding(self, statement: reading.Statement) -> str | None:
-        """The final name of a statement's selector; checks its parameter."""
+    def binding(self, statement: reading.Statement) -> tuple[str, str, str] | None:
+        """Final (scope, selector, parameter) of a statement; None after an error."""
         selector, target = self._target(statement, statement.selector)
         if target is None:
             return None
+        parameter = statement.parameter
+        moved = former_names.PARAMETERS.get(f"{self._full_name(selector)}.{parameter}")
+        if moved is not None:
+            self._moved.append((statement, selector, moved))
+            named = self._parameter(statement, moved.parameter)
+            return named and (statement.scope, *named)
         parameters = target.parameters
-        if parameters is not None and statement.parameter not in parameters:
-            parameter = statement.parameter
+        if parameters is not None and parameter not in parameters:
             self.errors.append(
                 f"{statement.where}: {selector} has no parameter {parameter!r}."
                 f"{reading.nearest(parameter, parameters)}"
             )
             return None
-        return selector
+        return statement.scope, selector, parameter
+
+    def bind_holders(self, config: reading.Config, where: dict[Any, str]) -> None:
+        """Binds the objects that moved parameters belong to, where nothing is bound.
+
+        An object takes the scope of the one that had the parameter before: if files say
+        `a.Net.config = @big/a.Config()`, and a parameter of `a.Config` has moved to
+        `b.Compute`, held by `a.Net.compute`, then `a.Net.compute = @big/b.Compute()`.
+
+        Args:
+          config: The configuration; bindings are added to it.
+          where: Key of a binding -> its place in a file; places are added to it.
+        """
+        for statement, former, moved in self._moved:
+            holder = self._parameter(statement, moved.holder)
+            named = self._parameter(statement, moved.parameter)
+            if holder is None or named is None:
+                continue
+            selector, parameter = holder
+            scopes = {
+                scope: reference.scope
+                for (scope, bound, _), value in config.bindings.items()
+                for reference in reading.walk(config.value(value), reading.Reference)
+                if (bound, reference.selector) == (selector, former)
+                and f"{reference.scope}/".startswith(
+                    f"{statement.scope}/" if statement.scope else ""
+                )
+            }
+            for scope, inner in (scopes or {statement.scope: statement.scope}).items():
+                key = (scope, selector, parameter)
+                if key not in config.bindings:
+                    reference = reading.Reference(inner, named[0], call=True)
+                    config.bindings[key], where[key] = reference, statement.where
+
+    def _parameter(
+        self, statement: reading.Statement, full_name: str
+    ) -> tuple[str, str] | None:
+        """Selector and parameter of a full name; None after an error."""
+        configurable, _, parameter = full_name.rpartition(".")
+        module, _, name = configurable.rpartition(".")
+        selector, target = self._import(statement, module, [name])
+        return None if target is None else (selector, parameter)
+
+    def _full_name(self, selector: str) -> str:
+        root, *rest = selector.split(".")
+        return ".".join([self.imports.get(root, root), *rest])
 
     def _target(
         self, statement: reading.Statement, selector: str
@@ -151,6 +211,14 @@ class _Resolver:
             }
             if len(matches) == 1:
                 return self._target(statement, matches.pop())
+            former = [
+                full
+                for full in former_names.CONFIGURABLES
+                if full.endswith("." + selector)
+            ]
+            if len(former) == 1:
+                module, _, name = former[0].rpartition(".")
+                return self._import(statement, module, [name])
             names = sorted({n for full in self._in_use.values() for n in full})
             either = f" It may be {' or '.join(sorted(matches))}." if matches else ""
             self.errors.append(
@@ -181,6 +249,10 @@ class _Resolver:
             module, rest = f"{module}.{rest[0]}", rest[1:]
             if not self._exists(statement.where, module):
                 return module, None
+        renamed = former_names.CONFIGURABLES.get(".".join([module, *rest]))
+        if renamed is not None:
+            module, _, name = renamed.rpartition(".")
+            rest = [name]
         try:
             if signatures.locate(module) is not None:
                 target = targets.own(statement, module, rest)

@@ -1,8 +1,12 @@
-"""Names of modules in gin files of earlier versions.
+"""Names in gin files of earlier versions, and their names in this one.
 
-A later version may read the `config.gin` of a run that an earlier one wrote.
+A later version may read the `config.gin` of a run that an earlier one wrote. `reading`
+replaces former modules; `checking` replaces former functions, classes and parameters.
 """
 
+import dataclasses
+
+# Modules.
 MODULES = {
     "prottrans_jax.data.loader": "prottrans_jax.data.rows.loader",
     "prottrans_jax.losses": "prottrans_jax.objectives.losses",
@@ -10,3 +14,24 @@ MODULES = {
     "prottrans_jax.schedules": "prottrans_jax.optimizers.schedules",
     "prottrans_jax.trainer": "prottrans_jax.training.trainer",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """A parameter that is now one of another function or class.
+
+    Attributes:
+      parameter: its full name now.
+      holder: full name of the parameter that takes the object with `parameter`. If a
+        file does not bind it, it is bound to that object.
+    """
+
+    parameter: str
+    holder: str
+
+
+# Functions and classes by full name, with the module's name in this version.
+CONFIGURABLES: dict[str, str] = {}
+
+# Parameters by full name, with the names of module, function and class in this version.
+PARAMETERS: dict[str, Moved] = {}
