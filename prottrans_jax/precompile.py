@@ -65,9 +65,9 @@ assigns to one device (arguments and temporaries). "recomputed" is compiled FLOP
 the model's. The three times follow from the chip's published peaks
 (`costs/hardware.py`). **"MFU at most" uses the longest of them as step time: it assumes
 that compute, memory and interconnect overlap perfectly, so a real step takes longer. No
-step has been timed on a TPU.** "compiler" is the version of libtpu; "earlier" marks
-lines of an earlier version of this library and of libtpu, whose memory may be off by
-some tenths of a GiB.
+step has been timed on a TPU.** "compiler" is the version of libtpu; Layouts
+whose arguments and temporaries exceed the memory are not listed: the compiler itself
+refuses only temporaries that do.
 
 ## Choosing a layout
 
@@ -182,7 +182,16 @@ def _run(argv: Sequence[str]) -> int:
             about = f" with {layout}" if layout else ""
             print(f"{leaf} on {topology.name}{about}", flush=True)
             try:
-                reports[layout] = _compile(leaf, topology, layout)
+                report = _compile(leaf, topology, layout)
+                if report.fits:
+                    reports[layout] = report
+                else:
+                    print(
+                        "Does not fit: arguments and temporaries together exceed the "
+                        "memory.\n",
+                        flush=True,
+                    )
+                    refused[layout] = "does not fit into the memory"
             except step_report.OutOfMemoryError as error:
                 print(f"Does not fit. The compiler says:\n{error}\n", flush=True)
                 refused[layout] = "does not fit into the memory"
@@ -198,7 +207,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _compile(leaf: str, topology: Any, layout: Layout | None) -> Any:
-    """Compiles one step, prints and writes its report, and returns it."""
+    """Compiles one step, prints its report, adds it to the table if it fits."""
     from prottrans_jax.training import step_report
 
     _parse(layout)
@@ -208,7 +217,7 @@ def _compile(leaf: str, topology: Any, layout: Layout | None) -> Any:
     table, hlo = _outputs()
     if hlo is not None:
         writing.write_synced(hlo, text.encode())
-    if table is not None:
+    if table is not None and report.fits:
         add_line(table, table_line(leaf, settings, report))
     return report
 

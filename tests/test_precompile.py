@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from prottrans_jax.costs import hardware
+from prottrans_jax.costs import hardware, hlo_costs
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -186,3 +186,24 @@ def test_peaks_of_what_jax_calls_a_device(kind, chip, flops):
 
 def test_cpu_has_no_published_peak():
     assert hardware.peak_flops(type("Device", (), {"device_kind": "cpu"})()) is None
+
+
+@pytest.mark.parametrize(("temporaries", "fits"), [(14, True), (15, False)])
+def test_a_step_fits_only_with_its_arguments_beside_its_temporaries(temporaries, fits):
+    from prottrans_jax.training import step_report
+
+    chip = hardware.CHIPS["v3"].share(2)  # 16 GiB.
+    report = step_report.Report(
+        topology=step_report.Topology("v3:2x2", chip, ()),
+        mesh={"data": 8},
+        num_params=5,
+        batch_size=8,
+        num_microbatches=1,
+        compile_seconds=1.0,
+        argument_bytes=2 << 30,
+        temporary_bytes=temporaries << 30,
+        model_flops=1.0,
+        costs=hlo_costs.Costs(flops=1.0, bytes=1.0, collectives={}, trip_counts={}),
+        compiler="",
+    )
+    assert report.fits == fits

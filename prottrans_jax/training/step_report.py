@@ -115,6 +115,11 @@ class Report:
         return self.argument_bytes + self.temporary_bytes
 
     @property
+    def fits(self) -> bool:
+        """Whether the step fits; the compiler checks only the temporaries."""
+        return self.peak_bytes <= self.topology.chip.hbm_bytes
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Minimum seconds of a step by limiting resource, from published peaks.
 
