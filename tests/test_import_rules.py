@@ -113,6 +113,7 @@ ROOMS = {
 LEAVES = {
     "prottrans_jax.config.setting_types",
     "prottrans_jax.data.corruption.position_kinds",
+    "prottrans_jax.differences",
     "prottrans_jax.distributed.stop_signals",
     "prottrans_jax.layers.relative_bias",
 }

@@ -26,6 +26,7 @@ import jax
 from jaxtyping import PyTree
 import numpy as np
 
+from prottrans_jax import differences
 from prottrans_jax.checkpoints import checkpointing, run_identity, stored_arrays
 from prottrans_jax.files import memory_map, paths
 from prottrans_jax.interop import (
@@ -283,17 +284,14 @@ def _check_settings(
         )
     # Checkpoints of T5X and Mesh-TensorFlow have only the settings of `side_notes`.
     free = _FREE if checkpoint.attributes else _FREE | _GUESSED
-    lines = [
-        f"  {field.name}: {saved!r} -> {new!r}"
-        for field in dataclasses.fields(model_config)
-        if field.name not in free
-        and (saved := getattr(config, field.name))
-        != (new := getattr(model_config, field.name))
-    ]
+    names = {field.name for field in dataclasses.fields(config)} - free
+    lines = differences.lines(
+        *({n: getattr(x, n) for n in names} for x in (config, model_config))
+    )
     if lines:
         raise stored_arrays.MismatchError(
-            f"{source} is of a model with other settings (checkpoint -> model):\n"
-            + "\n".join(lines)
+            f"{source} is of a model with other settings (checkpoint -> model):\n  "
+            + "\n  ".join(lines)
         )
 
 

@@ -1,4 +1,4 @@
-"""The configuration that identifies a run, and differences between two of them."""
+"""The configuration that identifies a run."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -53,12 +53,3 @@ def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
             _flatten(f"{name}.{variable}", cell.cell_contents, flat)
     else:
         flat[name] = repr(value)
-
-
-def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """One line for each name whose values differ."""
-    return [
-        f"  {name}: {before.get(name, '(absent)')} -> {now.get(name, '(absent)')}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]

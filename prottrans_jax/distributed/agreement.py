@@ -13,6 +13,8 @@ import pathlib
 import platform
 from typing import Any
 
+from prottrans_jax import differences
+
 # Packages whose version changes the compiled program or the rows.
 _PACKAGES = (
     *("prottrans_jax", "jax", "jaxlib", "libtpu", "flax", "optax", "numpy"),
@@ -38,50 +40,28 @@ def check(
       gather: Called with a name and this process's value; returns those of all
         processes, in order. See `barriers.gather`.
       whoami: Name of this process, for messages.
-      groups: Kind of value ("package", "setting", "data") -> name -> value. A group is
-        compared only if the previous ones are equal: one setting changes many values of
-        the data.
+      groups: Kind of value ("package", "setting", "data") -> name -> value, JSON-able.
+        A group is compared only if the previous ones are equal: one setting changes
+        many values of the data.
 
     Raises:
       DisagreementError: The hosts differ; raised on every process.
     """
     for kind, values in groups.items():
-        flat = flatten(values)
-        digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+        text = json.dumps(values, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
         if len(set(gather(f"{kind} digests", digest))) == 1:
             continue
-        hosts = gather(f"{kind}s", {"who": whoami, "values": flat})
-        reference = hosts[0]["values"]
+        hosts = gather(f"{kind}s", {"who": whoami, "values": values})
         lines = [
-            f"process {number} ({host['who']}): {kind} {name} = "
-            f"{host['values'].get(name, '(absent)')}, process 0 has "
-            f"{reference.get(name, '(absent)')}"
+            f"process {number} ({host['who']}): {kind} {line}"
             for number, host in enumerate(hosts)
-            for name in sorted(reference.keys() | host["values"].keys())
-            if host["values"].get(name) != reference.get(name)
+            for line in differences.lines(hosts[0]["values"], host["values"])
         ]
         raise DisagreementError(
-            "The hosts of this run differ; start it with the same values on all:\n"
-            + "\n".join(lines)
+            "The hosts of this run differ (process 0 -> other process); start it with "
+            "the same values on all:\n" + "\n".join(lines)
         )
-
-
-def flatten(value: Any, name: str = "") -> dict[str, str]:
-    """Flattens nested mappings and sequences to dotted names and printed values.
-
-    >>> flatten({"seed": 3, "tasks": [{"rate": 1}]})
-    {'seed': '3', 'tasks.0.rate': '1'}
-    """
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, list | tuple):
-        items = dict(enumerate(value)).items()
-    else:
-        return {name: str(value)}
-    flat: dict[str, str] = {}
-    for key, item in items:
-        flat |= flatten(item, f"{name}.{key}" if name else str(key))
-    return flat
 
 
 def settings_of(config_text: str) -> dict[str, str]:

@@ -123,7 +123,7 @@ def is_complete(job_settings: settings.Settings, records: inputs.Inputs) -> int 
         about = json.loads(beside.read_text(encoding="utf-8"))
         if not about.get("complete"):
             return None
-        if shards.differing_fields(about.get("run") or {}, job_settings.identity):
+        if shards.differing_settings(about.get("run") or {}, job_settings.identity):
             return None
         if about.get("input", {}).get("sha256") != records.sha256 or about.get(
             "skipped"

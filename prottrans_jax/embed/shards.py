@@ -23,6 +23,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from prottrans_jax import differences
 from prottrans_jax.distributed import stop_signals
 from prottrans_jax.files import locks, ownership, writing
 from prottrans_jax.interop import safetensors
@@ -287,36 +288,18 @@ def refuse_other_run(
     advice: str = "Choose another output, the same settings, or --overwrite.",
 ) -> None:
     """Raises `OtherRunError` if two identities differ."""
-    lines = [
-        f"  {name}: {_in_words(before.get(name))} there, {_in_words(now.get(name))} now"
-        for name in differing_fields(before, now)
-    ]
-    if lines:
+    if lines := differing_settings(before, now):
+        listing = "\n".join(f"  {line}" for line in lines)
         raise OtherRunError(
-            f"{where} was made with other settings:\n"
-            + "\n".join(lines)
-            + f"\n{advice}"
+            f"{where} was made with other settings (there -> now):\n{listing}\n{advice}"
         )
 
 
-def _in_words(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {x}" for name, x in sorted(value.items()))
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_in_words, value))
-    return str(value)
-
-
-def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of fields in which two identities differ, each from JSON or not."""
-    before, now = (json.loads(json.dumps(dict(x))) for x in (before, now))
-    return [
-        name
-        for name in sorted({*before, *now} - _NOT_COMPARED)
-        if before.get(name) != now.get(name)
-    ]
+def differing_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line for each difference of two identities, each from JSON or not."""
+    # An absent setting is None: outputs of earlier versions lack some.
+    names = {*before, *now} - _NOT_COMPARED
+    return differences.lines(*({n: x.get(n) for n in names} for x in (before, now)))
 
 
 def _is_ours(name: str) -> bool:

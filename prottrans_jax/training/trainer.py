@@ -15,7 +15,7 @@ from absl import logging
 import jax
 from jax.typing import DTypeLike
 
-from prottrans_jax import types
+from prottrans_jax import differences, types
 from prottrans_jax.checkpoints import checkpointing, opening, run_identity
 from prottrans_jax.config import setting_types
 from prottrans_jax.distributed import (
@@ -540,10 +540,10 @@ def _check_identity(
     sources = [ast.literal_eval(x.get("init_from", "None")) for x in (saved, identity)]
     if None not in sources and paths.same_source(*sources):
         saved = {**saved, "init_from": identity["init_from"]}
-    lines = run_identity.differences(saved, identity)
+    lines = differences.lines(saved, identity)
     if not lines:
         return
-    listing = "\n".join(lines)
+    listing = "\n".join(f"  {line}" for line in lines)
     if saved.get("seed") != identity["seed"]:
         accept = None  # Another seed draws other rows.
     if not accept:

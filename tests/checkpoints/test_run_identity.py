@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+from prottrans_jax import differences
 from prottrans_jax.checkpoints import run_identity
 from prottrans_jax.models import t5
 from prottrans_jax.optimizers import schedules
@@ -24,13 +25,13 @@ def _config(**changes):
 def test_nested_sizes_are_named_with_both_values():
     before = run_identity.identity(model=t5.T5(_config()), seed=1)
     now = run_identity.identity(model=t5.T5(_config(d_ff=11)), seed=1)
-    assert run_identity.differences(before, now) == ["  model.config.d_ff: 7 -> 11"]
+    assert differences.lines(before, now) == ["model.config.d_ff: 7 -> 11"]
 
 
 def test_how_a_step_is_computed_is_not_part_of_a_run():
     before = run_identity.identity(model=t5.T5(_config()))
     now = run_identity.identity(model=t5.T5(_config(remat_policy="full")))
-    assert not run_identity.differences(before, now)
+    assert not differences.lines(before, now)
 
 
 def test_functions_are_told_apart_by_their_arguments():
@@ -39,13 +40,13 @@ def test_functions_are_told_apart_by_their_arguments():
 
     before = run_identity.identity(lr=functools.partial(schedule, peak=0.1))
     now = run_identity.identity(lr=functools.partial(schedule, peak=0.2))
-    assert run_identity.differences(before, now) == ["  lr.peak: 0.1 -> 0.2"]
+    assert differences.lines(before, now) == ["lr.peak: 0.1 -> 0.2"]
 
 
 def test_schedules_are_told_apart_by_the_numbers_they_were_made_of():
     before = run_identity.identity(lr=schedules.inverse_sqrt(0.01, 30))
     now = run_identity.identity(lr=schedules.inverse_sqrt(0.01, 50))
-    assert run_identity.differences(before, now) == ["  lr.warmup_steps: 30 -> 50"]
+    assert differences.lines(before, now) == ["lr.warmup_steps: 30 -> 50"]
 
 
 def test_identity_does_not_depend_on_the_process():

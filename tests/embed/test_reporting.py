@@ -382,10 +382,11 @@ def test_differing_settings_are_listed(model_folder, tmp_path, capsys):
     assert cli.main([*command, "--per-protein", *limit]) == 2
     said = capsys.readouterr().err
     for words in (
-        "dtype: residues float16 there, protein float32 now",
-        "long: none there, skip, 6, none now",
-        "outputs: residues there, protein now",
-        "pooling: none there, mean now",
+        "dtype.residues: float16 -> (absent)",
+        "dtype.protein: (absent) -> float32",
+        "long: none -> skip, 6, none",
+        "outputs: residues -> protein",
+        "pooling: none -> mean",
     ):
         assert words in said
 

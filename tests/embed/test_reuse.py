@@ -80,7 +80,7 @@ def test_vectors_of_other_models_and_layers_are_not_reused(
     [
         ({"per_protein": True}, "outputs"),
         ({"layers": 2}, "layer"),
-        ({"output_dtype": "float32"}, "dtype"),
+        ({"output_dtype": "float32"}, "dtype.residues"),
         ({"key": "token"}, "key"),
         ({"max_length": 50, "long": "chunk"}, "long"),
     ],

@@ -19,6 +19,7 @@ import jaxtyping
 import numpy as np
 import seqio
 
+from prottrans_jax import differences
 from prottrans_jax.data.corruption import causal, masking, permuted, streams
 from prottrans_jax.data.records import store
 from prottrans_jax.data.rows import assembly, lanes, packing, random_bits
@@ -340,14 +341,14 @@ class RowLoader:
                 f"loader state has version {state.get('version')}; this library reads "
                 f"{STATE_VERSION}."
             )
-        differences = [
+        lines = [
             *_component_differences(self._components, self._identity(), state),
             *_differences(self._identity(), state, skip=("components",)),
         ]
-        if differences:
+        if lines:
             raise ValueError(
-                "the saved run read other rows than this loader would:\n"
-                + "\n".join(f"  {d}" for d in differences)
+                "the saved run read other rows than this loader would (saved -> now):\n"
+                + "\n".join(f"  {line}" for line in lines)
                 + "\nGive the loader the run's settings, or start in a new folder."
             )
         index, self._row_offset = divmod(int(state["next_row"]), self.batch_size)
@@ -528,11 +529,8 @@ def _saved_repr(corruption: streams.Corruption) -> str:
 def _differences(
     present: Mapping[str, Any], saved: Mapping[str, Any], skip: Sequence[str] = ()
 ) -> list[str]:
-    return [
-        f"{name}: saved {saved.get(name)!r}, now {value!r}"
-        for name, value in present.items()
-        if name not in skip and saved.get(name) != value
-    ]
+    names = [name for name in present if name not in skip]
+    return differences.lines(*({n: x.get(n) for n in names} for x in (saved, present)))
 
 
 def _component_differences(
@@ -543,7 +541,7 @@ def _component_differences(
     """One line for each difference in the records or corruption of a task."""
     before, now = saved.get("components", []), present["components"]
     if len(before) != len(now):
-        return [f"tasks of the mixture: saved {len(before)}, now {len(now)}"]
+        return [f"tasks of the mixture: {len(before)} -> {len(now)}"]
     lines = []
     for component, old, new in zip(components, before, now, strict=True):
         if old["fingerprint"] != new["fingerprint"]:

@@ -10,6 +10,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from prottrans_jax import differences
 from prottrans_jax.data.seqio import feature_converters
 
 
@@ -117,14 +118,11 @@ class StreamLoader:
         Raises:
           ValueError: `state` is of another stream; lists the differences.
         """
-        differences = [
-            f"{name}: saved {state.get(name)!r}, now {value!r}"
-            for name, value in self._settings.items()
-            if state.get(name) != value
-        ]
-        if differences:
+        saved = {name: state.get(name) for name in self._settings}
+        if lines := differences.lines(saved, self._settings):
             raise ValueError(
-                "the saved run streamed something else:\n  " + "\n  ".join(differences)
+                "the saved run streamed something else (saved -> now):\n  "
+                + "\n  ".join(lines)
             )
         self._stream, self._next, self._last = None, 0, None
         return int(state["next_index"])

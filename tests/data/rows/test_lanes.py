@@ -131,7 +131,7 @@ def test_resumed_run_goes_on_in_its_lanes(toy_corpus, monkeypatch):
 
 def test_another_number_of_lanes_is_another_run(toy_corpus):
     state = _loader(toy_corpus).state(2)
-    with pytest.raises(ValueError, match="lanes: saved 4, now 5"):
+    with pytest.raises(ValueError, match="lanes: 4 -> 5"):
         _loader(toy_corpus, batch_size=5).restore(state)
     with pytest.raises(ValueError, match=r"pack=False.*hold whole proteins"):
         _loader(toy_corpus, pack=False)

@@ -293,7 +293,7 @@ def test_state_of_other_data_or_settings_is_refused_by_name(toy_corpus, other_co
         _loader(other_corpus).restore(state)
     assert f"{other_corpus}, split 'train', 40 records" in str(e.value)
     assert "{" not in str(e.value)
-    with pytest.raises(ValueError, match="seed: saved 3, now 5"):
+    with pytest.raises(ValueError, match="seed: 3 -> 5"):
         _loader(toy_corpus, seed=5).restore(state)
     with pytest.raises(ValueError, match="objective"):
         _loader(toy_corpus, task="fasta_span_corruption").restore(state)

@@ -198,7 +198,7 @@ def test_restored_stream_replays_to_where_it_was(toy_as_fasta):
     assert again.restore(state) == 1
     for name, value in again.batch(1).items():
         np.testing.assert_array_equal(value, expected[name])
-    with pytest.raises(ValueError, match="seed: saved 0, now 9"):
+    with pytest.raises(ValueError, match="seed: 0 -> 9"):
         _loader(seed=9).restore(state)
 
 
