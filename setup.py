@@ -3,12 +3,14 @@
 Where it cannot be (no compiler, another kind of CPU), the package works without it.
 """
 
-import hashlib
 import pathlib
 import platform
+import runpy
 import sys
 
 import setuptools
+
+ROOT = pathlib.Path(__file__).resolve().parent
 
 
 def extensions() -> list[setuptools.Extension]:
@@ -19,13 +21,14 @@ def extensions() -> list[setuptools.Extension]:
         import jax
     except ImportError:
         return []
-    source = "prottrans_jax/kernels/_x86.cc"
-    digest = hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest()
+    sources = runpy.run_path(str(ROOT / "prottrans_jax/kernels/x86_sources.py"))
+    files = [path.relative_to(ROOT).as_posix() for path in sources["files"]()]
     return [
         setuptools.Extension(
             "prottrans_jax.kernels._x86",
-            [source],
-            define_macros=[("SOURCE_SHA256", f'"{digest}"')],
+            [file for file in files if file.endswith(".cc")],
+            depends=[file for file in files if file.endswith(".h")],
+            define_macros=[("SOURCE_SHA256", f'"{sources["digest"]()}"')],
             include_dirs=[jax.ffi.include_dir()],
             extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden"],
             optional=True,

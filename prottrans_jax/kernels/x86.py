@@ -18,9 +18,9 @@ Attention in float32 on the matrix unit splits each number into a sum of three b
 and computes six of the nine products: XLA's `BF16_BF16_F32_X6`, which TPUs use for
 float32 at the highest precision.
 
-The kernels are compiled with the package (`_x86.cc`) and called through XLA's foreign
+The kernels are compiled with the package (`x86_cc/`) and called through XLA's foreign
 function interface. If they were not compiled, or the CPU has neither unit, XLA computes
-everything.
+everything; `route` says why.
 
 They are for frozen models on one CPU device, within `enabled`. They have no gradients,
 and programs for other machines or `jax.export` do not contain them.
@@ -29,9 +29,8 @@ and programs for other machines or `jax.export` do not contain them.
 from collections.abc import Iterator
 import contextlib
 import functools
-import hashlib
 import importlib
-import pathlib
+import platform
 import threading
 from typing import Any, NamedTuple
 
@@ -42,13 +41,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 import numpy as np
 
-from prottrans_jax.kernels import cpu
+from prottrans_jax.kernels import cpu, x86_sources
 from prottrans_jax.layers import relative_bias
 
 # Sizes other than batch and length must be multiples of this: the rows of two tiles, or
 # the columns of two vectors.
 _BLOCK = 32
-# How `_x86.cc` packs the left operand, by unit and type of the kernel: (most elements
+# How `x86_cc/` packs the left operand, by unit and type of the kernel: (most elements
 # of a row at a time, bytes per element, multiple that the number of elements is padded
 # to). 0 bytes: read in place, not copied.
 _PACKING = {
@@ -61,15 +60,13 @@ _PACKING = {
 }
 # Sums of so many products of bytes stay below 2^31.
 _MOST_BYTES = 65536
-# In the order of the enum in `_x86.cc`.
+# In the order of the enum in `x86_cc/elementwise.h`.
 _ACTIVATIONS = ("linear", "relu", "gelu_exact", "gelu", "silu")
 _OPERANDS = {
     ("float32", "float32"),
     ("bfloat16", "bfloat16"),
     ("bfloat16", "int8"),
 }
-# Exists in a checkout; an installed package has the compiled module only.
-_SOURCE = pathlib.Path(__file__).with_name("_x86.cc")
 _local = threading.local()
 
 
@@ -111,13 +108,12 @@ def _register() -> tuple[tuple[str, ...], str]:
     """Registers the compiled kernels with XLA; their units, or why there are none."""
     try:
         compiled: Any = importlib.import_module("prottrans_jax.kernels._x86")
-        if _SOURCE.exists():
-            digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()
-            if getattr(compiled, "SOURCE_SHA256", None) != digest:
-                raise ImportError(
-                    f"{compiled.__file__} was compiled from another {_SOURCE.name}. "
-                    "Install the package again: pip install -e ."
-                )
+        sources = x86_sources.digest()
+        if sources and getattr(compiled, "SOURCE_SHA256", None) != sources:
+            raise ImportError(
+                f"{compiled.__file__} was compiled from other sources than those in "
+                f"{x86_sources.FOLDER}. Install the package again: pip install -e ."
+            )
         handlers_by_unit = compiled.handlers()
         # Without it, errors of registration come late.
         jax.local_devices(backend="cpu")
@@ -125,9 +121,22 @@ def _register() -> tuple[tuple[str, ...], str]:
             for name, handler in handlers.items():
                 target = f"prottrans_jax_{unit}_{name}"
                 jax.ffi.register_ffi_target(target, handler, platform="cpu")
-    except Exception as error:  # Not compiled, or for another JAX.
+    except ModuleNotFoundError:
+        return (), _why_not_compiled()
+    except Exception as error:  # For another JAX, or another Python.
         return (), str(error)
     return tuple(handlers_by_unit), ""
+
+
+def _why_not_compiled() -> str:
+    machine = platform.system(), platform.machine()
+    if machine != ("Linux", "x86_64"):
+        return f"there are none for {' on '.join(machine)}, only for Linux on x86_64"
+    return (
+        "the package was installed without a C++ compiler that works. Install g++ and "
+        "Python's headers, then the package again (pip install --force-reinstall "
+        "--no-deps)"
+    )
 
 
 def is_usable() -> bool:

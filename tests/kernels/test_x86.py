@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cases.x86_cases import BOTH, enabled, exact, needs_x86, numbers, uses_x86
-from prottrans_jax.kernels import quantized, x86
+from prottrans_jax.kernels import quantized, x86, x86_sources
 from prottrans_jax.layers import dense, mlp
 
 _VECTORS = {"avx512_bf16", "avx512_vnni", "avx512f", "avx512bw", "avx512dq"}
@@ -43,9 +43,8 @@ def test_not_used_when_compiled_from_another_source(
     says_its_source, tmp_path, monkeypatch
 ):
     """As after an update of a checkout: the handlers might take other arguments."""
-    source = tmp_path / "_x86.cc"
-    source.write_text("another")
-    monkeypatch.setattr(x86, "_SOURCE", source)
+    (tmp_path / "another.cc").write_text("another")
+    monkeypatch.setattr(x86_sources, "FOLDER", tmp_path)
     if not says_its_source:
         compiled = importlib.import_module("prottrans_jax.kernels._x86")
         monkeypatch.delattr(compiled, "SOURCE_SHA256")
