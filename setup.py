@@ -1,6 +1,7 @@
 """What setup.cfg cannot say: the one part of the package that is compiled.
 
-Where it cannot be (no compiler, another kind of CPU), the package works without it.
+Where it cannot be (no compiler, another kind of CPU), the package works without it;
+`prottrans info` says which.
 """
 
 import pathlib
@@ -14,12 +15,8 @@ ROOT = pathlib.Path(__file__).resolve().parent
 
 
 def extensions() -> list[setuptools.Extension]:
-    """For Linux on x86-64, if JAX's headers are there."""
+    """For Linux on x86-64."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        return []
-    try:
-        import jax
-    except ImportError:
         return []
     sources = runpy.run_path(str(ROOT / "prottrans_jax/kernels/x86_sources.py"))
     files = [path.relative_to(ROOT).as_posix() for path in sources["files"]()]
@@ -29,7 +26,7 @@ def extensions() -> list[setuptools.Extension]:
             [file for file in files if file.endswith(".cc")],
             depends=[file for file in files if file.endswith(".h")],
             define_macros=[("SOURCE_SHA256", f'"{sources["digest"]()}"')],
-            include_dirs=[jax.ffi.include_dir()],
+            include_dirs=["prottrans_jax/kernels/x86_cc/third_party"],
             extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden"],
             optional=True,
         )

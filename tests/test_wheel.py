@@ -1,26 +1,30 @@
 """The package works from its wheel, in any folder, without the checkout."""
 
+import json
 import os
 import pathlib
+import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder with nothing but what the wheel installs."""
-    folder = tmp_path_factory.mktemp("wheel")
-    # A copy: the build writes into its source tree, where another worker builds too.
-    source = folder / "source"
+def _copied(folder):
+    """A copy of the checkout: a build writes into its source tree."""
     left_behind = shutil.ignore_patterns(
         ".*", "build", "*.egg-info", "*.so", "__pycache__"
     )
-    shutil.copytree(ROOT, source, ignore=left_behind)
+    return shutil.copytree(ROOT, folder / "source", ignore=left_behind)
+
+
+def _install(folder, environment=os.environ):
+    """Installs a copy of the checkout into `folder / "site"`."""
+    source = _copied(folder)
     subprocess.run(
         [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"),
@@ -28,8 +32,15 @@ def installed(tmp_path_factory):
         ],
         check=True,
         cwd=folder,
-        env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        env=environment | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
     )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with nothing but what the wheel installs."""
+    folder = tmp_path_factory.mktemp("wheel")
+    _install(folder)
     return folder
 
 
@@ -90,3 +101,42 @@ def test_wheel_leaves_no_file_behind(installed, folder, inside, pattern):
     wanted = {path.relative_to(here) for path in here.rglob(pattern)}
     assert wanted
     assert not [path for path in wanted if not (there / path).exists()]
+
+
+@pytest.fixture(scope="module")
+def installed_without_compiler(tmp_path_factory):
+    """The same where PATH holds no compiler."""
+    folder = tmp_path_factory.mktemp("no_compiler")
+    (folder / "bin").mkdir()
+    _install(folder, os.environ | {"PATH": str(folder / "bin")})
+    return folder
+
+
+def test_package_installs_without_a_compiler(installed_without_compiler):
+    kernels = installed_without_compiler / "site/prottrans_jax/kernels"
+    assert (kernels / "x86.py").exists() and not list(kernels.glob("*.so"))
+
+
+@pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64"),
+    reason="not compiled for this kind of machine",
+)
+def test_info_says_that_a_compiler_was_missing(installed_without_compiler):
+    done = _run(installed_without_compiler, "-m", "prottrans_jax.cli", "info", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "without a C++ compiler" in json.loads(done.stdout)["CPU kernels"]
+
+
+def test_source_distribution_has_all_that_is_compiled(tmp_path):
+    source = _copied(tmp_path)
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path / "dist")],
+        check=True,
+        cwd=source,
+    )
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    kernels = ROOT / "prottrans_jax/kernels/x86_cc"
+    wanted = {path.relative_to(ROOT).as_posix() for path in kernels.rglob("*.*")}
+    assert wanted and not wanted - names
