@@ -81,9 +81,9 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
     from prottrans_jax.commands import console
     from prottrans_jax.embed import inputs, job, shards
     from prottrans_jax.files import locks, paths
-    from prottrans_jax.proteins import fasta
+    from prottrans_jax.proteins import fasta_problems
 
-    if isinstance(error, fasta.FastaError):
+    if isinstance(error, fasta_problems.FastaError):
         skippable = error.problem.line and not error.problem.fatal
         hint = " (--on-bad skip omits such records.)" if skippable else ""
         return console.fail(3, f"{error}{hint}")

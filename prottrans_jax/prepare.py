@@ -28,7 +28,7 @@ from absl import flags
 
 from prottrans_jax.config import command_flags
 from prottrans_jax.files import locks, ownership, paths
-from prottrans_jax.proteins import fasta, nucleotides, plurals, vocabulary
+from prottrans_jax.proteins import fasta_problems, nucleotides, plurals, vocabulary
 
 try:
     from prottrans_jax.data.records import preparing as prepare_lib
@@ -127,7 +127,7 @@ def _run() -> int:
         return _fail(1, str(e))
     except ValueError as e:
         hint = ""
-        if isinstance(e, fasta.FastaError) and not e.problem.fatal:
+        if isinstance(e, fasta_problems.FastaError) and not e.problem.fatal:
             hint = " (--on_bad=skip leaves out, counts and names such records.)"
         return _fail(1, f"{e}{hint}")
     except OSError as e:

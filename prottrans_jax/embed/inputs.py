@@ -20,7 +20,14 @@ import numpy as np
 from prottrans_jax.distributed import stop_signals
 from prottrans_jax.embed import keys
 from prottrans_jax.files import paths as local_paths
-from prottrans_jax.proteins import fasta, nucleotides, plurals, vocabulary
+from prottrans_jax.proteins import (
+    fasta,
+    fasta_blocks,
+    fasta_problems,
+    nucleotides,
+    plurals,
+    vocabulary,
+)
 
 ON_DUPLICATE = ("error", "suffix", "first")
 # Checked at the start of standard input, before it is copied.
@@ -101,7 +108,7 @@ class Letters:
     unusual: dict[str, int] = dataclasses.field(default_factory=dict)
     only_x: list[str] = dataclasses.field(default_factory=list)
 
-    def add(self, parsed: fasta.Parsed) -> None:
+    def add(self, parsed: fasta_blocks.Parsed) -> None:
         """Counts the letters of a block."""
         self.gaps += parsed.num_gaps
         self.stops += parsed.num_stops
@@ -283,13 +290,13 @@ def scan(
         a file of them is refused; a single one among proteins is an unusable record.
 
     Raises:
-      fasta.FastaError: File and line of the first problem.
+      fasta_problems.FastaError: File and line of the first problem.
       nucleotides.NucleotidesError: The file holds nucleotides.
       DuplicateError: Keys that stand for two sequences, with their lines.
     """
     skipped: list[RecordNote] = []
 
-    def on_problem(problem: fasta.Problem) -> None:
+    def on_problem(problem: fasta_problems.Problem) -> None:
         skipped.append(
             RecordNote(problem.name, problem.line, problem.reason, str(problem))
         )
@@ -304,7 +311,7 @@ def scan(
     handler = on_problem if on_bad == "skip" else None
     index = -1
 
-    def read(path: str) -> Iterator[tuple[fasta.Record, bytes]]:
+    def read(path: str) -> Iterator[tuple[fasta_blocks.Record, bytes]]:
         starts.append(index + 1)
         digest = digests[len(starts) - 1]
         return _records(path, allow_nucleotides, handler, letters, digest)
@@ -344,7 +351,7 @@ def spool(stream, folder: pathlib.Path) -> pathlib.Path:
     """Copies standard input to a file, since the input is read more than once.
 
     Raises:
-      fasta.FastaError: It does not begin like FASTA.
+      fasta_problems.FastaError: It does not begin like FASTA.
     """
     path, stream = folder / "standard_input.fasta", stream or sys.stdin.buffer
     try:
@@ -360,8 +367,9 @@ def spool(stream, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _of_all(
-    paths: Sequence[str], read: Callable[[str], Iterator[tuple[fasta.Record, bytes]]]
-) -> Iterator[tuple[str, tuple[fasta.Record, bytes]]]:
+    paths: Sequence[str],
+    read: Callable[[str], Iterator[tuple[fasta_blocks.Record, bytes]]],
+) -> Iterator[tuple[str, tuple[fasta_blocks.Record, bytes]]]:
     """(file, (record, header)) of every record, in the order of the files."""
     for path in paths:
         for record in read(path):
@@ -371,11 +379,11 @@ def _of_all(
 def _records(
     path: str | os.PathLike,
     allow_nucleotides: bool,
-    on_problem: Callable[[fasta.Problem], None] | None,
+    on_problem: Callable[[fasta_problems.Problem], None] | None,
     letters: Letters | None = None,
     sha256: Any = None,
-) -> Iterator[tuple[fasta.Record, bytes]]:
-    """(record, header) of every usable record; see `fasta.raise_or_report`.
+) -> Iterator[tuple[fasta_blocks.Record, bytes]]:
+    """(record, header) of every usable record; see `fasta_problems.raise_or_report`.
 
     Args:
       path: The file.
@@ -386,16 +394,16 @@ def _records(
     """
     for block in fasta.blocks(path, digest=sha256):
         stop_signals.check()
-        parsed = fasta.parse(block, headers=True)
+        parsed = fasta_blocks.parse(block, headers=True)
         problems = [*block.problems, *parsed.problems]
         if not allow_nucleotides:
             parsed, more = nucleotides.check(block, parsed, _NUCLEOTIDES_WAY_OUT)
             problems += more
-        fasta.raise_or_report(problems, on_problem)
+        fasta_problems.raise_or_report(problems, on_problem)
         if letters is not None:
             letters.add(parsed)
         for record in zip(
-            map(fasta.Record, parsed.names, parsed.residues, parsed.lines),
+            map(fasta_blocks.Record, parsed.names, parsed.residues, parsed.lines),
             parsed.headers,
             strict=True,
         ):

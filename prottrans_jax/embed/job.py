@@ -63,7 +63,7 @@ def embed_fasta(
       A report. It and OUTPUT.skipped.tsv name the records that are left out or cut.
 
     Raises:
-      fasta.FastaError: A record cannot be used; names file and line.
+      fasta_problems.FastaError: A record cannot be used; names file and line.
       nucleotides.NucleotidesError: The input holds nucleotides.
       ValueError: Duplicate ids, proteins over the limit, unknown names.
       locks.LockedError: Another process writes to this output.

@@ -11,7 +11,7 @@ from absl import logging
 from jaxtyping import Int
 import numpy as np
 
-from prottrans_jax.proteins import fasta
+from prottrans_jax.proteins import fasta_blocks, fasta_problems
 
 REASON = "nucleotides"
 _BASES = b"ACGTUN"
@@ -58,8 +58,8 @@ class NucleotidesError(ValueError):
 
 
 def check(
-    block: fasta.Block, parsed: fasta.Parsed, way_out: str
-) -> tuple[fasta.Parsed, list[fasta.Problem]]:
+    block: fasta_blocks.Block, parsed: fasta_blocks.Parsed, way_out: str
+) -> tuple[fasta_blocks.Parsed, list[fasta_problems.Problem]]:
     """Splits the records of a block into proteins, and nucleotides as problems.
 
     Args:
@@ -85,7 +85,7 @@ def check(
     if not suspect.any():
         return parsed, []
     problems = [
-        fasta.Problem(
+        fasta_problems.Problem(
             block.path,
             parsed.lines[i],
             parsed.names[i].decode(),

@@ -17,7 +17,7 @@ from cases.embed_cases import embed, random_proteins, read, stop_after, write_fa
 from prottrans_jax.embed import computing, inputs, job, merging, settings, shards
 from prottrans_jax.files import locks
 from prottrans_jax.kernels import x86
-from prottrans_jax.proteins import fasta
+from prottrans_jax.proteins import fasta_problems
 
 
 def parts_of(path):
@@ -252,7 +252,9 @@ def test_standard_input_that_is_no_fasta_is_not_copied(tmp_path):
             assert self.reads == 1
             return b"\x93junk\n" * 9000
 
-    with pytest.raises(fasta.FastaError, match=r"standard input:1: .*Is this FASTA"):
+    with pytest.raises(
+        fasta_problems.FastaError, match=r"standard input:1: .*Is this FASTA"
+    ):
         inputs.spool(Endless(), tmp_path)
     assert not list(tmp_path.iterdir())
     for text in (b"", b"; note\n>A\nMK\n", gzip.compress(b">A\nMK\n")):
@@ -412,7 +414,7 @@ def test_duplicates_by_policy(encoder, tmp_path, policy, keys):
 def test_bad_records_stop_or_are_left_out(encoder, tmp_path):
     source = tmp_path / "x.fasta"
     source.write_text(">A\nMK\n>B\nMK1\n>C\n>D\nACD\n")
-    with pytest.raises(fasta.FastaError, match=r"x.fasta:4: "):
+    with pytest.raises(fasta_problems.FastaError, match=r"x.fasta:4: "):
         embed(encoder, source, tmp_path / "out.h5")
     assert not (tmp_path / "out.h5").exists()
     report = embed(encoder, source, tmp_path / "out.h5", on_bad="skip")

@@ -10,7 +10,7 @@ from cases.embed_cases import embed, make_model, random_proteins, read, write_fa
 from prottrans_jax import cli
 from prottrans_jax.embed import inputs, verifying
 from prottrans_jax.files import paths
-from prottrans_jax.proteins import fasta
+from prottrans_jax.proteins import fasta_problems
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_an_id_with_other_residues_in_a_later_file_names_both_places(tmp_path):
 def test_a_bad_record_names_its_own_file(tmp_path):
     first = write_fasta(tmp_path / "a.fasta", {"P": "MKV"})
     (tmp_path / "b.fasta").write_text(">Q\nMKV\n>R\nM1V\n")
-    with pytest.raises(fasta.FastaError, match=r"b\.fasta:4: "):
+    with pytest.raises(fasta_problems.FastaError, match=r"b\.fasta:4: "):
         inputs.scan([first, tmp_path / "b.fasta"])
 
 

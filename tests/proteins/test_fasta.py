@@ -12,7 +12,7 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
-from prottrans_jax.proteins import fasta, unpacking
+from prottrans_jax.proteins import fasta, fasta_blocks, fasta_problems, unpacking
 
 # What becomes of each of the damaged files: records read, then for each problem its
 # line and reason. "" where every record is fine.
@@ -77,7 +77,7 @@ def test_outcome_for_each_damaged_file(shared, name):
     if expected:
         line, _ = expected[0]
         where = f"{path}:{line}: " if line else f"{path}: "
-        with pytest.raises(fasta.FastaError, match=re.escape(where)):
+        with pytest.raises(fasta_problems.FastaError, match=re.escape(where)):
             list(fasta.read([path]))
 
 
@@ -99,62 +99,6 @@ def parse(tmp_path, text: bytes):
     return read(path)
 
 
-def test_gaps_and_final_stops_are_taken_out_and_counted():
-    block = fasta.Block("x", 1, b">a\nMK-T.l\nA*\n>b\nM*-\n>c\nACD\n")
-    parsed = fasta.parse(block)
-    assert parsed.residues == [b"MKTLA", b"M", b"ACD"]
-    assert (parsed.num_gaps, parsed.num_stops) == (3, 2)
-
-
-@pytest.mark.parametrize(
-    "text, line, column, char",
-    [
-        (b">a\nMKT\nM1T\n", 3, 2, b"1"),
-        (b">a\nMK\0T\n", 2, 3, b"\0"),
-        (b">a\nM*T\n", 2, 2, b"*"),
-        (b">a\nMK\n*\nT\n", 3, 1, b"*"),
-        (b">a\nMK\n\n;MK1\n  T?\n", 5, 4, b"?"),
-        (b">a\r\nMK\r\nM>T\r\n", 3, 2, b">"),
-    ],
-)
-def test_an_invalid_character_is_named(tmp_path, text, line, column, char):
-    records, [problem] = parse(tmp_path, b">first\nMKV\n" + text + b">last\nACD\n")
-    assert [r.name for r in records] == [b"first", b"last"]
-    assert (problem.line, problem.name) == (line + 2, "a")
-    assert f"{char.decode()!r} at column {column} of record 'a'" in problem.detail
-
-
-@pytest.mark.parametrize(
-    "header, reason",
-    [
-        (b"", "header without an id"),
-        (b" \t ", "header without an id"),
-        (b"a\0b", "control character in a header"),
-        (b"a b\0", "control character in a header"),
-        (b"\xe9tude", "header is not UTF-8"),
-    ],
-)
-def test_headers_that_are_refused(tmp_path, header, reason):
-    records, [problem] = parse(tmp_path, b">a\nMK\n>" + header + b"\nMK\n")
-    assert len(records) == 1
-    assert (problem.line, problem.reason) == (3, reason)
-
-
-@pytest.mark.parametrize(
-    "header, name",
-    [
-        (b"sp|P1|X_Y some words", "sp|P1|X_Y"),
-        (b"  a b", "a"),
-        (b"\ta\tb", "a"),
-        ("étude β".encode(), "étude"),
-        (b"../../etc/passwd", "../../etc/passwd"),
-    ],
-)
-def test_the_id_is_the_first_word(tmp_path, header, name):
-    [record], [] = parse(tmp_path, b">" + header + b"\nMK\n")
-    assert record.name.decode() == name
-
-
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
 def test_packed_files_are_known_by_their_content(tmp_path, pack):
     records, problems = parse(tmp_path, pack(b">a\nMK\n") + pack(b">b\nAC\n"))
@@ -164,7 +108,7 @@ def test_packed_files_are_known_by_their_content(tmp_path, pack):
 def test_a_packed_file_with_a_changed_byte_is_never_skipped_over(tmp_path):
     data = bytearray(gzip.compress(b">a\nMKV\n" * 100))
     data[-6] ^= 1  # Of the checksum.
-    with pytest.raises(fasta.FastaError, match=r"x.fasta:1: cannot be read"):
+    with pytest.raises(fasta_problems.FastaError, match=r"x.fasta:1: cannot be read"):
         parse(tmp_path, bytes(data))
 
 
@@ -188,9 +132,11 @@ def test_a_genome_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(unpacking, "_READ_BYTES", 100)
     path = tmp_path / "x.fasta"
     path.write_bytes(b">ok\nMK\n>chr1 human\n" + b"ACGT" * 1000)
-    with pytest.raises(fasta.FastaError, match=r":3: record 'chr1 human' has over"):
+    with pytest.raises(
+        fasta_problems.FastaError, match=r":3: record 'chr1 human' has over"
+    ):
         for block in fasta.blocks(path, block_bytes=100):
-            fasta.parse(block)
+            fasta_blocks.parse(block)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
@@ -229,8 +175,8 @@ def test_valid_files_are_read_as_biopython_reads_them(tmp_path_factory, text, si
     expected = [(r.id, str(r.seq).upper()) for r in SeqIO.parse(handle, "fasta")]
     found, lines = [], []
     for block in fasta.blocks(path, block_bytes=10 * size):
-        with mock.patch.object(fasta, "_PARSE_BYTES", size):
-            parsed = fasta.parse(block)
+        with mock.patch.object(fasta_blocks, "PARSE_BYTES", size):
+            parsed = fasta_blocks.parse(block)
         assert not block.problems and not parsed.problems
         pairs = zip(parsed.names, parsed.residues, strict=True)
         found += [(n.decode(), s.decode()) for n, s in pairs]
@@ -260,15 +206,15 @@ def test_any_bytes_give_records_or_problems_and_blocks_do_not_matter(
         records, problems = [], []
         with (
             mock.patch.object(unpacking, "_READ_BYTES", block_bytes),
-            mock.patch.object(fasta, "_PARSE_BYTES", size),
+            mock.patch.object(fasta_blocks, "PARSE_BYTES", size),
         ):
             try:
                 for block in fasta.blocks(path, block_bytes=block_bytes):
-                    parsed = fasta.parse(block)
+                    parsed = fasta_blocks.parse(block)
                     names, residues = parsed.names, parsed.residues
                     records += zip(names, residues, parsed.lines, strict=True)
                     problems += [*block.problems, *parsed.problems]
-            except fasta.FastaError as error:  # Text without any header.
+            except fasta_problems.FastaError as error:  # Text without any header.
                 assert not records
                 problems = [error.problem]
         outcomes.append((records, problems))
@@ -278,17 +224,3 @@ def test_any_bytes_give_records_or_problems_and_blocks_do_not_matter(
     before = sum("header" in p.reason and "first" in p.reason for p in problems)
     empty = sum(p.reason == "file without records" for p in problems)
     assert len(records) + len(problems) - before - empty == len(starts)
-
-
-def test_whole_headers_on_request():
-    plain = b">sp|P1|A  Some protein OS=x\nMK\n>q two words\nAC\n"
-    odd = plain + b">r an odd one\nmk-a*\n"
-    for text, rest in ((plain, []), (odd, [b"r an odd one"])):
-        block = fasta.Block("x", 1, text)
-        found = fasta.parse(block, headers=True)
-        assert found.headers == [
-            b"sp|P1|A  Some protein OS=x",
-            b"q two words",
-            *rest,
-        ]
-        assert not fasta.parse(block).headers

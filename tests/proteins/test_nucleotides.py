@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prottrans_jax.proteins import fasta, nucleotides
+from prottrans_jax.proteins import fasta, fasta_blocks, nucleotides
 
 
 def letters(seed, alphabet, length):
@@ -24,7 +24,9 @@ def check(path, *sequences, block_bytes=fasta.BLOCK_BYTES):
     path.write_text("".join(f">r{i}\n{x}\n" for i, x in enumerate(sequences)))
     names, problems = [], []
     for block in fasta.blocks(path, block_bytes=block_bytes):
-        parsed, more = nucleotides.check(block, fasta.parse(block), "The way out.")
+        parsed, more = nucleotides.check(
+            block, fasta_blocks.parse(block), "The way out."
+        )
         names += [name.decode() for name in parsed.names]
         problems += more
     return names, problems
@@ -94,7 +96,7 @@ def test_no_real_protein_is_taken_for_nucleotides(shared, folder):
         if path.name == "dna_by_mistake.fasta":
             continue
         for block in fasta.blocks(path):
-            parsed, problems = nucleotides.check(block, fasta.parse(block), "")
+            parsed, problems = nucleotides.check(block, fasta_blocks.parse(block), "")
             number += len(parsed.names)
             assert not problems
     assert number

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from prottrans_jax.proteins import fasta, unpacking
+from prottrans_jax.proteins import fasta, fasta_blocks, fasta_problems, unpacking
 
 TEXT = b">a first\nMKV\n>b\nACD\n"
 PROTEINS = [("a", b"MKV"), ("b", b"ACD")]
@@ -70,14 +70,18 @@ def test_a_damaged_zstandard_file_is_never_skipped_over(tmp_path):
     checked = {zstd.CompressionParameter.checksum_flag: True}
     data = bytearray(zstd.compress(TEXT * 1000, options=checked))
     data[-1] ^= 1
-    with pytest.raises(fasta.FastaError, match="cannot be read after this line"):
+    with pytest.raises(
+        fasta_problems.FastaError, match="cannot be read after this line"
+    ):
         read(tmp_path / "x", bytes(data))
 
 
 def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "compression.zstd", None)
     monkeypatch.setitem(__import__("sys").modules, "backports.zstd", None)
-    with pytest.raises(fasta.FastaError, match=r"Zstandard.*pip install backports.zst"):
+    with pytest.raises(
+        fasta_problems.FastaError, match=r"Zstandard.*pip install backports.zst"
+    ):
         read(tmp_path / "x", b"\x28\xb5\x2f\xfd" + b"\0" * 20)
 
 
@@ -122,7 +126,7 @@ def tar_of_fasta():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_other_files_are_named_and_never_skipped(tmp_path, data, words):
-    with pytest.raises(fasta.FastaError, match=words) as error:
+    with pytest.raises(fasta_problems.FastaError, match=words) as error:
         read(tmp_path / "x.fasta", data)
     assert error.value.problem.fatal
 
@@ -140,7 +144,7 @@ def test_the_table_of_uniprot_is_read(tmp_path):
     path = tmp_path / "y.tsv"
     path.write_text(UNIPROT)
     [block] = fasta.blocks(path)
-    parsed = fasta.parse(block, headers=True)
+    parsed = fasta_blocks.parse(block, headers=True)
     assert parsed.headers == [b'P1 "Odd" name (EC 1)', b"P2 Other"]
     assert parsed.lines == [2, 3]
 
@@ -171,7 +175,7 @@ def test_rows_that_cannot_be_used_are_named_by_line(tmp_path):
         (7, "a character that is no residue"),
         (8, "row is not UTF-8"),
     ]
-    with pytest.raises(fasta.FastaError, match=r"x.csv:\d: "):
+    with pytest.raises(fasta_problems.FastaError, match=r"x.csv:\d: "):
         list(fasta.read([tmp_path / "x.csv"]))
     short = next(p for p in problems if p.line == 4)
     assert short.detail == "the row has 1 cell; id and sequence are in the first 2."
@@ -187,7 +191,7 @@ def test_rows_that_cannot_be_used_are_named_by_line(tmp_path):
     ],
 )
 def test_a_column_that_is_missing_or_ambiguous_is_named(tmp_path, first, words):
-    with pytest.raises(fasta.FastaError, match=words):
+    with pytest.raises(fasta_problems.FastaError, match=words):
         read(tmp_path / "x.csv", f"{first}\na\tb\tc\n".encode())
 
 
@@ -198,7 +202,7 @@ def test_blocks_of_a_table_do_not_change_its_records(tmp_path, size):
     path.write_text("\n".join(["id,sequence", *rows]))
     names, lines = [], []
     for block in fasta.blocks(path, block_bytes=size):
-        parsed = fasta.parse(block)
+        parsed = fasta_blocks.parse(block)
         names += parsed.names
         lines += parsed.lines
     assert lines == list(range(2, 32)) and len(set(names)) == 30

@@ -26,7 +26,7 @@ import numpy as np
 from prottrans_jax.data.records import manifest as manifest_lib
 from prottrans_jax.data.records import record_writer, spill
 from prottrans_jax.distributed import stop_signals
-from prottrans_jax.proteins import fasta, unpacking
+from prottrans_jax.proteins import fasta, fasta_blocks, fasta_problems, unpacking
 
 SKIPPED_FILE = record_writer.SKIPPED_FILE
 _SHARD_BYTES = 64 << 20  # Of text: about 35 MB on disk, 170,000 proteins.
@@ -105,7 +105,7 @@ class Source:
     path: str
     # Arguments: an object whose `update` gets all bytes that are read, and the size of
     # a block in bytes.
-    blocks: Callable[[Any, int], Iterable[fasta.Block]]
+    blocks: Callable[[Any, int], Iterable[fasta_blocks.Block]]
     num_bytes: int | None = None
     split: str | None = None
 
@@ -162,7 +162,7 @@ def example_source(
 ) -> Source:
     """(id, sequence) pairs as a source; checked like FASTA with two lines each."""
 
-    def blocks(digest: Any, _: int) -> Iterator[fasta.Block]:
+    def blocks(digest: Any, _: int) -> Iterator[fasta_blocks.Block]:
         line = 1
         iterator = iter(examples)
         while some := list(itertools.islice(iterator, 8192)):
@@ -172,7 +172,7 @@ def example_source(
                 for name, s in some
             )
             digest.update(text)
-            yield fasta.Block(path, line, text, first=line == 1)
+            yield fasta_blocks.Block(path, line, text, first=line == 1)
             line += 2 * len(some)
 
     return Source(path=path, blocks=blocks, split=split)
@@ -272,7 +272,7 @@ class _Run:
         splits = ["train", "validation"]
         splits += sorted({s.split for s in self.sources if s.split} - set(splits))
         blocks = self._blocks()
-        head: collections.deque[tuple[int, fasta.Block]] = collections.deque()
+        head: collections.deque[tuple[int, fasta_blocks.Block]] = collections.deque()
         head_bytes = 0
         if (_total_bytes(self.sources) or 0) <= _SHARD_BYTES:
             # Small or of unknown size: check whether it fits into one shard.
@@ -322,7 +322,7 @@ class _Run:
     def _width(self) -> int:
         return 2 * self.options.num_processes
 
-    def _blocks(self) -> Iterator[tuple[int, fasta.Block]]:
+    def _blocks(self) -> Iterator[tuple[int, fasta_blocks.Block]]:
         for file, source in enumerate(self.sources):
             digest = _Digest()
             self.inputs.append({"path": source.path, "num_records": 0})
@@ -359,8 +359,8 @@ class _Run:
             at, first = conflicts[0].tolist()
             name = spill.name_of(self.plan, self.num_segments, at)
             path, _, line = spill.place(self.plan, at).rpartition(":")
-            raise fasta.FastaError(
-                fasta.Problem(
+            raise fasta_problems.FastaError(
+                fasta_problems.Problem(
                     path,
                     int(line),
                     name,

@@ -20,7 +20,7 @@ import jaxtyping
 import numpy as np
 
 from prottrans_jax.data.records import record_writer, shard_readers
-from prottrans_jax.proteins import fasta, nucleotides, vocabulary
+from prottrans_jax.proteins import fasta_blocks, fasta_problems, nucleotides, vocabulary
 
 # `ordinal` is file << 40 | line: the place in the input; it orders all records.
 _META = np.dtype(
@@ -133,7 +133,9 @@ class Skips:
         )
 
 
-def spill_block(plan: Plan, number: int, file: int, block: fasta.Block) -> Spilled:
+def spill_block(
+    plan: Plan, number: int, file: int, block: fasta_blocks.Block
+) -> Spilled:
     """Parses one block and writes its records as segment `number`.
 
     Args:
@@ -146,7 +148,7 @@ def spill_block(plan: Plan, number: int, file: int, block: fasta.Block) -> Spill
       FastaError: a record is bad and `plan.skip_bad` is False.
       NucleotidesError: the file holds nucleotides.
     """
-    parsed = fasta.parse(block)
+    parsed = fasta_blocks.parse(block)
     problems = [*block.problems, *parsed.problems]
     if not plan.allow_nucleotides:
         parsed, of_bases = nucleotides.check(block, parsed, _NUCLEOTIDES_WAY_OUT)
@@ -154,7 +156,7 @@ def spill_block(plan: Plan, number: int, file: int, block: fasta.Block) -> Spill
     skips = Skips(plan.folder / f"segment-{number:07d}.skipped")
     for problem in problems:
         if problem.fatal or not plan.skip_bad:
-            raise fasta.FastaError(problem)
+            raise fasta_problems.FastaError(problem)
         skips.add(problem.reason, f"{problem.path}:{problem.line}", problem.name)
     num_read = len(parsed.names)
     lengths = np.fromiter(map(len, parsed.residues), np.int64, num_read)

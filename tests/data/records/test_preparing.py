@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from prottrans_jax.data.records import corpora, preparing, store
-from prottrans_jax.proteins import fasta, nucleotides, unpacking
+from prottrans_jax.proteins import fasta_problems, nucleotides, unpacking
 
 LETTERS = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
 
@@ -232,7 +232,7 @@ def test_lengths_outside_the_limits_are_left_out_and_named(toy, tmp_path):
 def test_one_id_for_two_sequences_is_an_error_with_both_places(tmp_path):
     first = write(tmp_path / "a.fasta", [("x", b"MKV"), ("y", b"ACD")])
     second = write(tmp_path / "b.fasta", [("z", b"WWW"), ("y", b"MMM"), ("x", b"MKV")])
-    with pytest.raises(fasta.FastaError) as error:
+    with pytest.raises(fasta_problems.FastaError) as error:
         run([first, second], tmp_path / "out", num_shards=3)
     assert f"{second}:3: id 'y' has another sequence" in str(error.value)
     assert f"{first}:3" in str(error.value)
@@ -294,7 +294,9 @@ def test_records_that_remain_of_each_damaged_file(shared, tmp_path, name):
 def test_one_record_of_nucleotides_is_a_bad_record(tmp_path):
     proteins = dict(list(PROTEINS.items())[:20]) | {"GENE": b"ATGGCC" * 12}
     path = write(tmp_path / "x.fasta", proteins)
-    with pytest.raises(fasta.FastaError, match="'GENE' are A, C, G, T, U or N"):
+    with pytest.raises(
+        fasta_problems.FastaError, match="'GENE' are A, C, G, T, U or N"
+    ):
         run([path], tmp_path / "out")
     report = run([path], tmp_path / "out", on_bad="skip")
     assert report.num_bad == 1 and report.manifest.skipped == {"nucleotides": 1}
@@ -408,7 +410,9 @@ def test_a_stopped_run_leaves_no_folder_and_can_be_repeated(tmp_path, sign):
 def test_examples_of_any_source_are_checked_as_fasta_is(tmp_path):
     examples = [("two words", b"MKV"), ("b", b"AC\nD"), ("c", b"*")]
     source = preparing.example_source("mine/train", examples, "train")
-    with pytest.raises(fasta.FastaError, match=r"mine/train:5: .*'c'.* no residues"):
+    with pytest.raises(
+        fasta_problems.FastaError, match=r"mine/train:5: .*'c'.* no residues"
+    ):
         preparing.prepare([source], tmp_path / "out", name="x")
     report = preparing.prepare(
         [source], tmp_path / "out", name="x", options=preparing.Options(on_bad="skip")

@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 import tensorflow_datasets as tfds
 
-from prottrans_jax.proteins import fasta
+from prottrans_jax.proteins import fasta, fasta_blocks, fasta_problems
 
 _UNIREF = "https://ftp.uniprot.org/pub/databases/uniprot/current_release/uniref"
 VALIDATION_SHARE = 0.01  # As in `prepare`, by the same hash.
@@ -73,10 +73,10 @@ class FastaBuilder(  # type: ignore[call-arg]
     ) -> Iterator[tuple[int, dict[str, bytes]]]:
         bad: collections.Counter[str] = collections.Counter()
         for block in self._blocks(path):
-            parsed = fasta.parse(block)
+            parsed = fasta_blocks.parse(block)
             for problem in (*block.problems, *parsed.problems):
                 if problem.fatal:
-                    raise fasta.FastaError(problem)
+                    raise fasta_problems.FastaError(problem)
                 bad[problem.reason] += 1
                 logging.log_first_n(logging.WARNING, "left out: %s", 20, str(problem))
             columns = zip(parsed.names, parsed.residues, parsed.lines, strict=True)
@@ -90,7 +90,7 @@ class FastaBuilder(  # type: ignore[call-arg]
         for reason, number in bad.items():
             logging.warning("%s: left out %d: %s", path, number, reason)
 
-    def _blocks(self, path: pathlib.Path) -> Iterator[fasta.Block]:
+    def _blocks(self, path: pathlib.Path) -> Iterator[fasta_blocks.Block]:
         return fasta.blocks(path)
 
     def _is_included(self, name: bytes) -> bool:

@@ -7,7 +7,7 @@ import tarfile
 from typing import IO, cast
 
 from prottrans_jax.data.records.tfds_builders import base
-from prottrans_jax.proteins import fasta
+from prottrans_jax.proteins import fasta, fasta_blocks
 
 _ARCHIVE = "bfd_metaclust_clu_complete_id30_c90_final_seq.sorted_opt.tar.gz"
 
@@ -38,7 +38,7 @@ class Bfd(base.FastaBuilder):
       journal={Nature Communications}, volume={9}, pages={2542}, year={2018}}
     """
 
-    def _blocks(self, path: pathlib.Path) -> Iterator[fasta.Block]:
+    def _blocks(self, path: pathlib.Path) -> Iterator[fasta_blocks.Block]:
         try:
             # A stream: the archive is read once, from start to end.
             archive = tarfile.open(path, "r|*")
