@@ -25,8 +25,8 @@ TASKS = {
 }
 
 
-def our_objective(family: str, common: dict[str, Any]) -> Any:
-    """Our objective and model of a family."""
+def our_objective(family: str, dropout_rate: float, compute: Any) -> Any:
+    """Our objective and model of a family, computed as `compute` says."""
     from prottrans_jax.models import albert, bert, electra, t5, xlnet
     from prottrans_jax.objectives import (
         denoising,
@@ -41,29 +41,32 @@ def our_objective(family: str, common: dict[str, Any]) -> Any:
             vocab_size=vocabulary.PROT_T5.size,
             num_layers=LAYERS,
             num_decoder_layers=LAYERS,
+            dropout_rate=dropout_rate,
             **SIZES,
-            **common,
         )
-        return denoising.Denoising(t5.T5(config))
-    common |= SIZES | {"num_layers": LAYERS}
+        return denoising.Denoising(t5.T5(config, compute))
+    common: dict[str, Any] = {"dropout_rate": dropout_rate, "num_layers": LAYERS}
+    common |= SIZES
     if family == "xlnet":
         size = vocabulary.PROT_XLNET.size
-        model = xlnet.XLNet(xlnet.XLNetConfig(vocab_size=size, **common))
+        config = xlnet.XLNetConfig(vocab_size=size, **common)
+        model = xlnet.XLNet(config, compute)
         return permutation_lm.PermutationLM(model)
     common |= {
         "max_length": MAX_LENGTH,
-        "attention_dropout_rate": common["dropout_rate"],
+        "attention_dropout_rate": dropout_rate,
         "vocab_size": vocabulary.PROT_BERT.size,
     }
     if family == "bert":
-        return masked_lm.MaskedLM(bert.Bert(bert.BertConfig(**common)))
+        return masked_lm.MaskedLM(bert.Bert(bert.BertConfig(**common), compute))
     if family == "albert":
         common["vocab_size"] = vocabulary.PROT_ALBERT.size
         config = albert.AlbertConfig(d_embed=D_EMBED, **common)
-        return masked_lm.MaskedLM(albert.Albert(config))
+        return masked_lm.MaskedLM(albert.Albert(config, compute))
     generator = {f"generator_{name}": size for name, size in GENERATOR.items()}
     config = electra.ElectraConfig(generator_num_layers=LAYERS, **generator, **common)
-    return replaced_token_detection.ReplacedTokenDetection(electra.Electra(config))
+    model = electra.Electra(config, compute)
+    return replaced_token_detection.ReplacedTokenDetection(model)
 
 
 class Ours:
@@ -74,16 +77,17 @@ class Ours:
         import jax
 
         from prottrans_jax import partitioning
+        from prottrans_jax.layers import compute
         from prottrans_jax.optimizers import algorithms
         from prottrans_jax.training import train_state, train_step
 
         objective = our_objective(
             options.family,
-            {
-                "dropout_rate": options.dropout,
-                "dtype": "bfloat16" if options.precision == "bf16" else "float32",
-                "scan_layers": options.scan_layers,
-            },
+            options.dropout,
+            compute.ComputeConfig(
+                dtype="bfloat16" if options.precision == "bf16" else "float32",
+                scan_layers=options.scan_layers,
+            ),
         )
         kind = algorithms.Adafactor if options.family == "t5" else algorithms.AdamW
         optimizer = kind(learning_rate=1e-3)

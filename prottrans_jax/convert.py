@@ -99,10 +99,9 @@ def _list(written: list[pathlib.PurePath], output: pathlib.Path) -> None:
 
 def _sizes(config: Any) -> str:
     names = ("num_layers", "num_decoder_layers", "num_heads", "d_model", "d_ff")
+    fields = vars(config)
     return ", ".join(
-        f"{name}={getattr(config, name)}"
-        for name in (*names, "vocab_size")
-        if hasattr(config, name)
+        f"{name}={fields[name]}" for name in (*names, "vocab_size") if name in fields
     )
 
 

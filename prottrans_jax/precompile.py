@@ -116,12 +116,12 @@ class Layout:
           UsageError: the text has another form, or an unknown scheme or policy.
         """
         from prottrans_jax import partitioning
-        from prottrans_jax.layers import stack
+        from prottrans_jax.layers import compute
 
         scheme, *model, remat = text.split(":") if ":" in text else (text, "")
         for value, name, choices in (
             (scheme, "scheme", partitioning.SCHEMES),
-            (remat, "remat policy", stack.REMAT_POLICIES),
+            (remat, "remat policy", compute.REMAT_POLICIES),
         ):
             if value not in choices:
                 raise building.UsageError(
@@ -303,7 +303,7 @@ def _parts(topology: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         microbatches = max(microbatches, rows // (slices * _MAX_ROWS.value))
     settings = {
         "scheme": partitioner.scheme,
-        "remat": objective.model.config.remat_policy,
+        "remat": objective.model.compute.remat_policy,
     }
     return {
         "objective": objective,

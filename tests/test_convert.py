@@ -256,7 +256,7 @@ def test_training_goes_on_from_a_folder_of_hugging_face(tmp_path, family):
     saved, metadata, _ = checkpointing.read_params(directory)
     assert_same(stored_arrays.nested(saved), params)
     # And the run can be read as a model in its turn, by its own description.
-    assert opening.config_of_run(metadata) == config
+    assert opening.config_of_run(metadata) == (config, "float32")
     found = opening.read(directory, scan_layers=True)
     assert found.family.name == family
     assert_same(found.params, params)

@@ -40,14 +40,12 @@ from prottrans_jax.interop import (
 )
 from prottrans_jax.models import electra
 
-_LAYERS = "layers"
-# Settings that may differ: they concern the implementation, training or row lengths, or
-# checkpoints do not store them.
+# Settings that may differ: they concern training or row lengths, or checkpoints do not
+# store them.
 _FREE = frozenset(
     """
-    attention attention_block_size attention_dropout_rate bi_data dropout_rate dtype
-    flash frequencies initializer_range lm_head max_length mem_length order_head
-    param_dtype pooler remat_policy replaced_head reuse_length scan_layers
+    attention_dropout_rate bi_data dropout_rate frequencies initializer_range lm_head
+    max_length mem_length order_head pooler replaced_head reuse_length
     """.split()
 )
 # Not visible in the shapes: guessed for a checkpoint without a configuration.
@@ -70,7 +68,8 @@ def read(
       download: Whether a repository of the hub may be downloaded.
       vocabulary: Tokenizer file that maps residues to ids; None: the one of the
         checkpoint. See `interop.vocabularies.load`.
-      **overrides: Fields of the family's configuration, such as `param_dtype`.
+      **overrides: Fields of the family's configuration or of `ComputeConfig`, such as
+        `param_dtype`.
 
     Raises:
       FileNotFoundError: The checkpoint does not exist.
@@ -110,8 +109,8 @@ def split(source: str | os.PathLike) -> tuple[str, str]:
 def model_of(checkpoint: families.Checkpoint) -> nn.Module:
     """The Linen model of a checkpoint's parameters."""
     if isinstance(checkpoint.config, electra.ElectraConfig):
-        return electra.Electra(checkpoint.config)
-    return checkpoint.family.model_class(checkpoint.config)
+        return electra.Electra(checkpoint.config, checkpoint.compute)
+    return checkpoint.family.model_class(checkpoint.config, checkpoint.compute)
 
 
 def encoder_of(
@@ -295,30 +294,18 @@ def _check_settings(
         )
 
 
-def _layer_name(name: str, layer: int) -> str:
-    parts = name.split("/")
-    parts[parts.index(_LAYERS)] = f"{_LAYERS}_{layer}"
-    return "/".join(parts)
-
-
-def _depth(flat: Mapping[str, Any], name: str) -> int:
-    layer = 0
-    while _layer_name(name, layer) in flat:
-        layer += 1
-    return layer
-
-
 def _stacked_shapes(
     flat: Mapping[str, np.ndarray], model_names: Iterable[str]
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Names and shapes of arrays, with layers stacked if the model stacks them."""
-    stack = any(_LAYERS in name.split("/") for name in model_names)
+    stack = any(map(layer_stacks.is_stacked, model_names))
     shapes = {}
     for name, array in flat.items():
-        stacked = re.sub(rf"(^|/){_LAYERS}_\d+/", rf"\1{_LAYERS}/", name)
+        stacked = layer_stacks.stack_name(name)
         shape = tuple(array.shape)
         if stack and stacked != name:
-            name, shape = stacked, (_depth(flat, stacked), *shape)
+            depth = len(layer_stacks.layer_names(stacked, flat))
+            name, shape = stacked, (depth, *shape)
         shapes[name] = jax.ShapeDtypeStruct(shape, array.dtype)
     return shapes
 
@@ -328,8 +315,7 @@ def _place(flat: Mapping[str, np.ndarray], name: str, leaf: Any) -> jax.Array:
     if name in flat:
         arrays, stacked = [flat[name]], False
     else:
-        layers = range(_depth(flat, name))
-        arrays, stacked = [flat[_layer_name(name, i)] for i in layers], True
+        arrays, stacked = [flat[x] for x in layer_stacks.layer_names(name, flat)], True
 
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
@@ -353,25 +339,24 @@ def _read_run(
 ) -> families.Checkpoint:
     """The model of one of our runs, configured by the checkpoint's metadata."""
     flat, metadata, source = checkpointing.read_params(path)
-    config = config_of_run(metadata, **overrides)
+    config, dtype = config_of_run(metadata)
+    sizes, computing = families.split_overrides(type(config), overrides)
+    config = dataclasses.replace(config, **sizes)
     if isinstance(config, electra.ElectraConfig):
         family = families.FAMILIES["electra"]
     else:
         family = families.family_of_config(config)
     stored = families.widest_dtype(flat.values())
-    config = dataclasses.replace(
-        config,
-        scan_layers=overrides.get("scan_layers", False),
-        param_dtype=overrides.get("param_dtype", stored),
-    )
+    compute = families.as_stored(stored, {"dtype": dtype, **computing})
     params = layer_stacks.convert(
         traverse_util.unflatten_dict(flat, sep="/"),
-        dtype=config.param_dtype,
-        stack=config.scan_layers,
+        dtype=compute.param_dtype,
+        stacked=compute.scan_layers,
     )
     return families.Checkpoint(
         family=family,
         config=config,
+        compute=compute,
         params=params,
         stored_dtype=stored,
         source=pathlib.Path(source),
@@ -379,12 +364,11 @@ def _read_run(
     )
 
 
-def config_of_run(metadata: Mapping[str, Any], **overrides: Any) -> Any:
-    """Model configuration of one of our checkpoints.
+def config_of_run(metadata: Mapping[str, Any]) -> tuple[Any, str]:
+    """Model configuration of one of our checkpoints, and the type that it computed in.
 
     Args:
       metadata: Saved with the checkpoint; see `run_identity`.
-      **overrides: Fields to replace.
 
     Raises:
       ValueError: The metadata has no model configuration.
@@ -403,8 +387,10 @@ def config_of_run(metadata: Mapping[str, Any], **overrides: Any) -> Any:
             for field in dataclasses.fields(config_class)
             if f"{name}.{field.name}" in identity
         }
-        families.check_fields(config_class, overrides)
-        return config_class(**{**fields, **overrides})
+        dtype = metadata.get("dtype") or "float32"
+        if former := identity.get(f"{name}.dtype"):
+            dtype = _parse(former)  # Of an earlier version.
+        return config_class(**fields), dtype
     raise ValueError(
         "The checkpoint's metadata has no model configuration. Was it written by "
         "prottrans_jax.train?"
@@ -433,6 +419,7 @@ def save(directory: str | os.PathLike, checkpoint: families.Checkpoint) -> pathl
     target = pathlib.Path(directory) / "checkpoints"
     metadata = {
         "identity": run_identity.identity(model=checkpoint.config),
+        "dtype": np.dtype(checkpoint.compute.dtype).name,
         "converted_from": checkpoint.form,
     }
     with checkpointing.Checkpointer(target) as saver:

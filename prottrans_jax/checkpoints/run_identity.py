@@ -5,10 +5,11 @@ import dataclasses
 import functools
 from typing import Any
 
-# Settings that do not change results; a run may resume with other values.
-_NOT_COMPARED = frozenset(
-    {"remat_policy", "attention", "attention_block_size", "flash"}
-)
+# How a model is computed: a run may resume with other settings.
+_COMPUTE = "compute"
+# Earlier versions had these in the model's configuration. Another `param_dtype` or
+# `scan_layers` shows in the arrays.
+_FORMERLY_COMPARED = ("dtype", "param_dtype", "scan_layers")
 
 
 def identity(**parts: Any) -> dict[str, str]:
@@ -28,7 +29,7 @@ def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
         flat[name] = type(value).__name__
         for field in dataclasses.fields(value):
             # Linen adds parent and name to a module's fields.
-            if field.name in _NOT_COMPARED | {"parent", "name"}:
+            if field.name in (_COMPUTE, "parent", "name"):
                 continue
             content = getattr(value, field.name)
             # Earlier versions had no such field and behaved as the default does.
@@ -53,3 +54,16 @@ def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
             _flatten(f"{name}.{variable}", cell.cell_contents, flat)
     else:
         flat[name] = repr(value)
+
+
+def of_checkpoint(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The identity in the metadata of a checkpoint, of earlier versions too."""
+    saved = metadata.get("identity", {})
+    return {
+        name: value
+        for name, value in saved.items()
+        if not (
+            (parts := name.rpartition("."))[2] in _FORMERLY_COMPARED
+            and saved.get(parts[0], "").endswith("Config")
+        )
+    }

@@ -33,5 +33,27 @@ class Moved:
 # Functions and classes by full name, with the module's name in this version.
 CONFIGURABLES: dict[str, str] = {}
 
+_COMPUTE_FIELDS = (
+    *("dtype", "param_dtype", "attention", "attention_block_size"),
+    *("remat_policy", "scan_layers"),
+)
+_MODELS = {
+    "t5.T5Config": "t5.T5",
+    "bert.BertConfig": "bert.Bert",
+    "albert.AlbertConfig": "albert.Albert",
+    "electra.ElectraConfig": "electra.Electra",
+    "electra.ElectraEncoderConfig": "electra.ElectraEncoder",
+    "xlnet.XLNetConfig": "xlnet.XLNet",
+    "transformer_xl.TransformerXLConfig": "transformer_xl.TransformerXL",
+}
+
 # Parameters by full name, with the names of module, function and class in this version.
-PARAMETERS: dict[str, Moved] = {}
+PARAMETERS: dict[str, Moved] = {
+    # How a model is computed stood in the configuration of its family.
+    f"prottrans_jax.models.{config}.{field}": Moved(
+        parameter=f"prottrans_jax.layers.compute.ComputeConfig.{field}",
+        holder=f"prottrans_jax.models.{model}.compute",
+    )
+    for config, model in _MODELS.items()
+    for field in _COMPUTE_FIELDS
+}

@@ -90,7 +90,13 @@ def check_fields(options: Any, names: Mapping[str, str] | None = None) -> None:
         except ValueError as error:
             name = (names or {}).get(field.name, field.name)
             raise ValueError(f"{name}={error}.") from None
-        object.__setattr__(options, field.name, value)
+        replace_fields(options, **{field.name: value})
+
+
+def replace_fields(options: Any, **values: Any) -> None:
+    """Normalises fields of a frozen dataclass; for its own `__post_init__` only."""
+    for name, value in values.items():
+        object.__setattr__(options, name, value)
 
 
 def check_range(
@@ -122,6 +128,15 @@ def check_range(
     start = f"{'more than' if exclusive else 'at least'} {least}"
     end = f" and below {below}" if math.isfinite(below) else ""
     raise ValueError(f"{name}={value}: must be {start}{end}.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises ValueError if a value, or an item of a tuple, is not one of `choices`."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if item not in choices:
+            raise ValueError(
+                f"{name}={item!r} is not known. Choose one of {', '.join(choices)}."
+            )
 
 
 def whole_number(text: str) -> int:

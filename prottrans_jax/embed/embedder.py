@@ -155,7 +155,7 @@ class Embedder:
         self.shares_rows = (
             may_share_rows
             and self.devices[0].platform == "cpu"
-            and hasattr(module.config, "flash")  # Its attention knows segments.
+            and module.has_dot_product_attention
             and max_rows is None
         )
         self._params = params
@@ -190,8 +190,7 @@ class Embedder:
         count three times, because scores are exponentiated and pass through memory.
         """
         config = self.module.config
-        inner = getattr(config, "num_heads", 0) * getattr(config, "head_dim", 0)
-        layers = getattr(config, "num_layers", 1)
+        inner, layers = config.num_heads * config.head_dim, config.num_layers
         tokens = np.asarray(tokens, np.float64)
         # FLOPs: 2 * size per token for products; 4 * inner per layer and token pair.
         return tokens * (1.0 + 3 * 2.0 * inner * layers * tokens / max(self._size, 1))
@@ -207,7 +206,7 @@ class Embedder:
             return np.zeros(0, np.int64)
         compile_cost = self.compile_cost_tokens()
         if self.shares_rows:
-            max_length = getattr(self.module.config, "max_length", None)
+            max_length = self.module.max_length
             return batching.choose_shared(
                 tokens, self.cost, compile_cost, self.max_tokens, max_length
             )
@@ -233,7 +232,7 @@ class Embedder:
         """
         lengths = [len(x) + self.tokens.num_special for x in sequences]
         limits = self.max_tokens, self.max_rows
-        max_length = getattr(self.module.config, "max_length", None)
+        max_length = self.module.max_length
         batches: Iterable[batching.Batch | batching.Packed]
         if self.packs:
             batches = batching.pack(lengths, *limits, max_length)
@@ -382,7 +381,7 @@ class Embedder:
                 len(batch.members),
             )
             return call.work.halves()
-        if getattr(call.module.config, "attention", "blockwise") == "plain":
+        if call.module.compute.attention == "plain":
             logging.warning(
                 "One row of %d tokens does not fit into memory; continuing with "
                 "blockwise attention.",

@@ -1,7 +1,6 @@
 """One call of a model on a batch: selects hidden states and pools them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-import copy
 import dataclasses
 import functools
 import numbers
@@ -182,14 +181,14 @@ def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Mo
       - blockwise attention, if all scores together exceed the limit.
     """
     limit = PLAIN_SCORES_BYTES["cpu" if platform == "cpu" else "accelerator"]
-    config = module.config
-    if getattr(config, "attention", "") != "plain":
+    config, compute = module.config, module.compute
+    if compute.attention != "plain":
         return module
     row = 4 * config.num_heads * length * length
-    if hasattr(config, "flash"):
-        heads = config.dtype, config.head_dim
+    if module.has_dot_product_attention:
+        heads = compute.dtype, config.head_dim
         if platform == "gpu" and row <= limit and attention.has_flash(*heads):
-            return flash(module)
+            return fused(module)
         if can_pack(module, platform):
             return blockwise(module)
     return module if rows * row <= limit else blockwise(module)
@@ -200,28 +199,25 @@ def can_pack(module: nn.Module, platform: str) -> bool:
 
     True for `x86.attention`, which computes no scores between different sequences.
     """
-    config = module.config
     return (
         platform == "cpu"
-        and hasattr(config, "flash")
-        and x86.has_attention(config.dtype, config.head_dim)
+        and module.has_dot_product_attention
+        and x86.has_attention(module.compute.dtype, module.config.head_dim)
     )
 
 
-def flash(module: nn.Module) -> nn.Module:
+def fused(module: nn.Module) -> nn.Module:
     """The same model with fused attention, for rows of one sequence each."""
-    config = copy.copy(module.config)
-    # Bypasses the constructor: `flash` must not be a setting, as it breaks packed rows.
-    object.__setattr__(config, "flash", True)
-    return module.clone(config=config)
+    return _computed(module, fused_attention=True)
 
 
 def blockwise(module: nn.Module) -> nn.Module:
     """The same model with attention whose memory grows with the length only."""
-    config = dataclasses.replace(
-        module.config, attention="blockwise", attention_block_size=_BLOCK
-    )
-    return module.clone(config=config)
+    return _computed(module, attention="blockwise", attention_block_size=_BLOCK)
+
+
+def _computed(module: nn.Module, **changes: Any) -> nn.Module:
+    return module.clone(compute=dataclasses.replace(module.compute, **changes))
 
 
 @dataclasses.dataclass(frozen=True)

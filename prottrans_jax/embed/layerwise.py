@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from prottrans_jax import types
+from prottrans_jax.interop import layer_stacks
 from prottrans_jax.kernels import x86
-from prottrans_jax.layers import stack as layer_stack
 
 _ROW = jax.ShapeDtypeStruct((1, 8), jnp.int32)
 _LAYER = re.compile(r"layer(s_\d+)?")
@@ -55,7 +55,7 @@ class _Reached(Exception):
 @functools.lru_cache(maxsize=64)
 def find_stack(module: nn.Module) -> Stack | None:
     """The stack of a model whose layers differ only in parameters, else None."""
-    if getattr(module.config, "scan_layers", True):
+    if module.compute.scan_layers:
         return None
     calls: list[tuple[Any, tuple, Any]] = []
 
@@ -93,10 +93,10 @@ def encoder_shapes(module: nn.Module) -> types.Params:
         )
         return nn.unbox(variables["params"])
 
-    if getattr(module.config, "scan_layers", True):
+    if module.compute.scan_layers:
         return jax.eval_shape(lambda: init(module))
-    return layer_stack.written_out_shapes(
-        lambda scanned: init(module.clone(config=scanned)), module.config
+    return layer_stacks.written_out_shapes(
+        lambda scanned: init(module.clone(compute=scanned)), module.compute
     )
 
 

@@ -83,7 +83,7 @@ class Options:
     devices: Any = None
 
     def __post_init__(self):
-        object.__setattr__(self, "reuse", paths_of(self.reuse))
+        setting_types.replace_fields(self, reuse=paths_of(self.reuse))
         setting_types.check_fields(self)
         for field, value, choices in (
             ("key", self.key, keys.SCHEMES),

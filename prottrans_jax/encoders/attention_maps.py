@@ -54,11 +54,8 @@ def attention_maps(
     length = row.shape[1]
     shape = (1, length, config.num_heads * config.head_dim)
     queries, keys = captured["query"], captured["key"]
-    is_supported = hasattr(config, "relative_num_buckets") or hasattr(
-        config, "num_token_types"
-    )
     is_captured = queries and all(x.shape == shape for x in (*queries, *keys))
-    if not is_supported or not is_captured:
+    if not module.has_dot_product_attention or not is_captured:
         raise ValueError(
             f"{type(config).__name__}: attention maps are supported for T5, BERT, "
             "ALBERT and ELECTRA with scan_layers=False."

@@ -163,12 +163,10 @@ def to_stablehlo(
       dtype: Type of weights and products; None: as configured.
     """
     # Plain attention: the number of blocks in others cannot be symbolic.
-    config = module.config
-    changes = {"dtype": dtype} if dtype in ("float32", "bfloat16") else {}
-    fields = {field.name for field in dataclasses.fields(config)}
-    if "attention" in fields:
-        changes["attention"] = "plain"
-    module = module.clone(config=dataclasses.replace(config, **changes))
+    compute = dataclasses.replace(module.compute, attention="plain")
+    if dtype in ("float32", "bfloat16"):
+        compute = dataclasses.replace(compute, dtype=dtype)
+    module = module.clone(compute=compute)
     weights = jax.tree.map(
         lambda x: np.asarray(x, dtype if x.ndim >= 2 and dtype else x.dtype), params
     )
@@ -178,7 +176,7 @@ def to_stablehlo(
             {"params": weights}, tokens, mask, deterministic=True, method="encode"
         )
 
-    limit = getattr(config, "max_length", None)
+    limit = module.max_length
     constraints = () if limit is None else (f"length <= {limit}",)
     shape = jax_export.symbolic_shape("batch, length", constraints=constraints)
     return jax_export.export(jax.jit(encode), platforms=PLATFORMS)(

@@ -147,12 +147,12 @@ class Encoder(frozen_params.Holder):
         """Type of the products with the weights: "int8", or that of the model."""
         if quantized.is_quantized(self.params):
             return "int8"
-        return jnp.dtype(self.config.dtype).name
+        return self.module.compute.dtype.name
 
     @property
     def max_residues(self) -> int | None:
         """Longest protein the model has positions for; None if there is no limit."""
-        limit = getattr(self.config, "max_length", None)
+        limit = self.module.max_length
         special = len(self.prefix) + len(self.suffix)
         return None if limit is None else limit - special
 
@@ -528,7 +528,8 @@ def load_encoder(
         accepts token ids only, and `embed` raises ValueError.
       prefix: Piece to put before each protein, such as "<AA2fold>" of ProstT5; it gets
         no vector. After "<fold2AA>" letters are 3Di states.
-      **overrides: Further fields of the model's configuration.
+      **overrides: Further fields of the model's configuration, or of
+        `layers.compute.ComputeConfig`.
 
     Raises:
       FileNotFoundError: There is no such model; suggests similar names.

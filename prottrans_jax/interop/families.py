@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prottrans_jax import types as array_types
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.proteins import vocabulary as vocabularies
 
 
@@ -93,6 +94,7 @@ class Checkpoint:
     Attributes:
       family: Family of the model.
       config: Configuration of the model.
+      compute: How it is computed: layers not stacked, types of the files by default.
       params: Parameters, numpy; views of the mapped files unless they are converted.
       stored_dtype: Floating-point type in the files; the widest if there are several.
       source: Folder or file of the checkpoint.
@@ -106,6 +108,7 @@ class Checkpoint:
 
     family: Family
     config: Any
+    compute: compute_config.ComputeConfig
     params: array_types.Params
     stored_dtype: np.dtype
     source: pathlib.Path
@@ -249,16 +252,42 @@ def widest_dtype(arrays: Iterable[Any]) -> np.dtype:
     return np.dtype(jnp.result_type(*dtypes))
 
 
-def check_fields(config_class: type, names: Iterable[str]) -> None:
-    """Checks that names are fields of a configuration.
+def split_overrides(
+    config_class: type, overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of a family's configuration, and those of `ComputeConfig`.
+
+    `fused_attention` is not accepted: it is wrong for rows of several sequences.
 
     Raises:
-      ValueError: Names the first that is not.
+      ValueError: A name is a field of neither.
     """
-    fields = [field.name for field in dataclasses.fields(config_class) if field.init]
-    for name in names:
-        if name not in fields:
+    sizes = [field.name for field in dataclasses.fields(config_class)]
+    computing = [
+        field.name
+        for field in dataclasses.fields(compute_config.ComputeConfig)
+        if field.name != "fused_attention"
+    ]
+    for name in overrides:
+        if name not in (*sizes, *computing):
             raise ValueError(
                 f"{name}: {config_class.__name__} has no such field. It has "
-                f"{', '.join(fields)}."
+                f"{', '.join(sizes)}; the computation has {', '.join(computing)}."
             )
+    return (
+        {name: x for name, x in overrides.items() if name in sizes},
+        {name: x for name, x in overrides.items() if name in computing},
+    )
+
+
+def as_stored(
+    stored: np.dtype, overrides: Mapping[str, Any]
+) -> compute_config.ComputeConfig:
+    """How a checkpoint is computed unless `overrides` say otherwise.
+
+    Layers are not stacked, and parameters keep the type of the files, so that they need
+    no memory until they are read.
+    """
+    return compute_config.ComputeConfig(
+        **{"scan_layers": False, "param_dtype": stored, **overrides}
+    )

@@ -96,7 +96,7 @@ def params_from_hf(
 
 def params_to_hf(params: types.Params, config: albert.AlbertConfig) -> rules.FlatParams:
     """State dict of Hugging Face's model from our parameters (or their gradients)."""
-    arrays = hf_bert.export_params(params, config, _TABLE)
+    arrays = hf_bert.export_params(params, _TABLE)
     if config.lm_head and not config.tie_embeddings:
         # transformers ties the two biases only if it ties the tables.
         arrays["predictions.decoder.bias"] = arrays["predictions.bias"]

@@ -11,8 +11,7 @@ from flax import traverse_util
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.interop import rules
-from prottrans_jax.layers import stack
+from prottrans_jax.interop import layer_stacks, rules
 from prottrans_jax.models import bert
 
 Config = TypeVar("Config", bound=bert.EncoderConfig)
@@ -84,7 +83,7 @@ def config_from_hf(attributes: Mapping[str, Any], **overrides: Any) -> bert.Bert
 
     Args:
       attributes: The file's contents.
-      **overrides: Fields of `BertConfig` that the file does not set, such as `dtype`.
+      **overrides: Other values for fields of `BertConfig`.
 
     Raises:
       ValueError: An attribute is unknown, or its value is not supported.
@@ -118,7 +117,7 @@ def fit_config(config: bert.BertConfig, names: Collection[str]) -> bert.BertConf
 def params_from_hf(
     checkpoint: Mapping[str, np.ndarray], config: bert.BertConfig
 ) -> types.Params:
-    """Our parameters from a state dict, stacked if `config.scan_layers`.
+    """Our parameters from a state dict, as stored; layers not stacked.
 
     Raises:
       ValueError: Parameters are missing, left over, or of another shape.
@@ -131,7 +130,7 @@ def params_from_hf(
 
 def params_to_hf(params: types.Params, config: bert.BertConfig) -> rules.FlatParams:
     """State dict of Hugging Face's model from our parameters (or their gradients)."""
-    arrays = export_params(params, config, _table(config))
+    arrays = export_params(params, _table(config))
     if config.lm_head and not config.tie_embeddings:
         # transformers ties the two biases only if it ties the tables.
         arrays["cls.predictions.decoder.bias"] = arrays["cls.predictions.bias"]
@@ -299,12 +298,8 @@ def import_params(
     elif config.lm_head and own_table not in arrays:
         # transformers does the same if a file is untied but has one table.
         arrays[own_table] = arrays[f"{prefix}.embeddings.word_embeddings.weight"]
-    params = {
-        name: array.astype(config.param_dtype, copy=False)
-        for name, array in rules.to_ours(arrays, table, shapes).items()
-    }
-    tree = traverse_util.unflatten_dict(params, sep="/")
-    return stack.stack_layers(tree) if config.scan_layers else tree
+    params = rules.to_ours(arrays, table, shapes)
+    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def _check_buffer(name: str, array: np.ndarray) -> None:
@@ -326,12 +321,11 @@ def _modern_name(name: str, table_names: Collection[str], prefix: str) -> str:
 
 
 def export_params(
-    params: types.Params, config: bert.EncoderConfig, table: Sequence[rules.Rule]
+    params: types.Params, table: Sequence[rules.Rule]
 ) -> rules.FlatParams:
     """State dict from our parameters; the common part of `params_to_hf`."""
-    if config.scan_layers:
-        params = stack.unstack_layers(params)
-    return rules.to_theirs(traverse_util.flatten_dict(params, sep="/"), table)
+    flat = traverse_util.flatten_dict(layer_stacks.unstack(params), sep="/")
+    return rules.to_theirs(flat, table)
 
 
 def dense_rule(foreign: str, native: str) -> list[rules.Rule]:

@@ -98,7 +98,7 @@ def params_to_hf(
     params: types.Params, config: electra.ElectraEncoderConfig
 ) -> rules.FlatParams:
     """State dict of Hugging Face's model from our parameters (or their gradients)."""
-    return hf_bert.export_params(params, config, _table(config))
+    return hf_bert.export_params(params, _table(config))
 
 
 def _table(config: electra.ElectraEncoderConfig) -> list[rules.Rule]:

@@ -8,7 +8,7 @@ from flax import traverse_util
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.interop import rules
+from prottrans_jax.interop import layer_stacks, rules
 from prottrans_jax.models import t5
 
 _ACTIVATIONS = {
@@ -41,7 +41,7 @@ def config_from_hf(attributes: Mapping[str, Any], **overrides: Any) -> t5.T5Conf
 
     Args:
       attributes: The file's contents.
-      **overrides: Fields of `T5Config` that the file does not set, such as `dtype`.
+      **overrides: Other values for fields of `T5Config`.
 
     Raises:
       ValueError: An attribute is unknown, or its value is not supported.
@@ -151,7 +151,7 @@ def fit_config(config: t5.T5Config, names: Collection[str]) -> t5.T5Config:
 def params_from_hf(
     checkpoint: Mapping[str, np.ndarray], config: t5.T5Config
 ) -> types.Params:
-    """Our parameters from a state dict, stacked if `config.scan_layers`."""
+    """Our parameters from a state dict, as stored; layers not stacked."""
     checkpoint = dict(checkpoint)
     # Files store tied tables under one or more of these names.
     aliases = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
@@ -172,19 +172,12 @@ def params_from_hf(
         checkpoint.setdefault("lm_head.weight", checkpoint["shared.weight"])
     shapes = rules.flat_shapes(t5.init_params, config)
     params = rules.to_ours(checkpoint, _table(config), shapes, ignored=_IGNORED_KEYS)
-    params = {
-        name: array.astype(config.param_dtype, copy=False)
-        for name, array in params.items()
-    }
-    tree = traverse_util.unflatten_dict(params, sep="/")
-    return t5.stack_layers(tree) if config.scan_layers else tree
+    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def params_to_hf(params: types.Params, config: t5.T5Config) -> rules.FlatParams:
     """State dict of Hugging Face's model from our parameters (or their gradients)."""
-    if config.scan_layers:
-        params = t5.unstack_layers(params)
-    flat = traverse_util.flatten_dict(params, sep="/")
+    flat = traverse_util.flatten_dict(layer_stacks.unstack(params), sep="/")
     return rules.to_theirs(flat, _table(config))
 
 

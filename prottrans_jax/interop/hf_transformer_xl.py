@@ -11,7 +11,7 @@ from flax import traverse_util
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.interop import rules
+from prottrans_jax.interop import layer_stacks, rules
 from prottrans_jax.layers import relative_attention
 from prottrans_jax.models import transformer_xl
 
@@ -39,8 +39,7 @@ def config_from_hf(
 
     Args:
       attributes: The file's contents.
-      **overrides: Fields of `TransformerXLConfig` that the file does not set, such as
-        `dtype`.
+      **overrides: Other values for fields of `TransformerXLConfig`.
 
     Raises:
       ValueError: An attribute is unknown, or its value is not supported.
@@ -143,7 +142,7 @@ def fit_config(
 def params_from_hf(
     checkpoint: Mapping[str, np.ndarray], config: transformer_xl.TransformerXLConfig
 ) -> types.Params:
-    """Our parameters from a state dict, stacked if `config.scan_layers`."""
+    """Our parameters from a state dict, as stored; layers not stacked."""
     checkpoint = dict(checkpoint)
     # Files of the bare model lack the prefix.
     if _TABLE.removeprefix("transformer.") in checkpoint:
@@ -168,36 +167,31 @@ def params_from_hf(
             }
     shapes = rules.flat_shapes(transformer_xl.init_params, config)
     params = rules.to_ours(checkpoint, _table(config), shapes, ignored=ignored)
-    params = {
-        name: array.astype(config.param_dtype, copy=False)
-        for name, array in params.items()
-    }
-    tree = traverse_util.unflatten_dict(params, sep="/")
-    return transformer_xl.stack_layers(tree) if config.scan_layers else tree
+    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def params_to_hf(
     params: types.Params, config: transformer_xl.TransformerXLConfig
 ) -> rules.FlatParams:
     """State dict of Hugging Face's model from our parameters (or their gradients)."""
-    if config.scan_layers:
-        params = transformer_xl.unstack_layers(params)
-    flat = traverse_util.flatten_dict(params, sep="/")
+    flat = traverse_util.flatten_dict(layer_stacks.unstack(params), sep="/")
     arrays = rules.to_theirs(flat, _table(config))
     for layer in range(config.num_layers):
         name = f"transformer.layers.{layer}.dec_attn.qkv_net.weight"
         arrays[name] = np.concatenate([arrays.pop(name + part) for part in _PARTS])
     if config.frequencies is not None:
-        arrays[_FREQUENCIES] = _as_stored(config)
+        arrays[_FREQUENCIES] = _as_stored(config, arrays[_TABLE].dtype)
     if config.lm_head:
         return arrays
     return {name.removeprefix("transformer."): x for name, x in arrays.items()}
 
 
-def _as_stored(config: transformer_xl.TransformerXLConfig) -> np.ndarray:
+def _as_stored(
+    config: transformer_xl.TransformerXLConfig, dtype: np.dtype
+) -> np.ndarray:
     """Frequencies in the parameters' type if that is exact, else in float32."""
     exact = np.asarray(config.frequencies, np.float32)
-    stored = exact.astype(config.param_dtype)
+    stored = exact.astype(dtype)
     return stored if np.array_equal(stored.astype(np.float32), exact) else exact
 
 

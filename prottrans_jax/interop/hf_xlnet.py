@@ -8,7 +8,7 @@ from flax import traverse_util
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.interop import rules
+from prottrans_jax.interop import layer_stacks, rules
 from prottrans_jax.models import xlnet
 
 _ACTIVATIONS = {
@@ -46,7 +46,7 @@ def config_from_hf(
 
     Args:
       attributes: The file's contents.
-      **overrides: Fields of `XLNetConfig` that the file does not set, such as `dtype`.
+      **overrides: Other values for fields of `XLNetConfig`.
 
     Raises:
       ValueError: An attribute is unknown, or its value is not supported.
@@ -145,7 +145,7 @@ def fit_config(config: xlnet.XLNetConfig, names: Collection[str]) -> xlnet.XLNet
 def params_from_hf(
     checkpoint: Mapping[str, np.ndarray], config: xlnet.XLNetConfig
 ) -> types.Params:
-    """Our parameters from a state dict, stacked if `config.scan_layers`."""
+    """Our parameters from a state dict, as stored; layers not stacked."""
     # Files of the bare model lack the prefix.
     if "word_embedding.weight" in checkpoint:
         checkpoint = {f"transformer.{name}": x for name, x in checkpoint.items()}
@@ -159,19 +159,12 @@ def params_from_hf(
         )
     shapes = rules.flat_shapes(xlnet.init_params, config)
     params = rules.to_ours(checkpoint, _table(config), shapes, ignored=ignored)
-    params = {
-        name: array.astype(config.param_dtype, copy=False)
-        for name, array in params.items()
-    }
-    tree = traverse_util.unflatten_dict(params, sep="/")
-    return xlnet.stack_layers(tree) if config.scan_layers else tree
+    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def params_to_hf(params: types.Params, config: xlnet.XLNetConfig) -> rules.FlatParams:
     """State dict of Hugging Face's model from our parameters (or their gradients)."""
-    if config.scan_layers:
-        params = xlnet.unstack_layers(params)
-    flat = traverse_util.flatten_dict(params, sep="/")
+    flat = traverse_util.flatten_dict(layer_stacks.unstack(params), sep="/")
     arrays = rules.to_theirs(flat, _table(config))
     if config.lm_head:
         return arrays

@@ -9,7 +9,6 @@ No torch or transformers is needed, and no code in a file is executed.
 """
 
 from collections.abc import Iterator, Mapping
-import dataclasses
 import json
 import os
 import pathlib
@@ -78,7 +77,7 @@ def read(
         name such as "prot_t5_xl_uniref50".
       download: Whether a repository that is not in the local cache may be fetched.
       vocabulary: Used instead of the folder's vocabulary; see `vocabularies.load`.
-      **overrides: Fields of the family's configuration, such as `dtype`.
+      **overrides: Fields of the family's configuration or of `ComputeConfig`.
 
     Raises:
       FileNotFoundError: There is no such folder, and it is not in the cache.
@@ -89,13 +88,12 @@ def read(
     _refuse_adapters(folder)
     attributes = read_attributes(folder)
     family = families.family_of(attributes)
-    families.check_fields(family.config_class, overrides)
+    sizes, computing = families.split_overrides(family.config_class, overrides)
     arrays = read_arrays(folder)
     stored = families.widest_dtype(arrays.values())
-    as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}
     try:
         arrays, left_out = state_dicts.of_model(arrays, family.name)
-        config = family.table.config_from_hf(attributes, **as_stored)
+        config = family.table.config_from_hf(attributes, **sizes)
         config = _fit_config(family, config, arrays)
         params = family.table.params_from_hf(arrays, config)
     except ValueError as error:
@@ -105,13 +103,9 @@ def read(
             f"{folder / 'config.json'}: a value is not a number or out of range "
             f"({error})."
         ) from error
-    config = dataclasses.replace(
-        config,
-        scan_layers=overrides.get("scan_layers", False),
-        param_dtype=overrides.get("param_dtype", stored),
-    )
+    compute = families.as_stored(stored, computing)
     params = layer_stacks.convert(
-        params, dtype=config.param_dtype, stack=config.scan_layers
+        params, dtype=compute.param_dtype, stacked=compute.scan_layers
     )
     if left_out:
         logging.warning(
@@ -124,6 +118,7 @@ def read(
     checkpoint = Checkpoint(
         family=family,
         config=config,
+        compute=compute,
         params=params,
         stored_dtype=stored,
         source=folder,
@@ -279,11 +274,7 @@ def write(
         if os.path.lexists(folder / name):
             raise FileExistsError(f"{folder / name} exists. Choose another folder.")
     family = families.family_of_config(config)
-    layers = layer_stacks.convert(params, stack=False)
-    arrays = family.table.params_to_hf(
-        layers, dataclasses.replace(config, scan_layers=False)
-    )
-    arrays = dict(sorted(arrays.items()))
+    arrays = dict(sorted(family.table.params_to_hf(params, config).items()))
     stored = families.widest_dtype(arrays.values()) if dtype is None else dtype
     attributes = family.table.config_to_hf(config)
     attributes["dtype"] = attributes["torch_dtype"] = np.dtype(stored).name

@@ -10,7 +10,6 @@ from a written checkpoint (`init_checkpoint`), but cannot resume from it.
 """
 
 from collections.abc import Iterator, Mapping
-import dataclasses
 import os
 import pathlib
 import re
@@ -61,12 +60,12 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
 
     Args:
       source: A folder, whose newest step is read, or FOLDER/model.ckpt-STEP.
-      **overrides: Fields of `T5Config`.
+      **overrides: Fields of `T5Config` or of `ComputeConfig`.
 
     Raises:
       FileNotFoundError, ValueError: There is no checkpoint, or it is not a T5's.
     """
-    families.check_fields(t5.T5Config, overrides)
+    sizes, computing = families.split_overrides(t5.T5Config, overrides)
     path = find(source)
     _check_complete(path)
     reader = _tensorflow().train.load_checkpoint(str(path))
@@ -75,8 +74,6 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
     dtypes = reader.get_variable_to_dtype_map()
     stored = np.dtype(jnp.result_type(*{dtypes[n].as_numpy_dtype for n in names}))
     notes = side_notes.read(_notes_of(path), overrides)
-    overrides = {**notes.settings, **overrides}
-    as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}
     try:
         table = {rule.foreign: rule for rule in _table(names)}
         unknown = sorted(set(names) - set(table))
@@ -90,22 +87,19 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
             for name in sorted(names)
         }
         flat = t5_names.share_equal_biases(flat)
-        config = t5_names.config_of(flat, **as_stored)
+        config = t5_names.config_of(flat, **{**notes.settings, **sizes})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    config = dataclasses.replace(
-        config,
-        scan_layers=overrides.get("scan_layers", False),
-        param_dtype=overrides.get("param_dtype", stored),
-    )
+    compute = families.as_stored(stored, computing)
     slots = "with" if any(map(_SLOT.fullmatch, shapes)) else "without"
     return families.Checkpoint(
         family=families.FAMILIES["t5"],
         config=config,
+        compute=compute,
         params=layer_stacks.convert(
             traverse_util.unflatten_dict(flat, sep="/"),
-            dtype=config.param_dtype,
-            stack=config.scan_layers,
+            dtype=compute.param_dtype,
+            stacked=compute.scan_layers,
         ),
         stored_dtype=stored,
         source=path,
@@ -182,9 +176,7 @@ def write(
             raise FileExistsError(f"{path} exists. Choose another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     tf = _tensorflow()
-    flat = traverse_util.flatten_dict(
-        layer_stacks.convert(params, stack=False), sep="/"
-    )
+    flat = traverse_util.flatten_dict(layer_stacks.unstack(params), sep="/")
     arrays = rules.to_theirs(flat, _table(_names(config)))
     parts: list[str] = []
     for block in _blocks({**arrays, _STEP: np.asarray(step, np.int64)}):

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.interop import mismatches
-from prottrans_jax.layers import stack
+from prottrans_jax.interop import layer_stacks, mismatches
+from prottrans_jax.layers import compute as compute_config
 
 # Parameters by path, such as "encoder/layers_0/mlp/wi/kernel".
 FlatParams = dict[str, np.ndarray]
@@ -63,11 +63,12 @@ class Rule(NamedTuple):
 
 
 def flat_shapes(
-    init_params: Callable[[Any, jax.Array], types.Params], config: Any
+    init_params: Callable[..., types.Params], config: Any
 ) -> dict[str, tuple[int, ...]]:
     """Parameter shapes of a model of `config` by our path, layers not stacked."""
-    tree = stack.written_out_shapes(
-        lambda scanned: init_params(scanned, jax.random.key(0)), config
+    tree = layer_stacks.written_out_shapes(
+        lambda compute: init_params(config, jax.random.key(0), compute),
+        compute_config.DEFAULT,
     )
     flat: Mapping[str, Any] = traverse_util.flatten_dict(tree, sep="/")
     return {name: x.shape for name, x in flat.items()}

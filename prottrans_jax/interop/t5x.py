@@ -87,41 +87,36 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
 
     Args:
       source: A step, or a folder of steps of which the newest is read.
-      **overrides: Fields of `T5Config`.
+      **overrides: Fields of `T5Config` or of `ComputeConfig`.
 
     Raises:
       FileNotFoundError, ValueError: There is no checkpoint, or it is damaged.
     """
-    families.check_fields(t5.T5Config, overrides)
+    sizes, computing = families.split_overrides(t5.T5Config, overrides)
     contents = open_(source)
     stored = families.widest_dtype(contents.params.values())
     names = t5_names.Scanned.of(contents.params)
     notes = side_notes.read(contents.path / side_notes.NAME, overrides)
-    overrides = {**notes.settings, **overrides}
-    as_stored = {**overrides, "scan_layers": False, "param_dtype": stored}
     try:
         flat: dict[str, np.ndarray] = {}
         for name, array in contents.params.items():
             flat.update(names.unstacked(name, array.read()))
         flat = t5_names.share_equal_biases(flat)
-        config = t5_names.config_of(flat, **as_stored)
+        config = t5_names.config_of(flat, **{**notes.settings, **sizes})
     except ValueError as error:
         raise ValueError(f"{contents.path}: {error}") from error
-    config = dataclasses.replace(
-        config,
-        scan_layers=overrides.get("scan_layers", False),
-        param_dtype=overrides.get("param_dtype", stored),
-    )
+    compute = families.as_stored(stored, computing)
     params = layer_stacks.convert(
         traverse_util.unflatten_dict(flat, sep="/"),
-        dtype=config.param_dtype,
-        stack=config.scan_layers,
+        dtype=compute.param_dtype,
+        stacked=compute.scan_layers,
     )
     layers = "unscanned" if names.axis is None else "scanned"
     state = "with" if contents.optimizer else "without"
     return families.Checkpoint(
         family=families.FAMILIES["t5"],
         config=config,
+        compute=compute,
         params=params,
         stored_dtype=stored,
         source=contents.path,
@@ -366,7 +361,7 @@ def write(
     temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
-        layers = layer_stacks.convert(params, stack=False)
+        layers = layer_stacks.unstack(params)
         flat = traverse_util.flatten_dict(layers, sep="/")
         arrays = t5_names.scanned(flat, config) if scanned else iter(flat.items())
         tree: dict[str, Any] = {}

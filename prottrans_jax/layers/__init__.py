@@ -4,6 +4,7 @@
   relative_attention          attention of Transformer-XL and XLNet
   dense, mlp                  matrix products; feed-forward blocks
   norms, dropout, embeddings
+  compute                     how a model is computed: types, attention, loops
   stack                       the only scan over layers, and rematerialisation
 
 May import kernels and types.

@@ -3,5 +3,14 @@
   t5, bert, albert, electra, xlnet, transformer_xl
   choices    checks of fields that all configurations share
 
+A model is `Model(config, compute)`: the family's configuration, and
+`layers.compute.ComputeConfig`. Every model declares
+
+  encode(tokens, mask, *, deterministic) -> [batch, length, d_model]
+  has_dot_product_attention    whether its attention is that of `layers.attention`,
+                               which has kernels for GPUs and x86 CPUs, unlike the
+                               relative attention of XLNet and Transformer-XL
+  max_length                   positions in a row; None if there is no limit
+
 May import layers and types.
 """

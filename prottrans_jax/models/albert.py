@@ -13,6 +13,7 @@ import dataclasses
 import jax
 
 from prottrans_jax import types
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import bert
 
 
@@ -46,20 +47,26 @@ class Albert(bert.EncoderModel):
 
     def setup(self):
         """Creates the blocks."""
-        config = self.config
-        self.embeddings = bert.make_embeddings(config, config.d_embed)
-        self.encoder = bert.Encoder(config, project=True, share_layers=True)
+        config, compute = self.config, self.compute
+        self.embeddings = bert.make_embeddings(config, compute, config.d_embed)
+        self.encoder = bert.Encoder(config, compute, project=True, share_layers=True)
         if config.lm_head:
-            self.lm_head = bert.MaskedLMHead(config, config.d_embed)
+            self.lm_head = bert.MaskedLMHead(config, compute, config.d_embed)
         if config.pooler:
-            self.pooler = bert.make_dense(config, config.d_model, ("embed", "mlp"))
+            self.pooler = bert.make_dense(
+                config, compute, config.d_model, ("embed", "mlp")
+            )
         if config.order_head:
-            self.order_head = bert.make_dense(config, 2, ("embed", "classes"))
+            self.order_head = bert.make_dense(config, compute, 2, ("embed", "classes"))
 
 
-def init_params(config: AlbertConfig, rng: jax.Array) -> types.Params:
+def init_params(
+    config: AlbertConfig,
+    rng: jax.Array,
+    compute: compute_config.ComputeConfig = compute_config.DEFAULT,
+) -> types.Params:
     """Random parameters without boxes."""
-    return bert.init_model(Albert(config), rng)
+    return bert.init_model(Albert(config, compute), rng)
 
 
 def forward_flops(config: AlbertConfig, length: int) -> float:

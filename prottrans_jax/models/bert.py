@@ -16,16 +16,17 @@ has no dropout.)
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from prottrans_jax import types
 from prottrans_jax.layers import attention, dense, embeddings, mlp, norms, stack
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import choices
 
 _ACTIVATION_AXES = ("batch", "length", "embed")
@@ -52,14 +53,6 @@ class EncoderConfig:
       initializer_range: Deviation of the truncated normal of all kernels and tables.
       lm_head: Whether there is a head for masked tokens.
       tie_embeddings: Whether that head uses the embedding table.
-      dtype: Type of activations and products ("bfloat16" or "float32").
-      param_dtype: Type of the parameters.
-      scan_layers: Whether the stack is one scanned layer (compiles faster).
-      remat_policy: What the backward pass recomputes; see `layers.stack`.
-      attention: "plain", or "blockwise", whose memory is linear in the length.
-      attention_block_size: Queries and keys per block of blockwise attention.
-      flash: Whether attention uses a fused GPU kernel, for rows of one sequence each.
-        Not an argument: set by `embed.forward`, which makes such rows.
     """
 
     vocab_size: int
@@ -77,21 +70,9 @@ class EncoderConfig:
     initializer_range: float = 0.02
     lm_head: bool = True
     tie_embeddings: bool = True
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-    scan_layers: bool = True
-    remat_policy: str = "none"
-    attention: str = "plain"
-    attention_block_size: int = 512
-    flash: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self):
-        choices.settle(
-            self,
-            attention=choices.ATTENTION,
-            remat_policy=stack.REMAT_POLICIES,
-            activation=tuple(mlp.ACTIVATIONS),
-        )
+        choices.check(self, activation=tuple(mlp.ACTIVATIONS))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +126,13 @@ class EncoderModel(nn.Module):
     """Base class; `setup` of a family makes `embeddings`, `encoder` and the heads."""
 
     config: EncoderConfig
+    compute: compute_config.ComputeConfig = compute_config.DEFAULT
+    has_dot_product_attention: ClassVar[bool] = True
+
+    @property
+    def max_length(self) -> int:
+        """Positions in a row that the model has embeddings for."""
+        return self.config.max_length
 
     def __call__(
         self,
@@ -166,7 +154,9 @@ class EncoderModel(nn.Module):
           token_types: 0, and 1 for the second half of a pair. None: all 0.
           deterministic: Whether dropout is off; if not, pass an rng named "dropout".
         """
-        if segment_ids is None:
+        if segment_ids is not None:
+            self.compute.refuse_fused_attention("rows with segment ids may be packed")
+        else:
             segment_ids = tokens != 0
         encoded = self.encode(
             tokens,
@@ -220,20 +210,24 @@ class Bert(EncoderModel):
 
     def setup(self):
         """Creates the blocks."""
-        config = self.config
-        self.embeddings = make_embeddings(config, config.d_model)
-        self.encoder = Encoder(config)
+        config, compute = self.config, self.compute
+        self.embeddings = make_embeddings(config, compute, config.d_model)
+        self.encoder = Encoder(config, compute)
         if config.lm_head:
-            self.lm_head = MaskedLMHead(config, config.d_model)
+            self.lm_head = MaskedLMHead(config, compute, config.d_model)
         if config.pooler:
-            self.pooler = make_dense(config, config.d_model, ("embed", "mlp"))
+            self.pooler = make_dense(config, compute, config.d_model, ("embed", "mlp"))
         if config.order_head:
-            self.order_head = make_dense(config, 2, ("embed", "classes"))
+            self.order_head = make_dense(config, compute, 2, ("embed", "classes"))
 
 
-def init_params(config: BertConfig, rng: jax.Array) -> types.Params:
+def init_params(
+    config: BertConfig,
+    rng: jax.Array,
+    compute: compute_config.ComputeConfig = compute_config.DEFAULT,
+) -> types.Params:
     """Random parameters without boxes."""
-    return init_model(Bert(config), rng)
+    return init_model(Bert(config, compute), rng)
 
 
 def init_model(model: nn.Module, rng: jax.Array) -> types.Params:
@@ -272,11 +266,13 @@ class Encoder(nn.Module):
 
     Attributes:
       config: Sizes and switches.
+      compute: How it is computed.
       project: Whether embeddings are first projected to d_model (ALBERT, ELECTRA).
       share_layers: Whether all layers have the same parameters (ALBERT).
     """
 
     config: EncoderConfig
+    compute: compute_config.ComputeConfig
     project: bool = False
     share_layers: bool = False
 
@@ -289,19 +285,20 @@ class Encoder(nn.Module):
         deterministic: bool,
     ) -> Float[Array, "batch length d_model"]:
         """Encodes embedded tokens."""
-        config = self.config
+        config, compute = self.config, self.compute
         if self.project:
             # No name for the embeddings' width: the two axes must have different names.
             axes = (None, "embed")
-            x = make_dense(config, config.d_model, axes, "embedding_projection")(x)
+            x = make_dense(
+                config, compute, config.d_model, axes, "embedding_projection"
+            )(x)
             x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
         x = stack.apply_layers(
             EncoderLayer,
             x,
             segments,
             num_layers=config.num_layers,
-            scan_layers=config.scan_layers,
-            remat_policy=config.remat_policy,
+            compute=compute,
             share_parameters=self.share_layers,
             config=config,
             deterministic=deterministic,
@@ -314,6 +311,7 @@ class EncoderLayer(nn.Module):
     """x = norm(x + attention(x)), then norm(x + mlp(x))."""
 
     config: EncoderConfig
+    compute: compute_config.ComputeConfig
     deterministic: bool
 
     @nn.compact
@@ -323,26 +321,28 @@ class EncoderLayer(nn.Module):
         segments: Int[Array, "batch length"],
     ):
         """One layer, with the signature that `layers.stack` expects."""
-        config = self.config
+        config, compute = self.config, self.compute
         drop = functools.partial(
             nn.Dropout(config.dropout_rate), deterministic=self.deterministic
         )
         self.sow("intermediates", "input", x)
-        y = SelfAttention(config, self.deterministic, name="attention")(x, segments)
-        x = make_norm(config, "attention_norm")(x, drop(y))
+        y = SelfAttention(config, compute, self.deterministic, name="attention")(
+            x, segments
+        )
+        x = make_norm(config, compute, "attention_norm")(x, drop(y))
         x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
         y = mlp.MLP(
             d_ff=config.d_ff,
             activations=(config.activation,),
             dropout_rate=0.0,  # BERT has dropout on the block's output only.
             deterministic=True,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
+            dtype=compute.dtype,
+            param_dtype=compute.param_dtype,
             use_bias=True,
             kernel_init=kernel_init(config),
             name="mlp",
         )(x)
-        x = make_norm(config, "mlp_norm")(x, drop(y))
+        x = make_norm(config, compute, "mlp_norm")(x, drop(y))
         return nn.with_logical_constraint(x, _ACTIVATION_AXES), None
 
 
@@ -350,6 +350,7 @@ class SelfAttention(nn.Module):
     """Attention with biases; queries are divided by sqrt(head_dim)."""
 
     config: EncoderConfig
+    compute: compute_config.ComputeConfig
     deterministic: bool
 
     @nn.compact
@@ -359,12 +360,12 @@ class SelfAttention(nn.Module):
         segments: Int[Array, "batch length"],
     ) -> Float[Array, "batch length d_model"]:
         """Attends within segments."""
-        config = self.config
+        config, compute = self.config, self.compute
 
         def heads(name):
             # [batch, length, d_model] -> [batch, length, heads, head_dim]
             features = config.num_heads * config.head_dim
-            y = make_dense(config, features, ("embed", "joined_kv"), name)(x)
+            y = make_dense(config, compute, features, ("embed", "joined_kv"), name)(x)
             y = jax.ad_checkpoint.checkpoint_name(y, name)
             y = y.reshape(*y.shape[:2], config.num_heads, config.head_dim)
             return nn.with_logical_constraint(y, ("batch", "length", "heads", "kv"))
@@ -373,19 +374,19 @@ class SelfAttention(nn.Module):
         value = nn.Dropout(config.attention_dropout_rate, broadcast_dims=(-1,))(
             value, deterministic=self.deterministic
         )
-        blockwise = config.attention == "blockwise"
         out = attention.dot_product_attention(
             query * jnp.asarray(config.head_dim**-0.5, query.dtype),
             key,
             value,
             q_segments=segments,
             kv_segments=segments,
-            block_size=config.attention_block_size if blockwise else None,
-            flash=config.flash,
+            block_size=compute.block_size,
+            flash=compute.fused_attention,
         )
         # [batch, length, heads, head_dim] -> [batch, length, heads * head_dim]
         out = out.reshape(*out.shape[:2], -1)
-        out = make_dense(config, x.shape[-1], ("joined_kv", "embed"), "out")(out)
+        axes = ("joined_kv", "embed")
+        out = make_dense(config, compute, x.shape[-1], axes, "out")(out)
         return jax.ad_checkpoint.checkpoint_name(out, "attention_out")
 
 
@@ -393,6 +394,7 @@ class MaskedLMHead(nn.Module):
     """Logits of tokens: dense, activation, norm, product with the table."""
 
     config: EncoderConfig
+    compute: compute_config.ComputeConfig
     d_embed: int
 
     @nn.compact
@@ -400,10 +402,10 @@ class MaskedLMHead(nn.Module):
         self, x: Float[Array, "batch length d_model"], attend
     ) -> Float[Array, "batch length vocab"]:
         """Logits of encoded positions; `attend` multiplies by the embedding table."""
-        config = self.config
-        x = make_dense(config, self.d_embed, ("embed", "mlp"), "dense")(x)
+        config, compute = self.config, self.compute
+        x = make_dense(config, compute, self.d_embed, ("embed", "mlp"), "dense")(x)
         x = mlp.ACTIVATIONS[config.activation](x)
-        x = make_norm(config, "norm")(x)
+        x = make_norm(config, compute, "norm")(x)
         if config.tie_embeddings:
             logits = attend(x)
         else:
@@ -411,8 +413,8 @@ class MaskedLMHead(nn.Module):
                 config.vocab_size,
                 ("embed", "small_vocab"),
                 kernel_init(config),
-                dtype=config.dtype,
-                param_dtype=config.param_dtype,
+                dtype=compute.dtype,
+                param_dtype=compute.param_dtype,
                 name="logits_dense",
             )(x, out_dtype=jnp.float32)
         bias = self.param(
@@ -421,7 +423,7 @@ class MaskedLMHead(nn.Module):
                 nn.initializers.zeros_init(), ("small_vocab",)
             ),
             (config.vocab_size,),
-            config.param_dtype,
+            compute.param_dtype,
         )
         return logits + jnp.asarray(bias, jnp.float32)
 
@@ -435,7 +437,7 @@ def kernel_init(config: EncoderConfig) -> dense.Initializer:
 
 
 def make_embeddings(
-    config: EncoderConfig, d_embed: int
+    config: EncoderConfig, compute: compute_config.ComputeConfig, d_embed: int
 ) -> embeddings.LearnedEmbeddings:
     """Tables of tokens, positions and token types, and the norm of their sum."""
     return embeddings.LearnedEmbeddings(
@@ -446,13 +448,14 @@ def make_embeddings(
         dropout_rate=config.dropout_rate,
         norm_epsilon=config.norm_epsilon,
         embedding_init=kernel_init(config),
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
     )
 
 
 def make_dense(
     config: EncoderConfig,
+    compute: compute_config.ComputeConfig,
     features: int,
     axes: tuple[str | None, str],
     name: str | None = None,
@@ -462,18 +465,22 @@ def make_dense(
         features,
         axes,
         kernel_init(config),
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
         use_bias=True,
         name=name,
     )
 
 
-def make_norm(config: EncoderConfig, name: str | None = None) -> norms.LayerNorm:
+def make_norm(
+    config: EncoderConfig,
+    compute: compute_config.ComputeConfig,
+    name: str | None = None,
+) -> norms.LayerNorm:
     """Layer norm."""
     return norms.LayerNorm(
         config.norm_epsilon,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
         name=name,
     )

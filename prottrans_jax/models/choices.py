@@ -3,11 +3,8 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-
 from prottrans_jax.config import setting_types
 
-ATTENTION = ("plain", "blockwise")
 # Sizes that may be 0; all others are at least 1.
 _MAY_BE_0 = frozenset(
     {
@@ -21,32 +18,24 @@ _MAY_BE_0 = frozenset(
 _RATES = frozenset({"dropout_rate", "attention_dropout_rate"})
 
 
-def settle(config: Any, **choices: tuple[str, ...]) -> None:
-    """Normalises the dtypes of a frozen configuration and checks its fields.
+def check(config: Any, **choices: tuple[str, ...]) -> None:
+    """Checks the fields of a configuration.
 
     Args:
-      config: Has `dtype` and `param_dtype`. gin binds strings; as numpy dtypes, equal
-        configurations compare and hash as equal.
+      config: Configuration of a family.
       **choices: Allowed values of each of these fields, or of each item of a tuple.
 
     Raises:
       ValueError: A field has another value, or a number is out of range.
     """
-    for name in ("dtype", "param_dtype"):
-        object.__setattr__(config, name, jnp.dtype(getattr(config, name)))
-    check_numbers(config)
+    _check_numbers(config)
     for field, allowed in choices.items():
-        values = getattr(config, field)
-        for value in values if isinstance(values, tuple) else (values,):
-            if value not in allowed:
-                raise ValueError(
-                    f"{type(config).__name__}.{field}={value!r} is not known. Choose "
-                    f"one of {', '.join(allowed)}."
-                )
+        setting_types.check_choice(
+            f"{type(config).__name__}.{field}", getattr(config, field), allowed
+        )
 
 
-def check_numbers(config: Any) -> None:
-    """Raises ValueError if a size, rate or constant of a model is out of range."""
+def _check_numbers(config: Any) -> None:
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), field.name
         where = f"{type(config).__name__}.{name}"

@@ -14,15 +14,17 @@ the released checkpoints. `split_params` and `join_params` convert between the t
 
 from collections.abc import Mapping
 import dataclasses
+from typing import ClassVar
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from prottrans_jax import types
+from prottrans_jax.config import setting_types
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.layers import embeddings, mlp
 from prottrans_jax.models import bert, choices
 
@@ -73,20 +75,11 @@ class ElectraConfig:
     attention_dropout_rate: float = 0.1
     norm_epsilon: float = 1e-12
     initializer_range: float = 0.02
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-    scan_layers: bool = True
-    remat_policy: str = "none"
-    attention: str = "plain"
-    attention_block_size: int = 512
 
     def __post_init__(self):
-        choices.check_numbers(self)
+        choices.check(self, activation=tuple(mlp.ACTIVATIONS))
         if self.d_embed is None:
-            object.__setattr__(self, "d_embed", self.d_model)
-        # Building the two configurations checks the fields and normalises the dtypes.
-        object.__setattr__(self, "dtype", self.discriminator.dtype)
-        object.__setattr__(self, "param_dtype", self.generator.param_dtype)
+            setting_types.replace_fields(self, d_embed=self.d_model)
 
     @property
     def generator(self) -> ElectraEncoderConfig:
@@ -112,6 +105,7 @@ class ElectraEncoder(bert.EncoderModel):
 
     Attributes:
       config: Sizes and switches.
+      compute: How it is computed.
       shared_embeddings: Embeddings module to share; None creates new ones.
     """
 
@@ -120,19 +114,19 @@ class ElectraEncoder(bert.EncoderModel):
 
     def setup(self):
         """Creates the blocks."""
-        config = self.config
+        config, compute = self.config, self.compute
         if self.shared_embeddings is None:
-            self.embeddings = bert.make_embeddings(config, config.d_embed)
+            self.embeddings = bert.make_embeddings(config, compute, config.d_embed)
         else:
             self.embeddings = self.shared_embeddings
         project = config.d_embed != config.d_model
-        self.encoder = bert.Encoder(config, project=project)
+        self.encoder = bert.Encoder(config, compute, project=project)
         if config.lm_head:
             # The original's head has GELU, whatever the encoder's activation is.
             head = dataclasses.replace(config, activation="gelu_exact")
-            self.lm_head = bert.MaskedLMHead(head, config.d_embed)
+            self.lm_head = bert.MaskedLMHead(head, compute, config.d_embed)
         if config.replaced_head:
-            self.replaced_head = ReplacedHead(config)
+            self.replaced_head = ReplacedHead(config, compute)
 
     def predict(self, encoded: Float[Array, "batch length d_model"]) -> bert.Outputs:
         """Applies the heads to the output of `encode`."""
@@ -146,13 +140,24 @@ class Electra(nn.Module):
     """Generator and discriminator with one set of embeddings."""
 
     config: ElectraConfig
+    compute: compute_config.ComputeConfig = compute_config.DEFAULT
+    has_dot_product_attention: ClassVar[bool] = True
+
+    @property
+    def max_length(self) -> int:
+        """Positions in a row that the model has embeddings for."""
+        return self.config.max_length
 
     def setup(self):
         """Creates the embeddings that both use, and the encoders."""
-        config = self.config
-        self.embeddings = bert.make_embeddings(config.discriminator, config.d_embed)
-        self.generator = ElectraEncoder(config.generator, self.embeddings)
-        self.discriminator = ElectraEncoder(config.discriminator, self.embeddings)
+        config, compute = self.config, self.compute
+        self.embeddings = bert.make_embeddings(
+            config.discriminator, compute, config.d_embed
+        )
+        self.generator = ElectraEncoder(config.generator, compute, self.embeddings)
+        self.discriminator = ElectraEncoder(
+            config.discriminator, compute, self.embeddings
+        )
 
     def __call__(
         self, tokens: Int[Array, "batch length"], **features
@@ -184,26 +189,30 @@ class ReplacedHead(nn.Module):
     """One logit per position: dense, activation, dense."""
 
     config: ElectraEncoderConfig
+    compute: compute_config.ComputeConfig
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch length d_model"]
     ) -> Float[Array, "batch length"]:
         """Logit that the token of each position was replaced, float32."""
-        config = self.config
-        x = bert.make_dense(config, config.d_model, ("embed", "mlp"), "dense")(x)
+        config, compute = self.config, self.compute
+        axes = ("embed", "mlp")
+        x = bert.make_dense(config, compute, config.d_model, axes, "dense")(x)
         x = mlp.ACTIVATIONS[config.activation](x)
-        logit = bert.make_dense(config, 1, ("embed", "classes"), "logit_dense")
+        logit = bert.make_dense(config, compute, 1, ("embed", "classes"), "logit_dense")
         return logit(x, out_dtype=jnp.float32)[..., 0]
 
 
 def init_params(
-    config: ElectraConfig | ElectraEncoderConfig, rng: jax.Array
+    config: ElectraConfig | ElectraEncoderConfig,
+    rng: jax.Array,
+    compute: compute_config.ComputeConfig = compute_config.DEFAULT,
 ) -> types.Params:
     """Random parameters without boxes, of both encoders or of one."""
     if isinstance(config, ElectraConfig):
-        return bert.init_model(Electra(config), rng)
-    return bert.init_model(ElectraEncoder(config), rng)
+        return bert.init_model(Electra(config, compute), rng)
+    return bert.init_model(ElectraEncoder(config, compute), rng)
 
 
 def forward_flops(config: ElectraConfig | ElectraEncoderConfig, length: int) -> float:

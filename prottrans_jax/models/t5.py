@@ -11,26 +11,28 @@ Dropout is applied where T5X applies it, also with one mask for all positions of
 Names and shapes of parameters are T5X's; a scanned stack has its layer axis first.
 """
 
-from collections.abc import Callable
 import dataclasses
+from typing import ClassVar
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from prottrans_jax import types
+from prottrans_jax.config import setting_types
 from prottrans_jax.layers import (
     attention,
     dense,
+    dropout,
     embeddings,
     mlp,
     norms,
     relative_bias,
     stack,
 )
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import choices
 
 _ACTIVATION_AXES = ("batch", "length", "embed")
@@ -56,14 +58,6 @@ class T5Config:
         T5; False gives each layer its own, as in T5X's `scalable_t5` and uMT5.
       norm_epsilon: Added to the mean square in RMS norm.
       tie_embeddings: Whether the logits use the embedding table.
-      dtype: Type of activations and products ("bfloat16" or "float32").
-      param_dtype: Type of the parameters.
-      scan_layers: Whether each stack is one scanned layer (compiles faster).
-      remat_policy: What the backward pass recomputes; see `layers.stack`.
-      attention: "plain", or "blockwise", whose memory is linear in the length.
-      attention_block_size: Queries and keys per block of blockwise attention.
-      flash: Whether attention uses a fused GPU kernel, for rows of one sequence each.
-        Not an argument: set by `embed.forward`, which makes such rows.
     """
 
     vocab_size: int
@@ -80,23 +74,11 @@ class T5Config:
     share_relative_bias: bool = True
     norm_epsilon: float = 1e-6
     tie_embeddings: bool = True
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-    scan_layers: bool = True
-    remat_policy: str = "none"
-    attention: str = "plain"
-    attention_block_size: int = 512
-    flash: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self):
         # gin binds lists.
-        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        choices.settle(
-            self,
-            attention=choices.ATTENTION,
-            remat_policy=stack.REMAT_POLICIES,
-            mlp_activations=tuple(mlp.ACTIVATIONS),
-        )
+        setting_types.replace_fields(self, mlp_activations=tuple(self.mlp_activations))
+        choices.check(self, mlp_activations=tuple(mlp.ACTIVATIONS))
         # Number of buckets of one distance each; larger distances share buckets.
         exact = self.relative_num_buckets // (2 if self.num_decoder_layers else 4)
         if self.relative_num_buckets < 4 or self.relative_max_distance <= exact:
@@ -131,10 +113,14 @@ def forward_flops(config: T5Config, length: int, target_length: int) -> float:
     )
 
 
-def init_params(config: T5Config, rng: jax.Array) -> types.Params:
+def init_params(
+    config: T5Config,
+    rng: jax.Array,
+    compute: compute_config.ComputeConfig = compute_config.DEFAULT,
+) -> types.Params:
     """Random parameters without boxes; without decoder layers, no decoder part."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    model = T5(config)
+    model = T5(config, compute)
     if config.num_decoder_layers:
         variables = model.init(rng, tokens, tokens, deterministic=True)
     else:
@@ -144,26 +130,25 @@ def init_params(config: T5Config, rng: jax.Array) -> types.Params:
     return nn.unbox(variables["params"])
 
 
-stack_layers = stack.stack_layers
-unstack_layers = stack.unstack_layers
-
-
 class T5(nn.Module):
     """Encoder-decoder with a language-model head."""
 
     config: T5Config
+    compute: compute_config.ComputeConfig = compute_config.DEFAULT
+    has_dot_product_attention: ClassVar[bool] = True
+    max_length: ClassVar[None] = None
 
     def setup(self):
         """Creates the embedding table that both stacks share, and the stacks."""
-        config = self.config
+        config, compute = self.config, self.compute
         self.token_embedder = embeddings.TokenEmbedding(
             config.vocab_size,
             config.d_model,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
+            dtype=compute.dtype,
+            param_dtype=compute.param_dtype,
         )
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config, self.token_embedder)
+        self.encoder = Encoder(config, compute)
+        self.decoder = Decoder(config, compute, self.token_embedder)
 
     def __call__(
         self,
@@ -186,6 +171,8 @@ class T5(nn.Module):
             padding (token 0 is also the first decoder input).
           deterministic: Whether dropout is off; if not, pass an rng named "dropout".
         """
+        if encoder_segment_ids is not None or decoder_segment_ids is not None:
+            self.compute.refuse_fused_attention("rows with segment ids may be packed")
         if encoder_segment_ids is None:
             encoder_segment_ids = (encoder_input_tokens != 0).astype(jnp.int32)
         encoded = self.encode(
@@ -251,6 +238,7 @@ class Encoder(nn.Module):
     """Stack of self-attention layers."""
 
     config: T5Config
+    compute: compute_config.ComputeConfig
 
     @nn.compact
     def __call__(
@@ -261,24 +249,24 @@ class Encoder(nn.Module):
         deterministic: bool,
     ) -> Float[Array, "batch length d_model"]:
         """Encodes embedded tokens."""
-        config = self.config
-        x = _dropout(config, deterministic)(x)
+        config, compute = self.config, self.compute
+        drop = dropout.by_row(config.dropout_rate, deterministic)
+        x = drop(x)
         x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
         bias = None
         if config.share_relative_bias:
-            bias = _relative_bias(config, x.shape[1], bidirectional=True)
+            bias = _relative_bias(config, compute, x.shape[1], bidirectional=True)
         x = stack.apply_layers(
             EncoderLayer,
             x,
             _Shared(segments, bias),
             num_layers=config.num_layers,
-            scan_layers=config.scan_layers,
-            remat_policy=config.remat_policy,
+            compute=compute,
             config=config,
             deterministic=deterministic,
         )
-        x = _norm(config, "encoder_norm")(x)
-        x = _dropout(config, deterministic)(x)
+        x = _norm(config, compute, "encoder_norm")(x)
+        x = drop(x)
         self.sow("intermediates", "output", x)
         return x
 
@@ -287,6 +275,7 @@ class Decoder(nn.Module):
     """Stack of causal self-attention and cross-attention layers, and the head."""
 
     config: T5Config
+    compute: compute_config.ComputeConfig
     token_embedder: embeddings.TokenEmbedding
 
     @nn.compact
@@ -300,24 +289,24 @@ class Decoder(nn.Module):
         deterministic: bool,
     ) -> Float[Array, "batch length vocab"]:
         """Logits from embedded decoder inputs and the encoder's output."""
-        config = self.config
-        x = _dropout(config, deterministic)(x)
+        config, compute = self.config, self.compute
+        drop = dropout.by_row(config.dropout_rate, deterministic)
+        x = drop(x)
         x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
         bias = None
         if config.share_relative_bias:
-            bias = _relative_bias(config, x.shape[1], bidirectional=False)
+            bias = _relative_bias(config, compute, x.shape[1], bidirectional=False)
         x = stack.apply_layers(
             DecoderLayer,
             x,
             _Shared(segments, bias, encoded, encoded_segments),
             num_layers=config.num_decoder_layers,
-            scan_layers=config.scan_layers,
-            remat_policy=config.remat_policy,
+            compute=compute,
             config=config,
             deterministic=deterministic,
         )
-        x = _norm(config, "decoder_norm")(x)
-        x = _dropout(config, deterministic)(x)
+        x = _norm(config, compute, "decoder_norm")(x)
+        x = drop(x)
         self.sow("intermediates", "output", x)
         if config.tie_embeddings:
             # T5 1.0: unscaled, the table's deviation of 1 would make logits too large.
@@ -327,8 +316,8 @@ class Decoder(nn.Module):
                 config.vocab_size,
                 ("embed", "vocab"),
                 nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
-                dtype=config.dtype,
-                param_dtype=config.param_dtype,
+                dtype=compute.dtype,
+                param_dtype=compute.param_dtype,
                 name="logits_dense",
             )(x, out_dtype=jnp.float32)
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
@@ -338,18 +327,20 @@ class EncoderLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     config: T5Config
+    compute: compute_config.ComputeConfig
     deterministic: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length d_model"], shared: _Shared):
         """One layer, with the signature that `layers.stack` expects."""
-        config, drop = self.config, _dropout(self.config, self.deterministic)
+        config, compute = self.config, self.compute
+        drop = dropout.by_row(config.dropout_rate, self.deterministic)
         self.sow("intermediates", "input", x)
         bias = shared.bias
         if bias is None:
-            bias = _relative_bias(config, x.shape[1], bidirectional=True)
-        y = _norm(config, "pre_attention_layer_norm")(x)
-        y = _attention(config, self.deterministic, "attention")(
+            bias = _relative_bias(config, compute, x.shape[1], bidirectional=True)
+        y = _norm(config, compute, "pre_attention_layer_norm")(x)
+        y = _attention(config, compute, self.deterministic, "attention")(
             y,
             y,
             q_segments=shared.segments,
@@ -357,8 +348,8 @@ class EncoderLayer(nn.Module):
             bias=bias,
         )
         x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
-        y = _norm(config, "pre_mlp_layer_norm")(x)
-        y = _mlp(config, self.deterministic)(y)
+        y = _norm(config, compute, "pre_mlp_layer_norm")(x)
+        y = _mlp(config, compute, self.deterministic)(y)
         x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
         return x, None
 
@@ -367,18 +358,20 @@ class DecoderLayer(nn.Module):
     """x + causal attention, x + cross-attention, x + mlp, each of norm(x)."""
 
     config: T5Config
+    compute: compute_config.ComputeConfig
     deterministic: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length d_model"], shared: _Shared):
         """One layer, with the signature that `layers.stack` expects."""
-        config, drop = self.config, _dropout(self.config, self.deterministic)
+        config, compute = self.config, self.compute
+        drop = dropout.by_row(config.dropout_rate, self.deterministic)
         self.sow("intermediates", "input", x)
         bias = shared.bias
         if bias is None:
-            bias = _relative_bias(config, x.shape[1], bidirectional=False)
-        y = _norm(config, "pre_self_attention_layer_norm")(x)
-        y = _attention(config, self.deterministic, "self_attention")(
+            bias = _relative_bias(config, compute, x.shape[1], bidirectional=False)
+        y = _norm(config, compute, "pre_self_attention_layer_norm")(x)
+        y = _attention(config, compute, self.deterministic, "self_attention")(
             y,
             y,
             q_segments=shared.segments,
@@ -388,78 +381,83 @@ class DecoderLayer(nn.Module):
         )
         x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
         assert shared.encoded is not None and shared.encoded_segments is not None
-        y = _norm(config, "pre_cross_attention_layer_norm")(x)
+        y = _norm(config, compute, "pre_cross_attention_layer_norm")(x)
         # No bias: T5 has no notion of distance between decoder and encoder positions.
-        y = _attention(config, self.deterministic, "encoder_decoder_attention")(
+        y = _attention(
+            config, compute, self.deterministic, "encoder_decoder_attention"
+        )(
             y,
             shared.encoded,
             q_segments=shared.segments,
             kv_segments=shared.encoded_segments,
         )
         x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
-        y = _norm(config, "pre_mlp_layer_norm")(x)
-        y = _mlp(config, self.deterministic)(y)
+        y = _norm(config, compute, "pre_mlp_layer_norm")(x)
+        y = _mlp(config, compute, self.deterministic)(y)
         x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
         return x, None
 
 
-def _norm(config: T5Config, name: str) -> norms.RMSNorm:
+def _norm(
+    config: T5Config, compute: compute_config.ComputeConfig, name: str
+) -> norms.RMSNorm:
     return norms.RMSNorm(
         config.norm_epsilon,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
         name=name,
     )
 
 
-def _dropout(config: T5Config, deterministic: bool) -> Callable[[jax.Array], jax.Array]:
-    def drop(x):
-        # One mask for all positions of a row, as in T5X.
-        dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
-        return dropout(x, deterministic=deterministic)
-
-    return drop
-
-
 def _attention(
-    config: T5Config, deterministic: bool, name: str
+    config: T5Config,
+    compute: compute_config.ComputeConfig,
+    deterministic: bool,
+    name: str,
 ) -> attention.MultiHeadAttention:
-    blockwise = config.attention == "blockwise"
     return attention.MultiHeadAttention(
         num_heads=config.num_heads,
         head_dim=config.head_dim,
         dropout_rate=config.dropout_rate,
         deterministic=deterministic,
-        block_size=config.attention_block_size if blockwise else None,
-        flash=config.flash,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
+        block_size=compute.block_size,
+        flash=compute.fused_attention,
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
         name=name,
     )
 
 
-def _mlp(config: T5Config, deterministic: bool) -> mlp.MLP:
+def _mlp(
+    config: T5Config, compute: compute_config.ComputeConfig, deterministic: bool
+) -> mlp.MLP:
     return mlp.MLP(
         d_ff=config.d_ff,
         activations=config.mlp_activations,
         dropout_rate=config.dropout_rate,
         deterministic=deterministic,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
         name="mlp",
     )
 
 
-def _relative_bias(config: T5Config, length: int, *, bidirectional: bool):
+def _relative_bias(
+    config: T5Config,
+    compute: compute_config.ComputeConfig,
+    length: int,
+    *,
+    bidirectional: bool,
+):
     bias = relative_bias.RelativePositionBias(
         num_heads=config.num_heads,
         num_buckets=config.relative_num_buckets,
         max_distance=config.relative_max_distance,
         bidirectional=bidirectional,
-        param_dtype=config.param_dtype,
+        param_dtype=compute.param_dtype,
         name="relpos_bias",
     )(length, length)
-    if config.attention == "blockwise":
+    if compute.block_size is not None:
         return bias
     # [heads, length, length]; computed once if all layers share it.
     return nn.with_logical_constraint(

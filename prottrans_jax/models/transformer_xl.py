@@ -11,17 +11,18 @@ a row, as elsewhere in this library.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from prottrans_jax import types
+from prottrans_jax.config import setting_types
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.layers import (
     dropout,
     embeddings,
@@ -59,13 +60,6 @@ class TransformerXLConfig:
       dropout_rate: Dropout rate in training.
       attention_dropout_rate: Dropout rate of the attention weights.
       norm_epsilon: Added to the variance in layer norm.
-      dtype: Type of activations and products ("bfloat16" or "float32").
-      param_dtype: Type of the parameters.
-      scan_layers: Whether the stack is one scanned layer (compiles faster).
-      remat_policy: What the backward pass recomputes; see `layers.stack`.
-      attention: "plain", or "blockwise", whose memory is linear in the length except
-        for the mask; see `layers.relative_attention`.
-      attention_block_size: Square root of the number of scores in a block.
     """
 
     vocab_size: int
@@ -87,24 +81,16 @@ class TransformerXLConfig:
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.0
     norm_epsilon: float = 1e-5
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-    scan_layers: bool = True
-    remat_policy: str = "none"
-    attention: str = "plain"
-    attention_block_size: int = 512
 
     def __post_init__(self):
-        choices.settle(
-            self, attention=choices.ATTENTION, remat_policy=stack.REMAT_POLICIES
-        )
+        choices.check(self)
         if self.same_length and not self.mem_length:
             raise ValueError(
                 "TransformerXLConfig.same_length=True with mem_length=0: queries have "
                 "nothing to attend to. Set mem_length, or same_length=False."
             )
         if self.frequencies is not None:
-            object.__setattr__(self, "frequencies", tuple(self.frequencies))
+            setting_types.replace_fields(self, frequencies=tuple(self.frequencies))
             if len(self.frequencies) != self.d_model // 2:
                 raise ValueError(
                     f"TransformerXLConfig.frequencies has {len(self.frequencies)} "
@@ -129,17 +115,17 @@ def forward_flops(config: TransformerXLConfig, length: int) -> float:
     return 2.0 * (config.num_layers * (projections + scores + mlp_size) + logits)
 
 
-def init_params(config: TransformerXLConfig, rng: jax.Array) -> types.Params:
+def init_params(
+    config: TransformerXLConfig,
+    rng: jax.Array,
+    compute: compute_config.ComputeConfig = compute_config.DEFAULT,
+) -> types.Params:
     """Random parameters without boxes."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    model = TransformerXL(config)
+    model = TransformerXL(config, compute)
     method = TransformerXL.__call__ if config.lm_head else TransformerXL.hidden
     variables: Any = model.init(rng, tokens, deterministic=True, method=method)
     return nn.unbox(variables["params"])
-
-
-stack_layers = stack.stack_layers
-unstack_layers = stack.unstack_layers
 
 
 class Output(NamedTuple):
@@ -159,19 +145,23 @@ class TransformerXL(nn.Module):
     """Causal language model with memories."""
 
     config: TransformerXLConfig
+    compute: compute_config.ComputeConfig = compute_config.DEFAULT
+    has_dot_product_attention: ClassVar[bool] = False
+    max_length: ClassVar[None] = None
 
     def setup(self):
         """Creates the embedding table, the stack and the head."""
-        config = self.config
+        config, compute = self.config, self.compute
+        compute.refuse_fused_attention("relative attention has no fused kernel")
         self.token_embedder = embeddings.TokenEmbedding(
             config.vocab_size,
             config.d_model,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
+            dtype=compute.dtype,
+            param_dtype=compute.param_dtype,
             embedding_init=_KERNEL_INIT,
             axes=("small_vocab", "embed"),
         )
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config, compute)
         if config.lm_head:
             self.logits_bias = self.param(
                 "logits_bias",
@@ -179,7 +169,7 @@ class TransformerXL(nn.Module):
                     nn.initializers.zeros_init(), ("small_vocab",)
                 ),
                 (config.vocab_size,),
-                config.param_dtype,
+                compute.param_dtype,
             )
 
     def __call__(
@@ -224,12 +214,12 @@ class TransformerXL(nn.Module):
         deterministic: bool,
     ) -> Output:
         """The last hidden state, and new memories; arguments as in `__call__`."""
-        config = self.config
+        config, compute = self.config, self.compute
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if memories is None:
             shape = (config.num_layers, len(tokens), 0, config.d_model)
-            memories, memory_segments = jnp.zeros(shape, config.dtype), None
+            memories, memory_segments = jnp.zeros(shape, compute.dtype), None
         x = self.token_embedder(tokens) * config.d_model**0.5
         return self.decoder(
             x,
@@ -271,6 +261,7 @@ class Decoder(nn.Module):
     """Stack of causal layers with memories."""
 
     config: TransformerXLConfig
+    compute: compute_config.ComputeConfig
 
     @nn.compact
     def __call__(
@@ -283,13 +274,13 @@ class Decoder(nn.Module):
         deterministic: bool,
     ) -> Output:
         """Runs embedded tokens through all layers."""
-        config = self.config
+        config, compute = self.config, self.compute
         drop = dropout.by_row(config.dropout_rate, deterministic)
         x = nn.with_logical_constraint(drop(x), _ACTIVATION_AXES)
         biases = None
         if config.shared_biases:
             biases = relative_attention.global_biases(
-                self, config.num_heads, config.head_dim, config.param_dtype
+                self, config.num_heads, config.head_dim, compute.param_dtype
             )
         length, mem_length = x.shape[1], memories.shape[2]
         x, memories = stack.apply_layers_with_memories(
@@ -303,8 +294,7 @@ class Decoder(nn.Module):
             ),
             memories,
             num_layers=config.num_layers,
-            scan_layers=config.scan_layers,
-            remat_policy=config.remat_policy,
+            compute=compute,
             config=config,
             deterministic=deterministic,
         )
@@ -338,6 +328,7 @@ class Layer(nn.Module):
     """Post-norm: norm(x + attention(x)), then norm(x + mlp(x))."""
 
     config: TransformerXLConfig
+    compute: compute_config.ComputeConfig
     deterministic: bool
 
     @nn.compact
@@ -348,7 +339,7 @@ class Layer(nn.Module):
         memory: Float[Array, "batch mem_length d_model"],
     ):
         """One layer, with the signature that `layers.stack` expects."""
-        config = self.config
+        config, compute = self.config, self.compute
         drop = dropout.by_row(config.dropout_rate, self.deterministic)
         self.sow("intermediates", "input", x)
         new_memory = relative_attention.remember(memory, x, config.mem_length)
@@ -356,8 +347,8 @@ class Layer(nn.Module):
         def norm(name):
             return norms.LayerNorm(
                 config.norm_epsilon,
-                dtype=config.dtype,
-                param_dtype=config.param_dtype,
+                dtype=compute.dtype,
+                param_dtype=compute.param_dtype,
                 name=name,
             )
 
@@ -365,16 +356,15 @@ class Layer(nn.Module):
         context = jnp.concatenate([memory.astype(x.dtype), x], axis=1)
         if config.pre_norm:
             context = attention_norm(context)
-        blockwise = config.attention == "blockwise"
         y = relative_attention.RelativeAttention(
             num_heads=config.num_heads,
             head_dim=config.head_dim,
             dropout_rate=config.attention_dropout_rate,
             deterministic=self.deterministic,
             kernel_init=_KERNEL_INIT,
-            block_size=config.attention_block_size if blockwise else None,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
+            block_size=compute.block_size,
+            dtype=compute.dtype,
+            param_dtype=compute.param_dtype,
             name="attention",
         )(context[:, memory.shape[1] :], context, shared.surroundings, shared.biases)
         x = x + drop(y) if config.pre_norm else attention_norm(x, drop(y))
@@ -386,8 +376,8 @@ class Layer(nn.Module):
             activations=("relu",),
             dropout_rate=config.dropout_rate,
             deterministic=self.deterministic,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
+            dtype=compute.dtype,
+            param_dtype=compute.param_dtype,
             use_bias=True,
             kernel_init=_KERNEL_INIT,
             name="mlp",

@@ -12,16 +12,16 @@ a row, as elsewhere in this library.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from prottrans_jax import types
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.layers import (
     dropout,
     embeddings,
@@ -60,13 +60,6 @@ class XLNetConfig:
       lm_head: Whether there is a bias for the logits; without it there are no logits.
       dropout_rate: Dropout rate in training, attention weights included.
       norm_epsilon: Added to the variance in layer norm.
-      dtype: Type of activations and products ("bfloat16" or "float32").
-      param_dtype: Type of the parameters.
-      scan_layers: Whether the stack is one scanned layer (compiles faster).
-      remat_policy: What the backward pass recomputes; see `layers.stack`.
-      attention: "plain", or "blockwise", whose memory is linear in the length except
-        for the mask; see `layers.relative_attention`.
-      attention_block_size: Square root of the number of scores in a block.
     """
 
     vocab_size: int
@@ -85,20 +78,12 @@ class XLNetConfig:
     lm_head: bool = True
     dropout_rate: float = 0.1
     norm_epsilon: float = 1e-12
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-    scan_layers: bool = True
-    remat_policy: str = "none"
-    attention: str = "plain"
-    attention_block_size: int = 512
 
     def __post_init__(self):
-        choices.settle(
+        choices.check(
             self,
-            attention=choices.ATTENTION,
             attn_type=("bi", "uni"),
             activation=tuple(mlp.ACTIVATIONS),
-            remat_policy=stack.REMAT_POLICIES,
         )
 
 
@@ -119,17 +104,17 @@ def forward_flops(config: XLNetConfig, length: int, num_targets: int) -> float:
     return 2.0 * (config.num_layers * (projections + scores + mlp_size) + logits)
 
 
-def init_params(config: XLNetConfig, rng: jax.Array) -> types.Params:
+def init_params(
+    config: XLNetConfig,
+    rng: jax.Array,
+    compute: compute_config.ComputeConfig = compute_config.DEFAULT,
+) -> types.Params:
     """Random parameters without boxes."""
     tokens = jnp.zeros((2, 1), jnp.int32)
-    model = XLNet(config)
+    model = XLNet(config, compute)
     method = XLNet.__call__ if config.lm_head else XLNet.hidden
     variables: Any = model.init(rng, tokens, deterministic=True, method=method)
     return nn.unbox(variables["params"])
-
-
-stack_layers = stack.stack_layers
-unstack_layers = stack.unstack_layers
 
 
 class Output(NamedTuple):
@@ -150,15 +135,19 @@ class XLNet(nn.Module):
     """Permutation language model."""
 
     config: XLNetConfig
+    compute: compute_config.ComputeConfig = compute_config.DEFAULT
+    has_dot_product_attention: ClassVar[bool] = False
+    max_length: ClassVar[None] = None
 
     def setup(self):
         """Creates the embedding table, the mask embedding, the stack and the head."""
-        config = self.config
+        config, compute = self.config, self.compute
+        compute.refuse_fused_attention("relative attention has no fused kernel")
         self.token_embedder = embeddings.TokenEmbedding(
             config.vocab_size,
             config.d_model,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
+            dtype=compute.dtype,
+            param_dtype=compute.param_dtype,
             embedding_init=_INIT,
             axes=("small_vocab", "embed"),
         )
@@ -166,9 +155,9 @@ class XLNet(nn.Module):
             "mask_embedding",
             nn.with_logical_partitioning(_INIT, ("embed",)),
             (config.d_model,),
-            config.param_dtype,
+            compute.param_dtype,
         )
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, compute)
         if config.lm_head:
             self.logits_bias = self.param(
                 "logits_bias",
@@ -176,7 +165,7 @@ class XLNet(nn.Module):
                     nn.initializers.zeros_init(), ("small_vocab",)
                 ),
                 (config.vocab_size,),
-                config.param_dtype,
+                compute.param_dtype,
             )
 
     def __call__(
@@ -229,12 +218,12 @@ class XLNet(nn.Module):
             Face.
           deterministic: Whether dropout is off; if not, pass an rng named "dropout".
         """
-        config = self.config
+        config, compute = self.config, self.compute
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if memories is None:
             shape = (config.num_layers, len(tokens), 0, config.d_model)
-            memories, memory_segments = jnp.zeros(shape, config.dtype), None
+            memories, memory_segments = jnp.zeros(shape, compute.dtype), None
         if target_mapping is not None:
             if target_positions is not None:
                 raise ValueError("Give target_positions or target_mapping, not both.")
@@ -340,6 +329,7 @@ class Encoder(nn.Module):
     """Stack of layers for both streams: content first, then queries."""
 
     config: XLNetConfig
+    compute: compute_config.ComputeConfig
 
     @nn.compact
     def __call__(
@@ -353,7 +343,7 @@ class Encoder(nn.Module):
         deterministic: bool,
     ) -> Output:
         """Runs embedded tokens and queries through all layers."""
-        config = self.config
+        config, compute = self.config, self.compute
         drop = dropout.by_row(config.dropout_rate, deterministic)
         x = nn.with_logical_constraint(drop(x), _ACTIVATION_AXES)
         mem_length = memories.shape[2]
@@ -379,8 +369,7 @@ class Encoder(nn.Module):
             ),
             memories,
             num_layers=config.num_layers,
-            scan_layers=config.scan_layers,
-            remat_policy=config.remat_policy,
+            compute=compute,
             config=config,
             deterministic=deterministic,
         )
@@ -393,6 +382,7 @@ class Layer(nn.Module):
     """norm(x + attention(x)), then norm(x + mlp(x)), for both streams at once."""
 
     config: XLNetConfig
+    compute: compute_config.ComputeConfig
     deterministic: bool
 
     @nn.compact
@@ -403,7 +393,7 @@ class Layer(nn.Module):
         memory: Float[Array, "batch mem_length d_model"],
     ):
         """One layer, with the signature that `layers.stack` expects."""
-        config = self.config
+        config, compute = self.config, self.compute
         drop = dropout.by_row(config.dropout_rate, self.deterministic)
         self.sow("intermediates", "input", x)
         length = surroundings.mask.shape[-1] - memory.shape[1]
@@ -415,12 +405,11 @@ class Layer(nn.Module):
         def norm(name):
             return norms.LayerNorm(
                 config.norm_epsilon,
-                dtype=config.dtype,
-                param_dtype=config.param_dtype,
+                dtype=compute.dtype,
+                param_dtype=compute.param_dtype,
                 name=name,
             )
 
-        blockwise = config.attention == "blockwise"
         y = relative_attention.RelativeAttention(
             num_heads=config.num_heads,
             head_dim=config.head_dim,
@@ -428,9 +417,9 @@ class Layer(nn.Module):
             deterministic=self.deterministic,
             token_types=True,
             kernel_init=_INIT,
-            block_size=config.attention_block_size if blockwise else None,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
+            block_size=compute.block_size,
+            dtype=compute.dtype,
+            param_dtype=compute.param_dtype,
             name="attention",
         )(
             x,
@@ -444,8 +433,8 @@ class Layer(nn.Module):
             activations=(config.activation,),
             dropout_rate=config.dropout_rate,
             deterministic=self.deterministic,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
+            dtype=compute.dtype,
+            param_dtype=compute.param_dtype,
             use_bias=True,
             kernel_init=_INIT,
             name="mlp",

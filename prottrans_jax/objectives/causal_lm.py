@@ -53,7 +53,7 @@ class CausalLM:
 
     def initial_carry(self, batch_size: int) -> types.Carry:
         """Empty memories; see `empty_memories`."""
-        return empty_memories(self.model.config, batch_size)
+        return empty_memories(self.model, batch_size)
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
         """Sum of the loss weights that `__call__` divides by; additive over batches."""
@@ -116,7 +116,7 @@ class CausalLM:
 # Shared with permutation language modelling:
 
 
-def empty_memories(config: Any, batch_size: int) -> types.Carry:
+def empty_memories(model: Any, batch_size: int) -> types.Carry:
     """Carry of the first step: memories that belong to no protein.
 
     Returns:
@@ -125,11 +125,12 @@ def empty_memories(config: Any, batch_size: int) -> types.Carry:
       The first axis of every leaf is rows, as microbatches and meshes require. `()` if
       `mem_length` is 0.
     """
+    config = model.config
     if not config.mem_length:
         return ()
     shape = (batch_size, config.num_layers, config.mem_length, config.d_model)
     return {
-        "states": jnp.zeros(shape, config.dtype),
+        "states": jnp.zeros(shape, model.compute.dtype),
         "segments": jnp.zeros((batch_size, config.mem_length), jnp.int32),
     }
 

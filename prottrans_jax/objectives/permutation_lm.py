@@ -78,7 +78,7 @@ class PermutationLM:
         """Empty memories; `()` if `memories` is False."""
         if not self.memories:
             return ()
-        return causal_lm.empty_memories(self.model.config, batch_size)
+        return causal_lm.empty_memories(self.model, batch_size)
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
         """Sum of the weights of predicted tokens; additive over batches."""

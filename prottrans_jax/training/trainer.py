@@ -14,6 +14,7 @@ from typing import Any
 from absl import logging
 import jax
 from jax.typing import DTypeLike
+import numpy as np
 
 from prottrans_jax import differences, types
 from prottrans_jax.checkpoints import checkpointing, opening, run_identity
@@ -301,6 +302,8 @@ def train(
             progress.beat(f"checkpoint of step {step}")
             metadata = {
                 "identity": identity,
+                # Not part of a run, but of a model exported from it.
+                "dtype": _dtype_of(objective),
                 "loader": train_data.state(first_batch + step),
                 **journal.state(),
                 "evaluated": evaluated,
@@ -404,11 +407,13 @@ def _restore(
         )
     except checkpointing.MismatchError as error:
         # Different settings explain more than different arrays.
-        _check_identity(error.metadata["identity"], identity, None)
+        _check_identity(run_identity.of_checkpoint(error.metadata), identity, None)
         raise
     if restored is None:
         return None
-    _check_identity(restored.metadata["identity"], identity, accept_changes)
+    _check_identity(
+        run_identity.of_checkpoint(restored.metadata), identity, accept_changes
+    )
     logging.info("Resuming from the checkpoint of step %d.", restored.step)
     return restored
 
@@ -525,6 +530,12 @@ def _check_arguments(batch_size: int, num_microbatches: int, **counts: int) -> N
             f"num_microbatches={num_microbatches} does not divide the batch of "
             f"{batch_size} rows. Choose a divisor."
         )
+
+
+def _dtype_of(objective: types.Objective) -> str | None:
+    """Type of the activations of the objective's model; None without a model."""
+    model = getattr(objective, "model", None)
+    return None if model is None else np.dtype(model.compute.dtype).name
 
 
 def _check_identity(

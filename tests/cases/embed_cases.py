@@ -20,7 +20,7 @@ def make_model(folder, seed, **sizes):
         "d_model": 12,
         "d_ff": 17,
     }
-    config = t5.T5Config(scan_layers=False, **usual | sizes)
+    config = t5.T5Config(**usual | sizes)
     huggingface.write(folder, config, t5.init_params(config, jax.random.key(seed)))
     return folder
 

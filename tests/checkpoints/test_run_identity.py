@@ -5,6 +5,7 @@ import functools
 
 from prottrans_jax import differences
 from prottrans_jax.checkpoints import run_identity
+from prottrans_jax.layers import compute
 from prottrans_jax.models import t5
 from prottrans_jax.optimizers import schedules
 
@@ -29,9 +30,22 @@ def test_nested_sizes_are_named_with_both_values():
 
 
 def test_how_a_step_is_computed_is_not_part_of_a_run():
+    other = compute.ComputeConfig(remat_policy="full", dtype="bfloat16")
     before = run_identity.identity(model=t5.T5(_config()))
-    now = run_identity.identity(model=t5.T5(_config(remat_policy="full")))
+    now = run_identity.identity(model=t5.T5(_config(), other))
     assert not differences.lines(before, now)
+
+
+def test_types_in_an_identity_of_an_earlier_version_are_not_compared():
+    now = run_identity.identity(model=t5.T5(_config()))
+    former = {
+        "model.config.dtype": "dtype(bfloat16)",
+        "model.config.param_dtype": "dtype('float32')",
+        "model.config.scan_layers": "True",
+    }
+    saved = {"identity": {**now, **former, "optimizer.dtype": "float32"}}
+    found = run_identity.of_checkpoint(saved)
+    assert found == {**now, "optimizer.dtype": "float32"}
 
 
 def test_functions_are_told_apart_by_their_arguments():

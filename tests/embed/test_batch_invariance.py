@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from prottrans_jax.embed import batching, embedder, layerwise
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import albert, bert, t5, xlnet
 
 SEQUENCE = b"MKTAYIAKQRLLKMACDWWY"
@@ -23,17 +24,17 @@ def make_module(family):
         "d_ff": 40,
         "num_heads": 2,
         "head_dim": 12,
-        "scan_layers": False,
-        "dtype": "float32",
-        "param_dtype": "float32",
     }
+    compute = compute_config.ComputeConfig(scan_layers=False)
     if family == "t5":
-        return t5.T5(t5.T5Config(num_decoder_layers=0, **sizes))
+        return t5.T5(t5.T5Config(num_decoder_layers=0, **sizes), compute)
     if family == "bert":
-        return bert.Bert(bert.BertConfig(max_length=100, **sizes))
+        return bert.Bert(bert.BertConfig(max_length=100, **sizes), compute)
     if family == "albert":
-        return albert.Albert(albert.AlbertConfig(max_length=100, d_embed=16, **sizes))
-    return xlnet.XLNet(xlnet.XLNetConfig(**sizes))
+        return albert.Albert(
+            albert.AlbertConfig(max_length=100, d_embed=16, **sizes), compute
+        )
+    return xlnet.XLNet(xlnet.XLNetConfig(**sizes), compute)
 
 
 def make_params(module, factor):

@@ -196,11 +196,11 @@ def test_one_sequence_that_does_not_fit_goes_blockwise_then_is_named(
     modes = []
 
     def never_fits(module, *_):
-        modes.append((module.config.flash, module.config.attention))
+        modes.append((module.compute.fused_attention, module.compute.attention))
         raise RuntimeError("RESOURCE_EXHAUSTED: no")
 
     if fused:
-        monkeypatch.setattr(forward, "for_shape", lambda x, *_: forward.flash(x))
+        monkeypatch.setattr(forward, "for_shape", lambda x, *_: forward.fused(x))
     monkeypatch.setattr(runner, "_call", never_fits)
     with pytest.raises(embedder.OutOfMemory, match="5 residues"):
         list(runner.run(runner.work([b"MKTAY"], np.array([8]))))
@@ -228,15 +228,15 @@ def test_a_gpu_uses_its_fused_attention_where_family_and_length_allow(
     longest = int((limit / 4 / heads) ** 0.5)
 
     def choice(module, length=40, platform="gpu"):
-        config = forward.for_shape(module, 2, length, platform).config
-        return "flash" if getattr(config, "flash", False) else config.attention
+        compute = forward.for_shape(module, 2, length, platform).compute
+        return "fused" if compute.fused_attention else compute.attention
 
     monkeypatch.setattr(attention, "has_flash", lambda dtype, head_dim: True)
-    assert [choice(x) for x in modules] == ["flash", "flash", "plain"]
+    assert [choice(x) for x in modules] == ["fused", "fused", "plain"]
     assert [choice(x, platform="cpu") for x in modules] == ["plain"] * 3
     assert [choice(x, platform="tpu") for x in modules] == ["plain"] * 3
     # Of one row: two rows' plain scores would already be too many.
-    assert choice(encoder.module, longest) == "flash"
+    assert choice(encoder.module, longest) == "fused"
     assert choice(encoder.module, longest + 1) == "blockwise"
     assert choice(forward.blockwise(encoder.module)) == "blockwise"  # As configured.
     monkeypatch.setattr(attention, "has_flash", lambda dtype, head_dim: False)
@@ -249,7 +249,7 @@ def test_fused_attention_gives_the_same_vectors(encoder, monkeypatch):
     sequences = [b"MKTAYIAKQR", b"ACDWWY", b"LL"]
     runner = encoder.make_embedder()
     fused = encoder.make_embedder()
-    fused.module = forward.flash(encoder.module)
+    fused.module = forward.fused(encoder.module)
     plain, flash = (
         {i: x.residues for _, i, x in r.run(r.work(sequences, np.array([12])))}
         for r in (runner, fused)
@@ -265,15 +265,19 @@ def test_unknown_model_settings_are_named(model_folder):
 
 def test_fused_attention_cannot_be_set_by_users(encoder, model_folder):
     """Packed rows would leak into each other."""
-    with pytest.raises(ValueError, match=r"^flash: T5Config has no such field"):
-        prottrans_jax.load_encoder(model_folder, flash=True)
-    with pytest.raises((TypeError, ValueError), match="flash"):
-        dataclasses.replace(encoder.config, flash=True)
-    with pytest.raises(ValueError, match="attention='flash' is not known"):
-        dataclasses.replace(encoder.config, attention="flash")
-    fused = forward.flash(encoder.module).config
-    assert fused.flash and not encoder.config.flash and fused != encoder.config
-    assert not dataclasses.replace(fused, attention="blockwise").flash
+    with pytest.raises(ValueError, match=r"^fused_attention: T5Config has no such"):
+        prottrans_jax.load_encoder(model_folder, fused_attention=True)
+    fused = forward.fused(encoder.module)
+    assert fused.compute.fused_attention and not encoder.module.compute.fused_attention
+    tokens = np.ones((1, 4), np.int32)
+    with pytest.raises(ValueError, match=r"fused_attention=True: rows .* packed"):
+        fused.apply(
+            {"params": encoder.params},
+            tokens,
+            tokens,
+            encoder_segment_ids=tokens,
+            deterministic=True,
+        )
 
 
 def test_blockwise_is_plain_attention(encoder):
@@ -337,7 +341,7 @@ def test_attention_is_plain_or_blockwise_by_length_whatever_the_rows(
     monkeypatch.setitem(forward.PLAIN_SCORES_BYTES, "cpu", 4 * 2 * 2 * 24 * 24)
 
     def note(module, *args, **keywords):
-        seen.append((args[1].shape, module.config.attention))
+        seen.append((args[1].shape, module.compute.attention))
         return run(module, *args, **keywords)
 
     run = forward.run

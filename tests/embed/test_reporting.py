@@ -26,7 +26,6 @@ def short_model(tmp_path_factory):
         d_model=8,
         d_ff=12,
         max_length=32,
-        scan_layers=False,
     )
     folder = tmp_path_factory.mktemp("models") / "short_bert"
     huggingface.write(folder, config, bert.init_params(config, jax.random.key(0)))

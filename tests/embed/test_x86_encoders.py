@@ -10,6 +10,7 @@ import pytest
 from prottrans_jax.embed import batching, embedder, forward, layerwise
 from prottrans_jax.encoders import frozen_params
 from prottrans_jax.kernels import x86
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import albert, bert, electra, t5, xlnet
 
 needs_x86 = pytest.mark.skipif(
@@ -27,21 +28,23 @@ def wide_model(family, dtype):
         "d_ff": 96,
         "num_heads": 3,
         "head_dim": 32,
-        "scan_layers": False,
-        "dtype": dtype,
-        "param_dtype": dtype,
     }
+    compute = compute_config.ComputeConfig(
+        scan_layers=False, dtype=dtype, param_dtype=dtype
+    )
     if family == "t5":
-        return t5.T5(t5.T5Config(num_decoder_layers=0, **sizes))
+        return t5.T5(t5.T5Config(num_decoder_layers=0, **sizes), compute)
     if family == "bert":
-        return bert.Bert(bert.BertConfig(max_length=200, **sizes))
+        return bert.Bert(bert.BertConfig(max_length=200, **sizes), compute)
     if family == "albert":
-        return albert.Albert(albert.AlbertConfig(max_length=200, d_embed=32, **sizes))
+        return albert.Albert(
+            albert.AlbertConfig(max_length=200, d_embed=32, **sizes), compute
+        )
     if family == "electra":
         return electra.ElectraEncoder(
-            electra.ElectraEncoderConfig(max_length=200, d_embed=32, **sizes)
+            electra.ElectraEncoderConfig(max_length=200, d_embed=32, **sizes), compute
         )
-    return xlnet.XLNet(xlnet.XLNetConfig(**sizes))
+    return xlnet.XLNet(xlnet.XLNetConfig(**sizes), compute)
 
 
 def test_x86_attention_replaces_blockwise_attention(monkeypatch):
@@ -50,7 +53,7 @@ def test_x86_attention_replaces_blockwise_attention(monkeypatch):
 
     def ways(platform):
         chosen = [forward.for_shape(x, 2, 40, platform) for x in modules]
-        return [x.config.attention for x in chosen]
+        return [x.compute.attention for x in chosen]
 
     monkeypatch.setattr(x86, "is_usable", lambda: True)
     assert ways("cpu") == ["blockwise", "blockwise", "plain"]

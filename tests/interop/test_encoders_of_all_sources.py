@@ -7,8 +7,10 @@ import pytest
 import prottrans_jax
 from prottrans_jax.checkpoints import checkpointing, opening, run_identity
 from prottrans_jax.interop import families, huggingface, mesh_tf, t5x
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import bert, electra, t5, xlnet
 
+UNROLLED = compute_config.ComputeConfig(scan_layers=False)
 T5 = t5.T5Config(
     vocab_size=128,
     num_layers=2,
@@ -17,10 +19,9 @@ T5 = t5.T5Config(
     head_dim=4,
     d_model=10,
     d_ff=14,
-    scan_layers=False,
 )
 SIZES = dict(num_layers=2, num_heads=3, head_dim=4, d_model=12, d_ff=14, max_length=40)
-BERT = bert.BertConfig(vocab_size=30, **SIZES, scan_layers=False)
+BERT = bert.BertConfig(vocab_size=30, **SIZES)
 ELECTRA = electra.ElectraConfig(
     vocab_size=30,
     **SIZES,
@@ -34,7 +35,9 @@ SEQUENCES = ["MKTAYIAKQRQISFVKSHF", "W"]
 
 
 def random_params(module, config):
-    shapes = jax.eval_shape(lambda: module.init_params(config, jax.random.key(0)))
+    shapes = jax.eval_shape(
+        lambda: module.init_params(config, jax.random.key(0), UNROLLED)
+    )
     rng = np.random.default_rng(9)
     return jax.tree.map(
         lambda x: (rng.normal(size=x.shape) * 0.3).astype(np.float32), shapes
@@ -89,7 +92,7 @@ def test_of_an_electra_run_the_discriminator_embeds(tmp_path):
     encoder = prottrans_jax.load_encoder(tmp_path / "run")
     assert encoder.config == opening.encoder_of(opening.read(tmp_path / "run")).config
     tokens, mask = encoder.tokenize(SEQUENCES)
-    both = electra.Electra(ELECTRA)
+    both = electra.Electra(ELECTRA, UNROLLED)
     wanted = both.apply({"params": params}, tokens, mask, method="encode")
     for row, vectors in enumerate(encoder.embed(SEQUENCES)):
         residues = np.asarray(wanted)[row, 1 : 1 + len(SEQUENCES[row])]
@@ -103,7 +106,7 @@ def test_of_an_electra_run_the_discriminator_embeds(tmp_path):
 def test_a_bert_run_is_loaded_in_the_requested_type(tmp_path):
     save_run(tmp_path / "run", BERT, random_params(bert, BERT))
     encoder = prottrans_jax.load_encoder(tmp_path / "run", dtype="bfloat16")
-    assert encoder.config.dtype == jax.numpy.bfloat16
+    assert encoder.module.compute.dtype == jax.numpy.bfloat16
     assert encoder.max_residues == 38
     assert families.family_of_config(encoder.config).name == "bert"
     half = encoder.embed(SEQUENCES)[0]
@@ -139,7 +142,6 @@ def test_xlnet_trained_in_both_directions_reads_proteins_forward(tmp_path):
             d_ff=14,
             attn_type="uni",
             bi_data=bi_data,
-            scan_layers=False,
         )
         folder = tmp_path / str(bi_data)
         huggingface.write(folder, config, random_params(xlnet, config))

@@ -1,12 +1,14 @@
 """Configurations and names of BERT's kinship as they come in files; no torch."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
 from prottrans_jax.interop import hf_albert, hf_bert, hf_electra
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import albert, bert, electra
 
 TABLES = {"bert": hf_bert, "albert": hf_albert, "electra": hf_electra}
@@ -38,7 +40,9 @@ TINY = dict(
 
 def make_params(table, config):
     module = {hf_bert: bert, hf_albert: albert, hf_electra: electra}[table]
-    shapes = jax.eval_shape(lambda: module.init_params(config, jax.random.key(0)))
+    unrolled = compute_config.ComputeConfig(scan_layers=False)
+    init = functools.partial(module.init_params, config, compute=unrolled)
+    shapes = jax.eval_shape(init, jax.random.key(0))
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: rng.random(x.shape, np.float32), shapes)
 

@@ -11,9 +11,11 @@ from prottrans_jax.interop import (
     hf_albert,
     hf_bert,
     hf_electra,
+    layer_stacks,
     safetensors,
     torch_files,
 )
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import albert, bert, electra
 from prottrans_jax.objectives import masked_lm, replaced_token_detection
 
@@ -40,20 +42,26 @@ def read_arrays(folder):
     return torch_files.load(folder / "pytorch_model.bin")
 
 
-def load(family, folder, **overrides):
+def load(family, folder, **options):
+    compute = compute_config.ComputeConfig(**options)
     table = TABLES[family]
     attributes = json.loads((folder / "config.json").read_text())
     arrays = read_arrays(folder)
-    config = table.config_from_hf(attributes, **overrides)
+    config = table.config_from_hf(attributes)
     # The heads in config.json agree with the arrays.
     assert table.fit_config(config, set(arrays)) == config
-    return config, table.params_from_hf(arrays, config)
+    params = layer_stacks.convert(
+        table.params_from_hf(arrays, config),
+        dtype=compute.param_dtype,
+        stacked=compute.scan_layers,
+    )
+    return MODELS[family](config, compute), params
 
 
-def run(family, config, params, tokens, mask, token_types=None):
+def run(model, params, tokens, mask, token_types=None):
     """Outputs, and hidden states [layers + 1, batch, length, d_model]."""
     outputs, variables = jax.jit(
-        lambda params: MODELS[family](config).apply(
+        lambda params: model.apply(
             {"params": params},
             jnp.asarray(tokens, jnp.int32),
             segment_ids=jnp.asarray(mask, jnp.int32),
@@ -66,9 +74,11 @@ def run(family, config, params, tokens, mask, token_types=None):
         inputs = encoder["layers"]["input"][0]
     elif "layer" in encoder:  # shared: [layers, ...] if scanned, else one by one
         inputs = encoder["layer"]["input"]
-        inputs = inputs[0] if config.scan_layers else inputs
+        inputs = inputs[0] if model.compute.scan_layers else inputs
     else:
-        inputs = [encoder[f"layers_{i}"]["input"][0] for i in range(config.num_layers)]
+        inputs = [
+            encoder[f"layers_{i}"]["input"][0] for i in range(model.config.num_layers)
+        ]
     assert np.array_equal(outputs.encoded, encoder["output"][0])
     return outputs, np.stack([*inputs, outputs.encoded])
 
@@ -96,12 +106,11 @@ FORWARD_CASES = [
 @pytest.mark.parametrize(("family", "checkpoint", "name", "variant"), FORWARD_CASES)
 def test_hidden_states_and_heads(shared, family, checkpoint, name, variant):
     folder = shared / "parity" / "dev" / family
-    config, params = load(family, folder / checkpoint, **VARIANTS[variant])
+    model, params = load(family, folder / checkpoint, **VARIANTS[variant])
     case = np.load(folder / f"case_{name}.npz")
     token_types = case.get("in_token_type_ids")
     outputs, hidden = run(
-        family,
-        config,
+        model,
         params,
         case["in_input_ids"],
         case["in_attention_mask"],
@@ -129,19 +138,19 @@ TINY_CASES = ["bert", "albert", "electra_generator", "electra_discriminator"]
 def test_tiny_released_forms(shared, name):
     family = name.split("_")[0]
     folder = shared / "data" / "interop" / "hf_tiny" / f"prot_{name}"
-    config, params = load(family, folder)
+    model, params = load(family, folder)
     expected = np.load(folder / "expected.npz")
     outputs, hidden = run(
-        family, config, params, expected["input_ids"], expected["attention_mask"]
+        model, params, expected["input_ids"], expected["attention_mask"]
     )
     real = expected["attention_mask"].astype(bool)
-    theirs = [expected[f"hidden_{i}"] for i in range(config.num_layers + 1)]
+    theirs = [expected[f"hidden_{i}"] for i in range(model.config.num_layers + 1)]
     assert_close(hidden, np.stack(theirs), real)
     logits = outputs.replaced_logits if outputs.logits is None else outputs.logits
     assert_close(logits, expected["logits"], real)
     # There and back, bit for bit.
     arrays = read_arrays(folder)
-    back = TABLES[family].params_to_hf(params, config)
+    back = TABLES[family].params_to_hf(params, model.config)
     assert set(back) == set(arrays)
     assert all(np.array_equal(back[x], arrays[x]) for x in arrays)
 
@@ -201,15 +210,15 @@ LOSS_CASES = [
 @pytest.mark.parametrize(("family", "checkpoint", "name", "variant"), LOSS_CASES)
 def test_loss_and_gradients(shared, family, checkpoint, name, variant):
     folder = shared / "parity" / "dev" / family
-    config, params = load(family, folder / checkpoint, **VARIANTS[variant])
+    model, params = load(family, folder / checkpoint, **VARIANTS[variant])
     case = np.load(folder / f"case_{name}.npz")
     objective = masked_lm.MaskedLM(
-        MODELS[family](config),
-        sentence_order_weight=float(getattr(config, "order_head", False)),
+        model,
+        sentence_order_weight=float(getattr(model.config, "order_head", False)),
     )
     loss, grads = loss_and_grads(objective, params, make_batch(case))
     np.testing.assert_allclose(loss, case["out_loss"], rtol=LOSS_RELATIVE)
-    ours = TABLES[family].params_to_hf(grads, config)
+    ours = TABLES[family].params_to_hf(grads, model.config)
     assert_gradients_close(ours, np.load(folder / f"grads_{name}.npz"))
 
 
@@ -220,15 +229,19 @@ def test_discriminator_loss_and_gradients(shared, monkeypatch):
     replaced; what it would draw is put there by hand.
     """
     folder = shared / "parity" / "dev" / "electra"
-    config, params = load("electra", folder / "discriminator")
+    model, params = load("electra", folder / "discriminator")
     case = np.load(folder / "case_discriminator_rtd_loss.npz")
     tokens = jnp.asarray(case["in_input_ids"], jnp.int32)
     real = case["in_attention_mask"] == 1
     replaced = (case["in_labels"] == 1) & real
     joint = electra.ElectraConfig(
-        **{x: getattr(config, x) for x in ("vocab_size", "max_length", "d_embed")},
-        **{x: getattr(config, x) for x in ("num_layers", "num_heads", "head_dim")},
-        **{x: getattr(config, x) for x in ("d_model", "d_ff")},
+        **{
+            x: getattr(model.config, x) for x in ("vocab_size", "max_length", "d_embed")
+        },
+        **{
+            x: getattr(model.config, x) for x in ("num_layers", "num_heads", "head_dim")
+        },
+        **{x: getattr(model.config, x) for x in ("d_model", "d_ff")},
         generator_num_layers=1,
         generator_num_heads=1,
         generator_head_dim=3,
@@ -241,7 +254,9 @@ def test_discriminator_loss_and_gradients(shared, monkeypatch):
     batch = {
         "input_tokens": tokens,
         # Any other token will do: the loss sees only that it differs.
-        "target_tokens": jnp.where(replaced, (tokens + 1) % config.vocab_size, tokens),
+        "target_tokens": jnp.where(
+            replaced, (tokens + 1) % model.config.vocab_size, tokens
+        ),
         "loss_weights": jnp.asarray(replaced, jnp.float32),
         "corrupted": jnp.asarray(replaced, jnp.int32),
         "segment_ids": jnp.asarray(real, jnp.int32),
@@ -270,7 +285,7 @@ def test_discriminator_loss_and_gradients(shared, monkeypatch):
     # Embeddings have a gradient from both sides: compare the rest.
     theirs = np.load(folder / "grads_discriminator_rtd_loss.npz")
     _, ours = electra.split_params(grads)
-    ours = hf_electra.params_to_hf(jax.tree.map(lambda x: x / 50, ours), config)
+    ours = hf_electra.params_to_hf(jax.tree.map(lambda x: x / 50, ours), model.config)
     names = [name for name in theirs if ".embeddings." not in name]
     assert_gradients_close(
         {name: ours[name] for name in names}, {name: theirs[name] for name in names}

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prottrans_jax.checkpoints import opening
 from prottrans_jax.interop import huggingface
 from prottrans_jax.objectives import losses
 
@@ -117,7 +118,7 @@ def run_theirs(model, inputs):
 def run_ours(checkpoint, inputs):
     """(loss, (outputs, hidden states)) and gradients, in one compilation."""
     config = checkpoint.config
-    model = checkpoint.family.model_class(config)
+    model = opening.model_of(checkpoint)
     tokens, mask = jnp.asarray(inputs["tokens"]), jnp.asarray(inputs["mask"])
     predicted = jnp.asarray(inputs["predicted"])
 
@@ -149,7 +150,7 @@ def run_ours(checkpoint, inputs):
     if layers is None:
         hidden = [encoder[f"layers_{i}"]["input"][0] for i in range(config.num_layers)]
     else:
-        hidden = layers["input"][0] if config.scan_layers else layers["input"]
+        hidden = layers["input"][0] if model.compute.scan_layers else layers["input"]
     return loss, outputs, np.stack([*hidden, outputs.encoded]), grads
 
 

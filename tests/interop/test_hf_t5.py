@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax.interop import hf_t5, safetensors
+from prottrans_jax.interop import hf_t5, layer_stacks, safetensors
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising, losses
 
@@ -35,17 +36,23 @@ def assert_stream_close(ours, expected):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=limit)
 
 
-def load(folder, **overrides):
+def load(folder, **options):
+    compute = compute_config.ComputeConfig(**options)
     attributes = json.loads((folder / "config.json").read_text())
-    config = hf_t5.config_from_hf(attributes, **overrides)
+    config = hf_t5.config_from_hf(attributes)
     checkpoint = safetensors.load(folder / "model.safetensors")
-    return config, hf_t5.params_from_hf(checkpoint, config)
+    params = layer_stacks.convert(
+        hf_t5.params_from_hf(checkpoint, config),
+        dtype=compute.param_dtype,
+        stacked=compute.scan_layers,
+    )
+    return t5.T5(config, compute), params
 
 
-def hidden_states(config, intermediates, side, last):
+def hidden_states(model, intermediates, side, last):
     """[layers + 1, batch, length, d_model], as Hugging Face stacks them."""
     tree = intermediates[side]
-    if config.scan_layers:
+    if model.compute.scan_layers:
         inputs = list(tree["layers"]["input"][0])
     else:
         num_layers = sum(name.startswith("layers_") for name in tree)
@@ -53,10 +60,10 @@ def hidden_states(config, intermediates, side, last):
     return np.stack([*inputs, last])
 
 
-def run(config, params, batch):
+def run(model, params, batch):
     """Hidden states of both stacks, and logits."""
     logits, variables = jax.jit(
-        lambda params: t5.T5(config).apply(
+        lambda params: model.apply(
             {"params": params},
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
@@ -67,8 +74,8 @@ def run(config, params, batch):
         )
     )(params)
     tree = variables["intermediates"]
-    encoder = hidden_states(config, tree, "encoder", tree["encoder"]["output"][0])
-    decoder = hidden_states(config, tree, "decoder", tree["decoder"]["output"][0])
+    encoder = hidden_states(model, tree, "encoder", tree["encoder"]["output"][0])
+    decoder = hidden_states(model, tree, "decoder", tree["decoder"]["output"][0])
     return encoder, decoder, logits
 
 
@@ -89,8 +96,8 @@ def make_batch(input_ids, attention_mask, labels):
     }
 
 
-def loss_and_grads(config, params, batch):
-    objective = denoising.Denoising(t5.T5(config))
+def loss_and_grads(model, params, batch):
+    objective = denoising.Denoising(model)
     normalizers = objective.normalizers(batch)
     rng = jax.random.key(0)
 
@@ -131,8 +138,8 @@ def test_prot_t5_hidden_states_logits_and_loss(shared, variant):
 
 
 def check_forward(folder, variant, batch, expected):
-    config, params = load(folder, **variant)
-    encoder, decoder, logits = run(config, params, batch)
+    model, params = load(folder, **variant)
+    encoder, decoder, logits = run(model, params, batch)
     real = np.asarray(batch["encoder_segment_ids"], bool)
     encoder, expected_encoder = encoder[:, real], expected["encoder"][:, real]
     assert_stream_close(encoder[:-1], expected_encoder[:-1])
@@ -152,14 +159,14 @@ def check_forward(folder, variant, batch, expected):
 @pytest.mark.parametrize("name", ["scanned", "blockwise"])
 def test_v10_loss_and_gradients_of_the_objective(shared, name):
     folder = shared / "parity" / "dev" / "t5"
-    config, params = load(folder / "v10", **VARIANTS[name])
+    model, params = load(folder / "v10", **VARIANTS[name])
     case = np.load(folder / "case_v10_loss.npz")
     batch = make_batch(
         case["in_input_ids"], case["in_attention_mask"], case["in_labels"]
     )
-    loss, grads = loss_and_grads(config, params, batch)
+    loss, grads = loss_and_grads(model, params, batch)
     np.testing.assert_allclose(loss, case["out_loss"], rtol=LOSS_RELATIVE)
-    ours = hf_t5.params_to_hf(grads, config)
+    ours = hf_t5.params_to_hf(grads, model.config)
     theirs = np.load(folder / "grads_v10_loss.npz")
     assert set(ours) == set(theirs)
     for parameter in theirs:
@@ -171,12 +178,12 @@ def test_v10_loss_and_gradients_of_the_objective(shared, name):
 
 def test_half_precision_encoder_without_decoder(shared):
     folder = shared / "data" / "interop" / "hf_tiny" / "prot_t5_half_enc"
-    config, params = load(folder)
-    assert config.num_decoder_layers == 0
+    model, params = load(folder)
+    assert model.config.num_decoder_layers == 0
     assert set(params) == {"token_embedder", "encoder"}
     arrays = np.load(folder / "expected.npz")
     mask = arrays["attention_mask"].astype(bool)
-    hidden = t5.T5(config).apply(
+    hidden = model.apply(
         {"params": params},
         arrays["input_ids"],
         jnp.asarray(mask),
@@ -208,7 +215,7 @@ TINY = dict(
 )
 def test_there_and_back_through_a_file_is_the_identity(tmp_path, extra):
     config = hf_t5.config_from_hf({**TINY, **extra})
-    params = init_params(config, jax.random.key(0))
+    params = layer_stacks.unstack(init_params(config, jax.random.key(0)))
     theirs = hf_t5.params_to_hf(params, config)
     name = "decoder.block.1.layer.1.EncDecAttention.q.weight"
     assert theirs[name].shape == (12, 10)  # torch: [outputs, inputs]

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prottrans_jax.checkpoints import opening
 from prottrans_jax.interop import hf_t5, huggingface
-from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
 
 torch = pytest.importorskip("torch")
@@ -88,7 +88,7 @@ def run_theirs(model):
     return out, {n: p.grad.numpy() for n, p in model.named_parameters()}
 
 
-def run_ours(config, params):
+def run_ours(checkpoint):
     tokens, mask, labels = make_inputs()
     targets = np.where(labels == -100, 0, labels).astype(np.int32)
     batch = {
@@ -101,7 +101,7 @@ def run_ours(config, params):
         "decoder_corrupted": np.zeros_like(targets),
     }
     batch = jax.tree.map(jnp.asarray, batch)
-    model = t5.T5(config)
+    model = opening.model_of(checkpoint)
     objective = denoising.Denoising(model)
 
     def loss(params):
@@ -122,12 +122,12 @@ def run_ours(config, params):
 
     (logits, variables), loss_and_grads = jax.jit(
         lambda params: (forward(params), jax.value_and_grad(loss)(params))
-    )(params)
+    )(checkpoint.params)
     return logits, variables["intermediates"], *loss_and_grads
 
 
-def hidden_states(config, tree, num_layers):
-    if config.scan_layers:
+def hidden_states(tree, num_layers):
+    if "layers" in tree:
         inputs = list(tree["layers"]["input"][0])
     else:
         inputs = [tree[f"layers_{i}"]["input"][0] for i in range(num_layers)]
@@ -152,7 +152,7 @@ def test_states_logits_loss_and_gradients(tmp_path, attributes, storage):
         overrides["attention_block_size"] = 4
     found = huggingface.read(tmp_path, **overrides)
     theirs, their_grads = run_theirs(model)
-    logits, tree, loss, grads = run_ours(found.config, found.params)
+    logits, tree, loss, grads = run_ours(found)
 
     real = make_inputs()[1]
     for side, states, keep in (
@@ -160,7 +160,7 @@ def test_states_logits_loss_and_gradients(tmp_path, attributes, storage):
         ("decoder", theirs.decoder_hidden_states, np.ones((BATCH, TARGETS), bool)),
     ):
         expected = np.stack([x.detach().numpy() for x in states])[:, keep]
-        ours = hidden_states(found.config, tree[side], len(states) - 1)[:, keep]
+        ours = hidden_states(tree[side], len(states) - 1)[:, keep]
         limit = max(MAX_ABS, 4e-6 * np.abs(expected).max())
         np.testing.assert_allclose(ours, expected, rtol=0, atol=limit, err_msg=side)
     expected = theirs.logits.detach().numpy()

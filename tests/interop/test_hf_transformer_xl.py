@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 
 from prottrans_jax.checkpoints import run_identity
-from prottrans_jax.interop import hf_transformer_xl, huggingface, safetensors
+from prottrans_jax.interop import (
+    hf_transformer_xl,
+    huggingface,
+    layer_stacks,
+    safetensors,
+)
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.layers import relative_attention
 from prottrans_jax.models import transformer_xl
 from prottrans_jax.objectives import losses
@@ -23,17 +29,23 @@ RELATIVE = 1e-5  # of losses, and of gradients to the largest of their array
 SCAN = pytest.mark.parametrize("scan_layers", [True, False], ids=["scan", "unrolled"])
 
 
-def load(folder, **overrides):
+def load(folder, **options):
+    compute = compute_config.ComputeConfig(**options)
     attributes = json.loads((folder / "config.json").read_text())
-    config = hf_transformer_xl.config_from_hf(attributes, **overrides)
+    config = hf_transformer_xl.config_from_hf(attributes)
     checkpoint = safetensors.load(folder / "model.safetensors")
-    return config, hf_transformer_xl.params_from_hf(checkpoint, config)
+    params = layer_stacks.convert(
+        hf_transformer_xl.params_from_hf(checkpoint, config),
+        dtype=compute.param_dtype,
+        stacked=compute.scan_layers,
+    )
+    return transformer_xl.TransformerXL(config, compute), params
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(config, params, tokens, memories):
+def run(model, params, tokens, memories):
     """Hidden states [layers + 1, batch, length, d_model], logits, memories."""
-    out, variables = transformer_xl.TransformerXL(config).apply(
+    out, variables = model.apply(
         {"params": params},
         tokens,
         memories=memories,
@@ -41,17 +53,19 @@ def run(config, params, tokens, memories):
         mutable="intermediates",
     )
     tree = variables["intermediates"]["decoder"]
-    if config.scan_layers:
+    if model.compute.scan_layers:
         states = tree["layers"]["input"][0]
     else:
-        layers = range(config.num_layers)
+        layers = range(model.config.num_layers)
         states = jnp.stack([tree[f"layers_{i}"]["input"][0] for i in layers])
     return jnp.concatenate([states, tree["output"][0][None]]), *out
 
 
-def no_memories(config, batch):
+def no_memories(model, batch):
     """Hugging Face begins with zeros, which are attended to."""
-    return jnp.zeros((config.num_layers, batch, config.mem_length, config.d_model))
+    return jnp.zeros(
+        (model.config.num_layers, batch, model.config.mem_length, model.config.d_model)
+    )
 
 
 def assert_close(ours, theirs):
@@ -61,17 +75,17 @@ def assert_close(ours, theirs):
 @SCAN
 def test_hidden_states_log_probabilities_and_memories(shared, scan_layers):
     folder = shared / "parity" / "dev" / "transfo_xl"
-    config, params = load(folder / "lm", scan_layers=scan_layers)
+    model, params = load(folder / "lm", scan_layers=scan_layers)
     checkpoint = safetensors.load(folder / "lm" / "model.safetensors")
     del checkpoint["transformer.pos_emb.inv_freq"]  # a buffer
-    again = hf_transformer_xl.params_to_hf(params, config)
+    again = hf_transformer_xl.params_to_hf(params, model.config)
     assert set(again) == set(checkpoint)
     assert all(np.array_equal(x, checkpoint[name]) for name, x in again.items())
     case = np.load(folder / "case_mems.npz")
-    memories = no_memories(config, 3)
+    memories = no_memories(model, 3)
     for call in "123":
         tokens = case[f"in_input_ids_{call}"]
-        states, logits, memories = run(config, params, tokens, memories)
+        states, logits, memories = run(model, params, tokens, memories)
         assert_close(states, case[f"out_hidden_states_{call}"])
         assert_close(jax.nn.log_softmax(logits), case[f"out_log_probs_{call}"])
         # [layers, mem_len, batch, d_model]
@@ -82,19 +96,19 @@ def test_hidden_states_log_probabilities_and_memories(shared, scan_layers):
 @pytest.mark.parametrize("name", ["lm_loss", "lm_loss_nomems"])
 def test_loss_and_gradients(shared, name, scan_layers):
     folder = shared / "parity" / "dev" / "transfo_xl"
-    config, params = load(folder / "lm", scan_layers=scan_layers)
+    model, params = load(folder / "lm", scan_layers=scan_layers)
     case = dict(np.load(folder / f"case_{name}.npz"))
-    memories, suffix = no_memories(config, 3), ""
+    memories, suffix = no_memories(model, 3), ""
     if "in_input_ids_1" in case:
         suffix = "_2"
-        _, _, memories = run(config, params, case["in_input_ids_1"], memories)
+        _, _, memories = run(model, params, case["in_input_ids_1"], memories)
     tokens, labels = case[f"in_input_ids{suffix}"], case[f"in_labels{suffix}"]
     # Theirs shifts inside: position t is scored on the label of t + 1.
     targets, weights = labels[:, 1:], labels[:, 1:] != -100
 
     @jax.jit
     def loss(params):
-        logits, _ = transformer_xl.TransformerXL(config).apply(
+        logits, _ = model.apply(
             {"params": params}, tokens, memories=memories, deterministic=True
         )
         nll = losses.softmax_cross_entropy(logits[:, :-1], targets).nll
@@ -103,7 +117,7 @@ def test_loss_and_gradients(shared, name, scan_layers):
     (value, nll), grads = jax.value_and_grad(loss, has_aux=True)(params)
     np.testing.assert_allclose(value, case["out_loss"], rtol=RELATIVE)
     assert_close(nll[weights], case["out_losses"][weights])
-    ours = hf_transformer_xl.params_to_hf(grads, config)
+    ours = hf_transformer_xl.params_to_hf(grads, model.config)
     theirs = np.load(folder / f"grads_{name}.npz")
     assert set(ours) == set(theirs)
     for parameter in theirs:
@@ -135,12 +149,12 @@ COMBINATIONS = [
 
 
 @pytest.mark.parametrize("attributes", COMBINATIONS, ids=str)
-@pytest.mark.parametrize("options", [{}, {"lm_head": False, "scan_layers": False}])
+@pytest.mark.parametrize("options", [{}, {"lm_head": False}])
 def test_there_and_back_is_the_identity(attributes, options):
     config = hf_transformer_xl.config_from_hf(SIZES | attributes, **options)
-    shapes = jax.eval_shape(
-        lambda: transformer_xl.init_params(config, jax.random.key(0))
-    )
+    unrolled = compute_config.ComputeConfig(scan_layers=False)
+    init = functools.partial(transformer_xl.init_params, config, compute=unrolled)
+    shapes = jax.eval_shape(init, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
     theirs = hf_transformer_xl.params_to_hf(params, config)

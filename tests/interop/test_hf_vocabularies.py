@@ -301,7 +301,7 @@ def test_other_ids_after_renumbering_give_the_same_output(tmp_path, config):
     found = huggingface.read(tmp_path)
     theirs, ours = found.vocabulary, family.vocabulary
     assert theirs is not ours
-    module = family.model_class(found.config)
+    module = opening.model_of(found)
     sequence = "MKTAYIAKQRXACDEFGHLNPSVW"
 
     def logits(params, vocab, around):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax.interop import hf_xlnet, safetensors
+from prottrans_jax.interop import hf_xlnet, layer_stacks, safetensors
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import xlnet
 from prottrans_jax.objectives import losses
 
@@ -17,17 +18,23 @@ RELATIVE = 1e-5  # of losses, and of gradients to the largest of their array
 SCAN = pytest.mark.parametrize("scan_layers", [True, False], ids=["scan", "unrolled"])
 
 
-def load(folder, **overrides):
+def load(folder, **options):
+    compute = compute_config.ComputeConfig(**options)
     attributes = json.loads((folder / "config.json").read_text())
-    config = hf_xlnet.config_from_hf(attributes, **overrides)
+    config = hf_xlnet.config_from_hf(attributes)
     checkpoint = safetensors.load(folder / "model.safetensors")
-    return config, hf_xlnet.params_from_hf(checkpoint, config)
+    params = layer_stacks.convert(
+        hf_xlnet.params_from_hf(checkpoint, config),
+        dtype=compute.param_dtype,
+        stacked=compute.scan_layers,
+    )
+    return xlnet.XLNet(config, compute), params
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(config, params, tokens, inputs):
+def run(model, params, tokens, inputs):
     """Hidden states [layers + 1, batch, length, d_model], logits, memories."""
-    out, variables = xlnet.XLNet(config).apply(
+    out, variables = model.apply(
         {"params": params},
         tokens,
         deterministic=True,
@@ -35,10 +42,10 @@ def run(config, params, tokens, inputs):
         **inputs,
     )
     tree = variables["intermediates"]["encoder"]
-    if config.scan_layers:
+    if model.compute.scan_layers:
         states = tree["layers"]["input"][0]
     else:
-        layers = range(config.num_layers)
+        layers = range(model.config.num_layers)
         states = jnp.stack([tree[f"layers_{i}"]["input"][0] for i in layers])
     return jnp.concatenate([states, tree["output"][0][None]]), *out
 
@@ -51,12 +58,12 @@ def assert_close(ours, theirs, **options):
 @pytest.mark.parametrize("name", ["forward", "forward_segments"])
 def test_hidden_states_and_logits_with_left_padding(shared, name, scan_layers):
     folder = shared / "parity" / "dev" / "xlnet"
-    config, params = load(folder / "lm", scan_layers=scan_layers)
+    model, params = load(folder / "lm", scan_layers=scan_layers)
     case = dict(np.load(folder / f"case_{name}.npz"))
     inputs = {"segment_ids": case["in_attention_mask"].astype(np.int32)}
     if "in_token_type_ids" in case:
         inputs["token_types"] = case["in_token_type_ids"]
-    states, logits, _ = run(config, params, case["in_input_ids"], inputs)
+    states, logits, _ = run(model, params, case["in_input_ids"], inputs)
     real = case["in_attention_mask"] == 1
     assert not real[2:, 0].any()  # padding on the left
     assert_close(states[:, real], case["out_hidden_states"][:, real])
@@ -65,18 +72,16 @@ def test_hidden_states_and_logits_with_left_padding(shared, name, scan_layers):
 
 def test_prot_xlnet_hidden_states_and_logits(shared):
     folder = shared / "data" / "interop" / "hf_tiny" / "prot_xlnet"
-    config, params = load(folder)
+    model, params = load(folder)
     case = np.load(folder / "expected.npz")
     segments = case["attention_mask"].astype(np.int32)
-    states, logits, _ = run(
-        config, params, case["input_ids"], {"segment_ids": segments}
-    )
+    states, logits, _ = run(model, params, case["input_ids"], {"segment_ids": segments})
     real = segments == 1
     for layer, state in enumerate(states):
         assert_close(state[real], case[f"hidden_{layer}"][real])
     assert_close(logits[real], case["logits"][real])
     _, logits, _ = run(
-        config,
+        model,
         params,
         case["input_ids"],
         {
@@ -90,12 +95,12 @@ def test_prot_xlnet_hidden_states_and_logits(shared):
 
 def test_memories_over_three_calls(shared):
     folder = shared / "parity" / "dev" / "xlnet"
-    config, params = load(folder / "lm")
+    model, params = load(folder / "lm")
     case = np.load(folder / "case_mems.npz")
     memories = None
     first, second = case["in_input_ids_1"], case["in_input_ids_2"]
     for number, tokens in enumerate((first, second, first), 1):
-        states, logits, memories = run(config, params, tokens, {"memories": memories})
+        states, logits, memories = run(model, params, tokens, {"memories": memories})
         assert_close(logits, case[f"out_logits_{number}"])
         if number < 3:
             # [layers, mem_len, batch, d_model]
@@ -109,7 +114,7 @@ def test_memories_over_three_calls(shared):
 @pytest.mark.parametrize("name", ["plm_loss", "plm_mems_loss"])
 def test_permutation_loss_and_gradients(shared, name, scan_layers):
     folder = shared / "parity" / "dev" / "xlnet"
-    config, params = load(folder / "lm", scan_layers=scan_layers)
+    model, params = load(folder / "lm", scan_layers=scan_layers)
     case = dict(np.load(folder / f"case_{name}.npz"))
     inputs = {
         "perm_mask": case["in_perm_mask"],
@@ -118,12 +123,12 @@ def test_permutation_loss_and_gradients(shared, name, scan_layers):
     if "in_attention_mask" in case:
         inputs["segment_ids"] = case["in_attention_mask"].astype(np.int32)
     if "in_input_ids_1" in case:
-        _, _, memories = run(config, params, case["in_input_ids_1"], {})
+        _, _, memories = run(model, params, case["in_input_ids_1"], {})
         inputs["memories"] = memories
 
     @jax.jit
     def loss(params):
-        logits, memories = xlnet.XLNet(config).apply(
+        logits, memories = model.apply(
             {"params": params}, case["in_input_ids"], deterministic=True, **inputs
         )
         labels = case["in_labels"]
@@ -137,11 +142,11 @@ def test_permutation_loss_and_gradients(shared, name, scan_layers):
     if "out_mems" in case:
         assert_close(memories, np.swapaxes(case["out_mems"], 1, 2))
     if "out_g_last" in case:
-        states, _, _ = run(config, params, case["in_input_ids"], inputs)
+        states, _, _ = run(model, params, case["in_input_ids"], inputs)
         length = case["in_input_ids"].shape[1]
         assert_close(states[-1, :, length:], case["out_g_last"])
     theirs = dict(np.load(folder / f"grads_{name}.npz"))
-    check_grads(hf_xlnet.params_to_hf(grads, config), theirs)
+    check_grads(hf_xlnet.params_to_hf(grads, model.config), theirs)
 
 
 def check_grads(ours, theirs):
@@ -235,8 +240,9 @@ def test_own_configurations_against_transformers(attributes, inputs):
     config = hf_xlnet.config_from_hf(
         {**theirs.config.to_dict(), "d_head": attributes["d_head"]}
     )
+    model = xlnet.XLNet(config)
     checkpoint = {name: x.numpy() for name, x in theirs.state_dict().items()}
-    params = hf_xlnet.params_from_hf(checkpoint, config)
+    params = layer_stacks.stack(hf_xlnet.params_from_hf(checkpoint, config))
     again = hf_xlnet.params_to_hf(params, config)
     assert set(checkpoint) - set(again) == {"lm_loss.weight"}  # tied
     assert all(np.array_equal(x, checkpoint[name]) for name, x in again.items())
@@ -251,12 +257,12 @@ def test_own_configurations_against_transformers(attributes, inputs):
     }
     our_inputs["segment_ids"] = real
     if "mems" in inputs:
-        _, _, our_inputs["memories"] = run(config, params, first, {})
+        _, _, our_inputs["memories"] = run(model, params, first, {})
     used = labels != -100
 
     @jax.jit
     def loss(params):
-        states, logits, memories = run.__wrapped__(config, params, tokens, our_inputs)
+        states, logits, memories = run.__wrapped__(model, params, tokens, our_inputs)
         nll = losses.softmax_cross_entropy(logits, labels).nll
         return jnp.sum(nll * used) / jnp.sum(used), (states, logits, memories)
 
@@ -280,14 +286,16 @@ def test_own_configurations_against_transformers(attributes, inputs):
         for name, x in theirs.named_parameters()
         if x.grad is not None
     }
-    check_grads(hf_xlnet.params_to_hf(grads, config), expected)
+    check_grads(hf_xlnet.params_to_hf(grads, model.config), expected)
 
 
 # Below: without ../shared and without the library.
 
 
 def numpy_params(config, seed=0):
-    shapes = jax.eval_shape(lambda: xlnet.init_params(config, jax.random.key(0)))
+    unrolled = compute_config.ComputeConfig(scan_layers=False)
+    init = functools.partial(xlnet.init_params, config, compute=unrolled)
+    shapes = jax.eval_shape(init, jax.random.key(0))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
 
@@ -295,9 +303,10 @@ def numpy_params(config, seed=0):
 @pytest.mark.parametrize("lm_head", [True, False])
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_there_and_back_is_the_identity(lm_head, scan_layers):
-    config = hf_xlnet.config_from_hf(SIZES, scan_layers=scan_layers, lm_head=lm_head)
+    config = hf_xlnet.config_from_hf(SIZES, lm_head=lm_head)
     params = numpy_params(config)
-    theirs = hf_xlnet.params_to_hf(params, config)
+    stacked = layer_stacks.stack(params) if scan_layers else params
+    theirs = hf_xlnet.params_to_hf(stacked, config)
     prefix = "transformer." if lm_head else ""
     assert theirs[f"{prefix}layer.1.rel_attn.o"].shape == (30, 5, 6)
     assert theirs[f"{prefix}mask_emb"].shape == (1, 1, 30)

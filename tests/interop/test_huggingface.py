@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from prottrans_jax.interop import families, huggingface, safetensors
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import t5
 
+UNROLLED = compute_config.ComputeConfig(scan_layers=False)
 T5 = t5.T5Config(
     vocab_size=31,
     num_layers=2,
@@ -21,7 +23,6 @@ T5 = t5.T5Config(
     head_dim=4,
     d_model=10,
     d_ff=14,
-    scan_layers=False,
 )
 
 
@@ -29,7 +30,7 @@ def random_params(config, dtype=np.float32, seed=7):
     """Like the model's, but no two numbers alike."""
     import jax
 
-    shapes = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0), UNROLLED))
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: rng.normal(size=x.shape).astype(np.float32).astype(dtype), shapes
@@ -124,7 +125,7 @@ def test_cast_on_the_way_out_and_in(tmp_path):
     huggingface.write(tmp_path, T5, params, dtype="float16")
     checkpoint = huggingface.read(tmp_path, param_dtype="bfloat16", dtype="bfloat16")
     assert checkpoint.stored_dtype == np.float16
-    assert checkpoint.config.dtype == ml_dtypes.bfloat16
+    assert checkpoint.compute.dtype == ml_dtypes.bfloat16
     ours = checkpoint.params["encoder"]["layers_1"]["mlp"]["wi"]["kernel"]
     expected = params["encoder"]["layers_1"]["mlp"]["wi"]["kernel"]
     assert ours.dtype == ml_dtypes.bfloat16

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prottrans_jax.files import memory_map
-from prottrans_jax.interop import hf_t5, safetensors
+from prottrans_jax.interop import hf_t5, rules, safetensors
 from prottrans_jax.models import t5
 
 LIMIT = 1.3  # times the size of the checkpoint
@@ -22,7 +22,6 @@ XL = t5.T5Config(
     head_dim=128,
     d_model=1024,
     d_ff=16384,
-    scan_layers=False,
 )
 # Peak of the resident set; `ru_maxrss` would begin with that of the parent.
 MEASURED = """
@@ -53,7 +52,7 @@ class _Lazy(dict):
 
 def _write_random(folder: pathlib.Path, as_pickle: bool) -> int:
     names = {rule.foreign: rule for rule in hf_t5._table(XL)}
-    shapes = {name: x.shape for name, x in hf_t5._flat_shapes(XL).items()}
+    shapes = {name: x for name, x in rules.flat_shapes(t5.init_params, XL).items()}
     theirs = {
         name: shapes[rule.native][::-1] if rule.transpose else shapes[rule.native]
         for name, rule in names.items()

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from prottrans_jax.interop import huggingface, mesh_tf
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import t5
 
+UNROLLED = compute_config.ComputeConfig(scan_layers=False)
 TINY = t5.T5Config(
     vocab_size=31,
     num_layers=2,
@@ -22,12 +24,11 @@ TINY = t5.T5Config(
     d_ff=14,
     mlp_activations=("gelu", "linear"),
     tie_embeddings=False,
-    scan_layers=False,
 )
 
 
 def random_params(config, dtype=np.float32):
-    shapes = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0), UNROLLED))
     rng = np.random.default_rng(5)
     return jax.tree.map(
         lambda x: rng.normal(size=x.shape).astype(np.float32).astype(dtype), shapes
@@ -51,7 +52,7 @@ def test_outputs_of_the_sample(shared):
     with np.load(folder / "hf_tiny" / "prot_t5" / "expected.npz") as arrays:
         expected = dict(arrays)
     logits = jax.jit(
-        lambda params: t5.T5(checkpoint.config).apply(
+        lambda params: t5.T5(checkpoint.config, checkpoint.compute).apply(
             {"params": params},
             expected["input_ids"],
             jnp.asarray(expected["decoder_input_ids"]),
@@ -88,17 +89,17 @@ def test_rewritten_sample_is_bit_equal(shared, tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_own_writes_read_back(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(mesh_tf, "_BLOCK_BYTES", 1000)  # several parts
-    config = dataclasses.replace(TINY, param_dtype=dtype)
-    params = random_params(config, dtype)
-    mesh_tf.write(tmp_path, config, params, step=7)
-    mesh_tf.write(tmp_path, config, params, step=12)
+    params = random_params(TINY, dtype)
+    mesh_tf.write(tmp_path, TINY, params, step=7)
+    mesh_tf.write(tmp_path, TINY, params, step=12)
     checkpoint = mesh_tf.read(tmp_path)
     assert checkpoint.source.name == "model.ckpt-12"
-    assert checkpoint.config == config
+    assert checkpoint.config == TINY
+    assert checkpoint.compute.param_dtype == dtype
     assert_same(checkpoint.params, params)
     assert not list(tmp_path.glob("*.part-*"))
     with pytest.raises(FileExistsError, match=r"model\.ckpt-12"):
-        mesh_tf.write(tmp_path, config, params, step=12)
+        mesh_tf.write(tmp_path, TINY, params, step=12)
 
 
 def test_a_file_called_checkpoint_of_another_program_stays(tmp_path):
@@ -122,7 +123,7 @@ def test_names_of_another_version_of_the_code(shared):
     assert len(names) == 52
     ours = {rule.native for rule in mesh_tf._table(names)}
     config = dataclasses.replace(TINY, num_decoder_layers=2)
-    shapes = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0), UNROLLED))
     assert ours == set(traverse_util.flatten_dict(shapes, sep="/"))
 
 

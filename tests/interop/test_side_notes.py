@@ -8,9 +8,11 @@ import pytest
 
 from prottrans_jax.checkpoints import opening
 from prottrans_jax.interop import side_notes, t5x
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import t5
 from prottrans_jax.proteins import vocabulary
 
+UNROLLED = compute_config.ComputeConfig(scan_layers=False)
 CONFIG = t5.T5Config(
     vocab_size=131,
     num_layers=1,
@@ -22,12 +24,11 @@ CONFIG = t5.T5Config(
     mlp_activations=("silu", "linear"),
     relative_max_distance=64,
     norm_epsilon=1e-3,
-    scan_layers=False,
 )
 
 
 def params_of(config):
-    return jax.tree.map(np.asarray, t5.init_params(config, jax.random.key(1)))
+    return jax.tree.map(np.asarray, t5.init_params(config, jax.random.key(1), UNROLLED))
 
 
 def write(kind, folder, **options):
@@ -43,7 +44,7 @@ def write(kind, folder, **options):
 def test_settings_without_a_shape_are_restored(tmp_path, kind):
     write(kind, tmp_path)
     found = opening.read(f"{kind}:{tmp_path}")
-    assert dataclasses.replace(found.config, scan_layers=False) == CONFIG
+    assert dataclasses.replace(found.config) == CONFIG
     other = opening.read(f"{kind}:{tmp_path}", norm_epsilon=0.5)
     assert other.config.norm_epsilon == 0.5
 

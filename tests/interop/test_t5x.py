@@ -10,10 +10,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from prottrans_jax.interop import flax_msgpack, t5_names, t5x
+from prottrans_jax.interop import flax_msgpack, layer_stacks, t5_names, t5x
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import t5
 
 GOLDEN = pathlib.Path("data/interop/t5x_golden")
+UNROLLED = compute_config.ComputeConfig(scan_layers=False)
 TINY = t5.T5Config(
     vocab_size=37,
     num_layers=2,
@@ -22,7 +24,6 @@ TINY = t5.T5Config(
     head_dim=4,
     d_model=10,
     d_ff=14,
-    scan_layers=False,
 )
 
 
@@ -31,7 +32,7 @@ def flat(tree):
 
 
 def random_params(config, dtype=np.float32):
-    shapes = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0), UNROLLED))
     rng = np.random.default_rng(5)
     return jax.tree.map(
         lambda x: rng.normal(size=x.shape).astype(np.float32).astype(dtype), shapes
@@ -51,7 +52,7 @@ def golden_logits(checkpoint, arrays):
 
     One decoder segment has no encoder segment: T5X averages over the whole row there.
     """
-    model = t5.T5(checkpoint.config)
+    model = t5.T5(checkpoint.config, checkpoint.compute)
     logits = jax.jit(
         lambda params: model.apply(
             {"params": params},
@@ -126,7 +127,9 @@ def test_sizes_come_from_the_shapes(shared, name):
     assert (config.num_layers, config.num_decoder_layers) == (2, 2)
     assert config.mlp_activations == ("gelu", "linear")
     assert not config.tie_embeddings
-    expected = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0)))
+    expected = jax.eval_shape(
+        lambda: t5.init_params(config, jax.random.key(0), UNROLLED)
+    )
     assert jax.tree.map(np.shape, checkpoint.params) == jax.tree.map(np.shape, expected)
     assert "with optimizer state" in checkpoint.form
 
@@ -228,13 +231,16 @@ def test_scanned_form_and_back(tmp_path, shared):
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_own_writes_read_back(tmp_path, dtype, scan_layers):
-    config = dataclasses.replace(TINY, param_dtype=dtype, scan_layers=scan_layers)
-    params = random_params(config, config.param_dtype)
-    t5x.write(tmp_path, config, params, step=3, optimizer_state=scan_layers)
-    t5x.write(tmp_path, config, params, step=12, optimizer_state=scan_layers)
+    params = random_params(TINY, np.dtype(dtype))
+    if scan_layers:
+        params = layer_stacks.stack(params)
+    t5x.write(tmp_path, TINY, params, step=3, optimizer_state=scan_layers)
+    t5x.write(tmp_path, TINY, params, step=12, optimizer_state=scan_layers)
     checkpoint = t5x.read(tmp_path, scan_layers=scan_layers)
     assert checkpoint.source.name == "checkpoint_12"
-    assert checkpoint.config == config
+    assert checkpoint.config == TINY
+    assert checkpoint.compute.scan_layers == scan_layers
+    assert checkpoint.compute.param_dtype == dtype
     assert_same(checkpoint.params, params)
 
 
@@ -299,7 +305,7 @@ def test_what_orbax_writes_today(tmp_path, use_ocdbt, use_zarr3):
 def test_one_bias_a_layer_is_kept_unless_all_are_equal():
     config = dataclasses.replace(TINY, share_relative_bias=False)
     params = flat(random_params(config))
-    assert t5_names.config_of(params, scan_layers=False) == config
+    assert t5_names.config_of(params) == config
     assert t5_names.share_equal_biases(params).keys() == params.keys()
     for layer in range(2):
         params[f"encoder/layers_{layer}/relpos_bias/rel_embedding"] = np.ones((3, 32))

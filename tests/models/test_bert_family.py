@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax.layers import embeddings, stack
+from prottrans_jax.interop import layer_stacks
+from prottrans_jax.layers import compute as compute_config
+from prottrans_jax.layers import embeddings
 from prottrans_jax.models import albert, bert, electra
 
 SIZES = dict(
@@ -60,21 +62,23 @@ families_and_attention = pytest.mark.parametrize(
 # Compilation is most of these tests' time.
 quick_jit = functools.partial(
     jax.jit,
-    static_argnames=("family", "config"),
+    static_argnames="model",
     compiler_options={"xla_backend_optimization_level": 0},
 )
 
 
-def make_config(family, **switches):
-    _, config_class, _, fields = FAMILIES[family]
-    return config_class(**{**fields, **switches})
+def make_model(family, compute=None, **switches):
+    _, config_class, model_class, fields = FAMILIES[family]
+    config = config_class(**{**fields, **switches})
+    return model_class(config, compute_config.ComputeConfig(**compute or {}))
 
 
 @functools.cache
 def random_params(family):
     """Unrolled parameters, all redrawn so that no scale is 1 and no bias 0."""
-    init = jax.jit(FAMILIES[family][0].init_params, static_argnums=0)
-    params = init(make_config(family, scan_layers=False), jax.random.key(0))
+    init = jax.jit(FAMILIES[family][0].init_params, static_argnums=(0, 2))
+    unrolled = compute_config.ComputeConfig(scan_layers=False)
+    params = init(make_model(family).config, jax.random.key(0), unrolled)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     drawn = [
@@ -84,9 +88,9 @@ def random_params(family):
     return tree.unflatten(drawn)
 
 
-def params_for(family, config):
+def params_for(family, model):
     params = random_params(family)
-    return stack.stack_layers(params) if config.scan_layers else params
+    return layer_stacks.stack(params) if model.compute.scan_layers else params
 
 
 def make_tokens():
@@ -94,15 +98,15 @@ def make_tokens():
 
 
 @quick_jit
-def outputs_of(family, config, params, tokens, rng=None, **features):
+def outputs_of(model, params, tokens, rng=None, **features):
     """All float outputs of a family, each [batch, length, ...]."""
     features = {"segment_ids": SEGMENTS, "token_types": TYPES, **features}
-    return apply(family, config, params, tokens, rng, **features)
+    return apply(model, params, tokens, rng, **features)
 
 
-def apply(family, config, params, tokens, rng=None, **features):
+def apply(model, params, tokens, rng=None, **features):
     """As `outputs_of`, without `jax.jit`."""
-    outputs = FAMILIES[family][2](config).apply(
+    outputs = model.apply(
         {"params": params},
         tokens,
         **{name: jnp.asarray(x) for name, x in features.items()},
@@ -114,10 +118,10 @@ def apply(family, config, params, tokens, rng=None, **features):
 
 
 @quick_jit
-def outputs_and_grads(family, config, params, tokens):
+def outputs_and_grads(model, params, tokens):
     def loss(params):
         features = {"segment_ids": SEGMENTS, "token_types": TYPES}
-        outputs = apply(family, config, params, tokens, **features)
+        outputs = apply(model, params, tokens, **features)
         weighted = [x[REAL] for x in outputs.values()]
         return sum(jnp.mean(jnp.sin(x)) for x in weighted), weighted
 
@@ -190,8 +194,7 @@ def test_parameter_counts_of_the_released_models(module, config, expected):
 @families
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_every_axis_of_a_parameter_has_a_logical_name(family, scan_layers):
-    config = make_config(family, scan_layers=scan_layers)
-    model = FAMILIES[family][2](config)
+    model = make_model(family, {"scan_layers": scan_layers})
     boxed = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     )
@@ -208,11 +211,11 @@ def test_every_axis_of_a_parameter_has_a_logical_name(family, scan_layers):
 
 @families
 def test_a_neighbour_in_the_row_changes_nothing(family):
-    config, tokens = make_config(family), make_tokens()
-    params = params_for(family, config)
-    ours = outputs_of(family, config, params, tokens)
+    model, tokens = make_model(family), make_tokens()
+    params = params_for(family, model)
+    ours = outputs_of(model, params, tokens)
     changed = jnp.where(SECOND, (tokens + 7) % 31, tokens)
-    others = outputs_of(family, config, params, changed)
+    others = outputs_of(model, params, changed)
     for name in ours:
         assert np.array_equal(ours[name][FIRST], others[name][FIRST]), name
         assert not np.array_equal(ours[name][SECOND], others[name][SECOND]), name
@@ -220,12 +223,11 @@ def test_a_neighbour_in_the_row_changes_nothing(family):
 
 @families_and_attention
 def test_padding_changes_no_real_residue(family, attention):
-    config = make_config(family, attention=attention, attention_block_size=5)
-    params, tokens = params_for(family, config), make_tokens()
-    ours = outputs_of(family, config, params, tokens)
+    model = make_model(family, {"attention": attention, "attention_block_size": 5})
+    params, tokens = params_for(family, model), make_tokens()
+    ours = outputs_of(model, params, tokens)
     others = outputs_of(
-        family,
-        config,
+        model,
         params,
         jnp.where(REAL, tokens, (tokens + 5) % 31),
         positions=np.where(REAL, [*range(5), *range(4), 0, 0, 0], 11),
@@ -238,13 +240,12 @@ def test_padding_changes_no_real_residue(family, attention):
 
 @families_and_attention
 def test_a_packed_protein_is_treated_as_if_alone(family, attention):
-    config = make_config(family, attention=attention, attention_block_size=5)
-    params, tokens = params_for(family, config), make_tokens()
-    packed = outputs_of(family, config, params, tokens)
+    model = make_model(family, {"attention": attention, "attention_block_size": 5})
+    params, tokens = params_for(family, model), make_tokens()
+    packed = outputs_of(model, params, tokens)
     # The second protein of each row at the start of a row of its own, without pads.
     alone = outputs_of(
-        family,
-        config,
+        model,
         params,
         tokens[:, 5:9],
         segment_ids=np.ones((BATCH, 4), int),
@@ -263,22 +264,22 @@ def test_positions_count_from_the_start_of_each_segment():
 
 
 def test_rows_longer_than_the_table_are_refused():
-    config = make_config("bert")
-    params, tokens = params_for("bert", config), jnp.ones((1, 14), jnp.int32)
+    model = make_model("bert")
+    params, tokens = params_for("bert", model), jnp.ones((1, 14), jnp.int32)
     features = {"segment_ids": tokens, "token_types": 0 * tokens}
     with pytest.raises(ValueError, match=r"14 positions, more than max_length=13"):
-        outputs_of("bert", config, params, tokens, **features)
+        outputs_of(model, params, tokens, **features)
     # With positions of its own a longer row of shorter pieces is taken; one that the
     # table lacks does not become another one in silence.
     for positions, finite in ((jnp.arange(14) % 7, True), (jnp.arange(14), False)):
         outputs = outputs_of(
-            "bert", config, params, tokens, positions=positions[None], **features
+            model, params, tokens, positions=positions[None], **features
         )
         assert np.isfinite(outputs[".encoded"]).all() == finite
 
 
 @pytest.mark.parametrize(
-    ("family", "switches"),
+    ("family", "compute"),
     [
         ("bert", dict(scan_layers=False, remat_policy="save_outputs")),
         ("bert", dict(attention="blockwise", attention_block_size=5)),
@@ -289,17 +290,13 @@ def test_rows_longer_than_the_table_are_refused():
     ],
     ids=str,
 )
-def test_settings_that_change_only_speed_and_memory(family, switches):
-    tokens, base = make_tokens(), make_config(family)
-    config = make_config(family, **switches)
-    outputs, grads = outputs_and_grads(
-        family, config, params_for(family, config), tokens
-    )
-    expected, expected_grads = outputs_and_grads(
-        family, base, params_for(family, base), tokens
-    )
-    if not config.scan_layers:
-        grads = stack.stack_layers(grads)
+def test_settings_that_change_only_speed_and_memory(family, compute):
+    tokens, base = make_tokens(), make_model(family)
+    model = make_model(family, compute)
+    outputs, grads = outputs_and_grads(model, params_for(family, model), tokens)
+    expected, expected_grads = outputs_and_grads(base, params_for(family, base), tokens)
+    if not model.compute.scan_layers:
+        grads = layer_stacks.stack(grads)
     assert_trees_close(outputs, expected, 5e-6)
     assert_trees_close(grads, expected_grads, 2e-6)
 
@@ -308,11 +305,11 @@ def test_settings_that_change_only_speed_and_memory(family, switches):
     "family", ["bert", pytest.param("electra", marks=pytest.mark.slow)]
 )
 def test_bfloat16_is_close_and_keeps_parameters_in_float32(family):
-    tokens, base = make_tokens(), make_config(family)
-    config = make_config(family, dtype="bfloat16")
-    params = params_for(family, config)
-    exact, exact_grads = outputs_and_grads(family, base, params, tokens)
-    rough, grads = outputs_and_grads(family, config, params, tokens)
+    tokens, base = make_tokens(), make_model(family)
+    model = make_model(family, {"dtype": "bfloat16"})
+    params = params_for(family, model)
+    exact, exact_grads = outputs_and_grads(base, params, tokens)
+    rough, grads = outputs_and_grads(model, params, tokens)
     for x, y in zip(rough, exact, strict=True):
         assert 0 < np.abs(x - y).max() < 0.2
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
@@ -324,13 +321,12 @@ def test_bfloat16_is_close_and_keeps_parameters_in_float32(family):
 
 
 def test_dropout_is_drawn_anew_in_each_layer_and_off_by_default():
-    config = make_config("albert", dropout_rate=0.5, attention_dropout_rate=0.0)
-    params, tokens = params_for("albert", config), make_tokens()
-    still = outputs_of("albert", config, params, tokens)
-    base = outputs_of("albert", make_config("albert"), params, tokens)
+    model = make_model("albert", dropout_rate=0.5, attention_dropout_rate=0.0)
+    params, tokens = params_for("albert", model), make_tokens()
+    still = outputs_of(model, params, tokens)
+    base = outputs_of(make_model("albert"), params, tokens)
     one, two, again = (
-        outputs_of("albert", config, params, tokens, jax.random.key(seed))
-        for seed in (1, 2, 1)
+        outputs_of(model, params, tokens, jax.random.key(seed)) for seed in (1, 2, 1)
     )
     name = ".encoded"
     assert np.array_equal(still[name], base[name])
@@ -338,7 +334,7 @@ def test_dropout_is_drawn_anew_in_each_layer_and_off_by_default():
     assert not np.array_equal(one[name], two[name])
     # One layer applied twice to a constant stream: were the masks of both layers the
     # same, so would be the zeros of what both add.
-    _, variables = albert.Albert(config).apply(
+    _, variables = model.apply(
         {"params": params},
         tokens,
         deterministic=False,
@@ -357,10 +353,10 @@ def test_dropout_is_drawn_anew_in_each_layer_and_off_by_default():
 
 def test_albert_with_equal_layers_written_out_is_bert():
     """Parameters shared by all layers act as copies of them in every layer."""
-    config = make_config("albert", d_embed=10, d_model=10)
-    params = params_for("albert", config)
+    model = make_model("albert", d_embed=10, d_model=10)
+    params = params_for("albert", model)
     params = jax.tree.map(lambda x: x, params)  # a copy to change
-    shapes = jax.eval_shape(lambda: albert.init_params(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: albert.init_params(model.config, jax.random.key(0)))
     keys = iter(jax.random.split(jax.random.key(5), 100))
     params = jax.tree.map(
         lambda x: 0.3 * jax.random.normal(next(keys), x.shape), shapes
@@ -369,24 +365,24 @@ def test_albert_with_equal_layers_written_out_is_bert():
     projection = params["encoder"]["embedding_projection"]
     projection["kernel"], projection["bias"] = jnp.eye(10), jnp.zeros(10)
     layer = params["encoder"]["layer"]
-    copies = {f"layers_{i}": layer for i in range(config.num_layers)}
+    copies = {f"layers_{i}": layer for i in range(model.config.num_layers)}
     as_bert = {**params, "encoder": copies}
     tokens = make_tokens()
-    bert_config = make_config(
-        "bert", num_layers=3, activation="gelu", scan_layers=False
+    bert_model = make_model(
+        "bert", {"scan_layers": False}, num_layers=3, activation="gelu"
     )
-    ours = outputs_of("albert", config, params, tokens)
-    theirs = outputs_of("bert", bert_config, as_bert, tokens)
+    ours = outputs_of(model, params, tokens)
+    theirs = outputs_of(bert_model, as_bert, tokens)
     assert_trees_close(ours, theirs, 5e-6)
 
 
 def test_electra_is_its_halves_on_shared_embeddings():
-    config, tokens = make_config("electra"), make_tokens()
-    params = params_for("electra", config)
-    joint = outputs_of("electra", config, params, tokens)
+    model, tokens = make_model("electra"), make_tokens()
+    params = params_for("electra", model)
+    joint = outputs_of(model, params, tokens)
     assert params["embeddings"]["token"]["embedding"].shape == (31, 9)
     halves = electra.split_params(params)
-    for index, half in enumerate((config.generator, config.discriminator)):
+    for index, half in enumerate((model.config.generator, model.config.discriminator)):
         outputs = electra.ElectraEncoder(half).apply(
             {"params": halves[index]},
             tokens,
@@ -408,23 +404,25 @@ def test_electra_is_its_halves_on_shared_embeddings():
 
 def test_unknown_or_impossible_switches_are_refused():
     with pytest.raises(ValueError, match=r"remat_policy='half'.*minimal"):
-        make_config("electra", remat_policy="half")
+        compute_config.ComputeConfig(remat_policy="half")
     with pytest.raises(ValueError, match="gelu_exact"):
-        make_config("albert", activation="gelu_new")
+        make_model("albert", activation="gelu_new")
     with pytest.raises(ValueError, match="needs pooler=True"):
-        make_config("bert", pooler=False)
+        make_model("bert", pooler=False)
 
 
 @families
 def test_flops_are_those_of_the_traced_products(family):
     """Counted in the forward pass's own dot products, which XLA cannot hide."""
-    config = make_config(family, vocab_size=2048, scan_layers=False)
-    module, _, model_class, _ = FAMILIES[family]
+    model = make_model(family, {"scan_layers": False}, vocab_size=2048)
+    module = FAMILIES[family][0]
     tokens = jnp.zeros((1, 8), jnp.int32)
-    shapes = jax.eval_shape(lambda: module.init_params(config, jax.random.key(0)))
-    jaxpr = jax.make_jaxpr(
-        lambda params: model_class(config).apply({"params": params}, tokens)
-    )(shapes)
+    shapes = jax.eval_shape(
+        lambda: module.init_params(model.config, jax.random.key(0), model.compute)
+    )
+    jaxpr = jax.make_jaxpr(lambda params: model.apply({"params": params}, tokens))(
+        shapes
+    )
 
     def count_products(jaxpr):
         total = 0
@@ -442,7 +440,7 @@ def test_flops_are_those_of_the_traced_products(family):
         return total
 
     # The tables of two token types: one small product per use of the embeddings.
-    d_embed = getattr(config, "d_embed", config.d_model)
+    d_embed = getattr(model.config, "d_embed", model.config.d_model)
     uses = 2 if family == "electra" else 1
     types = uses * 2 * 8 * 2 * d_embed
-    assert module.forward_flops(config, 8) == count_products(jaxpr.jaxpr) - types
+    assert module.forward_flops(model.config, 8) == count_products(jaxpr.jaxpr) - types

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prottrans_jax import partitioning
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import albert, bert, electra
 from prottrans_jax.objectives import masked_lm, replaced_token_detection
 
@@ -36,8 +37,9 @@ def make_objective(family):
         model = electra.Electra(electra.ElectraConfig(**SIZES, **GENERATOR))
         return replaced_token_detection.ReplacedTokenDetection(model)
     if family == "bert":
-        config = bert.BertConfig(**SIZES, **HEADS, remat_policy="minimal")
-        return masked_lm.MaskedLM(bert.Bert(config), sentence_order_weight=1.0)
+        config = bert.BertConfig(**SIZES, **HEADS)
+        compute = compute_config.ComputeConfig(remat_policy="minimal")
+        return masked_lm.MaskedLM(bert.Bert(config, compute), sentence_order_weight=1.0)
     config = albert.AlbertConfig(**SIZES, **HEADS, d_embed=8)
     return masked_lm.MaskedLM(albert.Albert(config), sentence_order_weight=1.0)
 

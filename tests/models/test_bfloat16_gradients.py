@@ -1,13 +1,12 @@
 """Gradients that sum over many positions are not rounded midway. Oracle: float32."""
 
-import dataclasses
-
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import transformer_xl, xlnet
 
 ROWS, LENGTH, TARGETS = 8, 256, 224
@@ -19,7 +18,6 @@ SIZES = dict(
     d_model=8,
     d_ff=6,
     dropout_rate=0.0,
-    scan_layers=False,
 )
 FAMILIES = {
     "xlnet": (xlnet, xlnet.XLNet, xlnet.XLNetConfig(**SIZES)),
@@ -50,11 +48,16 @@ def test_gradients_in_bfloat16_are_those_in_float32(family):
         }
     params = jax.tree.map(
         lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32),
-        module.init_params(config, jax.random.key(1)),
+        module.init_params(
+            config,
+            jax.random.key(1),
+            compute_config.ComputeConfig(scan_layers=False),
+        ),
     )
 
     def loss(params, dtype):
-        out = model(dataclasses.replace(config, dtype=dtype)).apply(
+        compute = compute_config.ComputeConfig(dtype=dtype, scan_layers=False)
+        out = model(config, compute).apply(
             {"params": params}, tokens, deterministic=True, **inputs
         )
         # One token everywhere, so that the positions' gradients add up.

@@ -2,6 +2,7 @@
 
 import pytest
 
+from prottrans_jax.layers import compute
 from prottrans_jax.models import bert, electra, t5
 
 SIZES = dict(vocab_size=30, d_model=8, num_layers=1, num_heads=2, head_dim=4, d_ff=16)
@@ -22,10 +23,15 @@ def test_dropout_rate_out_of_bounds_is_refused(rate):
         make_t5(dropout_rate=rate)
 
 
-@pytest.mark.parametrize("name", [*SIZES, "max_length", "attention_block_size"])
+@pytest.mark.parametrize("name", [*SIZES, "max_length"])
 def test_size_below_1_is_refused(name):
     with pytest.raises(ValueError, match=rf"BertConfig\.{name}=0: .* at least 1"):
         make_bert(**{name: 0})
+
+
+def test_block_size_below_1_is_refused():
+    with pytest.raises(ValueError, match=r"ComputeConfig\.attention_block_size=0: "):
+        compute.ComputeConfig(attention_block_size=0)
 
 
 def test_negative_number_is_refused_where_0_is_none():

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prottrans_jax.interop import layer_stacks
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import t5
 
 SIZES = dict(
@@ -27,15 +29,17 @@ FIRST, SECOND = SEGMENTS == 1, SEGMENTS == 2
 TARGET_FIRST, TARGET_SECOND = TARGET_SEGMENTS == 1, TARGET_SEGMENTS == 2
 
 
-def make_config(**switches):
-    return t5.T5Config(**{**SIZES, **switches})
+def make_model(compute=None, **switches):
+    config = t5.T5Config(**{**SIZES, **switches})
+    return t5.T5(config, compute_config.ComputeConfig(**compute or {}))
 
 
 @functools.cache
 def random_params():
     """Unrolled parameters, all redrawn so that no scale is 1."""
-    init = jax.jit(t5.init_params, static_argnums=0)
-    params = init(make_config(scan_layers=False), jax.random.key(0))
+    init = jax.jit(t5.init_params, static_argnums=(0, 2))
+    unrolled = compute_config.ComputeConfig(scan_layers=False)
+    params = init(make_model().config, jax.random.key(0), unrolled)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     drawn = [
@@ -45,8 +49,9 @@ def random_params():
     return tree.unflatten(drawn)
 
 
-def params_for(config):
-    return t5.stack_layers(random_params()) if config.scan_layers else random_params()
+def params_for(model):
+    params = random_params()
+    return layer_stacks.stack(params) if model.compute.scan_layers else params
 
 
 def make_tokens():
@@ -58,8 +63,8 @@ def make_tokens():
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def logits_of(config, params, tokens, target_tokens, rng=None):
-    return t5.T5(config).apply(
+def logits_of(model, params, tokens, target_tokens, rng=None):
+    return model.apply(
         {"params": params},
         tokens,
         target_tokens,
@@ -71,9 +76,9 @@ def logits_of(config, params, tokens, target_tokens, rng=None):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def logits_and_grads(config, params, tokens, target_tokens):
+def logits_and_grads(model, params, tokens, target_tokens):
     def loss(params):
-        logits = logits_of(config, params, tokens, target_tokens)
+        logits = logits_of(model, params, tokens, target_tokens)
         weights = jnp.asarray(TARGET_SEGMENTS > 0)[..., None]
         return jnp.mean(weights * jnp.square(logits)), logits
 
@@ -106,10 +111,11 @@ def test_parameter_counts_of_the_released_models(size, scan_layers):
         num_decoder_layers=24,
         head_dim=128,
         d_model=1024,
-        scan_layers=scan_layers,
         **sizes,
     )
-    shapes = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0)))
+    compute = compute_config.ComputeConfig(scan_layers=scan_layers)
+    init = functools.partial(t5.init_params, config, compute=compute)
+    shapes = jax.eval_shape(init, jax.random.key(0))
 
     def count(tree):
         return sum(x.size for x in jax.tree.leaves(tree))
@@ -121,7 +127,7 @@ def test_parameter_counts_of_the_released_models(size, scan_layers):
 def test_every_parameter_has_a_logical_name_for_each_axis():
     tokens = jnp.zeros((1, 1), jnp.int32)
     for scan_layers in (True, False):
-        model = t5.T5(make_config(scan_layers=scan_layers, tie_embeddings=False))
+        model = make_model({"scan_layers": scan_layers}, tie_embeddings=False)
         boxed = jax.eval_shape(
             lambda model=model: model.init(
                 jax.random.key(0), tokens, tokens, deterministic=True
@@ -135,11 +141,11 @@ def test_every_parameter_has_a_logical_name_for_each_axis():
 
 
 def test_a_neighbour_in_the_row_changes_nothing():
-    config, (tokens, targets) = make_config(), make_tokens()
-    params = params_for(config)
-    logits = logits_of(config, params, tokens, targets)
+    model, (tokens, targets) = make_model(), make_tokens()
+    params = params_for(model)
+    logits = logits_of(model, params, tokens, targets)
     others = logits_of(
-        config,
+        model,
         params,
         jnp.where(SECOND, (tokens + 7) % 31, tokens),
         jnp.where(TARGET_SECOND, (targets + 3) % 31, targets),
@@ -149,11 +155,11 @@ def test_a_neighbour_in_the_row_changes_nothing():
 
 
 def test_padding_changes_nothing():
-    config, (tokens, targets) = make_config(), make_tokens()
-    params = params_for(config)
-    logits = logits_of(config, params, tokens, targets)
+    model, (tokens, targets) = make_model(), make_tokens()
+    params = params_for(model)
+    logits = logits_of(model, params, tokens, targets)
     others = logits_of(
-        config,
+        model,
         params,
         jnp.where(SEGMENTS == 0, 0, tokens),
         jnp.where(TARGET_SEGMENTS == 0, 0, targets),
@@ -164,19 +170,19 @@ def test_padding_changes_nothing():
 
 @pytest.mark.parametrize("attention", ["plain", "blockwise"])
 def test_a_packed_protein_is_treated_as_if_alone(attention):
-    config = make_config(attention=attention, attention_block_size=5)
-    params, (tokens, targets) = params_for(config), make_tokens()
-    logits = logits_of(config, params, tokens, targets)
+    model = make_model({"attention": attention, "attention_block_size": 5})
+    params, (tokens, targets) = params_for(model), make_tokens()
+    logits = logits_of(model, params, tokens, targets)
     # Only the second protein of each row, at the start of a row of its own, no pads.
-    alone = t5.T5(config).apply(
+    alone = model.apply(
         {"params": params}, tokens[:, 5:9], targets[:, 4:7], deterministic=True
     )
     np.testing.assert_allclose(logits[:, 4:7], alone, rtol=0, atol=1e-5)
 
 
 def test_future_targets_and_other_proteins_have_zero_gradient():
-    config = make_config()
-    model, params = t5.T5(config), params_for(config)
+    model = make_model()
+    params = params_for(model)
     tokens, targets = make_tokens()
 
     @jax.jit
@@ -210,7 +216,7 @@ def test_future_targets_and_other_proteins_have_zero_gradient():
 
 
 @pytest.mark.parametrize(
-    "switches",
+    "compute",
     [
         dict(scan_layers=False, remat_policy="save_outputs"),
         dict(attention="blockwise", attention_block_size=5),
@@ -220,22 +226,22 @@ def test_future_targets_and_other_proteins_have_zero_gradient():
     ],
     ids=str,
 )
-def test_settings_that_change_only_speed_and_memory(switches):
+def test_settings_that_change_only_speed_and_memory(compute):
     tokens, targets = make_tokens()
-    config, base = make_config(**switches), make_config()
-    logits, grads = logits_and_grads(config, params_for(config), tokens, targets)
+    model, base = make_model(compute), make_model()
+    logits, grads = logits_and_grads(model, params_for(model), tokens, targets)
     expected, expected_grads = logits_and_grads(base, params_for(base), tokens, targets)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
-    if not config.scan_layers:
-        grads = t5.stack_layers(grads)
+    if not model.compute.scan_layers:
+        grads = layer_stacks.stack(grads)
     assert_trees_close(grads, expected_grads, atol=1e-5)
 
 
 def test_bfloat16_compute_stays_close_and_keeps_float32_logits_and_gradients():
     tokens, targets = make_tokens()
-    config, base = make_config(dtype="bfloat16"), make_config()
+    model, base = make_model({"dtype": "bfloat16"}), make_model()
     params = params_for(base)
-    logits, grads = logits_and_grads(config, params, tokens, targets)
+    logits, grads = logits_and_grads(model, params, tokens, targets)
     expected, exact = logits_and_grads(base, params, tokens, targets)
     assert logits.dtype == jnp.float32
     # bfloat16 has 8 bits: relative error 2^-9 per rounding, some 30 roundings deep.
@@ -252,13 +258,13 @@ def test_bfloat16_compute_stays_close_and_keeps_float32_logits_and_gradients():
 
 def test_dropout_depends_on_the_key_only_and_is_off_when_deterministic():
     tokens, targets = make_tokens()
-    config = make_config(dropout_rate=0.3)
-    params = params_for(config)
-    first = logits_of(config, params, tokens, targets, jax.random.key(1))
-    again = logits_of(config, params, tokens, targets, jax.random.key(1))
-    other = logits_of(config, params, tokens, targets, jax.random.key(2))
-    off = logits_of(config, params, tokens, targets)
-    without = logits_of(make_config(dropout_rate=0.0), params, tokens, targets)
+    model = make_model(dropout_rate=0.3)
+    params = params_for(model)
+    first = logits_of(model, params, tokens, targets, jax.random.key(1))
+    again = logits_of(model, params, tokens, targets, jax.random.key(1))
+    other = logits_of(model, params, tokens, targets, jax.random.key(2))
+    off = logits_of(model, params, tokens, targets)
+    without = logits_of(make_model(dropout_rate=0.0), params, tokens, targets)
     assert np.array_equal(first, again)
     assert not np.allclose(first, other, atol=1e-3)
     assert np.array_equal(off, without)
@@ -266,16 +272,16 @@ def test_dropout_depends_on_the_key_only_and_is_off_when_deterministic():
 
 def test_stacking_and_unstacking_are_inverse():
     params = random_params()
-    again = t5.unstack_layers(t5.stack_layers(params))
+    again = layer_stacks.unstack(layer_stacks.stack(params))
     assert jax.tree.structure(again) == jax.tree.structure(params)
     assert_trees_close(again, params, atol=0)
 
 
 def test_encode_takes_a_mask_or_segments():
-    config, (tokens, _) = make_config(), make_tokens()
+    model, (tokens, _) = make_model(), make_tokens()
     encode = functools.partial(
-        t5.T5(config).apply,
-        {"params": params_for(config)},
+        model.apply,
+        {"params": params_for(model)},
         deterministic=True,
         method=t5.T5.encode,
     )
@@ -287,6 +293,6 @@ def test_encode_takes_a_mask_or_segments():
 
 def test_unknown_switches_are_refused_with_the_choices():
     with pytest.raises(ValueError, match=r"remat_policy='half'.*minimal"):
-        make_config(remat_policy="half")
+        compute_config.ComputeConfig(remat_policy="half")
     with pytest.raises(ValueError, match="blockwise"):
-        make_config(attention="flash")
+        compute_config.ComputeConfig(attention="flash")

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prottrans_jax.interop import layer_stacks
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.layers import relative_attention
 from prottrans_jax.models import transformer_xl
 from prottrans_jax.objectives import losses
@@ -28,14 +30,19 @@ SEGMENTS = np.array([[4, 4, 4, 5, 5, 5, 5], [2, 2, 2, 2, 2, 0, 0], [1] * 7])
 MEMORY_SEGMENTS = np.array([[3, 3, 4, 4, 4, 4], [1, 1, 1, 1, 1, 2], [0, 0, 0, 1, 1, 1]])
 
 
-def make_config(**options):
-    return transformer_xl.TransformerXLConfig(**(SIZES | options))
+def make_model(compute=None, **options):
+    config = transformer_xl.TransformerXLConfig(**(SIZES | options))
+    return transformer_xl.TransformerXL(
+        config, compute_config.ComputeConfig(**compute or {})
+    )
 
 
-def random_params(config, seed=0):
+def random_params(model, seed=0):
     """Parameters without values of 0 or 1, which could hide errors."""
     shapes = jax.eval_shape(
-        lambda: transformer_xl.init_params(config, jax.random.key(0))
+        lambda: transformer_xl.init_params(
+            model.config, jax.random.key(0), model.compute
+        )
     )
     rng = np.random.default_rng(seed)
     return jax.tree.map(
@@ -44,8 +51,8 @@ def random_params(config, seed=0):
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="method")
-def apply(config, params, tokens, method="__call__", **inputs):
-    return transformer_xl.TransformerXL(config).apply(
+def apply(model, params, tokens, method="__call__", **inputs):
+    return model.apply(
         {"params": params}, tokens, deterministic=True, method=method, **inputs
     )
 
@@ -140,17 +147,20 @@ COMBINATIONS = [
     {"num_heads": 1, "head_dim": 3, "norm_epsilon": 1e-2, "num_layers": 3},
     {"clamp_length": 2, "shared_biases": True, "pre_norm": True, "d_model": 10},
     {"mem_length": 9, "same_length": True, "clamp_length": 5, "head_dim": 8},
-    {"attention": "blockwise"},
-    {"attention": "blockwise", "same_length": True, "mem_length": 3, "pre_norm": True},
+    {"blockwise": True},
+    {"blockwise": True, "same_length": True, "mem_length": 3, "pre_norm": True},
 ]
 
 
 @pytest.mark.parametrize("options", COMBINATIONS, ids=str)
 def test_against_the_equations_in_float64(options, monkeypatch):
     monkeypatch.setattr(relative_attention, "_MIN_BLOCK", 3)
-    options = {"attention_block_size": 1, **options}
-    config = make_config(**options)
-    params = random_params(config)
+    options = dict(options)
+    attention = "blockwise" if options.pop("blockwise", False) else "plain"
+    compute = {"attention": attention, "attention_block_size": 1}
+    model = make_model(compute, **options)
+    config = model.config
+    params = random_params(model)
     rng = np.random.default_rng(1)
     tokens, targets = rng.integers(0, 23, (2, BATCH, LENGTH))
     # Fewer memories than the model keeps, in one case: they grow.
@@ -166,9 +176,7 @@ def test_against_the_equations_in_float64(options, monkeypatch):
 
     @jax.jit
     def loss(params):
-        out = transformer_xl.TransformerXL(config).apply(
-            {"params": params}, tokens, deterministic=True, **inputs
-        )
+        out = model.apply({"params": params}, tokens, deterministic=True, **inputs)
         nll = losses.softmax_cross_entropy(out.values, targets).nll
         return jnp.sum(nll * (SEGMENTS > 0)), out
 
@@ -203,13 +211,13 @@ def test_against_the_equations_in_float64(options, monkeypatch):
 
 
 def test_a_sequence_cut_in_two_is_the_sequence():
-    config = make_config(mem_length=LENGTH)
-    params = random_params(config)
+    model = make_model(mem_length=LENGTH)
+    params = random_params(model)
     tokens = np.random.default_rng(2).integers(0, 23, (BATCH, 2 * LENGTH))
-    whole = apply(config, params, tokens).values
-    first = apply(config, params, tokens[:, :LENGTH])
+    whole = apply(model, params, tokens).values
+    first = apply(model, params, tokens[:, :LENGTH])
     second = apply(
-        config,
+        model,
         params,
         tokens[:, LENGTH:],
         memories=first.memories,
@@ -217,14 +225,13 @@ def test_a_sequence_cut_in_two_is_the_sequence():
     )
     halves = np.concatenate([first.values, second.values], axis=1)
     np.testing.assert_allclose(halves, whole, rtol=0, atol=1e-5)
-    forgetful = apply(config, params, tokens[:, LENGTH:]).values
+    forgetful = apply(model, params, tokens[:, LENGTH:]).values
     assert np.abs(forgetful - whole[:, LENGTH:]).max() > 1e-2
 
 
 def test_a_position_depends_on_those_before_it_in_its_protein_only():
-    config = make_config()
-    params = random_params(config)
-    model = transformer_xl.TransformerXL(config)
+    model = make_model()
+    params = random_params(model)
     tokens = np.random.default_rng(3).integers(0, 23, (BATCH, LENGTH))
     memories = np.random.default_rng(4).normal(size=(2, BATCH, 6, 12))
     memory_segments = jnp.asarray(MEMORY_SEGMENTS)
@@ -256,40 +263,36 @@ def test_a_position_depends_on_those_before_it_in_its_protein_only():
 
 
 def test_packed_is_as_if_alone_and_padding_changes_nothing():
-    config = make_config()
-    params = random_params(config)
+    model = make_model()
+    params = random_params(model)
     tokens = np.random.default_rng(5).integers(0, 23, (BATCH, LENGTH))
-    packed = apply(config, params, tokens, method="encode", mask=SEGMENTS)
+    packed = apply(model, params, tokens, method="encode", mask=SEGMENTS)
     # The second protein of the first row, and the first of the second.
-    alone = apply(
-        config, params, tokens[:1, 3:], method="encode", mask=SEGMENTS[:1, 3:]
-    )
+    alone = apply(model, params, tokens[:1, 3:], method="encode", mask=SEGMENTS[:1, 3:])
     np.testing.assert_allclose(packed[:1, 3:], alone, rtol=0, atol=1e-5)
-    alone = apply(
-        config, params, tokens[1:2, :5], method="encode", mask=np.ones((1, 5))
-    )
+    alone = apply(model, params, tokens[1:2, :5], method="encode", mask=np.ones((1, 5)))
     np.testing.assert_allclose(packed[1:2, :5], alone, rtol=0, atol=1e-5)
     others = apply(
-        config, params, np.where(SEGMENTS, tokens, 0), method="encode", mask=SEGMENTS
+        model, params, np.where(SEGMENTS, tokens, 0), method="encode", mask=SEGMENTS
     )
     assert np.array_equal(packed[SEGMENTS > 0], others[SEGMENTS > 0])
 
 
 @pytest.mark.parametrize(
-    "options",
+    "compute",
     [{"scan_layers": False}, {"remat_policy": "minimal"}],
     ids=str,
 )
-def test_settings_that_change_only_speed_and_memory(options):
-    base = make_config()
+def test_settings_that_change_only_speed_and_memory(compute):
+    base = make_model()
     params = random_params(base)
     tokens = np.random.default_rng(6).integers(0, 23, (BATCH, LENGTH))
     memories = np.random.default_rng(7).normal(size=(2, BATCH, 6, 12))
 
-    def run(config, params):
+    def run(model, params):
         @jax.jit
         def loss(params):
-            out = transformer_xl.TransformerXL(config).apply(
+            out = model.apply(
                 {"params": params}, tokens, memories=memories, deterministic=True
             )
             return jnp.sum(jnp.sin(out.values)), out
@@ -298,12 +301,12 @@ def test_settings_that_change_only_speed_and_memory(options):
         return out, grads
 
     expected = run(base, params)
-    config = make_config(**options)
-    if not config.scan_layers:
-        params = transformer_xl.unstack_layers(params)
-    out, grads = run(config, params)
-    if not config.scan_layers:
-        grads = transformer_xl.stack_layers(grads)
+    model = make_model(compute)
+    if not model.compute.scan_layers:
+        params = layer_stacks.unstack(params)
+    out, grads = run(model, params)
+    if not model.compute.scan_layers:
+        grads = layer_stacks.stack(grads)
     for ours, theirs in zip(
         jax.tree.leaves((out, grads)), jax.tree.leaves(expected), strict=True
     ):
@@ -311,26 +314,26 @@ def test_settings_that_change_only_speed_and_memory(options):
 
 
 def test_bfloat16_stays_close_and_keeps_float32_logits_and_gradients():
-    base, config = make_config(), make_config(dtype="bfloat16")
+    base, model = make_model(), make_model({"dtype": "bfloat16"})
     params = random_params(base)
     tokens = np.random.default_rng(8).integers(0, 23, (BATCH, LENGTH))
-    out, expected = apply(config, params, tokens), apply(base, params, tokens)
+    out, expected = apply(model, params, tokens), apply(base, params, tokens)
     assert out.values.dtype == jnp.float32
     assert out.memories.dtype == jnp.bfloat16
     limit = 0.05 * np.abs(expected.values).max()
     np.testing.assert_allclose(out.values, expected.values, rtol=0, atol=limit)
-    grads = jax.grad(lambda p: apply(config, p, tokens).values.var())(params)
+    grads = jax.grad(lambda p: apply(model, p, tokens).values.var())(params)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(grads))
 
 
 def test_dropout_depends_on_the_key_only():
-    config = make_config(dropout_rate=0.3, attention_dropout_rate=0.2)
-    params = random_params(config)
+    model = make_model(dropout_rate=0.3, attention_dropout_rate=0.2)
+    params = random_params(model)
     tokens = np.random.default_rng(9).integers(0, 23, (BATCH, LENGTH))
 
     @jax.jit
     def run(seed):
-        out = transformer_xl.TransformerXL(config).apply(
+        out = model.apply(
             {"params": params},
             tokens,
             deterministic=False,
@@ -344,8 +347,14 @@ def test_dropout_depends_on_the_key_only():
 
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match=r"remat_policy='half'.*minimal"):
-        make_config(remat_policy="half")
+        compute_config.ComputeConfig(remat_policy="half")
     with pytest.raises(ValueError, match="same_length=True with mem_length=0"):
-        make_config(same_length=True, mem_length=0)
+        make_model(same_length=True, mem_length=0)
     with pytest.raises(ValueError, match="d_model=13"):
-        random_params(make_config(d_model=13))
+        random_params(make_model(d_model=13))
+
+
+def test_fused_attention_is_refused():
+    model = make_model({"fused_attention": True})
+    with pytest.raises(ValueError, match="relative attention has no fused kernel"):
+        random_params(model)

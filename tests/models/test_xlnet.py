@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prottrans_jax.interop import layer_stacks
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.layers import relative_attention
 from prottrans_jax.models import xlnet
 
@@ -26,13 +28,16 @@ RANKS = np.array([[-1, 1, 0, -1, -1, 2, 0, -1], [-1, -1, 2, -1, 0, 3, -1, 1]])
 POSITIONS = np.array([[1, 5, 2, 6], [7, 2, 5, 4]])
 
 
-def make_config(**options):
-    return xlnet.XLNetConfig(**(SIZES | options))
+def make_model(compute=None, **options):
+    config = xlnet.XLNetConfig(**(SIZES | options))
+    return xlnet.XLNet(config, compute_config.ComputeConfig(**compute or {}))
 
 
-def random_params(config, seed=0):
+def random_params(model, seed=0):
     """Parameters without values of 0 or 1, which could hide errors."""
-    shapes = jax.eval_shape(lambda: xlnet.init_params(config, jax.random.key(0)))
+    shapes = jax.eval_shape(
+        lambda: xlnet.init_params(model.config, jax.random.key(0), model.compute)
+    )
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: rng.normal(0.0, 0.4, x.shape).astype(np.float32), shapes
@@ -44,8 +49,8 @@ def make_tokens(length=LENGTH, seed=1):
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="method")
-def apply(config, params, tokens, method="__call__", **inputs):
-    return xlnet.XLNet(config).apply(
+def apply(model, params, tokens, method="__call__", **inputs):
+    return model.apply(
         {"params": params}, tokens, deterministic=True, method=method, **inputs
     )
 
@@ -61,12 +66,11 @@ def test_size_is_that_of_the_released_file_to_the_byte():
 
 
 def test_streams_see_what_the_order_allows_by_gradients():
-    config = make_config()
-    params = random_params(config)
-    model = xlnet.XLNet(config)
+    model = make_model()
+    params = random_params(model)
     tokens = make_tokens()
     mask = xlnet._mask(
-        config,
+        model.config,
         jnp.asarray(SEGMENTS),
         None,
         0,
@@ -112,12 +116,12 @@ def test_streams_see_what_the_order_allows_by_gradients():
 
 
 def test_ranks_are_equivalent_to_a_mask():
-    config = make_config()
-    params, tokens = random_params(config), make_tokens()
+    model = make_model()
+    params, tokens = random_params(model), make_tokens()
     hidden = (RANKS[:, None, :] != -1) & (RANKS[:, None, :] >= RANKS[:, :, None])
     inputs = {"segment_ids": SEGMENTS, "token_types": (RANKS > 1).astype(int)}
     by_mask = apply(
-        config,
+        model,
         params,
         tokens,
         perm_mask=hidden.astype(np.float32),
@@ -125,7 +129,7 @@ def test_ranks_are_equivalent_to_a_mask():
         **inputs,
     )
     by_rank = apply(
-        config,
+        model,
         params,
         tokens,
         factorization_ranks=RANKS,
@@ -136,7 +140,7 @@ def test_ranks_are_equivalent_to_a_mask():
     # A slot that is not in use changes no other.
     fewer = np.where(np.arange(4) == 1, -1, POSITIONS)
     some = apply(
-        config,
+        model,
         params,
         tokens,
         factorization_ranks=RANKS,
@@ -146,34 +150,37 @@ def test_ranks_are_equivalent_to_a_mask():
     used = np.arange(4) != 1
     assert np.array_equal(some.values[:, used], by_rank.values[:, used])
     with pytest.raises(ValueError, match="not both"):
-        apply(config, params, tokens, perm_mask=hidden * 1.0, factorization_ranks=RANKS)
+        apply(model, params, tokens, perm_mask=hidden * 1.0, factorization_ranks=RANKS)
 
 
 @pytest.mark.parametrize("reuse_length", [0, 5])
 def test_a_causal_sequence_cut_in_two_is_the_sequence(reuse_length):
-    config = make_config(
-        attn_type="uni", mem_length=LENGTH, reuse_length=reuse_length, scan_layers=False
+    model = make_model(
+        {"scan_layers": False},
+        attn_type="uni",
+        mem_length=LENGTH,
+        reuse_length=reuse_length,
     )
-    params = random_params(config)
-    params = xlnet.unstack_layers(xlnet.stack_layers(params))
+    params = random_params(model)
+    params = layer_stacks.unstack(layer_stacks.stack(params))
     tokens = make_tokens(2 * LENGTH)
     cut = reuse_length or LENGTH
-    first = apply(config, params, tokens[:, :LENGTH])
+    first = apply(model, params, tokens[:, :LENGTH])
     assert first.memories.shape == (2, BATCH, cut, 12)
     second = apply(
-        config,
+        model,
         params,
         tokens[:, cut : cut + LENGTH],
         memories=first.memories,
         memory_segments=np.ones((BATCH, cut), int),
     )
-    whole = apply(config, params, tokens[:, : cut + LENGTH]).values
+    whole = apply(model, params, tokens[:, : cut + LENGTH]).values
     np.testing.assert_allclose(second.values, whole[:, cut:], rtol=0, atol=1e-5)
-    forgetful = apply(config, params, tokens[:, cut : cut + LENGTH]).values
+    forgetful = apply(model, params, tokens[:, cut : cut + LENGTH]).values
     assert np.abs(forgetful - whole[:, cut:]).max() > 1e-2
     # Another protein's memories are as none.
     other = apply(
-        config,
+        model,
         params,
         tokens[:, cut : cut + LENGTH],
         memories=first.memories,
@@ -183,11 +190,11 @@ def test_a_causal_sequence_cut_in_two_is_the_sequence(reuse_length):
 
 
 def test_no_gradient_passes_through_memories():
-    config = make_config(mem_length=LENGTH)
-    params, tokens = random_params(config), make_tokens()
+    model = make_model(mem_length=LENGTH)
+    params, tokens = random_params(model), make_tokens()
 
     def remembered(params):
-        return jnp.sum(jnp.sin(apply(config, params, tokens).memories))
+        return jnp.sum(jnp.sin(apply(model, params, tokens).memories))
 
     grads = jax.grad(remembered)(params)
     assert all(not x.any() for x in jax.tree.leaves(grads))
@@ -195,12 +202,12 @@ def test_no_gradient_passes_through_memories():
 
 @pytest.mark.parametrize("attn_type", ["bi", "uni"])
 def test_packed_is_as_if_alone_and_padding_changes_nothing(attn_type):
-    config = make_config(attn_type=attn_type)
-    params, tokens = random_params(config), make_tokens()
-    packed = apply(config, params, tokens, method="encode", mask=SEGMENTS)
+    model = make_model(attn_type=attn_type)
+    params, tokens = random_params(model), make_tokens()
+    packed = apply(model, params, tokens, method="encode", mask=SEGMENTS)
     for row, places in ((0, slice(0, 4)), (0, slice(4, 7)), (1, slice(2, 8))):
         alone = apply(
-            config,
+            model,
             params,
             tokens[row : row + 1, places],
             method="encode",
@@ -208,24 +215,24 @@ def test_packed_is_as_if_alone_and_padding_changes_nothing(attn_type):
         )
         np.testing.assert_allclose(packed[row, places], alone[0], rtol=0, atol=1e-5)
     others = np.where(SEGMENTS > 0, tokens, (tokens + 5) % 23)
-    others = apply(config, params, others, method="encode", mask=SEGMENTS)
+    others = apply(model, params, others, method="encode", mask=SEGMENTS)
     assert np.array_equal(packed[SEGMENTS > 0], others[SEGMENTS > 0])
 
 
 @pytest.mark.parametrize(
-    "options",
+    "compute",
     [{"scan_layers": False}, {"remat_policy": "save_attention"}],
     ids=str,
 )
-def test_settings_that_change_only_speed_and_memory(options):
-    base = make_config(mem_length=3)
+def test_settings_that_change_only_speed_and_memory(compute):
+    base = make_model(mem_length=3)
     params, tokens = random_params(base), make_tokens()
     memories = np.random.default_rng(7).normal(size=(2, BATCH, 3, 12))
 
-    def run(config, params):
+    def run(model, params):
         @jax.jit
         def loss(params):
-            out = xlnet.XLNet(config).apply(
+            out = model.apply(
                 {"params": params},
                 tokens,
                 memories=memories,
@@ -240,12 +247,12 @@ def test_settings_that_change_only_speed_and_memory(options):
         return out, grads
 
     expected = run(base, params)
-    config = make_config(mem_length=3, **options)
-    if not config.scan_layers:
-        params = xlnet.unstack_layers(params)
-    out, grads = run(config, params)
-    if not config.scan_layers:
-        grads = xlnet.stack_layers(grads)
+    model = make_model(compute, mem_length=3)
+    if not model.compute.scan_layers:
+        params = layer_stacks.unstack(params)
+    out, grads = run(model, params)
+    if not model.compute.scan_layers:
+        grads = layer_stacks.stack(grads)
     for ours, theirs in zip(
         jax.tree.leaves((out, grads)), jax.tree.leaves(expected), strict=True
     ):
@@ -253,15 +260,15 @@ def test_settings_that_change_only_speed_and_memory(options):
 
 
 def test_bfloat16_stays_close_and_keeps_float32_logits_and_gradients():
-    base, config = make_config(), make_config(dtype="bfloat16")
+    base, model = make_model(), make_model({"dtype": "bfloat16"})
     params, tokens = random_params(base), make_tokens()
     inputs = {"factorization_ranks": RANKS, "target_positions": POSITIONS}
 
-    def loss(config, params):
-        logits = apply(config, params, tokens, **inputs).values
+    def loss(model, params):
+        logits = apply(model, params, tokens, **inputs).values
         return logits.var(), logits
 
-    (_, logits), grads = jax.value_and_grad(loss, 1, has_aux=True)(config, params)
+    (_, logits), grads = jax.value_and_grad(loss, 1, has_aux=True)(model, params)
     (_, expected), exact = jax.value_and_grad(loss, 1, has_aux=True)(base, params)
     assert logits.dtype == jnp.float32
     limit = 0.05 * np.abs(expected).max()
@@ -310,12 +317,12 @@ def test_shifts_and_their_derivatives_agree_with_indexing():
 
 
 def test_scores_of_blocks_of_queries_are_those_of_all(monkeypatch):
-    config = make_config(mem_length=3, scan_layers=False)
-    params, tokens = random_params(config), make_tokens(12)
+    model = make_model({"scan_layers": False}, mem_length=3)
+    params, tokens = random_params(model), make_tokens(12)
     memories = np.random.default_rng(7).normal(size=(2, BATCH, 3, 12))
 
     def loss(params):
-        out = xlnet.XLNet(config).apply(
+        out = model.apply(
             {"params": params},
             tokens,
             memories=memories,
@@ -344,10 +351,10 @@ def test_blockwise_attention_is_the_plain_one(options, block_size, monkeypatch):
     inputs = {"token_types": RANKS, "segment_ids": SEGMENTS}
     if "mem_length" in options:
         inputs["memories"] = memories
-    params, tokens = random_params(make_config()), make_tokens()
+    params, tokens = random_params(make_model()), make_tokens()
 
     def run(**more):
-        model = xlnet.XLNet(make_config(**options, **more))
+        model = make_model(more, **options)
 
         @jax.jit
         def loss(params):
@@ -367,9 +374,11 @@ def test_blockwise_scores_are_never_all_in_memory():
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
     def temporary_bytes(**options):
-        config = make_config(attention_block_size=64, **options)
-        params = jax.eval_shape(lambda: xlnet.init_params(config, jax.random.key(0)))
-        lowered = apply.lower(config, params, tokens, method="encode", mask=tokens)
+        model = make_model({"attention_block_size": 64, **options})
+        params = jax.eval_shape(
+            lambda: xlnet.init_params(model.config, jax.random.key(0), model.compute)
+        )
+        lowered = apply.lower(model, params, tokens, method="encode", mask=tokens)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     scores = 4 * SIZES["num_heads"] * length**2
@@ -379,12 +388,18 @@ def test_blockwise_scores_are_never_all_in_memory():
 
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="attention='plain'"):
-        config = make_config(attention="blockwise")
-        params, tokens = random_params(config), make_tokens()
-        apply(config, params, tokens, target_positions=POSITIONS)
+        model = make_model({"attention": "blockwise"})
+        params, tokens = random_params(model), make_tokens()
+        apply(model, params, tokens, target_positions=POSITIONS)
     with pytest.raises(ValueError, match=r"attn_type='both'.*bi, uni"):
-        make_config(attn_type="both")
+        make_model(attn_type="both")
     with pytest.raises(ValueError, match="use an even number of rows"):
-        config = make_config(bi_data=True)
-        params = random_params(config)
-        apply(config, params, make_tokens()[:1])
+        model = make_model(bi_data=True)
+        params = random_params(model)
+        apply(model, params, make_tokens()[:1])
+
+
+def test_fused_attention_is_refused():
+    model = make_model({"fused_attention": True})
+    with pytest.raises(ValueError, match="relative attention has no fused kernel"):
+        random_params(model)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cases import microbatch_cases
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
 
@@ -141,14 +142,15 @@ def test_flops_are_those_of_the_traced_products(objective):
         d_model=10,
         d_ff=14,
         mlp_activations=("gelu", "linear"),
-        scan_layers=False,
     )
     inputs, targets = jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 6), jnp.int32)
-    variables = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0)))
+    compute = compute_config.ComputeConfig(scan_layers=False)
+    model = t5.T5(config, compute)
+    variables = jax.eval_shape(
+        lambda: t5.init_params(config, jax.random.key(0), compute)
+    )
     jaxpr = jax.make_jaxpr(
-        lambda p: t5.T5(config).apply(
-            {"params": p}, inputs, targets, deterministic=True
-        )
+        lambda p: model.apply({"params": p}, inputs, targets, deterministic=True)
     )(variables)
 
     def count(jaxpr):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from prottrans_jax.interop import hf_transformer_xl, safetensors
+from prottrans_jax.interop import hf_transformer_xl, layer_stacks, safetensors
 from prottrans_jax.models import transformer_xl, xlnet
 from prottrans_jax.objectives import causal_lm, permutation_lm
 
@@ -221,8 +221,10 @@ def test_causal_loss_and_gradients_equal_those_of_hugging_face(shared):
     config = hf_transformer_xl.config_from_hf(
         json.loads((folder / "lm" / "config.json").read_text()), dropout_rate=0.0
     )
-    params = hf_transformer_xl.params_from_hf(
-        safetensors.load(folder / "lm" / "model.safetensors"), config
+    params = layer_stacks.stack(
+        hf_transformer_xl.params_from_hf(
+            safetensors.load(folder / "lm" / "model.safetensors"), config
+        )
     )
     objective = causal_lm.CausalLM(transformer_xl.TransformerXL(config))
     # [layers, mem_len, batch, d_model] -> [batch, layers, mem_len, d_model]

@@ -14,9 +14,11 @@ import pytest
 
 from prottrans_jax import partitioning
 from prottrans_jax.layers import attention, relative_bias
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import t5
 from prottrans_jax.optimizers import algorithms, schedules
 
+_UNROLLED = compute_config.ComputeConfig(scan_layers=False)
 _CONFIG = t5.T5Config(
     vocab_size=128,
     num_layers=2,
@@ -26,7 +28,6 @@ _CONFIG = t5.T5Config(
     d_model=128,
     d_ff=128,
     dropout_rate=0.0,
-    scan_layers=False,
 )
 
 
@@ -127,7 +128,7 @@ def _compare(arrays, got, ours_from_t5x):
 def test_unscanned_model_follows_t5x(shared, queries_without_keys_average):
     arrays = _load(shared, "t5x_golden_t5v10_unscanned.npz")
     batch = _under(arrays, "batch/")
-    model = t5.T5(_CONFIG)
+    model = t5.T5(_CONFIG, _UNROLLED)
     boxed = jax.eval_shape(
         lambda key: model.init(
             key,
@@ -219,7 +220,7 @@ def test_scanned_model_follows_t5x(shared, queries_without_keys_average):
                 bidirectional=encoded is None,
             ).apply({"params": weights.pop("relpos_bias")}, 32, 32)
             seen = t5._Shared(segments, bias, encoded, encoded_segments)
-            module = layer(_CONFIG, deterministic=True)
+            module = layer(_CONFIG, _UNROLLED, deterministic=True)
             x, _ = module.apply({"params": weights}, x, seen)
         return x
 
