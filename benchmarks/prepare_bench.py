@@ -22,7 +22,7 @@ import report
 import tensorflow as tf
 
 import prottrans_jax
-from prottrans_jax.data.records import preparing
+from prottrans_jax.data.records import input_sources, preparing
 
 
 def naive(paths: list[str], folder: pathlib.Path) -> None:
@@ -47,7 +47,7 @@ def _bytes(value: bytes) -> tf.train.Feature:
 
 def ours(paths: list[str], folder: pathlib.Path) -> preparing.Report:
     return preparing.prepare(
-        [preparing.fasta_source(path) for path in paths],
+        [input_sources.of_fasta(path) for path in paths],
         folder / "ours",
         name="benchmark",
         overwrite=True,

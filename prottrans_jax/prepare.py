@@ -31,8 +31,8 @@ from prottrans_jax.files import locks, ownership, paths
 from prottrans_jax.proteins import fasta_problems, nucleotides, plurals, vocabulary
 
 try:
+    from prottrans_jax.data.records import input_sources, store
     from prottrans_jax.data.records import preparing as prepare_lib
-    from prottrans_jax.data.records import store
 except ModuleNotFoundError as missing:
     sys.exit(
         f"error: {missing.name} is not installed. Preparing and pre-training need the "
@@ -168,16 +168,16 @@ def _prepare() -> int:
     return 3 if report.num_bad else 0
 
 
-def _sources() -> list[prepare_lib.Source]:
+def _sources() -> list[input_sources.Source]:
     if _TASK.value or _TFDS.value:
         # Imported here: TensorFlow takes seconds, and FASTA does not need it.
-        from prottrans_jax.data.records import input_sources
+        from prottrans_jax.data.records import dataset_sources
 
         if _TFDS.value:
-            return input_sources.of_tfds(_TFDS.value, _TFDS_DATA_DIR.value)
-        return input_sources.of_task(_TASK.value or "", _TASK_MODULE.value)
+            return dataset_sources.of_tfds(_TFDS.value, _TFDS_DATA_DIR.value)
+        return dataset_sources.of_task(_TASK.value or "", _TASK_MODULE.value)
     return [
-        prepare_lib.fasta_source(paths.local_input(path, f"--{flag.name}"), split)
+        input_sources.of_fasta(paths.local_input(path, f"--{flag.name}"), split)
         for flag, split in ((_INPUT, None), (_VALIDATION_INPUT, "validation"))
         for path in command_flags.values_of(flag.value)
     ]

@@ -19,7 +19,7 @@ import pathlib
 import subprocess
 import tempfile
 
-from prottrans_jax.data.records import preparing
+from prottrans_jax.data.records import input_sources, preparing
 from prottrans_jax.proteins import fasta
 
 SOURCE = "/usr/share/metastudent-data/dataset_201401"
@@ -64,7 +64,7 @@ def main() -> None:
         print(f"{len(close)} training candidates are close to a validation protein")
         report = preparing.prepare(
             [
-                preparing.example_source(
+                input_sources.of_examples(
                     f"metastudent-data/{split}",
                     [(name, proteins[name]) for name in names],
                     split,

@@ -1,94 +1,89 @@
-"""SeqIO tasks and TFDS data sets as inputs of `prepare`."""
+"""Inputs of `prepare`: FASTA files, or pairs of id and sequence."""
 
-from collections.abc import Iterable, Iterator, Sequence
-import importlib
+from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import hashlib
+import itertools
+import os
+import pathlib
 from typing import Any
 
-import seqio
-import tensorflow as tf
-import tensorflow_datasets as tfds
+from prottrans_jax.proteins import fasta, fasta_blocks, unpacking
 
-from prottrans_jax.data.records import preparing
-from prottrans_jax.data.seqio import task_names
-from prottrans_jax.files import paths
+# Approximate bytes of text per compressed byte of protein FASTA.
+_UNPACKED = 2.2
 
 
-def of_task(name: str, modules: Sequence[str] = ()) -> list[preparing.Source]:
-    """The source of a task, split by split, before its preprocessors.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One input: its path, a function that reads its blocks, and its split."""
 
-    Args:
-      name: of a registered task whose source yields {"sequence"} or {"id", "sequence"}.
-      modules: imported first, in addition to this package's own tasks.
+    path: str
+    # Arguments: an object whose `update` gets all bytes that are read, and the size of
+    # a block in bytes.
+    blocks: Callable[[Any, int], Iterable[fasta_blocks.Block]]
+    num_bytes: int | None = None
+    split: str | None = None
+
+
+def of_fasta(path: str, split: str | None = None) -> Source:
+    """A FASTA file as a source; "-" is standard input.
 
     Raises:
-      ValueError: there is no such task, or it yields other features.
+      ValueError: there is no such file.
     """
-    for module in ("prottrans_jax.tasks", *modules):
+    num_bytes = None
+    if path != "-":
         try:
-            importlib.import_module(module)
-        except ImportError as e:
-            raise ValueError(f"--task_module={module} cannot be imported: {e}.") from e
-    names = sorted(seqio.TaskRegistry.names())
-    if name not in names:
-        raise ValueError(f"--task: {task_names.unknown(name, names)}")
-    task = seqio.TaskRegistry.get(name)
-
-    def read(split: str) -> Iterator[tuple[str, bytes]]:
-        dataset = task.source.get_dataset(split=split, shuffle=False)
-        return _pairs(f"{name}/{split}", dataset.as_numpy_iterator())
-
-    return [preparing.example_source(f"{name}/{s}", read(s), s) for s in task.splits]
-
-
-def of_tfds(name: str, data_dir: str | None = None) -> list[preparing.Source]:
-    """A TFDS data set that has been built, split by split.
-
-    Args:
-      name: its name, or name:version.
-      data_dir: folder of TFDS data sets; None: TFDS's default.
-
-    Raises:
-      ValueError: there is no such data set, or `data_dir` is a URL.
-    """
-    if data_dir is not None:
-        data_dir = str(paths.local(data_dir, "tfds_data_dir"))
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        splits = list(builder.info.splits)
-        if not splits:
-            raise ValueError(f"build it first: tfds build {name}")
-    except Exception as e:  # TFDS raises many types for a missing data set.
-        raise ValueError(
-            f"TFDS data set {name!r} in {data_dir or 'the default folder'}: "
-            f"{str(e).splitlines()[0] if str(e) else type(e).__name__}."
-        ) from e
-
-    def read(split: str) -> Iterator[tuple[str, bytes]]:
-        return _pairs(f"{name}/{split}", tfds.as_numpy(builder.as_dataset(split=split)))
-
-    return [preparing.example_source(f"{name}/{s}", read(s), s) for s in splits]
+            with pathlib.Path(path).open("rb") as f:
+                packed = unpacking.is_compressed(f.read(unpacking.MAGIC_BYTES))
+                size = os.fstat(f.fileno()).st_size
+        except OSError as e:
+            raise ValueError(f"{path}: cannot be read: {e.strerror}.") from e
+        num_bytes = int(size * (_UNPACKED if packed else 1))
+    return Source(
+        path=path,
+        blocks=lambda digest, size: fasta.blocks(path, digest=digest, block_bytes=size),
+        num_bytes=num_bytes,
+        split=split,
+    )
 
 
-def _pairs(where: str, examples: Iterable[Any]) -> Iterator[tuple[str, bytes]]:
-    for i, example in enumerate(_readable(where, examples)):
-        if "sequence" not in example:
-            raise ValueError(
-                f"{where} yields {{{', '.join(sorted(example))}}}, not 'sequence' and "
-                "'id'."
+def of_examples(
+    path: str, examples: Iterable[tuple[str, bytes]], split: str | None = None
+) -> Source:
+    """(id, sequence) pairs as a source; checked like FASTA with two lines each."""
+
+    def blocks(digest: Any, _: int) -> Iterator[fasta_blocks.Block]:
+        line = 1
+        iterator = iter(examples)
+        while some := list(itertools.islice(iterator, 8192)):
+            text = b"".join(
+                # White space would end the id, and a line break could start a record.
+                b">%b\n%b\n" % ("_".join(name.split()).encode(), b"".join(s.split()))
+                for name, s in some
             )
-        name = example.get("id")
-        yield name.decode() if name is not None else f"{where}:{i}", example["sequence"]
+            digest.update(text)
+            yield fasta_blocks.Block(path, line, text, first=line == 1)
+            line += 2 * len(some)
+
+    return Source(path=path, blocks=blocks, split=split)
 
 
-def _readable(where: str, examples: Iterable[Any]) -> Iterator[Any]:
-    count = 0
-    try:
-        for example in examples:
-            yield example
-            count += 1
-    except (tf.errors.OpError, RuntimeError) as e:  # RuntimeError: array_record's.
-        raise ValueError(
-            f"{where} cannot be read after {count} examples: "
-            f"{str(e).splitlines()[0] if str(e) else type(e).__name__}. Build or copy "
-            "the data set again."
-        ) from e
+def total_bytes(sources: Iterable[Source]) -> int | None:
+    """Approximate text of all inputs in bytes; None if one is unknown."""
+    sizes = [s.num_bytes for s in sources]
+    return None if None in sizes else sum(s or 0 for s in sizes)
+
+
+class Digest:
+    """SHA-256 and length of the bytes of an input."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def update(self, data: bytes) -> None:
+        """Adds the next bytes."""
+        self.sha256.update(data)
+        self.num_bytes += len(data)

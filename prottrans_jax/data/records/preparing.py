@@ -8,25 +8,19 @@ shard without duplicates. Meanwhile the output's file system also holds the text
 import collections
 from collections.abc import Callable, Iterable, Iterator
 import concurrent.futures
-import contextlib
 import dataclasses
-import hashlib
 import itertools
-import multiprocessing
 import os
-import pathlib
 import shutil
-import signal
-import threading
 import time
 from typing import Any
 
 import numpy as np
 
+from prottrans_jax.data.records import input_sources, record_writer, spill, worker_pool
 from prottrans_jax.data.records import manifest as manifest_lib
-from prottrans_jax.data.records import record_writer, spill
 from prottrans_jax.distributed import stop_signals
-from prottrans_jax.proteins import fasta, fasta_blocks, fasta_problems, unpacking
+from prottrans_jax.proteins import fasta_blocks, fasta_problems
 
 SKIPPED_FILE = record_writer.SKIPPED_FILE
 _SHARD_BYTES = 64 << 20  # Of text: about 35 MB on disk, 170,000 proteins.
@@ -35,8 +29,6 @@ _MIN_BLOCK_BYTES = 2 << 20
 _PIECE_BYTES = 16 << 10
 # For input of unknown size that is larger than one shard.
 _SHARDS_OF_UNKNOWN = 256
-# Approximate bytes of text per compressed byte of protein FASTA.
-_UNPACKED = 2.2
 _EXPECTED_REASONS = (
     spill.TOO_SHORT,
     spill.TOO_LONG,
@@ -99,18 +91,6 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """One input: its path, a function that reads its blocks, and its split."""
-
-    path: str
-    # Arguments: an object whose `update` gets all bytes that are read, and the size of
-    # a block in bytes.
-    blocks: Callable[[Any, int], Iterable[fasta_blocks.Block]]
-    num_bytes: int | None = None
-    split: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Report:
     """Counts of a finished `prepare`, for its summary."""
 
@@ -134,52 +114,8 @@ class Report:
         )
 
 
-def fasta_source(path: str, split: str | None = None) -> Source:
-    """A FASTA file as a source; "-" is standard input.
-
-    Raises:
-      ValueError: there is no such file.
-    """
-    num_bytes = None
-    if path != "-":
-        try:
-            with pathlib.Path(path).open("rb") as f:
-                packed = unpacking.is_compressed(f.read(unpacking.MAGIC_BYTES))
-                size = os.fstat(f.fileno()).st_size
-        except OSError as e:
-            raise ValueError(f"{path}: cannot be read: {e.strerror}.") from e
-        num_bytes = int(size * (_UNPACKED if packed else 1))
-    return Source(
-        path=path,
-        blocks=lambda digest, size: fasta.blocks(path, digest=digest, block_bytes=size),
-        num_bytes=num_bytes,
-        split=split,
-    )
-
-
-def example_source(
-    path: str, examples: Iterable[tuple[str, bytes]], split: str | None = None
-) -> Source:
-    """(id, sequence) pairs as a source; checked like FASTA with two lines each."""
-
-    def blocks(digest: Any, _: int) -> Iterator[fasta_blocks.Block]:
-        line = 1
-        iterator = iter(examples)
-        while some := list(itertools.islice(iterator, 8192)):
-            text = b"".join(
-                # White space would end the id, and a line break could start a record.
-                b">%b\n%b\n" % ("_".join(name.split()).encode(), b"".join(s.split()))
-                for name, s in some
-            )
-            digest.update(text)
-            yield fasta_blocks.Block(path, line, text, first=line == 1)
-            line += 2 * len(some)
-
-    return Source(path=path, blocks=blocks, split=split)
-
-
 def prepare(
-    sources: Iterable[Source],
+    sources: Iterable[input_sources.Source],
     output: str | os.PathLike,
     *,
     name: str,
@@ -211,9 +147,9 @@ def prepare(
         stop_signals.before_exit(writer.abandon),
     ):
         run = _Run(ordered, writer, options, progress)
-        size = _total_bytes(ordered)
+        size = input_sources.total_bytes(ordered)
         small = size is not None and size < _SHARD_BYTES // 2
-        with _pool(1 if small else options.num_processes) as pool:
+        with worker_pool.started(1 if small else options.num_processes) as pool:
             run.spill(pool)
             run.check_ids(pool)
             run.sort(pool)
@@ -248,7 +184,7 @@ class _Run:
 
     def __init__(
         self,
-        sources: list[Source],
+        sources: list[input_sources.Source],
         writer: record_writer.Writer,
         options: Options,
         progress: Callable[[str], None],
@@ -274,7 +210,7 @@ class _Run:
         blocks = self._blocks()
         head: collections.deque[tuple[int, fasta_blocks.Block]] = collections.deque()
         head_bytes = 0
-        if (_total_bytes(self.sources) or 0) <= _SHARD_BYTES:
+        if (input_sources.total_bytes(self.sources) or 0) <= _SHARD_BYTES:
             # Small or of unknown size: check whether it fits into one shard.
             for item in blocks:
                 head.append(item)
@@ -307,7 +243,7 @@ class _Run:
             for number, (file, block) in enumerate(itertools.chain(first, blocks)):
                 yield spill.spill_block, self.plan, number, file, block
 
-        for done in _in_order(pool, self._width, calls()):
+        for done in worker_pool.in_order(pool, self._width, calls()):
             self.num_segments += 1
             self.inputs[done.file]["num_records"] += done.num_records
             self.totals["records"] += done.num_records
@@ -324,7 +260,7 @@ class _Run:
 
     def _blocks(self) -> Iterator[tuple[int, fasta_blocks.Block]]:
         for file, source in enumerate(self.sources):
-            digest = _Digest()
+            digest = input_sources.Digest()
             self.inputs.append({"path": source.path, "num_records": 0})
             for block in source.blocks(digest, self._block_bytes()):
                 yield file, block
@@ -333,14 +269,14 @@ class _Run:
             )
 
     def _num_shards(self) -> int:
-        size = _total_bytes(self.sources)
+        size = input_sources.total_bytes(self.sources)
         if size is None:
             return _SHARDS_OF_UNKNOWN
         return min(max(-(-size // _SHARD_BYTES), 1), _MAX_SHARDS)
 
     def _block_bytes(self) -> int:
         # Small blocks stay in cache, but every shard reads a piece of every block.
-        size = _total_bytes(self.sources) or 0
+        size = input_sources.total_bytes(self.sources) or 0
         pieces = min(size // _SHARD_BYTES, _MAX_SHARDS)
         return max(_MIN_BLOCK_BYTES, pieces * _PIECE_BYTES)
 
@@ -350,7 +286,7 @@ class _Run:
             (spill.check_ids, self.plan, self.num_segments, b)
             for b in range(self.plan.num_buckets)
         )
-        parts = [c for c in _in_order(pool, self._width, calls) if len(c)]
+        parts = [c for c in worker_pool.in_order(pool, self._width, calls) if len(c)]
         if not parts:
             return
         conflicts = np.concatenate(parts)
@@ -378,7 +314,7 @@ class _Run:
             (spill.sort_bucket, self.plan, self.num_segments, b)
             for b in range(self.plan.num_buckets)
         )
-        for bucket, done in enumerate(_in_order(pool, self._width, calls)):
+        for bucket, done in enumerate(worker_pool.in_order(pool, self._width, calls)):
             if done.shard is not None:
                 self.writer.adopt("train", done.shard)
             self.num_moved += done.num_moved
@@ -440,91 +376,3 @@ class _Run:
                 f"{self.totals['residues']:,} residues, "
                 f"{self.totals['records'] / seconds:,.0f} records/s"
             )
-
-
-def _total_bytes(sources: Iterable[Source]) -> int | None:
-    """Approximate text of all inputs in bytes; None if one is unknown."""
-    sizes = [s.num_bytes for s in sources]
-    return None if None in sizes else sum(s or 0 for s in sizes)
-
-
-class _Digest:
-    """SHA-256 and length of the bytes of an input."""
-
-    def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
-        self.num_bytes = 0
-
-    def update(self, data: bytes) -> None:
-        self.sha256.update(data)
-        self.num_bytes += len(data)
-
-
-class _InProcess(concurrent.futures.Executor):
-    """Runs each call immediately, in this process."""
-
-    def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Any:
-        future: concurrent.futures.Future = concurrent.futures.Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
-@contextlib.contextmanager
-def _pool(num_processes: int) -> Iterator[concurrent.futures.Executor]:
-    if num_processes == 1:
-        yield _InProcess()
-        return
-    # spawn: forking a process that has threads (TensorFlow, JAX) can hang.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        num_processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin_worker,
-    )
-    try:
-        yield pool
-    except concurrent.futures.process.BrokenProcessPool as e:
-        stop_signals.check()  # A signal to the process group also kills the workers.
-        raise ValueError(
-            "a worker process was killed, probably out of memory. Try fewer "
-            "--num_processes."
-        ) from e
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    # The parent handles Ctrl-C.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch() -> None:
-        # A killed parent cannot stop its workers.
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _in_order(
-    pool: concurrent.futures.Executor, width: int, calls: Iterable[tuple]
-) -> Iterator[Any]:
-    """Results in the order of `calls`; at most `width` calls run at a time."""
-    pending: collections.deque[concurrent.futures.Future] = collections.deque()
-    for call in calls:
-        pending.append(pool.submit(*call))
-        if len(pending) >= width:
-            yield _result_of(pending.popleft())
-    while pending:
-        yield _result_of(pending.popleft())
-
-
-def _result_of(future: concurrent.futures.Future) -> Any:
-    """The result of `future`; a stop signal interrupts the wait."""
-    while True:
-        stop_signals.check()
-        try:
-            return future.result(timeout=0.2)
-        except TimeoutError:
-            if future.done():  # A worker's own error.
-                raise

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from prottrans_jax.data.records import corpora, preparing, store
+from prottrans_jax.data.records import corpora, input_sources, preparing, store
 from prottrans_jax.proteins import fasta_problems, nucleotides, unpacking
 
 LETTERS = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
@@ -33,8 +33,8 @@ def write(path: pathlib.Path, proteins) -> str:
 
 
 def run(inputs, output, validation=(), overwrite=False, **options):
-    sources = [preparing.fasta_source(p) for p in inputs]
-    sources += [preparing.fasta_source(p, "validation") for p in validation]
+    sources = [input_sources.of_fasta(p) for p in inputs]
+    sources += [input_sources.of_fasta(p, "validation") for p in validation]
     return preparing.prepare(
         sources,
         output,
@@ -190,7 +190,7 @@ def test_a_sequence_of_a_test_split_is_not_trained_on(tmp_path):
         "validation": [("d", b"ACD")],
         "test": [("e", b"MKV"), ("f", b"ACD"), ("g", b"YYY")],
     }
-    sources = [preparing.example_source(f"mine/{s}", made[s], s) for s in made]
+    sources = [input_sources.of_examples(f"mine/{s}", made[s], s) for s in made]
     report = preparing.prepare(sources, tmp_path / "out", name="x")
     kept = {s: {n for n, _ in content(tmp_path / "out", s)} for s in made}
     assert kept == {"train": {"c"}, "validation": {"d"}, "test": {"e", "g"}}
@@ -309,13 +309,6 @@ def test_records_of_x_alone_are_counted(tmp_path):
     assert run([path], tmp_path / "out").num_only_x == 2
 
 
-def test_missing_input_is_named(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"nowhere.fasta: cannot be read: No such file"
-    ):
-        preparing.fasta_source("nowhere.fasta")
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -407,20 +400,6 @@ def test_a_stopped_run_leaves_no_folder_and_can_be_repeated(tmp_path, sign):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["big.fasta", "out"]
 
 
-def test_examples_of_any_source_are_checked_as_fasta_is(tmp_path):
-    examples = [("two words", b"MKV"), ("b", b"AC\nD"), ("c", b"*")]
-    source = preparing.example_source("mine/train", examples, "train")
-    with pytest.raises(
-        fasta_problems.FastaError, match=r"mine/train:5: .*'c'.* no residues"
-    ):
-        preparing.prepare([source], tmp_path / "out", name="x")
-    report = preparing.prepare(
-        [source], tmp_path / "out", name="x", options=preparing.Options(on_bad="skip")
-    )
-    assert sorted(content(tmp_path / "out")) == [("b", b"ACD"), ("two_words", b"MKV")]
-    assert report.num_bad == 1
-
-
 def test_the_shipped_sample_is_sound():
     folder = corpora.sample_dir()
     assert store.verify(folder) == []
@@ -436,8 +415,9 @@ def test_memory_does_not_grow_with_the_input(tmp_path):
     """Peak resident memory of 30 and of 240 MB of FASTA in shards of one size."""
     # Not getrusage: a child's ru_maxrss begins with that of the process it came from.
     script = (
-        "import re, sys; from prottrans_jax.data.records import preparing;"
-        "preparing.prepare([preparing.fasta_source(sys.argv[1])], sys.argv[2],"
+        "import re, sys; from prottrans_jax.data.records import "
+        "input_sources, preparing;"
+        "preparing.prepare([input_sources.of_fasta(sys.argv[1])], sys.argv[2],"
         "name='x', options=preparing.Options(num_shards=int(sys.argv[3])));"
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )

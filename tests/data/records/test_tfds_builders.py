@@ -14,7 +14,12 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from prottrans_jax.data.records import input_sources, preparing, store
+from prottrans_jax.data.records import (
+    dataset_sources,
+    input_sources,
+    preparing,
+    store,
+)
 from prottrans_jax.data.records.tfds_builders import base, bfd, uniref50, uniref100
 
 BUILDERS = pathlib.Path(uniref50.__file__).parent
@@ -81,9 +86,9 @@ def test_records_and_splits_are_those_of_prepare(tmp_path):
     built = build(uniref50.Uniref50, tmp_path, manual)
     assert {**built["train"], **built["validation"]} == PROTEINS
     options = preparing.Options(validation_fraction=base.VALIDATION_SHARE)
-    source = preparing.fasta_source(str(manual / "uniref50.fasta.gz"))
+    source = input_sources.of_fasta(str(manual / "uniref50.fasta.gz"))
     preparing.prepare([source], tmp_path / "direct", name="x", options=options)
-    sources = input_sources.of_tfds("uniref50", str(tmp_path / "tfds"))
+    sources = dataset_sources.of_tfds("uniref50", str(tmp_path / "tfds"))
     preparing.prepare(sources, tmp_path / "through_tfds", name="x")
     for split in ("train", "validation"):
         expected = {n: s for n, s in built[split].items()}
@@ -143,10 +148,10 @@ def test_the_source_of_a_seqio_task_is_prepared_with_its_splits(tmp_path):
         output_features={},
     )
     try:
-        sources = input_sources.of_task("a_task_to_prepare")
+        sources = dataset_sources.of_task("a_task_to_prepare")
         preparing.prepare(sources, tmp_path / "out", name="x")
         with pytest.raises(ValueError, match="no task 'nonsense'"):
-            input_sources.of_task("nonsense")
+            dataset_sources.of_task("nonsense")
     finally:
         seqio.TaskRegistry.remove("a_task_to_prepare")
     opened = store.open(tmp_path / "out")
@@ -164,7 +169,7 @@ def test_a_damaged_tfds_file_is_named_with_how_far_it_was_read(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    [source, *_] = input_sources.of_tfds("uniref100", str(tmp_path / "tfds"))
+    [source, *_] = dataset_sources.of_tfds("uniref100", str(tmp_path / "tfds"))
     with pytest.raises(
         ValueError, match=r"uniref100/train cannot be read after \d+ examples: .*again"
     ):
@@ -184,6 +189,6 @@ def test_no_sequence_is_in_both_splits_of_a_builder(tmp_path, caplog):
 def test_folder_of_tfds_is_no_bucket_and_may_lie_in_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/nowhere")
     with pytest.raises(ValueError, match="in /nowhere/tfds"):
-        input_sources.of_tfds("uniref50", "~/tfds")
+        dataset_sources.of_tfds("uniref50", "~/tfds")
     with pytest.raises(ValueError, match="tfds_data_dir=gs://b: buckets"):
-        input_sources.of_tfds("uniref50", "gs://b")
+        dataset_sources.of_tfds("uniref50", "gs://b")
