@@ -8,5 +8,5 @@
   substitution                 random substitution of amino acids
   position_kinds               kinds of positions; shared with `objectives/`
 
-NumPy only; may import `data.rows.random_bits` and proteins.
+NumPy only; may import `data.random_bits` and proteins.
 """

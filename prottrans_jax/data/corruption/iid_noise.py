@@ -13,9 +13,9 @@ import dataclasses
 import jaxtyping
 import numpy as np
 
+from prottrans_jax.data import random_bits
 from prottrans_jax.data.corruption import position_kinds, substitution
 from prottrans_jax.data.corruption import streams as streams_lib
-from prottrans_jax.data.rows import random_bits
 from prottrans_jax.proteins import vocabulary as vocabulary_lib
 
 Lengths = streams_lib.Lengths

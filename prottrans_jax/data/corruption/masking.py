@@ -10,6 +10,7 @@ import dataclasses
 import jaxtyping
 import numpy as np
 
+from prottrans_jax.data import random_bits
 from prottrans_jax.data.corruption import (
     framing,
     ngrams,
@@ -17,7 +18,6 @@ from prottrans_jax.data.corruption import (
     streams,
     substitution,
 )
-from prottrans_jax.data.rows import random_bits
 from prottrans_jax.proteins import vocabulary as vocabulary_lib
 
 LAYOUT = streams.Layout(

@@ -12,7 +12,7 @@ import itertools
 import jaxtyping
 import numpy as np
 
-from prottrans_jax.data.rows import random_bits
+from prottrans_jax.data import random_bits
 
 
 def length_limits(max_length: int) -> np.ndarray:

@@ -11,8 +11,8 @@ import dataclasses
 import jaxtyping
 import numpy as np
 
+from prottrans_jax.data import random_bits
 from prottrans_jax.data.corruption import ngrams, streams
-from prottrans_jax.data.rows import random_bits
 from prottrans_jax.proteins import vocabulary as vocabulary_lib
 
 CONTEXT = -1  # rank of a token that is not predicted

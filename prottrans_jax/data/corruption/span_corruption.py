@@ -5,8 +5,8 @@ import dataclasses
 import jaxtyping
 import numpy as np
 
+from prottrans_jax.data import random_bits
 from prottrans_jax.data.corruption import iid_noise, position_kinds, streams
-from prottrans_jax.data.rows import random_bits
 from prottrans_jax.proteins import vocabulary as vocabulary_lib
 
 # Random streams of a piece's key; `iid_noise` uses 0 to 2.

@@ -3,7 +3,7 @@
 import jaxtyping
 import numpy as np
 
-from prottrans_jax.data.rows import random_bits
+from prottrans_jax.data import random_bits
 from prottrans_jax.proteins import vocabulary as vocabulary_lib
 
 

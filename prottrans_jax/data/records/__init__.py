@@ -1,8 +1,8 @@
 """Prepared corpora: array_record shards, a length index and a manifest in one folder.
 
-input_sources, dataset_sources                   FASTA, SeqIO tasks, TFDS data sets
-preparing, worker_pool, spill, record_writer     making a folder, out of core
-store, shard_readers, manifest                   reading and verifying it
-corpora                                          finding it by name
-tfds_builders                                    the same corpora as TFDS data sets
+input_sources, dataset_sources                     inputs: FASTA, SeqIO tasks, TFDS
+preparing, worker_pool, spill, spill_files         making a folder, out of core
+record_writer, store, shard_readers, manifest      writing, reading and verifying it
+corpora                                            finding it by name
+tfds_builders                                      the same corpora as TFDS data sets
 """

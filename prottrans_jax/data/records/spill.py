@@ -1,41 +1,28 @@
 """Out-of-core sorting for `prepare`: from blocks of FASTA to shuffled shards.
 
-Each block becomes one segment file, in which records are grouped by bucket. A bucket
-becomes one shard. It is chosen by the hash of the sequence, so that all copies of a
-sequence are in one bucket and are found with the memory of one shard. A second table in
-each segment, grouped by the hash of the id, serves to find ids that are used twice.
+Each block becomes one segment file (`spill_files`), in which records are grouped by
+bucket. A bucket becomes one shard. It is chosen by the hash of the sequence, so that
+all copies of a sequence are in one bucket and are found with the memory of one shard. A
+second table in each segment, grouped by the hash of the id, serves to find ids that are
+used twice.
 
 Bucket, order and split are functions of hashes, seed, file and line: the result does
 not depend on the number of processes or the size of blocks.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 import dataclasses
 import hashlib
 import heapq
-import os
 import pathlib
 
 import jaxtyping
 import numpy as np
 
-from prottrans_jax.data.records import record_writer, shard_readers
+from prottrans_jax.data import random_bits
+from prottrans_jax.data.records import record_writer, shard_readers, spill_files
 from prottrans_jax.proteins import fasta_blocks, fasta_problems, nucleotides, vocabulary
 
-# `ordinal` is file << 40 | line: the place in the input; it orders all records.
-_META = np.dtype(
-    [
-        ("ordinal", "<u8"),
-        ("seq_hi", "<u8"),
-        ("seq_lo", "<u8"),
-        ("id_hi", "<u8"),
-        ("id_lo", "<u8"),
-        ("size", "<u4"),
-        ("length", "<u4"),
-        ("split", "<u4"),
-    ]
-)
-_ID = np.dtype([("id_hi", "<u8"), ("id_lo", "<u8"), ("seq_hi", "<u8"), ("at", "<u8")])
 _LINE_BITS = 40
 DROPPED = "dropped.npy"
 
@@ -172,7 +159,7 @@ def spill_block(
     names, residues = parsed.names, parsed.residues
     seq_hi, seq_lo = _hashes(residues)
     id_hi, id_lo = _hashes(names)
-    meta = np.empty(len(names), _META)
+    meta = np.empty(len(names), spill_files.RECORD)
     meta["ordinal"] = np.array(parsed.lines, np.uint64) | np.uint64(file << _LINE_BITS)
     meta["seq_hi"], meta["seq_lo"] = seq_hi, seq_lo
     meta["id_hi"], meta["id_lo"] = id_hi, id_lo
@@ -183,7 +170,9 @@ def spill_block(
         meta["split"] = split
     else:
         meta["split"] = meta["id_lo"] < np.uint64(plan.held_out * (1 << 63) * 2)
-    _write_segment(_segment(plan, number), plan, meta, names, residues)
+    buckets = shuffle_key(meta["seq_hi"], plan.seed) % np.uint64(plan.num_buckets)
+    path = spill_files.segment(plan.folder, number)
+    spill_files.write_segment(path, plan.num_buckets, buckets, meta, names, residues)
     return Spilled(
         file=file,
         num_records=num_read,
@@ -210,7 +199,12 @@ def check_ids(plan: Plan, num_segments: int, bucket: int) -> np.ndarray:
       [conflicts, 2] uint64: ordinals of the record to leave out and of the first one.
     """
     entries = np.concatenate(
-        [_read_ids(_segment(plan, s), plan, bucket) for s in range(num_segments)]
+        [
+            spill_files.read_ids(
+                spill_files.segment(plan.folder, s), plan.num_buckets, bucket
+            )
+            for s in range(num_segments)
+        ]
     )
     if _all_differ(entries["id_hi"]):
         return np.empty((0, 2), np.uint64)
@@ -239,7 +233,8 @@ def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
     """
     metas, blobs = [], []
     for number in range(num_segments):
-        meta, blob = _read_bucket(_segment(plan, number), plan, bucket)
+        path = spill_files.segment(plan.folder, number)
+        meta, blob = spill_files.read_bucket(path, plan.num_buckets, bucket)
         metas.append(meta)
         blobs.append(blob)
     meta, blob = np.concatenate(metas), b"".join(blobs)
@@ -295,7 +290,8 @@ def sort_bucket(plan: Plan, num_segments: int, bucket: int) -> Sorted:
             path = plan.folder / f"bucket-{bucket:07d}.array_record"
             shard = record_writer.write_shard(path, chunks)
         elif len(chosen):
-            _write_part(_part(plan, split, bucket), meta[chosen], key[chosen], chunks)
+            path = spill_files.part(plan.folder, split, bucket)
+            spill_files.write_part(path, meta[chosen], key[chosen], chunks)
     return Sorted(shard, skips.close(), num_moved)
 
 
@@ -343,8 +339,8 @@ def _repeated(meta: np.ndarray, copy: np.ndarray) -> np.ndarray:
 
 def merged(plan: Plan, split: int) -> Iterator[tuple[bytes, int]]:
     """(payload, length) of a split's parts: by bucket, or in the order of the input."""
-    paths = [_part(plan, split, b) for b in range(plan.num_buckets)]
-    parts = [_read_part(path) for path in paths if path.exists()]
+    paths = [spill_files.part(plan.folder, split, b) for b in range(plan.num_buckets)]
+    parts = [spill_files.read_part(path) for path in paths if path.exists()]
     shard_readers.allow_open_files(len(parts))
     if plan.shuffle:
         for part in parts:
@@ -357,8 +353,9 @@ def merged(plan: Plan, split: int) -> Iterator[tuple[bytes, int]]:
 def name_of(plan: Plan, num_segments: int, ordinal: int) -> str:
     """Id of the record with this ordinal."""
     for number in range(num_segments):
+        path = spill_files.segment(plan.folder, number)
         for bucket in range(plan.num_buckets):
-            meta, blob = _read_bucket(_segment(plan, number), plan, bucket)
+            meta, blob = spill_files.read_bucket(path, plan.num_buckets, bucket)
             for i in np.flatnonzero(meta["ordinal"] == ordinal).tolist():
                 start = int(meta["size"][:i].sum())
                 return blob[start:].partition(b"\n")[0].decode()
@@ -367,7 +364,7 @@ def name_of(plan: Plan, num_segments: int, ordinal: int) -> str:
 
 def count(plan: Plan, split: int) -> int:
     """Records in the parts of a split."""
-    paths = (_part(plan, split, b) for b in range(plan.num_buckets))
+    paths = (spill_files.part(plan.folder, split, b) for b in range(plan.num_buckets))
     return sum(len(np.load(p, mmap_mode="r")) for p in paths if p.exists())
 
 
@@ -380,130 +377,6 @@ def place(plan: Plan, ordinal: int) -> str:
 def shuffle_key(
     hashes: jaxtyping.UInt64[np.ndarray, " records"], seed: int
 ) -> jaxtyping.UInt64[np.ndarray, " records"]:
-    """Pseudo-random numbers from hashes and seed (finaliser of SplitMix64)."""
-    x = hashes ^ np.frombuffer(
-        hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "<u8"
-    )
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _segment(plan: Plan, number: int) -> pathlib.Path:
-    return plan.folder / f"segment-{number:07d}"
-
-
-def _part(plan: Plan, split: int, bucket: int) -> pathlib.Path:
-    return plan.folder / f"part-{split}-{bucket:07d}"
-
-
-# A segment file: an index, [3, num_buckets + 1] uint64, of the cumulative numbers of
-# records, payload bytes and id entries by bucket; then records, id entries, payloads.
-
-
-def _write_segment(
-    path: pathlib.Path,
-    plan: Plan,
-    meta: np.ndarray,
-    names: list[bytes],
-    residues: list[bytes],
-) -> None:
-    buckets = np.uint64(plan.num_buckets)
-    bucket = shuffle_key(meta["seq_hi"], plan.seed) % buckets
-    if plan.num_buckets > 1:
-        order = np.argsort(bucket, kind="stable")
-        names = [names[i] for i in order.tolist()]
-        residues = [residues[i] for i in order.tolist()]
-        bucket, sorted_meta = bucket[order], meta[order]
-    else:
-        sorted_meta = meta
-    index = np.zeros((3, plan.num_buckets + 1), np.uint64)
-    borders = np.searchsorted(bucket, np.arange(plan.num_buckets + 1))
-    index[0] = borders
-    index[1] = np.concatenate([[0], np.cumsum(sorted_meta["size"], dtype=np.uint64)])[
-        borders
-    ]
-    ids = np.empty(len(meta), _ID)
-    for field in ("id_hi", "id_lo", "seq_hi"):
-        ids[field] = meta[field]
-    ids["at"] = meta["ordinal"]
-    id_bucket = meta["id_hi"] % buckets
-    id_order = np.argsort(id_bucket, kind="stable")
-    index[2] = np.searchsorted(id_bucket[id_order], np.arange(plan.num_buckets + 1))
-    with path.open("wb") as out:
-        out.write(index.tobytes())
-        out.write(sorted_meta.tobytes())
-        out.write(ids[id_order].tobytes())
-        # All payloads (`record_writer.payload`) in one join.
-        parts = [b"\n"] * (3 * len(names))
-        parts[0::3], parts[2::3] = names, residues
-        out.write(b"".join(parts))
-
-
-def _index_of(fd: int, plan: Plan) -> tuple[np.ndarray, int]:
-    num_bytes = 3 * (plan.num_buckets + 1) * 8
-    index = np.frombuffer(os.pread(fd, num_bytes, 0), "<u8").astype(np.int64)
-    return index.reshape(3, -1), num_bytes
-
-
-def _read_bucket(
-    path: pathlib.Path, plan: Plan, bucket: int
-) -> tuple[np.ndarray, bytes]:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        index, at = _index_of(fd, plan)
-        low, high = index[0, bucket], index[0, bucket + 1]
-        meta = _pread(fd, (high - low) * _META.itemsize, at + low * _META.itemsize)
-        blobs_at = at + index[0, -1] * (_META.itemsize + _ID.itemsize)
-        low, high = index[1, bucket], index[1, bucket + 1]
-        return np.frombuffer(meta, _META), _pread(fd, high - low, blobs_at + low)
-    finally:
-        os.close(fd)
-
-
-def _read_ids(path: pathlib.Path, plan: Plan, bucket: int) -> np.ndarray:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        index, at = _index_of(fd, plan)
-        low, high = index[2, bucket], index[2, bucket + 1]
-        at += int(index[0, -1]) * _META.itemsize
-        data = _pread(fd, (high - low) * _ID.itemsize, at + low * _ID.itemsize)
-        return np.frombuffer(data, _ID)
-    finally:
-        os.close(fd)
-
-
-def _pread(fd: int, num_bytes: int, at: int) -> bytes:
-    # One call reads at most 2 GiB.
-    pieces = []
-    while num_bytes:
-        piece = os.pread(fd, int(min(num_bytes, 1 << 30)), int(at))
-        if not piece:
-            raise OSError("a segment file ends early")
-        pieces.append(piece)
-        num_bytes -= len(piece)
-        at += len(piece)
-    return b"".join(pieces)
-
-
-def _write_part(
-    path: pathlib.Path,
-    meta: np.ndarray,
-    keys: np.ndarray,
-    chunks: Iterable[tuple[list[bytes], list[int]]],
-) -> None:
-    table = np.empty(len(keys), [("key", "<u8"), ("size", "<u4"), ("length", "<u4")])
-    table["key"], table["size"], table["length"] = keys, meta["size"], meta["length"]
-    with path.open("wb") as out:
-        np.save(out, table)
-    with path.with_suffix(".blob").open("wb") as out:
-        for payloads, _ in chunks:
-            out.write(b"".join(payloads))
-
-
-def _read_part(path: pathlib.Path) -> Iterator[tuple[int, bytes, int]]:
-    table = np.load(path, mmap_mode="r")
-    with path.with_suffix(".blob").open("rb", buffering=1 << 16) as blob:
-        for start in range(0, len(table), 4096):
-            for key, size, length in table[start : start + 4096].tolist():
-                yield key, blob.read(size), length
+    """Pseudo-random numbers from hashes and seed."""
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
+    return random_bits.mix(hashes ^ np.frombuffer(digest, "<u8"))

@@ -1,6 +1,6 @@
 """Rows of a batch: a pure function of (seed, row number).
 
-random_bits, permutation, order   which record comes when
-packing, row_blocks, lanes        which pieces share a row, or a lane for memories
-assembly, loader                  rows as arrays; `loader.RowLoader` feeds the trainer
+permutation, order           which record comes when
+packing, row_blocks, lanes   which pieces share a row, or a lane for memories
+assembly, loader             rows as arrays; `loader.RowLoader` feeds the trainer
 """

@@ -20,9 +20,10 @@ import numpy as np
 import seqio
 
 from prottrans_jax import differences
+from prottrans_jax.data import random_bits
 from prottrans_jax.data.corruption import causal, masking, permuted, streams
 from prottrans_jax.data.records import store
-from prottrans_jax.data.rows import assembly, lanes, packing, random_bits
+from prottrans_jax.data.rows import assembly, lanes, packing
 from prottrans_jax.data.rows import order as order_lib
 from prottrans_jax.data.rows import row_blocks as rows_lib
 from prottrans_jax.data.seqio import preprocessors, record_source, task_names

@@ -10,7 +10,8 @@ import fractions
 import jaxtyping
 import numpy as np
 
-from prottrans_jax.data.rows import permutation, random_bits
+from prottrans_jax.data import random_bits
+from prottrans_jax.data.rows import permutation
 
 # Random streams of the key of the seed.
 SHUFFLE, CROP, CORRUPT, ROWS = range(4)

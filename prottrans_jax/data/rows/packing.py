@@ -53,7 +53,7 @@ def cut(
     lengths = np.asarray(lengths, np.int64)
     if long_sequences == "crop":
         # Imported here: split needs no randomness.
-        from prottrans_jax.data.rows import random_bits
+        from prottrans_jax.data import random_bits
 
         spare = np.maximum(lengths - max_length, 0)
         return (

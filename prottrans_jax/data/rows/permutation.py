@@ -9,7 +9,7 @@ and the shuffle of 2.1 billion records needs no table of 17 GB.
 import jaxtyping
 import numpy as np
 
-from prottrans_jax.data.rows import random_bits
+from prottrans_jax.data import random_bits
 
 # Must be even. With 8, permutations of 7 or more elements pass a chi-square test of
 # uniformity; with 4, those of 20 elements fail.

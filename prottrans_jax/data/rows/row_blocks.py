@@ -14,9 +14,10 @@ import threading
 import jaxtyping
 import numpy as np
 
+from prottrans_jax.data import random_bits
 from prottrans_jax.data.corruption import streams
 from prottrans_jax.data.rows import order as order_lib
-from prottrans_jax.data.rows import packing, random_bits
+from prottrans_jax.data.rows import packing
 
 Pieces = jaxtyping.Int64[np.ndarray, " pieces"]
 

@@ -19,6 +19,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from prottrans_jax.data import random_bits
 from prottrans_jax.data.corruption import (
     causal,
     iid_noise,
@@ -27,7 +28,7 @@ from prottrans_jax.data.corruption import (
     streams,
 )
 from prottrans_jax.data.corruption import span_corruption as span_corruption_lib
-from prottrans_jax.data.rows import packing, random_bits
+from prottrans_jax.data.rows import packing
 from prottrans_jax.data.seqio import byte_vocabulary
 
 _CROP = 0  # stream of an example's key

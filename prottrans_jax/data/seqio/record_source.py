@@ -9,8 +9,9 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from prottrans_jax.data import random_bits
 from prottrans_jax.data.records import corpora, store
-from prottrans_jax.data.rows import permutation, random_bits
+from prottrans_jax.data.rows import permutation
 
 SPLITS = ("train", "validation")
 _READ_AHEAD_RECORDS = 256

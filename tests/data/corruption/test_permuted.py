@@ -3,8 +3,8 @@ import doctest
 import numpy as np
 import pytest
 
+from prottrans_jax.data import random_bits
 from prottrans_jax.data.corruption import permuted
-from prottrans_jax.data.rows import random_bits
 from prottrans_jax.proteins import vocabulary
 
 RESIDUES = vocabulary.PROT_XLNET.residue_ids

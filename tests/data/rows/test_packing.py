@@ -3,7 +3,8 @@ import gzip
 import numpy as np
 import pytest
 
-from prottrans_jax.data.rows import packing, random_bits
+from prottrans_jax.data import random_bits
+from prottrans_jax.data.rows import packing
 
 
 def _bits(count):

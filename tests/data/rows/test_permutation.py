@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from prottrans_jax.data.rows import permutation, random_bits
+from prottrans_jax.data import random_bits
+from prottrans_jax.data.rows import permutation
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 1000, 4097])
