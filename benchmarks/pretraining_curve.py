@@ -143,7 +143,7 @@ def losses_by_protein(run_dir: pathlib.Path, data_dir: str) -> dict[str, np.ndar
     import jax
     import jax.numpy as jnp
 
-    from prottrans_jax.checkpoints import checkpointing
+    from prottrans_jax.checkpoints import stored_steps
     from prottrans_jax.data.corruption import position_kinds
     from prottrans_jax.data.records import store
     from prottrans_jax.data.rows import loader
@@ -169,7 +169,7 @@ def losses_by_protein(run_dir: pathlib.Path, data_dir: str) -> dict[str, np.ndar
     plan = train_state.plan(
         objective, optimizer, partitioner, train_state.batch_shapes(data)
     )
-    params = checkpointing.load_params(run_dir, plan.abstract.params)
+    params = stored_steps.load_params(run_dir, plan.abstract.params)
 
     counts = np.zeros(128)
     for letter, count in store.open(data_dir).split("train").alphabet.items():

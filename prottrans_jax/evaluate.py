@@ -51,7 +51,7 @@ def _run(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.INFO)
     mains.parse_flags(check_places=places.check_evaluation)
 
-    from prottrans_jax.checkpoints import checkpointing
+    from prottrans_jax.checkpoints import manifests
     from prottrans_jax.data.records import store
     from prottrans_jax.training import evaluation, trainer
 
@@ -74,7 +74,7 @@ def _run(argv: Sequence[str]) -> int:
                 for key, value in scalars.items():
                     print(f"  {key:24} {value:10.4f}")
             all_written &= _write(directory, {"step": step, **results})
-    except (checkpointing.CheckpointError, store.DamageError) as error:
+    except (manifests.CheckpointError, store.DamageError) as error:
         print(f"error: {mains.message(error)}", file=sys.stderr)
         return 1
     except ValueError as error:

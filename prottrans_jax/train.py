@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.INFO)
     mains.parse_flags(check_places=places.check_training)
 
-    from prottrans_jax.checkpoints import checkpointing
+    from prottrans_jax.checkpoints import manifests
     from prottrans_jax.data.records import store
     from prottrans_jax.distributed import barriers, roll_call, start
     from prottrans_jax.training import logbook, trainer
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     except logbook.NonFiniteError as error:
         print(f"error: {mains.message(error)}", file=sys.stderr)
         return 3
-    except (checkpointing.CheckpointError, store.DamageError) as error:
+    except (manifests.CheckpointError, store.DamageError) as error:
         print(f"error: {mains.message(error)}", file=sys.stderr)
         return 1
     except barriers.ProcessesMissing as error:

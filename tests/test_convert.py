@@ -13,9 +13,11 @@ import pytest
 from prottrans_jax import partitioning
 from prottrans_jax.checkpoints import (
     checkpointing,
+    manifests,
     opening,
     run_identity,
     stored_arrays,
+    stored_steps,
 )
 from prottrans_jax.interop import families, huggingface, mesh_tf, t5x
 from prottrans_jax.models import (
@@ -253,7 +255,7 @@ def test_training_goes_on_from_a_folder_of_hugging_face(tmp_path, family):
         init_from = f"{tmp_path}/theirs"  # The folder tells what it is.
     objective = OBJECTIVES[family](model_class(config))
     directory = train_one_step(tmp_path, objective, init_from)
-    saved, metadata, _ = checkpointing.read_params(directory)
+    saved, metadata, _ = stored_steps.read_params(directory)
     assert_same(stored_arrays.nested(saved), params)
     # And the run can be read as a model in its turn, by its own description.
     assert opening.config_of_run(metadata) == (config, "float32")
@@ -269,7 +271,7 @@ def test_training_goes_on_from_t5x_and_mesh_tensorflow(tmp_path, kind):
     write(tmp_path / "theirs", T5, params)
     objective = denoising.Denoising(t5.T5(T5))
     directory = train_one_step(tmp_path, objective, f"{kind}:{tmp_path}/theirs")
-    assert_same(stored_arrays.nested(checkpointing.read_params(directory)[0]), params)
+    assert_same(stored_arrays.nested(stored_steps.read_params(directory)[0]), params)
 
 
 def test_training_goes_on_from_what_convert_made(tmp_path):
@@ -281,7 +283,7 @@ def test_training_goes_on_from_what_convert_made(tmp_path):
     assert done.returncode == 0, done.stderr
     objective = denoising.Denoising(t5.T5(T5))
     directory = train_one_step(tmp_path, objective, str(tmp_path / "ours"))
-    assert_same(stored_arrays.nested(checkpointing.read_params(directory)[0]), params)
+    assert_same(stored_arrays.nested(stored_steps.read_params(directory)[0]), params)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +308,7 @@ def test_another_model_is_refused_by_its_settings(tmp_path, change, message):
 def test_nothing_to_start_from_is_an_error_of_checkpoints(tmp_path, source):
     objective = denoising.Denoising(t5.T5(T5))
     (tmp_path / "theirs").mkdir()
-    with pytest.raises(checkpointing.CheckpointError, match="theirs"):
+    with pytest.raises(manifests.CheckpointError, match="theirs"):
         train_one_step(tmp_path, objective, source.format(tmp_path / "theirs"))
 
 
@@ -348,7 +350,7 @@ def test_heads_that_the_model_lacks_are_left_out(tmp_path, monkeypatch):
     objective = masked_lm.MaskedLM(bert.Bert(config))
     directory = train_one_step(tmp_path, objective, f"hf:{tmp_path}/theirs")
     expected = {k: v for k, v in params.items() if k not in ("pooler", "order_head")}
-    assert_same(stored_arrays.nested(checkpointing.read_params(directory)[0]), expected)
+    assert_same(stored_arrays.nested(stored_steps.read_params(directory)[0]), expected)
     assert any("skipped, not in the model: order_head/bias" in x for x in said)
 
 

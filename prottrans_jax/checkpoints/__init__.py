@@ -1,8 +1,10 @@
 """Checkpoints of a run: saved, verified, and opened from any format.
 
   checkpointing   `Checkpointer`: asynchronous saves, retention, restoring
+  stored_steps    steps of a run, read for another run or a frozen encoder
   manifests       the SHA-256 manifest that every checkpoint must match
   stored_arrays   arrays of a checkpoint: names, comparison, reading
+  orbax_messages  drops what Orbax logs besides the error that it raises
   run_identity    compares the configurations of two runs
   opening         parameters of a run, of Hugging Face, T5X or Mesh-TensorFlow
   new_folders     what convert and export share: a folder made from a checkpoint

@@ -12,16 +12,11 @@ before a restore:
     DIRECTORY/.lock             held by the one run that writes here
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import concurrent.futures
-import contextlib
-import dataclasses
 import json
-import logging as std_logging
 import math
 import os
-import re
-import sys
 import time
 from typing import Any
 
@@ -31,28 +26,27 @@ import jax
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
-import numpy as np
 from orbax import checkpoint as ocp
 
-from prottrans_jax.checkpoints import manifests, stored_arrays
+from prottrans_jax.checkpoints import (
+    manifests,
+    orbax_messages,
+    stored_arrays,
+    stored_steps,
+)
 from prottrans_jax.distributed import barriers
-from prottrans_jax.files import locks, paths
+from prottrans_jax.files import locks
 
-_METADATA = "metadata.json"
 _TMP = ".orbax-checkpoint-tmp"
 # Attempts to remove the folder of a failed save while threads still write to it.
 _MAX_REMOVALS = 10
 
-CheckpointError = manifests.CheckpointError
-GoneError = manifests.GoneError
-MismatchError = stored_arrays.MismatchError
 
-
-class SaveError(CheckpointError):
+class SaveError(manifests.CheckpointError):
     """A step was not saved. Raised once for each failed save.
 
     Attributes:
-      step: the step that was lost.
+      step: the step that was lost; -1: of a save that had seemed complete.
       last_good: newest sound step on disk; None: there is none.
     """
 
@@ -60,23 +54,6 @@ class SaveError(CheckpointError):
         super().__init__(message)
         self.step = step
         self.last_good = last_good
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """Result of `Checkpointer.restore`.
-
-    Attributes:
-      step: the restored step.
-      state: tree like the abstract state, with its shardings and dtypes.
-      metadata: the JSON saved with the step.
-      lost_steps: newest damaged step minus the restored one; 0 if no step is damaged.
-    """
-
-    step: int
-    state: Any
-    metadata: dict[str, Any]
-    lost_steps: int = 0
 
 
 class Checkpointer:
@@ -96,7 +73,7 @@ class Checkpointer:
       timeout_s: limit of each wait for storage or other processes.
 
     Raises:
-      CheckpointError: another run writes to `directory`.
+      manifests.CheckpointError: another run writes to `directory`.
     """
 
     def __init__(
@@ -113,7 +90,7 @@ class Checkpointer:
             raise ValueError(f"keep={keep}: at least 1 step must be kept (None: all).")
         if keep_period is not None and keep_period < 1:
             raise ValueError(f"keep_period={keep_period} must be positive or None.")
-        self._directory = _absolute(directory)
+        self._directory = stored_steps.absolute(directory)
         self._keep = keep
         self._keep_period = keep_period
         self._save_dtype = None if save_dtype is None else jnp.dtype(save_dtype)
@@ -127,9 +104,7 @@ class Checkpointer:
         self._failed: set[int] = set()
         self._lock: locks.Lock | None = None
         self._deleter = concurrent.futures.ThreadPoolExecutor(1, "delete_checkpoints")
-        logging.get_absl_logger().addFilter(_drop_orbax_chatter)
-        if not isinstance(sys.unraisablehook, _DropTensorstoreChatter):
-            sys.unraisablehook = _DropTensorstoreChatter(sys.unraisablehook)
+        orbax_messages.drop_repeated()
         # Compression saves 8 % but makes a save two to three times as expensive, and
         # would slow the steps that overlap it.
         self._handler = _StepHandler(use_compression=False)
@@ -257,7 +232,7 @@ class Checkpointer:
         *,
         max_lost_steps: float | None = math.inf,
         way_out: str = "or name the step to read",
-    ) -> Restored | None:
+    ) -> stored_steps.Restored | None:
         """Restores the newest step whose files all match its manifest.
 
         A damaged step is logged with the damaged file, and the previous step is tried,
@@ -276,9 +251,10 @@ class Checkpointer:
           The restored step; None if the directory has no step.
 
         Raises:
-          CheckpointError: `step` is damaged or absent, or steps exist but none is
-            sound or new enough. Starting anew would silently discard the run.
-          MismatchError: names, shapes or kinds of dtype differ; lists both sides.
+          manifests.CheckpointError: `step` is damaged or absent, or steps exist but
+            none is sound or new enough. Starting anew would silently discard the run.
+          stored_arrays.MismatchError: names, shapes or kinds of dtype differ; lists
+            both sides.
         """
         self.wait()
         choice = self._on_process_zero(
@@ -293,28 +269,28 @@ class Checkpointer:
         chosen = int(choice["step"])
         path = self._directory / str(chosen)
         if not path.exists():
-            raise CheckpointError(
+            raise manifests.CheckpointError(
                 f"process {jax.process_index()} does not see {path}, which process 0 "
                 "restores from. All processes need the same, shared model_dir."
             )
         abstract_arrays = stored_arrays.by_name(abstract_state)
-        with _explained(path):
+        with stored_steps.explained(path):
             stored = stored_arrays.on_disk(path)
         if difference := stored_arrays.compare(abstract_arrays, stored):
-            raise MismatchError(
+            raise stored_arrays.MismatchError(
                 f"{path} does not fit this run "
                 f"{difference.summary(stored_arrays.REMEDY)}",
-                _read_metadata(path),
+                stored_steps.read_metadata(path),
             )
-        with _explained(path):
+        with stored_steps.explained(path):
             restored = stored_arrays.read(path, abstract_arrays)
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), restored)
         self._sound.add(chosen)
-        metadata = _read_metadata(path)
+        metadata = stored_steps.read_metadata(path)
         lost_steps = max(choice["damaged"], default=chosen) - chosen
         if max_lost_steps is None and not self._read_only:
             self._on_process_zero("set_aside", self._set_damaged_aside)
-        return Restored(chosen, state, metadata, lost_steps)
+        return stored_steps.Restored(chosen, state, metadata, lost_steps)
 
     def _set_damaged_aside(self) -> None:
         for step in sorted(self._damaged):
@@ -344,9 +320,10 @@ class Checkpointer:
             self._clear_failed()
         good_steps = [s for s in self.steps() if s not in self._damaged]
         last_good = good_steps[-1] if good_steps else None
+        lost = "a step that seemed complete" if step is None else f"step {step}"
         message = (
-            f"{self._directory}: step {step} was not saved ({_reason(error)}). "
-            f"Last good step: {last_good}."
+            f"{self._directory}: {lost} was not saved ({stored_steps.reason(error)}). "
+            f"Last good step: {'none' if last_good is None else last_good}."
         )
         return SaveError(message, -1 if step is None else step, last_good)
 
@@ -395,123 +372,6 @@ class Checkpointer:
                 logging.warning("Could not delete checkpoint %d: %s", step, error)
 
 
-def load_params(
-    path: str | os.PathLike[str],
-    abstract_params: PyTree,
-    step: int | None = None,
-    *,
-    defaults: PyTree | None = None,
-) -> PyTree:
-    """Reads the initial parameters of a run from a checkpoint of another run.
-
-    Args:
-      path: a model_dir, its `checkpoints` directory, or one step of it.
-      abstract_params: tree of `jax.ShapeDtypeStruct` with the final shardings.
-      step: which step; None takes the newest sound one.
-      defaults: tree of arrays like `abstract_params`. They replace parameters that are
-        missing from the checkpoint or have another shape there; every difference is
-        logged. Without defaults a difference is an error.
-
-    Raises:
-      CheckpointError: `path` has no sound step.
-      MismatchError: the parameters differ; lists both sides.
-    """
-    abstract_arrays = stored_arrays.by_name({"params": abstract_params})
-
-    def read(source: epath.Path) -> PyTree:
-        stored = _params_on_disk(source)
-        difference = stored_arrays.compare(abstract_arrays, stored)
-        if difference and defaults is None:
-            raise MismatchError(
-                f"{source} does not fit the model "
-                f"{difference.summary(stored_arrays.REMEDY)}"
-            )
-        if difference:
-            logging.warning("Partial load of %s %s", source, difference.listing())
-        loadable = {
-            name: leaf
-            for name, leaf in abstract_arrays.items()
-            if name in stored
-            and not stored_arrays.compare({name: leaf}, {name: stored[name]})
-        }
-        values = (
-            dict(stored_arrays.by_name({"params": defaults}))
-            if defaults is not None
-            else {}
-        )
-        values.update(zip(loadable, stored_arrays.read(source, loadable), strict=True))
-        return jax.tree.unflatten(
-            jax.tree.structure(abstract_params),
-            [values[name] for name in abstract_arrays],
-        )
-
-    return _read_step(path, step, read)
-
-
-def _read_step(
-    path: str | os.PathLike[str],
-    step: int | None,
-    read: Callable[[epath.Path], Any],
-) -> Any:
-    """Result of `read` for the newest sound step, or for `step`.
-
-    If the run deletes the newest step during the read, a newer one is read instead.
-
-    Raises:
-      GoneError: `step` does not exist, or was deleted meanwhile.
-      CheckpointError: `path` has no sound step, or it cannot be read.
-    """
-    directory, step = locate(path, step)
-    while True:
-        choice = barriers.from_process_zero(
-            "checkpoints/load", lambda: manifests.choose(directory, step), 1200.0
-        )
-        if choice["step"] is None:
-            raise CheckpointError(f"{path}: no checkpoint there.")
-        source = directory / str(choice["step"])
-        try:
-            with _explained(source):
-                result = read(source)
-                # A reader may return zeros for a file that was deleted.
-                if manifests.is_gone(source):
-                    raise GoneError(f"{source} was deleted while it was read.")
-            return result
-        except GoneError as error:
-            if step is not None or jax.process_count() > 1:
-                raise
-            logging.warning("%s Taking a newer step.", error)
-
-
-@contextlib.contextmanager
-def _explained(source: epath.Path) -> Iterator[None]:
-    """Converts errors of storage and of Orbax into errors of this module.
-
-    Raises:
-      GoneError: the step was deleted meanwhile.
-      CheckpointError: the step cannot be read; gives the reason in one line.
-    """
-    try:
-        yield
-    except (MismatchError, CheckpointError):
-        if manifests.is_gone(source):
-            raise GoneError(f"{source} was deleted while it was read.") from None
-        raise
-    except Exception as error:
-        if manifests.is_gone(source):
-            raise GoneError(f"{source} was deleted while it was read.") from error
-        raise CheckpointError(
-            f"{source} could not be read: {_reason(error)}."
-        ) from error
-
-
-def _params_on_disk(source: epath.Path) -> dict[str, Any]:
-    return {
-        name: array
-        for name, array in stored_arrays.on_disk(source).items()
-        if name.startswith("params/")
-    }
-
-
 def _remove_while_written(path: epath.Path) -> None:
     """Removes a folder to which threads that Orbax does not wait for may still write.
 
@@ -526,82 +386,6 @@ def _remove_while_written(path: epath.Path) -> None:
     logging.warning("%s could not be removed: %s.", path, problem.strerror)
 
 
-def _reason(error: Exception) -> str:
-    """First line of an error, without the source locations that Orbax adds."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r"\s*\[(source locations|[a-z_]+)=.*", "", lines[0]).rstrip(". ")
-
-
-def read_numpy(
-    path: str | os.PathLike[str],
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays of one step by name, in host memory in stored dtypes, and its metadata.
-
-    Raises:
-      CheckpointError: the step is damaged or absent.
-    """
-    source = _absolute(path)
-    if fault := manifests.problem(source):
-        raise CheckpointError(f"Checkpoint {source} is damaged: {fault}.")
-    stored = stored_arrays.on_disk(source)
-    arrays = stored_arrays.read(source, stored, as_numpy=True)
-    return dict(zip(stored, arrays, strict=True)), _read_metadata(source)
-
-
-def read_params(
-    path: str | os.PathLike[str], step: int | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, Any], epath.Path]:
-    """Parameters of a run by name, in host memory; its metadata; the step's directory.
-
-    Args:
-      path: a model_dir, its `checkpoints` directory, or one step of it.
-      step: which step; None takes the newest sound one.
-
-    Raises:
-      CheckpointError: `path` has no sound step.
-    """
-
-    def read(source: epath.Path):
-        stored = _params_on_disk(source)
-        arrays = stored_arrays.read(source, stored, as_numpy=True)
-        named = {
-            name.removeprefix("params/"): array
-            for name, array in zip(stored, arrays, strict=True)
-        }
-        return named, _read_metadata(source), source
-
-    return _read_step(path, step, read)
-
-
-def _drop_orbax_chatter(record: std_logging.LogRecord) -> bool:
-    """Filter of log records: of Orbax's, only warnings without a traceback pass.
-
-    Orbax raises the errors whose tracebacks it logs.
-    """
-    if "/orbax/" not in record.pathname:
-        return True
-    return record.levelno >= std_logging.WARNING and not record.exc_info
-
-
-class _DropTensorstoreChatter:
-    """`sys.unraisablehook` that drops one error and passes on all others.
-
-    When an array cannot be written, Orbax raises the error and closes its event loop.
-    For each of the other arrays tensorstore then prints a traceback, because the loop
-    is closed.
-    """
-
-    def __init__(self, next_hook: Callable[["sys.UnraisableHookArgs"], Any]):
-        self._next_hook = next_hook
-
-    def __call__(self, unraisable: "sys.UnraisableHookArgs") -> None:
-        if (
-            unraisable.object is not None
-            or str(unraisable.exc_value) != "Event loop is closed"
-        ):
-            self._next_hook(unraisable)
-
-
 class _StepHandler(ocp.PyTreeCheckpointHandler):
     """Adds the metadata and the manifest to a step just before it is committed."""
 
@@ -611,45 +395,13 @@ class _StepHandler(ocp.PyTreeCheckpointHandler):
     def finalize(self, directory: epath.Path) -> None:
         """Runs in the background, on process 0, after every process has written."""
         super().finalize(directory)
-        (directory / _METADATA).write_text(self.metadata_text)
+        (directory / stored_steps.METADATA).write_text(self.metadata_text)
         manifests.write(directory, self.step)
 
 
 @ocp.args.register_with_handler(_StepHandler, for_save=True, for_restore=True)
 class _StepArgs(ocp.args.PyTreeSave):
     """Arguments of `_StepHandler`; Orbax looks handlers up by their class."""
-
-
-def locate(
-    path: str | os.PathLike[str], step: int | None = None
-) -> tuple[epath.Path, int | None]:
-    """Directory of steps, and the step that `path` or `step` selects (None: newest).
-
-    Args:
-      path: a model_dir, its `checkpoints` directory, or one step of it.
-      step: which step, unless `path` is a step.
-
-    Raises:
-      CheckpointError: `path` is none of these.
-    """
-    place = _absolute(path)
-    if place.name.isdigit() and (place / "_METADATA").exists():
-        return place.parent, int(place.name)
-    for directory in (place / "checkpoints", place):
-        if manifests.step_numbers(directory):
-            return directory, step
-    raise CheckpointError(
-        f"{path}: no checkpoint there. Give a model_dir, its checkpoints directory, "
-        "or one step of it."
-    )
-
-
-def _read_metadata(path: epath.Path) -> dict[str, Any]:
-    return json.loads((path / _METADATA).read_text())
-
-
-def _absolute(path: str | os.PathLike[str]) -> epath.Path:
-    return epath.Path(paths.local(path, "checkpoint")).absolute()
 
 
 def _take_lock(directory: epath.Path) -> locks.Lock:
@@ -661,9 +413,9 @@ def _take_lock(directory: epath.Path) -> locks.Lock:
             advice="Stop that run, or choose another model_dir.",
         )
     except locks.LockedError as error:
-        raise CheckpointError(str(error)) from error
+        raise manifests.CheckpointError(str(error)) from error
     except OSError as error:
-        raise CheckpointError(
+        raise manifests.CheckpointError(
             f"{directory} cannot be written to: {error.strerror}. Make room or give "
             "write permission, or choose another model_dir."
         ) from error

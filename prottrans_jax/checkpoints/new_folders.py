@@ -70,7 +70,7 @@ def make(
     except paths.PathError as error:
         return _fail(program, 2, str(error))
 
-    from prottrans_jax.checkpoints import checkpointing
+    from prottrans_jax.checkpoints import manifests
 
     try:
         with (
@@ -80,7 +80,7 @@ def make(
             written = write(source, folder)
     except OSError as error:
         return _fail(program, 1, f"{paths.explain(error).rstrip('.')}.")
-    except (ValueError, checkpointing.CheckpointError) as error:
+    except (ValueError, manifests.CheckpointError) as error:
         return _fail(program, 1, str(error))
     report(written, target)
     return 0

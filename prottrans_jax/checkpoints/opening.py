@@ -27,7 +27,13 @@ from jaxtyping import PyTree
 import numpy as np
 
 from prottrans_jax import differences
-from prottrans_jax.checkpoints import checkpointing, run_identity, stored_arrays
+from prottrans_jax.checkpoints import (
+    checkpointing,
+    manifests,
+    run_identity,
+    stored_arrays,
+    stored_steps,
+)
 from prottrans_jax.files import memory_map, paths
 from prottrans_jax.interop import (
     checkpoint_ids,
@@ -162,9 +168,9 @@ def _kind_of(path: pathlib.Path) -> str:
     if any(path.glob("model.ckpt-*.index")):
         return "mtf"
     try:
-        checkpointing.locate(path)
+        stored_steps.locate(path)
         return "run"
-    except checkpointing.CheckpointError:
+    except manifests.CheckpointError:
         pass
     try:
         t5x.find(path)
@@ -193,13 +199,13 @@ def load_params(
       model_config: Configuration of the model, compared with that of the checkpoint.
 
     Raises:
-      checkpointing.CheckpointError: The checkpoint is missing or damaged.
+      manifests.CheckpointError: The checkpoint is missing or damaged.
       stored_arrays.MismatchError: Parameters or settings differ; lists both sides.
     """
     try:
         return _load_params(source, abstract_params, model_config)
     except FileNotFoundError as error:
-        raise checkpointing.CheckpointError(str(error)) from error
+        raise manifests.CheckpointError(str(error)) from error
 
 
 def _load_params(source, abstract_params: PyTree, model_config: Any) -> PyTree:
@@ -208,7 +214,7 @@ def _load_params(source, abstract_params: PyTree, model_config: Any) -> PyTree:
     if not kind and path.exists():
         kind = _kind_of(path)
     if kind in ("", "run"):
-        return checkpointing.load_params(place, abstract_params)
+        return stored_steps.load_params(place, abstract_params)
     if isinstance(model_config, electra.ElectraConfig):
         flat = _read_both_networks(kind, place, model_config)
     else:
@@ -338,7 +344,7 @@ def _read_run(
     path: str | os.PathLike, overrides: Mapping[str, Any]
 ) -> families.Checkpoint:
     """The model of one of our runs, configured by the checkpoint's metadata."""
-    flat, metadata, source = checkpointing.read_params(path)
+    flat, metadata, source = stored_steps.read_params(path)
     config, dtype = config_of_run(metadata)
     sizes, computing = families.split_overrides(type(config), overrides)
     config = dataclasses.replace(config, **sizes)

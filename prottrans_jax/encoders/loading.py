@@ -535,7 +535,7 @@ def load_encoder(
       FileNotFoundError: There is no such model; suggests similar names.
       ValueError: Configuration and weights do not match, ids exceed the embedding
         table, or there is no such prefix.
-      checkpointing.CheckpointError: A run of this library has no intact checkpoint.
+      manifests.CheckpointError: A run of this library has no intact checkpoint.
     """
     overrides["vocabulary"] = vocabulary
     checkpoint, dtype = _read(source, dtype, download, revision, overrides)

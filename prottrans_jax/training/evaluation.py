@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 from jaxtyping import PyTree
 
-from prottrans_jax.checkpoints import checkpointing
+from prottrans_jax.checkpoints import checkpointing, manifests, stored_steps
 from prottrans_jax.distributed import stop_signals
 from prottrans_jax.files import paths
 from prottrans_jax.training import infeed, metrics, train_state, train_step
@@ -104,9 +104,9 @@ def evaluate_checkpoints(
 
     Raises:
       ValueError: no such step.
-      checkpointing.CheckpointError: steps are damaged; raised after all sound ones are
+      manifests.CheckpointError: steps are damaged; raised after all sound ones are
         evaluated.
-      checkpointing.GoneError: the run deleted all chosen steps meanwhile.
+      manifests.GoneError: the run deleted all chosen steps meanwhile.
     """
     directory = paths.local(model_dir, "model_dir") / "checkpoints"
     reader = checkpointing.Checkpointer(directory, read_only=True)
@@ -129,26 +129,26 @@ def evaluate_checkpoints(
     while chosen:
         number = chosen.pop(0)
         try:
-            params = checkpointing.load_params(
+            params = stored_steps.load_params(
                 directory, plan.abstract.params, step=number
             )
-        except checkpointing.GoneError:
+        except manifests.GoneError:
             logging.warning("Step %d was deleted by the run and is skipped.", number)
             gone.append(number)
             if step == "latest":
                 chosen = reader.steps()[-1:]
             continue
-        except checkpointing.CheckpointError as error:
+        except manifests.CheckpointError as error:
             damaged.append(str(error).replace("\n", " "))
             continue
         num_evaluated += 1
         with partitioner.scope():
             yield number, evaluator(params, max_batches)
     if gone and not num_evaluated and not damaged:
-        raise checkpointing.GoneError(
+        raise manifests.GoneError(
             f"{directory}: no step was evaluated; the run deleted "
             f"{', '.join(map(str, gone))} meanwhile. Choose the step 'latest', which "
             "takes the newer one."
         )
     if damaged:
-        raise checkpointing.CheckpointError("; ".join(damaged))
+        raise manifests.CheckpointError("; ".join(damaged))

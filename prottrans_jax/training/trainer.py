@@ -17,7 +17,13 @@ from jax.typing import DTypeLike
 import numpy as np
 
 from prottrans_jax import differences, types
-from prottrans_jax.checkpoints import checkpointing, opening, run_identity
+from prottrans_jax.checkpoints import (
+    checkpointing,
+    opening,
+    run_identity,
+    stored_arrays,
+    stored_steps,
+)
 from prottrans_jax.config import setting_types
 from prottrans_jax.distributed import (
     agreement,
@@ -146,7 +152,7 @@ def train(
     Raises:
       logbook.NonFiniteError: see `on_nonfinite`.
       checkpointing.SaveError: see `on_save_error`.
-      checkpointing.CheckpointError: no sound checkpoint is new enough, or another run
+      manifests.CheckpointError: no sound checkpoint is new enough, or another run
         writes to `model_dir`.
       ValueError: the model directory holds another run; differences are listed.
       agreement.DisagreementError: hosts differ in settings, data or packages.
@@ -397,7 +403,7 @@ def _check_hosts_agree(
 
 def _restore(
     checkpointer, run, identity, accept_changes, max_lost_steps: int | None
-) -> checkpointing.Restored | None:
+) -> stored_steps.Restored | None:
     """The newest sound checkpoint of this run; None if the run has no checkpoint."""
     try:
         restored = checkpointer.restore(
@@ -405,7 +411,7 @@ def _restore(
             max_lost_steps=max_lost_steps,
             way_out="or set trainer.train.accept_lost_steps=True to repeat these steps",
         )
-    except checkpointing.MismatchError as error:
+    except stored_arrays.MismatchError as error:
         # Different settings explain more than different arrays.
         _check_identity(run_identity.of_checkpoint(error.metadata), identity, None)
         raise

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from prottrans_jax.checkpoints import checkpointing
+from prottrans_jax.checkpoints import checkpointing, manifests, stored_steps
 from prottrans_jax.files import locks, paths
 
 STATE = {"params": {"scale": np.arange(3.0)}}
@@ -15,7 +15,7 @@ STATE = {"params": {"scale": np.arange(3.0)}}
 
 def test_a_second_run_is_told_who_writes_there_and_since_when(tmp_path):
     with checkpointing.Checkpointer(tmp_path / "steps"):
-        with pytest.raises(checkpointing.CheckpointError) as error:
+        with pytest.raises(manifests.CheckpointError) as error:
             checkpointing.Checkpointer(tmp_path / "steps")
     message = str(error.value)
     assert f"{tmp_path}/steps is being written by process {os.getpid()} on " in message
@@ -41,9 +41,7 @@ def test_without_file_locks_steps_are_saved_with_a_warning(
 
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        checkpointing.CheckpointError, match="cannot be written"
-    ) as error:
+    with pytest.raises(manifests.CheckpointError, match="cannot be written") as error:
         checkpointing.Checkpointer(tmp_path / "file" / "steps")
     assert "\n" not in str(error.value)
 
@@ -59,8 +57,8 @@ def test_tilde_is_home_and_buckets_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with checkpointing.Checkpointer("~/run/checkpoints") as saver:
         saver.save(0, STATE, {})
-    directory, step = checkpointing.locate("~/run")
+    directory, step = stored_steps.locate("~/run")
     assert (str(directory), step) == (f"{tmp_path}/run/checkpoints", None)
-    for use in (checkpointing.Checkpointer, checkpointing.locate):
+    for use in (checkpointing.Checkpointer, stored_steps.locate):
         with pytest.raises(paths.PathError, match="gcsfuse"):
             use("gs://bucket/run")

@@ -1,3 +1,5 @@
+"""Saves are asynchronous, verified by SHA-256, and lose at most what they name."""
+
 import json
 import os
 import pathlib
@@ -12,6 +14,7 @@ import time
 import jax
 from jax import numpy as jnp
 import numpy as np
+from orbax import checkpoint as ocp
 import pytest
 
 from cases.checkpoint_cases import (
@@ -22,7 +25,12 @@ from cases.checkpoint_cases import (
     restore,
     save_steps,
 )
-from prottrans_jax.checkpoints import checkpointing, manifests, stored_arrays
+from prottrans_jax.checkpoints import (
+    checkpointing,
+    manifests,
+    stored_arrays,
+    stored_steps,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -128,18 +136,16 @@ def test_a_directory_of_damaged_steps_only_is_an_error_not_a_fresh_start(tmp_pat
     save_steps(tmp_path, [3, 4])
     for step in ("3", "4"):
         (tmp_path / step / "_METADATA").unlink()
-    with pytest.raises(
-        checkpointing.CheckpointError, match=r"(?s)4/_METADATA.*3/_META"
-    ):
+    with pytest.raises(manifests.CheckpointError, match=r"(?s)4/_METADATA.*3/_META"):
         restore(tmp_path)
 
 
 def test_a_damaged_step_is_not_replaced_by_another_when_asked_for_by_number(tmp_path):
     save_steps(tmp_path, [3, 4])
     (tmp_path / "4" / "_METADATA").unlink()
-    with pytest.raises(checkpointing.CheckpointError, match="4/_METADATA"):
+    with pytest.raises(manifests.CheckpointError, match="4/_METADATA"):
         restore(tmp_path, step=4)
-    with pytest.raises(checkpointing.CheckpointError, match=r"no step 7.*\[3, 4\]"):
+    with pytest.raises(manifests.CheckpointError, match=r"no step 7.*\[3, 4\]"):
         restore(tmp_path, step=7)
 
 
@@ -155,25 +161,17 @@ def test_going_back_to_step_zero_is_refused_unless_it_is_asked_for(tmp_path):
         r"steps 10, 20 are damaged.*20/_METADATA.*sound one is of step 0: "
         r"20 steps would be lost"
     )
-    with pytest.raises(checkpointing.CheckpointError, match=message) as error:
+    with pytest.raises(manifests.CheckpointError, match=message) as error:
         restore(tmp_path)
     assert "\n" not in str(error.value)
     assert restore(tmp_path, step=0).step == 0
-    params = abstract(make_state(0)["params"])
-    with pytest.raises(checkpointing.CheckpointError, match="name the step to read"):
-        checkpointing.load_params(tmp_path, params)
-    checkpointing.load_params(tmp_path / "0", params)
-    with pytest.raises(checkpointing.CheckpointError, match="name the step to read"):
-        checkpointing.read_params(tmp_path)
 
 
 def test_going_back_further_than_the_limit_is_refused(tmp_path, caplog):
     save_steps(tmp_path, [5, 10, 20], keep=None)
     damage(tmp_path, 10, 20)
     with checkpointing.Checkpointer(tmp_path) as checkpointer:
-        with pytest.raises(
-            checkpointing.CheckpointError, match="15 steps would be lost"
-        ):
+        with pytest.raises(manifests.CheckpointError, match="15 steps would be lost"):
             checkpointer.restore(abstract(make_state(0)), max_lost_steps=14)
         restored = checkpointer.restore(abstract(make_state(0)), max_lost_steps=15)
     assert (restored.step, restored.lost_steps) == (5, 15)
@@ -193,46 +191,6 @@ def test_damaged_steps_are_renamed_when_their_loss_is_accepted(tmp_path):
     assert names == [".lock", "0", "10.damaged-1", "20.damaged-1", "5"]
 
 
-@pytest.mark.parametrize("how", ["params", "numpy"])
-def test_newer_step_is_read_when_the_newest_is_deleted_meanwhile(
-    tmp_path, monkeypatch, caplog, how
-):
-    save_steps(tmp_path, [1])
-    read = stored_arrays.read
-
-    def read_while_the_run_goes_on(path, *args, **kwargs):
-        if path.name == "1":
-            save_steps(tmp_path, [2], keep=1)
-            assert not path.exists()
-            return [np.zeros(leaf.shape, leaf.dtype) for leaf in args[0].values()]
-        return read(path, *args, **kwargs)
-
-    monkeypatch.setattr(stored_arrays, "read", read_while_the_run_goes_on)
-    params = make_state(2)["params"]
-    if how == "params":
-        assert_bit_equal(checkpointing.load_params(tmp_path, abstract(params)), params)
-    else:
-        assert checkpointing.read_params(tmp_path)[2].name == "2"
-    assert "was deleted while it was read. Taking a newer step." in caplog.text
-
-
-def test_step_that_is_deleted_while_it_is_read_by_number_is_named(
-    tmp_path, monkeypatch
-):
-    save_steps(tmp_path, [1, 2])
-
-    def read_while_the_run_goes_on(path, *args, **kwargs):
-        manifests.delete(path)
-        raise FileNotFoundError(path / "d")
-
-    monkeypatch.setattr(stored_arrays, "read", read_while_the_run_goes_on)
-    params = abstract(make_state(0)["params"])
-    with pytest.raises(
-        checkpointing.GoneError, match="1 was deleted while it was read"
-    ):
-        checkpointing.load_params(tmp_path, params, step=1)
-
-
 def test_step_that_cannot_be_read_is_an_error_of_one_line(tmp_path, monkeypatch):
     save_steps(tmp_path, [1])
 
@@ -240,7 +198,7 @@ def test_step_that_cannot_be_read_is_an_error_of_one_line(tmp_path, monkeypatch)
         raise ValueError("Error opening: Too many open files [a='b']\nmore")
 
     monkeypatch.setattr(stored_arrays, "read", too_many_files)
-    with pytest.raises(checkpointing.CheckpointError) as error:
+    with pytest.raises(manifests.CheckpointError) as error:
         restore(tmp_path)
     reason = "1 could not be read: Error opening: Too many open files."
     assert str(error.value).endswith(reason)
@@ -299,7 +257,7 @@ def test_save_dtype_holds_on_disk_for_parameters_only(tmp_path):
     state = make_state(9)
     save_steps(tmp_path / "full", [9])
     save_steps(tmp_path / "half", [9], save_dtype="bfloat16")
-    stored, metadata = checkpointing.read_numpy(tmp_path / "half/9")
+    stored, metadata = stored_steps.read_numpy(tmp_path / "half/9")
     assert metadata == {"next_row": 99}
     assert stored["params/encoder/layers/wi"].dtype == jnp.bfloat16
     assert stored["step"].dtype == jnp.int32
@@ -319,59 +277,13 @@ def test_arrays_that_differ_are_listed_on_both_sides(tmp_path):
     del other["params"]["encoder"]["half"]
     other["params"]["scale"] = jnp.zeros((9,))
     other["step"] = jnp.float32(1)
-    with pytest.raises(checkpointing.MismatchError) as caught:
+    with pytest.raises(stored_arrays.MismatchError) as caught:
         restore(tmp_path, like=other)
     message = str(caught.value)
     assert "- params/decoder/wo float32[2, 3]" in message
     assert "+ params/encoder/half bfloat16[16]" in message
     assert "! params/scale: model float32[9], checkpoint float32[7]" in message
     assert "! step: model float32[], checkpoint int32[]" in message
-
-
-def test_a_checkpoint_of_another_depth_is_five_lines_a_count_and_a_remedy(tmp_path):
-    save_steps(tmp_path / "checkpoints", [1])
-    params = make_state(1)["params"]
-    del params["scale"]
-    for layer in range(30):
-        params[f"layers_{layer}"] = {"wo": jnp.zeros((2, 3))}
-    with pytest.raises(checkpointing.MismatchError) as caught:
-        checkpointing.load_params(tmp_path, abstract(params))
-    first, *lines, last = str(caught.value).splitlines()
-    assert str(tmp_path) in first
-    assert [line.strip() for line in lines] == [
-        "- params/layers_0/wo float32[2, 3]",
-        "+ params/scale float32[7]",
-    ]
-    assert last.startswith("31 in all: 0 of another shape, 30 in the model only, 1 in")
-    assert "config.gin" in last
-
-
-@pytest.mark.parametrize("below", ["", "checkpoints", "checkpoints/8"])
-def test_parameters_of_another_run_are_loaded(tmp_path, below):
-    save_steps(tmp_path / "checkpoints", [7, 8])
-    params = make_state(8)["params"]
-    loaded = checkpointing.load_params(tmp_path / below, abstract(params))
-    assert_bit_equal(loaded, params)
-
-
-def test_a_partial_load_keeps_defaults_and_logs_both_sides(tmp_path, caplog):
-    save_steps(tmp_path / "checkpoints", [8])
-    defaults = make_state(1)["params"] | {"head": jnp.full((5,), 2.0)}
-    defaults["scale"] = jnp.ones((4,))
-    del defaults["encoder"]["half"]
-    with pytest.raises(checkpointing.MismatchError, match="params/head"):
-        checkpointing.load_params(tmp_path, abstract(defaults))
-    loaded = checkpointing.load_params(tmp_path, abstract(defaults), defaults=defaults)
-    for line in (
-        "- params/head",
-        "+ params/en",
-    ):
-        assert line in caplog.text
-    assert "! params/scale: model float32[4], checkpoint float32[7]" in caplog.text
-    trained = make_state(8)["params"]["encoder"]["layers"]
-    assert_bit_equal(loaded["encoder"]["layers"], trained)
-    assert_bit_equal(loaded["head"], defaults["head"])
-    assert_bit_equal(loaded["scale"], defaults["scale"])
 
 
 def test_a_full_disk_loses_only_the_step_that_is_named(tmp_path):
@@ -429,7 +341,7 @@ def test_failed_save_that_is_still_written_to_is_removed_when_it_can_be(
         checkpointer.save(2, make_state(2), {})
         checkpointer._writer.wait_until_finished()
         (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
-        monkeypatch.setattr(checkpointing.manifests, "remove_tree", remove_tree)
+        monkeypatch.setattr(manifests, "remove_tree", remove_tree)
         monkeypatch.setattr(checkpointing.time, "sleep", lambda seconds: None)
         error = checkpointer._lost(OSError(28, "No space left on device"))
     assert isinstance(error, checkpointing.SaveError) and error.step == 2
@@ -444,6 +356,26 @@ def test_folder_of_a_failed_save_that_comes_back_is_removed_later(tmp_path):
         (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
         checkpointer.save(3, make_state(3), {})
     assert not (tmp_path / "2.orbax-checkpoint-tmp").exists()
+
+
+def test_error_of_a_save_that_seemed_complete_is_told_without_its_number(
+    tmp_path, monkeypatch
+):
+    def late_error(writer):
+        raise OSError(28, "No space left on device")
+
+    with checkpointing.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, make_state(1), {})
+        checkpointer.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.AsyncCheckpointer, "check_for_errors", late_error)
+            with pytest.raises(checkpointing.SaveError) as error:
+                checkpointer.check()
+    assert str(error.value) == (
+        f"{tmp_path}: a step that seemed complete was not saved "
+        "([Errno 28] No space left on device). Last good step: 1."
+    )
+    assert (error.value.step, error.value.last_good) == (-1, 1)
 
 
 def test_a_full_disk_prints_no_traceback_for_each_array(tmp_path, monkeypatch):
@@ -465,7 +397,7 @@ def test_a_full_disk_prints_no_traceback_for_each_array(tmp_path, monkeypatch):
 
 def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
     first = checkpointing.Checkpointer(tmp_path)
-    with pytest.raises(checkpointing.CheckpointError, match=str(os.getpid())):
+    with pytest.raises(manifests.CheckpointError, match=str(os.getpid())):
         checkpointing.Checkpointer(tmp_path)
     first.close()
     checkpointing.Checkpointer(tmp_path).close()

@@ -37,7 +37,7 @@ from etils import epath
 import numpy as np
 
 from cases import process_cases
-from prottrans_jax.checkpoints import checkpointing, manifests
+from prottrans_jax.checkpoints import manifests, stored_steps
 from prottrans_jax.data.records import record_writer
 
 LEAF = """
@@ -318,7 +318,7 @@ def _inspect(unbroken, broken, when: str, logged: int) -> Kill:
 
 
 def _read(model_dir: pathlib.Path, step: int) -> tuple[dict[str, np.ndarray], Any]:
-    arrays, metadata = checkpointing.read_numpy(model_dir / "checkpoints" / str(step))
+    arrays, metadata = stored_steps.read_numpy(model_dir / "checkpoints" / str(step))
     metadata.pop("config", None)  # Says how many checkpoints are kept.
     return arrays, metadata
 

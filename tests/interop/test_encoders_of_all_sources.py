@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import prottrans_jax
-from prottrans_jax.checkpoints import checkpointing, opening, run_identity
+from prottrans_jax.checkpoints import checkpointing, manifests, opening, run_identity
 from prottrans_jax.interop import families, huggingface, mesh_tf, t5x
 from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import bert, electra, t5, xlnet
@@ -162,5 +162,5 @@ def test_errors_are_those_of_the_reader(tmp_path):
     save_run(tmp_path / "run", BERT, random_params(bert, BERT))
     weights = max((tmp_path / "run").rglob("d/*"), key=lambda x: x.stat().st_size)
     weights.write_bytes(weights.read_bytes()[::-1])
-    with pytest.raises(checkpointing.CheckpointError, match=weights.name):
+    with pytest.raises(manifests.CheckpointError, match=weights.name):
         prottrans_jax.load_encoder(tmp_path / "run")

@@ -17,7 +17,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from prottrans_jax import partitioning
-from prottrans_jax.checkpoints import checkpointing, stored_arrays
+from prottrans_jax.checkpoints import checkpointing, manifests, stored_arrays
 from prottrans_jax.distributed import stopping, watchdog
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
@@ -271,7 +271,7 @@ def test_run_without_a_sound_later_checkpoint_does_not_start_over(tmp_path, capl
     for step in (2, 4, 6):
         _damage_checkpoint(arguments, step)
     with pytest.raises(
-        checkpointing.CheckpointError,
+        manifests.CheckpointError,
         match=r"steps 2, 4, 6 are damaged.*6 steps would be lost.*"
         r"trainer\.train\.accept_lost_steps=True",
     ):
@@ -313,7 +313,7 @@ def test_evaluation_beside_a_run_leaves_out_what_was_deleted(tmp_path, caplog):
     _damage_checkpoint(arguments, 4)
     results = _evaluations(arguments, step="all")
     assert next(results)[0] == 0 and next(results)[0] == 6
-    with pytest.raises(checkpointing.CheckpointError, match="4/_METADATA"):
+    with pytest.raises(manifests.CheckpointError, match="4/_METADATA"):
         next(results)
 
 
@@ -330,7 +330,7 @@ def test_evaluation_of_steps_that_are_all_deleted_meanwhile_is_an_error(
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(stored_arrays, "read", deleted)
-    with pytest.raises(checkpointing.GoneError, match="the run deleted 2 meanwhile"):
+    with pytest.raises(manifests.GoneError, match="the run deleted 2 meanwhile"):
         list(_evaluations(arguments, step=step))
 
 
