@@ -203,7 +203,9 @@ def train(
             None if init_from is None else paths.whole_source(init_from, "init_from")
         ),
     )
-    _check_hosts_agree(config_text, identity, train_data, eval_data or {})
+    # Hosts that compute in different types would compile different programs.
+    settings = {**identity, "dtype": _dtype_of(objective)}
+    _check_hosts_agree(config_text, settings, train_data, eval_data or {})
 
     with contextlib.ExitStack() as stack:
         other_processes = peers.watch(
@@ -309,7 +311,7 @@ def train(
             metadata = {
                 "identity": identity,
                 # Not part of a run, but of a model exported from it.
-                "dtype": _dtype_of(objective),
+                "dtype": settings["dtype"],
                 "loader": train_data.state(first_batch + step),
                 **journal.state(),
                 "evaluated": evaluated,
@@ -382,7 +384,7 @@ def train(
 
 def _check_hosts_agree(
     config_text: str,
-    identity: Mapping[str, str],
+    settings: Mapping[str, Any],
     train_data: Any,
     eval_data: Mapping[str, Any],
 ) -> None:
@@ -395,7 +397,7 @@ def _check_hosts_agree(
         roll_call.whoami(),
         {
             "package": agreement.packages(),
-            "setting": agreement.settings_of(config_text) or identity,
+            "setting": agreement.settings_of(config_text) or settings,
             "data": {name: loader.state(0) for name, loader in data.items()},
         },
     )
