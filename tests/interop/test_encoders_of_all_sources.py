@@ -115,6 +115,16 @@ def test_a_bert_run_is_loaded_in_the_requested_type(tmp_path):
     assert not np.array_equal(half, whole)
 
 
+def test_a_run_is_read_in_the_type_that_it_computed_in(tmp_path):
+    metadata = {"identity": run_identity.identity(model=BERT), "dtype": "bfloat16"}
+    with checkpointing.Checkpointer(tmp_path / "checkpoints") as saver:
+        saver.save(4, {"params": random_params(bert, BERT)}, metadata)
+    compute = opening.read(tmp_path).compute
+    assert compute.dtype == jax.numpy.bfloat16
+    assert compute.param_dtype == np.float32 and not compute.scan_layers
+    assert opening.read(tmp_path, dtype="float32").compute.dtype == np.float32
+
+
 def test_real_forms_give_the_published_outputs(shared):
     """Mesh-TensorFlow's sample is the same model as Hugging Face's."""
     pytest.importorskip("tensorflow")
