@@ -6,6 +6,7 @@ import pytest
 
 from prottrans_jax import partitioning
 from prottrans_jax.checkpoints import checkpointing
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import transformer_xl, xlnet
 from prottrans_jax.objectives import causal_lm, permutation_lm
 from prottrans_jax.optimizers import algorithms
@@ -62,13 +63,14 @@ class Lanes:
         return [f"P{index}"]
 
 
-def make_objective(kind, **options):
+def make_objective(kind, dtype="float32", **options):
+    compute = compute_config.ComputeConfig(dtype=dtype)
     if kind == "causal":
         config = transformer_xl.TransformerXLConfig(**SIZES, **options)
-        return causal_lm.CausalLM(transformer_xl.TransformerXL(config))
+        return causal_lm.CausalLM(transformer_xl.TransformerXL(config, compute))
     config = xlnet.XLNetConfig(**SIZES, **options)
     return permutation_lm.PermutationLM(
-        xlnet.XLNet(config), max_targets=4, memories=True
+        xlnet.XLNet(config, compute), max_targets=4, memories=True
     )
 
 
