@@ -101,7 +101,7 @@ ROOMS = {
     "models": "layers types",
     "objectives": "models types",
     "interop": "files layers models proteins types",
-    "checkpoints": "distributed files interop models",
+    "checkpoints": "distributed files interop layers models",
     "training": "checkpoints costs distributed files partitioning types",
     "data": "files proteins",
     "tasks": "data proteins",

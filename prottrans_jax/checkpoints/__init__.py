@@ -5,9 +5,11 @@
   manifests       the SHA-256 manifest that every checkpoint must match
   stored_arrays   arrays of a checkpoint: names, comparison, reading
   orbax_messages  drops what Orbax logs besides the error that it raises
-  run_identity    compares the configurations of two runs
+  run_identity    the configuration that identifies a run, as a tree
+  earlier_identity  reads such configurations of earlier versions
   opening         parameters of a run, of Hugging Face, T5X or Mesh-TensorFlow
   new_folders     what convert and export share: a folder made from a checkpoint
 
-May import distributed, files, interop and models. Imports no TensorFlow and no gin.
+May import distributed, files, interop, layers and models. Imports no TensorFlow and no
+gin.
 """

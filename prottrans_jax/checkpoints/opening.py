@@ -11,12 +11,10 @@ INITIAL_CHECKPOINT_PATH and `python -m prottrans_jax.convert --input`:
 To train both networks of an ELECTRA, give two: "hf:GENERATOR,DISCRIMINATOR".
 """
 
-import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import os
 import pathlib
-import re
 from typing import Any
 
 from absl import logging
@@ -29,6 +27,7 @@ import numpy as np
 from prottrans_jax import differences
 from prottrans_jax.checkpoints import (
     checkpointing,
+    earlier_identity,
     manifests,
     run_identity,
     stored_arrays,
@@ -379,35 +378,34 @@ def config_of_run(metadata: Mapping[str, Any]) -> tuple[Any, str]:
     Raises:
       ValueError: The metadata has no model configuration.
     """
-    identity = metadata.get("identity", {})
-    classes = {family.config_name: family for family in families.FAMILIES.values()}
-    for name, value in identity.items():
-        if value == "ElectraConfig":
-            config_class: Any = electra.ElectraConfig
-        elif value in classes:
-            config_class = classes[value].config_class
-        else:
+    classes: dict[str, Any] = {
+        family.config_name: family.config_class for family in families.FAMILIES.values()
+    }
+    classes["ElectraConfig"] = electra.ElectraConfig
+    for name, settings in _objects(run_identity.of_checkpoint(metadata)):
+        if name not in classes:
             continue
+        config_class = classes[name]
         fields = {
-            field.name: _parse(identity[f"{name}.{field.name}"])
+            field.name: settings[field.name]
             for field in dataclasses.fields(config_class)
-            if f"{name}.{field.name}" in identity
+            if field.name in settings
         }
-        dtype = metadata.get("dtype") or "float32"
-        if former := identity.get(f"{name}.dtype"):
-            dtype = _parse(former)  # Of an earlier version.
-        return config_class(**fields), dtype
+        former = earlier_identity.compute_dtype(metadata["identity"])
+        return config_class(**fields), metadata.get("dtype") or former or "float32"
     raise ValueError(
         "The checkpoint's metadata has no model configuration. Was it written by "
         "prottrans_jax.train?"
     )
 
 
-def _parse(text: str) -> Any:
-    """Parses a value that `run_identity` printed."""
-    if match := re.fullmatch(r"dtype\('?(\w+)'?\)", text):
-        return match[1]
-    return ast.literal_eval(text)
+def _objects(tree: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Class name and fields of each object in an identity, outer ones first."""
+    if differences.TYPE in tree:
+        yield tree[differences.TYPE], tree
+    for value in tree.values():
+        if isinstance(value, Mapping):
+            yield from _objects(value)
 
 
 def save(directory: str | os.PathLike, checkpoint: families.Checkpoint) -> pathlib.Path:

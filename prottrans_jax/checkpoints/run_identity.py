@@ -1,69 +1,78 @@
-"""The configuration that identifies a run."""
+"""The configuration that identifies a run, as a tree of names and plain values."""
 
 from collections.abc import Mapping
 import dataclasses
-import functools
 from typing import Any
 
-# How a model is computed: a run may resume with other settings.
-_COMPUTE = "compute"
-# Earlier versions had these in the model's configuration. Another `param_dtype` or
-# `scan_layers` shows in the arrays.
-_FORMERLY_COMPARED = ("dtype", "param_dtype", "scan_layers")
+import jax.numpy as jnp
+import numpy as np
+
+from prottrans_jax import differences
+from prottrans_jax.checkpoints import earlier_identity
+from prottrans_jax.layers import compute
+
+# Linen adds these to a module's fields.
+_LINEN_FIELDS = frozenset({"parent", "name"})
 
 
-def identity(**parts: Any) -> dict[str, str]:
-    """Flattens configuration objects to dotted names and printed values.
+def identity(**parts: Any) -> dict[str, Any]:
+    """A JSON-able tree of configuration objects.
 
-    >>> identity(seed=3, model={"d_model": 4})
-    {'seed': '3', 'model.d_model': '4'}
+    A dataclass becomes a mapping with its class name as "type", a dtype its name, a
+    tuple a list. Numbers, text, True, False and None stay as they are. Fields of type
+    `ComputeConfig` are left out.
+
+    >>> identity(seed=3, schedule=schedules.Constant(0.1))
+    {'seed': 3, 'schedule': {'type': 'Constant', 'learning_rate': 0.1}}
+
+    Raises:
+      ValueError: Another value, such as a function, is in a part; names its place.
     """
-    flat: dict[str, str] = {}
-    for name, value in parts.items():
-        _flatten(name, value, flat)
-    return flat
+    return {name: _tree(name, value) for name, value in parts.items()}
 
 
-def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
+def of_checkpoint(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity in the metadata of a checkpoint, of earlier versions too."""
+    saved = metadata.get("identity", {})
+    if earlier_identity.is_flat(saved):
+        return earlier_identity.tree(saved)
+    return saved
+
+
+def _tree(place: str, value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        flat[name] = type(value).__name__
+        tree = {differences.TYPE: type(value).__name__}
         for field in dataclasses.fields(value):
-            # Linen adds parent and name to a module's fields.
-            if field.name in (_COMPUTE, "parent", "name"):
-                continue
             content = getattr(value, field.name)
+            # A run may resume with other settings of how its model is computed.
+            if field.name in _LINEN_FIELDS or isinstance(
+                content, compute.ComputeConfig
+            ):
+                continue
             # Earlier versions had no such field and behaved as the default does.
             if field.metadata.get("omit_default") and content == field.default:
                 continue
-            _flatten(f"{name}.{field.name}", content, flat)
-    elif isinstance(value, functools.partial):
-        _flatten(name, value.func, flat)
-        for index, argument in enumerate(value.args):
-            _flatten(f"{name}.{index}", argument, flat)
-        _flatten(name, value.keywords, flat)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _flatten(f"{name}.{key}", item, flat)
-    elif callable(value):
-        flat[name] = getattr(value, "__qualname__", type(value).__name__)
-        # A schedule is a closure; its settings are in the closure's cells.
-        names = value.__code__.co_freevars if hasattr(value, "__code__") else ()
-        for variable, cell in zip(
-            names, getattr(value, "__closure__", None) or (), strict=True
-        ):
-            _flatten(f"{name}.{variable}", cell.cell_contents, flat)
-    else:
-        flat[name] = repr(value)
+            tree[field.name] = _tree(f"{place}.{field.name}", content)
+        return tree
+    if isinstance(value, Mapping):
+        return {str(k): _tree(f"{place}.{k}", item) for k, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tree(f"{place}.{index}", item) for index, item in enumerate(value)]
+    if _is_dtype(value):
+        return np.dtype(value).name
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(
+        f"{place}={value!r}: a run cannot be recognised by this value when it resumes. "
+        "Give a number, text, a list or a frozen dataclass; for a function a dataclass "
+        "with __call__, such as optimizers.schedules.InverseSqrt."
+    )
 
 
-def of_checkpoint(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The identity in the metadata of a checkpoint, of earlier versions too."""
-    saved = metadata.get("identity", {})
-    return {
-        name: value
-        for name, value in saved.items()
-        if not (
-            (parts := name.rpartition("."))[2] in _FORMERLY_COMPARED
-            and saved.get(parts[0], "").endswith("Config")
-        )
-    }
+def _is_dtype(value: Any) -> bool:
+    # jnp.float32 is neither a dtype nor a class.
+    return isinstance(value, np.dtype | type(jnp.float32)) or (
+        isinstance(value, type) and issubclass(value, np.generic)
+    )

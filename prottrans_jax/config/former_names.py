@@ -31,7 +31,15 @@ class Moved:
 
 
 # Functions and classes by full name, with the module's name in this version.
-CONFIGURABLES: dict[str, str] = {}
+_SCHEDULES = "prottrans_jax.optimizers.schedules"
+CONFIGURABLES: dict[str, str] = {
+    f"{_SCHEDULES}.by_factors": f"{_SCHEDULES}.ByFactors",
+    f"{_SCHEDULES}.constant": f"{_SCHEDULES}.Constant",
+    f"{_SCHEDULES}.inverse_sqrt": f"{_SCHEDULES}.InverseSqrt",
+    f"{_SCHEDULES}.linear_warmup_linear_decay": (
+        f"{_SCHEDULES}.LinearWarmupLinearDecay"
+    ),
+}
 
 _COMPUTE_FIELDS = (
     *("dtype", "param_dtype", "attention", "attention_block_size"),

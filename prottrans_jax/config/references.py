@@ -35,7 +35,8 @@ def problem(value: Any, kind: Any, known_targets: Mapping[str, targets.Target]) 
         if not reference.call:
             if not any(_is_callable(member) for member in needed):
                 return f"{reference!r}: without () it is the {symbol.kind} itself"
-            if symbol.kind == "function" and _is_callable(result):
+            # The function is what the call returns, such as a learning-rate schedule.
+            if _is_callable(result) or _is_class_of_functions(symbol):
                 return f"{reference!r}: without () it is the factory of the function"
         elif not any(_fits(result, member) for member in needed):
             return f"{reference!r}: it gives {setting_types.describe(result)}"
@@ -130,6 +131,10 @@ def _is_mapping(kind: Any) -> bool:
 
 def _is_callable(kind: Any) -> bool:
     return (typing.get_origin(kind) or kind) is Callable
+
+
+def _is_class_of_functions(symbol: signatures.Symbol) -> bool:
+    return symbol.kind == "class" and "__call__" in (_attributes(symbol) or ())
 
 
 def _symbol(kind: Any) -> signatures.Symbol | None:

@@ -90,7 +90,7 @@ class Optimizer:
     @property
     def _schedule(self) -> Callable[[Any], Any]:
         rate = self.learning_rate
-        return rate if callable(rate) else schedules.constant(rate)
+        return rate if callable(rate) else schedules.Constant(rate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ In order: build, restore or initialise, compile, loop. This module uses neither 
 flags nor TensorFlow: it takes objects and writes a model directory.
 """
 
-import ast
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
@@ -419,9 +418,8 @@ def _restore(
         raise
     if restored is None:
         return None
-    _check_identity(
-        run_identity.of_checkpoint(restored.metadata), identity, accept_changes
-    )
+    saved = run_identity.of_checkpoint(restored.metadata)
+    _check_identity(saved, identity, accept_changes)
     logging.info("Resuming from the checkpoint of step %d.", restored.step)
     return restored
 
@@ -547,7 +545,7 @@ def _dtype_of(objective: types.Objective) -> str | None:
 
 
 def _check_identity(
-    saved: Mapping[str, str], identity: Mapping[str, str], accept: bool | None
+    saved: Mapping[str, Any], identity: Mapping[str, Any], accept: bool | None
 ) -> None:
     """Raises if the configurations differ; `accept=True` only warns.
 
@@ -556,9 +554,10 @@ def _check_identity(
       identity: of this run.
       accept: None: the change cannot be accepted, and the error does not offer it.
     """
-    sources = [ast.literal_eval(x.get("init_from", "None")) for x in (saved, identity)]
-    if None not in sources and paths.same_source(*sources):
-        saved = {**saved, "init_from": identity["init_from"]}
+    source = identity["init_from"]
+    if source and saved.get("init_from"):
+        if paths.same_source(saved["init_from"], source):
+            saved = {**saved, "init_from": source}
     lines = differences.lines(saved, identity)
     if not lines:
         return

@@ -12,6 +12,7 @@ import pytest
 import gin
 from prottrans_jax import partitioning
 from prottrans_jax.config import building, checking, mains, reading
+from prottrans_jax.optimizers import schedules
 
 BASE = """
     from __gin__ import dynamic_registration
@@ -411,3 +412,31 @@ def test_task_that_is_not_registered_names_the_nearest_three():
     assert line.endswith(
         "Nearest: sample_causal_lm, sample_masked_lm, fasta_causal_lm."
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "schedule"),
+    [
+        ("constant", ["learning_rate = 0.5"], schedules.Constant(0.5)),
+        ("inverse_sqrt", ["peak = 1", "warmup_steps = 9"], schedules.InverseSqrt(1, 9)),
+        (
+            "linear_warmup_linear_decay",
+            ["peak = 1", "warmup_steps = 2", "total_steps = 9"],
+            schedules.LinearWarmupLinearDecay(1, 2, 9),
+        ),
+        ("by_factors", ["warmup_steps = 9"], schedules.ByFactors(warmup_steps=9)),
+    ],
+)
+def test_gin_files_of_earlier_versions_give_the_schedules(
+    name, settings, schedule, tmp_path
+):
+    path = tmp_path / "earlier.gin"
+    lines = [f"schedules.{name}.{setting}" for setting in settings]
+    path.write_text(
+        "from __gin__ import dynamic_registration\n"
+        "from prottrans_jax import schedules\n"
+        f"RATE = @schedules.{name}()\n" + "\n".join(lines) + "\n"
+        "optimizers.AdamW.learning_rate = %RATE\n"
+    )
+    building.parse(["sample_bert.gin", path], ["MODEL_DIR = 'unused'"])
+    assert building.build("%RATE") == schedule

@@ -22,7 +22,7 @@ def renamed(monkeypatch):
     """As if names of `partitioning` and `schedules` had other names before.
 
     `Grid` is now `Partitioner`, and its `shape` is `scheme`. `make_mesh.rows` and
-    `make_mesh.warmup` are now `Partitioner.data` and `by_factors.warmup_steps`, of an
+    `make_mesh.warmup` are now `Partitioner.data` and `ByFactors.warmup_steps`, of an
     object that `make_mesh.devices` takes.
     """
     names = {f"{PARTITIONING}.Grid": f"{PARTITIONING}.Partitioner"}
@@ -34,7 +34,7 @@ def renamed(monkeypatch):
             f"{PARTITIONING}.Partitioner.data", f"{PARTITIONING}.make_mesh.devices"
         ),
         f"{PARTITIONING}.make_mesh.warmup": former_names.Moved(
-            f"{SCHEDULES}.by_factors.warmup_steps", f"{PARTITIONING}.make_mesh.devices"
+            f"{SCHEDULES}.ByFactors.warmup_steps", f"{PARTITIONING}.make_mesh.devices"
         ),
     }
     monkeypatch.setattr(former_names, "CONFIGURABLES", names)
@@ -123,7 +123,7 @@ def test_module_of_a_moved_parameter_is_imported(parse):
     head = HEAD.replace("    from prottrans_jax.optimizers import schedules\n", "")
     config = parse("partitioning.make_mesh.warmup = 7", head=head)
     assert config.imports["schedules"] == SCHEDULES
-    assert config.bindings["", "schedules.by_factors", "warmup_steps"] == 7
+    assert config.bindings["", "schedules.ByFactors", "warmup_steps"] == 7
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_mistake_under_a_former_name_gives_the_line_of_the_file(parse, line, exp
 def test_new_holder_takes_the_scope_of_the_former_one(parse, monkeypatch):
     # As when a field of a model's configuration moves to another object of the model.
     moved = former_names.Moved(
-        f"{SCHEDULES}.by_factors.warmup_steps", f"{PARTITIONING}.make_mesh.data"
+        f"{SCHEDULES}.ByFactors.warmup_steps", f"{PARTITIONING}.make_mesh.data"
     )
     rows = {f"{PARTITIONING}.Partitioner.warmup": moved}
     monkeypatch.setattr(former_names, "PARAMETERS", rows)
@@ -156,4 +156,4 @@ def test_new_holder_takes_the_scope_of_the_former_one(parse, monkeypatch):
     """
     with pytest.raises(building.UsageError) as error:
         parse(text)
-    assert "make_mesh.data = @big/schedules.by_factors()" in str(error.value)
+    assert "make_mesh.data = @big/schedules.ByFactors()" in str(error.value)

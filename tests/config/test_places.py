@@ -78,14 +78,14 @@ def test_parts_of_a_run_are_objects(binding, tmp_path):
         ),
         ("OPTIMIZER = @optimizers.Optimizer", "such as @optimizers.Adafactor"),
         ("OPTIMIZER = @denoising.Denoising()", "of type Denoising; expected .*Optimi"),
-        ("OPTIMIZER = @schedules.inverse_sqrt()", "it gives a function; expected"),
+        ("OPTIMIZER = @schedules.InverseSqrt()", "of type InverseSqrt; expected"),
         ("MODEL = @t5.T5Config()", r"expected .* T5, such as @t5.T5\(\) \(for denois"),
         ("t5.T5.config = @t5.T5()", r"type T5; expected .* T5Config, such as @t5.T5Co"),
         ("trainer.train.eval_data = {'a': @t5.T5()}", "type T5; expected a dictionary"),
         ("TRAIN_STEPS = @t5.T5()", "of type T5; expected a whole number"),
-        ("schedules.inverse_sqrt.peak = @schedules.constant()", "expected a finite"),
+        ("schedules.InverseSqrt.peak = @schedules.Constant()", "expected a finite"),
         (
-            "optimizers.AdamW.learning_rate = @schedules.inverse_sqrt",
+            "optimizers.AdamW.learning_rate = @schedules.InverseSqrt",
             r"without \(\) it is the factory of the function; expected a finite number",
         ),
         ("optimizers.AdamW.learning_rate = @optimizers.Lamb()", "type Lamb; expected"),
@@ -103,7 +103,7 @@ def test_component_of_the_wrong_kind_is_named_with_what_is_needed(
     "binding",
     [
         "trainer.train.train_data = @streaming.StreamLoader()",
-        "optimizers.AdamW.learning_rate = @schedules.constant()",
+        "optimizers.AdamW.learning_rate = @schedules.Constant()",
         "OPTIMIZER = @optimizers.Lamb()",
     ],
 )
@@ -112,7 +112,7 @@ def test_component_of_the_right_kind_passes(binding, tmp_path):
     more = (
         "streaming.StreamLoader.task = 'sample_iid_denoise'",
         "streaming.StreamLoader.batch_size = 2",
-        "schedules.constant.learning_rate = 0.1",
+        "schedules.Constant.learning_rate = 0.1",
         "optimizers.Lamb.learning_rate = 0.1",
     )
     sample(tmp_path, imports + binding, *more)

@@ -78,7 +78,7 @@ def _three_steps(forward, params, axes, batch):
         z_loss = 1e-4 * jax.nn.logsumexp(logits, axis=-1) ** 2
         return ((z_loss - log_p) * batch["decoder_loss_weights"]).sum(), logits
 
-    optimizer = algorithms.Adafactor(learning_rate=schedules.inverse_sqrt(0.01, 10_000))
+    optimizer = algorithms.Adafactor(learning_rate=schedules.InverseSqrt(0.01, 10_000))
     transform = optimizer.build(axes)
 
     @jax.jit

@@ -223,7 +223,7 @@ def test_clipping_scales_the_whole_gradient_first(name):
 
 @pytest.mark.parametrize("name", _ALL)
 def test_learning_rate_follows_the_schedule(name):
-    schedule = schedules.linear_warmup_linear_decay(0.1, warmup_steps=2, total_steps=4)
+    schedule = schedules.LinearWarmupLinearDecay(0.1, warmup_steps=2, total_steps=4)
     optimizer = dataclasses.replace(_ALL[name], learning_rate=schedule)
     params, grads = {"w": _random(0, 5, 4)}, {"w": _random(1, 5, 4)}
     axes = {"w": ("embed", "mlp")}

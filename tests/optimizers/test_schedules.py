@@ -13,31 +13,31 @@ def _rates(schedule, *steps):
 
 
 def test_t5_pretraining_is_one_over_sqrt_of_step_from_ten_thousand_on():
-    got = _rates(schedules.inverse_sqrt(0.01, 10_000), 0, 9_999, 10_000, 40_000, 10**6)
+    got = _rates(schedules.InverseSqrt(0.01, 10_000), 0, 9_999, 10_000, 40_000, 10**6)
     np.testing.assert_allclose(got, [0.01, 0.01, 0.01, 0.005, 0.001], rtol=1e-6)
 
 
 def test_inverse_sqrt_can_rise_linearly_first():
-    got = _rates(schedules.inverse_sqrt(0.2, 4, warmup="linear"), 0, 1, 4, 16)
+    got = _rates(schedules.InverseSqrt(0.2, 4, warmup="linear"), 0, 1, 4, 16)
     np.testing.assert_allclose(got, [0.0, 0.05, 0.2, 0.1], rtol=1e-6)
 
 
 def test_inverse_sqrt_counts_on_from_another_run():
-    got = _rates(schedules.inverse_sqrt(0.01, 10_000, first_step=40_000), 0, 120_000)
+    got = _rates(schedules.InverseSqrt(0.01, 10_000, first_step=40_000), 0, 120_000)
     np.testing.assert_allclose(got, [0.005, 0.0025], rtol=1e-6)
 
 
 def test_linear_warmup_and_decay_meet_at_the_peak():
-    schedule = schedules.linear_warmup_linear_decay(0.6, warmup_steps=3, total_steps=9)
+    schedule = schedules.LinearWarmupLinearDecay(0.6, warmup_steps=3, total_steps=9)
     np.testing.assert_allclose(
         _rates(schedule, 0, 1, 3, 5, 9, 12), [0, 0.2, 0.6, 0.4, 0, 0], atol=1e-7
     )
-    straight = schedules.linear_warmup_linear_decay(0.6, warmup_steps=0, total_steps=4)
+    straight = schedules.LinearWarmupLinearDecay(0.6, warmup_steps=0, total_steps=4)
     np.testing.assert_allclose(_rates(straight, 0, 1, 4), [0.6, 0.45, 0], atol=1e-7)
 
 
 def test_constant_stays():
-    np.testing.assert_allclose(_rates(schedules.constant(0.3), 0, 7), [0.3, 0.3])
+    np.testing.assert_allclose(_rates(schedules.Constant(0.3), 0, 7), [0.3, 0.3])
 
 
 @pytest.mark.parametrize(
@@ -86,17 +86,17 @@ def test_constant_stays():
 )
 def test_factors_multiply_as_in_t5x(arguments, step, expected):
     np.testing.assert_allclose(
-        schedules.by_factors(**arguments)(step), expected, rtol=1e-6
+        schedules.ByFactors(**arguments)(step), expected, rtol=1e-6
     )
 
 
 @pytest.mark.parametrize(
     "schedule",
     [
-        schedules.constant(0.1),
-        schedules.inverse_sqrt(0.1, 5, warmup="linear"),
-        schedules.linear_warmup_linear_decay(0.1, 3, 20),
-        schedules.by_factors(warmup_steps=3),
+        schedules.Constant(0.1),
+        schedules.InverseSqrt(0.1, 5, warmup="linear"),
+        schedules.LinearWarmupLinearDecay(0.1, 3, 20),
+        schedules.ByFactors(warmup_steps=3),
     ],
 )
 def test_traced_steps_give_the_same_rates(schedule):
@@ -108,25 +108,25 @@ def test_traced_steps_give_the_same_rates(schedule):
 
 def test_impossible_schedules_are_refused():
     with pytest.raises(ValueError, match="total_steps=5"):
-        schedules.linear_warmup_linear_decay(0.1, warmup_steps=5, total_steps=5)
+        schedules.LinearWarmupLinearDecay(0.1, warmup_steps=5, total_steps=5)
     with pytest.raises(ValueError, match="'cold'"):
-        schedules.inverse_sqrt(0.1, 5, warmup="cold")
+        schedules.InverseSqrt(0.1, 5, warmup="cold")
     with pytest.raises(ValueError, match="warmup_steps=0"):
-        schedules.inverse_sqrt(0.1, 0)
+        schedules.InverseSqrt(0.1, 0)
     with pytest.raises(ValueError, match=r"'rsqrt'.*rsqrt_decay"):
-        schedules.by_factors("constant * rsqrt")
+        schedules.ByFactors("constant * rsqrt")
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: schedules.constant(-1.0), r"learning_rate=-1\.0: .* at least 0"),
-        (lambda: schedules.inverse_sqrt(-0.1, 10), r"peak=-0\.1: .* at least 0"),
-        (lambda: schedules.linear_warmup_linear_decay(-1, 1, 9), "peak=-1: .* least 0"),
-        (lambda: schedules.by_factors(base_learning_rate=-1), "base_learning_rate=-1"),
-        (lambda: schedules.by_factors(warmup_steps=0), "warmup_steps=0: .* least 1"),
+        (lambda: schedules.Constant(-1.0), r"learning_rate=-1\.0: .* at least 0"),
+        (lambda: schedules.InverseSqrt(-0.1, 10), r"peak=-0\.1: .* at least 0"),
+        (lambda: schedules.LinearWarmupLinearDecay(-1, 1, 9), "peak=-1: .* least 0"),
+        (lambda: schedules.ByFactors(base_learning_rate=-1), "base_learning_rate=-1"),
+        (lambda: schedules.ByFactors(warmup_steps=0), "warmup_steps=0: .* least 1"),
         (
-            lambda: schedules.by_factors("cosine_decay", steps_per_cycle=0),
+            lambda: schedules.ByFactors("cosine_decay", steps_per_cycle=0),
             "steps_per_cycle=0: .* at least 1",
         ),
     ],

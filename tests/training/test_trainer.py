@@ -534,12 +534,20 @@ def test_mfu_counts_the_waiting_for_data_but_no_evaluation(monkeypatch):
     assert scalars["timing/residues_per_second"] == pytest.approx(18 / 6)
 
 
+@dataclasses.dataclass(frozen=True)
+class Rising:
+    """Learning rates 0, 0.25, 0.5 ..."""
+
+    def __call__(self, step):
+        return step * 0.25
+
+
 def test_logged_learning_rate_is_the_one_used_after_skipped_steps(tmp_path):
     rates = {}
     arguments = _arguments(
         tmp_path,
         train_data=Batches(poison={1}),
-        optimizer=algorithms.AdamW(learning_rate=lambda step: step * 0.25),
+        optimizer=algorithms.AdamW(learning_rate=Rising()),
     )
     trainer.train(
         **arguments
@@ -583,7 +591,7 @@ def test_more_steps_than_can_be_counted_are_refused(tmp_path):
 def test_another_start_is_another_run(tmp_path):
     arguments = _arguments(tmp_path)
     trainer.train(**arguments)
-    with pytest.raises(ValueError, match="init_from: None -> '/some/where'"):
+    with pytest.raises(ValueError, match="init_from: none -> /some/where"):
         trainer.train(**arguments, init_from="/some/where")
 
 
@@ -792,6 +800,12 @@ def test_another_model_in_the_same_directory_is_named_by_its_settings(tmp_path):
     wider = t5.T5(dataclasses.replace(arguments["objective"].model.config, d_ff=40))
     with pytest.raises(ValueError, match=r"objective.model.config.d_ff: 24 -> 40"):
         trainer.train(**(arguments | {"objective": denoising.Denoising(wider)}))
+
+
+def test_function_in_the_configuration_of_a_run_is_refused_with_its_place(tmp_path):
+    optimizer = algorithms.AdamW(learning_rate=lambda step: step * 0.25)
+    with pytest.raises(ValueError, match=r"^optimizer\.learning_rate=<function"):
+        trainer.train(**_arguments(tmp_path, optimizer=optimizer))
 
 
 def test_run_starts_from_the_parameters_of_another(tmp_path):
