@@ -115,6 +115,7 @@ LEAVES = {
     "prottrans_jax.data.corruption.position_kinds",
     "prottrans_jax.differences",
     "prottrans_jax.distributed.stop_signals",
+    "prottrans_jax.files.digests",
     "prottrans_jax.layers.relative_bias",
 }
 
@@ -160,6 +161,20 @@ def test_no_file_name_stands_twice():
     paths = (ROOT / "prottrans_jax").rglob("[a-z]*.py")
     names = [path.name for path in paths]
     assert {name for name in names if names.count(name) > 1} == set()
+
+
+def test_only_digests_computes_hashes():
+    users = {name for name in IMPORTS if "hashlib" in _tops(name)}
+    # setup.py runs x86_sources without the package.
+    assert users == {"files.digests", "kernels.x86_sources"}
+
+
+def test_locks_renames_and_synchronised_writes_live_in_files():
+    for name, path in _modules():
+        if not name.startswith("files"):
+            text = path.read_text()
+            for call in ("fcntl", "os.replace(", "os.rename(", "fsync("):
+                assert call not in text, (name, call)
 
 
 def test_only_partitioning_names_mesh_axes():

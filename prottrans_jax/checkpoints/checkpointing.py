@@ -35,7 +35,7 @@ from prottrans_jax.checkpoints import (
     stored_steps,
 )
 from prottrans_jax.distributed import barriers
-from prottrans_jax.files import locks
+from prottrans_jax.files import locks, writing
 
 _TMP = ".orbax-checkpoint-tmp"
 # Attempts to remove the folder of a failed save while threads still write to it.
@@ -355,9 +355,9 @@ class Checkpointer:
         for path in sorted(self._directory.iterdir()):
             if _TMP in path.name:
                 logging.warning("Removing %s, left by an interrupted save.", path)
-                manifests.remove_tree(path)
+                writing.remove(path)
             elif manifests.is_being_deleted(path):
-                manifests.remove_tree(path)
+                writing.remove(path)
 
     def _delete_old(self, steps: list[int]) -> None:
         sound = [step for step in steps if step not in self._damaged]
@@ -379,7 +379,7 @@ def _remove_while_written(path: epath.Path) -> None:
     """
     for _ in range(_MAX_REMOVALS):
         try:
-            return manifests.remove_tree(path)
+            return writing.remove(path)
         except OSError as error:  # A file was created during the removal.
             problem = error
             time.sleep(0.1)

@@ -6,13 +6,15 @@ This module handles files and hashes; `checkpointing` handles their content.
 
 from collections.abc import Iterator, Mapping
 import concurrent.futures
-import hashlib
 import json
 import math
+import pathlib
 from typing import Any
 
 from absl import logging
 from etils import epath
+
+from prottrans_jax.files import digests, writing
 
 NAME = "sha256.json"
 # A step gets this ending before its files are deleted, so that readers never see a
@@ -58,16 +60,15 @@ def write(directory: epath.Path, step: int) -> None:
         name for name in _files_below(directory) if name not in _AFTER_COMMIT
     )
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        hashes = pool.map(lambda name: _hash(directory / name), names)
+        hashes = pool.map(lambda name: digests.read(directory / name), names)
     files = {
-        name: {"bytes": size, "sha256": digest}
-        for name, (size, digest) in zip(names, hashes, strict=True)
+        name: {"bytes": digest.num_bytes, "sha256": digest.hexdigest()}
+        for name, digest in zip(names, hashes, strict=True)
     }
     manifest = {"step": step, "files": files}
     manifest["sha256"] = _hash_of_manifest(manifest)
-    path = directory / (NAME + ".tmp")
-    path.write_text(json.dumps(manifest, indent=1))
-    path.rename(directory / NAME)
+    text = json.dumps(manifest, indent=1)
+    writing.write_synced(pathlib.Path(directory / NAME), text.encode())
 
 
 def problem(directory: epath.Path) -> str | None:
@@ -90,12 +91,12 @@ def problem(directory: epath.Path) -> str | None:
     def check(name: str) -> str | None:
         expected = files[name]
         try:
-            size, digest = _hash(directory / name)
+            digest = digests.read(directory / name)
         except OSError as error:
             return f"{directory / name}: {error.strerror or error}"
-        if size != expected["bytes"]:
+        if (size := digest.num_bytes) != expected["bytes"]:
             return f"{directory / name}: {size} bytes instead of {expected['bytes']}"
-        if digest != expected["sha256"]:
+        if digest.hexdigest() != expected["sha256"]:
             return f"{directory / name}: SHA-256 does not match its manifest"
         return None
 
@@ -191,26 +192,14 @@ def delete(path: epath.Path) -> None:
     if not path.exists():
         return
     renamed = path.with_name(path.name + _DELETED)
-    remove_tree(renamed)
+    writing.remove(renamed)
     path.rename(renamed)
-    remove_tree(renamed)
+    writing.remove(renamed)
 
 
 def set_aside(path: epath.Path) -> epath.Path:
     """Renames a damaged step so that it no longer counts; returns the new path."""
-    number = 1
-    while (renamed := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    path.rename(renamed)
-    return renamed
-
-
-def remove_tree(path: epath.Path) -> None:
-    """Removes a file or a directory with its content."""
-    if path.is_dir():
-        path.rmtree()
-    else:
-        path.unlink(missing_ok=True)
+    return epath.Path(writing.set_aside(pathlib.Path(path), path.name + ".damaged-{}"))
 
 
 def _files_below(directory: epath.Path) -> Iterator[str]:
@@ -219,15 +208,6 @@ def _files_below(directory: epath.Path) -> Iterator[str]:
             yield str((epath.Path(root) / name).relative_to(directory))
 
 
-def _hash(path: epath.Path) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
-
-
 def _hash_of_manifest(manifest: Mapping[str, Any]) -> str:
     content = {"step": manifest["step"], "files": manifest["files"]}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digests.of_json(content)

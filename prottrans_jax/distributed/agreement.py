@@ -6,14 +6,13 @@ end with status 0.
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-import hashlib
 from importlib import metadata
-import json
 import pathlib
 import platform
 from typing import Any
 
 from prottrans_jax import differences
+from prottrans_jax.files import digests
 
 # Packages whose version changes the compiled program or the rows.
 _PACKAGES = (
@@ -48,8 +47,7 @@ def check(
       DisagreementError: The hosts differ; raised on every process.
     """
     for kind, values in groups.items():
-        text = json.dumps(values, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()
+        digest = digests.of_json(values)
         if len(set(gather(f"{kind} digests", digest))) == 1:
             continue
         hosts = gather(f"{kind}s", {"who": whoami, "values": values})
@@ -89,7 +87,7 @@ def packages() -> dict[str, str]:
 def _source_digest() -> str:
     """SHA-256 over the package's Python files, as checkouts may share a version."""
     root = pathlib.Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
+    digest = digests.Sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())

@@ -8,17 +8,17 @@ Sequences and headers are read again, in order, when they are needed.
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
-import hashlib
 import os
 import pathlib
 import shutil
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from prottrans_jax.distributed import stop_signals
 from prottrans_jax.embed import keys
+from prottrans_jax.files import digests
 from prottrans_jax.files import paths as local_paths
 from prottrans_jax.proteins import (
     fasta,
@@ -168,7 +168,7 @@ class Inputs:
         """SHA-256 of the file as stored; of several files, SHA-256 of their digests."""
         if len(self.digests) == 1:
             return self.digests[0]
-        return hashlib.sha256("\n".join(self.digests).encode()).hexdigest()
+        return digests.of_bytes("\n".join(self.digests).encode())
 
     def path_of(self, number: int) -> str:
         """The file that holds a record."""
@@ -305,7 +305,7 @@ def scan(
     entries, lengths, lines = bytearray(), [], []
     longest, longest_length = ("", -1), -1
     paths = tuple(local_paths.local_inputs(source, "source"))
-    digests = [hashlib.sha256() for _ in paths]
+    hashes = [digests.Sha256() for _ in paths]
     starts: list[int] = []
     columns: list[np.ndarray] = []
     handler = on_problem if on_bad == "skip" else None
@@ -313,8 +313,8 @@ def scan(
 
     def read(path: str) -> Iterator[tuple[fasta_blocks.Record, bytes]]:
         starts.append(index + 1)
-        digest = digests[len(starts) - 1]
-        return _records(path, allow_nucleotides, handler, letters, digest)
+        sha256 = hashes[len(starts) - 1]
+        return _records(path, allow_nucleotides, handler, letters, sha256)
 
     for index, (_, (record, header)) in enumerate(_of_all(paths, read)):
         protein = _protein(key_scheme, index, record, header)
@@ -331,7 +331,7 @@ def scan(
     table = np.frombuffer(entries, np.uint8).reshape(-1, 32)
     records = Inputs(
         paths=paths,
-        digests=tuple(digest.hexdigest() for digest in digests),
+        digests=tuple(sha256.hexdigest() for sha256 in hashes),
         starts=np.array(starts),
         key_scheme=key_scheme,
         entries=table,
@@ -381,7 +381,7 @@ def _records(
     allow_nucleotides: bool,
     on_problem: Callable[[fasta_problems.Problem], None] | None,
     letters: Letters | None = None,
-    sha256: Any = None,
+    sha256: digests.Sha256 | None = None,
 ) -> Iterator[tuple[fasta_blocks.Record, bytes]]:
     """(record, header) of every usable record; see `fasta_problems.raise_or_report`.
 
@@ -420,11 +420,11 @@ def _protein(scheme, index, record, header) -> Protein:
 
 def key_hash(key: str) -> bytes:
     """16 bytes by which a key is recognised."""
-    return hashlib.sha256(key.encode()).digest()[:16]
+    return digests.raw(key.encode())[:16]
 
 
 def _entry(key: str, residues: bytes) -> bytes:
-    return key_hash(key) + hashlib.sha256(residues).digest()[:16]
+    return key_hash(key) + digests.raw(residues)[:16]
 
 
 def _resolve_duplicates(records: Inputs, lines: np.ndarray, on_duplicate: str) -> None:

@@ -1,7 +1,8 @@
 """Keys under which proteins are stored; escaped so that a key is never a path."""
 
-import hashlib
 import re
+
+from prottrans_jax.files import digests
 
 SCHEMES = ("auto", "token", "header", "md5", "biotrainer", "index")
 _UNIPROT = re.compile(r"(?:sp|tr)\|([^|\s]+)\|")
@@ -31,9 +32,9 @@ def make(scheme: str, name: str, header: str, residues: bytes, index: int) -> st
     if scheme == "header":
         return escape(header.strip())
     if scheme == "md5":
-        return hashlib.md5(residues, usedforsecurity=False).hexdigest()
+        return digests.md5(residues)
     if scheme == "biotrainer":
-        return hashlib.sha256(residues + b"_%d" % len(residues)).hexdigest()
+        return digests.of_bytes(residues + b"_%d" % len(residues))
     if scheme == "index":
         return str(index)
     raise ValueError(
@@ -65,4 +66,4 @@ def escape(name: str) -> str:
 
 def digest(residues: bytes) -> str:
     """SHA-256 of a sequence, to detect changed sequences."""
-    return hashlib.sha256(residues).hexdigest()
+    return digests.of_bytes(residues)

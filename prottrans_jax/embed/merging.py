@@ -1,7 +1,6 @@
 """Writes the output from shards and reused vectors, in the order of the input."""
 
 from collections.abc import Iterator
-import os
 
 from jaxtyping import Int, UInt8
 import numpy as np
@@ -54,14 +53,11 @@ def merge(
                     writer.add(entry)
             finally:
                 writer.close()
-            if path.is_dir():
-                # A folder cannot be replaced atomically; see `shards.Parts`.
-                os.replace(path, parts.folder / f"before.{kind}")
-            os.replace(temporary, path)
+            # `shards.Parts` completes it after a kill.
+            writing.replace(temporary, path, previous=parts.folder / f"before.{kind}")
         finally:
             # After a failure it would occupy space on a full disk.
             writing.remove(temporary)
-    writing.sync_folder(job_settings.output.parent)
     provenance.write(job_settings, records, kept=kept, complete=True)
 
 

@@ -13,9 +13,7 @@ entered in the journal. After a kill at any moment, every shard in the journal i
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import hashlib
 import json
-import os
 import pathlib
 import re
 from typing import Any
@@ -25,7 +23,7 @@ import numpy as np
 
 from prottrans_jax import differences
 from prottrans_jax.distributed import stop_signals
-from prottrans_jax.files import locks, ownership, writing
+from prottrans_jax.files import appending, digests, locks, ownership, writing
 from prottrans_jax.interop import safetensors
 
 _JOURNAL = "journal.jsonl"
@@ -95,7 +93,7 @@ class Parts:
             for kind, path in (outputs or {}).items():
                 before = self.folder / f"before.{kind}"
                 if before.exists() and not path.exists():
-                    os.replace(before, path)
+                    before.rename(path)
             # Partial outputs left by a kill occupy space.
             for path in self.folder.glob("merged.*"):
                 writing.remove(path)
@@ -125,30 +123,21 @@ class Parts:
         for kind in items[0].arrays:
             arrays[f"{kind}.sizes"] = np.array([i.arrays[kind].size for i in items])
             arrays[kind] = np.concatenate([i.arrays[kind].ravel() for i in items])
-        temporary = path.with_suffix(".partial")
         try:
-            safetensors.save(temporary, arrays)
-            with open(temporary, "rb+") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-            size = temporary.stat().st_size
-            os.replace(temporary, path)
-            writing.sync_folder(self.folder)
+            safetensors.save(path, arrays)
+            digest = digests.read(path)
             line = {
                 "shard": number,
-                "bytes": size,
-                "sha256": digest,
+                "bytes": digest.num_bytes,
+                "sha256": digest.hexdigest(),
                 "proteins": len(items),
             }
-            with open(self.folder / _JOURNAL, "ab") as file:
-                file.write(json.dumps(line).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            appending.append_line(self.folder / _JOURNAL, json.dumps(line))
         except OSError:
-            temporary.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)  # Room for others on a full disk.
             raise
         self._shards[number] = line
-        return size
+        return digest.num_bytes
 
     def arrays(self, place: Sequence[int], kind: str) -> np.ndarray:
         """Flat vectors of the protein at (shard, row)."""
@@ -263,8 +252,7 @@ class Parts:
     def _fault(self, number: int, entry: Mapping[str, Any]) -> str | None:
         path = self._path(number)
         try:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = digests.of_file(path)
         except OSError as error:
             return f"{path}: {error.strerror}"
         if digest != entry["sha256"]:

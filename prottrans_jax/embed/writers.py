@@ -145,7 +145,7 @@ class _Hdf5:
                 os.ftruncate(self._descriptor, int.from_bytes(end, "little"))
         finally:
             os.close(self._descriptor)
-        _sync(self._path)
+        writing.sync_file(self._path)
 
 
 def _fitting(text: str) -> str:
@@ -175,7 +175,7 @@ class _Npz:
     def close(self) -> None:
         self._zip.close()
         self._directory.close()
-        _sync(self._path)
+        writing.sync_file(self._path)
 
 
 class _ZipDirectory:
@@ -244,7 +244,7 @@ class _Parquet:
 
             empty = pa.table({"id": pa.array([], pa.string())})
             import_parquet().write_table(empty, self._path)
-        _sync(self._path)
+        writing.sync_file(self._path)
 
     def _flush(self) -> None:
         pq = import_parquet()
@@ -303,7 +303,7 @@ class _Csv:
 
     def close(self) -> None:
         self._file.close()
-        _sync(self._path)
+        writing.sync_file(self._path)
 
 
 def open_hdf5(path: pathlib.Path) -> Any:
@@ -377,11 +377,6 @@ def check_path(
 def create(path: pathlib.Path, metadata: Mapping[str, Any]) -> Writer:
     """A writer for the format of the path's extension."""
     return FORMATS[path.suffix.lower()](path, metadata)
-
-
-def _sync(path: pathlib.Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:

@@ -28,6 +28,7 @@ import zlib
 import numpy as np
 
 from prottrans_jax.embed import damage
+from prottrans_jax.files import writing
 
 METADATA = "zarr.json"
 STRINGS = ("ids", "original_ids", "descriptions", "sequence_sha256")
@@ -97,8 +98,7 @@ class Writer:
             numbers.close()
         for path in self._path.rglob("*"):
             if path.is_file():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
+                writing.sync_file(path)
 
     def _begin(self, like: np.ndarray) -> None:
         index = np.zeros(0, np.int64)

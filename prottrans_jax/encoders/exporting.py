@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -21,7 +19,7 @@ from prottrans_jax import types
 from prottrans_jax.checkpoints import opening
 from prottrans_jax.embed import layerwise
 from prottrans_jax.encoders import frozen_params
-from prottrans_jax.files import writing
+from prottrans_jax.files import digests, writing
 from prottrans_jax.interop import huggingface, vocabularies
 
 PROVENANCE = "provenance.json"
@@ -195,22 +193,16 @@ def _provenance(checkpoint, files, encoder_only, dtype) -> dict[str, Any]:
         "exported_from": checkpoint.form,
         "source": str(checkpoint.source),
         "step": int(step) if step.isdecimal() else None,
-        "source_manifest_sha256": _sha256(manifest) if manifest.is_file() else None,
+        "source_manifest_sha256": digests.of_file(manifest)
+        if manifest.is_file()
+        else None,
         "part": "encoder" if encoder_only else "all",
         "dtype": dtype or checkpoint.stored_dtype.name,
         "training": training,
         "prottrans_jax": prottrans_jax.__version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "sha256": {path.name: _sha256(path) for path in files},
+        "sha256": {path.name: digests.of_file(path) for path in files},
     }
-
-
-def _sha256(path: pathlib.Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(functools.partial(file.read, 1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import dataclasses
 import functools
-import hashlib
 from typing import Any, Self
 
 import jax
@@ -12,7 +11,7 @@ from jax.typing import DTypeLike
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.files import memory_map
+from prottrans_jax.files import digests, memory_map
 from prottrans_jax.kernels import quantized
 from prottrans_jax.proteins import vocabulary as vocabularies
 
@@ -64,7 +63,7 @@ def fingerprint(
 
     Hashing all bytes would read 11 GB before the first protein.
     """
-    digest = hashlib.sha256()
+    digest = digests.Sha256()
     for path, array in jax.tree_util.tree_flatten_with_path(params)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())

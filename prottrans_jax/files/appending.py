@@ -133,8 +133,4 @@ def set_aside(path: pathlib.Path, copy_name: str) -> pathlib.Path:
     Returns:
       Path of the copy.
     """
-    number = 1
-    while (copy := path.with_name(copy_name.format(number))).exists():
-        number += 1
-    shutil.copyfile(path, copy)
-    return copy
+    return pathlib.Path(shutil.copyfile(path, writing.unused(path, copy_name)))

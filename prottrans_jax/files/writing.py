@@ -31,6 +31,8 @@ def new_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     temporary = temporary_name(path)
     try:
         yield temporary
+        if temporary.is_file():
+            sync_file(temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
@@ -92,10 +94,7 @@ def no_room(error: BaseException) -> int | None:
 def write_synced(path: pathlib.Path, data: bytes) -> None:
     """Writes a small file atomically and synchronises it to disk."""
     with new_file(path) as temporary:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_bytes(data)
 
 
 def temporary_name(path: pathlib.Path) -> pathlib.Path:
@@ -110,17 +109,56 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def remove(path: pathlib.Path) -> None:
+def remove(path: str | os.PathLike) -> None:
     """Deletes a file or folder that this program created; of a link, only the link."""
+    path = pathlib.Path(path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
+def replace(new: pathlib.Path, path: pathlib.Path, *, previous: pathlib.Path) -> None:
+    """Moves a complete file or folder to `path`, durably.
+
+    A folder cannot be replaced atomically: one at `path` is first moved to `previous`.
+    """
+    if path.is_dir():
+        os.replace(path, previous)
+    os.replace(new, path)
+    sync_folder(path.parent)
+
+
+def set_aside(path: pathlib.Path, name: str) -> pathlib.Path:
+    """Renames a file or folder as in `unused`; returns its new path."""
+    return path.rename(unused(path, name))
+
+
+def unused(path: pathlib.Path, name: str) -> pathlib.Path:
+    """The first path beside `path` that does not exist.
+
+    Args:
+      path: A file or folder.
+      name: Name with `{}` for a number, which counts from 1.
+    """
+    number = 1
+    while (other := path.with_name(name.format(number))).exists():
+        number += 1
+    return other
+
+
+def sync_file(path: str | os.PathLike) -> None:
+    """Synchronises the content of a file to disk."""
+    _sync(path)
+
+
 def sync_folder(folder: str | os.PathLike) -> None:
     """Synchronises the renames in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: str | os.PathLike) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -108,5 +108,3 @@ def save(
                 in_order = np.ascontiguousarray(casting.cast(name, array, dtype))
                 file.write(in_order.reshape(-1).view(np.uint8).data)
                 memory_map.release(array)
-            file.flush()
-            os.fsync(file.fileno())

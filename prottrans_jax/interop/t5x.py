@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 from typing import Any
 
 from flax import serialization, traverse_util
@@ -24,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.files import casting, memory_map, paths
+from prottrans_jax.files import casting, memory_map, paths, writing
 from prottrans_jax.interop import (
     families,
     flax_msgpack,
@@ -358,9 +357,7 @@ def write(
     target = pathlib.Path(folder) / f"checkpoint_{step}"
     if target.exists():
         raise FileExistsError(f"{target} exists. Choose another folder.")
-    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
+    with writing.new_folder(target) as temporary:
         layers = layer_stacks.unstack(params)
         flat = traverse_util.flatten_dict(layers, sep="/")
         arrays = t5_names.scanned(flat, config) if scanned else iter(flat.items())
@@ -384,10 +381,6 @@ def write(
         side_notes.write(temporary / side_notes.NAME, config, ids)
         # Last: readers treat a folder without this file as incomplete.
         (temporary / "checkpoint").write_bytes(serialization.msgpack_serialize(content))
-        os.replace(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return target
 
 

@@ -4,11 +4,11 @@ Another program wrote them, or a run whose checkpoints were deleted. This run wo
 overwrite or truncate them, so they are renamed first.
 """
 
-import os
 import pathlib
 
 from absl import logging
 
+from prottrans_jax.files import writing
 from prottrans_jax.training import event_files
 
 CONFIG, METRICS = "config.gin", "metrics.jsonl"
@@ -33,10 +33,7 @@ def set_aside(run: pathlib.Path, config_text: str) -> list[pathlib.Path]:
             continue
         # TensorBoard reads every file with "tfevents" in its name.
         name = path.name.replace("tfevents", "events")
-        number = 1
-        while (target := path.with_name(f"{name}.before-{number}")).exists():
-            number += 1
-        os.rename(path, target)
+        target = writing.set_aside(path, name + ".before-{}")
         logging.warning(
             "%s was there before this run, which has no checkpoint yet: it was renamed "
             "to %s.",

@@ -31,6 +31,7 @@ from prottrans_jax.checkpoints import (
     stored_arrays,
     stored_steps,
 )
+from prottrans_jax.files import writing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -330,9 +331,9 @@ def test_failed_save_that_is_still_written_to_is_removed_when_it_can_be(
     tmp_path, monkeypatch, times, left
 ):
     failures = [OSError(39, "Directory not empty")] * times
-    remove = manifests.remove_tree
+    remove = writing.remove
 
-    def remove_tree(path):
+    def remove_while_written(path):
         if failures:
             raise failures.pop()
         remove(path)
@@ -341,7 +342,7 @@ def test_failed_save_that_is_still_written_to_is_removed_when_it_can_be(
         checkpointer.save(2, make_state(2), {})
         checkpointer._writer.wait_until_finished()
         (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
-        monkeypatch.setattr(manifests, "remove_tree", remove_tree)
+        monkeypatch.setattr(checkpointing.writing, "remove", remove_while_written)
         monkeypatch.setattr(checkpointing.time, "sleep", lambda seconds: None)
         error = checkpointer._lost(OSError(28, "No space left on device"))
     assert isinstance(error, checkpointing.SaveError) and error.step == 2

@@ -6,6 +6,7 @@ import fcntl
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from cases.embed_cases import embed, random_proteins, read, stop_after, write_fasta
-from prottrans_jax.embed import computing, inputs, job, merging, settings, shards
+from prottrans_jax.embed import computing, inputs, job, settings
 from prottrans_jax.files import locks
 from prottrans_jax.kernels import x86
 from prottrans_jax.proteins import fasta_problems
@@ -224,16 +225,16 @@ def test_full_disk_keeps_what_was_committed(encoder, fasta_file, tmp_path, monke
     monkeypatch.setattr(computing, "_COMMIT_BYTES", 2000)
     whole, output = tmp_path / "whole.h5", tmp_path / "out.h5"
     embed(encoder, fasta_file, whole)
-    sync, calls = shards.os.fsync, []
+    sync, calls = os.fsync, []
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) > 12:
+        if len(calls) > 8:  # Three for a shard.
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(job.DiskFullError, match="run the same command again"):
             embed(encoder, fasta_file, output)
     assert not output.exists()
@@ -450,7 +451,7 @@ def test_stopped_while_merging_goes_on(
     options = {"per_residue": True, "per_protein": True}
     whole, broken = tmp_path / f"whole{suffix}", tmp_path / f"broken{suffix}"
     embed(encoder, fasta_file, whole, **options)
-    replace, calls = merging.os.replace, []
+    replace, calls = os.replace, []
 
     def stop(source, target):
         if "merged" in str(source):
@@ -461,7 +462,7 @@ def test_stopped_while_merging_goes_on(
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(merging.os, "replace", stop)
+        patch.setattr(os, "replace", stop)
         with pytest.raises(KeyboardInterrupt):
             embed(encoder, fasta_file, broken, **options)
     report = embed(encoder, fasta_file, broken, **options)

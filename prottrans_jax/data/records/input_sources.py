@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
-import hashlib
 import itertools
 import os
 import pathlib
 from typing import Any
 
+from prottrans_jax.files import digests
 from prottrans_jax.proteins import fasta, fasta_blocks, unpacking
 
 # Approximate bytes of text per compressed byte of protein FASTA.
@@ -54,7 +54,7 @@ def of_examples(
 ) -> Source:
     """(id, sequence) pairs as a source; checked like FASTA with two lines each."""
 
-    def blocks(digest: Any, _: int) -> Iterator[fasta_blocks.Block]:
+    def blocks(digest: digests.Sha256, _: int) -> Iterator[fasta_blocks.Block]:
         line = 1
         iterator = iter(examples)
         while some := list(itertools.islice(iterator, 8192)):
@@ -74,16 +74,3 @@ def total_bytes(sources: Iterable[Source]) -> int | None:
     """Approximate text of all inputs in bytes; None if one is unknown."""
     sizes = [s.num_bytes for s in sources]
     return None if None in sizes else sum(s or 0 for s in sizes)
-
-
-class Digest:
-    """SHA-256 and length of the bytes of an input."""
-
-    def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
-        self.num_bytes = 0
-
-    def update(self, data: bytes) -> None:
-        """Adds the next bytes."""
-        self.sha256.update(data)
-        self.num_bytes += len(data)

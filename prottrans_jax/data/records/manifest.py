@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import pathlib
 from typing import Any, Self
 
-from prottrans_jax.files import paths
+from prottrans_jax.files import digests, paths
 
 FILE = "manifest.json"
 FORMAT_VERSION = 1
@@ -138,8 +137,7 @@ def _digest(fields: dict[str, Any]) -> str:
     Computed from the file, not from a `Manifest`: later versions have more fields.
     """
     others = {name: value for name, value in fields.items() if name != "sha256"}
-    text = json.dumps(others, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digests.of_json(others, separators=(",", ":"))
 
 
 def _contradiction(fields: dict[str, Any]) -> str:
@@ -177,7 +175,7 @@ def check_lengths(folder: str | os.PathLike, split: SplitInfo) -> pathlib.Path:
         stat = path.stat()
         version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
         large = stat.st_size >= _LARGE_BYTES
-        actual = _digest_of_version(path, *version) if large else sha256_of(path)
+        actual = _digest_of_version(path, *version) if large else digests.of_file(path)
     except FileNotFoundError:
         raise DamageError(f"{path} is missing. {REMEDY}.") from None
     except OSError as e:
@@ -194,7 +192,7 @@ def check_lengths(folder: str | os.PathLike, split: SplitInfo) -> pathlib.Path:
 @functools.lru_cache(maxsize=256)
 def _digest_of_version(path: pathlib.Path, *_: int) -> str:
     """SHA-256 of a file; the other arguments are part of the cache key."""
-    return sha256_of(path)
+    return digests.of_file(path)
 
 
 def verify(folder: str | os.PathLike) -> list[str]:
@@ -216,16 +214,10 @@ def verify(folder: str | os.PathLike) -> list[str]:
             if not path.exists():
                 problems.append(f"{path}: missing")
                 continue
-            actual = sha256_of(path)
+            actual = digests.of_file(path)
             if actual != sha256:
                 problems.append(
                     f"{path}: its SHA-256 is not that of the manifest: {actual}, not "
                     f"{sha256}"
                 )
     return problems
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-    """Hex SHA-256 of a file."""
-    with pathlib.Path(path).open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

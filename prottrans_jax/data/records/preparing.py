@@ -20,6 +20,7 @@ import numpy as np
 from prottrans_jax.data.records import input_sources, record_writer, spill, worker_pool
 from prottrans_jax.data.records import manifest as manifest_lib
 from prottrans_jax.distributed import stop_signals
+from prottrans_jax.files import digests
 from prottrans_jax.proteins import fasta_blocks, fasta_problems
 
 SKIPPED_FILE = record_writer.SKIPPED_FILE
@@ -260,12 +261,12 @@ class _Run:
 
     def _blocks(self) -> Iterator[tuple[int, fasta_blocks.Block]]:
         for file, source in enumerate(self.sources):
-            digest = input_sources.Digest()
+            digest = digests.Sha256()
             self.inputs.append({"path": source.path, "num_records": 0})
             for block in source.blocks(digest, self._block_bytes()):
                 yield file, block
             self.inputs[file].update(
-                sha256=digest.sha256.hexdigest(), num_bytes=digest.num_bytes
+                sha256=digest.hexdigest(), num_bytes=digest.num_bytes
             )
 
     def _num_shards(self) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 
 import prottrans_jax
 from prottrans_jax.data.records import manifest as manifest_lib
-from prottrans_jax.files import locks, ownership, paths, writing
+from prottrans_jax.files import digests, locks, ownership, paths, writing
 
 _WRITER_OPTIONS = "group_size:64,zstd:1"
 # Lower ends of the bins of the manifest's length histogram, in residues.
@@ -73,13 +73,13 @@ def write_shard(
             index.write(np.array(lengths, "<u4").tobytes())
             num_records += len(lengths)
     writer.close()
-    _fsync(path)
+    writing.sync_file(path)
     return WrittenShard(
         path=path,
         lengths_path=lengths_path,
         num_records=num_records,
         num_residues=int(counts.sum()),
-        sha256=manifest_lib.sha256_of(path),
+        sha256=digests.of_file(path),
         letter_counts=tuple(counts.tolist()),
     )
 
@@ -209,12 +209,9 @@ class Writer:
         ).sealed()
         path = self.work / manifest_lib.FILE
         path.write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
-        _fsync(path)
+        writing.sync_file(path)
         writing.remove(self._old)
-        if self.folder.exists():
-            self.folder.rename(self._old)
-        self.work.rename(self.folder)
-        writing.sync_folder(self.folder.parent)
+        writing.replace(self.work, self.folder, previous=self._old)
         with contextlib.suppress(OSError):
             writing.remove(self._old)
         self.abandon()  # Only the lock is left.
@@ -261,7 +258,7 @@ class Writer:
                         file, w.num_records, w.num_residues, num_bytes, w.sha256
                     )
                 )
-        _fsync(lengths_path)
+        writing.sync_file(lengths_path)
         tops = [*(f"{b - 1}" for b in _BINS[1:]), ""]
         return manifest_lib.SplitInfo(
             num_records=num_records,
@@ -274,7 +271,7 @@ class Writer:
             },
             alphabet={chr(b): int(n) for b, n in enumerate(counts) if n},
             lengths_file=lengths_path.name,
-            lengths_sha256=manifest_lib.sha256_of(lengths_path),
+            lengths_sha256=digests.of_file(lengths_path),
             shards=tuple(shards),
         )
 
@@ -333,11 +330,3 @@ def _letter_counts(joined: bytes) -> jaxtyping.Int64[np.ndarray, "256"]:
     if even != len(joined):
         counts[joined[-1]] += 1
     return counts
-
-
-def _fsync(path: pathlib.Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -12,7 +12,6 @@ not depend on the number of processes or the size of blocks.
 
 from collections.abc import Iterator
 import dataclasses
-import hashlib
 import heapq
 import pathlib
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from prottrans_jax.data import random_bits
 from prottrans_jax.data.records import record_writer, shard_readers, spill_files
+from prottrans_jax.files import digests
 from prottrans_jax.proteins import fasta_blocks, fasta_problems, nucleotides, vocabulary
 
 _LINE_BITS = 40
@@ -186,9 +186,7 @@ def spill_block(
 
 def _hashes(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """First 128 bits of the SHA-256 of each text; processors compute it in hardware."""
-    sha256 = hashlib.sha256
-    digests = b"".join([sha256(text).digest() for text in texts])
-    words = np.frombuffer(digests, "<u8").reshape(-1, 4)
+    words = np.frombuffer(digests.raw_of_each(texts), "<u8").reshape(-1, 4)
     return words[:, 0], words[:, 1]
 
 
@@ -378,5 +376,5 @@ def shuffle_key(
     hashes: jaxtyping.UInt64[np.ndarray, " records"], seed: int
 ) -> jaxtyping.UInt64[np.ndarray, " records"]:
     """Pseudo-random numbers from hashes and seed."""
-    digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
+    digest = digests.blake2b_64(str(seed).encode())
     return random_bits.mix(hashes ^ np.frombuffer(digest, "<u8"))

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
 from typing import Any
@@ -31,7 +30,7 @@ import numpy as np
 
 from prottrans_jax.data.records import manifest as manifest_lib
 from prottrans_jax.data.records import record_writer, shard_readers
-from prottrans_jax.files import paths
+from prottrans_jax.files import digests, paths
 
 # The public names of the format.
 DamageError = manifest_lib.DamageError
@@ -148,7 +147,7 @@ class RecordSplit:
     def fingerprint(self) -> str:
         """Hex SHA-256 over the hashes of the shards; identifies the records."""
         text = "\n".join([self.name, *(s.sha256 for s in self.info.shards)])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digests.of_bytes(text.encode())
 
     def read(self, indices: np.typing.ArrayLike) -> list[bytes]:
         """Residues (upper-case letters) of the records `indices`, in that order.

@@ -2,13 +2,13 @@
 
 import collections
 from collections.abc import Iterable, Iterator, Set
-import hashlib
 import pathlib
 from typing import Any
 
 from absl import logging
 import tensorflow_datasets as tfds
 
+from prottrans_jax.files import digests
 from prottrans_jax.proteins import fasta, fasta_blocks, fasta_problems
 
 _UNIREF = "https://ftp.uniprot.org/pub/databases/uniprot/current_release/uniref"
@@ -129,9 +129,9 @@ class UnirefBuilder(FastaBuilder, skip_registration=True):  # type: ignore[call-
 
 def in_validation(name: bytes) -> bool:
     """Whether the hash of an id puts it into the validation split."""
-    word = hashlib.sha256(name).digest()[8:16]
+    word = digests.raw(name)[8:16]
     return int.from_bytes(word, "little") < VALIDATION_SHARE * 2**64
 
 
 def _hash(sequence: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(sequence).digest()[:8], "little")
+    return int.from_bytes(digests.raw(sequence)[:8], "little")
