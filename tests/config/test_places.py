@@ -102,20 +102,19 @@ def test_component_of_the_wrong_kind_is_named_with_what_is_needed(
 @pytest.mark.parametrize(
     "binding",
     [
-        "trainer.train.train_data = @streaming.StreamLoader()",
+        "trainer.train.train_data = @other/loader.RowLoader()",
         "optimizers.AdamW.learning_rate = @schedules.Constant()",
         "OPTIMIZER = @optimizers.Lamb()",
     ],
 )
 def test_component_of_the_right_kind_passes(binding, tmp_path):
-    imports = "from prottrans_jax.data.seqio import streaming\n"
     more = (
-        "streaming.StreamLoader.task = 'sample_iid_denoise'",
-        "streaming.StreamLoader.batch_size = 2",
+        "other/loader.RowLoader.task = 'sample_iid_denoise'",
+        "other/loader.RowLoader.batch_size = 2",
         "schedules.Constant.learning_rate = 0.1",
         "optimizers.Lamb.learning_rate = 0.1",
     )
-    sample(tmp_path, imports + binding, *more)
+    sample(tmp_path, binding, *more)
 
 
 @pytest.mark.parametrize(

@@ -491,7 +491,7 @@ def _corrupt_of(task: seqio.Task, long_sequences: str) -> preprocessors.Corrupt:
         raise ValueError(
             f"task {task.name} is not made of prepared records and one of the "
             "library's corruptions, so its rows cannot be computed from lengths. "
-            "Use prottrans_jax.data.seqio.streaming.StreamLoader for it."
+            "Prepare its sequences with python -m prottrans_jax.prepare."
         )
     tokenize, *others = [
         step
@@ -504,8 +504,7 @@ def _corrupt_of(task: seqio.Task, long_sequences: str) -> preprocessors.Corrupt:
             f"task {task.name} has the preprocessors {names}. RowLoader computes rows "
             "from record lengths and runs only those of "
             "preprocessors.pretraining(...): Tokenize, CacheDatasetPlaceholder, "
-            "Corrupt. Remove the others, e.g. by preparing the changed sequences, or "
-            "use prottrans_jax.data.seqio.streaming.StreamLoader."
+            "Corrupt. Remove the others, e.g. by preparing the changed sequences."
         )
     if corrupt.long_sequences not in ("split", long_sequences):
         raise ValueError(

@@ -4,6 +4,5 @@ record_source         prepared folders as a data source
 byte_vocabulary       vocabularies
 preprocessors         tokenize, cut to the row, corrupt
 feature_converters    from `seqio.get_dataset` to the features of `RowLoader`
-streaming             batches of any SeqIO task, for quick starts
 task_names            names of the registered tasks, without importing SeqIO
 """

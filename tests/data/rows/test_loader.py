@@ -402,7 +402,7 @@ def test_description_counts_what_batches_hold(toy_corpus):
     assert told["fill"] > 0.97
 
 
-def test_task_that_is_not_of_records_is_sent_to_streaming(toy_corpus):
+def test_task_that_is_not_of_records_is_refused(toy_corpus):
     task = seqio.Task(
         "not_records",
         source=seqio.FunctionDataSource(
@@ -411,7 +411,7 @@ def test_task_that_is_not_of_records_is_sent_to_streaming(toy_corpus):
         preprocessors=[],
         output_features={},
     )
-    with pytest.raises(ValueError, match=r"not_records .*StreamLoader"):
+    with pytest.raises(ValueError, match=r"not_records .*prottrans_jax.prepare"):
         _loader(toy_corpus, task=task)
 
 

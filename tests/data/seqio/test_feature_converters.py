@@ -6,7 +6,7 @@ import tensorflow as tf
 from prottrans_jax.data.corruption import iid_noise, streams
 from prottrans_jax.data.records import corpora
 from prottrans_jax.data.rows import assembly, loader
-from prottrans_jax.data.seqio import feature_converters, streaming
+from prottrans_jax.data.seqio import feature_converters
 import prottrans_jax.tasks  # noqa: F401 (registers tasks)
 
 LENGTHS = {"inputs": 64, "targets": 48}
@@ -148,16 +148,8 @@ def test_streamed_rows_of_one_stream_equal_assembled_rows(
 @pytest.mark.parametrize(
     ("task", "size"), [("fasta_masked_lm", 30), ("fasta_iid_denoise", 128)]
 )
-def test_loaders_know_how_many_ids_their_batches_may_hold(toy_as_fasta, task, size):
-    streamed = streaming.StreamLoader(task, "validation", batch_size=3)
-    assert streamed.vocab_size == size
+def test_loader_knows_how_many_ids_its_batches_may_hold(toy_as_fasta, task, size):
     assert loader.RowLoader(task, "validation", batch_size=3).vocab_size == size
-
-
-def test_stream_loader_takes_tasks_of_one_stream(toy_as_fasta):
-    streamed = streaming.StreamLoader("fasta_masked_lm", "validation", batch_size=3)
-    assert streamed.feature_shapes["corrupted"] == (3, 512)
-    assert streamed.batch(0)["input_tokens"].shape == (3, 512)
 
 
 def test_without_loss_weights_all_targets_have_equal_weight():
@@ -167,47 +159,3 @@ def test_without_loss_weights_all_targets_have_equal_weight():
     np.testing.assert_array_equal(row["decoder_loss_weights"], [1, 1, 1, 0, 0])
     np.testing.assert_array_equal(row["decoder_corrupted"], [0, 0, 0, 0, 0])
     np.testing.assert_array_equal(row["decoder_input_tokens"], [0, 6, 7, 0, 0])
-
-
-def _loader(**options):
-    options = {"split": "validation", "batch_size": 4, "feature_lengths": LENGTHS,
-               "num_epochs": 1, **options}  # fmt: skip
-    return streaming.StreamLoader("fasta_iid_denoise", **options)
-
-
-def test_stream_loader_gives_batches_in_order_and_hosts_their_rows(toy_as_fasta):
-    whole, part = _loader(), _loader()
-    assert whole.batch(0)["encoder_input_tokens"].shape == (4, 64)
-    expected = whole.batch(2)
-    mine = part.batch(2, slice(1, 3))
-    for name, value in mine.items():
-        np.testing.assert_array_equal(value, expected[name][1:3])
-    # The last batch again, and an earlier one: right, if slow.
-    for name, value in whole.batch(2).items():
-        np.testing.assert_array_equal(value, expected[name])
-    for name, value in whole.batch(0).items():
-        np.testing.assert_array_equal(value, part.batch(0)[name])
-
-
-def test_restored_stream_replays_to_where_it_was(toy_as_fasta):
-    run = _loader()
-    run.batch(0)
-    state = run.state(1)
-    expected = run.batch(1)
-    again = _loader()
-    assert again.restore(state) == 1
-    for name, value in again.batch(1).items():
-        np.testing.assert_array_equal(value, expected[name])
-    with pytest.raises(ValueError, match="seed: 0 -> 9"):
-        _loader(seed=9).restore(state)
-
-
-def test_finite_stream_ends_with_empty_rows(toy_as_fasta):
-    loader = _loader()
-    last = None
-    with pytest.raises(IndexError, match="the stream ended before batch"):
-        for index in range(1000):
-            last = loader.batch(index)
-    assert last["encoder_input_tokens"].shape == (4, 64)
-    assert 2 < index < 50
-    assert _loader().num_batches == index
