@@ -371,6 +371,8 @@ def check_path(
         )
     if kind is _Parquet:
         import_parquet()
+    if kind is zarr_folder.Writer:
+        zarr_folder.import_zarr()
     return path
 
 

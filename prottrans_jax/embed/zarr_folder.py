@@ -1,4 +1,4 @@
-"""Embeddings as a Zarr v3 group, readable by zarr-python and AnnData.
+"""Embeddings as a Zarr v3 group, written and read with the `zarr` library.
 
   ids [proteins]               string
   original_ids, descriptions, sequence_sha256 [proteins]   string
@@ -7,23 +7,18 @@
   vectors [rows, d_model]      a row per residue, proteins concatenated; or a row per
                                protein. With several layers [rows, layers, d_model]
 
-The attribute `rows` of the group is "residues" or "proteins". Chunks of numbers have a
-CRC-32C, those of strings the CRC-32 of gzip.
+The attribute `rows` of the group is "residues" or "proteins". Chunks have a CRC-32C. In
+folders of earlier versions those of strings have the CRC-32 of gzip instead, and chunks
+of zeros are not stored.
 
 The earlier layout is also read: `embeddings`, `shapes`, and `ids`, concatenated JSON of
 all proteins, with the end of each in `id_stops`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-import contextlib
-import gzip
 import json
-import os
 import pathlib
-import re
-import struct
 from typing import Any
-import zlib
 
 import numpy as np
 
@@ -36,24 +31,43 @@ NUMBERS = ("lengths", "offsets", "vectors")
 _EARLIER = ("embeddings", "shapes", "ids", "id_stops")
 # All arrays of either layout.
 ARRAYS = tuple(dict.fromkeys((*STRINGS, *NUMBERS, *_EARLIER)))
+# Never all zero, as are vectors, so that every version stored each of their chunks.
+_ALWAYS_STORED = (*STRINGS, "offsets")
 _CHUNK_ROWS, _CHUNK_PROTEINS = 4096, 1 << 14
 _LAYOUT = 2
+
+
+def import_zarr() -> Any:
+    """The zarr library.
+
+    Raises:
+      ValueError: It is not installed; the message says how to install it.
+    """
+    try:
+        import zarr
+        import zarr.codecs
+        import zarr.errors
+        import zarr.storage
+    except ImportError:
+        raise ValueError(
+            "Zarr needs zarr: pip install 'prottrans_jax[zarr]'."
+        ) from None
+    return zarr
 
 
 class Writer:
     """Adds proteins one by one; memory holds a chunk of each array."""
 
     def __init__(self, path: pathlib.Path, metadata: Mapping[str, Any]):
-        path.mkdir(parents=True)
+        zarr = import_zarr()
         self._path = path
-        self._metadata = dict(metadata)
         # "none" in a file per residue; may be absent.
         self._pooled = metadata.get("pooling", "none") != "none"
         self._kind: tuple[str, int, tuple[int, ...]] | None = None
         self._end = 0
-        self._strings = {name: _Strings(path / name) for name in STRINGS}
-        self._numbers: dict[str, _Numbers] = {}
-        self._write_group("residues")
+        attributes = {**metadata, "layout": _LAYOUT, "rows": "residues"}
+        self._group = zarr.create_group(path, zarr_format=3, attributes=attributes)
+        self._columns: dict[str, _Column] = {}
 
     def add(self, entry: Any) -> None:
         """Adds a `writers.Entry`.
@@ -71,172 +85,85 @@ class Writer:
         kind = rows, array.ndim, vectors.shape[1:]
         if self._kind is None:
             self._kind = kind
-            self._write_group(rows)
+            self._group.update_attributes({"rows": rows})
+            self._begin(vectors)
         if kind != self._kind:
             raise ValueError(
                 f"{entry.key}: vectors of shape {array.shape} do not fit this Zarr "
                 f"folder: it holds {self._kind[1]}-dimensional arrays, a row of shape "
                 f"{self._kind[2]} for each of its {self._kind[0]}."
             )
-        if not self._numbers:
-            self._begin(vectors)
         self._end += len(vectors)
-        self._numbers["vectors"].append(vectors)
-        self._numbers["lengths"].append(np.array([entry.length], np.int64))
-        self._numbers["offsets"].append(np.array([self._end], np.int64))
-        texts = entry.key, entry.original_id, entry.description, entry.sequence_sha256
-        for name, text in zip(STRINGS, texts, strict=True):
-            self._strings[name].append(text)
+        self._columns["vectors"].append(vectors)
+        for name, value in (
+            ("lengths", entry.length),
+            ("offsets", self._end),
+            ("ids", entry.key),
+            ("original_ids", entry.original_id),
+            ("descriptions", entry.description),
+            ("sequence_sha256", entry.sequence_sha256),
+        ):
+            self._columns[name].append([value])
 
     def close(self) -> None:
         """Finishes the folder and synchronises it to disk."""
-        if not self._numbers:
+        if self._kind is None:
             self._begin(np.zeros((0, 1), np.float32))
-        for strings in self._strings.values():
-            strings.close()
-        for numbers in self._numbers.values():
-            numbers.close()
+        for column in self._columns.values():
+            column.close()
         for path in self._path.rglob("*"):
             if path.is_file():
                 writing.sync_file(path)
 
     def _begin(self, like: np.ndarray) -> None:
-        index = np.zeros(0, np.int64)
-        self._numbers = {
-            "vectors": _Numbers(self._path / "vectors", like, _CHUNK_ROWS),
-            "lengths": _Numbers(self._path / "lengths", index, _CHUNK_PROTEINS),
-            "offsets": _Numbers(self._path / "offsets", index, _CHUNK_PROTEINS),
-        }
-        self._numbers["offsets"].append(np.zeros(1, np.int64))
-
-    def _write_group(self, rows: str) -> None:
-        attributes = self._metadata | {"layout": _LAYOUT, "rows": rows}
-        group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        _write_json(self._path / METADATA, group)
-
-
-@contextlib.contextmanager
-def _errors_of_the_system() -> Iterator[None]:
-    """Turns a ValueError of tensorstore that names an OS error into an OSError."""
-    try:
-        yield
-    except ValueError as error:
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        zarr = import_zarr()
+        checksum = zarr.codecs.Crc32cCodec()
+        # Zstandard, not gzip, which stores the time: the same embeddings must give the
+        # same bytes.
+        compressed = [zarr.codecs.ZstdCodec(level=1), checksum]
+        for name in (*STRINGS, *NUMBERS):
+            is_vectors = name == "vectors"
+            row = like.shape[1:] if is_vectors else ()
+            chunk_rows = _CHUNK_ROWS if is_vectors else _CHUNK_PROTEINS
+            dtype = like.dtype if is_vectors else np.int64
+            array = self._group.create_array(
+                name,
+                shape=(0, *row),
+                chunks=(chunk_rows, *row),
+                dtype=str if name in STRINGS else dtype,
+                compressors=compressed if name in STRINGS else [checksum],
+                # A missing chunk is one that was lost.
+                config={"write_empty_chunks": True},
+            )
+            self._columns[name] = _Column(array)
+        self._columns["offsets"].append([0])
 
 
-class _Numbers:
-    """A Zarr array of numbers that grows by whole chunks."""
+class _Column:
+    """A Zarr array that grows by whole chunks."""
 
-    def __init__(self, path: pathlib.Path, like: np.ndarray, chunk_rows: int):
-        import tensorstore as ts
+    def __init__(self, array: Any):
+        self._array = array
+        self._rows: list[Any] = []
 
-        chunk = [chunk_rows, *like.shape[1:]]
-        with _errors_of_the_system():
-            self._store = ts.open(
-                {
-                    "driver": "zarr3",
-                    "kvstore": {"driver": "file", "path": str(path)},
-                    "metadata": {
-                        "shape": [0, *like.shape[1:]],
-                        "chunk_grid": {
-                            "name": "regular",
-                            "configuration": {"chunk_shape": chunk},
-                        },
-                        "data_type": like.dtype.name,
-                        "codecs": [
-                            {"name": "bytes", "configuration": {"endian": "little"}},
-                            {"name": "crc32c"},
-                        ],
-                    },
-                    "create": True,
-                }
-            ).result()
-        self._chunk_rows = chunk_rows
-        self._rows = 0
-        self._held: list[np.ndarray] = []
-        self._held_rows = 0
-
-    def append(self, rows: np.ndarray) -> None:
-        self._held.append(rows)
-        self._held_rows += len(rows)
-        if self._held_rows >= self._chunk_rows:
-            self._write(self._held_rows - self._held_rows % self._chunk_rows)
+    def append(self, rows: Any) -> None:
+        """Adds rows: an array, or a list of numbers or texts."""
+        self._rows.extend(rows)
+        chunk_rows = self._array.chunks[0]
+        if len(self._rows) >= chunk_rows:
+            self._write(len(self._rows) - len(self._rows) % chunk_rows)
 
     def close(self) -> None:
-        if self._held_rows:
-            self._write(self._held_rows)
+        if self._rows:
+            self._write(len(self._rows))
 
     def _write(self, number: int) -> None:
-        held = np.concatenate(self._held)
-        stop = self._rows + number
-        with _errors_of_the_system():
-            self._store = self._store.resize(
-                exclusive_max=[stop, *self._store.shape[1:]]
-            ).result()
-            self._store[self._rows : stop].write(held[:number]).result()
-        self._rows = stop
-        self._held, self._held_rows = [held[number:]], self._held_rows - number
-
-
-class _Strings:
-    """A Zarr array of strings (codec vlen-utf8), which tensorstore cannot write."""
-
-    def __init__(self, path: pathlib.Path):
-        (path / "c").mkdir(parents=True)
-        self._path = path
-        self._number = 0
-        self._held: list[bytes] = []
-        self._write_metadata()
-
-    def append(self, text: str) -> None:
-        self._held.append(text.encode())
-        self._number += 1
-        if len(self._held) == _CHUNK_PROTEINS:
-            self._write_chunk()
-
-    def close(self) -> None:
-        if self._held:
-            # Zarr chunks always have full size.
-            self._held += [b""] * (_CHUNK_PROTEINS - len(self._held))
-            self._write_chunk()
-        self._write_metadata()
-
-    def _write_chunk(self) -> None:
-        parts = [struct.pack("<I", len(self._held))]
-        for text in self._held:
-            parts += [struct.pack("<I", len(text)), text]
-        # A fixed date: the same embeddings give the same bytes.
-        data = gzip.compress(b"".join(parts), compresslevel=1, mtime=0)
-        number = (self._number - 1) // _CHUNK_PROTEINS
-        (self._path / "c" / str(number)).write_bytes(data)
-        self._held = []
-
-    def _write_metadata(self) -> None:
-        grid = {"chunk_shape": [_CHUNK_PROTEINS]}
-        separator = {"name": "default", "configuration": {"separator": "/"}}
-        metadata = {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": [self._number],
-            "data_type": "string",
-            "chunk_grid": {"name": "regular", "configuration": grid},
-            "chunk_key_encoding": separator,
-            "fill_value": "",
-            "codecs": [
-                {"name": "vlen-utf8", "configuration": {}},
-                {"name": "gzip", "configuration": {"level": 1}},
-            ],
-            "attributes": {},
-            "storage_transformers": [],
-        }
-        _write_json(self._path / METADATA, metadata)
-
-
-def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        start, *row = self._array.shape
+        self._array.resize((start + number, *row))
+        is_text = isinstance(self._rows[0], str)
+        dtype = object if is_text else self._array.dtype
+        self._array[start:] = np.array(self._rows[:number], dtype)
+        del self._rows[:number]
 
 
 def read(
@@ -245,86 +172,90 @@ def read(
     """Yields the fields of a `writers.Entry` for every selected key.
 
     Raises:
-      ValueError: The folder holds no embeddings, or is damaged.
+      ValueError: The folder holds no embeddings, or is damaged; or zarr is missing.
     """
     if (path / "id_stops").is_dir():
         yield from _read_earlier(path, select)
         return
     if not (path / "offsets").is_dir():
         raise ValueError(f"{path} is not a Zarr folder of embeddings.")
-    group = json.loads((path / METADATA).read_text(encoding="utf-8"))
-    per_protein = group.get("attributes", {}).get("rows") == "proteins"
-    texts = [_read_strings(path / name) for name in STRINGS]
-    lengths = _read_numbers(path, _open_numbers(path, "lengths"), "the array lengths")
-    if not (len(lengths) or any(texts)):
+    with damage.naming(path, METADATA):
+        attributes = import_zarr().open_group(path, mode="r").attrs
+    per_protein = attributes.get("rows") == "proteins"
+    texts = [_read_whole(path, name) for name in STRINGS]
+    lengths = _read_whole(path, "lengths")
+    if not (len(lengths) or any(map(len, texts))):
         return
-    offsets = _read_numbers(path, _open_numbers(path, "offsets"), "the array offsets")
+    offsets = _read_whole(path, "offsets")
     if {len(offsets) - 1, len(lengths), *map(len, texts)} != {len(lengths)}:
         raise ValueError(
             f"{path} is damaged: its arrays differ in the number of proteins."
         )
-    vectors = _open_numbers(path, "vectors")
+    vectors = _Rows(path, "vectors")
     for i, (key, original_id, description, digest) in enumerate(
         zip(*texts, strict=True)
     ):
         if not select(key):
             continue
-        part = vectors[int(offsets[i]) : int(offsets[i + 1])]
-        rows = _read_numbers(path, part, f"the vectors of {key}")
+        rows = vectors.read(int(offsets[i]), int(offsets[i + 1]), key)
         array = rows[0] if per_protein else np.moveaxis(rows, 0, -2)
         yield key, original_id, description, int(lengths[i]), digest, array
 
 
-def _open_numbers(path: pathlib.Path, name: str) -> Any:
-    import tensorstore as ts
+class _Rows:
+    """Reads rows of an array in ascending order; holds a chunk and a protein."""
 
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(path / name)},
-        # Chunks of zeros are not stored. Those of vectors and offsets are never all
-        # zero, so a missing one was lost.
-        "fill_missing_data_reads": name not in ("vectors", "embeddings", "offsets"),
-    }
+    def __init__(self, path: pathlib.Path, name: str):
+        self._path, self._folder = path, path / name
+        self._array = _open(path, name)
+        self._chunk_rows = self._array.chunks[0]
+        self._held = (-1, np.zeros(0))
+
+    def read(self, start: int, stop: int, key: str) -> np.ndarray:
+        """A copy of rows `start` to `stop`, the end excluded, of the protein `key`."""
+        with damage.naming(self._path, f"the vectors of {key}"):
+            if not 0 <= start <= stop <= self._array.shape[0]:
+                raise ValueError(f"there are no rows {start} to {stop}")
+            parts = [self._array[:0]]
+            size = self._chunk_rows
+            for first in range(start - start % size, stop, size):
+                chunk = self._chunk(first)
+                parts.append(chunk[max(start - first, 0) : stop - first])
+            return np.concatenate(parts)
+
+    def _chunk(self, first: int) -> np.ndarray:
+        if self._held[0] != first:
+            place = first // self._chunk_rows, *(0 for _ in self._array.shape[1:])
+            # zarr reads a missing chunk as zeros.
+            key = self._array.metadata.encode_chunk_key(place)
+            if not (self._folder / key).is_file():
+                raise ValueError(f"its chunk {key} is missing")
+            self._held = (first, self._array[first : first + self._chunk_rows])
+        return self._held[1]
+
+
+def _open(path: pathlib.Path, name: str) -> Any:
+    zarr = import_zarr()
     with damage.naming(path, f"the array {name}"):
-        return ts.open(spec, read=True).result()
+        return zarr.open_array(path / name, mode="r")
 
 
-def _read_numbers(path: pathlib.Path, array: Any, part: str) -> np.ndarray:
-    with damage.naming(path, part):
-        return array.read().result()
-
-
-def _read_strings(path: pathlib.Path) -> list[str]:
-    metadata = json.loads((path / METADATA).read_text(encoding="utf-8"))
-    number = metadata["shape"][0]
-    chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-    texts: list[str] = []
-    for index in range(-(-number // chunk)):
-        place = path / "c" / str(index)
-        try:
-            texts += _split(gzip.decompress(place.read_bytes()))
-        except (EOFError, gzip.BadGzipFile, zlib.error, struct.error) as error:
-            raise ValueError(f"{place} is damaged: {error}") from error
-    return texts[:number]
-
-
-def _split(data: bytes) -> Iterator[str]:
-    (number,) = struct.unpack_from("<I", data)
-    at = 4
-    for _ in range(number):
-        (size,) = struct.unpack_from("<I", data, at)
-        yield data[at + 4 : at + 4 + size].decode()
-        at += 4 + size
+def _read_whole(path: pathlib.Path, name: str) -> Any:
+    array = _open(path, name)
+    with damage.naming(path, f"the array {name}"):
+        missing = array.nchunks - array.nchunks_initialized
+        # zarr reads a missing chunk as zeros.
+        if missing and name in _ALWAYS_STORED:
+            raise ValueError(f"{missing} of its {array.nchunks} chunks are missing")
+        return array[:].tolist() if name in STRINGS else array[:]
 
 
 def _read_earlier(path: pathlib.Path, select) -> Iterator[tuple]:
-    arrays = {name: _open_numbers(path, name) for name in _EARLIER}
-    ids, stops, shapes = (
-        _read_numbers(path, arrays[name], f"the array {name}")
-        for name in ("ids", "id_stops", "shapes")
-    )
-    text = ids.tobytes()
-    values = arrays["embeddings"]
+    ids = _open(path, "ids")
+    with damage.naming(path, "the array ids"):
+        text = ids[:].tobytes()
+    stops, shapes = (_read_whole(path, name) for name in ("id_stops", "shapes"))
+    values = _Rows(path, "embeddings")
     start = at = 0
     for stop, shape in zip(stops, shapes, strict=True):
         about = json.loads(text[start:stop])
@@ -332,7 +263,6 @@ def _read_earlier(path: pathlib.Path, select) -> Iterator[tuple]:
         shape = tuple(int(n) for n in shape if n >= 0)
         rows = int(np.prod(shape[:-1], dtype=np.int64))
         if select(about[0]):
-            part = values[at : at + rows]
-            array = _read_numbers(path, part, f"the vectors of {about[0]}")
+            array = values.read(at, at + rows, about[0])
             yield *about, array.reshape(shape)
         at += rows

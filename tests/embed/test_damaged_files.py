@@ -61,7 +61,7 @@ def test_proteins_of_a_damaged_row_group_are_named_alone(tmp_path, capsys):
         ("vectors/c/0/0", "the vectors of A"),
         ("offsets/c/0", "the array offsets"),
         ("lengths/zarr.json", "the array lengths"),
-        ("ids/c/0", "ids/c/0"),
+        ("ids/c/0", "the array ids cannot be read"),
     ],
 )
 def test_lost_chunk_of_zarr_is_damage(lost, named, tmp_path, capsys):
