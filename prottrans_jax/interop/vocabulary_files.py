@@ -124,13 +124,11 @@ def _read_lines(path: pathlib.Path) -> Pieces:
 
 def _read_sentencepiece(path: pathlib.Path) -> Pieces:
     model = sentencepiece.read(path)
-    kinds = (sentencepiece.Kind.NORMAL, sentencepiece.Kind.USER_DEFINED)
-    texts = tuple(piece.text for piece in model.pieces)
     return Pieces(
         path,
-        texts,
-        tuple(piece.kind in kinds for piece in model.pieces),
-        marked=_has_marks(texts),
+        model.pieces,
+        model.is_text,
+        marked=_has_marks(model.pieces),
         add_space=model.add_space,
         sentinels=_T5_SENTINELS,
     )

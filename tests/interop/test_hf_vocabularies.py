@@ -54,9 +54,10 @@ def write_model(path, pieces, *, add_space=True, kinds=()):
     """A model made piece by piece."""
     protocol = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
     model = protocol.ModelProto()
+    kinds = {"<unk>": "UNKNOWN", "[UNK]": "UNKNOWN", **dict(kinds)}
     for text in pieces:
-        piece = model.pieces.add(piece=text, score=-1.5)
-        piece.type = dict(kinds).get(text, sentencepiece.Kind.NORMAL)
+        kind = protocol.ModelProto.SentencePiece.Type.Value(kinds.get(text, "NORMAL"))
+        model.pieces.add(piece=text, score=-1.5, type=kind)
     model.normalizer_spec.add_dummy_prefix = add_space
     model.trainer_spec.unk_id = 1
     path.write_bytes(model.SerializeToString())
@@ -122,12 +123,11 @@ def test_pieces_are_those_that_sentencepiece_reads(tmp_path):
     oracle = spm.SentencePieceProcessor(model_file=str(path))
     found = sentencepiece.read(path)
     assert found.add_space
-    assert [p.text for p in found.pieces] == [
+    assert list(found.pieces) == [
         oracle.id_to_piece(i) for i in range(oracle.get_piece_size())
     ]
-    for i, piece in enumerate(found.pieces):
-        assert (piece.kind == sentencepiece.Kind.CONTROL) == oracle.is_control(i)
-        assert (piece.kind == sentencepiece.Kind.UNKNOWN) == oracle.is_unknown(i)
+    for i, is_text in enumerate(found.is_text):
+        assert is_text != (oracle.is_control(i) or oracle.is_unknown(i))
 
 
 @pytest.mark.parametrize("family", ["albert", "xlnet"])
@@ -161,8 +161,7 @@ def test_released_xlnet_has_no_word_x_so_x_is_unknown(tmp_path):
     pieces = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "X"]
     pieces += [f"\u2581{x}" for x in "WYVTSRQPNMLKIHGFEDCA"]
     write_folder(tmp_path, XLNET)
-    kinds = {p: sentencepiece.Kind.CONTROL for p in pieces[1:7]}
-    kinds["<unk>"] = sentencepiece.Kind.UNKNOWN
+    kinds = dict.fromkeys(pieces[1:7], "CONTROL")
     write_model(tmp_path / "spiece.model", pieces, kinds=kinds)
     oracle = spm.SentencePieceProcessor()
     oracle.load(str(tmp_path / "spiece.model"))
@@ -219,7 +218,7 @@ def test_t5_of_another_order_of_ids_is_read_with_its_own(shared, tmp_path):
     assert huggingface.read(source).vocabulary is vocabulary.PROT_T5
     folder = tmp_path / "t5"
     shutil.copytree(source, folder)
-    pieces = [p.text for p in sentencepiece.read(source / "spiece.model").pieces]
+    pieces = list(sentencepiece.read(source / "spiece.model").pieces)
     pieces[3], pieces[4] = pieces[4], pieces[3]
     write_model(folder / "spiece.model", pieces)
     found = huggingface.read(folder).vocabulary
@@ -241,7 +240,7 @@ def special(family):
          "has 2 pieces of several residues, such as '\u2581MK'"),
         ([*vocabulary.STANDARD], {}, "every text begins with a space"),
         ([*(f"\u2581{x}" for x in vocabulary.STANDARD)],
-         {"kinds": {"\u2581W": sentencepiece.Kind.UNUSED}}, "the residues W"),
+         {"kinds": {"\u2581W": "UNUSED"}}, "the residues W"),
         ([*(f"\u2581{x}" for x in vocabulary.STANDARD), *map(str, range(300))], {},
          "66 rows: it belongs to another model.* --vocabulary FILE"),
     ],
@@ -291,7 +290,7 @@ def test_other_ids_after_renumbering_give_the_same_output(tmp_path, config):
     family = families.family_of_config(config)
     train(tmp_path, "xlnet" if config is XLNET else "albert")
     if config is ELECTRA:
-        texts = [p.text for p in sentencepiece.read(tmp_path / "spiece.model").pieces]
+        texts = sentencepiece.read(tmp_path / "spiece.model").pieces
         names = {"<pad>": "[PAD]", "<unk>": "[UNK]"}
         lines = [names.get(x, x.removeprefix("\u2581") + "." * (x in LETTERS))
                  for x in texts]  # fmt: skip
