@@ -19,10 +19,8 @@ from prottrans_jax.data.records import (
     input_sources,
     preparing,
     store,
+    tfds_builders,
 )
-from prottrans_jax.data.records.tfds_builders import base, bfd, uniref50, uniref100
-
-BUILDERS = pathlib.Path(uniref50.__file__).parent
 
 
 def proteins(count):
@@ -55,11 +53,11 @@ def build(cls, tmp_path, manual):
 
 
 @pytest.mark.parametrize("cls, url", [
-    (uniref50.Uniref50, "https://ftp.uniprot.org/pub/databases/uniprot/current_release/"
+    (tfds_builders.Uniref50, "https://ftp.uniprot.org/pub/databases/uniprot/current_release/"
      "uniref/uniref50/uniref50.fasta.gz"),
-    (uniref100.Uniref100, "https://ftp.uniprot.org/pub/databases/uniprot/"
+    (tfds_builders.Uniref100, "https://ftp.uniprot.org/pub/databases/uniprot/"
      "current_release/uniref/uniref100/uniref100.fasta.gz"),
-    (bfd.Bfd, "https://bfd.mmseqs.com/bfd_metaclust_clu_complete_id30_c90_final_seq."
+    (tfds_builders.Bfd, "https://bfd.mmseqs.com/bfd_metaclust_clu_complete_id30_c90_final_seq."
      "sorted_opt.tar.gz"),
 ])  # fmt: skip
 def test_without_a_manual_file_the_original_address_is_downloaded(cls, url, tmp_path):
@@ -83,9 +81,9 @@ def test_records_and_splits_are_those_of_prepare(tmp_path):
     manual = tmp_path / "manual"
     manual.mkdir()
     (manual / "uniref50.fasta.gz").write_bytes(gzip.compress(FASTA))
-    built = build(uniref50.Uniref50, tmp_path, manual)
+    built = build(tfds_builders.Uniref50, tmp_path, manual)
     assert {**built["train"], **built["validation"]} == PROTEINS
-    options = preparing.Options(validation_fraction=base.VALIDATION_SHARE)
+    options = preparing.Options(validation_fraction=tfds_builders.VALIDATION_SHARE)
     source = input_sources.of_fasta(str(manual / "uniref50.fasta.gz"))
     preparing.prepare([source], tmp_path / "direct", name="x", options=options)
     sources = dataset_sources.of_tfds("uniref50", str(tmp_path / "tfds"))
@@ -104,13 +102,13 @@ def test_bfd_is_read_from_its_archive(tmp_path):
     # Two clusters as HH-suite stores them: a consensus, then aligned members.
     a3m = b">c1_consensus\nMKVL\n>P1 x\nM-VL\n>P2\nMKaVL\n\0"
     a3m += b">c2_consensus\nAC\n>P3\nAC\n\0"
-    prefix = bfd._ARCHIVE.removesuffix(".tar.gz")
-    with tarfile.open(manual / bfd._ARCHIVE, "w:gz") as archive:
+    prefix = tfds_builders.BFD_ARCHIVE.removesuffix(".tar.gz")
+    with tarfile.open(manual / tfds_builders.BFD_ARCHIVE, "w:gz") as archive:
         for name, data in [("hhm", b"HMM"), ("a3m", a3m)]:
             info = tarfile.TarInfo(f"{prefix}_{name}.ffdata")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    built = build(bfd.Bfd, tmp_path, manual)
+    built = build(tfds_builders.Bfd, tmp_path, manual)
     assert {**built["train"], **built.get("validation", {})} == {
         b"P1": b"MVL", b"P2": b"MKAVL", b"P3": b"AC",
     }  # fmt: skip
@@ -122,7 +120,8 @@ def test_tfds_build_on_the_command_line(tmp_path):
     command = pathlib.Path(sys.executable).with_name("tfds")
     done = subprocess.run(
         [
-            *(command, "build", BUILDERS / "uniref100.py"),
+            *(command, "build", "uniref100"),
+            f"--imports={tfds_builders.__name__}",
             *(f"--data_dir={tmp_path / 'tfds'}", f"--manual_dir={tmp_path}"),
         ],
         capture_output=True,
@@ -164,7 +163,7 @@ def test_the_source_of_a_seqio_task_is_prepared_with_its_splits(tmp_path):
 
 def test_a_damaged_tfds_file_is_named_with_how_far_it_was_read(tmp_path):
     (tmp_path / "uniref100.fasta").write_bytes(FASTA)
-    build(uniref100.Uniref100, tmp_path, tmp_path)
+    build(tfds_builders.Uniref100, tmp_path, tmp_path)
     [path] = tmp_path.glob("tfds/**/*-train.tfrecord*")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -180,7 +179,7 @@ def test_no_sequence_is_in_both_splits_of_a_builder(tmp_path, caplog):
     # Ids apart, the same sequence: of 1,000 copies some 10 are in the other split.
     copies = b"".join(b">UniRef100_C%d\nMKVL\n" % i for i in range(1000))
     (tmp_path / "uniref100.fasta").write_bytes(FASTA + copies)
-    built = build(uniref100.Uniref100, tmp_path, tmp_path)
+    built = build(tfds_builders.Uniref100, tmp_path, tmp_path)
     assert b"MKVL" in built["validation"].values()
     assert not set(built["train"].values()) & set(built["validation"].values())
     assert "same sequence as a validation record" in caplog.text
