@@ -21,6 +21,7 @@ import tensorflow as tf
 from prottrans_jax.data.records import corpora
 from prottrans_jax.data.rows import loader as loader_lib
 from prottrans_jax.data.seqio import byte_vocabulary, preprocessors, record_source
+from prottrans_jax.proteins import vocabulary
 import prottrans_jax.tasks  # noqa: F401 (registers tasks)
 
 LENGTHS = {"inputs": 512, "targets": 512}
@@ -75,7 +76,7 @@ def rows_by_seqio(data_dir):
         source=record_source.RecordSource("fasta"),
         preprocessors=[preprocessors.Tokenize(), _t5_iid_denoise],
         output_features={
-            name: seqio.Feature(byte_vocabulary.PROT_T5)
+            name: seqio.Feature(byte_vocabulary.ByteTableVocabulary(vocabulary.PROT_T5))
             for name in ("inputs", "targets")
         },
     )

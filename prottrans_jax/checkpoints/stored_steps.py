@@ -164,22 +164,6 @@ def _params_on_disk(source: epath.Path) -> dict[str, Any]:
     }
 
 
-def read_numpy(
-    path: str | os.PathLike[str],
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays of one step by name, in host memory in stored dtypes, and its metadata.
-
-    Raises:
-      manifests.CheckpointError: the step is damaged or absent.
-    """
-    source = absolute(path)
-    if fault := manifests.problem(source):
-        raise manifests.CheckpointError(f"Checkpoint {source} is damaged: {fault}.")
-    stored = stored_arrays.on_disk(source)
-    arrays = stored_arrays.read(source, stored, as_numpy=True)
-    return dict(zip(stored, arrays, strict=True)), read_metadata(source)
-
-
 def read_params(
     path: str | os.PathLike[str], step: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], epath.Path]:

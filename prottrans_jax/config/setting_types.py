@@ -38,7 +38,6 @@ UNKNOWN = object()
 _INT_END = 2**63
 _TOO_LARGE = "a whole number must be less than 2^63, about 9.2e18"
 
-_DTYPE_MODULES = (np, ml_dtypes)
 _PLAIN = str | bool | numbers.Number | Mapping | list | tuple | set
 
 

@@ -3,7 +3,7 @@
   start, roll_call      joining a run; who is missing if it does not start
   local_devices         GPUs of a process under SLURM or Open MPI
   coordination          keys in JAX's coordination service
-  barriers              barriers and exchange of values, with time limits
+  barriers              exchange of values between processes, with time limits
   agreement             same settings, data and packages on all hosts
   stopping              a stop signal that all processes obey at the same step
   watchdog, peers       end a run that hangs or has lost a process

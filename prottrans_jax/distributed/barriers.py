@@ -1,4 +1,4 @@
-"""Barriers and exchange of values between the processes of a run, with time limits."""
+"""Exchange of values between the processes of a run, with time limits."""
 
 from collections.abc import Callable
 import json
@@ -11,27 +11,6 @@ from prottrans_jax.distributed import coordination, roll_call
 
 class ProcessesMissing(TimeoutError):
     """Some processes did not arrive in time; the message names them."""
-
-
-def barrier(name: str, timeout_s: float) -> None:
-    """Waits until every process arrives.
-
-    Args:
-      name: of the barrier, for the error. Every process calls the same barriers in the
-        same order.
-      timeout_s: limit of the wait.
-
-    Raises:
-      ProcessesMissing: names the processes that arrived and those that did not.
-    """
-    if jax.process_count() == 1:
-        return
-    client = coordination.client()
-    key = coordination.new_key(f"barrier/{name}")
-    client.key_value_set(f"{key}/{jax.process_index()}", roll_call.whoami())
-    _wait_for_all(f"barrier {name!r}", key, timeout_s, coordination.values_below)
-    if jax.process_index() == 0:
-        client.key_value_delete(f"{key}/")
 
 
 def gather(name: str, value: Any, timeout_s: float) -> list[Any]:

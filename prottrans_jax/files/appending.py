@@ -25,11 +25,6 @@ class AppendedFile:
         # Last bytes of the file, which the pending ones will replace.
         self._replaced = b""
 
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes that are not in the file yet."""
-        return len(self._pending)
-
     def append(self, record: bytes, replacing: bytes = b"") -> None:
         """Appends a record, after pending ones.
 

@@ -1,11 +1,15 @@
 """Small states of a run, saved and restored."""
 
+import json
+import pathlib
+
+from etils import epath
 import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
 
-from prottrans_jax.checkpoints import checkpointing
+from prottrans_jax.checkpoints import checkpointing, manifests, stored_arrays
 
 P = jax.sharding.PartitionSpec
 
@@ -38,6 +42,20 @@ def shardings_of(state, mesh):
         return jax.sharding.NamedSharding(mesh, spec)
 
     return jax.tree.map(sharding, state)
+
+
+def read_arrays(step_folder):
+    """Arrays of a step by name, in their stored dtypes; verifies the step first."""
+    step_folder = epath.Path(step_folder)
+    assert manifests.problem(step_folder) is None
+    stored = stored_arrays.on_disk(step_folder)
+    arrays = stored_arrays.read(step_folder, stored, as_numpy=True)
+    return dict(zip(stored, arrays, strict=True))
+
+
+def read_metadata(step_folder):
+    """Metadata that was saved with a step."""
+    return json.loads((pathlib.Path(step_folder) / "metadata.json").read_text())
 
 
 def make_mesh(*shape):

@@ -22,6 +22,7 @@ from cases.checkpoint_cases import (
     assert_bit_equal,
     make_mesh,
     make_state,
+    read_arrays,
     restore,
     save_steps,
 )
@@ -29,7 +30,6 @@ from prottrans_jax.checkpoints import (
     checkpointing,
     manifests,
     stored_arrays,
-    stored_steps,
 )
 from prottrans_jax.files import writing
 
@@ -258,12 +258,12 @@ def test_save_dtype_holds_on_disk_for_parameters_only(tmp_path):
     state = make_state(9)
     save_steps(tmp_path / "full", [9])
     save_steps(tmp_path / "half", [9], save_dtype="bfloat16")
-    stored, metadata = stored_steps.read_numpy(tmp_path / "half/9")
-    assert metadata == {"next_row": 99}
+    stored = read_arrays(tmp_path / "half/9")
     assert stored["params/encoder/layers/wi"].dtype == jnp.bfloat16
     assert stored["step"].dtype == jnp.int32
     assert stored["opt_state/1/0/mu/scale"].dtype == jnp.float32
     restored = restore(tmp_path / "half").state
+    assert restore(tmp_path / "half").metadata == {"next_row": 99}
     wanted = jax.tree.map(
         lambda leaf: leaf.astype(jnp.bfloat16).astype(leaf.dtype), state["params"]
     )

@@ -44,9 +44,9 @@ def test_every_process_gathers_the_values_of_all(two_processes):
         assert seen["gathered"] == [{"process": 0}, {"process": 1}]
 
 
-def test_a_barrier_names_who_is_missing(two_processes):
+def test_a_wait_for_other_processes_names_who_is_missing(two_processes):
     assert "process 1 of 2 is missing. Here: 0 (" in two_processes[0]["missing"]
-    assert two_processes[0]["missing"].startswith("ProcessesMissing: barrier 'lonely'")
+    assert two_processes[0]["missing"].startswith("ProcessesMissing: lonely: after 1 s")
 
 
 def test_two_processes_save_and_restore_around_a_damaged_step(two_processes):

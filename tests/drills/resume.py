@@ -36,8 +36,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from etils import epath
 import numpy as np
 
-from cases import process_cases
-from prottrans_jax.checkpoints import manifests, stored_steps
+from cases import checkpoint_cases, process_cases
+from prottrans_jax.checkpoints import manifests
 from prottrans_jax.data.records import record_writer
 
 LEAF = """
@@ -318,7 +318,9 @@ def _inspect(unbroken, broken, when: str, logged: int) -> Kill:
 
 
 def _read(model_dir: pathlib.Path, step: int) -> tuple[dict[str, np.ndarray], Any]:
-    arrays, metadata = stored_steps.read_numpy(model_dir / "checkpoints" / str(step))
+    folder = model_dir / "checkpoints" / str(step)
+    arrays = checkpoint_cases.read_arrays(folder)
+    metadata = checkpoint_cases.read_metadata(folder)
     metadata.pop("config", None)  # Says how many checkpoints are kept.
     return arrays, metadata
 

@@ -33,8 +33,8 @@ def attempt(function):
         return f"{type(error).__name__}: {error}"
 
 
-barriers.barrier("all here", 60)
-barriers.barrier("all here", 60)
+barriers.gather("all here", None, 60)
+barriers.gather("all here", None, 60)
 seen["gathered"] = barriers.gather("values", {"process": process}, 60)
 asked = []
 seen["told"] = barriers.from_process_zero(
@@ -73,7 +73,7 @@ for step in (1, 2, 3):
 checkpointer.close()
 if process == 0:
     next(pathlib.Path(directory, "3", "d").iterdir()).write_bytes(b"")
-barriers.barrier("damaged", 60)
+barriers.gather("damaged", None, 60)
 checkpointer = checkpointing.Checkpointer(directory, keep=2)
 restored = checkpointer.restore(checkpoint_cases.abstract(make_state(0)))
 seen["restored"] = [restored.step, restored.metadata]
@@ -92,10 +92,10 @@ with stopping.StopSignal() as stop:
 seen["stopped_at"], seen["exit_code"] = step, stop.exit_code
 
 if process == 0:
-    seen["missing"] = attempt(lambda: barriers.barrier("lonely", 1))
+    seen["missing"] = attempt(lambda: barriers.gather("lonely", None, 1))
     seen["silent"] = None
 else:
     time.sleep(3)
-    coordination._calls["barrier/lonely"] = 1
-barriers.barrier("end", 60)
+    coordination._calls["gather/lonely"] = 1
+barriers.gather("end", None, 60)
 print("SEEN", json.dumps(seen), flush=True)

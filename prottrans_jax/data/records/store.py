@@ -15,8 +15,7 @@ Shards are compressed with zstd in groups of 64 records: 0.56 bytes per residue 
 entropy of amino acids is 4.2 bits each). A random read decompresses about 20 kB.
 """
 
-import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import concurrent.futures
 import dataclasses
 import functools
@@ -279,21 +278,6 @@ class Reading:
     def residues(self) -> list[bytes]:
         """As `records`, residues only."""
         return [residues for _, residues in self.records()]
-
-
-def iterate(split: RecordSplit, batch: int = 4096) -> Iterator[tuple[str, bytes]]:
-    """All (id, residues) of `split` in order; reads one batch ahead."""
-    ahead: collections.deque[Reading] = collections.deque()
-    for start in range(0, split.num_records, batch):
-        ahead.append(
-            split.begin(np.arange(start, min(start + batch, split.num_records)))
-        )
-        if len(ahead) > 1:
-            for name, residues in ahead.popleft().records():
-                yield name.decode(), residues
-    for reading in ahead:
-        for name, residues in reading.records():
-            yield name.decode(), residues
 
 
 def _lengths(

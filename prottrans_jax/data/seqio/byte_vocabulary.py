@@ -64,10 +64,3 @@ class ByteTableVocabulary(seqio.Vocabulary):
 
     def __str__(self) -> str:
         return f"ByteTableVocabulary({self.table.name}, size={self.table.size})"
-
-
-PROT_T5 = ByteTableVocabulary(vocabulary.PROT_T5)
-PROT_BERT = ByteTableVocabulary(vocabulary.PROT_BERT)
-PROT_ALBERT = ByteTableVocabulary(vocabulary.PROT_ALBERT)
-PROT_XLNET = ByteTableVocabulary(vocabulary.PROT_XLNET)
-PROT_TXL = ByteTableVocabulary(vocabulary.PROT_TXL)

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from cases import record_cases
 from prottrans_jax.data.records import corpora, input_sources, preparing, store
 from prottrans_jax.proteins import fasta_problems, nucleotides, unpacking
 
@@ -48,7 +49,7 @@ def content(folder, split="train"):
     opened = store.open(folder)
     if split not in opened.manifest.splits:
         return []
-    return list(store.iterate(opened.split(split)))
+    return list(record_cases.iterate(opened.split(split)))
 
 
 PROTEINS = random_proteins(600)

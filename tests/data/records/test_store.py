@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 
+from cases import record_cases
 from prottrans_jax.data.records import shard_readers, store
 from prottrans_jax.files import locks
 
@@ -44,7 +45,7 @@ def test_random_reads_return_the_records_in_the_requested_order(folder):
     assert split.read(index) == [PROTEINS[i][1] for i in index]
     assert split.ids(index) == [PROTEINS[i][0] for i in index]
     assert split.read([]) == []
-    assert list(store.iterate(split, batch=37)) == PROTEINS[:650]
+    assert list(record_cases.iterate(split, batch=37)) == PROTEINS[:650]
 
 
 def test_manifest_counts_what_was_written(folder):

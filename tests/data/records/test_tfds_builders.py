@@ -14,6 +14,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from cases import record_cases
 from prottrans_jax.data.records import (
     dataset_sources,
     input_sources,
@@ -92,7 +93,7 @@ def test_records_and_splits_are_those_of_prepare(tmp_path):
         expected = {n: s for n, s in built[split].items()}
         for folder in ("direct", "through_tfds"):
             opened = store.open(tmp_path / folder).split(split)
-            found = {n.encode(): s for n, s in store.iterate(opened)}
+            found = {n.encode(): s for n, s in record_cases.iterate(opened)}
             assert found == expected and len(found) > 0
 
 
@@ -154,7 +155,7 @@ def test_the_source_of_a_seqio_task_is_prepared_with_its_splits(tmp_path):
     finally:
         seqio.TaskRegistry.remove("a_task_to_prepare")
     opened = store.open(tmp_path / "out")
-    assert sorted(store.iterate(opened.split("train"))) == [
+    assert sorted(record_cases.iterate(opened.split("train"))) == [
         ("a_task_to_prepare/train:0", b"MKV"),
         ("a_task_to_prepare/train:1", b"ACD"),
     ]

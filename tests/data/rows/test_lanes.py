@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from cases import record_cases
 from prottrans_jax.data.corruption import causal
 from prottrans_jax.data.records import store
 from prottrans_jax.data.rows import lanes
@@ -53,7 +54,9 @@ def test_worked_example_in_docstring():
 def test_lanes_hold_every_protein_whole_and_in_order(toy_corpus):
     loader = _loader(toy_corpus, shuffle=False, num_epochs=1)
     found = _lanes(loader, loader.num_batches)
-    expected = [r for _, r in store.iterate(store.open(toy_corpus).split("train"))]
+    expected = [
+        r for _, r in record_cases.iterate(store.open(toy_corpus).split("train"))
+    ]
     seen = {}
     for lane in range(4):
         segments = found["segment_ids"][lane]
@@ -103,7 +106,7 @@ def test_any_batch_and_any_rows_by_themselves(toy_corpus):
         fresh.batch(8, picked), {k: v[picked] for k, v in expected[8].items()}
     )
     assert fresh.example_ids(0)[0] in {
-        n for n, _ in store.iterate(store.open(toy_corpus).split("train"))
+        n for n, _ in record_cases.iterate(store.open(toy_corpus).split("train"))
     }
 
 

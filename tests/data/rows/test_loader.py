@@ -11,6 +11,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from cases import record_cases
 from prottrans_jax.data.records import corpora, shard_readers, store
 from prottrans_jax.data.rows import loader as loader_lib
 from prottrans_jax.data.rows import order
@@ -79,7 +80,7 @@ def _pieces_of(folder, split, longest):
     """Multiset of the pieces that a split is cut into, by slicing strings."""
     return collections.Counter(
         residues[i : i + longest].decode()
-        for _, residues in store.iterate(store.open(folder).split(split))
+        for _, residues in record_cases.iterate(store.open(folder).split(split))
         for i in range(0, max(len(residues), 1), longest)
     )
 
@@ -126,7 +127,7 @@ def test_neighbours_in_a_row_do_not_touch_each_other(toy_corpus, tmp_path):
     folder = tmp_path / "changed"
     with store.Writer(folder, name="toy") as writer:
         for split in ("train", "validation"):
-            examples = list(store.iterate(store.open(toy_corpus).split(split)))
+            examples = list(record_cases.iterate(store.open(toy_corpus).split(split)))
             if split == "train":
                 name, residues = examples[index]
                 examples[index] = name, b"W" * len(residues)
@@ -193,7 +194,7 @@ def test_epochs_have_other_orders_and_corruptions(toy_corpus):
     ]
     assert ids[0] != ids[1] and sorted(ids[0]) == sorted(ids[1])
     # A protein that is not cropped, so that the corruption alone can differ.
-    train = store.iterate(store.open(toy_corpus).split("train"))
+    train = record_cases.iterate(store.open(toy_corpus).split("train"))
     name = next(name for name, residues in train if 50 < len(residues) < 60)
     row = [i.index(name) for i in ids]
     inputs = [e["encoder_input_tokens"][r] for e, r in zip(epochs, row, strict=True)]
@@ -383,7 +384,9 @@ def test_schedule_follows_rates_at_every_moment():
 
 
 def test_unigram_entropy_is_that_of_the_letters_as_ids(toy_corpus):
-    text = b"".join(r for _, r in store.iterate(store.open(toy_corpus).split("train")))
+    text = b"".join(
+        r for _, r in record_cases.iterate(store.open(toy_corpus).split("train"))
+    )
     counts = np.array(list(collections.Counter(text).values())) / len(text)
     expected = -(counts * np.log(counts)).sum()
     assert _loader(toy_corpus).unigram_entropy == pytest.approx(expected, rel=1e-9)
@@ -434,7 +437,7 @@ def test_rows_of_one_stream_hold_every_residue_once(toy_corpus, objective, pack)
     )
     split = store.open(toy_corpus).split("train")
     assert letters == collections.Counter(
-        "".join(r.decode() for _, r in store.iterate(split))
+        "".join(r.decode() for _, r in record_cases.iterate(split))
     )
     real = batch["segment_ids"] > 0
     assert (batch["input_tokens"][~real] == vocab.pad_id).all()

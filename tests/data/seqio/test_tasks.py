@@ -3,6 +3,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from cases import record_cases
 from prottrans_jax.data.records import corpora, store
 from prottrans_jax.data.rows import loader
 from prottrans_jax.data.seqio import (
@@ -58,7 +59,7 @@ def test_every_corpus_has_every_objective():
 
 def test_any_seqio_user_gets_examples_of_iid_denoise(toy_as_fasta):
     residues = [
-        r for _, r in store.iterate(store.open(toy_as_fasta).split("validation"))
+        r for _, r in record_cases.iterate(store.open(toy_as_fasta).split("validation"))
     ]
     examples = _examples("fasta_iid_denoise")
     assert len(examples) == 23
@@ -75,7 +76,7 @@ def test_any_seqio_user_gets_examples_of_iid_denoise(toy_as_fasta):
 @pytest.mark.parametrize("objective", SINGLE_STREAM)
 def test_any_seqio_user_gets_examples_of_one_stream(toy_as_fasta, objective):
     residues = [
-        r for _, r in store.iterate(store.open(toy_as_fasta).split("validation"))
+        r for _, r in record_cases.iterate(store.open(toy_as_fasta).split("validation"))
     ]
     task = seqio.get_mixture_or_task(f"fasta_{objective}")
     examples = _examples(f"fasta_{objective}", sequence_length={"inputs": 170})
@@ -107,7 +108,7 @@ def test_sequences_longer_than_the_row_are_cut_into_pieces_that_fit(toy_as_fasta
     assert max(len(e["targets"]) for e in examples) == 25
     residues = np.concatenate([e["targets"][:-1] for e in examples])
     text = b"".join(
-        r for _, r in store.iterate(store.open(toy_as_fasta).split("validation"))
+        r for _, r in record_cases.iterate(store.open(toy_as_fasta).split("validation"))
     )
     np.testing.assert_array_equal(residues, vocabulary.PROT_T5.encode(text))
     examples = _examples("fasta_span_corruption", sequence_length=lengths)
@@ -136,7 +137,9 @@ def test_shuffle_reaches_over_the_whole_split(toy_as_fasta):
         e["id"].decode()
         for e in source.get_dataset("train", shuffle=True, seed=2).as_numpy_iterator()
     ]
-    in_order = [n for n, _ in store.iterate(store.open(toy_as_fasta).split("train"))]
+    in_order = [
+        n for n, _ in record_cases.iterate(store.open(toy_as_fasta).split("train"))
+    ]
     assert sorted(ids) == sorted(in_order)
     place = [in_order.index(n) for n in ids]
     assert abs(np.corrcoef(place, np.arange(301))[0, 1]) < 5 / np.sqrt(301)
@@ -144,7 +147,7 @@ def test_shuffle_reaches_over_the_whole_split(toy_as_fasta):
 
 def test_same_key_gives_the_same_piece_by_seqio_and_by_batch(toy_corpus):
     """The SeqIO preprocessor is the batch implementation on one record."""
-    _, residues = next(store.iterate(store.open(toy_corpus).split("train")))
+    _, residues = next(record_cases.iterate(store.open(toy_corpus).split("train")))
     ids = vocabulary.PROT_T5.encode(residues)
     corrupt = preprocessors.iid_denoise()
     key = np.array([77], np.uint64)
@@ -187,15 +190,16 @@ def test_corpus_is_found_by_argument_before_environment(
 
 
 @pytest.mark.parametrize(
-    "ours",
+    "table",
     [
-        byte_vocabulary.PROT_T5,
-        byte_vocabulary.PROT_BERT,
-        byte_vocabulary.PROT_ALBERT,
-        byte_vocabulary.PROT_TXL,
+        vocabulary.PROT_T5,
+        vocabulary.PROT_BERT,
+        vocabulary.PROT_ALBERT,
+        vocabulary.PROT_TXL,
     ],
 )
-def test_tensorflow_look_up_equals_the_table_for_every_byte(ours):
+def test_tensorflow_look_up_equals_the_table_for_every_byte(table):
+    ours = byte_vocabulary.ByteTableVocabulary(table)
     every_byte = bytes(range(256))
     encoded = ours.encode_tf(tf.constant(every_byte)).numpy()
     np.testing.assert_array_equal(encoded, ours.table.byte_table)
@@ -210,12 +214,14 @@ def test_tensorflow_look_up_equals_the_table_for_every_byte(ours):
 
 
 def test_vocabularies_of_one_family_are_equal_and_survive_decoding_of_sentinels():
-    assert byte_vocabulary.PROT_T5 == byte_vocabulary.ByteTableVocabulary(
-        vocabulary.PROT_T5
+    t5, again, bert = (
+        byte_vocabulary.ByteTableVocabulary(table)
+        for table in (vocabulary.PROT_T5, vocabulary.PROT_T5, vocabulary.PROT_BERT)
     )
-    assert byte_vocabulary.PROT_T5 != byte_vocabulary.PROT_BERT
-    assert byte_vocabulary.PROT_T5.vocab_size == 128
-    assert byte_vocabulary.PROT_T5.decode([3, 127, 4, 1, 5]) == "A<unk>L"
+    assert t5 == again
+    assert t5 != bert
+    assert t5.vocab_size == 128
+    assert t5.decode([3, 127, 4, 1, 5]) == "A<unk>L"
 
 
 def test_sample_task_works_out_of_the_box():
