@@ -150,6 +150,7 @@ def write(
     dtype: np.typing.DTypeLike | None = None,
     step: int = 0,
     ids: vocabulary.Vocabulary | None = None,
+    block_bytes: int = _BLOCK_BYTES,
 ) -> pathlib.Path:
     """Writes `folder/model.ckpt-STEP`: the parameters and the step, no slots.
 
@@ -160,6 +161,7 @@ def write(
       dtype: Type of the parameters in the file; None: unchanged.
       step: Number of the step.
       ids: Vocabulary for `side_notes`; None: unknown.
+      block_bytes: Arrays that TensorFlow holds in memory at once.
 
     Returns:
       Prefix of the files.
@@ -179,7 +181,7 @@ def write(
     flat = traverse_util.flatten_dict(layer_stacks.unstack(params), sep="/")
     arrays = rules.to_theirs(flat, _table(_names(config)))
     parts: list[str] = []
-    for block in _blocks({**arrays, _STEP: np.asarray(step, np.int64)}):
+    for block in _blocks({**arrays, _STEP: np.asarray(step, np.int64)}, block_bytes):
         values = [casting.cast(name, x, dtype) for name, x in block.items()]
         parts.append(f"{target}.part-{len(parts)}")
         tf.raw_ops.SaveV2(
@@ -206,11 +208,13 @@ def _is_written_here(newest: pathlib.Path) -> bool:
     return text == _NEWEST.format(name)
 
 
-def _blocks(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def _blocks(
+    arrays: Mapping[str, np.ndarray], block_bytes: int
+) -> Iterator[dict[str, np.ndarray]]:
     block: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         block[name] = array
-        if sum(x.nbytes for x in block.values()) >= _BLOCK_BYTES:
+        if sum(x.nbytes for x in block.values()) >= block_bytes:
             yield block
             block = {}
     if block:

@@ -331,6 +331,7 @@ def write(
     optimizer_state: bool = True,
     scanned: bool = False,
     ids: vocabulary.Vocabulary | None = None,
+    max_chunk_bytes: int = _MAX_CHUNK_BYTES,
 ) -> pathlib.Path:
     """Writes `folder/checkpoint_STEP` in generation v3, which all public readers open.
 
@@ -347,6 +348,7 @@ def write(
       scanned: Whether to stack layers as `scalable_t5` does, unlike `t5`. Each layer
         then gets a copy of the shared relative bias.
       ids: Vocabulary for `side_notes`; None: unknown.
+      max_chunk_bytes: Largest chunk of an array, before compression.
 
     Returns:
       The folder of the step.
@@ -364,13 +366,15 @@ def write(
         tree: dict[str, Any] = {}
         for name, array in _cast(arrays, dtype):
             dotted = f"target.{name.replace('/', '.')}"
-            tree[f"target/{name}"] = _write_zarr(temporary, dotted, array)
+            tree[f"target/{name}"] = _write_zarr(
+                temporary, dotted, array, max_chunk_bytes
+            )
             if optimizer_state:
                 for slot, value in _fresh_slots(array.shape, scanned, name).items():
                     leaf: Any = value
                     if value.size > 1:
                         key = f"state.param_states.{name.replace('/', '.')}.{slot}"
-                        leaf = _write_zarr(temporary, key, value)
+                        leaf = _write_zarr(temporary, key, value, max_chunk_bytes)
                     tree[f"state/param_states/{name}/{slot}"] = leaf
             memory_map.release(array)
         tree["state/step"] = np.asarray(step, np.int32)
@@ -391,11 +395,13 @@ def _cast(
         yield name, casting.cast(name, np.asarray(array), dtype)
 
 
-def _write_zarr(folder: pathlib.Path, name: str, array: np.ndarray) -> dict[str, Any]:
+def _write_zarr(
+    folder: pathlib.Path, name: str, array: np.ndarray, max_chunk_bytes: int
+) -> dict[str, Any]:
     """Writes one array; returns its entry in the msgpack."""
     import tensorstore
 
-    chunks = _chunks(array)
+    chunks = _chunks(array, max_chunk_bytes)
     metadata = {
         "shape": list(array.shape),
         "chunks": chunks,
@@ -423,10 +429,10 @@ def _write_zarr(folder: pathlib.Path, name: str, array: np.ndarray) -> dict[str,
     }
 
 
-def _chunks(array: np.ndarray) -> list[int]:
-    """Chunk shape: whole rows, up to `_MAX_CHUNK_BYTES`."""
+def _chunks(array: np.ndarray, max_chunk_bytes: int) -> list[int]:
+    """Chunk shape: whole rows, up to `max_chunk_bytes`."""
     row_bytes = max(1, array.nbytes // max(1, array.shape[0]))
-    rows = min(array.shape[0], max(1, _MAX_CHUNK_BYTES // row_bytes))
+    rows = min(array.shape[0], max(1, max_chunk_bytes // row_bytes))
     return [rows, *array.shape[1:]]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cases.embed_cases import embed, random_proteins, read, stop_after, write_fasta
-from prottrans_jax.embed import computing, inputs, job, settings
+from prottrans_jax.embed import inputs, job, settings
 from prottrans_jax.files import locks
 from prottrans_jax.kernels import x86
 from prottrans_jax.proteins import fasta_problems
@@ -93,10 +93,9 @@ def test_same_sequence_under_two_ids_is_computed_once(encoder, tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", ["encoder", "wide_encoder"])
 def test_stopped_run_goes_on_and_writes_the_same_bytes(
-    name, fasta_file, tmp_path, monkeypatch, request
+    name, fasta_file, tmp_path, request
 ):
     encoder = request.getfixturevalue(name)
-    monkeypatch.setattr(computing, "_COMMIT_BYTES", 3000)
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
     embed(encoder, fasta_file, whole)
     for number in (5, 9):
@@ -108,12 +107,12 @@ def test_stopped_run_goes_on_and_writes_the_same_bytes(
     assert broken.read_bytes() == whole.read_bytes()
 
 
-def test_damaged_shard_is_computed_again(encoder, fasta_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(computing, "_COMMIT_BYTES", 1)
+def test_damaged_shard_is_computed_again(encoder, fasta_file, tmp_path):
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
     embed(encoder, fasta_file, whole)
-    with pytest.raises(KeyboardInterrupt):
-        job.embed_fasta(encoder, fasta_file, broken, on_progress=stop_after(12))
+    for _ in range(4):  # Each stop commits a shard.
+        with pytest.raises(KeyboardInterrupt):
+            job.embed_fasta(encoder, fasta_file, broken, on_progress=stop_after(3))
     committed = sorted(parts_of(broken).glob("*.safetensors"))
     data = bytearray(committed[3].read_bytes())
     data[-5] ^= 4
@@ -123,7 +122,7 @@ def test_damaged_shard_is_computed_again(encoder, fasta_file, tmp_path, monkeypa
         file.write('{"shard": 99, "byt')
     (parts_of(broken) / "00099.partial").write_bytes(b"half")
     report = embed(encoder, fasta_file, broken)
-    assert report.resumed == len(committed) - 1
+    assert (len(committed), report.resumed) == (4, 9)
     assert broken.read_bytes() == whole.read_bytes()
 
 
@@ -137,8 +136,7 @@ def test_settings_may_change_while_nothing_is_computed(encoder, tmp_path):
     assert (report.embedded, len(report.skipped)) == (1, 1)
 
 
-def test_overwriting_goes_on_after_a_stop(encoder, fasta_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(computing, "_COMMIT_BYTES", 1)
+def test_overwriting_goes_on_after_a_stop(encoder, fasta_file, tmp_path):
     output = tmp_path / "out.h5"
     embed(encoder, fasta_file, output, layers=1)
     for _ in range(2):  # Of the other layer nothing is taken, of the stopped run all.
@@ -187,9 +185,8 @@ def test_a_file_system_without_locks_is_a_warning(
 
 
 def test_changed_sequence_is_computed_again_after_a_stop(
-    encoder, fasta_file, proteins, tmp_path, monkeypatch
+    encoder, fasta_file, proteins, tmp_path
 ):
-    monkeypatch.setattr(computing, "_COMMIT_BYTES", 1)
     output = tmp_path / "out.h5"
     done = []
     with pytest.raises(KeyboardInterrupt):
@@ -222,16 +219,13 @@ def test_second_writer_is_told_who_holds_the_output(encoder, fasta_file, tmp_pat
 
 
 def test_full_disk_keeps_what_was_committed(encoder, fasta_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(computing, "_COMMIT_BYTES", 2000)
     whole, output = tmp_path / "whole.h5", tmp_path / "out.h5"
     embed(encoder, fasta_file, whole)
-    sync, calls = os.fsync, []
+    with pytest.raises(KeyboardInterrupt):
+        job.embed_fasta(encoder, fasta_file, output, on_progress=stop_after(10))
 
     def full(descriptor):
-        calls.append(descriptor)
-        if len(calls) > 8:  # Three for a shard.
-            raise OSError(errno.ENOSPC, "No space left on device")
-        sync(descriptor)
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
@@ -240,7 +234,7 @@ def test_full_disk_keeps_what_was_committed(encoder, fasta_file, tmp_path, monke
     assert not output.exists()
     assert not list(parts_of(output).glob("*.partial"))
     report = embed(encoder, fasta_file, output)
-    assert report.resumed > 0 and report.embedded + report.resumed == 40
+    assert (report.resumed, report.embedded) == (10, 30)
     assert output.read_bytes() == whole.read_bytes()
 
 
@@ -301,9 +295,7 @@ def test_chunks_are_pooled_over_the_whole_protein(encoder, tmp_path):
     np.testing.assert_allclose(pooled, residues.mean(axis=0), atol=1e-6)
 
 
-def test_values_beyond_float16_are_an_error_not_infinity(
-    encoder, fasta_file, tmp_path, monkeypatch
-):
+def test_values_beyond_float16_are_an_error_not_infinity(encoder, fasta_file, tmp_path):
     import jax
 
     large = dataclasses.replace(

@@ -87,11 +87,10 @@ def test_rewritten_sample_is_bit_equal(shared, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_own_writes_read_back(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(mesh_tf, "_BLOCK_BYTES", 1000)  # several parts
+def test_own_writes_read_back(tmp_path, dtype):
     params = random_params(TINY, dtype)
-    mesh_tf.write(tmp_path, TINY, params, step=7)
-    mesh_tf.write(tmp_path, TINY, params, step=12)
+    mesh_tf.write(tmp_path, TINY, params, step=7, block_bytes=1000)  # several parts
+    mesh_tf.write(tmp_path, TINY, params, step=12, block_bytes=1000)
     checkpoint = mesh_tf.read(tmp_path)
     assert checkpoint.source.name == "model.ckpt-12"
     assert checkpoint.config == TINY

@@ -12,7 +12,8 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
-from prottrans_jax.proteins import fasta, fasta_blocks, fasta_problems, unpacking
+from cases import stream_cases
+from prottrans_jax.proteins import fasta, fasta_blocks, fasta_problems
 
 # What becomes of each of the damaged files: records read, then for each problem its
 # line and reason. "" where every record is fine.
@@ -127,22 +128,19 @@ def test_standard_input(monkeypatch):
     assert record == (b"a", b"MK", 1)
 
 
-def test_a_genome_is_refused(tmp_path, monkeypatch):
+def test_a_genome_is_refused(monkeypatch):
     monkeypatch.setattr(fasta, "MAX_RECORD_BYTES", 1000)
-    monkeypatch.setattr(unpacking, "_READ_BYTES", 100)
-    path = tmp_path / "x.fasta"
-    path.write_bytes(b">ok\nMK\n>chr1 human\n" + b"ACGT" * 1000)
+    genome = b">ok\nMK\n>chr1 human\n" + b"ACGT" * 1000
     with pytest.raises(
         fasta_problems.FastaError, match=r":3: record 'chr1 human' has over"
     ):
-        for block in fasta.blocks(path, block_bytes=100):
-            fasta_blocks.parse(block)
+        stream_cases.read(genome, 100, block_bytes=100)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
-def test_reads_may_end_between_cr_and_lf(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(unpacking, "_READ_BYTES", size)
-    records, problems = parse(tmp_path, b">a\r\nMK\r\n\r\nV\r\n>b\r\nAC\r\n>c\rD")
+def test_reads_may_end_between_cr_and_lf(size):
+    text = b">a\r\nMK\r\n\r\nV\r\n>b\r\nAC\r\n>c\rD"
+    records, problems = stream_cases.read(text, size)
     assert records == [(b"a", b"MKV", 1), (b"b", b"AC", 5), (b"c", b"D", 7)]
     assert not problems
 
@@ -204,12 +202,10 @@ def test_any_bytes_give_records_or_problems_and_blocks_do_not_matter(
     outcomes = []
     for block_bytes in (size, 1 << 20):
         records, problems = [], []
-        with (
-            mock.patch.object(unpacking, "_READ_BYTES", block_bytes),
-            mock.patch.object(fasta_blocks, "PARSE_BYTES", size),
-        ):
+        stream = stream_cases.ShortReads(text, block_bytes)
+        with mock.patch.object(fasta_blocks, "PARSE_BYTES", size):
             try:
-                for block in fasta.blocks(path, block_bytes=block_bytes):
+                for block in fasta.blocks(path, block_bytes=block_bytes, stream=stream):
                     parsed = fasta_blocks.parse(block)
                     names, residues = parsed.names, parsed.residues
                     records += zip(names, residues, parsed.lines, strict=True)

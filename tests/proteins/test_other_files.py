@@ -9,7 +9,8 @@ import zipfile
 
 import pytest
 
-from prottrans_jax.proteins import fasta, fasta_blocks, fasta_problems, unpacking
+from cases import stream_cases
+from prottrans_jax.proteins import fasta, fasta_blocks, fasta_problems
 
 TEXT = b">a first\nMKV\n>b\nACD\n"
 PROTEINS = [("a", b"MKV"), ("b", b"ACD")]
@@ -49,13 +50,11 @@ def test_packed_files_are_read_whatever_their_name(tmp_path, pack):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 40])
 @pytest.mark.parametrize("pack", PACKERS)
-def test_members_may_begin_anywhere_between_two_reads(
-    tmp_path, monkeypatch, pack, size
-):
-    monkeypatch.setattr(unpacking, "_READ_BYTES", size)
+def test_members_may_begin_anywhere_between_two_reads(pack, size):
     data = b"".join(pack(b">p%d\nMKV\n" % i) for i in range(4))
-    records, problems = read(tmp_path / "x", data)
-    assert [name for name, _ in records] == ["p0", "p1", "p2", "p3"] and not problems
+    records, problems = stream_cases.read(data, size)
+    assert [name for name, *_ in records] == [b"p0", b"p1", b"p2", b"p3"]
+    assert not problems
 
 
 @pytest.mark.parametrize("pack", PACKERS)
