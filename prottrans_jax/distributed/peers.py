@@ -7,6 +7,7 @@ process sends its step, so that a message can name a process that hangs.
 """
 
 from collections.abc import Callable
+import dataclasses
 import os
 import socket
 import threading
@@ -22,19 +23,14 @@ from prottrans_jax.distributed import barriers, roll_call
 EXIT_LOST = 1
 _ADDRESS_S = 900.0
 _CONNECT_S = 60.0
-# Processes that end for the same reason do so within this time.
-_GRACE_S = 15.0
 # Message of a process that ends by itself: this word, and its error if it has one.
 _BYE = "bye"
-# Message of a process every second: this word, its step and, from process 0, a sentence
+# Regular message of a process: this word, its step and, from process 0, a sentence
 # about a process that hangs.
 _AT = "at"
-_BEAT_S = 1.0
 # A host whose kernel acknowledges no data for this long is lost, or the network is. The
 # kernel of a process that hangs still acknowledges.
 _HOST_GONE_S = 100
-# A process that has sent nothing for this long hangs with all its threads.
-_SILENT_S = 10.0
 _ADVICE = (
     "Start the same command again on all hosts: the run resumes from its last "
     "checkpoint."
@@ -66,6 +62,21 @@ def watch(details: os.PathLike) -> "Peers":
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Times of a watch, in seconds.
+
+    Attributes:
+      grace_s: Processes that end for the same reason do so within this time.
+      beat_s: Time between two messages of a process.
+      silent_s: A process that has sent nothing for this long hangs, all its threads.
+    """
+
+    grace_s: float = 15.0
+    beat_s: float = 1.0
+    silent_s: float = 10.0
+
+
 class Peers:
     """Watches the other processes of a run while the body of the context runs.
 
@@ -77,6 +88,7 @@ class Peers:
         returns the address of process 0 on all.
       details: File for the traceback of a failed collective.
       end: Called with the line to print instead of ending the process; for tests.
+      limits: Times of the watch.
 
     Attributes:
       step: Current step of this process, set by the caller.
@@ -90,11 +102,13 @@ class Peers:
         exchange_address: Callable[[str | None], str],
         details: os.PathLike,
         end: Callable[[str], None] | None = None,
+        limits: Limits = Limits(),
     ):
         self._process, self._count, self._whoami = process, count, whoami
         self._exchange = exchange_address
         self._details = details
         self._end = end or _end
+        self._limits = limits
         self._links: list[socket.socket] = []
         self._lock = threading.Lock()
         self._leaving = False
@@ -141,7 +155,7 @@ class Peers:
             with open(self._details, "a", encoding="utf-8") as file:
                 traceback.print_exception(error, file=file)
             # First wait for the closed connection, which names the lost process.
-            time.sleep(_GRACE_S / 3)
+            time.sleep(self._limits.grace_s / 3)
             self._end(
                 f"error: step {self.step}: a collective failed on process "
                 f"{self._process} ({self._whoami}): another host was lost, or the "
@@ -171,7 +185,7 @@ class Peers:
         now = time.monotonic()
         last_messages = dict(self._last_messages)
         for name, (when, step) in last_messages.items():
-            if now - when > _SILENT_S:
+            if now - when > self._limits.silent_s:
                 return (
                     f"{name} hangs: it has sent nothing for {now - when:.0f} s, since "
                     f"step {step}"
@@ -188,7 +202,7 @@ class Peers:
         return f"{last} hangs: it is at step {steps[last]}, others at {furthest}"
 
     def _beat(self) -> None:
-        while not self._closed.wait(_BEAT_S):
+        while not self._closed.wait(self._limits.beat_s):
             hang_report = "" if self._process else self._describe_hang()
             self._send(f"{_AT} {self.step} {hang_report}")
 
@@ -237,7 +251,7 @@ class Peers:
         """Ends this process if another ended with an error and this one goes on."""
         if not reason:
             return
-        time.sleep(_GRACE_S)
+        time.sleep(self._limits.grace_s)
         self._end_run(f"{name} ended: {reason}")
 
     def _end_run(self, cause: str) -> None:

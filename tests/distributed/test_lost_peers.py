@@ -16,10 +16,10 @@ from prottrans_jax.distributed import peers
 class Run:
     """Processes of one run as threads of the test; `ended[n]` is what n would print."""
 
-    def __init__(self, count, tmp_path):
+    def __init__(self, count, tmp_path, **limits):
         self.ended = [queue.Queue() for _ in range(count)]
         self.address = queue.Queue()
-        self.count, self._tmp_path = count, tmp_path
+        self.count, self._tmp_path, self._limits = count, tmp_path, limits
 
     def peers(self, process):
         def exchange(address):
@@ -34,7 +34,13 @@ class Run:
         details = self._tmp_path / f"details.{process}"
         end = self.ended[process].put
         return peers.Peers(
-            process, self.count, f"host{process}", exchange, details, end
+            process,
+            self.count,
+            f"host{process}",
+            exchange,
+            details,
+            end,
+            peers.Limits(**self._limits),
         )
 
 
@@ -84,9 +90,8 @@ def test_processes_that_end_by_themselves_are_not_missed(tmp_path):
     assert run.ended[1].empty()
 
 
-def test_failed_collective_is_one_line_and_its_traceback_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(peers, "_GRACE_S", 0.0)
-    run = Run(2, tmp_path)
+def test_failed_collective_is_one_line_and_its_traceback_a_file(tmp_path):
+    run = Run(2, tmp_path, grace_s=0.0)
     zero, one = run.peers(0), run.peers(1)
     with zero, pytest.raises(ValueError, match="Gloo"), one:
         one.step = 7
@@ -116,10 +121,8 @@ STOPPED = (
 )
 
 
-def test_a_stopped_process_is_named_by_all_that_wait_for_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(peers, "_BEAT_S", 0.1)
-    monkeypatch.setattr(peers, "_SILENT_S", 2.0)
-    run = Run(3, tmp_path)
+def test_a_stopped_process_is_named_by_all_that_wait_for_it(tmp_path):
+    run = Run(3, tmp_path, beat_s=0.1, silent_s=2.0)
     zero, one = run.peers(0), run.peers(1)
     with zero, one:
         address = run.address.get(timeout=20)
@@ -139,9 +142,8 @@ def test_a_stopped_process_is_named_by_all_that_wait_for_it(tmp_path, monkeypatc
     assert first in other and other.startswith("error: step 0: process 2 (host2) hangs")
 
 
-def test_a_process_at_an_earlier_step_is_the_one_that_hangs(tmp_path, monkeypatch):
-    monkeypatch.setattr(peers, "_BEAT_S", 0.1)
-    run = Run(3, tmp_path)
+def test_a_process_at_an_earlier_step_is_the_one_that_hangs(tmp_path):
+    run = Run(3, tmp_path, beat_s=0.1)
     zero, one, two = run.peers(0), run.peers(1), run.peers(2)
     zero.step, one.step, two.step = 8, 8, 7
     with zero, one, two:
@@ -152,9 +154,8 @@ def test_a_process_at_an_earlier_step_is_the_one_that_hangs(tmp_path, monkeypatc
         )
 
 
-def test_nobody_is_accused_where_all_are_at_one_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(peers, "_BEAT_S", 0.1)
-    run = Run(2, tmp_path)
+def test_nobody_is_accused_where_all_are_at_one_step(tmp_path):
+    run = Run(2, tmp_path, beat_s=0.1)
     zero, one = run.peers(0), run.peers(1)
     zero.step = one.step = 8
     with zero, one:
