@@ -1,18 +1,15 @@
 """Configurations and names of BERT's kinship as they come in files; no torch."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
 import pytest
 
+from cases import hf_cases
 from prottrans_jax.interop import hf_albert, hf_bert, hf_electra
-from prottrans_jax.layers import compute as compute_config
-from prottrans_jax.models import albert, bert, electra
+from prottrans_jax.models import bert
 
-TABLES = {"bert": hf_bert, "albert": hf_albert, "electra": hf_electra}
-tables = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 # ProtBert's config.json (361 bytes): no model_type, pad_token_id or layer_norm_eps.
 PROT_BERT = {
     "architectures": ["BertForMaskedLM"],
@@ -28,23 +25,6 @@ PROT_BERT = {
     "type_vocab_size": 2,
     "vocab_size": 30,
 }
-TINY = dict(
-    vocab_size=11,
-    hidden_size=6,
-    num_attention_heads=2,
-    intermediate_size=7,
-    num_hidden_layers=2,
-    max_position_embeddings=5,
-)
-
-
-def make_params(table, config):
-    module = {hf_bert: bert, hf_albert: albert, hf_electra: electra}[table]
-    unrolled = compute_config.ComputeConfig(scan_layers=False)
-    init = functools.partial(module.init_params, config, compute=unrolled)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda x: rng.random(x.shape, np.float32), shapes)
 
 
 def test_prot_bert_with_the_fields_that_its_file_lacks():
@@ -75,35 +55,6 @@ def test_an_empty_file_has_the_defaults_of_each_family():
     assert hf_albert.config_from_hf({}).d_embed == 128
 
 
-@tables
-@pytest.mark.parametrize(
-    ("attribute", "value"),
-    [
-        ("position_embedding_type", "relative_key"),
-        ("is_decoder", True),
-        ("add_cross_attention", True),
-        ("pad_token_id", 1),
-        ("pruned_heads", {"0": [1]}),
-        ("rope_theta", 10000),
-        ("hidden_act", "gelu_10"),
-        ("model_type", "roberta"),
-    ],
-)
-def test_what_is_not_honoured_is_refused_by_name(table, attribute, value):
-    with pytest.raises(ValueError, match=attribute) as error:
-        table.config_from_hf({attribute: value})
-    assert repr(value) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("attribute", "value"),
-    [("num_hidden_groups", 2), ("inner_group_num", 2), ("net_structure_type", 1)],
-)
-def test_albert_with_several_sets_of_layers_is_refused(attribute, value):
-    with pytest.raises(ValueError, match=f"{attribute}={value}.*only"):
-        hf_albert.config_from_hf({attribute: value})
-
-
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match=r"hidden_size=768 .*num_attention_heads=7"):
         hf_bert.config_from_hf({"num_attention_heads": 7})
@@ -112,30 +63,14 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         hf_bert.config_to_hf(config)
 
 
-HEADS = {
-    "bert": ("BertModel", "BertForMaskedLM", "BertForPreTraining"),
-    "albert": ("AlbertModel", "AlbertForMaskedLM", "AlbertForPreTraining"),
-    "electra": ("ElectraModel", "ElectraForMaskedLM", "ElectraForPreTraining"),
-}
-
-
-@pytest.mark.parametrize("family", HEADS)
-def test_configurations_survive_there_and_back(family):
-    table = TABLES[family]
-    for architecture in HEADS[family]:
-        attributes = {**TINY, "hidden_act": "relu", "layer_norm_eps": 1e-5}
-        config = table.config_from_hf({**attributes, "architectures": [architecture]})
-        written = table.config_to_hf(config)
-        assert written["architectures"] == [architecture]
-        assert table.config_from_hf(written) == config
-
-
-@pytest.mark.parametrize("family", HEADS)
+@pytest.mark.parametrize("family", hf_cases.ARCHITECTURES)
 def test_files_as_old_as_the_released_ones(family):
     """Names of TensorFlow's norms, buffers, tied arrays twice, no prefix."""
-    table = TABLES[family]
-    config = table.config_from_hf({**TINY, "architectures": [HEADS[family][1]]})
-    params = make_params(table, config)
+    table = hf_cases.table(family)
+    config = table.config_from_hf(
+        {**hf_cases.SIZES[family], "architectures": [hf_cases.ARCHITECTURES[family][1]]}
+    )
+    params = hf_cases.random_params(family, config)
     modern = table.params_to_hf(params, config)
     old = {}
     for name, array in modern.items():
@@ -159,27 +94,16 @@ def test_files_as_old_as_the_released_ones(family):
     assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
 
 
-@pytest.mark.parametrize("family", HEADS)
+@pytest.mark.parametrize("family", hf_cases.ARCHITECTURES)
 def test_what_a_file_has_decides_about_heads(family):
     """The released ProtBert names a class without the pooler that it has."""
-    table = TABLES[family]
+    table = hf_cases.table(family)
     named = {
-        x: table.config_from_hf({**TINY, "architectures": [x]}) for x in HEADS[family]
+        x: table.config_from_hf({**hf_cases.SIZES[family], "architectures": [x]})
+        for x in hf_cases.ARCHITECTURES[family]
     }
     for config in named.values():
-        names = set(table.params_to_hf(make_params(table, config), config))
-        assert table.fit_config(named[HEADS[family][1]], names) == config
-
-
-def test_mismatches_list_both_sides():
-    config = hf_electra.config_from_hf(
-        {**TINY, "architectures": ["ElectraForPreTraining"]}
-    )
-    arrays = hf_electra.params_to_hf(make_params(hf_electra, config), config)
-    del arrays["electra.embeddings.LayerNorm.weight"]
-    arrays["electra.encoder.layer.7.output.dense.bias"] = np.ones(6)
-    with pytest.raises(ValueError) as error:
-        hf_electra.params_from_hf(arrays, config)
-    lines = str(error.value).splitlines()
-    assert any(x.startswith("  - embeddings/norm/scale (128,)") for x in lines)
-    assert "  + electra.encoder.layer.7.output.dense.bias (6,)" in lines
+        names = set(table.params_to_hf(hf_cases.random_params(family, config), config))
+        assert (
+            table.fit_config(named[hf_cases.ARCHITECTURES[family][1]], names) == config
+        )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cases.hf_cases import SIZES
 from prottrans_jax.interop import hf_t5, layer_stacks, safetensors
 from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import t5
@@ -196,65 +197,15 @@ def test_half_precision_encoder_without_decoder(shared):
 
 # Below: without ../shared.
 
-init_params = jax.jit(t5.init_params, static_argnums=0)
-TINY = dict(
-    vocab_size=31,
-    num_layers=2,
-    num_heads=3,
-    d_kv=4,
-    d_model=10,
-    d_ff=14,
-    model_type="t5",
-)
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [{}, {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}],
-    ids=["T5 1.0", "T5 1.1"],
-)
-def test_there_and_back_through_a_file_is_the_identity(tmp_path, extra):
-    config = hf_t5.config_from_hf({**TINY, **extra})
-    params = layer_stacks.unstack(init_params(config, jax.random.key(0)))
-    theirs = hf_t5.params_to_hf(params, config)
-    name = "decoder.block.1.layer.1.EncDecAttention.q.weight"
-    assert theirs[name].shape == (12, 10)  # torch: [outputs, inputs]
-    assert ("lm_head.weight" in theirs) == (not config.tie_embeddings)
-    safetensors.save(tmp_path / "model.safetensors", theirs)
-    again = hf_t5.params_from_hf(
-        safetensors.load(tmp_path / "model.safetensors"), config
-    )
-    assert jax.tree.structure(again) == jax.tree.structure(params)
-    assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
-
 
 def test_missing_fields_get_the_defaults_of_hugging_face():
-    config = hf_t5.config_from_hf({**TINY, "architectures": ["T5WithLMHeadModel"]})
+    config = hf_t5.config_from_hf(
+        {**SIZES["t5"], "architectures": ["T5WithLMHeadModel"]}
+    )
     assert config.num_decoder_layers == 2  # absent in ProtT5-XL-BFD: as the encoder
     assert config.tie_embeddings
     assert config.mlp_activations == ("relu",)
     assert config.relative_max_distance == 128
-
-
-def test_unknown_attributes_are_refused_by_name():
-    with pytest.raises(ValueError, match="rope_theta=10000"):
-        hf_t5.config_from_hf({**TINY, "rope_theta": 10000})
-    with pytest.raises(ValueError, match="gated-tanh"):
-        hf_t5.config_from_hf({**TINY, "feed_forward_proj": "gated-tanh"})
-
-
-def test_mismatches_list_both_sides():
-    config = hf_t5.config_from_hf(TINY)
-    theirs = hf_t5.params_to_hf(init_params(config, jax.random.key(0)), config)
-    del theirs["encoder.final_layer_norm.weight"]
-    theirs["encoder.block.7.layer.0.layer_norm.weight"] = np.ones(10)
-    theirs["shared.weight"] = theirs["shared.weight"][:30]
-    with pytest.raises(ValueError) as error:
-        hf_t5.params_from_hf(theirs, config)
-    lines = str(error.value).splitlines()
-    assert any(x.startswith("  - encoder/encoder_norm/scale (10,)") for x in lines)
-    assert "  + encoder.block.7.layer.0.layer_norm.weight (10,)" in lines
-    assert any(x.startswith("  ! token_embedder/embedding (31, 10)") for x in lines)
 
 
 def test_a_cut_off_file_is_named(tmp_path):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cases.hf_cases import SIZES, assert_same, random_params
 from prottrans_jax.checkpoints import run_identity
 from prottrans_jax.interop import (
     hf_transformer_xl,
@@ -129,50 +130,19 @@ def test_loss_and_gradients(shared, name, scan_layers):
 
 # Below: without ../shared.
 
-SIZES = dict(
-    vocab_size=23,
-    n_layer=2,
-    n_head=3,
-    d_head=5,
-    d_model=12,
-    d_embed=12,
-    d_inner=17,
-    mem_len=6,
-    cutoffs=[],
-    div_val=1,
-)
-COMBINATIONS = [
-    {},
-    {"untie_r": False, "pre_lnorm": True},
-    {"same_length": False, "clamp_len": -1, "dropatt": 0.2},
-]
 
-
-@pytest.mark.parametrize("attributes", COMBINATIONS, ids=str)
-@pytest.mark.parametrize("options", [{}, {"lm_head": False}])
-def test_there_and_back_is_the_identity(attributes, options):
-    config = hf_transformer_xl.config_from_hf(SIZES | attributes, **options)
-    unrolled = compute_config.ComputeConfig(scan_layers=False)
-    init = functools.partial(transformer_xl.init_params, config, compute=unrolled)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+@pytest.mark.parametrize("untie_r", [True, False])
+def test_buffers_and_second_copies_of_shared_biases_are_accepted(untie_r):
+    attributes = SIZES["transformer_xl"] | {"untie_r": untie_r}
+    config = hf_transformer_xl.config_from_hf(attributes)
+    params = random_params("transformer_xl", config)
     theirs = hf_transformer_xl.params_to_hf(params, config)
-    prefix = "transformer." if config.lm_head else ""
-    name = f"{prefix}layers.1.dec_attn.qkv_net.weight"
-    assert theirs[name].shape == (3 * 15, 12)
-    assert (f"{prefix}r_w_bias" in theirs) == config.shared_biases
-    assert hf_transformer_xl.fit_config(config, theirs) == config
-    # transformers also stores a buffer, and the shared biases in every layer.
-    theirs[f"{prefix}pos_emb.inv_freq"] = np.ones(6)
+    assert ("transformer.r_w_bias" in theirs) == config.shared_biases
+    theirs["transformer.pos_emb.inv_freq"] = np.ones(6)
     if config.shared_biases:
-        theirs[f"{prefix}layers.0.dec_attn.r_w_bias"] = theirs[f"{prefix}r_w_bias"]
-    again = hf_transformer_xl.params_from_hf(theirs, config)
-    assert jax.tree.structure(again) == jax.tree.structure(params)
-    assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
-    config = hf_transformer_xl.config_from_hf(SIZES | attributes)
-    attributes = hf_transformer_xl.config_to_hf(config)
-    assert hf_transformer_xl.config_from_hf(attributes) == config
+        copy = theirs["transformer.r_w_bias"]
+        theirs["transformer.layers.0.dec_attn.r_w_bias"] = copy
+    assert_same(hf_transformer_xl.params_from_hf(theirs, config), params)
 
 
 def test_missing_fields_get_their_defaults():
@@ -182,19 +152,7 @@ def test_missing_fields_get_their_defaults():
     assert config.same_length and config.clamp_length == 1000
 
 
-def test_attributes_that_are_not_honoured_are_refused_by_name():
-    for attributes, message in (
-        ({"rope_theta": 10000}, "rope_theta=10000"),
-        ({"cutoffs": [5]}, r"cutoffs=\[5\].*adaptive"),
-        ({"div_val": 2}, "div_val=2"),
-        ({"d_embed": 6}, "d_embed=6"),
-        ({"attn_type": 2}, "attn_type=2"),
-        ({"sample_softmax": 10}, "sample_softmax=10"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
-        ({"model_type": "xlnet"}, "'xlnet'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            hf_transformer_xl.config_from_hf(SIZES | attributes)
+def test_default_of_an_adaptive_softmax_is_refused():
     with pytest.raises(ValueError, match=r"cutoffs=\[20000, 40000, 200000\]"):
         hf_transformer_xl.config_from_hf({"div_val": 1})
 

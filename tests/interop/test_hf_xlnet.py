@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cases.hf_cases import SIZES, random_params
 from prottrans_jax.interop import hf_xlnet, layer_stacks, safetensors
 from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import xlnet
@@ -163,9 +164,6 @@ def check_grads(ours, theirs):
 # Below: configurations of our own, against the library.
 
 LENGTH = 13
-SIZES = dict(
-    vocab_size=29, n_layer=2, n_head=5, d_head=6, d_model=30, d_inner=22, mem_len=None
-)
 # Attributes, then what the call gets: padding (left), types, mems, perm, targets.
 COMBINATIONS = [
     ({}, ""),
@@ -190,7 +188,7 @@ COMBINATIONS = [
 def test_own_configurations_against_transformers(attributes, inputs):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    attributes = SIZES | attributes
+    attributes = SIZES["xlnet"] | attributes
     rng = np.random.default_rng(len(inputs) + attributes["d_head"])
     theirs = transformers.XLNetConfig(
         **{**attributes, "d_head": attributes["d_model"] // attributes["n_head"]}
@@ -292,36 +290,6 @@ def test_own_configurations_against_transformers(attributes, inputs):
 # Below: without ../shared and without the library.
 
 
-def numpy_params(config, seed=0):
-    unrolled = compute_config.ComputeConfig(scan_layers=False)
-    init = functools.partial(xlnet.init_params, config, compute=unrolled)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
-
-
-@pytest.mark.parametrize("lm_head", [True, False])
-@pytest.mark.parametrize("scan_layers", [True, False])
-def test_there_and_back_is_the_identity(lm_head, scan_layers):
-    config = hf_xlnet.config_from_hf(SIZES, lm_head=lm_head)
-    params = numpy_params(config)
-    stacked = layer_stacks.stack(params) if scan_layers else params
-    theirs = hf_xlnet.params_to_hf(stacked, config)
-    prefix = "transformer." if lm_head else ""
-    assert theirs[f"{prefix}layer.1.rel_attn.o"].shape == (30, 5, 6)
-    assert theirs[f"{prefix}mask_emb"].shape == (1, 1, 30)
-    assert hf_xlnet.fit_config(config, frozenset(theirs)) == config
-    again = hf_xlnet.params_from_hf(theirs, config)
-    assert jax.tree.structure(again) == jax.tree.structure(params)
-    assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
-
-
-@pytest.mark.parametrize("attributes", [x for x, _ in COMBINATIONS[:-1]], ids=str)
-def test_configurations_there_and_back(attributes):
-    config = hf_xlnet.config_from_hf(SIZES | attributes)
-    assert hf_xlnet.config_from_hf(hf_xlnet.config_to_hf(config)) == config
-
-
 def test_missing_fields_get_defaults_and_no_memories():
     config = hf_xlnet.config_from_hf({"d_model": 32, "n_head": 4, "mem_len": None})
     assert (config.head_dim, config.num_layers, config.vocab_size) == (8, 24, 32000)
@@ -331,25 +299,15 @@ def test_missing_fields_get_defaults_and_no_memories():
     assert (old.vocab_size, old.d_model) == (37, 32)
 
 
-def test_attributes_that_are_not_honoured_are_refused_by_name():
-    for attributes, message in (
-        ({"rope_theta": 10000}, "rope_theta=10000"),
-        ({"untie_r": False}, "untie_r=False"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
-        ({"ff_activation": "mish"}, "'mish'.*gelu_new"),
-        ({"attn_type": "both"}, "'both'.*bi, uni"),
-        ({"model_type": "bert"}, "'bert'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            hf_xlnet.config_from_hf(SIZES | attributes)
-    config = hf_xlnet.config_from_hf(SIZES | {"d_head": 7})
+def test_width_of_heads_that_transformers_cannot_hold_is_not_written():
+    config = hf_xlnet.config_from_hf(SIZES["xlnet"] | {"d_head": 7})
     with pytest.raises(ValueError, match="head_dim=7"):
         hf_xlnet.config_to_hf(config)
 
 
 def test_another_shape_or_table_is_refused():
-    config = hf_xlnet.config_from_hf(SIZES)
-    theirs = hf_xlnet.params_to_hf(numpy_params(config), config)
+    config = hf_xlnet.config_from_hf(SIZES["xlnet"])
+    theirs = hf_xlnet.params_to_hf(random_params("xlnet", config), config)
     wrong = theirs | {"transformer.layer.0.rel_attn.q": np.zeros((30, 5, 7))}
     with pytest.raises(ValueError, match=r"! encoder/layers_0/attention/query/kernel"):
         hf_xlnet.params_from_hf(wrong, config)
