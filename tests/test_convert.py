@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from cases import loader_cases
 from prottrans_jax import partitioning
 from prottrans_jax.checkpoints import (
     checkpointing,
@@ -183,18 +184,17 @@ def test_values_too_large_for_the_type_are_refused(tmp_path):
     t5x.write(tmp_path, T5, params, dtype="bfloat16")
 
 
-class Batches:
+class Batches(loader_cases.Rows):
     """Random rows of whatever features an objective reads."""
 
-    unigram_entropy = 2.5
     vocab_size = 31
-    batch_size, num_batches = 4, 3
+    batch_size = 4
 
     def __init__(self, features):
+        super().__init__(num_batches=3)
         self._features = features
 
-    def batch(self, index, rows=slice(None)):
-        rng = np.random.default_rng(index)
+    def features(self, index, rng):
         shape = self.batch_size, 7
         features = {}
         for name in self._features:
@@ -214,16 +214,7 @@ class Batches:
                 features[name] = np.zeros(shape, np.int32)
         if "order_weights" in features:
             features["order_weights"] *= 0
-        return {name: value[rows] for name, value in features.items()}
-
-    def state(self, index):
-        return {"next": index}
-
-    def restore(self, state):
-        return state["next"]
-
-    def example_ids(self, index):
-        return [f"P{index}"]
+        return features
 
 
 def train_one_step(tmp_path, objective, init_from, **changes):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from cases import loader_cases
 from prottrans_jax import partitioning
 from prottrans_jax.checkpoints import checkpointing
 from prottrans_jax.layers import compute as compute_config
@@ -24,22 +25,16 @@ SIZES = dict(
 )
 
 
-class Lanes:
+class Lanes(loader_cases.Rows):
     """Rows of proteins of 15 tokens that go on in the next batch."""
 
-    unigram_entropy = 2.5
     vocab_size = 23
     batch_size = BATCH
 
-    def __init__(self, seed=0, num_batches=None):
-        self.num_batches = num_batches
-        self._seed = seed
-
-    def batch(self, index, rows=slice(None)):
-        rng = np.random.default_rng((self._seed, index))
+    def features(self, index, rng):
         place = index * LENGTH + np.arange(LENGTH) + np.arange(BATCH)[:, None]
         predicted = rng.random((BATCH, LENGTH)) < 0.4
-        features = {
+        return {
             "input_tokens": rng.integers(0, 23, (BATCH, LENGTH)),
             "target_tokens": rng.integers(0, 23, (BATCH, LENGTH)),
             "loss_weights": predicted.astype(np.float32),
@@ -48,19 +43,6 @@ class Lanes:
             "token_types": np.zeros((BATCH, LENGTH)),
             "factorization_ranks": np.where(predicted, place % 7, -1),
         }
-        return {
-            name: x[rows] if x.dtype == np.float32 else x[rows].astype(np.int32)
-            for name, x in features.items()
-        }
-
-    def state(self, index):
-        return {"next": index, "seed": self._seed}
-
-    def restore(self, state):
-        return state["next"]
-
-    def example_ids(self, index):
-        return [f"P{index}"]
 
 
 def make_objective(kind, dtype="float32", **options):

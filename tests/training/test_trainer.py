@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
+from cases import loader_cases
 from prottrans_jax import partitioning
 from prottrans_jax.checkpoints import checkpointing, manifests, stored_arrays
 from prottrans_jax.distributed import stopping, watchdog
@@ -31,23 +32,20 @@ class EndOfRunError(Exception):
     """Ends a run between two checkpoints, as a kill would."""
 
 
-class Batches:
-    """A loader of random rows: a pure function of (seed, index)."""
+class Batches(loader_cases.Rows):
+    """Rows for denoising; some batches are not finite, or end the run."""
 
-    unigram_entropy = 2.5
     vocab_size = 128
     batch_size = BATCH
 
     def __init__(self, seed=0, num_batches=None, poison=(), broken_at=None):
-        self.num_batches = num_batches
-        self._seed = seed
+        super().__init__(seed, num_batches)
         self._poison = poison
         self._broken_at = broken_at
 
-    def batch(self, index, rows=slice(None)):
+    def features(self, index, rng):
         if index == self._broken_at:
             raise EndOfRunError
-        rng = np.random.default_rng((self._seed, index))
         tokens = rng.integers(3, 23, (BATCH, LENGTH), np.int32)
         lengths = rng.integers(3, LENGTH + 1, (BATCH, 1))
         real = np.arange(LENGTH) < lengths
@@ -63,16 +61,7 @@ class Batches:
         }
         if index in self._poison:
             features["decoder_loss_weights"] = features["decoder_loss_weights"] * np.inf
-        return {name: value[rows] for name, value in features.items()}
-
-    def state(self, index):
-        return {"next": index, "seed": self._seed}
-
-    def restore(self, state):
-        return state["next"]
-
-    def example_ids(self, index):
-        return [f"P{index}"]
+        return features
 
 
 def _arguments(tmp_path, **changes):
