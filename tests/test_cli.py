@@ -119,7 +119,7 @@ def test_convert_names_the_commands_for_embedding_files_and_checkpoints(capsys):
     assert "`python -m prottrans_jax.convert`" in error
 
 
-def test_a_device_that_is_not_there_is_said(model, source, tmp_path):
+def test_missing_device_is_an_error_that_names_the_flag(model, source, tmp_path):
     given = ("embed", "-i", source, "-o", tmp_path / "out.h5", "-m", model)
     done = run(*given, "--device", "gpu")
     if done.returncode == 0:
@@ -358,5 +358,5 @@ def test_killed_job_goes_on_and_writes_the_same_bytes(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills(model, tmp_path):
+def test_embedding_survives_twenty_kills(model, tmp_path):
     assert kill_drill(model, tmp_path, count=20_000, kills=20, seed=1) == 21

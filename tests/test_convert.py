@@ -115,7 +115,7 @@ def convert(*arguments):
     return done
 
 
-def test_a_round_of_all_forms_ends_where_it_began(tmp_path):
+def test_conversion_through_all_formats_gives_the_first_files_again(tmp_path):
     params = random_params(t5, T5)
     huggingface.write(tmp_path / "hf", T5, params)
     (tmp_path / "hf" / "special_tokens_map.json").write_bytes(b"{}")
@@ -303,7 +303,7 @@ def test_nothing_to_start_from_is_an_error_of_checkpoints(tmp_path, source):
         train_one_step(tmp_path, objective, source.format(tmp_path / "theirs"))
 
 
-def test_what_no_shape_tells_of_attention_is_compared(tmp_path):
+def test_attention_settings_that_shapes_do_not_show_must_agree(tmp_path):
     import dataclasses
 
     module, model_class, config = TRAINED["xlnet"]
@@ -314,7 +314,7 @@ def test_what_no_shape_tells_of_attention_is_compared(tmp_path):
         train_one_step(tmp_path, objective, f"hf:{tmp_path}/theirs")
 
 
-def test_an_encoder_alone_does_not_start_a_whole_model(tmp_path):
+def test_model_with_a_decoder_does_not_start_from_an_encoder_alone(tmp_path):
     import dataclasses
 
     encoder = dataclasses.replace(T5, num_decoder_layers=0)

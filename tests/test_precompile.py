@@ -126,7 +126,7 @@ def test_compared_layouts_are_ranked_and_impossible_ones_named(tmp_path):
         ("2d:2:2:full", "'2:2' is not a size"),
     ],
 )
-def test_a_layout_that_is_none_is_refused_with_what_there_is(text, message):
+def test_malformed_layout_is_refused_by_value(text, message):
     from prottrans_jax import precompile
     from prottrans_jax.config import building
 

@@ -43,7 +43,7 @@ def test_model_dir_that_cannot_be_made_is_refused(folder, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["3", "None", "['sample_iid_denoise']", "True"])
-def test_task_that_is_no_name_is_refused(value, tmp_path):
+def test_task_that_is_not_a_text_is_refused(value, tmp_path):
     with pytest.raises(building.UsageError, match="expected the name of a task"):
         sample(tmp_path, f"MIXTURE_OR_TASK_NAME = {value}")
 
@@ -131,7 +131,7 @@ def test_number_of_steps_that_is_no_whole_number_is_refused(value, said, tmp_pat
 
 
 @pytest.mark.parametrize("value", ["'float31'", "16"])
-def test_dtype_that_is_none_is_refused(value, tmp_path):
+def test_value_that_names_no_dtype_is_refused(value, tmp_path):
     with pytest.raises(building.UsageError, match="expected the name of a dtype"):
         sample(tmp_path, f"trainer.train.save_dtype = {value}")
 

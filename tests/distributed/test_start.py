@@ -39,7 +39,7 @@ def test_no_limit_of_a_run_is_beyond_that_at_which_jax_aborts(monkeypatch):
     assert len(limits) == 2 and given["heartbeat_timeout_seconds"] > max(limits)
 
 
-def test_a_half_given_cluster_is_refused():
+def test_incomplete_or_impossible_cluster_arguments_are_refused():
     with pytest.raises(ValueError, match="without a coordinator"):
         start.initialize(None, 2, 0)
     with pytest.raises(ValueError, match="needs process_count"):

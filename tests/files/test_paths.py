@@ -24,7 +24,9 @@ def test_other_paths_stay_as_they_are():
         assert str(paths.local(path, "-o")) == path
 
 
-def test_a_file_called_tilde_can_be_named_and_stays_that_file(tmp_path, monkeypatch):
+def test_files_named_like_a_tilde_or_a_url_are_reached_through_dot_slash(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     path = paths.local("./~/x", "-o")
     assert path == tmp_path / "~" / "x" == paths.local(path, "-o")

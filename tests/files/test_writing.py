@@ -73,7 +73,7 @@ def test_a_folder_filled_by_others_meanwhile_stays(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "full"])
-def test_what_is_there_is_no_place_for_a_folder(tmp_path, kind):
+def test_new_folder_does_not_replace_what_exists(tmp_path, kind):
     out = tmp_path / "out"
     if kind == "file":
         out.write_text("mine")

@@ -217,7 +217,7 @@ def test_a_state_dict_inside_a_training_checkpoint_is_extracted(tmp_path):
     assert all(np.array_equal(again[name], x) for name, x in arrays.items())
 
 
-def test_a_decoder_is_read_where_the_configuration_denies_it(tmp_path):
+def test_decoder_in_the_file_is_read_despite_is_encoder_decoder_false(tmp_path):
     arrays = state_dict("t5")
     attributes = families.FAMILIES["t5"].table.config_to_hf(CONFIGS["t5"])
     attributes["is_encoder_decoder"] = False

@@ -98,7 +98,7 @@ def test_logits_of_a_golden_state(golden, tmp_path, scan_layers):
     np.testing.assert_allclose(logits[real], golden["logits"][real], rtol=0, atol=2e-5)
 
 
-def test_both_forms_of_one_run_hold_the_same(shared):
+def test_legacy_and_orbax_checkpoints_of_one_t5x_run_are_equal(shared):
     """Written by the same three steps of T5X, in its old form and in its new one."""
     legacy = t5x.open_(shared / GOLDEN / "t5x_legacy_v3_checkpoint_6")
     orbax = t5x.open_(shared / GOLDEN / "t5x_orbax_ocdbt_checkpoint_6")
@@ -285,7 +285,7 @@ def test_orbax_zarr_with_placeholders(tmp_path):
 
 @pytest.mark.parametrize("use_ocdbt", [True, False])
 @pytest.mark.parametrize("use_zarr3", [True, False])
-def test_what_orbax_writes_today(tmp_path, use_ocdbt, use_zarr3):
+def test_checkpoints_of_the_installed_orbax_are_read(tmp_path, use_ocdbt, use_zarr3):
     from orbax import checkpoint as ocp
 
     params = random_params(TINY)
@@ -313,7 +313,7 @@ def test_one_bias_a_layer_is_kept_unless_all_are_equal():
     assert "decoder/layers_0/relpos_bias/rel_embedding" in shared
 
 
-def test_what_is_no_checkpoint_is_said(tmp_path):
+def test_paths_without_a_readable_checkpoint_are_refused_with_the_reason(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         t5x.read(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="interrupted"):

@@ -195,7 +195,7 @@ def test_a_cut_off_file_is_named(save):
         torch_files.load(path)
 
 
-def test_what_is_no_state_dict_is_said(save):
+def test_file_without_one_clear_state_dict_lists_its_keys(save):
     torch = pytest.importorskip("torch")
     path = save({"a": {"x": torch.ones(2)}, "b": {"x": torch.ones(2)}, "epoch": 3})
     with pytest.raises(ValueError, match=r"a \(dict\), b \(dict\), epoch \(int\)"):

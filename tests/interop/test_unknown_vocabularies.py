@@ -133,7 +133,7 @@ def test_ids_beyond_the_table_are_named_by_letter(tmp_path):
         vocabularies.check_rows(vocabulary.PROT_BERT, (2, 3), 25, folder)
 
 
-def test_a_t5_with_ids_of_its_own_is_read_with_them(tmp_path):
+def test_t5_with_its_own_tokenizer_uses_the_ids_of_that_tokenizer(tmp_path):
     folder = write_t5(tmp_path / "m", num_rows=144, gated=True)
     pieces = ["<pad>", "</s>", "<unk>", *LETTERS, "X"]
     pieces += [f"<extra_id_{i}>" for i in range(115)]

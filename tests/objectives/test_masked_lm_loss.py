@@ -150,7 +150,7 @@ def test_only_the_features_that_are_used_are_asked_for(objective, params):
     assert loss.shape == () and "order_loss" not in metrics
 
 
-def test_a_head_that_the_model_lacks_is_missed_at_once():
+def test_objective_that_needs_a_missing_head_is_refused_when_it_is_made():
     fields = dict(
         vocab_size=7, num_layers=1, num_heads=1, head_dim=2, d_model=2, d_ff=2
     )

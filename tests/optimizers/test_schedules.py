@@ -36,7 +36,7 @@ def test_linear_warmup_and_decay_meet_at_the_peak():
     np.testing.assert_allclose(_rates(straight, 0, 1, 4), [0.6, 0.45, 0], atol=1e-7)
 
 
-def test_constant_stays():
+def test_constant_schedule_has_one_rate_at_every_step():
     np.testing.assert_allclose(_rates(schedules.Constant(0.3), 0, 7), [0.3, 0.3])
 
 

@@ -75,7 +75,9 @@ def test_a_damaged_zstandard_file_is_never_skipped_over(tmp_path):
         read(tmp_path / "x", bytes(data))
 
 
-def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
+def test_missing_decompression_library_is_named_with_its_pip_command(
+    tmp_path, monkeypatch
+):
     monkeypatch.setitem(__import__("sys").modules, "compression.zstd", None)
     monkeypatch.setitem(__import__("sys").modules, "backports.zstd", None)
     with pytest.raises(

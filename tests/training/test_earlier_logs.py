@@ -19,7 +19,7 @@ def test_logs_of_others_are_kept_under_another_name(tmp_path, caplog):
     assert "metrics.jsonl was there before this run" in caplog.text
 
 
-def test_what_a_start_cut_short_left_stays(tmp_path):
+def test_own_configuration_and_empty_log_are_not_renamed(tmp_path):
     (tmp_path / "config.gin").write_text("TRAIN_STEPS = 3\n")
     (tmp_path / "metrics.jsonl").write_text("")
     assert earlier_logs.set_aside(tmp_path, "TRAIN_STEPS = 3\n") == []

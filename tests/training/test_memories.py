@@ -99,7 +99,7 @@ def test_meshes_and_microbatches_remember_the_same(kind):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_run_in_two_parts_remembers_as_an_unbroken_one(tmp_path, dtype):
+def test_resumed_run_has_the_memories_of_an_unbroken_run(tmp_path, dtype):
     objective = make_objective("causal", dtype=dtype)
     arguments = dict(
         objective=objective,

@@ -376,7 +376,7 @@ def test_a_finished_folder_is_replaced_only_when_asked(folder):
     assert [p.name for p in folder.parent.iterdir()] == ["made"]
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_folder_without_a_manifest_is_not_overwritten(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="not touching it"):
         store.Writer(tmp_path, name="toy", overwrite=True)

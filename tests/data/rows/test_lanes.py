@@ -91,7 +91,7 @@ def test_epochs_follow_each_other_without_a_gap(toy_corpus):
     assert (shuffled != found["input_tokens"][:, : shuffled.shape[1]]).any()
 
 
-def test_any_batch_and_any_rows_by_themselves(toy_corpus):
+def test_batches_and_rows_can_be_read_in_any_order(toy_corpus):
     run = _loader(toy_corpus)
     expected = {i: run.batch(i) for i in range(30)}
     fresh = _loader(toy_corpus)

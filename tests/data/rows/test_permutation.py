@@ -11,7 +11,7 @@ def test_every_element_stands_at_exactly_one_position(size):
     np.testing.assert_array_equal(np.sort(order), np.arange(size))
 
 
-def test_any_part_of_the_order_is_computed_by_itself():
+def test_order_of_some_records_is_computed_without_the_others():
     key = random_bits.key(11, 2)
     order = permutation.permute(np.arange(3001), 3001, key)
     picked = np.array([2999, 4, 17, 1500])
