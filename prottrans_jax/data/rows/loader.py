@@ -11,7 +11,6 @@ task, epoch, record, first residue). Nothing depends on batch, row or host.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import fractions
 import os
 from typing import Any
 
@@ -19,36 +18,21 @@ import jaxtyping
 import numpy as np
 import seqio
 
-from prottrans_jax import differences
 from prottrans_jax.data import random_bits
-from prottrans_jax.data.corruption import causal, masking, permuted, streams
-from prottrans_jax.data.records import store
-from prottrans_jax.data.rows import assembly, lanes, packing
+from prottrans_jax.data.corruption import streams
+from prottrans_jax.data.rows import (
+    assembly,
+    lanes,
+    loader_states,
+    packing,
+    task_components,
+)
 from prottrans_jax.data.rows import order as order_lib
 from prottrans_jax.data.rows import row_blocks as rows_lib
-from prottrans_jax.data.seqio import preprocessors, record_source, task_names
 
 STATE_VERSION = 1
 # Records that are packed together: takes 0.2 s; more records do not fill rows better.
 BLOCK_RECORDS = 65536
-
-
-# Names of these classes in saved states.
-_SAVED_NAMES = {
-    masking.TokenMasking: "MaskedLM",
-    permuted.PermutationTargets: "PermutationLM",
-    causal.NextToken: "CausalLM",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Component:
-    """One task of a run."""
-
-    name: str
-    split: store.RecordSplit
-    corrupt: preprocessors.Corrupt
-    rate: fractions.Fraction
 
 
 class RowLoader:
@@ -112,8 +96,10 @@ class RowLoader:
                 f"{', '.join(packing.LONG_SEQUENCES)}."
             )
         self.batch_size = batch_size
-        self._components = _components(task, split, data_dir, long_sequences)
-        self._layouts = _layouts(self._components)
+        self._components = task_components.of_task(
+            task, split, data_dir, long_sequences
+        )
+        self._layouts = task_components.layouts(self._components)
         self._lengths = _row_lengths(feature_lengths, self._layouts)
         self._in_lanes = self._components[0].corrupt.corruption.in_lanes
         if self._in_lanes and (not pack or long_sequences != "split"):
@@ -313,15 +299,7 @@ class RowLoader:
         """All settings that determine the content of a row of given number."""
         return {
             "feature_lengths": list(self._lengths),
-            "components": [
-                {
-                    "fingerprint": c.split.fingerprint,
-                    "objective": _saved_repr(c.corrupt.corruption),
-                    "vocabulary": c.corrupt.corruption.vocabulary.name,
-                    "rate": str(c.rate),
-                }
-                for c in self._components
-            ],
+            "components": [loader_states.of(c) for c in self._components],
             **self._settings,
             # The content of lanes depends on their number.
             **({"lanes": self.batch_size} if self._in_lanes else {}),
@@ -343,8 +321,10 @@ class RowLoader:
                 f"{STATE_VERSION}."
             )
         lines = [
-            *_component_differences(self._components, self._identity(), state),
-            *_differences(self._identity(), state, skip=("components",)),
+            *loader_states.component_differences(
+                self._components, self._identity(), state
+            ),
+            *loader_states.differing(self._identity(), state, skip=("components",)),
         ]
         if lines:
             raise ValueError(
@@ -414,31 +394,6 @@ class RowLoader:
         return description
 
 
-def _layouts(components: list[_Component]) -> tuple[streams.Layout, ...]:
-    first, *others = components
-    corruption = first.corrupt.corruption
-    for task in others:
-        other = task.corrupt.corruption
-        if (other.layouts, other.vocabulary) != (
-            corruption.layouts,
-            corruption.vocabulary,
-        ):
-            raise ValueError(
-                f"tasks {first.name} ({corruption.vocabulary.name}) and {task.name} "
-                f"({other.vocabulary.name}) are for models of different families: "
-                "their rows have other features or ids. Mix tasks of one family."
-            )
-        if other.in_lanes != corruption.in_lanes:
-            lanes_task, rows_task = sorted(
-                (first, task), key=lambda t: not t.corrupt.corruption.in_lanes
-            )
-            raise ValueError(
-                f"task {lanes_task.name} reads proteins in lanes, for memories, and "
-                f"{rows_task.name} does not. Mix tasks of one kind."
-            )
-    return corruption.layouts
-
-
 def _row_lengths(
     lengths: Mapping[str, int] | None, layouts: Sequence[streams.Layout]
 ) -> tuple[int, ...]:
@@ -450,107 +405,3 @@ def _row_lengths(
             f"{' and '.join(names)} for this task."
         )
     return tuple(lengths[name] for name in names)
-
-
-def _provider(name: str) -> seqio.Task | seqio.Mixture:
-    names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-    if name not in names:
-        raise ValueError(task_names.unknown(name, names))
-    return seqio.get_mixture_or_task(name)
-
-
-def _components(
-    task: str | seqio.Task | seqio.Mixture,
-    split: str,
-    data_dir: str | os.PathLike | None,
-    long_sequences: str,
-) -> list[_Component]:
-    provider = _provider(task) if isinstance(task, str) else task
-    components = []
-    for part in seqio.get_subtasks(provider):
-        corrupt = _corrupt_of(part, long_sequences)
-        records = part.source.open(data_dir).split(split)
-        rate = fractions.Fraction(1)
-        if isinstance(provider, seqio.Mixture):
-            # A rate may be a function of the number of records.
-            with record_source.default_data_dir(data_dir):
-                rate = fractions.Fraction(provider.get_rate(part))
-            rate = rate.limit_denominator(10**6)
-        if records.num_records == 0:
-            raise ValueError(f"{records.folder}: split {split} has no records.")
-        components.append(_Component(part.name, records, corrupt, rate))
-    return components
-
-
-def _corrupt_of(task: seqio.Task, long_sequences: str) -> preprocessors.Corrupt:
-    """The corruption of a task; ValueError if other steps shape its rows too."""
-    corrupt = task.preprocessors[-1] if task.preprocessors else None
-    if not isinstance(task.source, record_source.RecordSource) or not isinstance(
-        corrupt, preprocessors.Corrupt
-    ):
-        raise ValueError(
-            f"task {task.name} is not made of prepared records and one of the "
-            "library's corruptions, so its rows cannot be computed from lengths. "
-            "Prepare its sequences with python -m prottrans_jax.prepare."
-        )
-    tokenize, *others = [
-        step
-        for step in task.preprocessors[:-1]
-        if not isinstance(step, seqio.CacheDatasetPlaceholder)
-    ] or [None]
-    if others or not isinstance(tokenize, preprocessors.Tokenize):
-        names = ", ".join(_step_name(step) for step in task.preprocessors)
-        raise ValueError(
-            f"task {task.name} has the preprocessors {names}. RowLoader computes rows "
-            "from record lengths and runs only those of "
-            "preprocessors.pretraining(...): Tokenize, CacheDatasetPlaceholder, "
-            "Corrupt. Remove the others, e.g. by preparing the changed sequences."
-        )
-    if corrupt.long_sequences not in ("split", long_sequences):
-        raise ValueError(
-            f"task {task.name} has Corrupt(long_sequences={corrupt.long_sequences!r}), "
-            f"but RowLoader has long_sequences={long_sequences!r} and follows its own. "
-            f"Pass long_sequences={corrupt.long_sequences!r} to RowLoader too."
-        )
-    return corrupt
-
-
-def _step_name(step: Any) -> str:
-    return getattr(step, "__name__", type(step).__name__)
-
-
-def _saved_repr(corruption: streams.Corruption) -> str:
-    """The repr under the class name that states of loaders use."""
-    name = type(corruption).__qualname__
-    saved_name = _SAVED_NAMES.get(type(corruption), name)
-    return saved_name + repr(corruption).removeprefix(name)
-
-
-def _differences(
-    present: Mapping[str, Any], saved: Mapping[str, Any], skip: Sequence[str] = ()
-) -> list[str]:
-    names = [name for name in present if name not in skip]
-    return differences.lines(*({n: x.get(n) for n in names} for x in (saved, present)))
-
-
-def _component_differences(
-    components: Sequence[_Component],
-    present: Mapping[str, Any],
-    saved: Mapping[str, Any],
-) -> list[str]:
-    """One line for each difference in the records or corruption of a task."""
-    before, now = saved.get("components", []), present["components"]
-    if len(before) != len(now):
-        return [f"tasks of the mixture: {len(before)} -> {len(now)}"]
-    lines = []
-    for component, old, new in zip(components, before, now, strict=True):
-        if old["fingerprint"] != new["fingerprint"]:
-            split = component.split
-            lines.append(
-                f"{component.name}: the data changed. {split.folder}, split "
-                f"{split.name!r}, {split.num_records:,} records, has fingerprint "
-                f"{new['fingerprint'][:12]}; the run read {old['fingerprint'][:12]}"
-            )
-        rest = _differences(new, old, skip=("fingerprint",))
-        lines += [f"{component.name}: {line}" for line in rest]
-    return lines

@@ -1,6 +1,7 @@
+"""Rows are a function of seed and row number; epochs are whole; runs resume."""
+
 import collections
 import concurrent.futures
-import dataclasses
 from fractions import Fraction
 import json
 import shutil
@@ -9,52 +10,14 @@ import threading
 import numpy as np
 import pytest
 import seqio
-import tensorflow as tf
 
 from cases import record_cases
-from prottrans_jax.data.records import corpora, shard_readers, store
-from prottrans_jax.data.rows import loader as loader_lib
+from cases.row_loader_cases import FolderSource, assert_equal, make_loader, make_task
+from prottrans_jax.data.records import shard_readers, store
 from prottrans_jax.data.rows import order
-from prottrans_jax.data.seqio import preprocessors, record_source
+from prottrans_jax.data.seqio import preprocessors
 from prottrans_jax.proteins import vocabulary
 import prottrans_jax.tasks  # noqa: F401 (registers tasks)
-
-LENGTHS = {"inputs": 64, "targets": 64}
-
-
-class _FolderSource(record_source.RecordSource):
-    """A corpus at a given folder."""
-
-    def __init__(self, folder):
-        super().__init__(folder.name)
-        self._folder = folder
-
-    def open(self, data_dir=None):
-        return store.open(self._folder)
-
-
-def _task(folder, name, corrupt=None):
-    corrupt = corrupt or preprocessors.iid_denoise()
-    return seqio.Task(
-        name,
-        source=_FolderSource(folder),
-        preprocessors=preprocessors.pretraining(corrupt),
-        output_features=preprocessors.output_features(corrupt),
-    )
-
-
-def _loader(folder, batch_size=6, task="fasta_iid_denoise", **options):
-    options = {"feature_lengths": LENGTHS, "block_records": 50, "seed": 3, **options}
-    return loader_lib.RowLoader(
-        task, options.pop("split", "train"), batch_size=batch_size, data_dir=folder,
-        **options,
-    )  # fmt: skip
-
-
-def _assert_equal(batch, expected):
-    assert batch.keys() == expected.keys()
-    for name in batch:
-        np.testing.assert_array_equal(batch[name], expected[name], err_msg=name)
 
 
 def _concatenate(batches):
@@ -86,7 +49,7 @@ def _pieces_of(folder, split, longest):
 
 
 def test_features_have_the_promised_shapes_and_types(toy_corpus):
-    loader = _loader(toy_corpus, feature_lengths={"inputs": 64, "targets": 80})
+    loader = make_loader(toy_corpus, feature_lengths={"inputs": 64, "targets": 80})
     batch = loader.batch(0)
     assert {k: v.shape for k, v in batch.items()} == loader.feature_shapes
     assert batch["encoder_input_tokens"].shape == (6, 64)
@@ -97,7 +60,7 @@ def test_features_have_the_promised_shapes_and_types(toy_corpus):
 
 
 def test_each_segment_is_one_protein_shifted_numbered_and_ended(toy_corpus):
-    batch = _loader(toy_corpus).batch(2)
+    batch = make_loader(toy_corpus).batch(2)
     pieces = _pieces_of(toy_corpus, "train", 63)
     for row in range(6):
         segments = batch["decoder_segment_ids"][row]
@@ -133,8 +96,8 @@ def test_neighbours_in_a_row_do_not_touch_each_other(toy_corpus, tmp_path):
                 examples[index] = name, b"W" * len(residues)
             writer.add_shard(split, examples)
     options = {"num_epochs": 1, "batch_size": 400, "long_sequences": "crop"}
-    before = _loader(toy_corpus, **options).batch(0)
-    after = _loader(folder, **options).batch(0)
+    before = make_loader(toy_corpus, **options).batch(0)
+    after = make_loader(folder, **options).batch(0)
     np.testing.assert_array_equal(
         before["decoder_segment_ids"], after["decoder_segment_ids"]
     )
@@ -154,7 +117,7 @@ def test_neighbours_in_a_row_do_not_touch_each_other(toy_corpus, tmp_path):
 
 def test_one_epoch_has_every_residue_of_every_record_once(toy_corpus):
     for pack in (True, False):
-        loader = _loader(toy_corpus, num_epochs=1, pack=pack)
+        loader = make_loader(toy_corpus, num_epochs=1, pack=pack)
         batches = [loader.batch(i) for i in range(loader.num_batches)]
         seen = collections.Counter(_sequences(_concatenate(batches)))
         assert seen == _pieces_of(toy_corpus, "train", 63)
@@ -165,7 +128,7 @@ def test_one_epoch_has_every_residue_of_every_record_once(toy_corpus):
 
 
 def test_host_whose_rows_are_all_beyond_the_end_gets_empty_rows(toy_corpus):
-    loader = _loader(toy_corpus, split="validation", num_epochs=1, batch_size=1000)
+    loader = make_loader(toy_corpus, split="validation", num_epochs=1, batch_size=1000)
     batch = loader.batch(0, slice(990, 1000))
     assert batch["encoder_input_tokens"].shape == (10, 64)
     assert all((value == 0).all() for value in batch.values())
@@ -173,14 +136,14 @@ def test_host_whose_rows_are_all_beyond_the_end_gets_empty_rows(toy_corpus):
 
 
 def test_padded_rows_hold_one_protein_each(toy_corpus):
-    batch = _loader(toy_corpus, pack=False).batch(1)
+    batch = make_loader(toy_corpus, pack=False).batch(1)
     assert set(np.unique(batch["encoder_segment_ids"])) == {0, 1}
     assert all(len(list(_sequences({k: v[i : i + 1] for k, v in batch.items()}))) == 1
                for i in range(6))  # fmt: skip
 
 
 def test_epochs_have_other_orders_and_corruptions(toy_corpus):
-    loader = _loader(toy_corpus, batch_size=1, pack=False, long_sequences="crop",
+    loader = make_loader(toy_corpus, batch_size=1, pack=False, long_sequences="crop",
                      num_epochs=2, block_records=1000)  # fmt: skip
     per_epoch = loader.num_batches // 2
     assert per_epoch == 301
@@ -201,33 +164,33 @@ def test_epochs_have_other_orders_and_corruptions(toy_corpus):
     assert (inputs[0] != inputs[1]).any()
     targets = [e["decoder_target_tokens"][r] for e, r in zip(epochs, row, strict=True)]
     np.testing.assert_array_equal(*targets)
-    other_seed = _loader(toy_corpus, seed=4).batch(0)
+    other_seed = make_loader(toy_corpus, seed=4).batch(0)
     assert (
         other_seed["encoder_input_tokens"]
-        != _loader(toy_corpus).batch(0)["encoder_input_tokens"]
+        != make_loader(toy_corpus).batch(0)["encoder_input_tokens"]
     ).any()
 
 
 def test_rows_do_not_depend_on_batch_size_or_earlier_reads(toy_corpus):
-    expected = _rows(_loader(toy_corpus, batch_size=7), 250)
-    _assert_equal(_rows(_loader(toy_corpus, batch_size=50), 250), expected)
-    fresh = _loader(toy_corpus, batch_size=5)
-    _assert_equal(fresh.batch(41), {k: v[205:210] for k, v in expected.items()})
-    _assert_equal(fresh.batch(3), {k: v[15:20] for k, v in expected.items()})
+    expected = _rows(make_loader(toy_corpus, batch_size=7), 250)
+    assert_equal(_rows(make_loader(toy_corpus, batch_size=50), 250), expected)
+    fresh = make_loader(toy_corpus, batch_size=5)
+    assert_equal(fresh.batch(41), {k: v[205:210] for k, v in expected.items()})
+    assert_equal(fresh.batch(3), {k: v[15:20] for k, v in expected.items()})
 
 
 def test_hosts_together_make_the_batch_of_one(toy_corpus):
-    whole = _loader(toy_corpus, batch_size=8)
+    whole = make_loader(toy_corpus, batch_size=8)
     for hosts in (2, 4):
-        loaders = [_loader(toy_corpus, batch_size=8) for _ in range(hosts)]
+        loaders = [make_loader(toy_corpus, batch_size=8) for _ in range(hosts)]
         for index in (0, 13):
             parts = [
                 loader.batch(index, slice(h * 8 // hosts, (h + 1) * 8 // hosts))
                 for h, loader in enumerate(loaders)
             ]
-            _assert_equal(_concatenate(parts), whole.batch(index))
+            assert_equal(_concatenate(parts), whole.batch(index))
     picked = np.array([6, 1, 1])
-    _assert_equal(
+    assert_equal(
         whole.batch(4, picked), {k: v[picked] for k, v in whole.batch(4).items()}
     )
     with pytest.raises(IndexError, match="rows 3 to 8 of a batch of 8"):
@@ -235,23 +198,23 @@ def test_hosts_together_make_the_batch_of_one(toy_corpus):
 
 
 def test_concurrent_threads_get_the_same_batches_as_one(toy_corpus):
-    expected = [_loader(toy_corpus).batch(i) for i in range(60)]
-    shared_loader = _loader(toy_corpus)
+    expected = [make_loader(toy_corpus).batch(i) for i in range(60)]
+    shared_loader = make_loader(toy_corpus)
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
         indices = np.random.default_rng(0).permutation(60).tolist()
         found = list(pool.map(shared_loader.batch, indices))
     for index, batch in zip(indices, found, strict=True):
-        _assert_equal(batch, expected[index])
+        assert_equal(batch, expected[index])
 
 
 @pytest.mark.parametrize("batch_size", [6, 4, 9])
 def test_resumed_epoch_is_complete_and_nothing_comes_twice(toy_corpus, batch_size):
     options = {"num_epochs": 1}
-    unbroken = _loader(toy_corpus, **options)
+    unbroken = make_loader(toy_corpus, **options)
     expected = _rows(unbroken, unbroken.num_batches * 6)
     before = 11
     state = json.loads(json.dumps(unbroken.state(before)))
-    resumed = _loader(toy_corpus, batch_size=batch_size, **options)
+    resumed = make_loader(toy_corpus, batch_size=batch_size, **options)
     next_index = resumed.restore(state)
     rest = [resumed.batch(i) for i in range(next_index, resumed.num_batches)]
     first = {k: v[: before * 6] for k, v in expected.items()}
@@ -259,7 +222,7 @@ def test_resumed_epoch_is_complete_and_nothing_comes_twice(toy_corpus, batch_siz
     rows = min(
         len(v) for v in (together["decoder_positions"], expected["decoder_positions"])
     )
-    _assert_equal(
+    assert_equal(
         {k: v[:rows] for k, v in together.items()},
         {k: v[:rows] for k, v in expected.items()},
     )
@@ -268,7 +231,7 @@ def test_resumed_epoch_is_complete_and_nothing_comes_twice(toy_corpus, batch_siz
 
 
 def test_resume_needs_the_block_of_its_row_only(toy_corpus, monkeypatch):
-    run = _loader(toy_corpus)
+    run = make_loader(toy_corpus)
     far = 1_500
     state = run.state(far)
     expected = run.batch(far)
@@ -277,63 +240,37 @@ def test_resume_needs_the_block_of_its_row_only(toy_corpus, monkeypatch):
     monkeypatch.setattr(
         order.RecordOrder, "block", lambda self, n: packed.append(n) or block(self, n)
     )
-    resumed = _loader(toy_corpus)
+    resumed = make_loader(toy_corpus)
     assert resumed.restore(state) == far
-    _assert_equal(resumed.batch(far), expected)
+    assert_equal(resumed.batch(far), expected)
     assert len(packed) <= 2
     # Rows before the anchor are still those of the run, and do not undo it.
-    _assert_equal(resumed.batch(3), run.batch(3))
+    assert_equal(resumed.batch(3), run.batch(3))
     packed.clear()
-    _assert_equal(resumed.batch(far), expected)
+    assert_equal(resumed.batch(far), expected)
     assert len(packed) <= 2
-
-
-def test_state_of_other_data_or_settings_is_refused_by_name(toy_corpus, other_corpus):
-    state = _loader(toy_corpus).state(2)
-    with pytest.raises(ValueError, match="fasta_iid_denoise: the data changed") as e:
-        _loader(other_corpus).restore(state)
-    assert f"{other_corpus}, split 'train', 40 records" in str(e.value)
-    assert "{" not in str(e.value)
-    with pytest.raises(ValueError, match="seed: 3 -> 5"):
-        _loader(toy_corpus, seed=5).restore(state)
-    with pytest.raises(ValueError, match="objective"):
-        _loader(toy_corpus, task="fasta_span_corruption").restore(state)
-    with pytest.raises(ValueError, match="feature_lengths"):
-        _loader(toy_corpus, feature_lengths={"inputs": 64, "targets": 65}).restore(
-            state
-        )
 
 
 def test_order_of_records_is_kept_without_shuffle(toy_corpus):
-    loader = _loader(toy_corpus, shuffle=False, pack=False, split="validation",
+    loader = make_loader(toy_corpus, shuffle=False, pack=False, split="validation",
                      long_sequences="crop", num_epochs=1)  # fmt: skip
     ids = [i for b in range(loader.num_batches) for i in loader.example_ids(b)]
     assert ids == [f"P3_{i}" for i in range(23)]
-    packed = _loader(toy_corpus, shuffle=False, split="validation", num_epochs=1)
+    packed = make_loader(toy_corpus, shuffle=False, split="validation", num_epochs=1)
     ids = [i for b in range(packed.num_batches) for i in packed.example_ids(b)]
     assert sorted(set(ids)) == sorted(f"P3_{i}" for i in range(23))
-
-
-def test_rates_by_number_of_records_take_the_given_data_dir(toy_corpus, monkeypatch):
-    monkeypatch.delenv(corpora.DATA_DIR, raising=False)
-    names = ["fasta_iid_denoise", "fasta_iid_denoise_all_ids"]
-    rate = seqio.mixing_rate_num_examples
-    loader = _loader(
-        toy_corpus, task=seqio.Mixture("by_size", [(n, rate) for n in names])
-    )
-    assert [c["rate"] for c in loader.state(0)["components"]] == ["301", "301"]
 
 
 def test_mixture_keeps_its_rates_and_every_epoch_of_each_task(toy_corpus, other_corpus):
     spans = preprocessors.span_corruption()
     with seqio.test_utils.mock.patch.dict(seqio.TaskRegistry._REGISTRY):
         for task in (
-            _task(toy_corpus, "mixed_toy"),
-            _task(other_corpus, "mixed_other", spans),
+            make_task(toy_corpus, "mixed_toy"),
+            make_task(other_corpus, "mixed_other", spans),
         ):
             seqio.TaskRegistry.add_provider(task.name, task)
         mixture = seqio.Mixture("mixed", [("mixed_toy", 3), ("mixed_other", 1)])
-        loader = _loader(None, task=mixture, long_sequences="crop", pack=False)
+        loader = make_loader(None, task=mixture, long_sequences="crop", pack=False)
     ids = [loader.example_ids(i) for i in range(40)]
     ids = [name for batch in ids for name in batch]
     of_other = np.array([name.startswith("P4_") for name in ids])
@@ -347,21 +284,21 @@ def test_mixture_keeps_its_rates_and_every_epoch_of_each_task(toy_corpus, other_
     has_sentinel = (batch["decoder_target_tokens"] >= 28).any(1)
     np.testing.assert_array_equal(has_sentinel, of_other)
     with pytest.raises(ValueError, match="a mixture has no epochs"):
-        _loader(None, task=mixture, num_epochs=1)
+        make_loader(None, task=mixture, num_epochs=1)
 
 
 def test_packed_rows_of_a_mixture_use_the_corruption_of_each_task(
     toy_corpus, other_corpus
 ):
     tasks = [
-        _task(toy_corpus, "packed_toy"),
-        _task(other_corpus, "packed_other", preprocessors.span_corruption()),
+        make_task(toy_corpus, "packed_toy"),
+        make_task(other_corpus, "packed_other", preprocessors.span_corruption()),
     ]
     with seqio.test_utils.mock.patch.dict(seqio.TaskRegistry._REGISTRY):
         for task in tasks:
             seqio.TaskRegistry.add_provider(task.name, task)
         mixture = seqio.Mixture("packed", [(t.name, 0.5) for t in tasks])
-        loader = _loader(None, task=mixture)
+        loader = make_loader(None, task=mixture)
     batch = _rows(loader, 30)
     pieces = _pieces_of(toy_corpus, "train", 63)
     kinds = collections.Counter()
@@ -389,11 +326,11 @@ def test_unigram_entropy_is_that_of_the_letters_as_ids(toy_corpus):
     )
     counts = np.array(list(collections.Counter(text).values())) / len(text)
     expected = -(counts * np.log(counts)).sum()
-    assert _loader(toy_corpus).unigram_entropy == pytest.approx(expected, rel=1e-9)
+    assert make_loader(toy_corpus).unigram_entropy == pytest.approx(expected, rel=1e-9)
 
 
 def test_description_counts_what_batches_hold(toy_corpus):
-    loader = _loader(toy_corpus, num_epochs=1, block_records=1000)
+    loader = make_loader(toy_corpus, num_epochs=1, block_records=1000)
     batch = _concatenate([loader.batch(i) for i in range(loader.num_batches)])
     rows = (batch["encoder_segment_ids"] > 0).any(1).sum()
     tokens = (batch["encoder_segment_ids"] > 0).sum()
@@ -405,19 +342,6 @@ def test_description_counts_what_batches_hold(toy_corpus):
     assert told["fill"] > 0.97
 
 
-def test_task_that_is_not_of_records_is_refused(toy_corpus):
-    task = seqio.Task(
-        "not_records",
-        source=seqio.FunctionDataSource(
-            lambda split, shuffle_files: None, splits=["train"]
-        ),
-        preprocessors=[],
-        output_features={},
-    )
-    with pytest.raises(ValueError, match=r"not_records .*prottrans_jax.prepare"):
-        _loader(toy_corpus, task=task)
-
-
 @pytest.mark.parametrize(
     "objective",
     ["masked_lm", "masked_lm_pairs", "ngram_masked_lm_pairs", "permutation_lm"],
@@ -426,7 +350,7 @@ def test_task_that_is_not_of_records_is_refused(toy_corpus):
 def test_rows_of_one_stream_hold_every_residue_once(toy_corpus, objective, pack):
     options = {"task": f"fasta_{objective}", "feature_lengths": {"inputs": 40},
                "num_epochs": 1, "pack": pack}  # fmt: skip
-    loader = _loader(toy_corpus, **options)
+    loader = make_loader(toy_corpus, **options)
     batches = [loader.batch(i) for i in range(loader.num_batches)]
     assert {k: v.shape for k, v in batches[0].items()} == loader.feature_shapes
     batch = _concatenate(batches)
@@ -446,120 +370,21 @@ def test_rows_of_one_stream_hold_every_residue_once(toy_corpus, objective, pack)
         objective != "permutation_lm"
     )
     # Any host's part of any batch, from a loader that read nothing else.
-    part = _loader(toy_corpus, **options).batch(3, slice(1, 4))
-    _assert_equal(part, {k: v[1:4] for k, v in batches[3].items()})
-
-
-# As written before the classes of corruptions were renamed.
-_SAVED = {
-    "version": 1, "next_row": 6, "batch_size": 3, "split": "train",
-    "feature_lengths": [40], "pack": True, "shuffle": True, "seed": 7,
-    "long_sequences": "split", "num_epochs": None, "block_records": 65536,
-}  # fmt: skip
-_SAMPLE = "d72409b54a067d4f4ae681dde3e58de169dcaa88f0ab7b3a764db61f86ea61d6"
-_ROWS = {"anchor": {"block": 0, "first_row": 0}}
-_LANES = {"anchor": {"chunk": 0, "tokens": [0, 0, 0]}, "lanes": 3}
-_MASKED_LM = (
-    "MaskedLM(noise_density=0.15, mask_probability=0.8, random_probability=0.1, "
-    "max_ngram=1, pairs=False, swap_probability=0.5)"
-)
-_PERMUTATION_LM = "PermutationLM(inverse_fraction=6, max_span=5, lanes=%s)"
-
-
-@pytest.mark.parametrize("task, corruption, family, more", [
-    ("sample_masked_lm", _MASKED_LM, "ProtBert", _ROWS),
-    ("sample_permutation_lm", _PERMUTATION_LM % False, "ProtXLNet", _ROWS),
-    ("sample_permutation_lm_lanes", _PERMUTATION_LM % True, "ProtXLNet", _LANES),
-    ("sample_causal_lm", "CausalLM()", "ProtTXL", _LANES),
-])  # fmt: skip
-def test_state_with_the_former_class_names_is_restored(task, corruption, family, more):
-    component = {"fingerprint": _SAMPLE, "objective": corruption, "vocabulary": family,
-                 "rate": "1"}  # fmt: skip
-    state = {**_SAVED, **more, "task": task, "components": [component]}
-    loader = loader_lib.RowLoader(
-        task, "train", batch_size=3, feature_lengths={"inputs": 40}, seed=7
-    )
-    assert loader.state(2) == state
-    assert loader.restore(state) == 2
-
-
-def _reversed(dataset):
-    return dataset.map(
-        lambda e: {**e, "sequence": tf.strings.reduce_join(
-            tf.reverse(tf.strings.bytes_split(e["sequence"]), [0]))}
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_task_with_preprocessors_of_its_own_is_refused(toy_corpus, place):
-    corrupt = preprocessors.iid_denoise()
-    steps = preprocessors.pretraining(corrupt)
-    steps.insert(place, _reversed)
-    task = seqio.Task(
-        "reversed_proteins",
-        source=_FolderSource(toy_corpus),
-        preprocessors=steps,
-        output_features=preprocessors.output_features(corrupt),
-    )
-    with pytest.raises(
-        ValueError, match=r"task reversed_proteins has the preprocessors .*_reversed"
-    ):
-        _loader(None, task=task)
-
-
-def test_task_without_tokenize_is_refused(toy_corpus):
-    corrupt = preprocessors.iid_denoise()
-    task = seqio.Task(
-        "untokenized",
-        source=_FolderSource(toy_corpus),
-        preprocessors=[corrupt],
-        output_features=preprocessors.output_features(corrupt),
-    )
-    with pytest.raises(ValueError, match="has the preprocessors Corrupt"):
-        _loader(None, task=task)
-
-
-def test_task_that_crops_needs_a_loader_that_crops(toy_corpus):
-    corrupt = dataclasses.replace(preprocessors.iid_denoise(), long_sequences="crop")
-    task = _task(toy_corpus, "cropped", corrupt)
-    with pytest.raises(ValueError, match="Pass long_sequences='crop' to RowLoader"):
-        _loader(None, task=task)
-    cropped = _loader(None, task=task, long_sequences="crop").batch(0)
-    _assert_equal(cropped, _loader(toy_corpus, long_sequences="crop").batch(0))
-
-
-def test_tasks_of_other_families_do_not_mix(toy_corpus):
-    tasks = [("fasta_masked_lm", 1), ("fasta_ngram_masked_lm", 1)]
-    with pytest.raises(ValueError, match=r"\(ProtBert\) and .* \(ProtAlbert\) are for"):
-        _loader(
-            toy_corpus,
-            task=seqio.Mixture("families", tasks),
-            feature_lengths={"inputs": 30},
-        )
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_tasks_with_and_without_lanes_do_not_mix(toy_corpus, order):
-    tasks = [("fasta_permutation_lm", 1), ("fasta_permutation_lm_lanes", 1)][::order]
-    with pytest.raises(ValueError, match="task fasta_permutation_lm_lanes reads"):
-        _loader(
-            toy_corpus,
-            task=seqio.Mixture("lanes", tasks),
-            feature_lengths={"inputs": 30},
-        )
+    part = make_loader(toy_corpus, **options).batch(3, slice(1, 4))
+    assert_equal(part, {k: v[1:4] for k, v in batches[3].items()})
 
 
 def test_wrong_arguments_are_refused(toy_corpus):
     with pytest.raises(ValueError, match="batch_size=0"):
-        _loader(toy_corpus, batch_size=0)
+        make_loader(toy_corpus, batch_size=0)
     with pytest.raises(ValueError, match="long_sequences='trim'"):
-        _loader(toy_corpus, long_sequences="trim")
+        make_loader(toy_corpus, long_sequences="trim")
     with pytest.raises(ValueError, match="feature_lengths has inputs; it must"):
-        _loader(toy_corpus, feature_lengths={"inputs": 9})
+        make_loader(toy_corpus, feature_lengths={"inputs": 9})
     with pytest.raises(
         ValueError, match="has inputs and targets; it must have inputs for this task"
     ):
-        _loader(toy_corpus, task="fasta_masked_lm")
+        make_loader(toy_corpus, task="fasta_masked_lm")
 
 
 def test_damaged_lengths_stop_a_loader_before_its_first_batch(toy_corpus, tmp_path):
@@ -569,10 +394,10 @@ def test_damaged_lengths_stop_a_loader_before_its_first_batch(toy_corpus, tmp_pa
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(store.DamageError, match=r"train\.lengths\.npy is damaged"):
-        _loader(folder)
+        make_loader(folder)
     with pytest.raises(store.DamageError, match=r"train\.lengths\.npy is damaged"):
-        _FolderSource(folder).num_input_examples("train")
-    _loader(folder, split="validation")
+        FolderSource(folder).num_input_examples("train")
+    make_loader(folder, split="validation")
 
 
 def test_corpora_of_a_mixture_are_read_at_the_same_time(toy_corpus, other_corpus):
@@ -591,7 +416,7 @@ def test_corpora_of_a_mixture_are_read_at_the_same_time(toy_corpus, other_corpus
                 barrier.wait()
             return self._reader.read(indices)
 
-    class Source(_FolderSource):
+    class Source(FolderSource):
         def open(self, data_dir=None):
             return store.open(self._folder, open_reader=Waiting)
 
@@ -607,7 +432,7 @@ def test_corpora_of_a_mixture_are_read_at_the_same_time(toy_corpus, other_corpus
         names.append(f"waiting_{folder.name}")
     seqio.MixtureRegistry.add("waiting", names, default_rate=1.0)
     try:
-        batch = _loader(None, task="waiting", batch_size=40).batch(0)
+        batch = make_loader(None, task="waiting", batch_size=40).batch(0)
         assert (batch["decoder_segment_ids"] > 0).any()
     finally:
         seqio.MixtureRegistry.remove("waiting")
