@@ -17,10 +17,10 @@ holds the gin files; classes and functions that they bind are public through gin
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prottrans_jax.encoders.loading import Encoder, Model, load_encoder, load_model
+    from prottrans_jax.encoders.frozen_models import Encoder, Model
+    from prottrans_jax.encoders.loading import load_encoder, load_model
 
 __version__ = "0.1.0"
-_FROM_LOADING = ("Encoder", "Model", "load_encoder", "load_model")
 __all__ = ["Encoder", "Model", "__version__", "load_encoder", "load_model"]
 
 
@@ -30,8 +30,8 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: `import prottrans_jax` alone does not import JAX.
-    if name in _FROM_LOADING:
-        from prottrans_jax.encoders import loading
+    if name in __all__:
+        from prottrans_jax.encoders import frozen_models, loading
 
-        return getattr(loading, name)
+        return getattr(loading if name.startswith("load_") else frozen_models, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

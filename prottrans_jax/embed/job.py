@@ -51,7 +51,7 @@ def embed_fasta(
     """Embeds FASTA files; resumes an earlier call that was stopped.
 
     Args:
-      encoder: `encoders.loading.Encoder`.
+      encoder: `encoders.frozen_models.Encoder`.
       source: FASTA, plain or compressed, or several, treated as one input; "-" is
         standard input.
       output: File to write, ending in .h5, .npz, .parquet, .zarr, .csv or .tsv.

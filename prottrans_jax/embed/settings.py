@@ -162,7 +162,7 @@ class Settings:
     """Options resolved for one encoder; made by `resolve`.
 
     Attributes:
-      encoder: `encoders.loading.Encoder`.
+      encoder: `encoders.frozen_models.Encoder`.
       options: Options, with `max_length` resolved.
       output: Output path as given by the user; OUTPUT.parts and others are beside it.
       paths: Path of each kind of output, "residues" and "protein", that is written.

@@ -137,7 +137,7 @@ def compare(
     If either was computed or stored in less than float32, only cosines are compared.
 
     Args:
-      encoder: `encoders.loading.Encoder`.
+      encoder: `encoders.frozen_models.Encoder`.
       golden: HDF5 or npz with a dataset per protein; keys are headers, first words,
         accessions or MD5 of the residues.
       source: FASTA with the proteins, a file or several.

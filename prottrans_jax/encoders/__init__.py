@@ -1,6 +1,7 @@
 """Frozen models: `load_encoder`, `load_model`, their parameters, attention, export.
 
-  loading         `Encoder`, `Model`, and loading them from any checkpoint
+  loading         finds a checkpoint of any kind and loads it as a frozen model
+  frozen_models   `Encoder` and `Model`
   frozen_params   casts, quantizes and places parameters on the device
   attention_maps  attention weights of one protein
   exporting       writes folders of frozen models and StableHLO programs

@@ -14,7 +14,7 @@ import pytest
 import prottrans_jax
 from prottrans_jax.commands import console, embedding
 from prottrans_jax.embed import settings
-from prottrans_jax.encoders import loading
+from prottrans_jax.encoders import frozen_models, loading
 from prottrans_jax.proteins import fasta
 
 # Flags of the process, not of an encoder or a job.
@@ -44,7 +44,7 @@ def _defaults(function):
 
 
 def test_flags_of_embed_are_parameters_of_embed_fasta_with_their_defaults():
-    parameters = _defaults(loading.Encoder.embed_fasta)
+    parameters = _defaults(frozen_models.Encoder.embed_fasta)
     of_models = _defaults(loading.load_encoder)
     flags = _flags(embedding.add_embed)
     for name in flags.keys() - _OF_THE_COMMAND - of_models.keys() - {"model"}:
@@ -57,12 +57,14 @@ def test_flags_of_embed_are_parameters_of_embed_fasta_with_their_defaults():
     assert parameters.keys() - flags.keys() == of_python
     assert not any(
         p.kind is p.VAR_KEYWORD
-        for p in inspect.signature(loading.Encoder.embed_fasta).parameters.values()
+        for p in inspect.signature(
+            frozen_models.Encoder.embed_fasta
+        ).parameters.values()
     )
 
 
 def test_parameters_of_embed_fasta_are_the_options_of_a_job():
-    parameters = _defaults(loading.Encoder.embed_fasta)
+    parameters = _defaults(frozen_models.Encoder.embed_fasta)
     options = _defaults(settings.Options)
     assert {name: parameters.get(name) for name in options} == options
     assert parameters.keys() - options.keys() == {
