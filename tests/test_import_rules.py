@@ -71,6 +71,13 @@ def test_only_data_and_tasks_import(library):
     assert users and {name.split(".")[0] for name in users} <= {*SEQIO, "prepare"}
 
 
+def test_kernels_import_no_library_but_jax():
+    libraries = {"absl", "jax", "jaxtyping", "numpy", "prottrans_jax"}
+    for name in _of("kernels"):
+        assert _tops(name) - set(sys.stdlib_module_names) <= libraries, name
+        assert _ours(name) <= {"kernels"}, name
+
+
 def test_gin_lives_in_mains_and_gin_modules():
     users = {name for name in IMPORTS if "gin" in _tops(name)}
     assert users and {name.split(".")[0] for name in users} <= set(GIN)
@@ -106,7 +113,7 @@ ROOMS = {
     "data": "files proteins",
     "tasks": "data proteins",
     "config": "data files",
-    "embed": "costs files interop kernels layers proteins types",
+    "embed": "costs files interop kernels proteins types",
     "encoders": "checkpoints embed files interop kernels layers proteins types",
     "commands": "checkpoints embed encoders files interop kernels proteins",
 }
@@ -116,7 +123,6 @@ LEAVES = {
     "prottrans_jax.differences",
     "prottrans_jax.distributed.stop_signals",
     "prottrans_jax.files.digests",
-    "prottrans_jax.layers.relative_bias",
 }
 
 

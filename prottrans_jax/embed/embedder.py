@@ -17,15 +17,10 @@ from prottrans_jax import types
 from prottrans_jax.costs import hardware
 from prottrans_jax.distributed import stop_signals
 from prottrans_jax.embed import batching, forward, pooling
-from prottrans_jax.kernels import x86
+from prottrans_jax.kernels import products
 
-# Tokens of a call. On a CPU, XLA's matrix products are fastest at 500 to 1,000 rows;
-# ours are faster with more rows, because a weight matrix is laid out once per call:
-# with AVX-512, ProtBert takes 1 to 3 % less time at 4,096 than at 2,048. For a small
-# model the overhead of a call dominates. Accelerators need many rows.
-_CPU_TOKENS, _X86_TOKENS = 1024, {"amx": 2048, "avx512": 4096}
+# Tokens of a call on a CPU, for a small model: the overhead of a call dominates.
 _CPU_TOKENS_SMALL, _SMALL_PARAMETERS = 4096, 10_000_000
-_ACCELERATOR_TOKENS = 16384
 # Seconds to compile one program (one layer), on two cores and for an H200, and a limit
 # of the equivalent number of tokens, which matters for small models: most of their time
 # is not spent in products. Measured with AVX2 in rows of 200 tokens: 66,000 tokens (0.4
@@ -137,12 +132,10 @@ class Embedder:
             devices = local[:1] if local[0].platform == "cpu" else local
         self._size = sum(x.size for x in jax.tree.leaves(params))
         if max_tokens is None:
-            max_tokens = _ACCELERATOR_TOKENS
-            if devices[0].platform == "cpu":
-                units = x86.units()
-                max_tokens = _X86_TOKENS[units[0]] if units else _CPU_TOKENS
-                if self._size < _SMALL_PARAMETERS:
-                    max_tokens = _CPU_TOKENS_SMALL
+            platform = devices[0].platform
+            max_tokens = products.best_rows(platform)
+            if platform == "cpu" and self._size < _SMALL_PARAMETERS:
+                max_tokens = _CPU_TOKENS_SMALL
         self.module = module
         self.tokens = tokens
         self.layers = layers

@@ -14,8 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prottrans_jax import types
 from prottrans_jax.embed import layerwise, pooling
-from prottrans_jax.kernels import x86
-from prottrans_jax.layers import attention
+from prottrans_jax.kernels import frozen, softmax_attention
 
 # Above this size of the scores of all heads of a batch, attention is blockwise.
 PLAIN_SCORES_BYTES = {"cpu": 256 << 20, "accelerator": 2 << 30}
@@ -177,7 +176,7 @@ def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Mo
 
     Plain attention is replaced by
       - the GPU's fused kernel, if one row's bias for all pairs is within the limit;
-      - `x86.attention`, at every length; the model then has blockwise attention set;
+      - blockwise attention, if that computes nothing between segments;
       - blockwise attention, if all scores together exceed the limit.
     """
     limit = PLAIN_SCORES_BYTES["cpu" if platform == "cpu" else "accelerator"]
@@ -187,7 +186,7 @@ def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Mo
     row = 4 * config.num_heads * length * length
     if module.has_dot_product_attention:
         heads = compute.dtype, config.head_dim
-        if platform == "gpu" and row <= limit and attention.has_flash(*heads):
+        if platform == "gpu" and row <= limit and softmax_attention.has_fused(*heads):
             return fused(module)
         if can_pack(module, platform):
             return blockwise(module)
@@ -197,12 +196,11 @@ def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Mo
 def can_pack(module: nn.Module, platform: str) -> bool:
     """Whether packing several sequences into a row adds no cost.
 
-    True for `x86.attention`, which computes no scores between different sequences.
+    True if attention computes no scores between different sequences.
     """
-    return (
-        platform == "cpu"
-        and module.has_dot_product_attention
-        and x86.has_attention(module.compute.dtype, module.config.head_dim)
+    heads = module.compute.dtype, module.config.head_dim
+    return module.has_dot_product_attention and softmax_attention.skips_other_segments(
+        platform, *heads
     )
 
 
@@ -276,7 +274,7 @@ def run(
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _whole(module, params, tokens, segments, spec):
-    with x86.enabled(x86.extent_of(segments)):
+    with frozen.scope():
         hidden = encode(module, params, tokens, segments, spec.layers)
     return _finish(hidden, segments, spec)
 
@@ -284,7 +282,7 @@ def _whole(module, params, tokens, segments, spec):
 # One program for all steps saves compilation time and memory.
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def _end(stack, outside, tokens, segments, last, kept, spec):
-    with x86.enabled(x86.extent_of(segments)):
+    with frozen.scope():
         last = layerwise.after_layers(stack, outside, tokens, segments, last)
     states = [*(kept.get(i) for i in range(len(stack.paths))), last]
     return _finish(choose(states, spec.layers), segments, spec)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from prottrans_jax import types
 from prottrans_jax.interop import layer_stacks
-from prottrans_jax.kernels import x86
+from prottrans_jax.kernels import frozen
 
 _ROW = jax.ShapeDtypeStruct((1, 8), jnp.int32)
 _LAYER = re.compile(r"layer(s_\d+)?")
@@ -127,7 +127,6 @@ def run_layers(
             layer_params,
             x,
             [arrays[i] for i in pattern],
-            segments,
         )
     return x, kept
 
@@ -168,7 +167,7 @@ def _before(stack, params, tokens, segments):
         return args[0]
 
     try:
-        with x86.enabled(x86.extent_of(segments)):
+        with frozen.scope():
             _with_layers(stack.module, params, tokens, segments, note)
     except _Reached:
         pass
@@ -177,9 +176,9 @@ def _before(stack, params, tokens, segments):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _one_layer(layer, structure, params, x, arrays, segments):
+def _one_layer(layer, structure, params, x, arrays):
     args, keywords = jax.tree.unflatten(structure, arrays)
-    with x86.enabled(x86.extent_of(segments)):
+    with frozen.scope():
         return layer.apply({"params": params}, x, *args, **keywords)[0]
 
 

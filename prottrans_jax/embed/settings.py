@@ -21,7 +21,7 @@ from prottrans_jax.embed import (
     writers,
 )
 from prottrans_jax.files import paths as local_paths
-from prottrans_jax.kernels import quantized, x86
+from prottrans_jax.kernels import products, quantized
 
 _FORMAT = 1
 _CUTS = ("chunk", "truncate")
@@ -216,9 +216,8 @@ class Settings:
         """Type of weights in matrix products, and of activations if it differs."""
         if self.encoder.dtype != "int8":
             return self.encoder.dtype
-        on_cpu = jax.default_backend() == "cpu"
-        wide = on_cpu and x86.is_usable() and not x86.rounds_to_int8()
-        name = "int8 weights, bfloat16" if wide else "int8"
+        narrow = products.rounds_inputs_to_int8(jax.default_backend())
+        name = "int8" if narrow else "int8 weights, bfloat16"
         return f"{name}; {quantized.ROUNDING}"
 
     @property

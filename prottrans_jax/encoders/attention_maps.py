@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from prottrans_jax import types
-from prottrans_jax.layers import dense, relative_bias
+from prottrans_jax.kernels import distance_bias, products
+from prottrans_jax.layers import relative_bias
 
 
 def attention_maps(
@@ -31,7 +32,7 @@ def attention_maps(
     """
     config = module.config
     captured: dict[str, list[jax.Array]] = {"query": [], "key": []}
-    biases: list[relative_bias.DistanceBias] = []
+    biases: list[distance_bias.DistanceBias] = []
 
     def capture(next_function, args, keywords, context):
         output = next_function(*args, **keywords)
@@ -70,7 +71,7 @@ def attention_maps(
         heads = (length, config.num_heads, config.head_dim)
         q = query.reshape(heads).astype(jnp.float32)
         k = key.reshape(heads).astype(jnp.float32)
-        scores = dense.einsum("qhd,khd->hqk", q, k, jnp.float32, jnp.float32)
+        scores = products.einsum("qhd,khd->hqk", q, k, jnp.float32, jnp.float32)
         scores = scale * scores + bias
         return jax.nn.softmax(scores, axis=-1)
 

@@ -1,6 +1,17 @@
-"""Faster kernels for frozen models: compiled ones for x86 CPUs, and int8 weights.
+"""The fastest way to compute a thing on the device at hand.
 
-`x86` wraps the optional compiled module `_x86`, whose C++ sources in `x86_cc/`
-`x86_sources` lists; `cpu` lists the instruction sets of this CPU; `quantized` holds
-int8 weights. Imports layers.relative_bias and JAX only.
+  products            matrix products
+  softmax_attention   dot-product attention within segments
+  normalising         layer norm and root-mean-square norm
+
+These choose inside between:
+
+  x86                 C++ for x86 CPUs in `x86_cc/` (listed by `x86_sources`), compiled
+                      with the package as `_x86`, if possible
+  quantized           int8 weights
+  distance_bias       bias by distance, for attention
+  cpu                 instruction sets of this CPU
+  frozen              where kernels without gradients may be used
+
+Imports nothing of this package, and no library besides JAX, numpy and absl.
 """

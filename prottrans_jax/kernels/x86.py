@@ -22,17 +22,14 @@ The kernels are compiled with the package (`x86_cc/`) and called through XLA's f
 function interface. If they were not compiled, or the CPU has neither unit, XLA computes
 everything; `route` says why.
 
-They are for frozen models on one CPU device, within `enabled`. They have no gradients,
-and programs for other machines or `jax.export` do not contain them.
+They are for frozen models on one CPU device, within `frozen.scope`. They have no
+gradients, and programs for other machines or `jax.export` do not contain them.
 """
 
-from collections.abc import Iterator
-import contextlib
 import functools
 import importlib
 import platform
-import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 import jax
@@ -41,8 +38,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 import numpy as np
 
-from prottrans_jax.kernels import cpu, x86_sources
-from prottrans_jax.layers import relative_bias
+from prottrans_jax.kernels import cpu, distance_bias, frozen, x86_sources
 
 # Sizes other than batch and length must be multiples of this: the rows of two tiles, or
 # the columns of two vectors.
@@ -61,27 +57,12 @@ _PACKING = {
 # Sums of so many products of bytes stay below 2^31.
 _MOST_BYTES = 65536
 # In the order of the enum in `x86_cc/elementwise.h`.
-_ACTIVATIONS = ("linear", "relu", "gelu_exact", "gelu", "silu")
+ACTIVATIONS = ("linear", "relu", "gelu_exact", "gelu", "silu")
 _OPERANDS = {
     ("float32", "float32"),
     ("bfloat16", "bfloat16"),
     ("bfloat16", "int8"),
 }
-_local = threading.local()
-
-
-class Extent(NamedTuple):
-    """Shape of a call's tokens, and the number of tokens up to the last real one."""
-
-    shape: tuple[int, ...]
-    real: Int[Array, ""]
-
-
-def extent_of(segments: Num[Array, "batch length"]) -> Extent:
-    """Extent of tokens; the segment of padding is 0."""
-    numbers = jnp.arange(1, segments.size + 1)
-    last = jnp.max(jnp.where(segments.reshape(-1) != 0, numbers, 0))
-    return Extent(segments.shape, last.astype(jnp.int32))
 
 
 @functools.cache
@@ -157,39 +138,16 @@ def _call(name: str, shapes: Any) -> Any:
     return jax.ffi.ffi_call(f"prottrans_jax_{units()[0]}_{name}", shapes)
 
 
-@contextlib.contextmanager
-def enabled(extent: Extent | None = None) -> Iterator[None]:
-    """Context in which programs traced for a CPU may use these kernels.
-
-    The caller must ensure that the positions of a segment are contiguous, and that
-    arrays with the shape of `extent` belong to its tokens.
-
-    Args:
-      extent: Layers return 0 for tokens after the last real one instead of computing
-        them. None: all tokens are real.
-    """
-    before = getattr(_local, "enabled", False), getattr(_local, "extent", None)
-    _local.enabled, _local.extent = is_usable(), extent
-    try:
-        yield
-    finally:
-        _local.enabled, _local.extent = before
-
-
 def is_enabled() -> bool:
-    """Whether tracing happens within `enabled`, for one device."""
-    one_device = jax.sharding.get_abstract_mesh().size <= 1
-    return one_device and getattr(_local, "enabled", False)
+    """Whether programs traced now may use these kernels on a CPU."""
+    return frozen.is_active() and is_usable()
 
 
-def real_rows(shape: tuple[int, ...]) -> Int[Array, ""] | None:
-    """Number of rows up to the last real token; None: all rows, or another shape.
-
-    Args:
-      shape: (batch, length), without features.
-    """
-    extent = getattr(_local, "extent", None)
-    return None if extent is None or extent.shape != shape else extent.real
+def real_rows(segments: Num[Array, "batch length"]) -> Int[Array, ""]:
+    """Number of tokens up to the last real one; the segment of padding is 0."""
+    numbers = jnp.arange(1, segments.size + 1)
+    last = jnp.max(jnp.where(segments.reshape(-1) != 0, numbers, 0))
+    return last.astype(jnp.int32)
 
 
 def can_multiply(x: jax.Array, kernel: jax.Array, out_dtype: DTypeLike) -> bool:
@@ -224,14 +182,14 @@ def product(
       out_dtype: Type of the result, bfloat16 or float32.
       scale: Scale of each column of an int8 `kernel`, float32.
       bias: Added in float32.
-      activation: A name in `mlp.ACTIVATIONS`, applied in float32.
+      activation: A name in `ACTIVATIONS`, applied in float32.
       real: Number of rows to compute; later rows are 0. None: all rows.
     """
     rows, inputs = x.shape
     outputs = kernel.shape[1]
     empty = jnp.zeros(0, jnp.float32)
     vectors = [empty if v is None else v.astype(jnp.float32) for v in (scale, bias)]
-    number = np.int32(_ACTIVATIONS.index(activation))
+    number = np.int32(ACTIVATIONS.index(activation))
     shape = jax.ShapeDtypeStruct((rows, outputs), out_dtype)
     most, size, multiple = _PACKING[units()[0], kernel.dtype.name]
     row_bytes = size * (-(-min(inputs, most) // multiple) * multiple)
@@ -268,7 +226,7 @@ def norm(
     bias: Float[Array, " d_model"] | None = None,
     addend: Float[Array, "*batch d_model"] | None = None,
 ) -> Float[Array, "*batch d_model"]:
-    """`norms.LayerNorm`, or `norms.RMSNorm` if there is no bias.
+    """Layer norm, or root-mean-square norm if there is no bias.
 
     Args:
       epsilon: Added to the mean square.
@@ -296,12 +254,12 @@ def can_attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    bias: relative_bias.DistanceBias | jax.Array | None,
+    bias: distance_bias.DistanceBias | jax.Array | None,
 ) -> bool:
     """Whether `attention` accepts these arrays in the current context."""
     q_length, heads, head_dim = query.shape[1:]
     kv_length = key.shape[1]
-    if isinstance(bias, relative_bias.DistanceBias):
+    if isinstance(bias, distance_bias.DistanceBias):
         distances = heads, q_length + kv_length - 1
         fits = bias.q_length == q_length and bias.values.shape == distances
     else:
@@ -320,7 +278,7 @@ def attention(
     query: Float[Array, "batch q_length heads head_dim"],
     key: Float[Array, "batch kv_length heads head_dim"],
     value: Float[Array, "batch kv_length heads head_dim"],
-    bias: relative_bias.DistanceBias
+    bias: distance_bias.DistanceBias
     | Float[Array, "rows heads q_length kv_length"]
     | None,
     q_segments: Int[Array, "batch q_length"],
@@ -343,7 +301,7 @@ def attention(
       kv_segments: The same for keys.
     """
     wide = jnp.zeros((1, 0, 0, 0)) if bias is None else bias
-    if isinstance(wide, relative_bias.DistanceBias):
+    if isinstance(wide, distance_bias.DistanceBias):
         wide = wide.values[None, :, None]
     shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
     call = _call(f"attention_{query.dtype}", shape)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from prottrans_jax.kernels import products
 from prottrans_jax.layers import dense, norms
 
 # Up to this size a product with one-hot rows is cheaper than a gather, whose gradient
@@ -51,13 +52,13 @@ class TokenEmbedding(nn.Module):
         if self.vocab_size > _ONE_HOT_MAX_VOCAB:
             return jnp.take(self.embedding, tokens, axis=0).astype(dtype)
         one_hot = jax.nn.one_hot(tokens, self.vocab_size, dtype=dtype)
-        return dense.einsum("blv,vd->bld", one_hot, self.embedding, dtype, dtype)
+        return products.einsum("blv,vd->bld", one_hot, self.embedding, dtype, dtype)
 
     def attend(
         self, x: Float[Array, "batch length d_model"]
     ) -> Float[Array, "batch length vocab"]:
         """Products of `x` with every row of the table, float32."""
-        return dense.einsum(
+        return products.einsum(
             "bld,vd->blv", x, self.embedding, jnp.dtype(self.dtype), jnp.float32
         )
 

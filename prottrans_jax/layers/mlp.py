@@ -9,8 +9,9 @@ import jax
 from jax import ad_checkpoint
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from prottrans_jax.kernels import products
 from prottrans_jax.layers import dense
 
 
@@ -83,9 +84,17 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch length d_model"]
+        self,
+        x: Float[Array, "batch length d_model"],
+        segments: Int[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length d_model"]:
-        """Applies the block to every position."""
+        """Applies the block to every position.
+
+        Args:
+          x: Input.
+          segments: 0 at padding, where the result may be anything finite; None: no
+            padding.
+        """
         d_model = x.shape[-1]
         project = functools.partial(
             dense.Dense,
@@ -98,12 +107,14 @@ class MLP(nn.Module):
         for index, activation in enumerate(self.activations):
             name = "wi" if len(self.activations) == 1 else f"wi_{index}"
             branch = project(self.d_ff, ("embed", "mlp"), name=name)(
-                x, activation=dense.Activation(activation, _after_name(activation))
+                x,
+                activation=products.Activation(activation, _after_name(activation)),
+                segments=segments,
             )
             hidden = branch if hidden is None else hidden * branch
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
         hidden = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
             hidden, deterministic=self.deterministic
         )
-        out = project(d_model, ("mlp", "embed"), name="wo")(hidden)
+        out = project(d_model, ("mlp", "embed"), name="wo")(hidden, segments=segments)
         return ad_checkpoint.checkpoint_name(out, "mlp_out")

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
+from prottrans_jax.kernels import products, softmax_attention
 from prottrans_jax.layers import attention, dense
 
 # Queries whose scores by distance are computed together: the largest divisor is used.
@@ -149,12 +150,14 @@ class Surroundings:
         position; -1 if the query is masked completely.
       other_type: Whether query and key are tokens of different types; None omits the
         term of the token types.
+      segments: 0 at queries that are padding; None: none is, or that is not known.
     """
 
     mask: Bool[Array, "batch q_length kv_length"]
     encoding: Float[Array, "directions distances d_model"]
     positions: Int[Array, "batch further"] | None = None
     other_type: Bool[Array, "batch q_length kv_length"] | None = None
+    segments: Int[Array, "batch q_length"] | None = None
 
 
 @struct.dataclass
@@ -247,18 +250,24 @@ class RelativeAttention(nn.Module):
             param_dtype=self.param_dtype,
         )
 
-        def heads(x, name):
+        q_segments = surroundings.segments
+        # With memories the context is longer.
+        kv_segments = q_segments if context.shape == x.shape else None
+
+        def heads(x, name, segments=None):
             # [batch, length, d_model] -> [batch, length, heads, head_dim]
             features = self.num_heads * self.head_dim
-            x = project(features, ("embed", "joined_kv"), name=name)(x)
+            x = project(features, ("embed", "joined_kv"), name=name)(
+                x, segments=segments
+            )
             if name != "position":
                 x = ad_checkpoint.checkpoint_name(x, name)
             return x.reshape(*x.shape[:2], self.num_heads, self.head_dim)
 
         axes = ("batch", "length", "heads", "kv")
-        query = nn.with_logical_constraint(heads(x, "query"), axes)
-        key = nn.with_logical_constraint(heads(context, "key"), axes)
-        value = nn.with_logical_constraint(heads(context, "value"), axes)
+        query = nn.with_logical_constraint(heads(x, "query", q_segments), axes)
+        key = nn.with_logical_constraint(heads(context, "key", kv_segments), axes)
+        value = nn.with_logical_constraint(heads(context, "value", kv_segments), axes)
         position = heads(surroundings.encoding.astype(self.dtype), "position")
 
         if biases is None:
@@ -292,7 +301,9 @@ class RelativeAttention(nn.Module):
         out = attend(queries, key, value, position, type_embedding, surroundings)
         # [batch, length, heads, head_dim] -> [batch, length, heads * head_dim]
         out = out.reshape(*out.shape[:2], -1)
-        out = project(x.shape[-1], ("joined_kv", "embed"), name="out")(out)
+        out = project(x.shape[-1], ("joined_kv", "embed"), name="out")(
+            out, segments=q_segments
+        )
         return ad_checkpoint.checkpoint_name(out, "attention_out")
 
 
@@ -309,7 +320,7 @@ def _attend(queries, key, value, position, type_embedding, surroundings):
     scores = _position_scores(queries.position, position, surroundings)
     if queries.type is not None:
         scores += _type_scores(queries.type, type_embedding, surroundings.other_type)
-    scores = jnp.where(surroundings.mask[:, None], scores, attention.MASKED)
+    scores = jnp.where(surroundings.mask[:, None], scores, softmax_attention.MASKED)
     scores = nn.with_logical_constraint(
         scores, ("batch", "heads", "length", "kv_length")
     )
@@ -388,7 +399,7 @@ def _scores_of_rows(query, position, kv_length, positions):
         return _scores_in_order(query, position, kv_length)
     length = query.shape[1] - positions.shape[1]
     first = _scores_in_order(query[:, :length], position, kv_length)
-    further = dense.einsum(
+    further = products.einsum(
         "bqhd,khd->hbqk", query[:, length:], position, query.dtype, jnp.float32
     )
     further = jnp.swapaxes(further, 0, 1)
@@ -416,7 +427,9 @@ def _scores_in_order(query, position, kv_length):
     query = query.reshape(batch, len(windows), size, *query.shape[2:])
     # Blocks and heads first: the product then has one batch axis, and its result needs
     # no transpose before the shift.
-    scores = dense.einsum("bnqhd,nkhd->nhbqk", query, windows, query.dtype, jnp.float32)
+    scores = products.einsum(
+        "bnqhd,nkhd->nhbqk", query, windows, query.dtype, jnp.float32
+    )
     scores = shift(scores, kv_length)
     # [blocks, heads, batch, size, kv_length] -> [batch, heads, length, kv_length]
     return (
@@ -428,7 +441,7 @@ def _scores_in_order(query, position, kv_length):
 
 def _type_scores(query, type_embedding, other_type):
     """The third term of the score, [batch, heads, q_length, kv_length], float32."""
-    by_type = dense.einsum(
+    by_type = products.einsum(
         "bqhd,thd->hbqt", query, type_embedding, query.dtype, jnp.float32
     )
     by_type = jnp.swapaxes(by_type, 0, 1)[..., None, :]
@@ -448,13 +461,13 @@ def visible(
         belongs to every protein, as in the original implementations.
       mem_length: Number of memories.
     """
-    mask = attention.make_mask(q_segments, q_segments)[:, 0]
+    mask = softmax_attention.make_mask(q_segments, q_segments)[:, 0]
     if not mem_length:
         return mask
     if memory_segments is None:
         memory = jnp.ones((*q_segments.shape, mem_length), bool)
     else:
-        memory = attention.make_mask(q_segments, memory_segments)[:, 0]
+        memory = softmax_attention.make_mask(q_segments, memory_segments)[:, 0]
     return jnp.concatenate([memory, mask], axis=-1)
 
 

@@ -291,7 +291,7 @@ class Encoder(nn.Module):
             axes = (None, "embed")
             x = make_dense(
                 config, compute, config.d_model, axes, "embedding_projection"
-            )(x)
+            )(x, segments=segments)
             x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
         x = stack.apply_layers(
             EncoderLayer,
@@ -341,7 +341,7 @@ class EncoderLayer(nn.Module):
             use_bias=True,
             kernel_init=kernel_init(config),
             name="mlp",
-        )(x)
+        )(x, segments)
         x = make_norm(config, compute, "mlp_norm")(x, drop(y))
         return nn.with_logical_constraint(x, _ACTIVATION_AXES), None
 
@@ -365,7 +365,8 @@ class SelfAttention(nn.Module):
         def heads(name):
             # [batch, length, d_model] -> [batch, length, heads, head_dim]
             features = config.num_heads * config.head_dim
-            y = make_dense(config, compute, features, ("embed", "joined_kv"), name)(x)
+            axes = "embed", "joined_kv"
+            y = make_dense(config, compute, features, axes, name)(x, segments=segments)
             y = jax.ad_checkpoint.checkpoint_name(y, name)
             y = y.reshape(*y.shape[:2], config.num_heads, config.head_dim)
             return nn.with_logical_constraint(y, ("batch", "length", "heads", "kv"))
@@ -381,12 +382,14 @@ class SelfAttention(nn.Module):
             q_segments=segments,
             kv_segments=segments,
             block_size=compute.block_size,
-            flash=compute.fused_attention,
+            fused=compute.fused_attention,
         )
         # [batch, length, heads, head_dim] -> [batch, length, heads * head_dim]
         out = out.reshape(*out.shape[:2], -1)
         axes = ("joined_kv", "embed")
-        out = make_dense(config, compute, x.shape[-1], axes, "out")(out)
+        out = make_dense(config, compute, x.shape[-1], axes, "out")(
+            out, segments=segments
+        )
         return jax.ad_checkpoint.checkpoint_name(out, "attention_out")
 
 

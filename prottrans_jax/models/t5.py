@@ -349,7 +349,7 @@ class EncoderLayer(nn.Module):
         )
         x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
         y = _norm(config, compute, "pre_mlp_layer_norm")(x)
-        y = _mlp(config, compute, self.deterministic)(y)
+        y = _mlp(config, compute, self.deterministic)(y, shared.segments)
         x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
         return x, None
 
@@ -393,7 +393,7 @@ class DecoderLayer(nn.Module):
         )
         x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
         y = _norm(config, compute, "pre_mlp_layer_norm")(x)
-        y = _mlp(config, compute, self.deterministic)(y)
+        y = _mlp(config, compute, self.deterministic)(y, shared.segments)
         x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
         return x, None
 
@@ -421,7 +421,7 @@ def _attention(
         dropout_rate=config.dropout_rate,
         deterministic=deterministic,
         block_size=compute.block_size,
-        flash=compute.fused_attention,
+        fused=compute.fused_attention,
         dtype=compute.dtype,
         param_dtype=compute.param_dtype,
         name=name,

@@ -321,7 +321,7 @@ class Decoder(nn.Module):
         encoding = nn.Dropout(config.dropout_rate)(
             encoding, deterministic=deterministic
         )
-        return relative_attention.Surroundings(mask, encoding[None])
+        return relative_attention.Surroundings(mask, encoding[None], segments=segments)
 
 
 class Layer(nn.Module):
@@ -381,6 +381,6 @@ class Layer(nn.Module):
             use_bias=True,
             kernel_init=_KERNEL_INIT,
             name="mlp",
-        )(mlp_norm(x) if config.pre_norm else x)
+        )(mlp_norm(x) if config.pre_norm else x, shared.surroundings.segments)
         x = x + drop(y) if config.pre_norm else mlp_norm(x, drop(y))
         return nn.with_logical_constraint(x, _ACTIVATION_AXES), new_memory

@@ -256,6 +256,8 @@ class XLNet(nn.Module):
             other_type,
             target_positions,
             memories,
+            # Queries of targets would follow the content.
+            segments=segment_ids if target_positions is None else None,
             deterministic=deterministic,
         )
         if target_positions is not None:
@@ -340,6 +342,7 @@ class Encoder(nn.Module):
         positions: Int[Array, "batch targets"] | None,
         memories: Float[Array, "layers batch mem_length d_model"],
         *,
+        segments: Int[Array, "batch queries"] | None = None,
         deterministic: bool,
     ) -> Output:
         """Runs embedded tokens and queries through all layers."""
@@ -365,7 +368,7 @@ class Encoder(nn.Module):
             Layer,
             x,
             relative_attention.Surroundings(
-                mask, jnp.stack(directions), positions, other_type
+                mask, jnp.stack(directions), positions, other_type, segments
             ),
             memories,
             num_layers=config.num_layers,
@@ -438,6 +441,6 @@ class Layer(nn.Module):
             use_bias=True,
             kernel_init=_INIT,
             name="mlp",
-        )(x)
+        )(x, surroundings.segments)
         x = norm("mlp_layer_norm")(x, drop(y))
         return nn.with_logical_constraint(x, _ACTIVATION_AXES), new_memory

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax.kernels import x86
+from prottrans_jax.kernels import frozen, x86
 
 needs_x86 = pytest.mark.skipif(
     not x86.is_usable(), reason="no AVX-512 for bfloat16, or not compiled for it"
@@ -29,7 +29,7 @@ def uses_x86(function, *arguments):
 
 def enabled(module):
     def apply(params, x):
-        with x86.enabled():
+        with frozen.scope():
             return module.apply(params, x)
 
     return apply

@@ -11,7 +11,7 @@ import pytest
 
 import prottrans_jax
 from prottrans_jax.embed import batching, embedder, forward
-from prottrans_jax.layers import attention
+from prottrans_jax.kernels import softmax_attention
 from prottrans_jax.models import bert, xlnet
 
 # float32 against torch's, some 30 roundings.
@@ -231,7 +231,7 @@ def test_a_gpu_uses_its_fused_attention_where_family_and_length_allow(
         compute = forward.for_shape(module, 2, length, platform).compute
         return "fused" if compute.fused_attention else compute.attention
 
-    monkeypatch.setattr(attention, "has_flash", lambda dtype, head_dim: True)
+    monkeypatch.setattr(softmax_attention, "has_fused", lambda dtype, head_dim: True)
     assert [choice(x) for x in modules] == ["fused", "fused", "plain"]
     assert [choice(x, platform="cpu") for x in modules] == ["plain"] * 3
     assert [choice(x, platform="tpu") for x in modules] == ["plain"] * 3
@@ -239,13 +239,13 @@ def test_a_gpu_uses_its_fused_attention_where_family_and_length_allow(
     assert choice(encoder.module, longest) == "fused"
     assert choice(encoder.module, longest + 1) == "blockwise"
     assert choice(forward.blockwise(encoder.module)) == "blockwise"  # As configured.
-    monkeypatch.setattr(attention, "has_flash", lambda dtype, head_dim: False)
+    monkeypatch.setattr(softmax_attention, "has_fused", lambda dtype, head_dim: False)
     assert [choice(x) for x in modules] == ["plain"] * 3
 
 
 def test_fused_attention_gives_the_same_vectors(encoder, monkeypatch):
     """Uses JAX's float32 reference instead of the GPU's kernel."""
-    monkeypatch.setattr(attention, "_FLASH", "xla")
+    monkeypatch.setattr(softmax_attention, "FUSED_IMPLEMENTATION", "xla")
     sequences = [b"MKTAYIAKQR", b"ACDWWY", b"LL"]
     runner = encoder.make_embedder()
     fused = encoder.make_embedder()

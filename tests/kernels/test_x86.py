@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cases.x86_cases import BOTH, enabled, exact, needs_x86, numbers, uses_x86
-from prottrans_jax.kernels import quantized, x86, x86_sources
+from prottrans_jax.kernels import frozen, quantized, x86, x86_sources
 from prottrans_jax.layers import dense, mlp
 
 _VECTORS = {"avx512_bf16", "avx512_vnni", "avx512f", "avx512bw", "avx512dq"}
@@ -314,8 +314,8 @@ def test_padding_after_the_last_token_is_not_computed():
 
     @jax.jit
     def within(x, rows):
-        with x86.enabled(x86.extent_of(rows)):
-            return layer.apply(params, x)
+        with frozen.scope():
+            return layer.apply(params, x, segments=rows)
 
     actual = exact(within(x, rows)).reshape(12, -1)
     np.testing.assert_array_equal(
@@ -323,8 +323,8 @@ def test_padding_after_the_last_token_is_not_computed():
     )
     assert not actual[6:].any()
     assert not exact(within(x, jnp.zeros_like(rows))).any()
-    # What is of another shape is not of tokens, but of distances, say.
-    assert exact(within(x.reshape(1, 12, 32), rows)).any(-1).all()
+    # Without segments: what has no padding, such as encodings of distances.
+    assert exact(within(x, None)).any(-1).all()
 
 
 @needs_x86
@@ -342,7 +342,7 @@ def test_a_layer_with_an_int8_kernel_agrees_with_xla(dtype):
         return layer.apply({"params": params}, x, dtype)
 
     def within(params, x):
-        with x86.enabled():
+        with frozen.scope():
             return apply(params, x)
 
     assert uses_x86(within, params, x) and not uses_x86(apply, params, x)
@@ -356,7 +356,7 @@ def test_a_layer_with_an_int8_kernel_agrees_with_xla(dtype):
 @needs_x86
 def test_int8_kernels_with_sums_beyond_int32_use_xla():
     x, kernel = jnp.zeros((1, 65568), jnp.bfloat16), jnp.zeros((65568, 32), jnp.int8)
-    with x86.enabled():
+    with frozen.scope():
         assert x86.can_multiply(x[:, 32:], kernel[32:], jnp.float32)
         assert not x86.can_multiply(x, kernel, jnp.float32)
         assert not x86.can_multiply(x[:, :0], kernel[:0], jnp.float32)

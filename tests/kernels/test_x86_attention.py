@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cases.x86_cases import BOTH, exact, needs_x86, numbers, uses_x86
-from prottrans_jax.kernels import x86
-from prottrans_jax.layers import attention, relative_bias
+from prottrans_jax.kernels import distance_bias, frozen, x86
+from prottrans_jax.layers import attention
 
 pytestmark = pytest.mark.usefixtures("x86_unit")
 
@@ -36,7 +36,7 @@ def test_attention_is_that_of_float32(q_length, kv_length, size, bias_of, kind):
     bias = None
     if bias_of == "distances":
         values = 2 * numbers(3, q_length + kv_length - 1, seed=3, dtype=jnp.float32)
-        bias = relative_bias.DistanceBias(values, q_length)
+        bias = distance_bias.DistanceBias(values, q_length)
     elif bias_of is not None:
         shape = (bias_of, 3, q_length, kv_length)
         bias = 2 * numbers(*shape, seed=3, dtype=jnp.float32)
@@ -58,10 +58,10 @@ def test_attention_is_that_of_float32(q_length, kv_length, size, bias_of, kind):
 def test_a_bias_for_other_lengths_is_left_to_xla(q_length):
     query, key = heads(20), heads(12, seed=1)
     values = jnp.zeros((3, q_length + 11))
-    bias = relative_bias.DistanceBias(values, q_length)
-    with x86.enabled():
+    bias = distance_bias.DistanceBias(values, q_length)
+    with frozen.scope():
         assert x86.can_attend(query, key, key, bias) == (q_length == 20)
-        one_for_all = relative_bias.DistanceBias(values[:1], q_length)
+        one_for_all = distance_bias.DistanceBias(values[:1], q_length)
         assert not x86.can_attend(query, key, key, one_for_all)
 
 
@@ -85,7 +85,7 @@ def test_segments_do_not_affect_each_other(bias_of, kind):
     lengths, gap = (40, 1, 23), 5
     query, key, value = (heads(80, seed=i, dtype=kind)[:1] for i in range(3))
     values = 2 * numbers(3, 159, seed=3, dtype=jnp.float32)
-    bias = relative_bias.DistanceBias(values, 80)
+    bias = distance_bias.DistanceBias(values, 80)
     if bias_of == "pairs":
         bias = 2 * numbers(1, 3, 80, 80, seed=3, dtype=jnp.float32)
     numbers_of = [0] * gap + [3] * 40 + [1] + [7] * 23 + [0] * 11
@@ -100,7 +100,7 @@ def test_segments_do_not_affect_each_other(bias_of, kind):
         if bias_of == "pairs":
             own_bias = bias[:, :, own, own]
         elif bias_of:
-            own_bias = relative_bias.DistanceBias(
+            own_bias = distance_bias.DistanceBias(
                 values[:, 80 - length : 79 + length], length
             )
         one = jnp.ones((1, length), jnp.int32)
@@ -168,7 +168,7 @@ def test_attention_to_nan_is_nan(number, kind):
 
 
 def attend(*parts, **keywords):
-    with x86.enabled():
+    with frozen.scope():
         return attention.dot_product_attention(
             *parts,
             q_segments=jnp.ones((2, 9), jnp.int32),
@@ -190,7 +190,7 @@ def test_causal_attention_is_left_to_xla(block_size):
 @BOTH
 def test_blockwise_attention_with_a_bias_is_the_same(kind):
     parts = [heads(9, seed=seed, dtype=kind) for seed in range(3)]
-    bias = relative_bias.DistanceBias(2 * numbers(3, 17, dtype=jnp.float32), 9)
+    bias = distance_bias.DistanceBias(2 * numbers(3, 17, dtype=jnp.float32), 9)
     blockwise = functools.partial(attend, bias=bias, block_size=4)
     assert uses_x86(blockwise, *parts)
     full = attend(*parts, bias=bias.block(0, 0, 9, 9))

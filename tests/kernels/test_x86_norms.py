@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cases.x86_cases import BOTH, enabled, exact, needs_x86, numbers, uses_x86
-from prottrans_jax.kernels import x86
+from prottrans_jax.kernels import frozen, x86
 from prottrans_jax.layers import norms
 
 pytestmark = pytest.mark.usefixtures("x86_unit")
@@ -86,7 +86,7 @@ def test_layer_norm_adds_only_an_addend_of_the_type_and_shape_of_x():
     ):
 
         def add(params, x, addend=addend):
-            with x86.enabled():
+            with frozen.scope():
                 return module.apply(params, x, addend)
 
         assert uses_x86(add, params, x) == expected

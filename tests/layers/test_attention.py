@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax.layers import attention, relative_bias
+from prottrans_jax.kernels import distance_bias, softmax_attention
+from prottrans_jax.layers import attention
 
 BATCH, Q_LENGTH, KV_LENGTH, HEADS, HEAD_DIM = 2, 11, 13, 3, 5
 # Two proteins and padding; the second row has a protein whose keys are missing.
@@ -32,7 +33,7 @@ def attend(query, key, value, bias_values, *, causal=False, block_size=None):
         q_segments=jnp.asarray(Q_SEGMENTS),
         kv_segments=jnp.asarray(KV_SEGMENTS),
         causal=causal,
-        bias=relative_bias.DistanceBias(bias_values, Q_LENGTH),
+        bias=distance_bias.DistanceBias(bias_values, Q_LENGTH),
         block_size=block_size,
     )
 
@@ -107,16 +108,18 @@ def test_queries_without_a_key_give_zeros_and_no_nan(block_size):
 @pytest.mark.parametrize("implementation", ["xla", "cudnn"])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-def test_flash_is_plain_attention(implementation, biased, causal, monkeypatch):
+def test_fused_attention_is_plain_attention(
+    implementation, biased, causal, monkeypatch
+):
     """On any machine the code around the kernel; on a GPU the kernel too."""
     dtype, atol = jnp.float32, 1e-5
     if implementation == "cudnn":
         device = jax.devices()[0]
         if device.platform != "gpu" or float(device.compute_capability) < 8:
             pytest.skip("no GPU with the kernel")
-        assert attention.has_flash(jnp.bfloat16, 8)
+        assert softmax_attention.has_fused(jnp.bfloat16, 8)
         dtype, atol = jnp.bfloat16, 3e-2
-    monkeypatch.setattr(attention, "_FLASH", implementation)
+    monkeypatch.setattr(softmax_attention, "FUSED_IMPLEMENTATION", implementation)
     lengths = np.array([6, 3, 0])
     query, key, value = jax.random.normal(jax.random.key(1), (3, 3, 6, 2, 8), dtype)
     segments = jnp.asarray(np.arange(6) < lengths[:, None], jnp.int32)
@@ -125,21 +128,21 @@ def test_flash_is_plain_attention(implementation, biased, causal, monkeypatch):
         "q_segments": segments,
         "kv_segments": segments,
         "causal": causal,
-        "bias": relative_bias.DistanceBias(values, 6) if biased else None,
+        "bias": distance_bias.DistanceBias(values, 6) if biased else None,
     }
     plain = attention.dot_product_attention(query, key, value, **arguments)
-    flash = attention.dot_product_attention(query, key, value, **arguments, flash=True)
-    flash, plain = (np.asarray(x, np.float32) for x in (flash, plain))
-    assert flash.shape == (3, 6, 2, 8) and np.isfinite(flash).all()
+    fused = attention.dot_product_attention(query, key, value, **arguments, fused=True)
+    fused, plain = (np.asarray(x, np.float32) for x in (fused, plain))
+    assert fused.shape == (3, 6, 2, 8) and np.isfinite(fused).all()
     for row, length in enumerate(lengths):
-        np.testing.assert_allclose(flash[row, :length], plain[row, :length], atol=atol)
+        np.testing.assert_allclose(fused[row, :length], plain[row, :length], atol=atol)
 
 
 def test_blockwise_scores_are_never_all_in_memory():
     length, block = 512, 64
     shape = (1, length, 2, 8)
     segments = jnp.ones((1, length), jnp.int32)
-    bias = relative_bias.DistanceBias(jnp.zeros((2, 2 * length - 1)), length)
+    bias = distance_bias.DistanceBias(jnp.zeros((2, 2 * length - 1)), length)
 
     def loss(x, bias, block_size):
         out = attention.dot_product_attention(
@@ -185,8 +188,9 @@ def test_attention_in_parts_equals_attention_at_once(bias_shape, together, monke
 
     loops, whole = attend_anew()
     assert not loops
-    monkeypatch.setattr(attention, "_FEW_SCORES_BYTES", 0)
-    monkeypatch.setattr(attention, "_CACHED_SCORES_BYTES", together * (4 * 7 * 9))
+    monkeypatch.setattr(softmax_attention, "FEW_SCORES_BYTES", 0)
+    in_cache = together * (4 * 7 * 9)
+    monkeypatch.setattr(softmax_attention, "CACHED_SCORES_BYTES", in_cache)
     loops, in_parts = attend_anew()
     assert loops
     np.testing.assert_allclose(in_parts, whole, rtol=0, atol=1e-6)
@@ -202,10 +206,12 @@ def test_mask_matches_the_drawing_in_its_docstring():
         . . . 1 1 .      . . . 1 1 .
         . . . . . .      . . . . . .
     """
-    assert drawing.strip() in attention.make_mask.__doc__.replace("    " * 2, " " * 8)
+    assert drawing.strip() in softmax_attention.make_mask.__doc__.replace(
+        "    " * 2, " " * 8
+    )
     cells = np.array([line.split() for line in drawing.strip().splitlines()]) == "1"
-    full = attention.make_mask(segments, segments)[0, 0]
-    causal = attention.make_mask(segments, segments, causal=True)[0, 0]
+    full = softmax_attention.make_mask(segments, segments)[0, 0]
+    causal = softmax_attention.make_mask(segments, segments, causal=True)[0, 0]
     assert np.array_equal(full, cells[:, :6])
     assert np.array_equal(causal, cells[:, 6:])
 

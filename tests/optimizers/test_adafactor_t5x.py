@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from prottrans_jax import partitioning
+from prottrans_jax.kernels import distance_bias, softmax_attention
 from prottrans_jax.layers import attention, relative_bias
 from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import t5
@@ -52,20 +53,26 @@ def queries_without_keys_average(monkeypatch):
     query averages over all keys of its row, while gradients still pass to the scores.
     Ours gets zeros.
     """
-    ours = attention._all_at_once
+    ours = attention.dot_product_attention
 
-    def as_t5x(query, key, value, q_segments, kv_segments, *, causal, bias):
-        out = ours(query, key, value, q_segments, kv_segments, causal=causal, bias=bias)
-        mask = attention.make_mask(q_segments, kv_segments, causal=causal)
+    def as_t5x(query, key, value, *, q_segments, kv_segments, causal, bias, **others):
+        arguments = {"causal": causal, "bias": bias, **others}
+        out = ours(
+            *(query, key, value),
+            q_segments=q_segments,
+            kv_segments=kv_segments,
+            **arguments,
+        )
+        mask = softmax_attention.make_mask(q_segments, kv_segments, causal=causal)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
-        if isinstance(bias, relative_bias.DistanceBias):
+        if isinstance(bias, distance_bias.DistanceBias):
             bias = bias.block(0, 0, query.shape[1], key.shape[1])
         scores = scores if bias is None else scores + bias
         weights = jax.nn.softmax(scores - jax.lax.stop_gradient(scores))
         average = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         return jnp.where(mask.any(axis=-1)[:, 0, :, None, None], out, average)
 
-    monkeypatch.setattr(attention, "_all_at_once", as_t5x)
+    monkeypatch.setattr(attention, "dot_product_attention", as_t5x)
 
 
 def _three_steps(forward, params, axes, batch):

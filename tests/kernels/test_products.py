@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax.layers import dense
+from prottrans_jax.kernels import cpu, products
 
 CASES = {
     "bld,df->blf": ((2, 7, 5), (5, 11)),
@@ -20,7 +20,8 @@ CASES = {
 @pytest.mark.parametrize("spec", CASES)
 def test_bfloat16_products_round_operands_only(spec, native, monkeypatch):
     """Equal to float64 products of the rounded operands, to float32 rounding."""
-    monkeypatch.setattr(dense, "_cpu_multiplies_bfloat16", lambda: native)
+    flags = frozenset({"avx512_bf16"} if native else ())
+    monkeypatch.setattr(cpu, "flags", lambda: flags)
     shape_a, shape_b = CASES[spec]
     keys = jax.random.split(jax.random.key(0), 3)
     # Float32 operands, as parameters are: their gradients stay float32.
@@ -28,7 +29,7 @@ def test_bfloat16_products_round_operands_only(spec, native, monkeypatch):
     b = jax.random.normal(keys[1], shape_b)
 
     def product(a, b):
-        return dense.einsum(spec, a, b, jnp.bfloat16, jnp.float32)
+        return products.einsum(spec, a, b, jnp.bfloat16, jnp.float32)
 
     out, vjp = jax.vjp(product, a, b)
     grad = jax.random.normal(keys[2], out.shape)
@@ -55,7 +56,7 @@ def test_float32_products_are_exact_on_accelerators_unless_the_user_says_so():
         kernel = jax.ShapeDtypeStruct((5, 5), jnp.float32)
 
         def product(x, kernel):
-            return dense.einsum("bld,df->blf", x, kernel, jnp.float32, jnp.float32)
+            return products.einsum("bld,df->blf", x, kernel, jnp.float32, jnp.float32)
 
         exported = jax.export.export(jax.jit(product), platforms=[platform])
         return exported(x, kernel).mlir_module()
@@ -70,7 +71,7 @@ def test_gradient_of_a_bias_is_summed_in_float32():
     grad = jnp.full((4, 600, 3), 0.37, jnp.bfloat16)
     x = jnp.zeros_like(grad)
     bias = jnp.zeros(3)
-    _, vjp = jax.vjp(dense.add_bias, x, bias)
+    _, vjp = jax.vjp(products.add_bias, x, bias)
     np.testing.assert_allclose(
         jax.jit(vjp)(grad)[1], 2400 * float(grad[0, 0, 0]), rtol=1e-6
     )
