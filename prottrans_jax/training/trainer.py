@@ -439,15 +439,6 @@ def _write_config(path: pathlib.Path, text: str) -> None:
         )
 
 
-def layout(
-    objective: Any, optimizer: Any, partitioner: Any, data: Any
-) -> train_state.StatePlan:
-    """Layout of the state that `train` saves and restores with these arguments."""
-    return train_state.plan(
-        objective, optimizer, partitioner, train_state.batch_shapes(data)
-    )
-
-
 class _Profile(contextlib.AbstractContextManager):
     """Profiles the steps [first, last) into a directory for TensorBoard."""
 

@@ -123,11 +123,11 @@ def test_resumed_run_has_the_memories_of_an_unbroken_run(tmp_path, dtype):
         saver = checkpointing.Checkpointer(
             tmp_path / name / "checkpoints", read_only=True
         )
-        plan = trainer.layout(
+        plan = train_state.plan(
             objective,
             arguments["optimizer"],
             arguments["partitioner"],
-            arguments["train_data"],
+            train_state.batch_shapes(arguments["train_data"]),
         )
         return jax.tree.map(np.asarray, saver.restore(plan.abstract).state)
 

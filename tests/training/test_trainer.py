@@ -23,7 +23,13 @@ from prottrans_jax.distributed import stopping, watchdog
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
 from prottrans_jax.optimizers import algorithms
-from prottrans_jax.training import evaluation, event_files, logbook, trainer
+from prottrans_jax.training import (
+    evaluation,
+    event_files,
+    logbook,
+    train_state,
+    trainer,
+)
 
 LENGTH, BATCH = 8, 16
 
@@ -97,11 +103,11 @@ def _final_state(arguments):
     saver = checkpointing.Checkpointer(
         arguments["model_dir"] + "/checkpoints", read_only=True
     )
-    plan = trainer.layout(
+    plan = train_state.plan(
         arguments["objective"],
         arguments["optimizer"],
         arguments["partitioner"],
-        arguments["train_data"],
+        train_state.batch_shapes(arguments["train_data"]),
     )
     restored = saver.restore(plan.abstract)
     return restored.step, jax.tree.map(np.asarray, restored.state)
