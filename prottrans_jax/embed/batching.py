@@ -4,6 +4,7 @@ import bisect
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import itertools
+from typing import NamedTuple
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -35,116 +36,92 @@ def round_up(lengths: np.typing.ArrayLike) -> np.ndarray:
     return -(-lengths // grain) * grain
 
 
+class Span(NamedTuple):
+    """Where the tokens of a sequence are.
+
+    Attributes:
+      row: Row.
+      start: Position of the first token.
+      stop: Position after the last one.
+    """
+
+    row: int
+    start: int
+    stop: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """Sequences that share one call of the model, in rows of one length.
 
     Attributes:
       members: Indices of the sequences, ordered by row, then by position in the row.
+      spans: Tokens of each member.
       rows: Rows of the call; the last ones may be empty.
       length: Tokens of every row.
-      starts: Row and first position of each member if rows are shared; None if each
-        member has its own row.
+      skips_padding: Whether the device computes nothing at the end of the last row.
     """
 
     members: tuple[int, ...]
+    spans: tuple[Span, ...]
     rows: int
     length: int
-    starts: tuple[tuple[int, int], ...] | None = None
+    skips_padding: bool = False
 
     @property
     def tokens(self) -> int:
-        """Tokens that are computed, padding included."""
+        """Tokens that are computed."""
+        if self.skips_padding:
+            return (self.rows - 1) * self.length + self.spans[-1].stop
         return self.rows * self.length
 
-    def places(self) -> list[tuple[int, int]]:
-        """Row and first position of each member."""
-        if self.starts is None:
-            return [(row, 0) for row in range(len(self.members))]
-        return list(self.starts)
-
-    def halves(self) -> tuple["Batch", "Batch"]:
+    def halves(self, row_length: Callable[[int], int]) -> tuple["Batch", "Batch"]:
         """Splits the batch into two of half the rows, or one row into two shorter rows.
 
         The second half has no members if all of them fit into the first.
+
+        Args:
+          row_length: Length of a row for a number of tokens.
         """
-        places = self.places()
         if self.rows > 1:
             rows = (self.rows + 1) // 2
-            cut = bisect.bisect_left(places, (rows, 0))
+            cut = bisect.bisect_left(self.spans, (rows, 0))
             first = second = rows, self.length
-            moved = [(row - rows, start) for row, start in places[cut:]]
+            moved = [span._replace(row=span.row - rows) for span in self.spans[cut:]]
         else:
-            cut = bisect.bisect_left(places, (0, (self.length + 1) // 2))
-            cut = min(max(cut, 1), len(places) - 1)
-            at = places[cut][1]
+            stop = self.spans[-1].stop
+            cut = bisect.bisect_left(self.spans, (0, (stop + 1) // 2))
+            cut = min(max(cut, 1), len(self.spans) - 1)
+            at = self.spans[cut].start
             first, second = (
-                (1, min(int(round_up(tokens)), self.length))
-                for tokens in (at, self.length - at)
+                (1, min(row_length(tokens), self.length)) for tokens in (at, stop - at)
             )
-            moved = [(row, start - at) for row, start in places[cut:]]
-        shared = self.starts is not None
+            moved = [
+                Span(0, span.start - at, span.stop - at) for span in self.spans[cut:]
+            ]
         return (
-            Batch(self.members[:cut], *first, tuple(places[:cut]) if shared else None),
-            Batch(self.members[cut:], *second, tuple(moved) if shared else None),
+            Batch(self.members[:cut], self.spans[:cut], *first, self.skips_padding),
+            Batch(self.members[cut:], tuple(moved), *second, self.skips_padding),
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """Sequences that share one call of the model, one after another in one row.
+def one_each(
+    members: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    rows: int | None = None,
+    length: int,
+) -> Batch:
+    """A batch in which each sequence has its own row.
 
-    Attributes:
+    Args:
       members: Indices of the sequences.
-      lengths: Tokens of each sequence.
-      max_tokens: Tokens of a full row.
-      max_length: Longest row that the model accepts, in tokens, or None.
+      lengths: Tokens of each.
+      rows: Rows of the call; None: one for each sequence.
+      length: Tokens of every row.
     """
-
-    members: tuple[int, ...]
-    lengths: tuple[int, ...]
-    max_tokens: int
-    max_length: int | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are computed; the padding at the end of the row is not."""
-        return sum(self.lengths)
-
-    @property
-    def rows(self) -> int:
-        """Rows of the call."""
-        return 1
-
-    @property
-    def length(self) -> int:
-        """Tokens of the row, with padding. Few values occur: each is a program."""
-        tokens = max(self.tokens, _SHORTEST_ROW)
-        grain = (1 << (tokens - 1).bit_length()) // (2 * _LENGTHS_PER_OCTAVE)
-        length = -(-tokens // grain) * grain
-        if length > self.max_tokens:
-            length = max(self.max_tokens, int(round_up(self.tokens)))
-        return length if self.max_length is None else min(length, self.max_length)
-
-    def places(self) -> list[tuple[int, int]]:
-        """Row and first position of each member."""
-        return [(0, end - n) for end, n in zip(self._ends(), self.lengths, strict=True)]
-
-    def halves(self) -> tuple["Packed", "Packed"]:
-        """Splits the row into two rows of about half the tokens each."""
-        cut = bisect.bisect_left(self._ends(), sum(self.lengths) / 2)
-        cut = min(max(cut, 1), len(self.members) - 1)
-        return (
-            dataclasses.replace(
-                self, members=self.members[:cut], lengths=self.lengths[:cut]
-            ),
-            dataclasses.replace(
-                self, members=self.members[cut:], lengths=self.lengths[cut:]
-            ),
-        )
-
-    def _ends(self) -> list[int]:
-        return list(itertools.accumulate(self.lengths))
+    spans = tuple(Span(row, 0, stop) for row, stop in enumerate(lengths))
+    return Batch(tuple(members), spans, len(spans) if rows is None else rows, length)
 
 
 class _Waiting:
@@ -178,12 +155,28 @@ class _Waiting:
             count += 1
 
 
+def packed_length(tokens: int, max_tokens: int, max_length: int | None = None) -> int:
+    """Length of a packed row. Few values occur: each is a compiled program.
+
+    Args:
+      tokens: Tokens of the row.
+      max_tokens: Tokens of a full row.
+      max_length: Longest row that the model accepts, in tokens, or None.
+    """
+    wide = max(tokens, _SHORTEST_ROW)
+    grain = (1 << (wide - 1).bit_length()) // (2 * _LENGTHS_PER_OCTAVE)
+    length = -(-wide // grain) * grain
+    if length > max_tokens:
+        length = max(max_tokens, int(round_up(tokens)))
+    return length if max_length is None else min(length, max_length)
+
+
 def pack(
     lengths: Sequence[int] | Int[np.ndarray, " sequences"],
     max_tokens: int,
     max_members: int | None = None,
     max_length: int | None = None,
-) -> Iterator[Packed]:
+) -> Iterator[Batch]:
     """Packs sequences into rows: the longest one left, then the longest that still fit.
 
     Args:
@@ -199,7 +192,11 @@ def pack(
     while waiting.longest:
         room = max(max_tokens, waiting.longest)
         members, taken = zip(*waiting.fill(room, max_members), strict=True)
-        yield Packed(members, taken, max_tokens, max_length)
+        stops = list(itertools.accumulate(taken))
+        length = packed_length(stops[-1], max_tokens, max_length)
+        starts = (0, *stops)
+        spans = tuple(Span(0, *ends) for ends in zip(starts, stops, strict=False))
+        yield Batch(members, spans, 1, length, skips_padding=True)
 
 
 def choose_buckets(
@@ -370,13 +367,13 @@ def plan(
         full = max(1, max_tokens // max(length, 1))
         if max_rows is not None:
             full = min(full, max_rows)
-        members, starts = [], []
+        members, spans = [], []
         used = 0
         while used < full and waiting.longest:
             start = 0
             for number, size in waiting.fill(length, None if shares_rows else 1):
                 members.append(number)
-                starts.append((used, start))
+                spans.append(Span(used, start, start + size))
                 start += size
             used += 1
         row_counts = rows_of.setdefault(length, [])
@@ -389,6 +386,4 @@ def plan(
         if (rows, length) not in seen:
             seen.add((rows, length))
             bisect.insort(row_counts, rows)
-        yield Batch(
-            tuple(members), rows, length, tuple(starts) if shares_rows else None
-        )
+        yield Batch(tuple(members), tuple(spans), rows, length)

@@ -79,17 +79,17 @@ class Tokens:
         return len(self.prefix) + len(self.suffix)
 
     def rows(
-        self, sequences: Sequence[bytes], batch: "batching.Batch | batching.Packed"
+        self, sequences: Sequence[bytes], batch: batching.Batch
     ) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and segments, both [rows, length]; segments of a row start at 1."""
         tokens = np.full((batch.rows, batch.length), self.pad_id, np.int32)
         segments = np.zeros_like(tokens)
-        for sequence, (row, start) in zip(sequences, batch.places(), strict=True):
+        for sequence, span in zip(sequences, batch.spans, strict=True):
+            row, start, stop = span
             residues = self.table[np.frombuffer(sequence, np.uint8)]
             own = np.concatenate([self.prefix, residues, self.suffix])
-            tokens[row, start : start + len(own)] = own
-            before = segments[row, start - 1] if start else 0
-            segments[row, start : start + len(own)] = before + 1
+            tokens[row, start:stop] = own
+            segments[row, start:stop] = 1 + (segments[row, start - 1] if start else 0)
         return tokens, segments
 
 
@@ -161,7 +161,7 @@ class Embedder:
         self._seen: set[tuple[int, int]] = set()
         # Limits learnt from calls that ran out of memory.
         self._rows_limit: dict[int, int] = {}
-        self._packed_limit = math.inf
+        self._row_limit = math.inf
         self._blockwise_from: int | None = None
 
     def compile_cost_tokens(self) -> float:
@@ -226,7 +226,7 @@ class Embedder:
         lengths = [len(x) + self.tokens.num_special for x in sequences]
         limits = self.max_tokens, self.max_rows
         max_length = self.module.max_length
-        batches: Iterable[batching.Batch | batching.Packed]
+        batches: Iterable[batching.Batch]
         if self.packs:
             batches = batching.pack(lengths, *limits, max_length)
         else:
@@ -274,7 +274,7 @@ class Embedder:
                 if item is None:
                     break
                 if self._is_too_large(item.batch):
-                    todo.extendleft(reversed(item.halves()))
+                    todo.extendleft(reversed(self._halves(item)))
                     continue
                 waiting.append(self._start(item, on_wait))
             if not waiting:
@@ -338,21 +338,29 @@ class Embedder:
         )
         return forward.run(module, params, tokens, segments, spec)
 
-    def _is_too_large(self, batch: batching.Batch | batching.Packed) -> bool:
-        if isinstance(batch, batching.Packed):
-            return batch.tokens > self._packed_limit and len(batch.members) > 1
-        return batch.rows > self._rows_limit.get(batch.length, batch.rows)
+    def _is_too_large(self, batch: batching.Batch) -> bool:
+        if batch.rows > 1:
+            return batch.rows > self._rows_limit.get(batch.length, batch.rows)
+        return batch.tokens > self._row_limit and len(batch.members) > 1
+
+    def _halves(self, work: "Work") -> list["Work"]:
+        """Two batches of half the size; an empty one is left out."""
+        first, second = work.batch.halves(self._row_length)
+        cut = len(first.members)
+        parts = [
+            Work(first, work.sequences[:cut], work.tag),
+            Work(second, work.sequences[cut:], work.tag),
+        ]
+        return [part for part in parts if part.batch.members]
+
+    def _row_length(self, tokens: int) -> int:
+        if self.packs:
+            max_length = self.module.max_length
+            return batching.packed_length(tokens, self.max_tokens, max_length)
+        return int(batching.round_up(tokens))
 
     def _smaller(self, call: "_Call", error: Exception) -> list["Work"]:
         batch = call.work.batch
-        if isinstance(batch, batching.Packed) and len(batch.members) > 1:
-            self._packed_limit = min(self._packed_limit, batch.tokens // 2)
-            logging.warning(
-                "%d tokens in a row do not fit into memory; continuing with %d.",
-                batch.tokens,
-                self._packed_limit,
-            )
-            return call.work.halves()
         if batch.rows > 1:
             limit = (batch.rows + 1) // 2
             logging.warning(
@@ -365,15 +373,15 @@ class Embedder:
                 if length >= batch.length:
                     previous_limit = self._rows_limit.get(length, limit)
                     self._rows_limit[length] = min(previous_limit, limit)
-            return call.work.halves()
+            return self._halves(call.work)
         if len(batch.members) > 1:
+            self._row_limit = min(self._row_limit, batch.tokens // 2)
             logging.warning(
-                "One row of %d tokens does not fit into memory; continuing with its "
-                "%d sequences in two rows.",
-                batch.length,
-                len(batch.members),
+                "%d tokens in a row do not fit into memory; continuing with %d.",
+                batch.tokens,
+                self._row_limit,
             )
-            return call.work.halves()
+            return self._halves(call.work)
         if call.module.compute.attention == "plain":
             logging.warning(
                 "One row of %d tokens does not fit into memory; continuing with "
@@ -391,8 +399,8 @@ class Embedder:
 
     def _split(self, work, hidden, pooled):
         batch = work.batch
-        by_member = zip(batch.members, work.sequences, batch.places(), strict=True)
-        for member, sequence, (row, start) in by_member:
+        by_member = zip(batch.members, work.sequences, batch.spans, strict=True)
+        for member, sequence, (row, start, stop) in by_member:
             first = start + len(self.tokens.prefix)
             residues = protein = None
             if hidden is not None:
@@ -400,8 +408,8 @@ class Embedder:
             if pooled is not None:
                 protein = pooled[..., row, :]
             elif self.pool == "cls":
-                own = range(start, start + len(sequence) + self.tokens.num_special)
-                protein = hidden[..., row, own[self.tokens.cls], :].astype(np.float32)
+                cls = range(start, stop)[self.tokens.cls]
+                protein = hidden[..., row, cls, :].astype(np.float32)
             elif self.pool is not None:
                 protein = pooling.pool_protein(residues, self.pool)
             if not self.keep_residues:
@@ -413,19 +421,9 @@ class Embedder:
 class Work:
     """A batch with the sequences of its members; `tag` is any value of the caller's."""
 
-    batch: batching.Batch | batching.Packed
+    batch: batching.Batch
     sequences: Sequence[bytes]
     tag: Any = None
-
-    def halves(self) -> list["Work"]:
-        """Splits it into two batches of half the size; an empty one is left out."""
-        first, second = self.batch.halves()
-        cut = len(first.members)
-        parts = [
-            Work(first, self.sequences[:cut], self.tag),
-            Work(second, self.sequences[cut:], self.tag),
-        ]
-        return [part for part in parts if part.batch.members]
 
 
 @dataclasses.dataclass

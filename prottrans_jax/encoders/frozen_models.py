@@ -162,9 +162,10 @@ class Encoder(frozen_params.Holder):
                 "tokenize takes a list of sequences; pass [sequence] for a single one."
             )
         residues = self._all_residues(sequences)
-        longest = max(map(len, residues), default=0) + self._tokens.num_special
-        rows = tuple(range(len(residues)))
-        batch = batching.Batch(rows, len(rows), longest)
+        special = self._tokens.num_special
+        lengths = [len(x) + special for x in residues]
+        longest = max(lengths, default=special)
+        batch = batching.one_each(range(len(lengths)), lengths, length=longest)
         tokens, segments = self._tokens.rows(residues, batch)
         return tokens, segments != 0
 

@@ -1,5 +1,7 @@
 """float32 vectors of a protein alone, in other padded lengths and in a batch."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -52,7 +54,8 @@ def make_params(module, factor):
 
 
 def embed(runner, sequences, rows, length):
-    batch = batching.Batch(tuple(range(len(sequences))), rows, length)
+    lengths = [len(x) + runner.tokens.num_special for x in sequences]
+    batch = batching.one_each(range(len(lengths)), lengths, rows=rows, length=length)
     work = embedder.Work(batch, list(sequences))
     vectors = {i: embedding.residues for _, i, embedding in runner.run([work])}
     return np.array(vectors[0], np.float32)
@@ -84,8 +87,11 @@ def test_vectors_alone_and_in_a_shared_row_agree_within_that_bound(family):
         assert sharing.shares_rows
         # Between two others in the second row.
         company = [OTHERS[1], OTHERS[1], SEQUENCE, OTHERS[0]]
-        starts = (0, 0), (1, 0), (1, 21), (1, 43)
-        batch = batching.Batch((0, 1, 2, 3), 2, 64, starts)
+        first, *second = (len(x) + 2 for x in company)
+        stops = np.cumsum([0, *second]).tolist()
+        spans = [(1, *ends) for ends in itertools.pairwise(stops)]
+        spans = [batching.Span(*span) for span in [(0, 0, first), *spans]]
+        batch = batching.Batch((0, 1, 2, 3), tuple(spans), 2, 64)
         vectors = {
             i: embedding.residues
             for _, i, embedding in sharing.run([embedder.Work(batch, company)])

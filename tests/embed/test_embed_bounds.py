@@ -1,5 +1,6 @@
 """Bounds of memory, of padding and of the number of programs."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -146,9 +147,9 @@ def test_shared_rows_have_three_percent_padding_at_most(
     assert len(seen) <= most_programs
     for batch in batches:
         taken = np.zeros((batch.rows, batch.length), int)
-        for i, (row, start) in zip(batch.members, batch.places(), strict=True):
-            assert start + lengths[i] <= batch.length
-            taken[row, start : start + lengths[i]] += 1
+        for i, (row, start, stop) in zip(batch.members, batch.spans, strict=True):
+            assert stop - start == lengths[i] and stop <= batch.length
+            taken[row, start:stop] += 1
         assert taken.max() == 1
 
 
@@ -177,14 +178,20 @@ def test_small_job_is_one_row_and_peptides_share_long_rows():
     assert choose([]) == []
 
 
+def make_batch(members, spans, rows, length):
+    spans = tuple(batching.Span(*span) for span in spans)
+    return batching.Batch(members, spans, rows, length)
+
+
 def test_halves_of_shared_rows_hold_the_same_sequences():
-    whole = batching.Batch((4, 7, 1), 3, 40, ((0, 0), (0, 30), (2, 0)))
-    first, second = whole.halves()
-    assert first == batching.Batch((4, 7), 2, 40, ((0, 0), (0, 30)))
-    assert second == batching.Batch((1,), 2, 40, ((0, 0),))
-    first, second = batching.Batch((4, 7, 1), 1, 50, ((0, 0), (0, 9), (0, 41))).halves()
-    assert first == batching.Batch((4, 7), 1, 48, ((0, 0), (0, 9)))
-    assert second == batching.Batch((1,), 1, 16, ((0, 0),))
+    whole = make_batch((4, 7, 1), [(0, 0, 30), (0, 30, 39), (2, 0, 5)], 3, 40)
+    first, second = whole.halves(batching.round_up)
+    assert first == make_batch((4, 7), [(0, 0, 30), (0, 30, 39)], 2, 40)
+    assert second == make_batch((1,), [(0, 0, 5)], 2, 40)
+    whole = make_batch((4, 7, 1), [(0, 0, 9), (0, 9, 41), (0, 41, 50)], 1, 50)
+    first, second = whole.halves(batching.round_up)
+    assert first == make_batch((4, 7), [(0, 0, 9), (0, 9, 41)], 1, 48)
+    assert second == make_batch((1,), [(0, 0, 9)], 1, 16)
 
 
 def test_packed_rows_hold_every_protein_once_and_all_but_the_last_are_full():
@@ -193,9 +200,8 @@ def test_packed_rows_hold_every_protein_once_and_all_but_the_last_are_full():
     rows = list(batching.pack(lengths, 1024))
     assert sorted(i for row in rows for i in row.members) == list(range(4000))
     for row in rows:
-        assert row.lengths == tuple(lengths[list(row.members)])
-        starts = np.cumsum([0, *row.lengths])
-        assert row.places() == [(0, start) for start in starts[:-1]]
+        stops = np.cumsum([0, *lengths[list(row.members)]]).tolist()
+        assert row.spans == tuple((0, *ends) for ends in itertools.pairwise(stops))
         assert row.tokens <= row.length and row.rows == 1
     longer = [row for row in rows if lengths[list(row.members)].max() > 1024]
     assert all(len(row.members) == 1 for row in longer)
@@ -207,19 +213,20 @@ def test_packed_rows_hold_every_protein_once_and_all_but_the_last_are_full():
 
 
 def test_packed_rows_have_few_lengths():
-    one = {batching.Packed((0,), (n,), 4096).length for n in range(1, 4097)}
+    one = {batching.packed_length(n, 4096) for n in range(1, 4097)}
     assert len(one) == 6 * 8 + 1 and max(one) == 4096 and min(one) == 64
     for n in range(65, 4097):
-        length = batching.Packed((0,), (n,), 4096).length
+        length = batching.packed_length(n, 4096)
         assert n <= length <= n * 1.125 + 1
 
 
 def test_packed_rows_respect_every_limit():
     lengths = [30] * 9 + [700]
-    assert [row.lengths for row in batching.pack(lengths, 90, 2)] == [
-        (700,),
-        *[(30, 30)] * 4,
-        (30,),
+    rows = batching.pack(lengths, 90, 2)
+    assert [[lengths[i] for i in row.members] for row in rows] == [
+        [700],
+        *[[30, 30]] * 4,
+        [30],
     ]
     # The model has positions for so many.
     rows = list(batching.pack([30] * 9, 4096, max_length=100))
@@ -230,13 +237,15 @@ def test_packed_rows_respect_every_limit():
 
 
 def test_halves_of_a_packed_row_have_about_half_its_tokens():
-    row = batching.Packed((4, 7, 1, 0), (50, 20, 20, 10), 128)
-    first, second = row.halves()
-    assert (first.members, second.members) == ((4,), (7, 1, 0))
+    def halves(*lengths):
+        (row,) = batching.pack(lengths, 128)
+        return row.halves(lambda tokens: batching.packed_length(tokens, 128))
+
+    first, second = halves(50, 20, 20, 10)
+    assert (len(first.members), len(second.members)) == (1, 3)
     assert (first.tokens, second.tokens) == (50, 50)
     # Never an empty one, whatever the first takes.
-    assert batching.Packed((0, 1), (90, 1), 128).halves()[1].members == (1,)
-    assert batching.Packed((0, 1), (1, 90), 128).halves()[0].members == (0,)
+    assert [half.members for half in halves(90, 1)] == [(0,), (1,)]
 
 
 def test_expensive_compilation_gives_few_buckets_and_cheap_compilation_many():

@@ -57,18 +57,21 @@ def test_pooling_is_the_mean_over_residues_alone(encoder):
     np.testing.assert_allclose(largest[1], hidden[1, :3].max(axis=0), atol=1e-6)
 
 
-def run(encoder, sequences, batch):
+def run(encoder, sequences, members, rows, length):
     runner = encoder.make_embedder()
-    work = embedder.Work(batch, [sequences[i].encode() for i in batch.members])
+    residues = [sequences[i].encode() for i in members]
+    lengths = [len(x) + runner.tokens.num_special for x in residues]
+    batch = batching.one_each(members, lengths, rows=rows, length=length)
+    work = embedder.Work(batch, residues)
     return {i: np.array(embedding.residues) for _, i, embedding in runner.run([work])}
 
 
 def test_same_vector_alone_in_a_batch_and_in_another_order(encoder):
     sequences = ["MKTAYIAKQR", "ACDWWY", "GGGGGGGGGGGGGGGG", "LLKM"]
-    together = run(encoder, sequences, batching.Batch((0, 1, 2, 3), 4, 24))
-    turned = run(encoder, sequences, batching.Batch((3, 2, 1, 0), 4, 24))
+    together = run(encoder, sequences, (0, 1, 2, 3), 4, 24)
+    turned = run(encoder, sequences, (3, 2, 1, 0), 4, 24)
     for i in range(4):
-        alone = run(encoder, sequences, batching.Batch((i,), 4, 24))
+        alone = run(encoder, sequences, (i,), 4, 24)
         np.testing.assert_array_equal(alone[i], together[i])
         np.testing.assert_array_equal(turned[i], together[i])
 
@@ -76,7 +79,7 @@ def test_same_vector_alone_in_a_batch_and_in_another_order(encoder):
 def test_same_vector_in_another_bucket(encoder):
     sequence = "MKTAYIAKQRLLKMACDWWY"
     results = [
-        run(encoder, [sequence], batching.Batch((0,), rows, length))[0]
+        run(encoder, [sequence], (0,), rows, length)[0]
         for rows, length in ((1, 21), (1, 24), (3, 32), (2, 200))
     ]
     for other in results[1:]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prottrans_jax.embed import batching, embedder, forward, layerwise
+from prottrans_jax.embed import embedder, forward, layerwise
 from prottrans_jax.encoders import frozen_params
 from prottrans_jax.kernels import x86
 from prottrans_jax.layers import compute as compute_config
@@ -138,7 +138,7 @@ def test_proteins_in_one_row_have_the_vectors_they_have_alone(
     runner = wide_embedder(family, dtype)
     work = runner.work(sequences, runner.buckets([len(x) for x in sequences]))
     (call,) = work
-    assert isinstance(call.batch, batching.Packed) and call.batch.length == 128
+    assert (call.batch.rows, call.batch.length) == (1, 128)
     together = {i: np.array(embedding.residues) for _, i, embedding in runner.run(work)}
     for i, sequence in enumerate(sequences):
         alone = embed_with(runner, [sequence])[0].residues
