@@ -103,11 +103,9 @@ class Ours:
             for name in objective.features
         }
         plan = train_state.plan(objective, optimizer, self.partitioner, shapes)
-        self.state = train_state.initialize(plan, self.partitioner, shapes, 0)
+        self.state = train_state.initialize(plan, seed=0)
         self.run = train_step.make_train_step(
             plan,
-            optimizer,
-            self.partitioner,
             seed=0,
             num_microbatches=options.microbatches,
         )

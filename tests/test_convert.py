@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cases import loader_cases
+from cases import loader_cases, runs
 from prottrans_jax import partitioning
 from prottrans_jax.checkpoints import (
     checkpointing,
@@ -37,7 +37,6 @@ from prottrans_jax.objectives import (
     replaced_token_detection,
 )
 from prottrans_jax.optimizers import algorithms
-from prottrans_jax.training import trainer
 
 T5 = t5.T5Config(
     vocab_size=31,
@@ -226,9 +225,9 @@ def train_one_step(tmp_path, objective, init_from, **changes):
         optimizer=algorithms.AdamW(learning_rate=0.0, weight_decay=0.0),
         partitioner=partitioning.Partitioner(num_devices=2, scheme="fully_sharded"),
         total_steps=1,
-        init_from=init_from,
+        start_init_from=init_from,
     )
-    trainer.train(**(arguments | changes))
+    runs.train(**(arguments | changes))
     return pathlib.Path(arguments["model_dir"])
 
 

@@ -307,11 +307,11 @@ def test_leaf_that_trains_here_finds_its_data(leaf):
 def test_leaf_can_be_overridden_as_t5x_users_do():
     config = building.parse(
         ["prot_t5_xl.gin"],
-        [*GIVEN[:1], "TRAIN_STEPS = 7", "train.log_period = 3", "t5.T5Config.d_ff = 5"],
+        [*GIVEN[:1], "TRAIN_STEPS = 7", "Logs.period = 3", "t5.T5Config.d_ff = 5"],
     )
     bound = config.bindings
     assert config.value(bound["", "trainer.train", "total_steps"]) == 7
-    assert bound["", "trainer.train", "log_period"] == 3
+    assert bound["", "settings.Logs", "period"] == 3
     assert bound["", "t5.T5Config", "d_ff"] == 5
 
 

@@ -3,10 +3,11 @@
 The newest step whose files match its manifest is read, or the step that is named.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 from typing import Any
@@ -94,14 +95,59 @@ def load_params(
     return _read_step(path, step, read)
 
 
+def load_state(
+    path: str | os.PathLike[str], abstract_parts: Mapping[str, PyTree]
+) -> Restored:
+    """Reads parts of the state of another run, to go on from it.
+
+    Unlike `Checkpointer.restore`, it does not fall back to an earlier step.
+
+    Args:
+      path: a model_dir, its `checkpoints` directory, or one step of it.
+      abstract_parts: names of parts of a saved state -> trees of
+        `jax.ShapeDtypeStruct` with the final shardings. Other parts are not read.
+
+    Returns:
+      The newest step; its state is a dictionary of the parts.
+
+    Raises:
+      manifests.CheckpointError: `path` has no step, or its newest one is damaged.
+      stored_arrays.MismatchError: the arrays differ; lists both sides, and holds the
+        metadata.
+    """
+    abstract_arrays = stored_arrays.by_name(abstract_parts)
+
+    def read(source: epath.Path) -> Restored:
+        stored = {
+            name: array
+            for name, array in stored_arrays.on_disk(source).items()
+            if name.split("/")[0] in abstract_parts
+        }
+        metadata = read_metadata(source)
+        if difference := stored_arrays.compare(abstract_arrays, stored):
+            raise stored_arrays.MismatchError(
+                f"{source} does not fit this run "
+                f"{difference.summary(stored_arrays.REMEDY)}",
+                metadata,
+            )
+        arrays = stored_arrays.read(source, abstract_arrays)
+        state = jax.tree.unflatten(jax.tree.structure(abstract_parts), arrays)
+        return Restored(int(source.name), state, metadata)
+
+    return _read_step(path, None, read, max_lost_steps=0)
+
+
 def _read_step(
     path: str | os.PathLike[str],
     step: int | None,
     read: Callable[[epath.Path], Any],
+    *,
+    max_lost_steps: float = math.inf,
 ) -> Any:
     """Result of `read` for the newest sound step, or for `step`.
 
     If the run deletes the newest step during the read, a newer one is read instead.
+    `max_lost_steps` is that of `manifests.choose`.
 
     Raises:
       manifests.GoneError: `step` does not exist, or was deleted meanwhile.
@@ -110,7 +156,9 @@ def _read_step(
     directory, step = locate(path, step)
     while True:
         choice = barriers.from_process_zero(
-            "checkpoints/load", lambda: manifests.choose(directory, step), 1200.0
+            "checkpoints/load",
+            lambda: manifests.choose(directory, step, max_lost_steps=max_lost_steps),
+            1200.0,
         )
         if choice["step"] is None:
             raise manifests.CheckpointError(f"{path}: no checkpoint there.")

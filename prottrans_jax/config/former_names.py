@@ -55,6 +55,9 @@ _MODELS = {
     "transformer_xl.TransformerXLConfig": "transformer_xl.TransformerXL",
 }
 
+_TRAIN = "prottrans_jax.training.trainer.train"
+_SETTINGS = "prottrans_jax.training.settings"
+
 # Parameters by full name, with the names of module, function and class in this version.
 PARAMETERS: dict[str, Moved] = {
     # How a model is computed stood in the configuration of its family.
@@ -64,4 +67,26 @@ PARAMETERS: dict[str, Moved] = {
     )
     for config, model in _MODELS.items()
     for field in _COMPUTE_FIELDS
+} | {
+    # The loop took its settings one by one.
+    f"{_TRAIN}.{former}": Moved(f"{_SETTINGS}.{name}", f"{_TRAIN}.{holder}")
+    for former, holder, name in (
+        ("checkpoint_period", "checkpoints", "Checkpoints.period"),
+        ("keep", "checkpoints", "Checkpoints.keep"),
+        ("keep_period", "checkpoints", "Checkpoints.keep_period"),
+        ("save_dtype", "checkpoints", "Checkpoints.save_dtype"),
+        ("on_save_error", "checkpoints", "Checkpoints.on_save_error"),
+        ("eval_period", "evaluation", "Evaluation.period"),
+        ("eval_batches", "evaluation", "Evaluation.batches"),
+        ("log_period", "logs", "Logs.period"),
+        ("profile_steps", "logs", "Logs.profile_steps"),
+        ("init_from", "start", "Start.init_from"),
+        ("accept_config_changes", "start", "Start.accept_config_changes"),
+        ("accept_lost_steps", "start", "Start.accept_lost_steps"),
+        ("startup_timeout_s", "limits", "Limits.startup_s"),
+        ("step_timeout_s", "limits", "Limits.step_s"),
+        ("step_timeout_factor", "limits", "Limits.step_factor"),
+        ("on_nonfinite", "nonfinite", "NonFinite.policy"),
+        ("max_skipped_steps", "nonfinite", "NonFinite.max_skipped_steps"),
+    )
 }

@@ -42,9 +42,11 @@ def _check(config: reading.Config, writes: bool) -> None:
         if problem:
             problems.append(f"{name}={value!r} cannot be used: {problem}.")
     problems += _data_problems(config)
-    if writes and starts_anew:  # A resumed run ignores `init_from`.
+    if writes and starts_anew:  # A resumed run ignores its sources.
         for name, value in _places(config, "init_from"):
             problems += _missing_source(name, value)
+        for name, value in _places(config, "continue_from"):
+            problems += _missing(name, value, "Give the model_dir of a run, or a step")
     if problems:
         raise reading.UsageError("\n".join(dict.fromkeys(problems)))
     if writes:

@@ -2,7 +2,9 @@
 
   trainer                         `train`: the loop
   train_state, train_step         layout of the state; the compiled step
-  saving                          retry or stop after a failed save
+  settings                        settings of the loop, in groups
+  resuming                        the first state, or that of a checkpoint of this run
+  saving, profiling               retry or stop after a failed save; profiles of steps
   evaluation, infeed              means over a split; batches prefetched in a thread
   logbook, metrics                log lines; writers of scalars
   event_files, logged_steps, earlier_logs    logs of a resumed run

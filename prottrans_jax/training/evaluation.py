@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 import itertools
 import os
-from typing import Any
 
 from absl import logging
 from jaxtyping import PyTree
 
+from prottrans_jax import types
 from prottrans_jax.checkpoints import checkpointing, manifests, stored_steps
 from prottrans_jax.distributed import stop_signals
 from prottrans_jax.files import paths
@@ -19,7 +19,6 @@ class Evaluator:
 
     Args:
       plan: shapes and shardings of the state.
-      partitioner: the parameters are on its mesh.
       loaders: name to a loader with `num_batches`.
 
     Raises:
@@ -27,14 +26,13 @@ class Evaluator:
     """
 
     def __init__(
-        self, plan: train_state.StatePlan, partitioner: Any, loaders: Mapping[str, Any]
+        self, plan: train_state.StatePlan, loaders: Mapping[str, types.Loader]
     ):
         for loader in loaders.values():
             train_state.check_vocabulary(plan.objective, loader)
         self._plan = plan
-        self._partitioner = partitioner
         self._loaders = dict(loaders)
-        self._step = train_step.make_eval_step(plan, partitioner)
+        self._step = train_step.make_eval_step(plan)
 
     def __call__(
         self,
@@ -54,13 +52,14 @@ class Evaluator:
           after_batch: called after each batch, e.g. to reset a watchdog.
         """
         results = {}
+        partitioner = self._plan.partitioner
         for name, loader in self._loaders.items():
             sums = metrics.SumAccumulator()
-            rows = self._partitioner.host_rows(loader.batch_size)
+            rows = partitioner.host_rows(loader.batch_size)
 
             def make(index, loader=loader, rows=rows):
                 local = loader.batch(index, rows=rows)
-                return self._partitioner.put_batch(local, loader.batch_size)
+                return partitioner.put_batch(local, loader.batch_size)
 
             carry = train_step.initial_carry(self._plan, loader.batch_size)
             with infeed.Infeed(make, 0, loader.num_batches) as feed:
@@ -78,10 +77,10 @@ class Evaluator:
 def evaluate_checkpoints(
     *,
     model_dir: str | os.PathLike[str],
-    objective: Any,
-    optimizer: Any,
-    partitioner: Any,
-    eval_data: Mapping[str, Any],
+    objective: types.Objective,
+    optimizer: types.Optimizer,
+    partitioner: types.Partitioner,
+    eval_data: Mapping[str, types.Loader],
     step: str = "latest",
     max_batches: int | None = None,
 ) -> Iterator[tuple[int, dict[str, dict[str, float]]]]:
@@ -122,7 +121,7 @@ def evaluate_checkpoints(
     plan = train_state.plan(
         objective, optimizer, partitioner, train_state.batch_shapes(loader)
     )
-    evaluator = Evaluator(plan, partitioner, eval_data)
+    evaluator = Evaluator(plan, eval_data)
     damaged: list[str] = []
     gone: list[int] = []
     num_evaluated = 0

@@ -1,7 +1,6 @@
 """Logs of a run: outputs of steps to log lines; steps that are not finite."""
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -13,43 +12,26 @@ import numpy as np
 
 from prottrans_jax.costs import hardware
 from prottrans_jax.files import appending
-from prottrans_jax.training import logged_steps, metrics
+from prottrans_jax.training import logged_steps, metrics, settings
 
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient is not finite, and the policy is to stop."""
 
 
-@dataclasses.dataclass(frozen=True)
-class NonFinitePolicy:
-    """Policy for a step whose loss or gradient is not finite.
-
-    Attributes:
-      action: "stop", or "skip": keep the state from before the step and continue.
-      max_in_a_row: "skip" stops after more consecutive steps than this.
-    """
-
-    action: str = "stop"
-    max_in_a_row: int = 10
-
-    def __post_init__(self):
-        if self.action not in ("stop", "skip"):
-            raise ValueError(f"on_nonfinite={self.action!r}: choose 'stop' or 'skip'.")
-
-
 # A run is deterministic: with the same settings it fails at the same step again.
 _WAY_OUT = {
     "stop": (
         "The same command will fail at the same step again. To skip such updates, add "
-        "--gin_bindings=\"trainer.train.on_nonfinite = 'skip'\"; or lower the learning "
+        "--gin_bindings=\"settings.NonFinite.policy = 'skip'\"; or lower the learning "
         "rate or clip gradients, with "
-        "--gin_bindings='trainer.train.accept_config_changes = True'."
+        "--gin_bindings='settings.Start.accept_config_changes = True'."
     ),
     "skip": (
         "The same command will fail at the same steps again. Lower the learning rate "
         "or clip gradients, with "
-        "--gin_bindings='trainer.train.accept_config_changes = True', or raise "
-        "trainer.train.max_skipped_steps."
+        "--gin_bindings='settings.Start.accept_config_changes = True', or raise "
+        "settings.NonFinite.max_skipped_steps."
     ),
 }
 
@@ -116,7 +98,7 @@ class Journal:
       window: sums since the last log line, as stored in the checkpoint.
       total_steps: last step of the run.
       log_period: number of steps that one line averages over.
-      nonfinite: policy.
+      nonfinite: policy for steps that are not finite.
       record_ids: step to the ids of the records in its batch, for `nonfinite.jsonl`.
       rates: throughput of the run.
     """
@@ -132,7 +114,7 @@ class Journal:
         window: Mapping[str, Sequence[float]],
         total_steps: int,
         log_period: int,
-        nonfinite: NonFinitePolicy,
+        nonfinite: settings.NonFinite,
         record_ids: Callable[[int], Sequence[str]],
         rates: Rates,
     ):
@@ -231,13 +213,16 @@ class Journal:
                 "record_ids": list(self._record_ids(step)),
             }
             _dump(path, json.dumps(record))
-        policy = self._nonfinite
-        if policy.action == "stop" or self._skipped_in_a_row > policy.max_in_a_row:
+        nonfinite = self._nonfinite
+        if (
+            nonfinite.policy == "stop"
+            or self._skipped_in_a_row > nonfinite.max_skipped_steps
+        ):
             raise NonFiniteError(
                 f"Step {step}: loss or gradient is not finite (gradient norm "
                 f"{outputs['grad_norm']}), {self._skipped_in_a_row} step(s) in a row. "
                 f"The step and the ids of its records are in {path}. "
-                + _WAY_OUT[policy.action]
+                + _WAY_OUT[nonfinite.policy]
             )
         logging.warning("Step %d is not finite and was skipped; see %s.", step, path)
 

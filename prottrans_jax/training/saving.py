@@ -14,7 +14,7 @@ class Saves:
 
     Args:
       checkpointer: writes the checkpoints.
-      on_error: "retry" or "stop"; see `trainer.train`.
+      on_error: "retry" or "stop"; see `settings.Checkpoints`.
     """
 
     def __init__(self, checkpointer: checkpointing.Checkpointer, on_error: str):

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from prottrans_jax import types
 from prottrans_jax.costs import hardware, hlo, hlo_costs
 from prottrans_jax.training import train_state, train_step
 
@@ -186,9 +187,9 @@ class Report:
 
 def compile_step(
     *,
-    objective: Any,
-    optimizer: Any,
-    partitioner: Any,
+    objective: types.Objective,
+    optimizer: types.Optimizer,
+    partitioner: types.Partitioner,
     batch_shapes: train_state.BatchShapes,
     num_microbatches: int,
     topology: Topology,
@@ -210,19 +211,11 @@ def compile_step(
       OutOfMemoryError: The step does not fit; with XLA's message.
     """
     plan = train_state.plan(objective, optimizer, partitioner, batch_shapes)
-    step = train_step.make_train_step(
-        plan, optimizer, partitioner, seed=0, num_microbatches=num_microbatches
-    )
-    batch = {
-        name: jax.ShapeDtypeStruct(
-            shape.shape, shape.dtype, sharding=partitioner.batch_sharding
-        )
-        for name, shape in batch_shapes.items()
-    }
+    step = train_step.make_train_step(plan, seed=0, num_microbatches=num_microbatches)
     started = time.perf_counter()
     try:
         with partitioner.scope():
-            compiled = step.lower(plan.abstract, batch).compile()
+            compiled = step.lower(plan.abstract, plan.abstract_batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -231,12 +224,11 @@ def compile_step(
     memory = compiled.memory_analysis()
     text = compiled.as_text()
     assert memory is not None and text is not None  # Every XLA backend has both.
-    batch_size = next(iter(batch_shapes.values())).shape[0]
     report = Report(
         topology=topology,
         mesh=dict(partitioner.mesh.shape),
         num_params=plan.num_params,
-        batch_size=batch_size,
+        batch_size=plan.batch_size,
         num_microbatches=num_microbatches,
         compile_seconds=seconds,
         argument_bytes=memory.argument_size_in_bytes,

@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from jaxtyping import PyTree
 import optax
 
-from prottrans_jax import partitioning
+from prottrans_jax import partitioning, types
 
 BatchShapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -38,13 +38,19 @@ class StatePlan:
 
     Attributes:
       objective: the loss, which owns the model.
+      optimizer: for the learning rate of a step; `tx` updates parameters.
+      partitioner: provides the mesh and the sharding rules.
+      batch_shapes: feature name to the shape of the global batch.
       tx: the optimizer as an optax transformation.
       shapes: `TrainState` of `jax.ShapeDtypeStruct`.
       shardings: `TrainState` of `jax.sharding.NamedSharding`.
       axes: logical axis names of each parameter.
     """
 
-    objective: Any
+    objective: types.Objective
+    optimizer: types.Optimizer
+    partitioner: types.Partitioner
+    batch_shapes: BatchShapes
     tx: optax.GradientTransformation
     shapes: TrainState
     shardings: TrainState
@@ -62,21 +68,41 @@ class StatePlan:
         )
 
     @property
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch with their sharding, as compiling requires."""
+        return {
+            name: jax.ShapeDtypeStruct(
+                shape.shape, shape.dtype, sharding=self.partitioner.batch_sharding
+            )
+            for name, shape in self.batch_shapes.items()
+        }
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the global batch."""
+        return next(iter(self.batch_shapes.values())).shape[0]
+
+    @property
     def num_params(self) -> int:
         """Number of parameters of the model."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.shapes.params))
 
 
 def plan(
-    objective: Any, optimizer: Any, partitioner: Any, batch_shapes: BatchShapes
+    objective: types.Objective,
+    optimizer: types.Optimizer,
+    partitioner: types.Partitioner,
+    batch_shapes: BatchShapes,
 ) -> StatePlan:
     """Lays out a run's state on the partitioner's mesh without allocating it.
+
+    Whatever creates, restores or compiles a state does so with this plan.
 
     Args:
       objective: see `objectives.denoising.Denoising`.
       optimizer: see `optimizers`.
       partitioner: see `partitioning.Partitioner`.
-      batch_shapes: feature name to the shape of the global batch.
+      batch_shapes: feature name to the shape of the global batch; see `batch_shapes`.
 
     Raises:
       ValueError: a parameter's dimension does not divide over its mesh axis.
@@ -95,6 +121,9 @@ def plan(
     )
     return StatePlan(
         objective=objective,
+        optimizer=optimizer,
+        partitioner=partitioner,
+        batch_shapes=batch_shapes,
         tx=tx,
         shapes=TrainState(
             jax.ShapeDtypeStruct((), jnp.int32), params, opt_state, carry
@@ -112,41 +141,34 @@ def plan(
 
 
 def initialize(
-    state_plan: StatePlan,
-    partitioner: Any,
-    batch_shapes: BatchShapes,
-    seed: int,
-    params: PyTree | None = None,
+    state_plan: StatePlan, seed: int, params: PyTree | None = None
 ) -> TrainState:
     """Creates the state of step 0; arrays are initialised with their final sharding.
 
     Args:
       state_plan: from `plan`.
-      partitioner: provides the mesh.
-      batch_shapes: feature name to the shape of the global batch.
       seed: of the initial parameters.
       params: used instead of random ones, e.g. from another run's checkpoint.
     """
-    batch_size = next(iter(batch_shapes.values())).shape[0]
     objective = state_plan.objective
 
     def create(key, params):
         if params is None:
-            params = nn.unbox(objective.init(key, batch_shapes))
+            params = nn.unbox(objective.init(key, state_plan.batch_shapes))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=state_plan.tx.init(params),
-            carry=objective.initial_carry(batch_size),
+            carry=objective.initial_carry(state_plan.batch_size),
         )
 
-    with partitioner.scope():
+    with state_plan.partitioner.scope():
         return jax.jit(create, out_shardings=state_plan.shardings)(
             jax.random.key(seed), params
         )
 
 
-def check_vocabulary(objective: Any, data: Any) -> None:
+def check_vocabulary(objective: types.Objective, data: types.Loader) -> None:
     """Checks that the model has an embedding row for each id of `data`.
 
     A missing row would cause no error later: the one-hot of such an id is all zeros.
@@ -163,7 +185,7 @@ def check_vocabulary(objective: Any, data: Any) -> None:
         )
 
 
-def batch_shapes(data: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(data: types.Loader) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a loader's global batches, from one row of the first batch."""
     return {
         name: jax.ShapeDtypeStruct((data.batch_size, *x.shape[1:]), x.dtype)

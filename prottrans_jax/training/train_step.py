@@ -15,12 +15,7 @@ from prottrans_jax.training import train_state
 
 
 def make_train_step(
-    plan: train_state.StatePlan,
-    optimizer: Any,
-    partitioner: Any,
-    *,
-    seed: int,
-    num_microbatches: int = 1,
+    plan: train_state.StatePlan, *, seed: int, num_microbatches: int = 1
 ) -> jax.stages.Wrapped:
     """Builds the jitted step `(state, batch) -> (state, outputs)`; state is donated.
 
@@ -34,8 +29,6 @@ def make_train_step(
 
     Args:
       plan: shapes and shardings of the state.
-      optimizer: for the learning rate that is logged.
-      partitioner: provides the mesh and the sharding rules.
       seed: of dropout; the key of a step is a pure function of (seed, step).
       num_microbatches: number of slices over which gradients are accumulated.
 
@@ -108,7 +101,7 @@ def make_train_step(
         outputs = {
             "sums": sums,
             "finite": finite,
-            "learning_rate": optimizer.learning_rate_at(
+            "learning_rate": plan.optimizer.learning_rate_at(
                 _updates_done(state.opt_state, state.step)
             ),
             "grad_norm": grad_norm,
@@ -119,10 +112,10 @@ def make_train_step(
 
     return jax.jit(
         train_step,
-        in_shardings=(plan.shardings, partitioner.batch_sharding),
+        in_shardings=(plan.shardings, plan.partitioner.batch_sharding),
         out_shardings=(plan.shardings, plan.shardings.step),  # Outputs: replicated.
         donate_argnums=0,
-        compiler_options=partitioner.compiler_options,
+        compiler_options=plan.partitioner.compiler_options,
     )
 
 
@@ -132,7 +125,7 @@ def _updates_done(opt_state: Any, step: Any) -> Any:
     return counts[0][1] if counts else step
 
 
-def make_eval_step(plan: train_state.StatePlan, partitioner: Any) -> jax.stages.Wrapped:
+def make_eval_step(plan: train_state.StatePlan) -> jax.stages.Wrapped:
     """Builds the jitted `(params, batch, carry) -> (sums, carry)`, without dropout.
 
     Sums are additive over batches: name -> (total, weight). The first carry comes from
@@ -155,12 +148,12 @@ def make_eval_step(plan: train_state.StatePlan, partitioner: Any) -> jax.stages.
         eval_step,
         in_shardings=(
             plan.shardings.params,
-            partitioner.batch_sharding,
+            plan.partitioner.batch_sharding,
             plan.shardings.carry,
         ),
         # Sums: replicated.
         out_shardings=(plan.shardings.step, plan.shardings.carry),
-        compiler_options=partitioner.compiler_options,
+        compiler_options=plan.partitioner.compiler_options,
     )
 
 

@@ -1,11 +1,9 @@
-import inspect
-
 import jax
 import pytest
 
 from cases import process_cases
 from prottrans_jax.distributed import roll_call, start
-from prottrans_jax.training import trainer
+from prottrans_jax.training import settings
 
 START = """
 import sys
@@ -34,9 +32,9 @@ def test_no_limit_of_a_run_is_beyond_that_at_which_jax_aborts(monkeypatch):
     given = {}
     monkeypatch.setattr(jax.distributed, "initialize", given.update)
     start.initialize("auto")
-    defaults = inspect.signature(trainer.train).parameters
-    limits = [x.default for name, x in defaults.items() if name.endswith("timeout_s")]
-    assert len(limits) == 2 and given["heartbeat_timeout_seconds"] > max(limits)
+    limits = settings.Limits()
+    longest = max(limits.startup_s, limits.step_s)
+    assert given["heartbeat_timeout_seconds"] > longest
 
 
 def test_incomplete_or_impossible_cluster_arguments_are_refused():

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from cases import loader_cases
+from cases import loader_cases, runs
 from prottrans_jax import partitioning
 from prottrans_jax.checkpoints import checkpointing
 from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import transformer_xl, xlnet
 from prottrans_jax.objectives import causal_lm, permutation_lm
 from prottrans_jax.optimizers import algorithms
-from prottrans_jax.training import evaluation, train_state, train_step, trainer
+from prottrans_jax.training import evaluation, train_state, train_step
 
 LENGTH, BATCH, MEMORIES = 6, 8, 5
 SIZES = dict(
@@ -62,11 +62,9 @@ def run_steps(objective, partitioner, num_steps, num_microbatches=1):
     data = Lanes()
     shapes = train_state.batch_shapes(data)
     plan = train_state.plan(objective, optimizer, partitioner, shapes)
-    step = train_step.make_train_step(
-        plan, optimizer, partitioner, seed=0, num_microbatches=num_microbatches
-    )
+    step = train_step.make_train_step(plan, seed=0, num_microbatches=num_microbatches)
     with partitioner.scope():
-        state = train_state.initialize(plan, partitioner, shapes, seed=1)
+        state = train_state.initialize(plan, seed=1)
         for index in range(num_steps):
             batch = data.batch(index, partitioner.host_rows(BATCH))
             state, outputs = step(state, partitioner.put_batch(batch, BATCH))
@@ -107,15 +105,15 @@ def test_resumed_run_has_the_memories_of_an_unbroken_run(tmp_path, dtype):
         eval_data={"validation": Lanes(seed=1, num_batches=2)},
         optimizer=algorithms.AdamW(learning_rate=1e-2),
         partitioner=partitioning.Partitioner(num_devices=2),
-        eval_period=4,
-        checkpoint_period=2,
-        log_period=3,
+        evaluation_period=4,
+        checkpoints_period=2,
+        logs_period=3,
         num_microbatches=2,
         seed=5,
     )
-    trainer.train(**arguments, model_dir=str(tmp_path / "whole"), total_steps=4)
+    runs.train(**arguments, model_dir=str(tmp_path / "whole"), total_steps=4)
     for total_steps in (3, 4):
-        trainer.train(
+        runs.train(
             **arguments, model_dir=str(tmp_path / "parts"), total_steps=total_steps
         )
 
@@ -123,12 +121,7 @@ def test_resumed_run_has_the_memories_of_an_unbroken_run(tmp_path, dtype):
         saver = checkpointing.Checkpointer(
             tmp_path / name / "checkpoints", read_only=True
         )
-        plan = train_state.plan(
-            objective,
-            arguments["optimizer"],
-            arguments["partitioner"],
-            train_state.batch_shapes(arguments["train_data"]),
-        )
+        plan = runs.plan(**arguments)
         return jax.tree.map(np.asarray, saver.restore(plan.abstract).state)
 
     whole, parts = final("whole"), final("parts")
@@ -147,10 +140,10 @@ def test_evaluation_carries_memories_from_batch_to_batch():
         objective, algorithms.AdamW(learning_rate=1e-2), partitioner, shapes
     )
     with partitioner.scope():
-        params = train_state.initialize(plan, partitioner, shapes, seed=1).params
+        params = train_state.initialize(plan, seed=1).params
         # Far from where memories hardly matter.
         params = jax.tree.map(lambda x: 10 * x, params)
-        result = evaluation.Evaluator(plan, partitioner, {"": data})(params)[""]
+        result = evaluation.Evaluator(plan, {"": data})(params)[""]
     carry, sums = objective.initial_carry(BATCH), []
     for index in range(2):
         batch = data.batch(index)

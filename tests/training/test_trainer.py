@@ -16,20 +16,14 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from cases import loader_cases
+from cases import loader_cases, runs
 from prottrans_jax import partitioning
 from prottrans_jax.checkpoints import checkpointing, manifests, stored_arrays
 from prottrans_jax.distributed import stopping, watchdog
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
-from prottrans_jax.optimizers import algorithms
-from prottrans_jax.training import (
-    evaluation,
-    event_files,
-    logbook,
-    train_state,
-    trainer,
-)
+from prottrans_jax.optimizers import algorithms, schedules
+from prottrans_jax.training import evaluation, event_files, logbook
 
 LENGTH, BATCH = 8, 16
 
@@ -89,9 +83,9 @@ def _arguments(tmp_path, **changes):
         optimizer=algorithms.AdamW(learning_rate=1e-2),
         partitioner=partitioning.Partitioner(num_devices=1),
         total_steps=6,
-        eval_period=4,
-        checkpoint_period=2,
-        log_period=3,
+        evaluation_period=4,
+        checkpoints_period=2,
+        logs_period=3,
         seed=5,
     )
     return arguments | changes
@@ -103,12 +97,7 @@ def _final_state(arguments):
     saver = checkpointing.Checkpointer(
         arguments["model_dir"] + "/checkpoints", read_only=True
     )
-    plan = train_state.plan(
-        arguments["objective"],
-        arguments["optimizer"],
-        arguments["partitioner"],
-        train_state.batch_shapes(arguments["train_data"]),
-    )
+    plan = runs.plan(**arguments)
     restored = saver.restore(plan.abstract)
     return restored.step, jax.tree.map(np.asarray, restored.state)
 
@@ -127,14 +116,14 @@ def _assert_same_bits(first, second):
 
 def test_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path, monkeypatch):
     whole = _arguments(tmp_path / "whole")
-    trainer.train(**whole)
+    runs.train(**whole)
     parts = _arguments(tmp_path / "parts")
     # In the middle of a log window (3) and of an evaluation period (4).
     with monkeypatch.context() as patch:
         patch.setattr(stopping.StopSignal, "should_stop", lambda _, step: step == 5)
-        assert trainer.train(**parts).step == 5
+        assert runs.train(**parts).step == 5
     assert [line["step"] for line in _log(parts)] == [3, 4]
-    trainer.train(**parts)
+    runs.train(**parts)
     assert _final_state(whole)[0] == 6
     _assert_same_bits(_final_state(whole), _final_state(parts))
     assert _log(parts) == _log(whole)
@@ -143,7 +132,7 @@ def test_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path, monkey
 def _run_that_ends_before(step, arguments):
     broken = arguments | {"train_data": Batches(broken_at=step - 1)}
     with pytest.raises(EndOfRunError):
-        trainer.train(**broken)
+        runs.train(**broken)
 
 
 def _with_tensorboard(arguments):
@@ -174,15 +163,15 @@ def _damage_checkpoint(arguments, step):
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_broken_run_leaves_every_step_once_in_all_logs(tmp_path, damaged):
-    changes = {"log_period": 1, "checkpoint_period": 3, "total_steps": 9}
+    changes = {"logs_period": 1, "checkpoints_period": 3, "total_steps": 9}
     whole = _with_tensorboard(_arguments(tmp_path / "whole", **changes))
-    trainer.train(**whole)
+    runs.train(**whole)
     parts = _with_tensorboard(_arguments(tmp_path / "parts", **changes))
     _run_that_ends_before(9, parts)
     assert max(line["step"] for line in _log(parts)) > 6  # Saved up to 6.
     if damaged:
         _damage_checkpoint(parts, 6)
-    trainer.train(**parts)
+    runs.train(**parts)
     assert [line["step"] for line in _log(parts)] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert _log(parts) == _log(whole)
     assert _tensorboard(parts) == _tensorboard(whole)
@@ -190,11 +179,13 @@ def test_broken_run_leaves_every_step_once_in_all_logs(tmp_path, damaged):
 
 def test_logs_hold_the_second_pass_with_changed_settings_only(tmp_path):
     arguments = _with_tensorboard(
-        _arguments(tmp_path, log_period=1, checkpoint_period=3)
+        _arguments(tmp_path, logs_period=1, checkpoints_period=3)
     )
     _run_that_ends_before(6, arguments)
     changed = algorithms.AdamW(learning_rate=0.5)
-    trainer.train(**arguments | {"optimizer": changed, "accept_config_changes": True})
+    runs.train(
+        **arguments | {"optimizer": changed, "start_accept_config_changes": True}
+    )
     rates = {
         step: value
         for (tag, step), value in _tensorboard(arguments).items()
@@ -207,21 +198,21 @@ def test_evaluation_cut_off_before_its_checkpoint_is_logged_once(tmp_path, monke
     arguments = _with_tensorboard(_arguments(tmp_path, total_steps=5))
     with monkeypatch.context() as patch:  # Saves step 4 before its evaluation.
         patch.setattr(stopping.StopSignal, "should_stop", lambda _, step: step == 4)
-        trainer.train(**arguments)
+        runs.train(**arguments)
     # Evaluates step 4, then ends before the next checkpoint.
     _run_that_ends_before(5, arguments)
-    trainer.train(**arguments)
+    runs.train(**arguments)
     assert [line["step"] for line in _log(arguments)] == [3, 4, 5]
     assert ("validation/loss", 4) in _tensorboard(arguments)
 
 
 def test_lost_checkpoints_leave_every_step_once_in_the_log(tmp_path, caplog):
-    arguments = _arguments(tmp_path, keep_period=100)
-    trainer.train(**arguments)
+    arguments = _arguments(tmp_path, checkpoints_keep_period=100)
+    runs.train(**arguments)
     before = _log(arguments)
     for step in ("2", "4", "6"):
         shutil.rmtree(pathlib.Path(arguments["model_dir"]) / "checkpoints" / step)
-    trainer.train(**arguments)
+    runs.train(**arguments)
     assert (
         "reaches step 6 and the newest checkpoint is of step 0: 6 steps" in caplog.text
     )
@@ -231,10 +222,10 @@ def test_lost_checkpoints_leave_every_step_once_in_the_log(tmp_path, caplog):
 
 def test_damaged_log_does_not_stop_a_sound_run(tmp_path, caplog):
     arguments = _arguments(tmp_path, total_steps=3)
-    trainer.train(**arguments)
+    runs.train(**arguments)
     path = pathlib.Path(_path(arguments))
     path.write_bytes(b"\xff" + path.read_bytes()[1:])
-    trainer.train(**arguments | {"total_steps": 6})
+    runs.train(**arguments | {"total_steps": 6})
     assert [line["step"] for line in _log(arguments)] == [4, 6]
     assert path.with_name("metrics.jsonl.damaged-1").exists()
     assert "Steps missing from the log: train 3; validation 3." in caplog.text
@@ -260,19 +251,19 @@ class _FullDisk:
 
 
 def test_run_without_a_sound_later_checkpoint_does_not_start_over(tmp_path, caplog):
-    arguments = _arguments(tmp_path, keep_period=100, eval_data={})
-    trainer.train(**arguments)
+    arguments = _arguments(tmp_path, checkpoints_keep_period=100, eval_data={})
+    runs.train(**arguments)
     before = _log(arguments)
     for step in (2, 4, 6):
         _damage_checkpoint(arguments, step)
     with pytest.raises(
         manifests.CheckpointError,
         match=r"steps 2, 4, 6 are damaged.*6 steps would be lost.*"
-        r"trainer\.train\.accept_lost_steps=True",
+        r"settings\.Start\.accept_lost_steps=True",
     ):
-        trainer.train(**arguments)
+        runs.train(**arguments)
     assert _log(arguments) == before
-    trainer.train(**arguments | {"accept_lost_steps": True})
+    runs.train(**arguments | {"start_accept_lost_steps": True})
     assert "Using step 0 instead, 6 steps earlier" in caplog.text
     assert _log(arguments) == before
     assert _final_state(arguments)[0] == 6
@@ -280,10 +271,10 @@ def test_run_without_a_sound_later_checkpoint_does_not_start_over(tmp_path, capl
 
 def test_fall_back_of_two_checkpoints_says_how_many_steps_are_lost(tmp_path, caplog):
     arguments = _arguments(tmp_path, eval_data={})
-    trainer.train(**arguments)
+    runs.train(**arguments)
     _damage_checkpoint(arguments, 4)
     _damage_checkpoint(arguments, 6)
-    assert trainer.train(**arguments).step == 6
+    assert runs.train(**arguments).step == 6
     lines = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
     assert lines == ["Using step 2 instead, 4 steps earlier."]
 
@@ -295,8 +286,8 @@ def _evaluations(arguments, **changes):
 
 
 def test_evaluation_beside_a_run_leaves_out_what_was_deleted(tmp_path, caplog):
-    arguments = _arguments(tmp_path, keep=4, eval_period=9)
-    trainer.train(**arguments)
+    arguments = _arguments(tmp_path, checkpoints_keep=4, evaluation_period=9)
+    runs.train(**arguments)
     directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
     steps = []
     for step, _ in _evaluations(arguments, step="all"):
@@ -316,8 +307,8 @@ def test_evaluation_beside_a_run_leaves_out_what_was_deleted(tmp_path, caplog):
 def test_evaluation_of_steps_that_are_all_deleted_meanwhile_is_an_error(
     step, tmp_path, monkeypatch
 ):
-    arguments = _arguments(tmp_path, total_steps=2, keep=1)
-    trainer.train(**arguments)
+    arguments = _arguments(tmp_path, total_steps=2, checkpoints_keep=1)
+    runs.train(**arguments)
     directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
 
     def deleted(path, *args, **kwargs):
@@ -333,14 +324,14 @@ def test_evaluation_of_the_latest_step_takes_a_newer_one_if_it_is_deleted(
     tmp_path, monkeypatch
 ):
     arguments = _arguments(tmp_path, total_steps=2)
-    trainer.train(**arguments)
+    runs.train(**arguments)
     directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
     read = stored_arrays.read
 
     def read_while_the_run_goes_on(path, *args, **kwargs):
         if path.name == "2":
             monkeypatch.setattr(stored_arrays, "read", read)
-            trainer.train(**arguments | {"total_steps": 4, "keep": 1})
+            runs.train(**arguments | {"total_steps": 4, "checkpoints_keep": 1})
             assert not (directory / "2").exists()
         return read(path, *args, **kwargs)
 
@@ -375,8 +366,8 @@ def _saves_on_a_full_disk(tmp_path, last, **changes):
     return _arguments(
         tmp_path,
         eval_data={},
-        checkpoint_period=3,
-        log_period=1,
+        checkpoints_period=3,
+        logs_period=1,
         total_steps=9,
         writers=lambda: (_DiskFull(3, last),),
         **changes,
@@ -387,13 +378,13 @@ def test_failed_save_is_noticed_at_the_next_step_and_made_again(tmp_path, caplog
     whole = _arguments(
         tmp_path / "whole",
         eval_data={},
-        checkpoint_period=3,
-        log_period=1,
+        checkpoints_period=3,
+        logs_period=1,
         total_steps=9,
     )
-    trainer.train(**whole)
-    arguments = _saves_on_a_full_disk(tmp_path / "full", 3, keep=9)
-    trainer.train(**arguments)
+    runs.train(**whole)
+    arguments = _saves_on_a_full_disk(tmp_path / "full", 3, checkpoints_keep=9)
+    runs.train(**arguments)
     directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
     steps = sorted(int(path.name) for path in directory.iterdir() if path.is_dir())
     assert steps == [0, 5, 6, 9]
@@ -405,17 +396,17 @@ def test_failed_save_is_noticed_at_the_next_step_and_made_again(tmp_path, caplog
 
 @pytest.mark.parametrize(("policy", "lost"), [("stop", 3), ("retry", 5)])
 def test_run_stops_at_once_when_saves_keep_failing(tmp_path, policy, lost):
-    arguments = _saves_on_a_full_disk(tmp_path, 99, on_save_error=policy)
+    arguments = _saves_on_a_full_disk(tmp_path, 99, checkpoints_on_save_error=policy)
     with pytest.raises(checkpointing.SaveError) as error:
-        trainer.train(**arguments)
+        runs.train(**arguments)
     assert error.value.step == lost and error.value.last_good == 0
     # Step 5 noticed step 3, and step 7 step 5.
     assert len(_log(arguments)) == lost + 1
 
 
 def test_unknown_policy_for_failed_saves_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="on_save_error='again': choose"):
-        trainer.train(**_arguments(tmp_path, on_save_error="again"))
+    with pytest.raises(ValueError, match=r"Checkpoints\.on_save_error='again': choose"):
+        runs.train(**_arguments(tmp_path, checkpoints_on_save_error="again"))
 
 
 @pytest.mark.parametrize("evaluated", [True, False])
@@ -431,14 +422,14 @@ def test_signal_at_the_end_counts_only_if_something_is_left_to_do(
 
     if evaluated:  # In the last evaluation, after which step 4 is saved.
         data = {"validation": Signalled(seed=1, num_batches=2)}
-        summary = trainer.train(**arguments | {"eval_data": data})
+        summary = runs.train(**arguments | {"eval_data": data})
     else:  # Before it: step 4 is saved, and evaluated by the next start.
         monkeypatch.setattr(
             stopping.StopSignal,
             "should_stop",
             lambda stop, step: step == 4 and not os.kill(os.getpid(), signal.SIGTERM),
         )
-        summary = trainer.train(**arguments)
+        summary = runs.train(**arguments)
     assert (summary.step, _final_state(arguments)[0]) == (4, 4)
     assert summary.exit_code == (0 if evaluated else 143)
     assert bool(summary.evaluation) == evaluated
@@ -447,8 +438,8 @@ def test_signal_at_the_end_counts_only_if_something_is_left_to_do(
 
 def test_log_on_a_full_disk_does_not_end_the_run(tmp_path, caplog):
     writer = _FullDisk(99, OSError(errno.ENOSPC, "No space left on device"))
-    arguments = _arguments(tmp_path, log_period=1) | {"writers": lambda: (writer,)}
-    summary = trainer.train(**arguments)
+    arguments = _arguments(tmp_path, logs_period=1) | {"writers": lambda: (writer,)}
+    summary = runs.train(**arguments)
     assert summary.step == 6
     problem = (
         "elsewhere/log is not complete: step 1 and later could not be written "
@@ -461,27 +452,27 @@ def test_log_on_a_full_disk_does_not_end_the_run(tmp_path, caplog):
 
 def test_log_is_complete_again_when_the_disk_has_room(tmp_path, caplog):
     writer = _FullDisk(3, OSError(errno.ENOSPC, "No space left on device"))
-    arguments = _arguments(tmp_path, log_period=1) | {"writers": lambda: (writer,)}
-    assert not trainer.train(**arguments).problems
+    arguments = _arguments(tmp_path, logs_period=1) | {"writers": lambda: (writer,)}
+    assert not runs.train(**arguments).problems
     assert "elsewhere/log is complete again" in caplog.text
 
 
 def test_writer_that_fails_in_another_way_is_left_out(tmp_path):
     writer = _FullDisk(3, RuntimeError("RESOURCE_EXHAUSTED: no space\nmore"))
-    arguments = _arguments(tmp_path, log_period=1) | {"writers": lambda: (writer,)}
-    (problem,) = trainer.train(**arguments).problems
+    arguments = _arguments(tmp_path, logs_period=1) | {"writers": lambda: (writer,)}
+    (problem,) = runs.train(**arguments).problems
     assert problem.endswith("(RuntimeError: RESOURCE_EXHAUSTED: no space).")
     assert writer.steps == []
 
 
 def test_step_skipped_again_after_a_kill_is_dumped_once(tmp_path):
     arguments = _arguments(
-        tmp_path, on_nonfinite="skip", eval_data={}, checkpoint_period=6
+        tmp_path, nonfinite_policy="skip", eval_data={}, checkpoints_period=6
     )
     for broken_at in (4, None):
         data = Batches(poison={2}, broken_at=broken_at)
         with contextlib.suppress(EndOfRunError):
-            trainer.train(**arguments | {"train_data": data})
+            runs.train(**arguments | {"train_data": data})
     lines = open(arguments["model_dir"] + "/nonfinite.jsonl").read().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [3]
 
@@ -490,7 +481,7 @@ def test_rates_count_what_this_process_did(tmp_path, monkeypatch):
     arguments = _arguments(tmp_path) | {"eval_data": {}}
     with monkeypatch.context() as patch:
         patch.setattr(stopping.StopSignal, "should_stop", lambda _, step: step == 5)
-        trainer.train(**arguments)
+        runs.train(**arguments)
     asked = []
     scalars = logbook.Rates.scalars
     monkeypatch.setattr(
@@ -500,7 +491,7 @@ def test_rates_count_what_this_process_did(tmp_path, monkeypatch):
             asked.append((self._step, step, residues)) or scalars(self, step, residues)
         ),
     )
-    trainer.train(**arguments)
+    runs.train(**arguments)
     batch = arguments["train_data"].batch(5)
     segments = batch["encoder_segment_ids"]
     residues = (segments > 0).sum() - segments.max(axis=1).sum()
@@ -544,9 +535,14 @@ def test_logged_learning_rate_is_the_one_used_after_skipped_steps(tmp_path):
         train_data=Batches(poison={1}),
         optimizer=algorithms.AdamW(learning_rate=Rising()),
     )
-    trainer.train(
+    runs.train(
         **arguments
-        | {"on_nonfinite": "skip", "log_period": 1, "eval_data": {}, "total_steps": 4}
+        | {
+            "nonfinite_policy": "skip",
+            "logs_period": 1,
+            "eval_data": {},
+            "total_steps": 4,
+        }
     )
     for line in _log(arguments):
         rates[line["step"]] = line["train/learning_rate"]
@@ -555,11 +551,17 @@ def test_logged_learning_rate_is_the_one_used_after_skipped_steps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["num_microbatches", "eval_period", "checkpoint_period", "log_period"]
+    ("name", "said"),
+    [
+        ("num_microbatches", "num_microbatches"),
+        ("evaluation_period", r"Evaluation\.period"),
+        ("checkpoints_period", r"Checkpoints\.period"),
+        ("logs_period", r"Logs\.period"),
+    ],
 )
-def test_period_of_0_is_refused(tmp_path, name):
-    with pytest.raises(ValueError, match=f"{name}=0: must be at least 1"):
-        trainer.train(**(_arguments(tmp_path) | {name: 0}))
+def test_period_of_0_is_refused(tmp_path, name, said):
+    with pytest.raises(ValueError, match=f"{said}=0: must be at least 1"):
+        runs.train(**(_arguments(tmp_path) | {name: 0}))
 
 
 @pytest.mark.parametrize("data", ["train_data", "eval_data"])
@@ -569,46 +571,46 @@ def test_vocabulary_that_the_model_does_not_cover_is_refused(tmp_path, data):
     loader.vocab_size = 131
     arguments[data] = {"validation": loader} if data == "eval_data" else loader
     with pytest.raises(ValueError, match=r"T5Config\.vocab_size=128 .* 131 ids"):
-        trainer.train(**arguments)
+        runs.train(**arguments)
 
 
 @pytest.mark.parametrize("steps", [(2, 1), (3, 3), (-1, 2)])
 def test_profile_without_a_step_is_refused(tmp_path, steps):
     with pytest.raises(ValueError, match=r"profile_steps=\[.*first step at least"):
-        trainer.train(**_arguments(tmp_path, profile_steps=steps))
+        runs.train(**_arguments(tmp_path, logs_profile_steps=steps))
 
 
 def test_more_steps_than_can_be_counted_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"3,000,000,000: .*2,147,483,647"):
-        trainer.train(**_arguments(tmp_path, total_steps=3_000_000_000))
+        runs.train(**_arguments(tmp_path, total_steps=3_000_000_000))
 
 
 def test_another_start_is_another_run(tmp_path):
     arguments = _arguments(tmp_path)
-    trainer.train(**arguments)
+    runs.train(**arguments)
     with pytest.raises(ValueError, match="init_from: none -> /some/where"):
-        trainer.train(**arguments, init_from="/some/where")
+        runs.train(**arguments, start_init_from="/some/where")
 
 
 def test_start_may_be_spelled_otherwise(tmp_path, monkeypatch):
     first = _arguments(tmp_path / "first", total_steps=1)
-    trainer.train(**first)
+    runs.train(**first)
     monkeypatch.chdir(tmp_path)
     start = first["model_dir"]
     (tmp_path / "link").symlink_to(start)
     second = _arguments(tmp_path / "second", total_steps=1, seed=9)
     for spelled in (start, "first/run/", "first/../link"):
-        assert trainer.train(**second, init_from=spelled).step == 1
+        assert runs.train(**second, start_init_from=spelled).step == 1
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert trainer.train(**second, init_from="../first/run").step == 1
+    assert runs.train(**second, start_init_from="../first/run").step == 1
 
 
 def test_another_seed_cannot_be_accepted(tmp_path):
     arguments = _arguments(tmp_path)
-    trainer.train(**arguments)
+    runs.train(**arguments)
     with pytest.raises(ValueError, match=r"Choose another model_dir\.$"):
-        trainer.train(**arguments | {"seed": 6, "accept_config_changes": True})
+        runs.train(**arguments | {"seed": 6, "start_accept_config_changes": True})
 
 
 def test_long_evaluation_is_progress(tmp_path, monkeypatch):
@@ -621,7 +623,7 @@ def test_long_evaluation_is_progress(tmp_path, monkeypatch):
             beats.append(doing) or beat(self, doing, *limit, **kind)
         ),
     )
-    trainer.train(**_arguments(tmp_path))
+    runs.train(**_arguments(tmp_path))
     # One as it begins and one for each of its two batches, at steps 4 and 6.
     assert sum(doing.startswith("evaluation at step 4") for doing in beats) == 3
     assert sum(doing.startswith("evaluation at step 6") for doing in beats) == 3
@@ -633,9 +635,9 @@ def _path(arguments):
 
 def test_finished_run_is_evaluated_and_not_trained_again(tmp_path):
     arguments = _arguments(tmp_path)
-    trainer.train(**arguments)
+    runs.train(**arguments)
     before = _final_state(arguments)
-    summary = trainer.train(**arguments)
+    summary = runs.train(**arguments)
     assert summary.step == 6
     assert set(summary.evaluation) == {"validation"}
     _assert_same_bits(before, _final_state(arguments))
@@ -643,9 +645,9 @@ def test_finished_run_is_evaluated_and_not_trained_again(tmp_path):
 
 
 def test_another_configuration_in_the_same_directory_is_refused(tmp_path):
-    trainer.train(**_arguments(tmp_path, total_steps=2))
+    runs.train(**_arguments(tmp_path, total_steps=2))
     with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.01 -> 0.5"):
-        trainer.train(
+        runs.train(
             **_arguments(tmp_path, optimizer=algorithms.AdamW(learning_rate=0.5))
         )
 
@@ -663,7 +665,7 @@ def test_microbatches_take_the_step_of_the_whole_batch(tmp_path):
             dropout_rate=0,
             optimizer=optimizer,
         )
-        trainer.train(**arguments)
+        runs.train(**arguments)
         finals.append(_final_state(arguments)[1])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
@@ -680,10 +682,10 @@ def test_microbatches_take_the_step_of_the_whole_batch(tmp_path):
 def test_stop_policy_names_the_step_and_its_records(tmp_path):
     arguments = _arguments(tmp_path, train_data=Batches(poison={2}))
     with pytest.raises(logbook.NonFiniteError, match="Step 3") as error:
-        trainer.train(**arguments)
+        runs.train(**arguments)
     # A restart is bit-identical: it would end here again.
     assert "The same command will fail at the same step again" in str(error.value)
-    assert "trainer.train.on_nonfinite = 'skip'" in str(error.value)
+    assert "settings.NonFinite.policy = 'skip'" in str(error.value)
     dump = json.loads(open(arguments["model_dir"] + "/nonfinite.jsonl").read())
     assert (dump["step"], dump["record_ids"]) == (3, ["P2"])
     assert _final_state(arguments)[0] == 2
@@ -691,12 +693,12 @@ def test_stop_policy_names_the_step_and_its_records(tmp_path):
 
 def test_skipped_step_leaves_the_state_bit_equal(tmp_path):
     poisoned = _arguments(
-        tmp_path / "a", train_data=Batches(poison={2}), on_nonfinite="skip"
+        tmp_path / "a", train_data=Batches(poison={2}), nonfinite_policy="skip"
     )
-    trainer.train(**(poisoned | {"total_steps": 3}))
+    runs.train(**(poisoned | {"total_steps": 3}))
     step, after = _final_state(poisoned)
     clean = _arguments(tmp_path / "b", total_steps=2)
-    trainer.train(**clean)
+    runs.train(**clean)
     _, before = _final_state(clean)
     assert step == 3
     _assert_same_bits(before.params, after.params)
@@ -709,24 +711,24 @@ def test_skip_policy_gives_up_when_nothing_is_finite_any_more(tmp_path):
     arguments = _arguments(
         tmp_path,
         train_data=Batches(poison=set(range(1, 9))),
-        on_nonfinite="skip",
-        max_skipped_steps=2,
+        nonfinite_policy="skip",
+        nonfinite_max_skipped_steps=2,
     )
     with pytest.raises(logbook.NonFiniteError, match="Step 4"):
-        trainer.train(**arguments)
+        runs.train(**arguments)
 
 
 def _losses_of_20_steps(tmp_path, partitioner):
     arguments = _arguments(
         tmp_path,
         dropout_rate=0,
-        log_period=1,
+        logs_period=1,
         total_steps=20,
         eval_data=None,
-        checkpoint_period=20,
+        checkpoints_period=20,
         partitioner=partitioner,
     )
-    trainer.train(**arguments)
+    runs.train(**arguments)
     return [line["train/loss"] for line in _log(arguments)]
 
 
@@ -757,7 +759,7 @@ def test_every_partitioning_gives_the_losses_of_one_device(
 
 def test_evaluation_is_the_mean_over_all_targets_of_the_split(tmp_path):
     arguments = _arguments(tmp_path, total_steps=2)
-    scalars = trainer.train(**arguments).evaluation["validation"]
+    scalars = runs.train(**arguments).evaluation["validation"]
     params = _final_state(arguments)[1].params
     model, data = arguments["objective"].model, arguments["eval_data"]["validation"]
     total = weight = 0.0
@@ -786,28 +788,142 @@ def test_evaluation_is_the_mean_over_all_targets_of_the_split(tmp_path):
 
 def test_microbatches_must_divide_the_batch(tmp_path):
     with pytest.raises(ValueError, match="num_microbatches=3"):
-        trainer.train(**_arguments(tmp_path, num_microbatches=3))
+        runs.train(**_arguments(tmp_path, num_microbatches=3))
 
 
 def test_another_model_in_the_same_directory_is_named_by_its_settings(tmp_path):
     arguments = _arguments(tmp_path, total_steps=1)
-    trainer.train(**arguments)
+    runs.train(**arguments)
     wider = t5.T5(dataclasses.replace(arguments["objective"].model.config, d_ff=40))
     with pytest.raises(ValueError, match=r"objective.model.config.d_ff: 24 -> 40"):
-        trainer.train(**(arguments | {"objective": denoising.Denoising(wider)}))
+        runs.train(**(arguments | {"objective": denoising.Denoising(wider)}))
 
 
 def test_function_in_the_configuration_of_a_run_is_refused_with_its_place(tmp_path):
     optimizer = algorithms.AdamW(learning_rate=lambda step: step * 0.25)
     with pytest.raises(ValueError, match=r"^optimizer\.learning_rate=<function"):
-        trainer.train(**_arguments(tmp_path, optimizer=optimizer))
+        runs.train(**_arguments(tmp_path, optimizer=optimizer))
 
 
 def test_run_starts_from_the_parameters_of_another(tmp_path):
     first = _arguments(tmp_path / "first", total_steps=2)
-    trainer.train(**first)
+    runs.train(**first)
     second = _arguments(
-        tmp_path / "second", total_steps=1, init_from=first["model_dir"], seed=9
+        tmp_path / "second", total_steps=1, start_init_from=first["model_dir"], seed=9
     )
-    trainer.train(**(second | {"optimizer": algorithms.AdamW(learning_rate=0.0)}))
+    runs.train(**(second | {"optimizer": algorithms.AdamW(learning_rate=0.0)}))
     _assert_same_bits(_final_state(first)[1].params, _final_state(second)[1].params)
+
+
+# ------------------------------------------------------------ going on from another run
+
+
+def _continued(tmp_path, both=(), **changes):
+    """A first run of 3 steps, and arguments of a run that goes on from it to step 8."""
+    first = _arguments(tmp_path / "first", total_steps=3) | dict(both)
+    runs.train(**first)
+    second = _arguments(tmp_path / "second", train_data=Batches(seed=8), total_steps=8)
+    start = {"start_continue_from": first["model_dir"]}
+    return first, second | start | dict(both) | changes
+
+
+def test_continued_run_goes_on_with_the_schedule_on_the_first_rows(tmp_path):
+    schedule = schedules.InverseSqrt(0.01, 2)
+    both = {"optimizer": algorithms.AdamW(learning_rate=schedule), "logs_period": 1}
+    _, second = _continued(tmp_path, both)
+    data, taken = second["train_data"], set()
+    batch = data.batch
+    data.batch = lambda index, rows: taken.add(index) or batch(index, rows)
+    assert runs.train(**second).step == 8
+    assert taken == {0, 1, 2, 3, 4}
+    rates = {
+        line["step"]: line["train/learning_rate"]
+        for line in _log(second)
+        if "train/learning_rate" in line
+    }
+    # The update to step n uses the rate at n - 1, counted from the first run's start.
+    expected = {step: 0.01 * np.sqrt(2 / (step - 1)) for step in range(4, 9)}
+    assert rates == pytest.approx(expected)
+
+
+def test_first_state_of_a_continued_run_is_the_last_of_the_other(tmp_path):
+    first, second = _continued(tmp_path, checkpoints_period=9)
+    with pytest.raises(EndOfRunError):
+        runs.train(**second | {"train_data": Batches(seed=8, broken_at=1)})
+    step, state = _final_state(second)
+    assert step == 3
+    _assert_same_bits(state, _final_state(first)[1])
+
+
+def test_continued_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path):
+    first, whole = _continued(tmp_path)
+    runs.train(**whole)
+    parts = whole | {"model_dir": str(tmp_path / "parts")}
+    with pytest.raises(EndOfRunError):
+        runs.train(**parts | {"train_data": Batches(seed=8, broken_at=3)})
+    shutil.rmtree(first["model_dir"])  # A resumed run does not need it.
+    runs.train(**parts)
+    _assert_same_bits(_final_state(whole), _final_state(parts))
+    assert _log(whole) == _log(parts)
+
+
+def test_run_that_continues_another_one_is_another_run(tmp_path):
+    first, second = _continued(tmp_path)
+    runs.train(**second)
+    elsewhere = second | {"start_continue_from": str(tmp_path / "elsewhere")}
+    with pytest.raises(ValueError, match=r"continue_from: .*first.* -> .*elsewhere"):
+        runs.train(**elsewhere)
+    first["start_continue_from"] = second["model_dir"]
+    with pytest.raises(ValueError, match=r"continue_from: \(absent\) -> .*second"):
+        runs.train(**first)
+
+
+def test_one_step_of_another_run_may_be_continued(tmp_path):
+    first, second = _continued(tmp_path)
+    second["start_continue_from"] = first["model_dir"] + "/checkpoints/2"
+    with pytest.raises(EndOfRunError):
+        runs.train(**second | {"train_data": Batches(broken_at=1)})
+    assert _final_state(second)[0] == 2
+
+
+def test_damaged_source_is_not_replaced_by_an_earlier_step(tmp_path):
+    _, second = _continued(tmp_path)
+    (tmp_path / "first/run/checkpoints/3/metadata.json").write_text("{}")
+    with pytest.raises(manifests.CheckpointError, match=r"continue_from=.*damaged"):
+        runs.train(**second)
+
+
+def test_missing_source_is_named(tmp_path):
+    arguments = _arguments(tmp_path, start_continue_from=str(tmp_path / "none"))
+    with pytest.raises(manifests.CheckpointError, match=r"continue_from=.*none"):
+        runs.train(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("objective", {"d_ff": 32}, r"objective\..*d_ff.*24 -> 32"),
+        ("objective", {"dropout_rate": 0.2}, r"dropout_rate.*0\.1 -> 0\.2"),
+        ("optimizer", algorithms.AdamW(learning_rate=0.5), r"0\.01 -> 0\.5"),
+        ("optimizer", algorithms.Adafactor(learning_rate=0.5), "AdamW -> Adafactor"),
+    ],
+)
+def test_source_with_another_model_or_optimizer_is_refused(tmp_path, part, value, said):
+    _, second = _continued(tmp_path)
+    if part == "objective":
+        config = dataclasses.replace(second["objective"].model.config, **value)
+        value = denoising.Denoising(t5.T5(config))
+    with pytest.raises(ValueError, match=said):
+        runs.train(**second | {part: value})
+
+
+def test_continued_run_needs_steps_beyond_those_of_the_other(tmp_path):
+    _, second = _continued(tmp_path, total_steps=3)
+    with pytest.raises(ValueError, match=r"at step 3, and total_steps=3 .*TRAIN_STEPS"):
+        runs.train(**second)
+
+
+def test_parameters_and_whole_state_from_elsewhere_at_once_are_refused(tmp_path):
+    starts = {"start_init_from": "/a", "start_continue_from": "/b"}
+    with pytest.raises(ValueError, match=r"INITIAL_CHECKPOINT_PATH.*CONTINUE_FROM"):
+        runs.train(**_arguments(tmp_path, **starts))

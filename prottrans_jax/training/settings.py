@@ -1,0 +1,155 @@
+"""Settings of the training loop in groups; each group checks its own values.
+
+A gin file binds them as `settings.Checkpoints.period = 5000`.
+"""
+
+import dataclasses
+
+from jax.typing import DTypeLike
+
+from prottrans_jax.config import setting_types
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """When checkpoints are saved, and which of them are kept.
+
+    Attributes:
+      period: steps between checkpoints; one more follows the last step.
+      keep: number of newest checkpoints to keep.
+      keep_period: checkpoints at multiples of this step number are never deleted.
+      save_dtype: of saved parameters, e.g. "bfloat16"; None: their own dtype.
+      on_save_error: "stop" ends the run at the step at which a failed save is noticed,
+        at most one step after the failure. "retry" saves that step at once and stops if
+        this fails too. With several processes the run stops in both cases.
+    """
+
+    period: int = 1_000
+    keep: int = 3
+    keep_period: int | None = None
+    save_dtype: DTypeLike | None = None
+    on_save_error: str = "retry"
+
+    def __post_init__(self):
+        for name in ("period", "keep", "keep_period"):
+            setting_types.check_range(f"Checkpoints.{name}", getattr(self, name), 1)
+        if self.on_save_error not in ("retry", "stop"):
+            raise ValueError(
+                f"Checkpoints.on_save_error={self.on_save_error!r}: choose 'retry' or "
+                "'stop'."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """When the validation data are evaluated, and how much of them.
+
+    Attributes:
+      period: steps between evaluations; one more follows the last step.
+      batches: batches of an evaluation; None takes the whole split.
+    """
+
+    period: int = 1_000
+    batches: int | None = None
+
+    def __post_init__(self):
+        for name in ("period", "batches"):
+            setting_types.check_range(f"Evaluation.{name}", getattr(self, name), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Logs:
+    """What is logged of the steps.
+
+    Attributes:
+      period: number of steps that one log line averages over.
+      profile_steps: [first, last) steps to profile into `model_dir/profile`.
+    """
+
+    period: int = 100
+    profile_steps: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        setting_types.check_range("Logs.period", self.period, 1)
+        steps = self.profile_steps
+        if steps is not None and not 0 <= steps[0] < steps[1]:
+            raise ValueError(
+                f"Logs.profile_steps={list(steps)}: must be [first, last), the first "
+                "step at least 0 and less than the last."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run starts, and when it may resume.
+
+    `init_from` and `continue_from` are ignored when the run already has a checkpoint.
+
+    Attributes:
+      init_from: checkpoint of the initial parameters: of another run, or "hf:", "t5x:"
+        or "mtf:" and a folder; see `checkpoints.opening`. The run starts at step 0 with
+        new optimizer state.
+      continue_from: run of this library whose parameters, optimizer state and step go
+        on: its model_dir, or one step of it. The data start at their first row, and
+        memories are empty. `total_steps` counts the steps of both runs.
+      accept_config_changes: resume although the configuration differs.
+      accept_lost_steps: resume from any sound checkpoint, step 0 included, repeat the
+        steps of damaged ones, and rename these. Otherwise a run goes back by at most
+        `Checkpoints.keep` checkpoints.
+    """
+
+    init_from: str | None = None
+    continue_from: str | None = None
+    accept_config_changes: bool = False
+    accept_lost_steps: bool = False
+
+    def __post_init__(self):
+        if self.init_from is not None and self.continue_from is not None:
+            raise ValueError(
+                f"Start.init_from={self.init_from!r} (in gin INITIAL_CHECKPOINT_PATH) "
+                "takes only parameters, and "
+                f"Start.continue_from={self.continue_from!r} (CONTINUE_FROM) the whole "
+                "state: set one of them."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Limits of waiting, in seconds; beyond one the process ends with stack traces.
+
+    Attributes:
+      startup_s: of compilation.
+      step_s: of each later step, batch of an evaluation, or save.
+      step_factor: of a step, as a multiple of the median of previous steps; at least
+        120 s and at most `step_s`.
+    """
+
+    startup_s: float = 3_600.0
+    step_s: float = 1_800.0
+    step_factor: float = 50.0
+
+    def __post_init__(self):
+        for name in ("startup_s", "step_s", "step_factor"):
+            setting_types.check_range(
+                f"Limits.{name}", getattr(self, name), exclusive=True
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class NonFinite:
+    """Policy for a step whose loss or gradient is not finite.
+
+    Attributes:
+      policy: "stop", after writing the step and the ids of its records to a file; or
+        "skip": keep the state from before the step and continue.
+      max_skipped_steps: "skip" stops after more consecutive steps than this.
+    """
+
+    policy: str = "stop"
+    max_skipped_steps: int = 10
+
+    def __post_init__(self):
+        if self.policy not in ("stop", "skip"):
+            raise ValueError(
+                f"NonFinite.policy={self.policy!r}: choose 'stop' or 'skip'."
+            )

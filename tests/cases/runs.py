@@ -1,0 +1,33 @@
+"""Runs of the trainer with flat arguments."""
+
+from typing import Any
+
+from prottrans_jax.training import settings, train_state, trainer
+
+_GROUPS = {
+    "checkpoints": settings.Checkpoints,
+    "evaluation": settings.Evaluation,
+    "limits": settings.Limits,
+    "logs": settings.Logs,
+    "nonfinite": settings.NonFinite,
+    "start": settings.Start,
+}
+
+
+def train(**arguments: Any) -> trainer.Summary:
+    """`trainer.train`; `checkpoints_period=2` is a field of its `checkpoints`."""
+    fields: dict[str, dict[str, Any]] = {}
+    for name in list(arguments):
+        group, _, field = name.partition("_")
+        if group in _GROUPS:
+            fields.setdefault(group, {})[field] = arguments.pop(name)
+    groups = {group: _GROUPS[group](**values) for group, values in fields.items()}
+    return trainer.train(**arguments, **groups)
+
+
+def plan(
+    *, objective: Any, optimizer: Any, partitioner: Any, train_data: Any, **unused: Any
+) -> train_state.StatePlan:
+    """The plan of the state of a run with these arguments of `train`."""
+    shapes = train_state.batch_shapes(train_data)
+    return train_state.plan(objective, optimizer, partitioner, shapes)
