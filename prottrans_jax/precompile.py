@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from prottrans_jax.config import building, mains, reading
+from prottrans_jax.config import building, mains
 from prottrans_jax.files import ownership, paths, writing
 
 _TOPOLOGY = flags.DEFINE_list(
@@ -254,23 +254,7 @@ def _ranking(slice_name: str, reports: dict, refused: dict) -> list[str]:
 
 
 def _parse(layout: Layout | None) -> None:
-    bindings = [f"{name} = 'unused'" for name in _missing()]
-    mains.parse_flags([*bindings, *(layout.bindings if layout else ())])
-
-
-def _missing() -> list[str]:
-    """The macros of `_USER_MACROS` that the leaf uses and the command does not set."""
-    values = flags.FLAGS
-    bindings = " ".join(values.gin_bindings)
-    texts = [
-        reading.find_file(file, values.gin_search_paths).read_text()
-        for file in [*values.gin_file, "runs/pretrain.gin"]
-    ]
-    return [
-        name
-        for name in _USER_MACROS
-        if name not in bindings and any(name in text for text in texts)
-    ]
+    mains.parse_flags(layout.bindings if layout else (), unneeded=_USER_MACROS)
 
 
 def _parts(topology: Any) -> tuple[dict[str, Any], dict[str, Any]]:

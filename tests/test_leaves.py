@@ -14,7 +14,7 @@ from prottrans_jax.training import train_state
 ROOT = reading.package_folder()
 LEAVES = reading.leaves()
 # Tiny, of our own choosing.
-TRAINED_HERE = tuple(n for n in LEAVES if n.startswith(("sample", "smoke/")))
+TRAINED_HERE = tuple(n for n in LEAVES if n.startswith("sample"))
 MESHES = sorted(path.name for path in (ROOT / "meshes").glob("*.gin"))
 # What a leaf leaves to the user.
 GIVEN = ["MODEL_DIR = 'run'", "INITIAL_CHECKPOINT_PATH = 'start'"]
@@ -207,8 +207,7 @@ def test_fully_sharded_leaf_divides_on_the_hardware_of_its_header(leaf):
 def test_every_family_has_all_kinds_of_leaves():
     for family in FAMILIES:
         assert f"sample_{family}.gin" in LEAVES
-        assert f"smoke/prot_{family}.gin" in LEAVES
-    assert "sample.gin" in LEAVES and "smoke/prot_t5.gin" in LEAVES
+    assert "sample.gin" in LEAVES
     # Both stages where the original had two.
     for leaf in ("bert_bfd", "bert_uniref100", "albert", "electra"):
         stages = [n for n in LEAVES if n.startswith(f"prot_{leaf}")]
@@ -329,4 +328,4 @@ def test_leaves_with_a_decay_to_zero_say_that_more_steps_are_another_run():
         building.parse([leaf], GIVEN)
         decays[leaf] = building.total_steps_shape_the_run()
     t5 = {leaf for leaf in LEAVES if "prot_t5" in leaf or leaf == "sample.gin"}
-    assert {leaf for leaf in LEAVES if not decays[leaf]} == t5 - {"smoke/prot_t5.gin"}
+    assert {leaf for leaf in LEAVES if not decays[leaf]} == t5

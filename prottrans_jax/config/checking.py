@@ -21,6 +21,7 @@ def check(
     bindings: Sequence[str] = (),
     search_paths: Sequence[str | pathlib.Path] = (),
     trust_config: bool = False,
+    unneeded: Sequence[str] = (),
 ) -> reading.Config:
     """Reads gin files and bindings, and checks them together; later ones win.
 
@@ -35,6 +36,7 @@ def check(
       search_paths: More folders to search, for `include` too.
       trust_config: Lets files from outside the package import any module, which can run
         any code.
+      unneeded: Macros that may stay without a value though a file requires them.
 
     Raises:
       UsageError: Lists all unknown names or missing values with their places.
@@ -64,6 +66,9 @@ def check(
         else:
             macros[statement.selector] = value
             where[statement.selector] = statement.where
+    for name in unneeded:
+        if macros.get(name) == reading.REQUIRED:
+            macros[name] = "unused"
     config = reading.Config(tuple(reader.files), resolver.imports, macros, bound)
     errors = resolver.errors + _macro_errors(config, where, used)
     if not errors:

@@ -1,7 +1,8 @@
 """Names in gin files of earlier versions, and their names in this one.
 
 A later version may read the `config.gin` of a run that an earlier one wrote. `reading`
-replaces former modules; `checking` replaces former functions, classes and parameters.
+replaces former modules and reports former leaves; `checking` replaces former functions,
+classes and parameters.
 """
 
 import dataclasses
@@ -13,6 +14,16 @@ MODULES = {
     "prottrans_jax.metrics": "prottrans_jax.training.metrics",
     "prottrans_jax.schedules": "prottrans_jax.optimizers.schedules",
     "prottrans_jax.trainer": "prottrans_jax.training.trainer",
+}
+
+# Leaves that are no longer there, without ".gin", and the leaf to use instead.
+LEAVES = {
+    "smoke/prot_t5": "sample.gin",
+    "smoke/prot_bert": "sample_bert.gin",
+    "smoke/prot_albert": "sample_albert.gin",
+    "smoke/prot_electra": "sample_electra.gin",
+    "smoke/prot_xlnet": "sample_xlnet.gin",
+    "smoke/prot_transformer_xl": "sample_transformer_xl.gin",
 }
 
 

@@ -55,6 +55,7 @@ def define_run_flags() -> None:
 def parse_flags(
     bindings: Sequence[str] = (),
     check_places: Callable[[reading.Config], None] = lambda config: None,
+    unneeded: Sequence[str] = (),
 ) -> reading.Config:
     """Checks and binds the configuration of the flags.
 
@@ -62,6 +63,7 @@ def parse_flags(
       bindings: Further gin statements, which take precedence.
       check_places: Called before modules are imported; raises a UsageError if a folder
         that the command needs cannot be used.
+      unneeded: Macros that the command does not need though a file requires them.
 
     Raises:
       UsageError: The configuration has mistakes.
@@ -86,6 +88,7 @@ def parse_flags(
             [*values.gin_bindings, *bindings],
             values.gin_search_paths,
             values.trust_config,
+            unneeded,
         )
         check_places(config)
         building.bind(config)

@@ -165,10 +165,8 @@ def package_folder() -> pathlib.Path:
 
 
 def leaves() -> list[str]:
-    """Names of the package's leaves, sorted; those of `smoke/` come last."""
-    root = package_folder()
-    files = [*sorted(root.glob("*.gin")), *sorted(root.glob("smoke/*.gin"))]
-    return [path.relative_to(root).as_posix() for path in files]
+    """Names of the package's leaves, sorted."""
+    return sorted(path.name for path in package_folder().glob("*.gin"))
 
 
 def find_file(
@@ -199,6 +197,9 @@ def find_file(
         for candidate in (folder / name, folder / f"{name}.gin"):
             if candidate.is_file():
                 return candidate.resolve()
+    replacement = former_names.LEAVES.get(str(name).removesuffix(".gin"))
+    if replacement is not None:
+        raise UsageError(f"There is no {name} any more: use {replacement}.")
     known_files = [
         p.relative_to(folder).as_posix()
         for folder in searched

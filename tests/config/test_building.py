@@ -221,6 +221,17 @@ def test_required_values_are_listed_together(write):
     assert "partitioning.is_axes.value = ..." in message  # has no default
 
 
+def test_required_macro_that_a_command_does_not_need_may_stay_without_a_value(write):
+    text = BASE.replace('"2d"', "%SCHEME") + "    SCHEME = %gin.REQUIRED\n"
+    path = write("a.gin", text)
+    with pytest.raises(building.UsageError, match=r"SCHEME = \.\.\."):
+        checking.check([path])
+    config = checking.check([path], unneeded=["SCHEME", "OTHER"])
+    assert config.macros == {"MODEL_PARALLEL": 2, "SCHEME": "unused"}
+    given = checking.check([path], ["SCHEME = '2d'"], unneeded=["SCHEME"])
+    assert given.macros["SCHEME"] == "2d"
+
+
 def test_main_exits_with_2_and_no_traceback(tmp_path):
     main = tmp_path / "main.py"
     main.write_text(

@@ -5,7 +5,7 @@ import textwrap
 import pytest
 
 from prottrans_jax import partitioning
-from prottrans_jax.config import building, former_names
+from prottrans_jax.config import building, former_names, reading
 
 SCHEDULES = "prottrans_jax.optimizers.schedules"
 PARTITIONING = "prottrans_jax.partitioning"
@@ -157,3 +157,13 @@ def test_new_holder_takes_the_scope_of_the_former_one(parse, monkeypatch):
     with pytest.raises(building.UsageError) as error:
         parse(text)
     assert "make_mesh.data = @big/schedules.ByFactors()" in str(error.value)
+
+
+@pytest.mark.parametrize(("former", "leaf"), former_names.LEAVES.items())
+def test_former_leaf_names_the_one_to_use_instead(former, leaf):
+    assert leaf in reading.leaves()
+    for name in (former, f"{former}.gin"):
+        with pytest.raises(
+            building.UsageError, match=f"no {name} any more: use {leaf}"
+        ):
+            building.parse([name])

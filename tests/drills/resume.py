@@ -63,11 +63,11 @@ t5.T5Config.d_ff = 192
 t5.T5Config.num_heads = 4
 t5.T5Config.head_dim = 6
 """
-# The smoke leaf of a family, on the drill's records, with dropout.
+# The sample leaf of a family, on the drill's records, with dropout.
 FAMILY_LEAF = """
 from __gin__ import dynamic_registration
 
-include "smoke/prot_{family}.gin"
+include "sample_{family}.gin"
 
 MIXTURE_OR_TASK_NAME = "fasta_{objective}"
 TASK_FEATURE_LENGTHS = {{"inputs": 48}}
