@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import logging
 import jax
+from jaxtyping import PyTree
 
 from prottrans_jax.checkpoints import checkpointing
 
@@ -25,7 +26,7 @@ class Saves:
         # Step of the last retry. If this save fails too, the run stops.
         self._retried_step: int | None = None
 
-    def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any]) -> None:
         """Starts a save, and starts it again if the policy is to retry.
 
         Raises:

@@ -4,10 +4,9 @@ Call, lower or trace them inside `partitioner.scope()`: the mesh and the table f
 logical to mesh axes are read at trace time.
 """
 
-from typing import Any
-
 import jax
 from jax import numpy as jnp
+from jaxtyping import PyTree
 import optax
 
 from prottrans_jax import types
@@ -119,7 +118,7 @@ def make_train_step(
     )
 
 
-def _updates_done(opt_state: Any, step: Any) -> Any:
+def _updates_done(opt_state: PyTree, step: jax.Array) -> jax.Array:
     """The optimizer's own count, which skipped steps do not increase."""
     counts = optax.tree.get_all_with_path(opt_state, "count")
     return counts[0][1] if counts else step
