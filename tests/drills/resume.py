@@ -3,7 +3,7 @@ r"""Kills a training run at random moments and compares it with an unbroken one.
     python tests/drills/resume.py --topology=2x2 --steps=200 --kills=10
 
 Runs `python -m prottrans_jax.train` as a user would: dropout, shuffling and packing
-on, Adafactor; `--family=bert` and so on take that family's smoke leaf. After every
+on, Adafactor; `--family=bert` and so on take that family's sample leaf. After every
 kill -9, the checkpoint that the next start will use is compared with the unbroken
 run's of the same step; at the end, every step of the metric log and the final
 parameters, optimizer and loader state. All bit for bit. Prints one line for each kill;
