@@ -161,7 +161,7 @@ def _more_steps(summary) -> str:
         f"Start it from these parameters: {more} --model_dir=NEW_DIR",
         f"--gin_bindings=\"INITIAL_CHECKPOINT_PATH = '{run_dir}'\".",
         f"Or resume here with the schedule of the new total: the same with {more}",
-        "--gin_bindings='settings.Start.accept_config_changes = True'.",
+        "--gin_bindings='run_settings.Start.accept_config_changes = True'.",
     )
     return "\n            ".join(lines)
 

@@ -310,7 +310,7 @@ def test_leaf_can_be_overridden_as_t5x_users_do():
     )
     bound = config.bindings
     assert config.value(bound["", "trainer.train", "total_steps"]) == 7
-    assert bound["", "settings.Logs", "period"] == 3
+    assert bound["", "run_settings.Logs", "period"] == 3
     assert bound["", "t5.T5Config", "d_ff"] == 5
 
 

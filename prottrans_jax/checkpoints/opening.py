@@ -1,6 +1,6 @@
 """Opens parameters of our runs and of checkpoints of other libraries.
 
-The same syntax works in `load_encoder`, `settings.Start.init_from`, gin's
+The same syntax works in `load_encoder`, `run_settings.Start.init_from`, gin's
 INITIAL_CHECKPOINT_PATH and `python -m prottrans_jax.convert --input`:
 
     hf:FOLDER or hf:OWNER/NAME   Hugging Face; short names as hf:prot_bert

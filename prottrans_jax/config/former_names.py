@@ -67,7 +67,7 @@ _MODELS = {
 }
 
 _TRAIN = "prottrans_jax.training.trainer.train"
-_SETTINGS = "prottrans_jax.training.settings"
+_SETTINGS = "prottrans_jax.training.run_settings"
 
 # Parameters by full name, with the names of module, function and class in this version.
 PARAMETERS: dict[str, Moved] = {

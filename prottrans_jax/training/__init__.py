@@ -2,7 +2,7 @@
 
   trainer                         `train`: the loop
   train_state, train_step         layout of the state; the compiled step
-  settings                        settings of the loop, in groups
+  run_settings                    settings of the loop, in groups
   resuming                        the first state, or that of a checkpoint of this run
   saving, profiling               retry or stop after a failed save; profiles of steps
   evaluation, infeed              means over a split; batches prefetched in a thread

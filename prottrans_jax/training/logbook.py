@@ -12,7 +12,7 @@ import numpy as np
 
 from prottrans_jax.costs import hardware
 from prottrans_jax.files import appending
-from prottrans_jax.training import logged_steps, metrics, settings
+from prottrans_jax.training import logged_steps, metrics, run_settings
 
 
 class NonFiniteError(RuntimeError):
@@ -23,15 +23,15 @@ class NonFiniteError(RuntimeError):
 _WAY_OUT = {
     "stop": (
         "The same command will fail at the same step again. To skip such updates, add "
-        "--gin_bindings=\"settings.NonFinite.policy = 'skip'\"; or lower the learning "
-        "rate or clip gradients, with "
-        "--gin_bindings='settings.Start.accept_config_changes = True'."
+        "--gin_bindings=\"run_settings.NonFinite.policy = 'skip'\"; or lower the "
+        "learning rate or clip gradients, with "
+        "--gin_bindings='run_settings.Start.accept_config_changes = True'."
     ),
     "skip": (
         "The same command will fail at the same steps again. Lower the learning rate "
         "or clip gradients, with "
-        "--gin_bindings='settings.Start.accept_config_changes = True', or raise "
-        "settings.NonFinite.max_skipped_steps."
+        "--gin_bindings='run_settings.Start.accept_config_changes = True', or raise "
+        "run_settings.NonFinite.max_skipped_steps."
     ),
 }
 
@@ -114,7 +114,7 @@ class Journal:
         window: Mapping[str, Sequence[float]],
         total_steps: int,
         log_period: int,
-        nonfinite: settings.NonFinite,
+        nonfinite: run_settings.NonFinite,
         record_ids: Callable[[int], Sequence[str]],
         rates: Rates,
     ):

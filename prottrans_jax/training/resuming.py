@@ -17,14 +17,14 @@ from prottrans_jax.checkpoints import (
 )
 from prottrans_jax.distributed import agreement, barriers, roll_call
 from prottrans_jax.files import paths
-from prottrans_jax.training import settings, train_state, train_step
+from prottrans_jax.training import run_settings, train_state, train_step
 
 # Every host opens its data before; slow storage may need minutes.
 _AGREEMENT_TIMEOUT_S = 900.0
 
 
 def identity_of(
-    plan: train_state.StatePlan, seed: int, batch_size: int, start: settings.Start
+    plan: train_state.StatePlan, seed: int, batch_size: int, start: run_settings.Start
 ) -> dict[str, Any]:
     """The configuration that a checkpoint must match to resume this run."""
     sources = {
@@ -74,7 +74,7 @@ def restore(
     checkpointer: checkpointing.Checkpointer,
     plan: train_state.StatePlan,
     identity: Mapping[str, Any],
-    start: settings.Start,
+    start: run_settings.Start,
     max_lost_steps: int,
 ) -> stored_steps.Restored | None:
     """The newest sound checkpoint of this run; None if the run has no checkpoint.
@@ -87,7 +87,7 @@ def restore(
         restored = checkpointer.restore(
             plan.abstract,
             max_lost_steps=None if start.accept_lost_steps else max_lost_steps,
-            way_out="or set settings.Start.accept_lost_steps=True to repeat these "
+            way_out="or set run_settings.Start.accept_lost_steps=True to repeat these "
             "steps",
         )
     except stored_arrays.MismatchError as error:
@@ -109,7 +109,7 @@ def first_state(
     plan: train_state.StatePlan,
     identity: Mapping[str, Any],
     seed: int,
-    start: settings.Start,
+    start: run_settings.Start,
     total_steps: int,
 ) -> tuple[train_state.TrainState, int]:
     """The state of a new run, and its step.
@@ -134,7 +134,7 @@ def first_state(
 def _continued_state(
     plan: train_state.StatePlan,
     identity: Mapping[str, Any],
-    start: settings.Start,
+    start: run_settings.Start,
     total_steps: int,
 ) -> tuple[train_state.TrainState, int]:
     """The state of another run, with empty memories: the new data are others."""
@@ -184,8 +184,8 @@ def _check_same_model(
         raise ValueError(
             f"{about} is a run with another model or optimizer (saved -> new):\n"
             f"{listing}\nUse the settings in its config.gin. Or set "
-            "settings.Start.accept_config_changes=True, if the arrays are the same; or "
-            "start from its parameters alone, with INITIAL_CHECKPOINT_PATH."
+            "run_settings.Start.accept_config_changes=True, if arrays are the same; "
+            "or start from its parameters alone, with INITIAL_CHECKPOINT_PATH."
         )
     logging.warning("Continuing with changed values:\n%s", listing)
 
@@ -215,8 +215,8 @@ def _check_identity(
             "."
             if accept is None
             else " (INITIAL_CHECKPOINT_PATH = 'DIR' starts it from the parameters of "
-            "this one), or set settings.Start.accept_config_changes=True to continue "
-            "with the new values."
+            "this one), or set run_settings.Start.accept_config_changes=True to "
+            "continue with the new values."
         )
         raise ValueError(
             "The model directory holds a run of another configuration "

@@ -15,7 +15,7 @@ class Saves:
 
     Args:
       checkpointer: writes the checkpoints.
-      on_error: "retry" or "stop"; see `settings.Checkpoints`.
+      on_error: "retry" or "stop"; see `run_settings.Checkpoints`.
     """
 
     def __init__(self, checkpointer: checkpointing.Checkpointer, on_error: str):

@@ -27,8 +27,8 @@ from prottrans_jax.training import (
     metrics,
     profiling,
     resuming,
+    run_settings,
     saving,
-    settings,
     train_state,
     train_step,
 )
@@ -68,12 +68,12 @@ def train(
     total_steps: int,
     seed: int = 0,
     num_microbatches: int = 1,
-    checkpoints: settings.Checkpoints = settings.Checkpoints(),
-    evaluation: settings.Evaluation = settings.Evaluation(),
-    logs: settings.Logs = settings.Logs(),
-    start: settings.Start = settings.Start(),
-    limits: settings.Limits = settings.Limits(),
-    nonfinite: settings.NonFinite = settings.NonFinite(),
+    checkpoints: run_settings.Checkpoints = run_settings.Checkpoints(),
+    evaluation: run_settings.Evaluation = run_settings.Evaluation(),
+    logs: run_settings.Logs = run_settings.Logs(),
+    start: run_settings.Start = run_settings.Start(),
+    limits: run_settings.Limits = run_settings.Limits(),
+    nonfinite: run_settings.NonFinite = run_settings.NonFinite(),
     writers: Callable[[], Sequence[metrics.Writer]] = tuple,
     config_text: str = "",
 ) -> Summary:
@@ -105,8 +105,8 @@ def train(
       config_text: resolved gin configuration, stored in every checkpoint.
 
     Raises:
-      logbook.NonFiniteError: see `settings.NonFinite`.
-      checkpointing.SaveError: see `settings.Checkpoints`.
+      logbook.NonFiniteError: see `run_settings.NonFinite`.
+      checkpointing.SaveError: see `run_settings.Checkpoints`.
       manifests.CheckpointError: no sound checkpoint is new enough, or another run
         writes to `model_dir`.
       ValueError: the model directory holds another run; differences are listed.

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from prottrans_jax.training import settings, train_state, trainer
+from prottrans_jax.training import run_settings, train_state, trainer
 
 _GROUPS = {
-    "checkpoints": settings.Checkpoints,
-    "evaluation": settings.Evaluation,
-    "limits": settings.Limits,
-    "logs": settings.Logs,
-    "nonfinite": settings.NonFinite,
-    "start": settings.Start,
+    "checkpoints": run_settings.Checkpoints,
+    "evaluation": run_settings.Evaluation,
+    "limits": run_settings.Limits,
+    "logs": run_settings.Logs,
+    "nonfinite": run_settings.NonFinite,
+    "start": run_settings.Start,
 }
 
 

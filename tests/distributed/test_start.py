@@ -3,7 +3,7 @@ import pytest
 
 from cases import process_cases
 from prottrans_jax.distributed import roll_call, start
-from prottrans_jax.training import settings
+from prottrans_jax.training import run_settings
 
 START = """
 import sys
@@ -32,7 +32,7 @@ def test_no_limit_of_a_run_is_beyond_that_at_which_jax_aborts(monkeypatch):
     given = {}
     monkeypatch.setattr(jax.distributed, "initialize", given.update)
     start.initialize("auto")
-    limits = settings.Limits()
+    limits = run_settings.Limits()
     longest = max(limits.startup_s, limits.step_s)
     assert given["heartbeat_timeout_seconds"] > longest
 

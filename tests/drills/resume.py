@@ -146,7 +146,7 @@ class Drill:
             "--gin_bindings=CHECKPOINT_PERIOD = "
             f"{checkpoint_period or self.checkpoint_period}",
             f"--gin_bindings=EVAL_PERIOD = {self.eval_period}",
-            f"--gin_bindings=settings.Checkpoints.keep = {keep}",
+            f"--gin_bindings=run_settings.Checkpoints.keep = {keep}",
         ]
         if num_processes > 1:
             address = f"localhost:{process_cases.free_port()}"

@@ -259,7 +259,7 @@ def test_run_without_a_sound_later_checkpoint_does_not_start_over(tmp_path, capl
     with pytest.raises(
         manifests.CheckpointError,
         match=r"steps 2, 4, 6 are damaged.*6 steps would be lost.*"
-        r"settings\.Start\.accept_lost_steps=True",
+        r"run_settings\.Start\.accept_lost_steps=True",
     ):
         runs.train(**arguments)
     assert _log(arguments) == before
@@ -685,7 +685,7 @@ def test_stop_policy_names_the_step_and_its_records(tmp_path):
         runs.train(**arguments)
     # A restart is bit-identical: it would end here again.
     assert "The same command will fail at the same step again" in str(error.value)
-    assert "settings.NonFinite.policy = 'skip'" in str(error.value)
+    assert "run_settings.NonFinite.policy = 'skip'" in str(error.value)
     dump = json.loads(open(arguments["model_dir"] + "/nonfinite.jsonl").read())
     assert (dump["step"], dump["record_ids"]) == (3, ["P2"])
     assert _final_state(arguments)[0] == 2

@@ -1,6 +1,6 @@
 """Settings of the training loop in groups; each group checks its own values.
 
-A gin file binds them as `settings.Checkpoints.period = 5000`.
+A gin file binds them as `run_settings.Checkpoints.period = 5000`.
 """
 
 import dataclasses
