@@ -64,9 +64,12 @@ def test_every_signature_of_a_module_is_read_as_python_has_it(name):
 
 def test_names_are_found_through_imports_of_ours():
     loader = signatures.find("prottrans_jax.data.rows.loader")
-    symbol = signatures.resolve(loader, "store.RecordSplit")
-    assert (symbol.kind, symbol.module) == ("class", "prottrans_jax.data.records.store")
-    assert signatures.resolve(loader, "store.NoSuchThing") is None
+    symbol = signatures.resolve(loader, "streams.Corruption")
+    assert (symbol.kind, symbol.module) == (
+        "class",
+        "prottrans_jax.data.corruption.streams",
+    )
+    assert signatures.resolve(loader, "streams.NoSuchThing") is None
 
 
 def test_reading_signatures_imports_nothing_heavy():
