@@ -279,7 +279,7 @@ class Checkpointer:
         if difference := stored_arrays.compare(abstract_arrays, stored):
             raise stored_arrays.MismatchError(
                 f"{path} does not fit this run "
-                f"{difference.summary(stored_arrays.REMEDY)}",
+                f"{difference.summary(stored_arrays.remedy(abstract_arrays, stored))}",
                 stored_steps.read_metadata(path),
             )
         with stored_steps.explained(path):

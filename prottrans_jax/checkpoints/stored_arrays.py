@@ -4,7 +4,8 @@ A name is the path to a leaf, e.g. `params/encoder/encoder_norm/scale`. `checkpo
 writes them with Orbax's PyTree handler, in a format that every Orbax can read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+import re
 from typing import Any
 
 from etils import epath
@@ -21,6 +22,10 @@ REMEDY = (
     "The checkpoint is of another model: use the settings in the config.gin of its "
     "run, or choose another checkpoint."
 )
+_OTHER_SCAN = (
+    "Both have the same layers, in one of them stacked: set ComputeConfig.scan_layers "
+    "as in the run of the checkpoint (in its config.gin; the default is True)."
+)
 
 
 class MismatchError(ValueError):
@@ -33,6 +38,16 @@ class MismatchError(ValueError):
     def __init__(self, message: str, metadata: Mapping[str, Any] | None = None):
         super().__init__(message)
         self.metadata = metadata or {}
+
+
+def remedy(model: Iterable[str], checkpoint: Iterable[str]) -> str:
+    """Advice for a mismatch of a model's and a checkpoint's arrays, by their names."""
+    stacked = [
+        {re.sub(r"(^|/)layers_\d+/", r"\1layers/", name) for name in names}
+        for names in (model, checkpoint)
+    ]
+    same_layout = set(model) == set(checkpoint)
+    return _OTHER_SCAN if stacked[0] == stacked[1] and not same_layout else REMEDY
 
 
 def on_disk(path: epath.Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def load_params(
         if difference and defaults is None:
             raise stored_arrays.MismatchError(
                 f"{source} does not fit the model "
-                f"{difference.summary(stored_arrays.REMEDY)}"
+                f"{difference.summary(stored_arrays.remedy(abstract_arrays, stored))}"
             )
         if difference:
             logging.warning("Partial load of %s %s", source, difference.listing())
@@ -127,7 +127,7 @@ def load_state(
         if difference := stored_arrays.compare(abstract_arrays, stored):
             raise stored_arrays.MismatchError(
                 f"{source} does not fit this run "
-                f"{difference.summary(stored_arrays.REMEDY)}",
+                f"{difference.summary(stored_arrays.remedy(abstract_arrays, stored))}",
                 metadata,
             )
         arrays = stored_arrays.read(source, abstract_arrays)

@@ -18,11 +18,10 @@ def add_models(commands) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from prottrans_jax.encoders import loading
     from prottrans_jax.interop import huggingface
 
     rows = []
-    for name, repository in loading.NAMES.items():
+    for name, repository in huggingface.NAMES.items():
         try:
             folder = str(huggingface.find(repository))
         except FileNotFoundError:

@@ -24,21 +24,6 @@ from prottrans_jax.interop import families, huggingface
 from prottrans_jax.interop import vocabularies as model_vocabularies
 from prottrans_jax.proteins import vocabulary as vocabularies
 
-# Short names of the released models -> repositories of the Hugging Face hub.
-NAMES = {
-    "prot_t5": "Rostlab/prot_t5_xl_half_uniref50-enc",
-    "prot_t5_xl_u50": "Rostlab/prot_t5_xl_uniref50",
-    "prot_t5_xl_bfd": "Rostlab/prot_t5_xl_bfd",
-    "prot_t5_xxl_u50": "Rostlab/prot_t5_xxl_uniref50",
-    "prot_t5_xxl_bfd": "Rostlab/prot_t5_xxl_bfd",
-    "prot_bert": "Rostlab/prot_bert",
-    "prot_bert_bfd": "Rostlab/prot_bert_bfd",
-    "prot_albert": "Rostlab/prot_albert",
-    "prot_electra_discriminator": "Rostlab/prot_electra_discriminator_bfd",
-    "prot_electra_generator": "Rostlab/prot_electra_generator_bfd",
-    "prot_xlnet": "Rostlab/prot_xlnet",
-}
-
 
 def load_encoder(
     source: str | os.PathLike,
@@ -54,7 +39,8 @@ def load_encoder(
 
     Args:
       source: A folder made by `prottrans_jax.export` or in Hugging Face's layout, a
-        repository of its hub, a short name in `NAMES`, or any other checkpoint that
+        repository of its hub, a short name in
+        `huggingface.NAMES`, or any other checkpoint that
         `checkpoints.opening` reads: a run of this library, T5X, Mesh-TensorFlow. For
         an ELECTRA run with two models, the encoder is the discriminator.
       dtype: Type of weights and products. None: bfloat16 on GPU and TPU, float32 on a
@@ -172,7 +158,7 @@ def _read(source, dtype, download, revision, overrides):
             "int8."
         ) from None
     try:
-        location = NAMES.get(str(source), source)
+        location: str | os.PathLike = source
         if revision is not None:
             _, location = opening.split(location)
             location = huggingface.find(location, download=download, revision=revision)
@@ -183,16 +169,16 @@ def _read(source, dtype, download, revision, overrides):
             **overrides,
         )
     except FileNotFoundError as error:
-        similar = difflib.get_close_matches(str(source), NAMES, n=3)
+        similar = difflib.get_close_matches(str(source), huggingface.NAMES, n=3)
         hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
-        if str(source) in NAMES or not hint:
+        if str(source) in huggingface.NAMES or not hint:
             raise
         raise FileNotFoundError(f"{error}{hint}") from None
     return checkpoint, dtype
 
 
 def _plain_name(source: str | os.PathLike) -> str:
-    if str(source) in NAMES:
+    if str(source) in huggingface.NAMES:
         return str(source)
     _, location = opening.split(source)
     return pathlib.PurePath(os.path.abspath(location)).name

@@ -33,6 +33,20 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # transformers' default is 50 GB; 5 GB files are easier to copy over bad networks.
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _ORGANISATION = "Rostlab"
+# Short names of the released models -> repositories of the Hugging Face hub.
+NAMES = {
+    "prot_t5": "Rostlab/prot_t5_xl_half_uniref50-enc",
+    "prot_t5_xl_u50": "Rostlab/prot_t5_xl_uniref50",
+    "prot_t5_xl_bfd": "Rostlab/prot_t5_xl_bfd",
+    "prot_t5_xxl_u50": "Rostlab/prot_t5_xxl_uniref50",
+    "prot_t5_xxl_bfd": "Rostlab/prot_t5_xxl_bfd",
+    "prot_bert": "Rostlab/prot_bert",
+    "prot_bert_bfd": "Rostlab/prot_bert_bfd",
+    "prot_albert": "Rostlab/prot_albert",
+    "prot_electra_discriminator": "Rostlab/prot_electra_discriminator_bfd",
+    "prot_electra_generator": "Rostlab/prot_electra_generator_bfd",
+    "prot_xlnet": "Rostlab/prot_xlnet",
+}
 _SHORTEST_COMMIT = 7
 _HUB_TIMEOUT_S = 20.0
 # Maximum number of names that are printed.
@@ -333,7 +347,8 @@ def find(
     """Folder of a checkpoint: `source` itself, or a repository's in the hub's cache.
 
     Args:
-      source: A folder, "owner/name", or a name of the ProtTrans authors' repositories.
+      source: A folder, a name in `NAMES`, "owner/name", or a name of the ProtTrans
+        authors' repositories.
       download: Whether to fetch the repository if it is not in the cache.
       revision: Branch, tag or commit of the repository, also the first 7 or more digits
         of a commit; None: "main", or any revision in the cache.
@@ -351,7 +366,7 @@ def find(
                 f"such as {revision!r}."
             )
         return folder
-    repository = str(source)
+    repository = NAMES.get(str(source), str(source))
     if "/" not in repository:
         repository = f"{_ORGANISATION}/{repository}"
     looks_like_path = (

@@ -26,7 +26,7 @@ REMAT_POLICIES = ("none", "full", *sorted(SAVED_NAMES))
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """Types, attention and loops of a model; may differ at every start of a run.
+    """Types, attention and loops of a model; may change when a run resumes.
 
     The architecture is in the family's configuration, such as `models.t5.T5Config`.
 
@@ -42,7 +42,7 @@ class ComputeConfig:
       remat_policy: What the backward pass recomputes: "none", "full" (everything but
         the layers' inputs), "save_outputs", "save_attention", "minimal".
       scan_layers: Whether each stack is one scanned layer (compiles faster), with its
-        parameters stacked.
+        parameters stacked. A run resumes only with the value that it started with.
     """
 
     dtype: DTypeLike = jnp.float32

@@ -313,7 +313,10 @@ def test_released_names_resolve_to_the_cache(tmp_path, monkeypatch):
     huggingface.write(tmp_path / "made", T5, random_params(T5))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     fake_cache(tmp_path / "cache", "Rostlab/prot_t5_xl_uniref50", tmp_path / "made")
-    for name in ("prot_t5_xl_uniref50", "Rostlab/prot_t5_xl_uniref50"):
+    for name in (
+        *("prot_t5_xl_uniref50", "Rostlab/prot_t5_xl_uniref50"),
+        "prot_t5_xl_u50",  # A short name.
+    ):
         assert_same(huggingface.read(name).params, random_params(T5))
 
 
@@ -348,8 +351,8 @@ def test_revisions_are_branches_tags_and_commits(tmp_path, monkeypatch):
     huggingface.write(tmp_path / "made", T5, random_params(T5))
     commits = ["973be27c52ee6474", "97fe02c8de32aed5"]
     for commit in commits:
-        fake_cache(tmp_path / "cache", "Rostlab/prot_t5", tmp_path / "made", commit)
-    refs = tmp_path / "cache" / "models--Rostlab--prot_t5" / "refs"
+        fake_cache(tmp_path / "cache", "Rostlab/prot_t5_x", tmp_path / "made", commit)
+    refs = tmp_path / "cache" / "models--Rostlab--prot_t5_x" / "refs"
     (refs / "pr").mkdir()
     (refs / "pr" / "1").write_text(commits[0])
     for revision, commit in (
@@ -359,10 +362,10 @@ def test_revisions_are_branches_tags_and_commits(tmp_path, monkeypatch):
         (commits[0], commits[0]),
         (commits[1][:7], commits[1]),
     ):
-        assert huggingface.find("prot_t5", revision=revision).name == commit
+        assert huggingface.find("prot_t5_x", revision=revision).name == commit
     for revision in ("97", "v3", "x" * 40):
         with pytest.raises(FileNotFoundError, match=f"--revision {revision}`"):
-            huggingface.find("prot_t5", revision=revision)
+            huggingface.find("prot_t5_x", revision=revision)
     with pytest.raises(ValueError, match="is a folder; only a repository"):
         huggingface.find(tmp_path / "made", revision="main")
 

@@ -799,6 +799,28 @@ def test_another_model_in_the_same_directory_is_named_by_its_settings(tmp_path):
         runs.train(**(arguments | {"objective": denoising.Denoising(wider)}))
 
 
+def _computed_with(arguments, **settings):
+    model = arguments["objective"].model
+    model = model.clone(compute=dataclasses.replace(model.compute, **settings))
+    return arguments | {"objective": denoising.Denoising(model)}
+
+
+def test_run_resumes_with_another_type_and_rematerialisation(tmp_path):
+    arguments = _arguments(tmp_path)
+    runs.train(**(arguments | {"total_steps": 2}))
+    settings = {"dtype": "bfloat16", "remat_policy": "full"}
+    assert runs.train(**_computed_with(arguments, **settings)).step == 6
+
+
+def test_resuming_with_layers_stacked_otherwise_names_the_setting(tmp_path):
+    arguments = _arguments(tmp_path, total_steps=1)
+    runs.train(**arguments)
+    with pytest.raises(
+        ValueError, match=r"set ComputeConfig\.scan_layers as in the run"
+    ):
+        runs.train(**_computed_with(arguments, scan_layers=False))
+
+
 def test_function_in_the_configuration_of_a_run_is_refused_with_its_place(tmp_path):
     optimizer = algorithms.AdamW(learning_rate=lambda step: step * 0.25)
     with pytest.raises(ValueError, match=r"^optimizer\.learning_rate=<function"):
