@@ -81,7 +81,8 @@ class Normal {
 
 inline const Normal kNormal;
 
-AVX512 inline __m512 Activate(__m512 x, int32_t activation) {
+// Not inlined: float32 products would take 4 % longer.
+AVX512 __attribute__((noinline)) static __m512 Activate(__m512 x, int32_t activation) {
   const __m512 one = _mm512_set1_ps(1.0f);
   switch (activation) {
     case kRelu:
