@@ -75,7 +75,7 @@ def _run(argv: Sequence[str]) -> int:
                     print(f"  {key:24} {value:10.4f}")
             all_written &= _write(directory, {"step": step, **results})
     except (manifests.CheckpointError, store.DamageError) as error:
-        print(f"error: {mains.message(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except ValueError as error:
         raise building.UsageError(str(error)) from error

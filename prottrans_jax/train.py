@@ -78,10 +78,10 @@ def main(argv: Sequence[str]) -> int:
             writers=_tensorboard if _TENSORBOARD.value else tuple,
         )
     except logbook.NonFiniteError as error:
-        print(f"error: {mains.message(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 3
     except (manifests.CheckpointError, store.DamageError) as error:
-        print(f"error: {mains.message(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except barriers.ProcessesMissing as error:
         print(f"error: {error} Start the same command on all hosts.", file=sys.stderr)

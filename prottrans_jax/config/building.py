@@ -1,19 +1,81 @@
-"""Binds a checked gin configuration, and builds its objects."""
+"""Builds the objects of a checked gin configuration.
+
+Gin files are parsed once, in `reading`; objects are built from what it read, as gin
+does: a reference is called in its scope, which references without a scope of their own
+in its parameters inherit.
+"""
 
 from collections.abc import Callable, Sequence
 import copy
+import dataclasses
+import functools
 import importlib
 import pathlib
 from typing import Any
 
-import gin
 from prottrans_jax.config import checking, reading
 
 Config = reading.Config
 Reference = reading.Reference
 UsageError = reading.UsageError
 
-_current: Config | None = None
+
+@dataclasses.dataclass
+class _Builder:
+    """Builds values of a configuration; each `gin.singleton` once."""
+
+    config: Config
+    singletons: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def build(self, value: Any, scope: str = "", **overrides: Any) -> Any:
+        """Evaluates a value in a scope; `overrides` are for a called reference."""
+        value = self.config.value(value)
+        if isinstance(value, Reference):
+            scope = value.scope or scope
+            if value.selector.startswith("gin."):
+                return self._gins_own(value.selector, scope)
+            function = reading.resolve(self.config.imports, value.selector)
+            bound = self.configured(function, value.selector, scope)
+            return bound(**overrides) if value.call else bound
+        if isinstance(value, dict):
+            return {
+                self.build(key, scope): self.build(item, scope)
+                for key, item in value.items()
+            }
+        if isinstance(value, list | tuple | set):
+            return type(value)(self.build(item, scope) for item in value)
+        return copy.deepcopy(value)
+
+    def configured(
+        self, function: Callable[..., Any], selector: str, scope: str
+    ) -> Callable[..., Any]:
+        """`function` with the parameters bound for a selector, built at each call."""
+        parameters = self.config.parameters(Reference(scope, selector, call=True))
+        if not parameters:
+            return function
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            built = {
+                name: self.build(value, scope)
+                for name, value in parameters.items()
+                if name not in kwargs
+            }
+            return function(*args, **built, **kwargs)
+
+        return call
+
+    def _gins_own(self, selector: str, scope: str) -> Any:
+        """The value of `NAME/gin.macro` or `NAME/gin.singleton`."""
+        parameters = self.config.parameters(Reference(scope, selector, call=True))
+        if selector == "gin.macro":
+            return self.build(parameters["value"], scope)
+        if scope not in self.singletons:
+            self.singletons[scope] = self.build(parameters["constructor"])()
+        return self.singletons[scope]
+
+
+_current: _Builder | None = None
 
 
 def parse(
@@ -45,7 +107,7 @@ def parse(
 
 
 def bind(config: Config) -> None:
-    """Imports the modules of a checked configuration and binds it in gin.
+    """Imports the modules of a checked configuration, which `build` uses from now on.
 
     Replaces the previous configuration.
 
@@ -58,13 +120,15 @@ def bind(config: Config) -> None:
         except ImportError as error:
             raise UsageError(f"cannot import {module}: {error}.") from error
     global _current
-    gin.clear_config()
-    gin.parse_config(config.text)
-    _current = config
+    _current = _Builder(config)
 
 
 def current() -> Config:
     """The configuration bound last."""
+    return _builder().config
+
+
+def _builder() -> _Builder:
     if _current is None:
         raise RuntimeError("No gin configuration is bound: call `parse` first.")
     return _current
@@ -77,18 +141,28 @@ def resolved_config() -> str:
 
 def configured(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with the parameters that the current configuration binds."""
-    try:
-        return gin.get_configurable(function)
-    except ValueError:  # No parameter is bound: its own defaults hold.
-        return function
+    selector = _selector(function)
+    return (
+        function if selector is None else _builder().configured(function, selector, "")
+    )
 
 
 def bound(function: Callable[..., Any]) -> dict[str, Any]:
     """Parameters of `function` -> bound values, which `build` evaluates."""
-    config, module = current(), function.__module__
-    name = next(n for n, m in config.imports.items() if m == module)
-    selector = f"{name}.{function.__name__}"
-    return config.parameters(Reference("", selector, call=True))
+    selector = _selector(function)
+    return (
+        {}
+        if selector is None
+        else current().parameters(Reference("", selector, call=True))
+    )
+
+
+def _selector(function: Callable[..., Any]) -> str | None:
+    """The name of a function in the current configuration; None: it is not used."""
+    for name, module in current().imports.items():
+        if module == function.__module__:
+            return f"{name}.{function.__qualname__}"
+    return None
 
 
 def total_steps_shape_the_run() -> bool:
@@ -111,18 +185,6 @@ def build(value: Any, **overrides: Any) -> Any:
       value: A value of `Config`: a literal, `Reference` or `Macro`; or "%NAME".
       **overrides: Parameters that replace the bound ones, for a called `Reference`.
     """
-    config = current()
     if isinstance(value, str) and value.startswith("%"):
         value = reading.Macro(value[1:])
-    value = config.value(value)
-    if isinstance(value, Reference) and value.call and overrides:
-        with gin.config_scope(value.scope or None):
-            return configured(reading.resolve(config.imports, value.selector))(
-                **overrides
-            )
-    # gin evaluates references in containers only when a bound value is copied.
-    header = "\n".join(reading.import_line(m, n) for n, m in config.imports.items())
-    gin.parse_config(
-        f"from __gin__ import dynamic_registration\n{header}\n_VALUE = {value!r}\n"
-    )
-    return copy.deepcopy(gin.query_parameter("%_VALUE"))
+    return _builder().build(value, **overrides)

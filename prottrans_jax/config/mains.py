@@ -151,12 +151,6 @@ _PATH_ERRORS = (
 )
 
 
-def message(error: BaseException) -> str:
-    """Text of an error without gin's lines about calls, which hold addresses."""
-    lines = str(error).splitlines()
-    return "\n".join(x for x in lines if not x.startswith("  In call to configurable"))
-
-
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """`absl.app.run` for mains that use gin.
 
@@ -172,10 +166,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         try:
             return main(argv)
         except reading.UsageError as error:
-            print(f"error: {message(error)}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
             return 2
         except OSError as error:  # Disk full, too many open files, no permission ...
-            print(f"error: {message(error)}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
             return 2 if isinstance(error, _PATH_ERRORS) else 1
         except KeyboardInterrupt:  # Before the run installs its own handlers.
             return 130
