@@ -65,7 +65,7 @@ assigns to one device (arguments and temporaries). "recomputed" is compiled FLOP
 the model's. The three times follow from the chip's published peaks
 (`costs/hardware.py`). **"MFU at most" uses the longest of them as step time: it assumes
 that compute, memory and interconnect overlap perfectly, so a real step takes longer. No
-step has been timed on a TPU.** "compiler" is the version of libtpu; Layouts
+step has been timed on a TPU.** "compiler" is the version of libtpu. Layouts
 whose arguments and temporaries exceed the memory are not listed: the compiler itself
 refuses only temporaries that do.
 

@@ -42,8 +42,8 @@ def is_flat(identity: Mapping[str, Any]) -> bool:
 def tree(flat: Mapping[str, str]) -> dict[str, Any]:
     """The tree that `run_identity.identity` makes of the same configuration.
 
-    Settings of how a model is computed are left out. Another `param_dtype` or
-    `scan_layers` shows in the arrays.
+    Settings of how a model is computed are left out. `scan_layers` changes array
+    names; a restore casts to another `param_dtype`.
 
     >>> tree({"seed": "3", "rate": "constant.<locals>.<lambda>",
     ...       "rate.learning_rate": "0.1"})

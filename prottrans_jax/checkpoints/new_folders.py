@@ -19,7 +19,7 @@ def run(
     write: Callable[[str, pathlib.Path], Any],
     report: Callable[[Any, pathlib.Path], None],
 ) -> int:
-    """`make` for a main with absl flags; also handles stop signals.
+    """Runs `make` with values from absl flags; also handles stop signals.
 
     Args:
       program: Name in messages.

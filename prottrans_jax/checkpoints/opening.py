@@ -45,8 +45,8 @@ from prottrans_jax.interop import (
 )
 from prottrans_jax.models import electra
 
-# Settings that may differ: they concern training or row lengths, or checkpoints do not
-# store them.
+# Fields not compared when loading initial parameters: they concern training or row
+# lengths, or checkpoints do not store them.
 _FREE = frozenset(
     """
     attention_dropout_rate bi_data dropout_rate frequencies initializer_range lm_head
@@ -269,7 +269,7 @@ def _family_ids(checkpoint: families.Checkpoint) -> PyTree:
 def _check_settings(
     source: str | os.PathLike, checkpoint: families.Checkpoint, model_config: Any
 ) -> None:
-    """Refuses a checkpoint whose settings make the same arrays another model."""
+    """Raises if the arrays fit, but settings would change the outputs."""
     if model_config is None:
         return
     config = checkpoint.config

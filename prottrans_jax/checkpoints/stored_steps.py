@@ -180,7 +180,7 @@ def _read_step(
 
 @contextlib.contextmanager
 def explained(source: epath.Path) -> Iterator[None]:
-    """Converts errors of storage and of Orbax into errors of this room.
+    """Converts errors of storage and of Orbax into CheckpointError or GoneError.
 
     Raises:
       manifests.GoneError: the step was deleted meanwhile.

@@ -26,12 +26,13 @@ except ModuleNotFoundError:  # Only mains import this module.
     )
 
 PACKAGE = "prottrans_jax"
-# With these a file could parse another file as trusted, or start a main.
+# Modules that gin files may not configure: with these a file could parse another file
+# as trusted, or start a program.
 NOT_CONFIGURABLE = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
         *("config.building", "config.mains"),
-        *("train", "evaluate", "precompile", "prepare", "export", "cli"),
+        *("train", "evaluate", "precompile", "prepare", "convert", "export", "cli"),
     )
 )
 

@@ -30,9 +30,10 @@ def mix(x: Bits) -> Bits:
 
 
 def fold(key: Bits | np.uint64, value: int | np.ndarray) -> Bits:
-    """Draw number `value` (0 or more) of stream `key`: random bits, or another key.
+    """64 bits from (`key`, `value`), used as random bits or as a derived key.
 
-    The arguments broadcast; the result has at least one dimension.
+    The arguments broadcast, `value` is 0 or more; the result has at least one
+    dimension.
     """
     key = np.atleast_1d(np.asarray(key).astype(np.uint64))
     counter = np.atleast_1d(np.asarray(value).astype(np.uint64)) + np.uint64(1)

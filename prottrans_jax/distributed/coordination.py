@@ -1,7 +1,7 @@
 """Keys and values in JAX's coordination service.
 
-Modules of this room use the service instead of collectives: a collective has no timeout
-and does not name the process that is missing.
+Modules of this package use the service instead of collectives: a collective has no
+timeout and does not name the process that is missing.
 """
 
 from typing import Any

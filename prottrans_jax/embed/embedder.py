@@ -32,8 +32,9 @@ _COMPILE_COSTS = {
     "cpu, shared rows": (0.5, 1e5),
     "accelerator": (1.8, 4e6),
 }
-# FLOP/s of two cores; share of the peak that a GPU reaches; peak of an unknown GPU.
-_CPU_FLOPS, _SHARE_OF_PEAK, _SOME_PEAK = 2e11, 0.6, 5e13
+# FLOP/s of two cores; share of its peak FLOP/s that an accelerator reaches; peak FLOP/s
+# of one that `costs.hardware` does not know.
+_CPU_FLOPS, _SHARE_OF_PEAK, _DEFAULT_PEAK_FLOPS = 2e11, 0.6, 5e13
 _LAST = forward.Layers()
 # Calls queued on each device before the first result is awaited.
 _IN_FLIGHT = 2
@@ -173,7 +174,8 @@ class Embedder:
             flops = _CPU_FLOPS
         else:
             seconds, most = _COMPILE_COSTS["accelerator"]
-            flops = _SHARE_OF_PEAK * (hardware.peak_flops(device) or _SOME_PEAK)
+            peak_flops = hardware.peak_flops(device) or _DEFAULT_PEAK_FLOPS
+            flops = _SHARE_OF_PEAK * peak_flops
         return min(seconds * flops / (2.0 * max(self._size, 1)), most)
 
     def cost(self, tokens: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

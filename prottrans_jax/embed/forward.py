@@ -174,10 +174,18 @@ def encode(
 def for_shape(module: nn.Module, rows: int, length: int, platform: str) -> nn.Module:
     """The model with the fastest attention for frozen weights.
 
-    Plain attention is replaced by
-      - the GPU's fused kernel, if one row's bias for all pairs is within the limit;
-      - blockwise attention, if that computes nothing between segments;
-      - blockwise attention, if all scores together exceed the limit.
+    CPU with the x86 kernel (`x86.has_attention`):
+        the kernel at every length (selected by attention="blockwise")
+    GPU with cuDNN's kernel (`has_fused`: from Ampere on, bfloat16), and the bias of one
+    row within `PLAIN_SCORES_BYTES`, 2 GiB:
+        cuDNN's kernel
+    other CPU:
+        plain, in parts that stay in cache; blockwise above 256 MiB of scores
+    TPU, other GPU, or a longer row:
+        plain, all scores at once; blockwise above 2 GiB of scores
+
+    Scores are those of all rows and heads in float32. XLNet and Transformer-XL, which
+    have no dot-product attention, use only the last two.
     """
     limit = PLAIN_SCORES_BYTES["cpu" if platform == "cpu" else "accelerator"]
     config, compute = module.config, module.compute

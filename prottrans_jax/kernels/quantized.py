@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
-# Rounding method of kernels. It is part of a model's identity: another method gives
-# other embeddings.
+# Rounding method of kernels: values nearest a rounding boundary are flipped to preserve
+# the column sum. The text is stored in embedding files as part of the identity of a
+# model, because another method gives other embeddings: do not reword it.
 ROUNDING = "columns keep their sums"
 _LARGEST = 127
 # Iterations of the correction. After each, the error of a column's sum is about the

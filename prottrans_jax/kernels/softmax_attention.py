@@ -315,9 +315,10 @@ def _fused(query, key, value, kv_segments, *, causal, bias):
 
 
 def skips_other_segments(platform: str, dtype: DTypeLike, head_dim: int) -> bool:
-    """Whether blockwise attention computes no scores between different segments.
+    """Whether the x86 attention kernel is available for these heads.
 
-    True of `x86.attention`, which is then the fastest at every length.
+    It computes no scores between different segments, and is the fastest at every
+    length.
     """
     return platform == "cpu" and x86.has_attention(dtype, head_dim)
 

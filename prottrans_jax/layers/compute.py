@@ -35,8 +35,8 @@ class ComputeConfig:
       param_dtype: Type of the parameters.
       attention: "plain", or "blockwise", whose memory is linear in the length (in
         XLNet and Transformer-XL except for the mask).
-      attention_block_size: Queries and keys per block of blockwise attention; in XLNet
-        and Transformer-XL the square root of the number of scores in a block.
+      attention_block_size: Queries and keys per block of blockwise attention; XLNet
+        and Transformer-XL take some queries against all keys, about as many scores.
       fused_attention: Whether attention uses a fused GPU kernel, for rows of one
         sequence each; `embed.forward`, which makes such rows, switches it on.
       remat_policy: What the backward pass recomputes: "none", "full" (everything but

@@ -73,7 +73,7 @@ class MaskedLM:
           rng: Key of the random draws.
           batch_shapes: Shape, or an object with a `shape`, of each feature.
         """
-        return init_params(self.model, rng, batch_shapes)
+        return boxed_params(self.model, rng, batch_shapes)
 
     def initial_carry(self, batch_size: int) -> types.Carry:
         """Empty: nothing is carried from step to step."""
@@ -154,7 +154,7 @@ class MaskedLM:
 # Shared with replaced-token detection:
 
 
-def init_params(
+def boxed_params(
     model: Any, rng: jax.Array, batch_shapes: Mapping[str, Any]
 ) -> types.Params:
     """Parameters of a model that takes tokens, boxed; see `MaskedLM.init`."""

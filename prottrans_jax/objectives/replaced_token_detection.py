@@ -53,7 +53,7 @@ class ReplacedTokenDetection:
 
     def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any]) -> types.Params:
         """Parameters, boxed with their logical axis names; see `MaskedLM.init`."""
-        return masked_lm.init_params(self.model, rng, batch_shapes)
+        return masked_lm.boxed_params(self.model, rng, batch_shapes)
 
     def initial_carry(self, batch_size: int) -> types.Carry:
         """Empty: nothing is carried from step to step."""

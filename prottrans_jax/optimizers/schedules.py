@@ -13,12 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from prottrans_jax.config import setting_types
 
 Step = Any  # A Python int or an int32 scalar array.
-Schedule = Callable[[Step], Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True)

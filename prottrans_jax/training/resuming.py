@@ -91,7 +91,7 @@ def restore(
             "steps",
         )
     except stored_arrays.MismatchError as error:
-        # Different settings explain more than different arrays.
+        # Report differing settings first; they cause the differing arrays.
         _check_identity(run_identity.of_checkpoint(error.metadata), identity, None)
         raise
     if restored is None:
@@ -146,7 +146,7 @@ def _continued_state(
     try:
         restored = stored_steps.load_state(source, parts)
     except stored_arrays.MismatchError as error:
-        # Different settings explain more than different arrays.
+        # Report differing settings first; they cause the differing arrays.
         _check_same_model(about, error.metadata, identity, accept=False)
         raise
     except manifests.CheckpointError as error:

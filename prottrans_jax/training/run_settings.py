@@ -1,6 +1,8 @@
 """Settings of the training loop in groups; each group checks its own values.
 
-A gin file binds them as `run_settings.Checkpoints.period = 5000`.
+A gin file binds them as `run_settings.Checkpoints.period = 5000`. The defaults here are
+for `trainer.train` called from Python. `gin/runs/pretrain.gin` has its own, many as
+macros such as CHECKPOINT_PERIOD; docs/pretraining.md lists those.
 """
 
 import dataclasses

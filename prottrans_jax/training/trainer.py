@@ -177,7 +177,7 @@ def train(
             next_batch = train_data.restore(metadata["loader"])
         evaluated = metadata.get("evaluated", False)
         other_processes.step = step
-        # Step n, counted from 0, takes batch `first_batch + n`.
+        # After a resume, step n (from 0) reads batch `first_batch + n`.
         first_batch = next_batch - step
 
         main_process = jax.process_index() == 0
@@ -238,7 +238,7 @@ def train(
             progress.beat(f"checkpoint of step {step}")
             metadata = {
                 "identity": identity,
-                # Not part of a run, but of a model exported from it.
+                # Not part of the identity; export uses it.
                 "dtype": computed["dtype"],
                 "loader": train_data.state(first_batch + step),
                 **journal.state(),

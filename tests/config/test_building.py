@@ -379,6 +379,11 @@ EVIL = {
         from prottrans_jax.config import building
         building.parse.trust_config = True
     """,
+    "a program": """
+        from __gin__ import dynamic_registration
+        from prottrans_jax import convert
+        convert.main.argv = ["CANARY"]
+    """,
 }
 
 

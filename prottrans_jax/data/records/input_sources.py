@@ -19,8 +19,8 @@ class Source:
     """One input: its path, a function that reads its blocks, and its split."""
 
     path: str
-    # Arguments: an object whose `update` gets all bytes that are read, and the size of
-    # a block in bytes.
+    # Arguments: a hash object, updated with all bytes that are read, and the size of a
+    # block in bytes.
     blocks: Callable[[Any, int], Iterable[fasta_blocks.Block]]
     num_bytes: int | None = None
     split: str | None = None

@@ -1,4 +1,6 @@
-"""Rows of a batch: a pure function of (seed, row number).
+"""Rows of a batch, computed from the seed, the row number and the record lengths.
+
+For a given data set and given settings. Lanes also depend on the batch size.
 
 permutation, order           which record comes when
 packing, row_blocks, lanes   which pieces share a row, or a lane for memories

@@ -1,12 +1,15 @@
-"""Batches of a run as a pure function of (seed, row): the index path.
+"""Batches of a run, computed from record lengths, without tf.data.
 
 The pieces of row r follow from record lengths alone (`row_blocks`, `lanes`). They are
 read by random access and corrupted by stateless random draws. So each host makes its
 own part of any batch, a run resumes without delay on any number of hosts, and step N
 can be replayed.
 
-The order of records depends on (seed, epoch). A crop and a corruption depend on (seed,
-task, epoch, record, first residue). Nothing depends on batch, row or host.
+Row r is determined by the seed, r, the prepared records, and the loader's settings: row
+lengths, packing, `block_records`, and in lanes the batch size. The order of records
+depends on (seed, epoch). A crop depends on (seed, component, epoch, record), and a
+corruption also on the first residue of the piece; component is the task's index in its
+mixture. Nothing depends on the host.
 """
 
 from collections.abc import Mapping, Sequence
@@ -199,8 +202,13 @@ class RowLoader:
     def _row_numbers(
         self, index: int, rows: slice | Sequence[int] | np.ndarray
     ) -> tuple[jaxtyping.Int64[np.ndarray, " rows"], np.ndarray | None, int]:
-        """Existing row numbers in the run, ascending; index of each requested row among
-        the unique ones (None if they are ascending already); number of unique rows.
+        """Which rows of the run to make for some rows of batch `index`.
+
+        Returns:
+          numbers: Row numbers in the run, ascending; without rows beyond the end.
+          place: Index of each requested row among the unique rows; None if they are
+            ascending and unique already.
+          count: Number of unique rows, those beyond the end included.
         """
         within = np.arange(self.batch_size)
         if isinstance(rows, slice):

@@ -15,6 +15,8 @@ other and the finished rows are shuffled.
 import jaxtyping
 import numpy as np
 
+from prottrans_jax.data import random_bits
+
 LONG_SEQUENCES = ("split", "crop")
 
 
@@ -52,9 +54,6 @@ def cut(
         )
     lengths = np.asarray(lengths, np.int64)
     if long_sequences == "crop":
-        # Imported here: split needs no randomness.
-        from prottrans_jax.data import random_bits
-
         spare = np.maximum(lengths - max_length, 0)
         return (
             np.arange(lengths.size),

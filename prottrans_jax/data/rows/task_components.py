@@ -55,7 +55,8 @@ def layouts(components: list[Component]) -> tuple[streams.Layout, ...]:
     """Layouts of the rows that all components share.
 
     Raises:
-      ValueError: the components are for models of different families or kinds.
+      ValueError: the components have different features or vocabularies, or only
+        some of them are in lanes.
     """
     first, *others = components
     corruption = first.corrupt.corruption
@@ -76,7 +77,8 @@ def layouts(components: list[Component]) -> tuple[streams.Layout, ...]:
             )
             raise ValueError(
                 f"task {lanes_task.name} reads proteins in lanes, for memories, and "
-                f"{rows_task.name} does not. Mix tasks of one kind."
+                f"{rows_task.name} does not. Mix only tasks in lanes, or only tasks in "
+                "rows."
             )
     return corruption.layouts
 
