@@ -2,6 +2,7 @@
 
 import pytest
 
+from cases import record_cases
 from prottrans_jax.data.records import input_sources, preparing, store
 from prottrans_jax.proteins import fasta_problems
 
@@ -23,6 +24,6 @@ def test_examples_of_any_source_are_checked_as_fasta_is(tmp_path):
     report = preparing.prepare(
         [source], tmp_path / "out", name="x", options=preparing.Options(on_bad="skip")
     )
-    kept = store.iterate(store.open(tmp_path / "out").split("train"))
+    kept = record_cases.iterate(store.open(tmp_path / "out").split("train"))
     assert sorted(kept) == [("b", b"ACD"), ("two_words", b"MKV")]
     assert report.num_bad == 1
