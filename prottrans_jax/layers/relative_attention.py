@@ -361,7 +361,8 @@ def _attend_by_blocks(
         window = jax.lax.dynamic_slice_in_dim(
             position, padded - start - size, size + kv_length, 1
         )
-        own = surroundings.replace(mask=mask, other_type=other_type)
+        # `segments` are those of all queries, and projections alone use them.
+        own = surroundings.replace(mask=mask, other_type=other_type, segments=None)
         return _attend(queries, key, value, window, type_embedding, own)
 
     out = jax.lax.map(block, jnp.arange(0, padded, size))
