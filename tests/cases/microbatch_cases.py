@@ -21,6 +21,7 @@ def add(*trees):
 
 
 def whole_and_summed(objective, params, step, batch):
+    batch = jax.device_put(batch)
     normalizers = objective.normalizers(batch)
     (loss, (metrics, carry)), grads = step(params, batch, normalizers)
     parts = [

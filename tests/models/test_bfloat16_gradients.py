@@ -46,6 +46,7 @@ def test_gradients_in_bfloat16_are_those_in_float32(family):
             ),
             "factorization_ranks": rng.integers(-1, 50, tokens.shape),
         }
+    tokens, inputs = jax.device_put((tokens, inputs))
     params = jax.tree.map(
         lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32),
         module.init_params(

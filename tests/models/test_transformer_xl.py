@@ -176,8 +176,13 @@ def test_against_the_equations_in_float64(options, monkeypatch):
 
     @jax.jit
     def loss(params):
-        out = model.apply({"params": params}, tokens, deterministic=True, **inputs)
-        nll = losses.softmax_cross_entropy(out.values, targets).nll
+        out = model.apply(
+            {"params": params},
+            jnp.asarray(tokens),
+            deterministic=True,
+            **jax.device_put(inputs),
+        )
+        nll = losses.softmax_cross_entropy(out.values, jnp.asarray(targets)).nll
         return jnp.sum(nll * (SEGMENTS > 0)), out
 
     (value, out), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -270,7 +275,9 @@ def test_packed_is_as_if_alone_and_padding_changes_nothing():
     # The second protein of the first row, and the first of the second.
     alone = apply(model, params, tokens[:1, 3:], method="encode", mask=SEGMENTS[:1, 3:])
     np.testing.assert_allclose(packed[:1, 3:], alone, rtol=0, atol=1e-5)
-    alone = apply(model, params, tokens[1:2, :5], method="encode", mask=np.ones((1, 5)))
+    alone = apply(
+        model, params, tokens[1:2, :5], method="encode", mask=np.ones((1, 5), bool)
+    )
     np.testing.assert_allclose(packed[1:2, :5], alone, rtol=0, atol=1e-5)
     others = apply(
         model, params, np.where(SEGMENTS, tokens, 0), method="encode", mask=SEGMENTS
@@ -288,6 +295,7 @@ def test_settings_that_change_only_speed_and_memory(compute):
     params = random_params(base)
     tokens = np.random.default_rng(6).integers(0, 23, (BATCH, LENGTH))
     memories = np.random.default_rng(7).normal(size=(2, BATCH, 6, 12))
+    tokens, memories = jax.device_put((tokens, memories))
 
     def run(model, params):
         @jax.jit
@@ -329,7 +337,7 @@ def test_bfloat16_stays_close_and_keeps_float32_logits_and_gradients():
 def test_dropout_depends_on_the_key_only():
     model = make_model(dropout_rate=0.3, attention_dropout_rate=0.2)
     params = random_params(model)
-    tokens = np.random.default_rng(9).integers(0, 23, (BATCH, LENGTH))
+    tokens = jnp.asarray(np.random.default_rng(9).integers(0, 23, (BATCH, LENGTH)))
 
     @jax.jit
     def run(seed):

@@ -226,21 +226,19 @@ def test_packed_is_as_if_alone_and_padding_changes_nothing(attn_type):
 )
 def test_settings_that_change_only_speed_and_memory(compute):
     base = make_model(mem_length=3)
-    params, tokens = random_params(base), make_tokens()
-    memories = np.random.default_rng(7).normal(size=(2, BATCH, 3, 12))
+    params, tokens = random_params(base), jnp.asarray(make_tokens())
+    inputs = {
+        "memories": np.random.default_rng(7).normal(size=(2, BATCH, 3, 12)),
+        "token_types": RANKS,
+        "factorization_ranks": RANKS,
+        "target_positions": POSITIONS,
+    }
+    inputs = jax.device_put(inputs)
 
     def run(model, params):
         @jax.jit
         def loss(params):
-            out = model.apply(
-                {"params": params},
-                tokens,
-                memories=memories,
-                token_types=RANKS,
-                factorization_ranks=RANKS,
-                target_positions=POSITIONS,
-                deterministic=True,
-            )
+            out = model.apply({"params": params}, tokens, **inputs, deterministic=True)
             return jnp.sum(jnp.sin(out.values)), out
 
         (_, out), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -318,15 +316,15 @@ def test_shifts_and_their_derivatives_agree_with_indexing():
 
 def test_scores_of_blocks_of_queries_are_those_of_all(monkeypatch):
     model = make_model({"scan_layers": False}, mem_length=3)
-    params, tokens = random_params(model), make_tokens(12)
-    memories = np.random.default_rng(7).normal(size=(2, BATCH, 3, 12))
+    params, tokens = random_params(model), jnp.asarray(make_tokens(12))
+    memories = jnp.asarray(np.random.default_rng(7).normal(size=(2, BATCH, 3, 12)))
 
     def loss(params):
         out = model.apply(
             {"params": params},
             tokens,
             memories=memories,
-            target_positions=POSITIONS,
+            target_positions=jnp.asarray(POSITIONS),
             deterministic=True,
         )
         return jnp.sum(jnp.sin(out.values))
@@ -351,7 +349,8 @@ def test_blockwise_attention_is_the_plain_one(options, block_size, monkeypatch):
     inputs = {"token_types": RANKS, "segment_ids": SEGMENTS}
     if "mem_length" in options:
         inputs["memories"] = memories
-    params, tokens = random_params(make_model()), make_tokens()
+    params, tokens = random_params(make_model()), jnp.asarray(make_tokens())
+    inputs = jax.device_put(inputs)
 
     def run(**more):
         model = make_model(more, **options)

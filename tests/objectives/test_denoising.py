@@ -71,14 +71,17 @@ def test_microbatches_add_up_to_the_batch(objective, params, step):
 
 def test_metrics_split_the_cross_entropy_by_corruption(objective, params, step):
     batch = make_batch()
-    (_, (metrics, carry)), _ = step(params, batch, objective.normalizers(batch))
+    (_, (metrics, carry)), _ = step(
+        params, batch, objective.normalizers(jax.device_put(batch))
+    )
     assert carry == ()
+    arrays = jax.device_put(batch)
     logits = t5.T5(CONFIG).apply(
         {"params": params},
-        batch["encoder_input_tokens"],
-        batch["decoder_input_tokens"],
-        encoder_segment_ids=batch["encoder_segment_ids"],
-        decoder_segment_ids=batch["decoder_segment_ids"],
+        arrays["encoder_input_tokens"],
+        arrays["decoder_input_tokens"],
+        encoder_segment_ids=arrays["encoder_segment_ids"],
+        decoder_segment_ids=arrays["decoder_segment_ids"],
         deterministic=True,
     )
     logits = np.asarray(logits, np.float64)
@@ -110,7 +113,9 @@ def test_an_empty_batch_has_loss_zero_and_finite_gradients(objective, params, st
         "decoder_segment_ids",
     ):
         batch[name] = np.zeros_like(batch[name])
-    (loss, _), grads = step(params, batch, objective.normalizers(batch), train=True)
+    (loss, _), grads = step(
+        params, batch, objective.normalizers(jax.device_put(batch)), train=True
+    )
     assert loss == 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
 

@@ -19,7 +19,10 @@ def test_loss_is_the_smoothed_cross_entropy_plus_z_loss():
     # The entropy of the soft target goes, so that a perfect model has loss 0.
     expected = -(soft * log_p).sum(-1) + (soft * np.log(soft)).sum(-1)
     result = losses.softmax_cross_entropy(
-        jnp.asarray(LOGITS), TARGETS, label_smoothing=smoothing, z_loss=z_weight
+        jnp.asarray(LOGITS),
+        jnp.asarray(TARGETS),
+        label_smoothing=smoothing,
+        z_loss=z_weight,
     )
     np.testing.assert_allclose(result.nll, -log_p[np.arange(3), TARGETS], rtol=1e-6)
     np.testing.assert_allclose(result.z_loss, z_weight * log_z**2, rtol=1e-6)

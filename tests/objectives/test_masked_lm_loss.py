@@ -85,12 +85,14 @@ def test_microbatches_add_up_to_the_batch(objective, params, step):
 
 def test_loss_and_metrics_by_hand(objective, params, step):
     batch = make_batch()
-    (loss, (metrics, _)), _ = step(params, batch, objective.normalizers(batch))
+    (loss, (metrics, _)), _ = step(
+        params, batch, objective.normalizers(jax.device_put(batch))
+    )
     outputs = albert.Albert(CONFIG).apply(
         {"params": params},
-        batch["input_tokens"],
-        segment_ids=SEGMENTS,
-        token_types=TYPES,
+        jnp.asarray(batch["input_tokens"]),
+        segment_ids=jnp.asarray(SEGMENTS),
+        token_types=jnp.asarray(TYPES),
     )
 
     def score(logits, targets):
@@ -128,7 +130,7 @@ def test_an_empty_batch_has_loss_zero_and_finite_gradients(objective, params, st
     for name in ("loss_weights", "order_weights", "segment_ids", "token_types"):
         batch[name] = np.zeros_like(batch[name])
     (loss, (metrics, _)), grads = step(
-        params, batch, objective.normalizers(batch), train=True
+        params, batch, objective.normalizers(jax.device_put(batch)), train=True
     )
     assert loss == 0
     assert metrics["residues"][0] == 0
@@ -141,7 +143,7 @@ def test_only_the_features_that_are_used_are_asked_for(objective, params):
         "order_targets",
         "order_weights",
     }
-    batch = {name: make_batch()[name] for name in plain.features}
+    batch = {name: jnp.asarray(make_batch()[name]) for name in plain.features}
     loss, (metrics, _) = jax.eval_shape(
         lambda: plain(
             params, batch, plain.normalizers(batch), (), jax.random.key(0), train=True

@@ -5,6 +5,7 @@ import json
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -100,11 +101,11 @@ def assert_trees_close(ours, expected, atol):
 def test_microbatches_add_up_to_the_batch_memories_included(objective):
     params = init(objective)
     carry = objective.initial_carry(ROWS)
-    first = make_batch(0)
+    first = jax.device_put(make_batch(0))
     (_, (_, carry)), _ = step(
         objective, params, first, objective.normalizers(first), carry
     )
-    batch = make_batch(1)
+    batch = jax.device_put(make_batch(1))
     normalizers = objective.normalizers(batch)
     (loss, (metrics, after)), grads = step(objective, params, batch, normalizers, carry)
     parts = [rows_of((batch, carry), rows) for rows in (slice(0, 3, 2), slice(1, 4, 2))]
@@ -121,7 +122,7 @@ def test_microbatches_add_up_to_the_batch_memories_included(objective):
 
 
 def loss_of(objective, params, batch, carry):
-    normalizers = objective.normalizers(batch)
+    normalizers = objective.normalizers(jax.device_put(batch))
     (loss, (metrics, carry)), grads = step(objective, params, batch, normalizers, carry)
     return loss, metrics, carry, grads
 
@@ -142,11 +143,11 @@ def test_permutation_loss_is_that_of_the_queries_at_predicted_positions():
     hidden = (ranks[:, None, :] != -1) & (ranks[:, None, :] >= ranks[:, :, None])
     logits, _ = objective.model.apply(
         {"params": params},
-        batch["input_tokens"],
-        segment_ids=batch["segment_ids"],
-        token_types=batch["token_types"],
-        perm_mask=hidden,
-        target_mapping=np.tile(np.eye(LENGTH), (ROWS, 1, 1)),
+        jnp.asarray(batch["input_tokens"]),
+        segment_ids=jnp.asarray(batch["segment_ids"]),
+        token_types=jnp.asarray(batch["token_types"]),
+        perm_mask=jnp.asarray(hidden, jnp.float32),
+        target_mapping=jnp.tile(jnp.eye(LENGTH), (ROWS, 1, 1)),
         deterministic=True,
     )
     nll, weights = nll_of(logits, batch["target_tokens"]), batch["loss_weights"]

@@ -86,8 +86,8 @@ def test_loss_and_metrics_by_hand(objective, params, step, monkeypatch):
     loss, (metrics, _) = jax.jit(
         lambda params: objective(
             params,
-            batch,
-            objective.normalizers(batch),
+            jax.device_put(batch),
+            objective.normalizers(jax.device_put(batch)),
             (),
             jax.random.key(0),
             train=False,
@@ -100,9 +100,9 @@ def test_loss_and_metrics_by_hand(objective, params, step, monkeypatch):
     def run(method, tokens):
         return model.apply(
             {"params": params},
-            tokens,
-            segment_ids=SEGMENTS,
-            positions=batch["positions"],
+            jnp.asarray(tokens),
+            segment_ids=jnp.asarray(SEGMENTS),
+            positions=jnp.asarray(batch["positions"]),
             method=method,
         )
 
@@ -133,9 +133,13 @@ def test_loss_and_metrics_by_hand(objective, params, step, monkeypatch):
 
 
 def test_no_gradient_goes_from_the_discriminator_to_the_generator(params):
-    batch = make_batch()
+    batch = jax.device_put(make_batch())
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @functools.partial(
+        jax.jit,
+        static_argnums=0,
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
     def grads(weight):
         objective = replaced_token_detection.ReplacedTokenDetection(
             electra.Electra(CONFIG), discriminator_weight=weight
@@ -165,7 +169,9 @@ def test_an_empty_batch_has_loss_zero_and_finite_gradients(objective, params, st
     batch = make_batch()
     for name in ("loss_weights", "segment_ids", "corrupted"):
         batch[name] = np.zeros_like(batch[name])
-    (loss, _), grads = step(params, batch, objective.normalizers(batch), train=True)
+    (loss, _), grads = step(
+        params, batch, objective.normalizers(jax.device_put(batch)), train=True
+    )
     assert loss == 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
 

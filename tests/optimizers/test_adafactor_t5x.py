@@ -134,7 +134,7 @@ def _compare(arrays, got, ours_from_t5x):
 
 def test_unscanned_model_follows_t5x(shared, queries_without_keys_average):
     arrays = _load(shared, "t5x_golden_t5v10_unscanned.npz")
-    batch = _under(arrays, "batch/")
+    batch = jax.device_put(_under(arrays, "batch/"))
     model = t5.T5(_CONFIG, _UNROLLED)
     boxed = jax.eval_shape(
         lambda key: model.init(
@@ -207,7 +207,7 @@ def _ours_from_scanned(name):
 
 def test_scanned_model_follows_t5x(shared, queries_without_keys_average):
     arrays = _load(shared, "t5x_golden_scalable_v10_scanned.npz")
-    batch = _under(arrays, "batch/")
+    batch = jax.device_put(_under(arrays, "batch/"))
     flat, axes = {}, {}
     for name, value in _under(arrays, "step0/target/").items():
         ours, convert = _ours_from_scanned(name)
