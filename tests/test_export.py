@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -76,7 +77,10 @@ def test_exported_encoder_is_the_trained_one(trained, exported):
     encoder = prottrans_jax.load_encoder(exported, dtype="float32")
     tokens, mask = encoder.tokenize(SEQUENCES)
     expected = t5.T5(config).apply(
-        {"params": params}, tokens, mask, deterministic=True, method="encode"
+        {"params": params},
+        *jax.device_put((tokens, mask)),
+        deterministic=True,
+        method="encode",
     )
     np.testing.assert_allclose(encoder(tokens, mask), expected, rtol=0, atol=1e-5)
     assert encoder.config.num_decoder_layers == 0
@@ -175,10 +179,10 @@ def test_whole_model_in_bfloat16(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (output / "model.safetensors").stat().st_size < 60_000
     model = prottrans_jax.load_model(output, dtype="float32")
-    tokens = np.array([[3, 4, 5, 1]])
-    logits = model(tokens, np.array([[0, 3, 4, 5]]))
+    tokens, targets = jnp.array([[3, 4, 5, 1]]), jnp.array([[0, 3, 4, 5]])
+    logits = model(tokens, targets)
     expected = t5.T5(trained[1]).apply(
-        {"params": trained[2]}, tokens, np.array([[0, 3, 4, 5]]), deterministic=True
+        {"params": trained[2]}, tokens, targets, deterministic=True
     )
     assert np.corrcoef(np.ravel(logits), np.ravel(expected))[0, 1] > 0.999
 
@@ -210,7 +214,10 @@ def test_either_network_of_an_electra_is_exported(network, part, tmp_path):
     assert encoder.d_model == {"generator": 8, "discriminator": 12}[network]
     tokens, mask = encoder.tokenize(SEQUENCES)
     both = electra.Electra(config).apply(
-        {"params": params}, tokens, segment_ids=mask.astype(int), deterministic=True
+        {"params": params},
+        jnp.asarray(tokens),
+        segment_ids=jnp.asarray(mask, jnp.int32),
+        deterministic=True,
     )
     wanted = both[["generator", "discriminator"].index(network)]
     np.testing.assert_allclose(
@@ -257,7 +264,7 @@ def test_transformer_xl_embeds_as_it_was_trained_with_memories(memory, tmp_path)
     for start in range(0, tokens.shape[1], 5):
         out = transformer_xl.TransformerXL(config).apply(
             {"params": params},
-            tokens[:, start : start + 5],
+            jnp.asarray(tokens[:, start : start + 5]),
             memories=memories,
             deterministic=True,
             method="hidden",

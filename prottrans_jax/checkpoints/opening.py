@@ -386,10 +386,12 @@ def config_of_run(metadata: Mapping[str, Any]) -> tuple[Any, str]:
         if name not in classes:
             continue
         config_class = classes[name]
+        known = {field.name for field in dataclasses.fields(config_class)}
         fields = {
-            field.name: settings[field.name]
-            for field in dataclasses.fields(config_class)
-            if field.name in settings
+            # JSON has no tuples.
+            field: tuple(value) if isinstance(value, list) else value
+            for field, value in settings.items()
+            if field in known
         }
         former = earlier_identity.compute_dtype(metadata["identity"])
         return config_class(**fields), metadata.get("dtype") or former or "float32"

@@ -11,6 +11,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from prottrans_jax import types
 from prottrans_jax.embed import layerwise, pooling
@@ -149,11 +150,13 @@ def choose(
 def encode(
     module: nn.Module,
     params: types.Params,
-    tokens: Int[Array, "batch length"],
-    mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
+    tokens: Int[Array | np.ndarray, "batch length"],
+    mask: Bool[Array | np.ndarray, "batch length"]
+    | Int[Array | np.ndarray, "batch length"],
     layers: Layers,
 ) -> Float[Array, "*layers batch length d_model"]:
     """Chosen hidden states of a batch; a pure function of `params`."""
+    tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
     if layers.is_last:
         last: Any = module.apply(
             {"params": params}, tokens, mask, deterministic=True, method="encode"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
@@ -73,7 +74,9 @@ class Encoder(frozen_params.Holder):
         return f"Encoder({self.name!r}, {type(self.module).__name__}, {sizes})"
 
     def __call__(
-        self, tokens: Int[Array, "batch length"], mask: Bool[Array, "batch length"]
+        self,
+        tokens: Int[Array | np.ndarray, "batch length"],
+        mask: Bool[Array | np.ndarray, "batch length"],
     ) -> Float[Array, "batch length d_model"]:
         """Hidden states after the last layer.
 
@@ -94,8 +97,8 @@ class Encoder(frozen_params.Holder):
     def apply(
         self,
         params: types.Params,
-        tokens: Int[Array, "batch length"],
-        mask: Bool[Array, "batch length"],
+        tokens: Int[Array | np.ndarray, "batch length"],
+        mask: Bool[Array | np.ndarray, "batch length"],
         *,
         layers: "int | str | Sequence[int]" = -1,
     ) -> Float[Array, "*layers batch length d_model"]:
@@ -478,9 +481,13 @@ class Model(frozen_params.Holder):
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {type(self.module).__name__})"
 
-    def __call__(self, *inputs: Array, **keywords: Any) -> Any:
-        """Logits without dropout; arguments as of the module."""
+    def __call__(self, *inputs: Array | np.ndarray, **keywords: Any) -> Any:
+        """Logits without dropout; arguments as of the module, which may be NumPy's."""
         keywords.setdefault("deterministic", True)
+        inputs, keywords = jax.tree.map(
+            lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x,
+            (inputs, keywords),
+        )
         return self.module.apply({"params": self.params}, *inputs, **keywords)
 
 

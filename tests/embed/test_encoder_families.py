@@ -41,7 +41,10 @@ def test_layer_by_layer_gives_every_hidden_state(shared, name):
         stack, encoder.params, tokens, mask, keep=frozenset(numbers)
     )
     last = layerwise.after_layers(
-        stack, layerwise.outside(stack, encoder.params), tokens, mask, last
+        stack,
+        layerwise.outside(stack, encoder.params),
+        *jax.device_put((tokens, mask)),
+        last,
     )
     every = forward.encode(
         encoder.module,

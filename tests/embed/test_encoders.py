@@ -111,9 +111,9 @@ def test_whole_model_gives_logits(shared):
     expected = np.load(folder / "expected.npz")
     model = prottrans_jax.load_model(folder, dtype="float32")
     logits = model(
-        expected["input_ids"],
-        expected["decoder_input_ids"],
-        encoder_segment_ids=expected["attention_mask"],
+        jnp.asarray(expected["input_ids"]),
+        jnp.asarray(expected["decoder_input_ids"]),
+        encoder_segment_ids=jnp.asarray(expected["attention_mask"]),
     )
     real = expected["labels"] != -100
     np.testing.assert_allclose(
@@ -272,7 +272,7 @@ def test_fused_attention_cannot_be_set_by_users(encoder, model_folder):
         prottrans_jax.load_encoder(model_folder, fused_attention=True)
     fused = forward.fused(encoder.module)
     assert fused.compute.fused_attention and not encoder.module.compute.fused_attention
-    tokens = np.ones((1, 4), np.int32)
+    tokens = jnp.ones((1, 4), jnp.int32)
     with pytest.raises(ValueError, match=r"fused_attention=True: rows .* packed"):
         fused.apply(
             {"params": encoder.params},

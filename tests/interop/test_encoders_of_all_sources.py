@@ -93,6 +93,7 @@ def test_of_an_electra_run_the_discriminator_embeds(tmp_path):
     assert encoder.config == opening.encoder_of(opening.read(tmp_path / "run")).config
     tokens, mask = encoder.tokenize(SEQUENCES)
     both = electra.Electra(ELECTRA, UNROLLED)
+    tokens, mask = jax.device_put((tokens, mask))
     wanted = both.apply({"params": params}, tokens, mask, method="encode")
     for row, vectors in enumerate(encoder.embed(SEQUENCES)):
         residues = np.asarray(wanted)[row, 1 : 1 + len(SEQUENCES[row])]

@@ -121,6 +121,7 @@ def run_ours(checkpoint, inputs):
     model = opening.model_of(checkpoint)
     tokens, mask = jnp.asarray(inputs["tokens"]), jnp.asarray(inputs["mask"])
     predicted = jnp.asarray(inputs["predicted"])
+    targets, order_targets = jax.device_put((inputs["targets"], inputs["order"]))
 
     def compute(params):
         outputs, variables = model.apply(
@@ -132,11 +133,11 @@ def run_ours(checkpoint, inputs):
         )
         loss = jnp.float32(0)
         if outputs.logits is not None:
-            nll = losses.softmax_cross_entropy(outputs.logits, inputs["targets"]).nll
+            nll = losses.softmax_cross_entropy(outputs.logits, targets).nll
             loss += jnp.sum(nll * predicted) / jnp.sum(predicted)
         if outputs.order_logits is not None:
             order = outputs.order_logits[:, 0]
-            loss += losses.softmax_cross_entropy(order, inputs["order"]).nll.mean()
+            loss += losses.softmax_cross_entropy(order, order_targets).nll.mean()
         if outputs.replaced_logits is not None:
             entropy = losses.sigmoid_cross_entropy(outputs.replaced_logits, predicted)
             loss += jnp.sum(entropy * mask) / jnp.sum(mask)

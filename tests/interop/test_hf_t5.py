@@ -186,7 +186,7 @@ def test_half_precision_encoder_without_decoder(shared):
     mask = arrays["attention_mask"].astype(bool)
     hidden = model.apply(
         {"params": params},
-        arrays["input_ids"],
+        jnp.asarray(arrays["input_ids"]),
         jnp.asarray(mask),
         deterministic=True,
         method=t5.T5.encode,

@@ -106,6 +106,7 @@ def test_loss_and_gradients(shared, name, scan_layers):
     tokens, labels = case[f"in_input_ids{suffix}"], case[f"in_labels{suffix}"]
     # Theirs shifts inside: position t is scored on the label of t + 1.
     targets, weights = labels[:, 1:], labels[:, 1:] != -100
+    tokens, targets = jax.device_put((tokens, targets))
 
     @jax.jit
     def loss(params):

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -305,7 +306,7 @@ def test_other_ids_after_renumbering_give_the_same_output(tmp_path, config):
 
     def logits(params, vocab, around):
         before, after = around
-        tokens = np.array([[*before, *vocab.encode(sequence), *after]])
+        tokens = jnp.array([[*before, *vocab.encode(sequence), *after]])
         out = module.apply({"params": params}, tokens, deterministic=True)
         values = out.values if config is XLNET else out.logits
         return np.asarray(values)[0][:, [*vocab.encode(vocabulary.STANDARD)]]

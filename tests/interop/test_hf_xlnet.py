@@ -126,13 +126,15 @@ def test_permutation_loss_and_gradients(shared, name, scan_layers):
     if "in_input_ids_1" in case:
         _, _, memories = run(model, params, case["in_input_ids_1"], {})
         inputs["memories"] = memories
+    tokens, labels, inputs = jax.device_put(
+        (case["in_input_ids"], case["in_labels"], inputs)
+    )
 
     @jax.jit
     def loss(params):
         logits, memories = model.apply(
-            {"params": params}, case["in_input_ids"], deterministic=True, **inputs
+            {"params": params}, tokens, deterministic=True, **inputs
         )
-        labels = case["in_labels"]
         nll = losses.softmax_cross_entropy(logits, labels).nll
         weights = labels != -100
         return jnp.sum(nll * weights) / jnp.sum(weights), (logits, memories)
@@ -260,8 +262,10 @@ def test_own_configurations_against_transformers(attributes, inputs):
 
     @jax.jit
     def loss(params):
-        states, logits, memories = run.__wrapped__(model, params, tokens, our_inputs)
-        nll = losses.softmax_cross_entropy(logits, labels).nll
+        states, logits, memories = run.__wrapped__(
+            model, params, *jax.device_put((tokens, our_inputs))
+        )
+        nll = losses.softmax_cross_entropy(logits, jnp.asarray(labels)).nll
         return jnp.sum(nll * used) / jnp.sum(used), (states, logits, memories)
 
     (value, outputs), grads = jax.value_and_grad(loss, has_aux=True)(params)

@@ -54,7 +54,7 @@ def test_outputs_of_the_sample(shared):
     logits = jax.jit(
         lambda params: t5.T5(checkpoint.config, checkpoint.compute).apply(
             {"params": params},
-            expected["input_ids"],
+            jnp.asarray(expected["input_ids"]),
             jnp.asarray(expected["decoder_input_ids"]),
             encoder_segment_ids=jnp.asarray(expected["attention_mask"], jnp.int32),
             deterministic=True,

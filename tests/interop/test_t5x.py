@@ -6,6 +6,7 @@ import shutil
 
 from flax import serialization, traverse_util
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -53,13 +54,18 @@ def golden_logits(checkpoint, arrays):
     One decoder segment has no encoder segment: T5X averages over the whole row there.
     """
     model = t5.T5(checkpoint.config, checkpoint.compute)
+    batch = {
+        name.removeprefix("batch/"): jnp.asarray(x)
+        for name, x in arrays.items()
+        if name.startswith("batch/")
+    }
     logits = jax.jit(
         lambda params: model.apply(
             {"params": params},
-            arrays["batch/encoder_input_tokens"],
-            arrays["batch/decoder_input_tokens"],
-            encoder_segment_ids=arrays["batch/encoder_segment_ids"],
-            decoder_segment_ids=arrays["batch/decoder_segment_ids"],
+            batch["encoder_input_tokens"],
+            batch["decoder_input_tokens"],
+            encoder_segment_ids=batch["encoder_segment_ids"],
+            decoder_segment_ids=batch["decoder_segment_ids"],
             deterministic=True,
         )
     )(checkpoint.params)
