@@ -94,7 +94,8 @@ def test_nobody_imports_a_main():
         assert not _ours(name) & set(MAINS), name
 
 
-# Each room and the other rooms that it may import; every room may import LEAVES.
+# Each room and the other rooms that it may import. Besides, every room may import
+# SHARED_MODULES, which import nothing of the package.
 ROOMS = {
     "types": "",
     "files": "",
@@ -117,7 +118,7 @@ ROOMS = {
     "encoders": "checkpoints embed files interop kernels layers proteins types",
     "commands": "checkpoints embed encoders files interop kernels proteins",
 }
-LEAVES = {
+SHARED_MODULES = {
     "prottrans_jax.config.setting_types",
     "prottrans_jax.data.corruption.position_kinds",
     "prottrans_jax.differences",
@@ -132,13 +133,13 @@ def test_a_room_imports_only_those_below_it(room):
     names = [name for name in _of(room) if not name.endswith("__main__")]
     assert names
     for name in names:
-        others = _ours_of(IMPORTS[name] - LEAVES) - {room}
+        others = _ours_of(IMPORTS[name] - SHARED_MODULES) - {room}
         assert others <= set(ROOMS[room].split()), name
 
 
-@pytest.mark.parametrize("leaf", sorted(LEAVES))
-def test_a_leaf_imports_nothing_of_ours(leaf):
-    assert not _ours(leaf.removeprefix("prottrans_jax."))
+@pytest.mark.parametrize("module", sorted(SHARED_MODULES))
+def test_a_shared_module_imports_nothing_of_ours(module):
+    assert not _ours(module.removeprefix("prottrans_jax."))
 
 
 def test_no_two_rooms_import_each_other():
@@ -161,6 +162,18 @@ def test_docstring_of_a_room_names_each_of_its_modules(folder):
     modules = {path.stem for path in folder.glob("[a-z]*.py")}
     modules |= {path.parent.name for path in folder.glob("*/__init__.py")}
     assert not modules - set(re.findall(r"\w+", docstring or ""))
+
+
+@pytest.mark.parametrize(
+    "room", [room for room in ROOMS if (ROOT / "prottrans_jax" / room).is_dir()]
+)
+def test_docstring_of_a_room_says_what_it_may_import(room):
+    source = (ROOT / "prottrans_jax" / room / "__init__.py").read_text()
+    docstring = " ".join((ast.get_docstring(ast.parse(source)) or "").split())
+    sentence = re.search(r"May import ([^.]*)\.|Imports no other room\b", docstring)
+    assert sentence
+    named = set(re.findall(r"\w+", sentence[1] or "")) - {"and"}
+    assert named == set(ROOMS[room].split())
 
 
 def test_no_file_name_stands_twice():

@@ -1,6 +1,7 @@
 """Every leaf: parses, builds, has the size it says, and fits every mesh."""
 
 import math
+import pathlib
 import re
 
 from flax import linen as nn
@@ -18,6 +19,16 @@ TRAINED_HERE = tuple(n for n in LEAVES if n.startswith("sample"))
 MESHES = sorted(path.name for path in (ROOT / "meshes").glob("*.gin"))
 # What a leaf leaves to the user.
 GIVEN = ["MODEL_DIR = 'run'", "INITIAL_CHECKPOINT_PATH = 'start'"]
+
+
+def test_guide_lists_each_macro_of_pre_training_with_its_default():
+    text = (ROOT / "runs" / "pretrain.gin").read_text()
+    macros = re.findall(r"^([A-Z_]+) = (.+?)(?: +#.*)?$", text, re.MULTILINE)
+    guide = (pathlib.Path(__file__).parents[1] / "docs/pretraining.md").read_text()
+    table = guide.partition("| macro |")[2]
+    listed = re.findall(r"^\| `([A-Z_]+)` \|.*\| `?(.+?)`? \|$", table, re.MULTILINE)
+    assert listed
+    assert listed == [(name, value.removeprefix("%gin.")) for name, value in macros]
 
 
 def text_of(leaf):

@@ -4,5 +4,6 @@ One file for each group of commands: `embedding` (embed), `inspection` (info, re
 verify) and `models` (models, export). `console` has the parser and messages,
 `configuration` reads flags from a file, `progress` prints the progress line.
 
-May import all rooms that need neither TensorFlow nor gin.
+May import checkpoints, embed, encoders, files, interop, kernels and proteins. No
+TensorFlow, no gin.
 """

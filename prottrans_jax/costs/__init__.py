@@ -3,5 +3,5 @@
   hlo, hlo_costs   parser of the compiled program's text; its costs
   hardware         published peaks of accelerators
 
-Imports nothing else of the package.
+Imports no other room.
 """

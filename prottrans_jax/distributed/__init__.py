@@ -9,6 +9,6 @@
   watchdog, peers       end a run that hangs or has lost a process
   stop_signals          SIGTERM and SIGINT in programs of one process
 
-Imports JAX and nothing else of the package. `stop_signals` imports the standard library
-only and may be used everywhere.
+Imports no other room. `stop_signals` imports the standard library only and may be used
+everywhere.
 """

@@ -11,5 +11,5 @@
   outputs, provenance, reuse    our own outputs: recognised, described, reused
   reports, progress_bar         figures of a job
 
-May import costs, files, interop, kernels and proteins. No TensorFlow, no gin.
+May import costs, files, interop, kernels, proteins and types. No TensorFlow, no gin.
 """

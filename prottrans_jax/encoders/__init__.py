@@ -6,5 +6,6 @@
   attention_maps  attention weights of one protein
   exporting       writes folders of frozen models and StableHLO programs
 
-May import checkpoints, embed, interop, layers, proteins. No TensorFlow, no gin.
+May import checkpoints, embed, files, interop, kernels, layers, proteins and types. No
+TensorFlow, no gin.
 """

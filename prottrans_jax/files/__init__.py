@@ -9,5 +9,5 @@
   memory_map  memory-mapped files
   casting     arrays to another dtype
 
-Imports nothing else of the package.
+Imports no other room.
 """

@@ -16,5 +16,5 @@
   layer_stacks, mismatches
                  layers stacked and unstacked; arrays that do not fit a model
 
-May import files, layers, models and proteins.
+May import files, layers, models, proteins and types.
 """

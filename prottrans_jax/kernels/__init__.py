@@ -13,5 +13,5 @@ These choose inside between:
   cpu                 instruction sets of this CPU
   frozen              where kernels without gradients may be used
 
-Imports nothing of this package, and no library besides JAX, numpy and absl.
+Imports no other room, and no library besides JAX, numpy and absl.
 """

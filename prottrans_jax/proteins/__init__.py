@@ -10,5 +10,5 @@
   vocabulary       from letters to the ids of each family
   plurals          counts in messages
 
-Imports nothing else of the package.
+Imports no other room.
 """

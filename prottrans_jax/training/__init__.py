@@ -10,6 +10,7 @@
   event_files, logged_steps, earlier_logs    logs of a resumed run
   step_report                     cost of a step, compiled for absent devices
 
-May import checkpoints, costs, distributed, files, objectives, optimizers, partitioning.
-Imports no TensorFlow and no gin: the loop accepts any loader, e.g. a list of batches.
+May import checkpoints, costs, distributed, files, partitioning and types. Objectives
+and optimizers are arguments. Imports no TensorFlow and no gin: the loop accepts any
+loader, e.g. a list of batches.
 """
