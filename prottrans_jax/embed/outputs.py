@@ -4,7 +4,7 @@ An output is recognised by its attributes (HDF5, Parquet, Zarr), or by OUTPUT.js
 beside it (npz, CSV, TSV, and outputs of earlier versions).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 import json
 import os
 import pathlib
@@ -18,14 +18,6 @@ IDENTITY = "prottrans_run"
 _VERSION = "prottrans_version"
 # A key of OUTPUT.json as written by `embed`, and by `reformat`.
 _COMPANION_KEYS = ("run", "converted_from")
-_FIRST_BYTES: Mapping[str, bytes] = {
-    ".h5": b"\x89HDF\r\n\x1a\n",
-    ".hdf5": b"\x89HDF\r\n\x1a\n",
-    ".npz": b"PK",
-    ".parquet": b"PAR1",
-    ".csv": b"id,",
-    ".tsv": b"id\t",
-}
 
 
 def companion(path: pathlib.Path) -> pathlib.Path:
@@ -101,7 +93,7 @@ def _is_ours(path: pathlib.Path) -> bool:
         return False
     if path.stat().st_size == 0:  # An empty file.
         return True
-    if not _begins_with(path, _FIRST_BYTES[suffix]):
+    if not _begins_with(path, writers.FORMATS[suffix].first_bytes):
         return False
     return _has_companion(path) or bool({IDENTITY, _VERSION} & _attributes(path))
 

@@ -335,14 +335,28 @@ def import_parquet() -> Any:
     return parquet
 
 
-FORMATS: dict[str, type] = {
-    ".h5": _Hdf5,
-    ".hdf5": _Hdf5,
-    ".npz": _Npz,
-    ".parquet": _Parquet,
-    ".zarr": zarr_folder.Writer,
-    ".csv": _Csv,
-    ".tsv": _Csv,
+class Format(NamedTuple):
+    """One output format.
+
+    Attributes:
+      writer: Class that is called with the path and the metadata.
+      first_bytes: With these every file of the format begins, by which `outputs`
+        recognises our own; empty for a folder.
+    """
+
+    writer: type
+    first_bytes: bytes
+
+
+_HDF5_FIRST_BYTES = b"\x89HDF\r\n\x1a\n"
+FORMATS: Mapping[str, Format] = {
+    ".h5": Format(_Hdf5, _HDF5_FIRST_BYTES),
+    ".hdf5": Format(_Hdf5, _HDF5_FIRST_BYTES),
+    ".npz": Format(_Npz, b"PK"),
+    ".parquet": Format(_Parquet, b"PAR1"),
+    ".zarr": Format(zarr_folder.Writer, b""),
+    ".csv": Format(_Csv, b"id,"),
+    ".tsv": Format(_Csv, b"id\t"),
 }
 
 
@@ -362,7 +376,7 @@ def check_path(
             f"output {path}: the file extension selects the format, but {why}. Choose "
             f"one of {', '.join(FORMATS)}."
         )
-    kind = FORMATS[path.suffix.lower()]
+    kind = FORMATS[path.suffix.lower()].writer
     if (per_residue or several_layers) and kind is _Csv:
         hint = "Add --per-protein" if per_residue else "Choose one layer"
         raise ValueError(
@@ -378,7 +392,7 @@ def check_path(
 
 def create(path: pathlib.Path, metadata: Mapping[str, Any]) -> Writer:
     """A writer for the format of the path's extension."""
-    return FORMATS[path.suffix.lower()](path, metadata)
+    return FORMATS[path.suffix.lower()].writer(path, metadata)
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
