@@ -10,6 +10,6 @@
   command_flags, setting_types           flags of the mains; types of settings
   former_names    names of earlier versions: modules, functions, classes, parameters
 
-The only user of gin besides the mains. May import data and files. `setting_types`
-imports nothing and may be used everywhere.
+The only user of gin. May import data and files. `setting_types` imports nothing and may
+be used everywhere.
 """

@@ -1,4 +1,4 @@
-"""Gin flags of the mains, as in T5X, and how the mains run.
+"""Gin flags of the mains (modules that are run as commands), and how these run.
 
 --gin_file=prot_t5_xl.gin           a leaf of the package, or a path; several allowed
 --gin_bindings='TRAIN_STEPS = 100'  as in T5X; also --gin.TRAIN_STEPS=100

@@ -82,6 +82,9 @@ def train(
     The result depends on the arguments alone: a run that was stopped or killed and
     resumed ends with the same bits as an uninterrupted one.
 
+    In gin, `gin/runs/pretrain.gin` binds the arguments to macros such as TRAIN_STEPS,
+    with its own defaults; docs/pretraining.md lists them.
+
     Args:
       model_dir: directory for checkpoints, logs and the resolved configuration.
       objective: loss on a batch; owns the model.

@@ -1,8 +1,8 @@
 """Corruptions of T5 with independent noise: encoder inputs and decoder targets.
 
-One NumPy implementation over concatenated pieces serves both the index path (`loader`)
-and SeqIO (`preprocessors`). Random draws depend only on the key of the piece and the
-position in it, so a piece is corrupted in the same way in every row, batch and host.
+One NumPy implementation over concatenated pieces serves both `RowLoader` and SeqIO
+(`preprocessors`). Random draws depend only on the key of the piece and the position in
+it, so a piece is corrupted in the same way in every row, batch and host.
 
 Inputs and targets end with `</s>`, as with SeqIO's `append_eos` and Hugging Face's
 tokenizer; `</s>` itself is never corrupted.
