@@ -43,9 +43,10 @@ class LayerNorm(nn.Module):
     def __call__(
         self,
         x: Float[Array, "*batch d_model"],
-        addend: Float[Array, "*#batch d_model"] | None = None,
+        # Not "*#batch": jaxtyping cannot broadcast the symbolic sizes of `jax.export`.
+        addend: Float[Array, "... d_model"] | None = None,
     ) -> Float[Array, "..."]:
-        """Normalises the last axis of `x`, or of `x + addend`.
+        """Normalises the last axis of `x`, or of `x + addend`, of the shape of `x`.
 
         Statistics are float32; the sum may be computed in float32 too. The result has
         type `dtype`.
