@@ -146,7 +146,7 @@ def test_evaluation_carries_memories_from_batch_to_batch():
         result = evaluation.Evaluator(plan, {"": data})(params)[""]
     carry, sums = objective.initial_carry(BATCH), []
     for index in range(2):
-        batch = data.batch(index)
+        batch = jax.device_put(data.batch(index))
         _, (metrics, carry) = objective(
             params,
             batch,

@@ -765,13 +765,14 @@ def test_evaluation_is_the_mean_over_all_targets_of_the_split(tmp_path):
     total = weight = 0.0
     for index in range(2):
         batch = data.batch(index)
+        arrays = jax.device_put(batch)
         logits = np.asarray(
             model.apply(
                 {"params": params},
-                batch["encoder_input_tokens"],
-                batch["decoder_input_tokens"],
-                encoder_segment_ids=batch["encoder_segment_ids"],
-                decoder_segment_ids=batch["decoder_segment_ids"],
+                arrays["encoder_input_tokens"],
+                arrays["decoder_input_tokens"],
+                encoder_segment_ids=arrays["encoder_segment_ids"],
+                decoder_segment_ids=arrays["decoder_segment_ids"],
                 deterministic=True,
             ),
             np.float64,
