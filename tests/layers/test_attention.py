@@ -1,6 +1,8 @@
 """Attention: masks, and blockwise against plain."""
 
 import functools
+import inspect
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -206,8 +208,9 @@ def test_mask_matches_the_drawing_in_its_docstring():
         . . . 1 1 .      . . . 1 1 .
         . . . . . .      . . . . . .
     """
-    assert drawing.strip() in softmax_attention.make_mask.__doc__.replace(
-        "    " * 2, " " * 8
+    # Python 3.13 removes the indentation of docstrings.
+    assert textwrap.indent(inspect.cleandoc(drawing), " " * 4) in inspect.getdoc(
+        softmax_attention.make_mask
     )
     cells = np.array([line.split() for line in drawing.strip().splitlines()]) == "1"
     full = softmax_attention.make_mask(segments, segments)[0, 0]
