@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cases.embed_cases import embed, random_proteins, read, stop_after, write_fasta
-from prottrans_jax.embed import inputs, job, settings
+from prottrans_jax.embed import forward, inputs, job, settings
 from prottrans_jax.files import locks
 from prottrans_jax.kernels import x86
 from prottrans_jax.proteins import fasta_problems
@@ -71,19 +71,17 @@ def test_padding_is_reported_without_special_tokens(encoder, wide_encoder, tmp_p
 
 
 def test_same_sequence_under_two_ids_is_computed_once(encoder, tmp_path, monkeypatch):
-    from prottrans_jax.embed import embedder
-
     source = write_fasta(
         tmp_path / "x.fasta", {"A": "MKTAY", "B": "ACDEFG", "C": "MKTAY", "D": "mktay"}
     )
     rows = []
-    call = embedder.Embedder._call
+    run = forward.run
 
-    def count(self, module, params, tokens, segments):
+    def count(module, params, tokens, segments, spec):
         rows.append(int(segments.max(axis=1).sum()))
-        return call(self, module, params, tokens, segments)
+        return run(module, params, tokens, segments, spec)
 
-    monkeypatch.setattr(embedder.Embedder, "_call", count)
+    monkeypatch.setattr(forward, "run", count)
     report = embed(encoder, source, tmp_path / "out.h5")
     assert sum(rows) == 2 and report.embedded == 4
     vectors_by_key = read(tmp_path / "out.h5")
@@ -318,20 +316,18 @@ def test_broken_weights_are_an_error_not_nan(encoder, fasta_file, tmp_path):
 def test_sequence_too_large_for_memory_is_named_and_the_rest_done(
     encoder, fasta_file, proteins, tmp_path, monkeypatch
 ):
-    from prottrans_jax.embed import embedder
-
     longest = "LONG"
     proteins = dict(proteins) | {longest: "MKTAY" * 20}
     write_fasta(fasta_file, proteins)
     limit = len(proteins[longest])
-    call = embedder.Embedder._call
+    run = forward.run
 
-    def small_device(self, module, params, tokens, segments):
+    def small_device(module, params, tokens, segments, spec):
         if (segments != 0).sum(axis=1).max() > limit:
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory.")
-        return call(self, module, params, tokens, segments)
+        return run(module, params, tokens, segments, spec)
 
-    monkeypatch.setattr(embedder.Embedder, "_call", small_device)
+    monkeypatch.setattr(forward, "run", small_device)
     report = embed(encoder, fasta_file, tmp_path / "out.h5")
     assert [s.name for s in report.skipped] == [longest]
     assert read(tmp_path / "out.h5").keys() == proteins.keys() - {longest}

@@ -131,12 +131,14 @@ def test_stream_keeps_order_and_ids(encoder):
 
 def test_weights_go_to_a_device_once_and_only_where_they_are_used(encoder, monkeypatch):
     placed = []
+    put = jax.device_put
 
-    def note(params, device):
-        placed.append(device)
-        return jax.device_put(params, device)
+    def note(x, device=None, **options):
+        if x is encoder.params:
+            placed.append(device)
+        return put(x, device, **options)
 
-    monkeypatch.setattr(embedder, "_on_device", note)
+    monkeypatch.setattr(jax, "device_put", note)
     encoder = dataclasses.replace(encoder)  # Nothing placed yet.
     devices = jax.devices()[:3]
     for _ in range(2):
@@ -144,7 +146,7 @@ def test_weights_go_to_a_device_once_and_only_where_they_are_used(encoder, monke
         work = runner.work([b"MKTAYIAKQR", b"ACDWWYLLKM"], np.array([16]))
         assert len(work) == 2
         assert len(list(runner.run(work))) == 2
-    assert placed == devices[:2]
+    assert placed == devices[1:2]  # They are on the first already.
 
 
 def test_windows_of_a_stream_share_their_programs(encoder, monkeypatch):
@@ -175,15 +177,16 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(encoder, monkeypatch)
         for _, i, embedding in runner.run(runner.work(sequences, np.array([8])))
     }
     seen = []
+    run = forward.run
 
-    def full_at_two_rows(module, params, tokens, segments):
+    def full_at_two_rows(module, params, tokens, segments, spec):
         seen.append(tokens.shape[0])
         if tokens.shape[0] > 2:
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
-        return embedder.Embedder._call(small, module, params, tokens, segments)
+        return run(module, params, tokens, segments, spec)
 
     small = encoder.make_embedder()
-    monkeypatch.setattr(small, "_call", full_at_two_rows)
+    monkeypatch.setattr(forward, "run", full_at_two_rows)
     results = list(small.run(small.work(sequences, np.array([8]))))
     assert sorted(i for _, i, _ in results) == list(range(7))
     assert max(seen) > 2 and seen.count(max(seen)) == 1  # Not tried again.
@@ -204,7 +207,7 @@ def test_one_sequence_that_does_not_fit_goes_blockwise_then_is_named(
 
     if fused:
         monkeypatch.setattr(forward, "for_shape", lambda x, *_: forward.fused(x))
-    monkeypatch.setattr(runner, "_call", never_fits)
+    monkeypatch.setattr(forward, "run", never_fits)
     with pytest.raises(embedder.OutOfMemory, match="5 residues"):
         list(runner.run(runner.work([b"MKTAY"], np.array([8]))))
     assert modes == [(fused, "plain"), (False, "blockwise")]

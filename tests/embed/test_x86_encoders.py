@@ -226,15 +226,15 @@ def test_x86_kernels_are_used_before_and_after_the_layers(monkeypatch):
 def test_a_row_that_does_not_fit_is_halved_until_it_does(monkeypatch):
     expected = embed_with(wide_embedder("t5"))
     small = wide_embedder("t5")
-    call, seen = small._call, []
+    run, seen = forward.run, []
 
-    def full_at_30(module, params, tokens, segments):
+    def full_at_30(module, params, tokens, segments, spec):
         seen.append(int((segments != 0).sum()))
         if seen[-1] > 30:
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
-        return call(module, params, tokens, segments)
+        return run(module, params, tokens, segments, spec)
 
-    monkeypatch.setattr(small, "_call", full_at_30)
+    monkeypatch.setattr(forward, "run", full_at_30)
     for _ in range(2):
         embeddings = embed_with(small)
         assert sorted(embeddings) == list(range(5))
@@ -247,14 +247,14 @@ def test_a_row_that_does_not_fit_is_halved_until_it_does(monkeypatch):
 @needs_x86
 def test_one_protein_that_does_not_fit_among_others_is_named(monkeypatch):
     small, left_out = wide_embedder("t5"), []
-    call = small._call
+    run = forward.run
 
-    def full_at_15(module, params, tokens, segments):
+    def full_at_15(module, params, tokens, segments, spec):
         if (segments != 0).sum() > 15:
             raise RuntimeError("RESOURCE_EXHAUSTED: no")
-        return call(module, params, tokens, segments)
+        return run(module, params, tokens, segments, spec)
 
-    monkeypatch.setattr(small, "_call", full_at_15)
+    monkeypatch.setattr(forward, "run", full_at_15)
     work = small.work(SEQUENCES, small.buckets([]))
     results = small.run(work, lambda work, error: left_out.append((work, str(error))))
     assert sorted(i for _, i, _ in results) == [0, 1, 3, 4]
