@@ -23,9 +23,9 @@ from prottrans_jax.kernels import products, softmax_attention
 from prottrans_jax.layers import attention, dense
 
 # Queries whose scores by distance are computed together: the largest divisor is used.
-_BLOCK_SIZES = (128, 64, 32)
+BLOCK_SIZES = (128, 64, 32)
 # Smallest number of queries in a block of blockwise attention.
-_MIN_BLOCK = 32
+MIN_BLOCK = 32
 
 
 def distances(
@@ -339,7 +339,7 @@ def _attend_by_blocks(
         )
     batch, length = queries.content.shape[:2]
     kv_length = key.shape[1]
-    size = min(length, max(_MIN_BLOCK, block_size**2 // kv_length))
+    size = min(length, max(MIN_BLOCK, block_size**2 // kv_length))
     padding = -length % size
     padded = length + padding
 
@@ -416,7 +416,7 @@ def _scores_in_order(query, position, kv_length):
     batch, length, heads, _ = query.shape
     # A block of queries needs only the distances around it: for rows of 512, 640 of
     # 1,024 distances are multiplied and shifted.
-    sizes = [x for x in _BLOCK_SIZES if length % x == 0]
+    sizes = [x for x in BLOCK_SIZES if length % x == 0]
     causal = len(position) <= kv_length + 1
     size = length if causal or not sizes else sizes[0]
     windows = jnp.stack(

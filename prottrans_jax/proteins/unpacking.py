@@ -23,7 +23,7 @@ _ERRORS: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
 )
 # Compressed bytes; gz can decompress to a thousand times as many.
-_READ_BYTES = 256 << 10
+READ_BYTES = 256 << 10
 _ZIP = b"PK\x03\x04"
 # Number of first bytes that identify a format.
 MAGIC_BYTES = 6
@@ -46,8 +46,8 @@ def unpacked(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
       zlib.error, lzma.LZMAError, OSError: It is damaged; see `errors`.
     """
     with stream:
-        data = stream.read(_READ_BYTES)
-        while 0 < len(data) < MAGIC_BYTES and (more := stream.read(_READ_BYTES)):
+        data = stream.read(READ_BYTES)
+        while 0 < len(data) < MAGIC_BYTES and (more := stream.read(READ_BYTES)):
             data += more
         if digest is not None:
             digest.update(data)
@@ -65,7 +65,7 @@ def unpacked(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
 
 
 def _stored(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
-    while data := stream.read(_READ_BYTES):
+    while data := stream.read(READ_BYTES):
         if digest is not None:
             digest.update(data)
         yield data
@@ -103,7 +103,7 @@ def _of_zip(stream: IO[bytes], start: bytes, digest: Any) -> Iterator[bytes]:
         copy.flush()
         with zipfile.ZipFile(copy) as archive:
             with archive.open(_only_member(archive)) as member:
-                while data := member.read(_READ_BYTES):
+                while data := member.read(READ_BYTES):
                     yield data
 
 

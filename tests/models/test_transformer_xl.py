@@ -154,7 +154,7 @@ COMBINATIONS = [
 
 @pytest.mark.parametrize("options", COMBINATIONS, ids=str)
 def test_against_the_equations_in_float64(options, monkeypatch):
-    monkeypatch.setattr(relative_attention, "_MIN_BLOCK", 3)
+    monkeypatch.setattr(relative_attention, "MIN_BLOCK", 3)
     options = dict(options)
     attention = "blockwise" if options.pop("blockwise", False) else "plain"
     compute = {"attention": attention, "attention_block_size": 1}

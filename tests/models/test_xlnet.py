@@ -331,7 +331,7 @@ def test_scores_of_blocks_of_queries_are_those_of_all(monkeypatch):
 
     results = []
     for sizes in ((), (4,)):
-        monkeypatch.setattr(relative_attention, "_BLOCK_SIZES", sizes)
+        monkeypatch.setattr(relative_attention, "BLOCK_SIZES", sizes)
         results.append(jax.jit(jax.value_and_grad(loss))(params))
     for ours, expected in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5)
@@ -344,7 +344,7 @@ def test_scores_of_blocks_of_queries_are_those_of_all(monkeypatch):
     ids=str,
 )
 def test_blockwise_attention_is_the_plain_one(options, block_size, monkeypatch):
-    monkeypatch.setattr(relative_attention, "_MIN_BLOCK", 3)
+    monkeypatch.setattr(relative_attention, "MIN_BLOCK", 3)
     memories = np.random.default_rng(7).normal(size=(2, BATCH, 3, 12))
     inputs = {"token_types": RANKS, "segment_ids": SEGMENTS}
     if "mem_length" in options:

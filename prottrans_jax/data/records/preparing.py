@@ -24,9 +24,9 @@ from prottrans_jax.files import digests
 from prottrans_jax.proteins import fasta_blocks, fasta_problems
 
 SKIPPED_FILE = record_writer.SKIPPED_FILE
-_SHARD_BYTES = 64 << 20  # Of text: about 35 MB on disk, 170,000 proteins.
+SHARD_BYTES = 64 << 20  # Of text: about 35 MB on disk, 170,000 proteins.
 _MAX_SHARDS = 4096
-_MIN_BLOCK_BYTES = 2 << 20
+MIN_BLOCK_BYTES = 2 << 20
 _PIECE_BYTES = 16 << 10
 # For input of unknown size that is larger than one shard.
 _SHARDS_OF_UNKNOWN = 256
@@ -149,7 +149,7 @@ def prepare(
     ):
         run = _Run(ordered, writer, options, progress)
         size = input_sources.total_bytes(ordered)
-        small = size is not None and size < _SHARD_BYTES // 2
+        small = size is not None and size < SHARD_BYTES // 2
         with worker_pool.started(1 if small else options.num_processes) as pool:
             run.spill(pool)
             run.check_ids(pool)
@@ -211,14 +211,14 @@ class _Run:
         blocks = self._blocks()
         head: collections.deque[tuple[int, fasta_blocks.Block]] = collections.deque()
         head_bytes = 0
-        if (input_sources.total_bytes(self.sources) or 0) <= _SHARD_BYTES:
+        if (input_sources.total_bytes(self.sources) or 0) <= SHARD_BYTES:
             # Small or of unknown size: check whether it fits into one shard.
             for item in blocks:
                 head.append(item)
                 head_bytes += len(item[1].data)
-                if head_bytes > _SHARD_BYTES:
+                if head_bytes > SHARD_BYTES:
                     break
-        fits = 0 < head_bytes <= _SHARD_BYTES
+        fits = 0 < head_bytes <= SHARD_BYTES
         options = self.options
         has_validation = any(s.split == "validation" for s in self.sources)
         self.plan = spill.Plan(
@@ -273,13 +273,13 @@ class _Run:
         size = input_sources.total_bytes(self.sources)
         if size is None:
             return _SHARDS_OF_UNKNOWN
-        return min(max(-(-size // _SHARD_BYTES), 1), _MAX_SHARDS)
+        return min(max(-(-size // SHARD_BYTES), 1), _MAX_SHARDS)
 
     def _block_bytes(self) -> int:
         # Small blocks stay in cache, but every shard reads a piece of every block.
         size = input_sources.total_bytes(self.sources) or 0
-        pieces = min(size // _SHARD_BYTES, _MAX_SHARDS)
-        return max(_MIN_BLOCK_BYTES, pieces * _PIECE_BYTES)
+        pieces = min(size // SHARD_BYTES, _MAX_SHARDS)
+        return max(MIN_BLOCK_BYTES, pieces * _PIECE_BYTES)
 
     def check_ids(self, pool: concurrent.futures.Executor) -> None:
         """Pass 2."""

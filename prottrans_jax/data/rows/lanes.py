@@ -27,8 +27,8 @@ from prottrans_jax.data.rows import row_blocks as rows_lib
 
 # Records of a chunk, and the minimum of rounds (records per lane). The first token of
 # each chunk is stored for each lane.
-_CHUNK_RECORDS = 65536
-_CHUNK_ROUNDS = 64
+CHUNK_RECORDS = 65536
+CHUNK_ROUNDS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class LanePlan:
                     "a mixture has no epochs; go through its tasks one by one."
                 )
             self._num_records = num_epochs * order.sizes[0]
-        self._rounds = max(_CHUNK_ROUNDS, _CHUNK_RECORDS // num_lanes)
+        self._rounds = max(CHUNK_ROUNDS, CHUNK_RECORDS // num_lanes)
         self._lock = threading.RLock()
         # Chunk -> its first token in each lane.
         self._begins = {0: np.zeros(num_lanes, np.int64)}

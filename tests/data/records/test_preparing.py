@@ -108,10 +108,10 @@ def test_without_shuffle_the_order_is_that_of_the_input(toy, tmp_path):
 def test_blocks_and_processes_do_not_change_a_byte(toy, tmp_path, monkeypatch, shuffle):
     options = dict(num_shards=3, shuffle=shuffle, validation_fraction=0.05)
     run([toy], tmp_path / "a", **options)
-    monkeypatch.setattr(unpacking, "_READ_BYTES", 1000)
-    monkeypatch.setattr(preparing, "_MIN_BLOCK_BYTES", 5000)
+    monkeypatch.setattr(unpacking, "READ_BYTES", 1000)
+    monkeypatch.setattr(preparing, "MIN_BLOCK_BYTES", 5000)
     run([toy], tmp_path / "b", **options)
-    monkeypatch.setattr(preparing, "_SHARD_BYTES", 10)  # Not too small for processes.
+    monkeypatch.setattr(preparing, "SHARD_BYTES", 10)  # Not too small for processes.
     run([toy], tmp_path / "c", num_processes=2, **options)
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     for name in files:

@@ -19,8 +19,8 @@ EOS = 1
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(lanes, "_CHUNK_RECORDS", 20)
-    monkeypatch.setattr(lanes, "_CHUNK_ROUNDS", 3)
+    monkeypatch.setattr(lanes, "CHUNK_RECORDS", 20)
+    monkeypatch.setattr(lanes, "CHUNK_ROUNDS", 3)
 
 
 def _loader(folder, batch_size=4, **options):
