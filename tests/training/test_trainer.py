@@ -2,136 +2,47 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import pathlib
-import resource
 import shutil
 import signal
-import threading
 
 import jax
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from cases import loader_cases, runs
+from cases import runs, trainer_cases
 from prottrans_jax import partitioning
-from prottrans_jax.checkpoints import checkpointing, manifests, stored_arrays
+from prottrans_jax.checkpoints import manifests
 from prottrans_jax.distributed import stopping, watchdog
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
-from prottrans_jax.optimizers import algorithms, schedules
-from prottrans_jax.training import evaluation, event_files, logbook
-
-LENGTH, BATCH = 8, 16
-
-
-class EndOfRunError(Exception):
-    """Ends a run between two checkpoints, as a kill would."""
-
-
-class Batches(loader_cases.Rows):
-    """Rows for denoising; some batches are not finite, or end the run."""
-
-    vocab_size = 128
-    batch_size = BATCH
-
-    def __init__(self, seed=0, num_batches=None, poison=(), broken_at=None):
-        super().__init__(seed, num_batches)
-        self._poison = poison
-        self._broken_at = broken_at
-
-    def features(self, index, rng):
-        if index == self._broken_at:
-            raise EndOfRunError
-        tokens = rng.integers(3, 23, (BATCH, LENGTH), np.int32)
-        lengths = rng.integers(3, LENGTH + 1, (BATCH, 1))
-        real = np.arange(LENGTH) < lengths
-        corrupted = (rng.random((BATCH, LENGTH)) < 0.3) & real
-        features = {
-            "encoder_input_tokens": np.where(corrupted, 127, tokens) * real,
-            "decoder_target_tokens": tokens * real,
-            "decoder_input_tokens": np.pad(tokens, ((0, 0), (1, 0)))[:, :-1] * real,
-            "decoder_loss_weights": real.astype(np.float32),
-            "encoder_segment_ids": real.astype(np.int32),
-            "decoder_segment_ids": real.astype(np.int32),
-            "decoder_corrupted": corrupted.astype(np.int32),
-        }
-        if index in self._poison:
-            features["decoder_loss_weights"] = features["decoder_loss_weights"] * np.inf
-        return features
-
-
-def _arguments(tmp_path, **changes):
-    config = t5.T5Config(
-        vocab_size=128,
-        num_layers=2,
-        num_decoder_layers=1,
-        num_heads=4,
-        head_dim=6,
-        d_model=16,
-        d_ff=24,
-        dropout_rate=changes.pop("dropout_rate", 0.1),
-    )
-    arguments = dict(
-        model_dir=str(tmp_path / "run"),
-        objective=denoising.Denoising(t5.T5(config)),
-        train_data=Batches(),
-        eval_data={"validation": Batches(seed=1, num_batches=2)},
-        optimizer=algorithms.AdamW(learning_rate=1e-2),
-        partitioner=partitioning.Partitioner(num_devices=1),
-        total_steps=6,
-        evaluation_period=4,
-        checkpoints_period=2,
-        logs_period=3,
-        seed=5,
-    )
-    return arguments | changes
-
-
-def _final_state(arguments):
-    from prottrans_jax.checkpoints import checkpointing
-
-    saver = checkpointing.Checkpointer(
-        arguments["model_dir"] + "/checkpoints", read_only=True
-    )
-    plan = runs.plan(**arguments)
-    restored = saver.restore(plan.abstract)
-    return restored.step, jax.tree.map(np.asarray, restored.state)
-
-
-def _log(arguments):
-    lines = open(arguments["model_dir"] + "/metrics.jsonl").read().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if not k.startswith("timing")}
-        for line in lines
-    ]
-
-
-def _assert_same_bits(first, second):
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+from prottrans_jax.optimizers import algorithms
+from prottrans_jax.training import event_files, logbook
 
 
 def test_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path, monkeypatch):
-    whole = _arguments(tmp_path / "whole")
+    whole = trainer_cases.arguments(tmp_path / "whole")
     runs.train(**whole)
-    parts = _arguments(tmp_path / "parts")
+    parts = trainer_cases.arguments(tmp_path / "parts")
     # In the middle of a log window (3) and of an evaluation period (4).
     with monkeypatch.context() as patch:
         patch.setattr(stopping.StopSignal, "should_stop", lambda _, step: step == 5)
         assert runs.train(**parts).step == 5
-    assert [line["step"] for line in _log(parts)] == [3, 4]
+    assert [line["step"] for line in trainer_cases.log(parts)] == [3, 4]
     runs.train(**parts)
-    assert _final_state(whole)[0] == 6
-    _assert_same_bits(_final_state(whole), _final_state(parts))
-    assert _log(parts) == _log(whole)
+    assert trainer_cases.final_state(whole)[0] == 6
+    trainer_cases.assert_same_bits(
+        trainer_cases.final_state(whole), trainer_cases.final_state(parts)
+    )
+    assert trainer_cases.log(parts) == trainer_cases.log(whole)
 
 
 def _run_that_ends_before(step, arguments):
-    broken = arguments | {"train_data": Batches(broken_at=step - 1)}
-    with pytest.raises(EndOfRunError):
+    broken = arguments | {"train_data": trainer_cases.Batches(broken_at=step - 1)}
+    with pytest.raises(trainer_cases.EndOfRunError):
         runs.train(**broken)
 
 
@@ -156,30 +67,35 @@ def _tensorboard(arguments):
     return {k: v for k, v in values.items() if not k[0].startswith("timing")}
 
 
-def _damage_checkpoint(arguments, step):
-    step_dir = pathlib.Path(arguments["model_dir"]) / "checkpoints" / str(step)
-    (step_dir / "_METADATA").write_text("")
-
-
 @pytest.mark.parametrize("damaged", [False, True])
 def test_broken_run_leaves_every_step_once_in_all_logs(tmp_path, damaged):
     changes = {"logs_period": 1, "checkpoints_period": 3, "total_steps": 9}
-    whole = _with_tensorboard(_arguments(tmp_path / "whole", **changes))
+    whole = _with_tensorboard(trainer_cases.arguments(tmp_path / "whole", **changes))
     runs.train(**whole)
-    parts = _with_tensorboard(_arguments(tmp_path / "parts", **changes))
+    parts = _with_tensorboard(trainer_cases.arguments(tmp_path / "parts", **changes))
     _run_that_ends_before(9, parts)
-    assert max(line["step"] for line in _log(parts)) > 6  # Saved up to 6.
+    assert max(line["step"] for line in trainer_cases.log(parts)) > 6  # Saved up to 6.
     if damaged:
-        _damage_checkpoint(parts, 6)
+        trainer_cases.damage_checkpoint(parts, 6)
     runs.train(**parts)
-    assert [line["step"] for line in _log(parts)] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert _log(parts) == _log(whole)
+    assert [line["step"] for line in trainer_cases.log(parts)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+    ]
+    assert trainer_cases.log(parts) == trainer_cases.log(whole)
     assert _tensorboard(parts) == _tensorboard(whole)
 
 
 def test_logs_hold_the_second_pass_with_changed_settings_only(tmp_path):
     arguments = _with_tensorboard(
-        _arguments(tmp_path, logs_period=1, checkpoints_period=3)
+        trainer_cases.arguments(tmp_path, logs_period=1, checkpoints_period=3)
     )
     _run_that_ends_before(6, arguments)
     changed = algorithms.AdamW(learning_rate=0.5)
@@ -195,227 +111,80 @@ def test_logs_hold_the_second_pass_with_changed_settings_only(tmp_path):
 
 
 def test_evaluation_cut_off_before_its_checkpoint_is_logged_once(tmp_path, monkeypatch):
-    arguments = _with_tensorboard(_arguments(tmp_path, total_steps=5))
+    arguments = _with_tensorboard(trainer_cases.arguments(tmp_path, total_steps=5))
     with monkeypatch.context() as patch:  # Saves step 4 before its evaluation.
         patch.setattr(stopping.StopSignal, "should_stop", lambda _, step: step == 4)
         runs.train(**arguments)
     # Evaluates step 4, then ends before the next checkpoint.
     _run_that_ends_before(5, arguments)
     runs.train(**arguments)
-    assert [line["step"] for line in _log(arguments)] == [3, 4, 5]
+    assert [line["step"] for line in trainer_cases.log(arguments)] == [3, 4, 5]
     assert ("validation/loss", 4) in _tensorboard(arguments)
 
 
 def test_lost_checkpoints_leave_every_step_once_in_the_log(tmp_path, caplog):
-    arguments = _arguments(tmp_path, checkpoints_keep_period=100)
+    arguments = trainer_cases.arguments(tmp_path, checkpoints_keep_period=100)
     runs.train(**arguments)
-    before = _log(arguments)
+    before = trainer_cases.log(arguments)
     for step in ("2", "4", "6"):
         shutil.rmtree(pathlib.Path(arguments["model_dir"]) / "checkpoints" / step)
     runs.train(**arguments)
     assert (
         "reaches step 6 and the newest checkpoint is of step 0: 6 steps" in caplog.text
     )
-    assert [line["step"] for line in _log(arguments)] == [3, 4, 6]
-    assert _log(arguments) == before
+    assert [line["step"] for line in trainer_cases.log(arguments)] == [3, 4, 6]
+    assert trainer_cases.log(arguments) == before
 
 
 def test_damaged_log_does_not_stop_a_sound_run(tmp_path, caplog):
-    arguments = _arguments(tmp_path, total_steps=3)
+    arguments = trainer_cases.arguments(tmp_path, total_steps=3)
     runs.train(**arguments)
     path = pathlib.Path(_path(arguments))
     path.write_bytes(b"\xff" + path.read_bytes()[1:])
     runs.train(**arguments | {"total_steps": 6})
-    assert [line["step"] for line in _log(arguments)] == [4, 6]
+    assert [line["step"] for line in trainer_cases.log(arguments)] == [4, 6]
     assert path.with_name("metrics.jsonl.damaged-1").exists()
     assert "Steps missing from the log: train 3; validation 3." in caplog.text
 
 
-class _FullDisk:
-    """A writer whose disk is full until a step."""
-
-    path = "elsewhere/log"
-
-    def __init__(self, until, error):
-        self._until, self._error, self.steps = until, error, []
-        self._is_full = False
-
-    def write_scalars(self, step, scalars):
-        self._is_full = step < self._until
-        self.flush()
-        self.steps.append(step)
-
-    def flush(self):
-        if self._is_full:  # What was kept cannot be written yet.
-            raise self._error
-
-
 def test_run_without_a_sound_later_checkpoint_does_not_start_over(tmp_path, caplog):
-    arguments = _arguments(tmp_path, checkpoints_keep_period=100, eval_data={})
+    arguments = trainer_cases.arguments(
+        tmp_path, checkpoints_keep_period=100, eval_data={}
+    )
     runs.train(**arguments)
-    before = _log(arguments)
+    before = trainer_cases.log(arguments)
     for step in (2, 4, 6):
-        _damage_checkpoint(arguments, step)
+        trainer_cases.damage_checkpoint(arguments, step)
     with pytest.raises(
         manifests.CheckpointError,
         match=r"steps 2, 4, 6 are damaged.*6 steps would be lost.*"
         r"run_settings\.Start\.accept_lost_steps=True",
     ):
         runs.train(**arguments)
-    assert _log(arguments) == before
+    assert trainer_cases.log(arguments) == before
     runs.train(**arguments | {"start_accept_lost_steps": True})
     assert "Using step 0 instead, 6 steps earlier" in caplog.text
-    assert _log(arguments) == before
-    assert _final_state(arguments)[0] == 6
+    assert trainer_cases.log(arguments) == before
+    assert trainer_cases.final_state(arguments)[0] == 6
 
 
 def test_fall_back_of_two_checkpoints_says_how_many_steps_are_lost(tmp_path, caplog):
-    arguments = _arguments(tmp_path, eval_data={})
+    arguments = trainer_cases.arguments(tmp_path, eval_data={})
     runs.train(**arguments)
-    _damage_checkpoint(arguments, 4)
-    _damage_checkpoint(arguments, 6)
+    trainer_cases.damage_checkpoint(arguments, 4)
+    trainer_cases.damage_checkpoint(arguments, 6)
     assert runs.train(**arguments).step == 6
     lines = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
     assert lines == ["Using step 2 instead, 4 steps earlier."]
-
-
-def _evaluations(arguments, **changes):
-    names = ("model_dir", "objective", "optimizer", "partitioner", "eval_data")
-    chosen = {name: arguments[name] for name in names}
-    return evaluation.evaluate_checkpoints(**chosen | changes)
-
-
-def test_evaluation_beside_a_run_leaves_out_what_was_deleted(tmp_path, caplog):
-    arguments = _arguments(tmp_path, checkpoints_keep=4, evaluation_period=9)
-    runs.train(**arguments)
-    directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
-    steps = []
-    for step, _ in _evaluations(arguments, step="all"):
-        steps.append(step)
-        shutil.rmtree(directory / "2", ignore_errors=True)
-    assert steps == [0, 4, 6]
-    assert "Step 2 was deleted by the run and is skipped." in caplog.text
-    # What is damaged is an error, after the others.
-    _damage_checkpoint(arguments, 4)
-    results = _evaluations(arguments, step="all")
-    assert next(results)[0] == 0 and next(results)[0] == 6
-    with pytest.raises(manifests.CheckpointError, match="4/_METADATA"):
-        next(results)
-
-
-@pytest.mark.parametrize("step", ["all", "2"])
-def test_evaluation_of_steps_that_are_all_deleted_meanwhile_is_an_error(
-    step, tmp_path, monkeypatch
-):
-    arguments = _arguments(tmp_path, total_steps=2, checkpoints_keep=1)
-    runs.train(**arguments)
-    directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
-
-    def deleted(path, *args, **kwargs):
-        shutil.rmtree(directory / "2")
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(stored_arrays, "read", deleted)
-    with pytest.raises(manifests.GoneError, match="the run deleted 2 meanwhile"):
-        list(_evaluations(arguments, step=step))
-
-
-def test_evaluation_of_the_latest_step_takes_a_newer_one_if_it_is_deleted(
-    tmp_path, monkeypatch
-):
-    arguments = _arguments(tmp_path, total_steps=2)
-    runs.train(**arguments)
-    directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
-    read = stored_arrays.read
-
-    def read_while_the_run_goes_on(path, *args, **kwargs):
-        if path.name == "2":
-            monkeypatch.setattr(stored_arrays, "read", read)
-            runs.train(**arguments | {"total_steps": 4, "checkpoints_keep": 1})
-            assert not (directory / "2").exists()
-        return read(path, *args, **kwargs)
-
-    monkeypatch.setattr(stored_arrays, "read", read_while_the_run_goes_on)
-    assert [step for step, _ in _evaluations(arguments)] == [4]
-
-
-class _DiskFull:
-    """A writer that lets no file grow from a step on, until another one.
-
-    It waits for saves to end, so that they fail while the disk is full.
-    """
-
-    def __init__(self, first, last):
-        self._full = range(first, last + 1)
-        self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def write_scalars(self, step, scalars):
-        if step > self._full.start:
-            for thread in threading.enumerate():
-                if thread.name == "async_save":
-                    thread.join()
-        size = 4_000 if step in self._full else self._limits[0]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, self._limits[1]))
-
-    def flush(self):
-        resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
-
-
-def _saves_on_a_full_disk(tmp_path, last, **changes):
-    """Arguments of a run whose disk is full as step 3 is saved, up to step `last`."""
-    return _arguments(
-        tmp_path,
-        eval_data={},
-        checkpoints_period=3,
-        logs_period=1,
-        total_steps=9,
-        writers=lambda: (_DiskFull(3, last),),
-        **changes,
-    )
-
-
-def test_failed_save_is_noticed_at_the_next_step_and_made_again(tmp_path, caplog):
-    whole = _arguments(
-        tmp_path / "whole",
-        eval_data={},
-        checkpoints_period=3,
-        logs_period=1,
-        total_steps=9,
-    )
-    runs.train(**whole)
-    arguments = _saves_on_a_full_disk(tmp_path / "full", 3, checkpoints_keep=9)
-    runs.train(**arguments)
-    directory = pathlib.Path(arguments["model_dir"]) / "checkpoints"
-    steps = sorted(int(path.name) for path in directory.iterdir() if path.is_dir())
-    assert steps == [0, 5, 6, 9]
-    assert "step 3 was not saved" in caplog.text
-    assert "Saving step 5 instead" in caplog.text
-    _assert_same_bits(_final_state(whole), _final_state(arguments))
-    assert _log(arguments) == _log(whole)
-
-
-@pytest.mark.parametrize(("policy", "lost"), [("stop", 3), ("retry", 5)])
-def test_run_stops_at_once_when_saves_keep_failing(tmp_path, policy, lost):
-    arguments = _saves_on_a_full_disk(tmp_path, 99, checkpoints_on_save_error=policy)
-    with pytest.raises(checkpointing.SaveError) as error:
-        runs.train(**arguments)
-    assert error.value.step == lost and error.value.last_good == 0
-    # Step 5 noticed step 3, and step 7 step 5.
-    assert len(_log(arguments)) == lost + 1
-
-
-def test_unknown_policy_for_failed_saves_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"Checkpoints\.on_save_error='again': choose"):
-        runs.train(**_arguments(tmp_path, checkpoints_on_save_error="again"))
 
 
 @pytest.mark.parametrize("evaluated", [True, False])
 def test_signal_at_the_end_counts_only_if_something_is_left_to_do(
     tmp_path, monkeypatch, evaluated
 ):
-    arguments = _arguments(tmp_path, total_steps=4)
+    arguments = trainer_cases.arguments(tmp_path, total_steps=4)
 
-    class Signalled(Batches):
+    class Signalled(trainer_cases.Batches):
         def batch(self, index, rows=slice(None)):
             os.kill(os.getpid(), signal.SIGTERM)
             return super().batch(index, rows)
@@ -430,55 +199,26 @@ def test_signal_at_the_end_counts_only_if_something_is_left_to_do(
             lambda stop, step: step == 4 and not os.kill(os.getpid(), signal.SIGTERM),
         )
         summary = runs.train(**arguments)
-    assert (summary.step, _final_state(arguments)[0]) == (4, 4)
+    assert (summary.step, trainer_cases.final_state(arguments)[0]) == (4, 4)
     assert summary.exit_code == (0 if evaluated else 143)
     assert bool(summary.evaluation) == evaluated
-    assert ("validation/loss" in _log(arguments)[-1]) == evaluated
-
-
-def test_log_on_a_full_disk_does_not_end_the_run(tmp_path, caplog):
-    writer = _FullDisk(99, OSError(errno.ENOSPC, "No space left on device"))
-    arguments = _arguments(tmp_path, logs_period=1) | {"writers": lambda: (writer,)}
-    summary = runs.train(**arguments)
-    assert summary.step == 6
-    problem = (
-        "elsewhere/log is not complete: step 1 and later could not be written "
-        "(No space left on device)."
-    )
-    # Said once when it begins, and at the end.
-    assert caplog.text.count("No space left") == 2
-    assert list(summary.problems) == [problem]
-
-
-def test_log_is_complete_again_when_the_disk_has_room(tmp_path, caplog):
-    writer = _FullDisk(3, OSError(errno.ENOSPC, "No space left on device"))
-    arguments = _arguments(tmp_path, logs_period=1) | {"writers": lambda: (writer,)}
-    assert not runs.train(**arguments).problems
-    assert "elsewhere/log is complete again" in caplog.text
-
-
-def test_writer_that_fails_in_another_way_is_left_out(tmp_path):
-    writer = _FullDisk(3, RuntimeError("RESOURCE_EXHAUSTED: no space\nmore"))
-    arguments = _arguments(tmp_path, logs_period=1) | {"writers": lambda: (writer,)}
-    (problem,) = runs.train(**arguments).problems
-    assert problem.endswith("(RuntimeError: RESOURCE_EXHAUSTED: no space).")
-    assert writer.steps == []
+    assert ("validation/loss" in trainer_cases.log(arguments)[-1]) == evaluated
 
 
 def test_step_skipped_again_after_a_kill_is_dumped_once(tmp_path):
-    arguments = _arguments(
+    arguments = trainer_cases.arguments(
         tmp_path, nonfinite_policy="skip", eval_data={}, checkpoints_period=6
     )
     for broken_at in (4, None):
-        data = Batches(poison={2}, broken_at=broken_at)
-        with contextlib.suppress(EndOfRunError):
+        data = trainer_cases.Batches(poison={2}, broken_at=broken_at)
+        with contextlib.suppress(trainer_cases.EndOfRunError):
             runs.train(**arguments | {"train_data": data})
     lines = open(arguments["model_dir"] + "/nonfinite.jsonl").read().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [3]
 
 
 def test_rates_count_what_this_process_did(tmp_path, monkeypatch):
-    arguments = _arguments(tmp_path) | {"eval_data": {}}
+    arguments = trainer_cases.arguments(tmp_path) | {"eval_data": {}}
     with monkeypatch.context() as patch:
         patch.setattr(stopping.StopSignal, "should_stop", lambda _, step: step == 5)
         runs.train(**arguments)
@@ -530,9 +270,9 @@ class Rising:
 
 def test_logged_learning_rate_is_the_one_used_after_skipped_steps(tmp_path):
     rates = {}
-    arguments = _arguments(
+    arguments = trainer_cases.arguments(
         tmp_path,
-        train_data=Batches(poison={1}),
+        train_data=trainer_cases.Batches(poison={1}),
         optimizer=algorithms.AdamW(learning_rate=Rising()),
     )
     runs.train(
@@ -544,7 +284,7 @@ def test_logged_learning_rate_is_the_one_used_after_skipped_steps(tmp_path):
             "total_steps": 4,
         }
     )
-    for line in _log(arguments):
+    for line in trainer_cases.log(arguments):
         rates[line["step"]] = line["train/learning_rate"]
     # The second step is not finite, so the optimizer counts 0, 1, 1, 2.
     assert rates == {1: 0.0, 2: 0.25, 3: 0.25, 4: 0.5}
@@ -561,13 +301,13 @@ def test_logged_learning_rate_is_the_one_used_after_skipped_steps(tmp_path):
 )
 def test_period_of_0_is_refused(tmp_path, name, said):
     with pytest.raises(ValueError, match=f"{said}=0: must be at least 1"):
-        runs.train(**(_arguments(tmp_path) | {name: 0}))
+        runs.train(**(trainer_cases.arguments(tmp_path) | {name: 0}))
 
 
 @pytest.mark.parametrize("data", ["train_data", "eval_data"])
 def test_vocabulary_that_the_model_does_not_cover_is_refused(tmp_path, data):
-    arguments = _arguments(tmp_path)
-    loader = Batches(num_batches=2)
+    arguments = trainer_cases.arguments(tmp_path)
+    loader = trainer_cases.Batches(num_batches=2)
     loader.vocab_size = 131
     arguments[data] = {"validation": loader} if data == "eval_data" else loader
     with pytest.raises(ValueError, match=r"T5Config\.vocab_size=128 .* 131 ids"):
@@ -577,28 +317,28 @@ def test_vocabulary_that_the_model_does_not_cover_is_refused(tmp_path, data):
 @pytest.mark.parametrize("steps", [(2, 1), (3, 3), (-1, 2)])
 def test_profile_without_a_step_is_refused(tmp_path, steps):
     with pytest.raises(ValueError, match=r"profile_steps=\[.*first step at least"):
-        runs.train(**_arguments(tmp_path, logs_profile_steps=steps))
+        runs.train(**trainer_cases.arguments(tmp_path, logs_profile_steps=steps))
 
 
 def test_more_steps_than_can_be_counted_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"3,000,000,000: .*2,147,483,647"):
-        runs.train(**_arguments(tmp_path, total_steps=3_000_000_000))
+        runs.train(**trainer_cases.arguments(tmp_path, total_steps=3_000_000_000))
 
 
 def test_another_start_is_another_run(tmp_path):
-    arguments = _arguments(tmp_path)
+    arguments = trainer_cases.arguments(tmp_path)
     runs.train(**arguments)
     with pytest.raises(ValueError, match="init_from: none -> /some/where"):
         runs.train(**arguments, start_init_from="/some/where")
 
 
 def test_start_may_be_spelled_otherwise(tmp_path, monkeypatch):
-    first = _arguments(tmp_path / "first", total_steps=1)
+    first = trainer_cases.arguments(tmp_path / "first", total_steps=1)
     runs.train(**first)
     monkeypatch.chdir(tmp_path)
     start = first["model_dir"]
     (tmp_path / "link").symlink_to(start)
-    second = _arguments(tmp_path / "second", total_steps=1, seed=9)
+    second = trainer_cases.arguments(tmp_path / "second", total_steps=1, seed=9)
     for spelled in (start, "first/run/", "first/../link"):
         assert runs.train(**second, start_init_from=spelled).step == 1
     (tmp_path / "elsewhere").mkdir()
@@ -607,7 +347,7 @@ def test_start_may_be_spelled_otherwise(tmp_path, monkeypatch):
 
 
 def test_another_seed_cannot_be_accepted(tmp_path):
-    arguments = _arguments(tmp_path)
+    arguments = trainer_cases.arguments(tmp_path)
     runs.train(**arguments)
     with pytest.raises(ValueError, match=r"Choose another model_dir\.$"):
         runs.train(**arguments | {"seed": 6, "start_accept_config_changes": True})
@@ -623,7 +363,7 @@ def test_long_evaluation_is_progress(tmp_path, monkeypatch):
             beats.append(doing) or beat(self, doing, *limit, **kind)
         ),
     )
-    runs.train(**_arguments(tmp_path))
+    runs.train(**trainer_cases.arguments(tmp_path))
     # One as it begins and one for each of its two batches, at steps 4 and 6.
     assert sum(doing.startswith("evaluation at step 4") for doing in beats) == 3
     assert sum(doing.startswith("evaluation at step 6") for doing in beats) == 3
@@ -634,21 +374,27 @@ def _path(arguments):
 
 
 def test_finished_run_is_evaluated_and_not_trained_again(tmp_path):
-    arguments = _arguments(tmp_path)
+    arguments = trainer_cases.arguments(tmp_path)
     runs.train(**arguments)
-    before = _final_state(arguments)
+    before = trainer_cases.final_state(arguments)
     summary = runs.train(**arguments)
     assert summary.step == 6
     assert set(summary.evaluation) == {"validation"}
-    _assert_same_bits(before, _final_state(arguments))
-    assert [line["step"] for line in _log(arguments)] == [3, 4, 6]  # As before.
+    trainer_cases.assert_same_bits(before, trainer_cases.final_state(arguments))
+    assert [line["step"] for line in trainer_cases.log(arguments)] == [
+        3,
+        4,
+        6,
+    ]  # As before.
 
 
 def test_another_configuration_in_the_same_directory_is_refused(tmp_path):
-    runs.train(**_arguments(tmp_path, total_steps=2))
+    runs.train(**trainer_cases.arguments(tmp_path, total_steps=2))
     with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.01 -> 0.5"):
         runs.train(
-            **_arguments(tmp_path, optimizer=algorithms.AdamW(learning_rate=0.5))
+            **trainer_cases.arguments(
+                tmp_path, optimizer=algorithms.AdamW(learning_rate=0.5)
+            )
         )
 
 
@@ -658,7 +404,7 @@ def test_microbatches_take_the_step_of_the_whole_batch(tmp_path):
     optimizer = algorithms.AdamW(learning_rate=1.0, eps=10.0, weight_decay=0.0)
     finals = []
     for count in (1, 4):
-        arguments = _arguments(
+        arguments = trainer_cases.arguments(
             tmp_path / str(count),
             num_microbatches=count,
             total_steps=2,
@@ -666,7 +412,7 @@ def test_microbatches_take_the_step_of_the_whole_batch(tmp_path):
             optimizer=optimizer,
         )
         runs.train(**arguments)
-        finals.append(_final_state(arguments)[1])
+        finals.append(trainer_cases.final_state(arguments)[1])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
         finals[0].params,
@@ -680,7 +426,9 @@ def test_microbatches_take_the_step_of_the_whole_batch(tmp_path):
 
 
 def test_stop_policy_names_the_step_and_its_records(tmp_path):
-    arguments = _arguments(tmp_path, train_data=Batches(poison={2}))
+    arguments = trainer_cases.arguments(
+        tmp_path, train_data=trainer_cases.Batches(poison={2})
+    )
     with pytest.raises(logbook.NonFiniteError, match="Step 3") as error:
         runs.train(**arguments)
     # A restart is bit-identical: it would end here again.
@@ -688,29 +436,31 @@ def test_stop_policy_names_the_step_and_its_records(tmp_path):
     assert "run_settings.NonFinite.policy = 'skip'" in str(error.value)
     dump = json.loads(open(arguments["model_dir"] + "/nonfinite.jsonl").read())
     assert (dump["step"], dump["record_ids"]) == (3, ["P2"])
-    assert _final_state(arguments)[0] == 2
+    assert trainer_cases.final_state(arguments)[0] == 2
 
 
 def test_skipped_step_leaves_the_state_bit_equal(tmp_path):
-    poisoned = _arguments(
-        tmp_path / "a", train_data=Batches(poison={2}), nonfinite_policy="skip"
+    poisoned = trainer_cases.arguments(
+        tmp_path / "a",
+        train_data=trainer_cases.Batches(poison={2}),
+        nonfinite_policy="skip",
     )
     runs.train(**(poisoned | {"total_steps": 3}))
-    step, after = _final_state(poisoned)
-    clean = _arguments(tmp_path / "b", total_steps=2)
+    step, after = trainer_cases.final_state(poisoned)
+    clean = trainer_cases.arguments(tmp_path / "b", total_steps=2)
     runs.train(**clean)
-    _, before = _final_state(clean)
+    _, before = trainer_cases.final_state(clean)
     assert step == 3
-    _assert_same_bits(before.params, after.params)
-    _assert_same_bits(before.opt_state, after.opt_state)
+    trainer_cases.assert_same_bits(before.params, after.params)
+    trainer_cases.assert_same_bits(before.opt_state, after.opt_state)
     # The log says so.
-    assert _log(poisoned)[0]["train/skipped_steps"] == 1
+    assert trainer_cases.log(poisoned)[0]["train/skipped_steps"] == 1
 
 
 def test_skip_policy_gives_up_when_nothing_is_finite_any_more(tmp_path):
-    arguments = _arguments(
+    arguments = trainer_cases.arguments(
         tmp_path,
-        train_data=Batches(poison=set(range(1, 9))),
+        train_data=trainer_cases.Batches(poison=set(range(1, 9))),
         nonfinite_policy="skip",
         nonfinite_max_skipped_steps=2,
     )
@@ -719,7 +469,7 @@ def test_skip_policy_gives_up_when_nothing_is_finite_any_more(tmp_path):
 
 
 def _losses_of_20_steps(tmp_path, partitioner):
-    arguments = _arguments(
+    arguments = trainer_cases.arguments(
         tmp_path,
         dropout_rate=0,
         logs_period=1,
@@ -729,7 +479,7 @@ def _losses_of_20_steps(tmp_path, partitioner):
         partitioner=partitioner,
     )
     runs.train(**arguments)
-    return [line["train/loss"] for line in _log(arguments)]
+    return [line["train/loss"] for line in trainer_cases.log(arguments)]
 
 
 @pytest.fixture(scope="module")
@@ -758,9 +508,9 @@ def test_every_partitioning_gives_the_losses_of_one_device(
 
 
 def test_evaluation_is_the_mean_over_all_targets_of_the_split(tmp_path):
-    arguments = _arguments(tmp_path, total_steps=2)
+    arguments = trainer_cases.arguments(tmp_path, total_steps=2)
     scalars = runs.train(**arguments).evaluation["validation"]
-    params = _final_state(arguments)[1].params
+    params = trainer_cases.final_state(arguments)[1].params
     model, data = arguments["objective"].model, arguments["eval_data"]["validation"]
     total = weight = 0.0
     for index in range(2):
@@ -789,11 +539,11 @@ def test_evaluation_is_the_mean_over_all_targets_of_the_split(tmp_path):
 
 def test_microbatches_must_divide_the_batch(tmp_path):
     with pytest.raises(ValueError, match="num_microbatches=3"):
-        runs.train(**_arguments(tmp_path, num_microbatches=3))
+        runs.train(**trainer_cases.arguments(tmp_path, num_microbatches=3))
 
 
 def test_another_model_in_the_same_directory_is_named_by_its_settings(tmp_path):
-    arguments = _arguments(tmp_path, total_steps=1)
+    arguments = trainer_cases.arguments(tmp_path, total_steps=1)
     runs.train(**arguments)
     wider = t5.T5(dataclasses.replace(arguments["objective"].model.config, d_ff=40))
     with pytest.raises(ValueError, match=r"objective.model.config.d_ff: 24 -> 40"):
@@ -807,14 +557,14 @@ def _computed_with(arguments, **settings):
 
 
 def test_run_resumes_with_another_type_and_rematerialisation(tmp_path):
-    arguments = _arguments(tmp_path)
+    arguments = trainer_cases.arguments(tmp_path)
     runs.train(**(arguments | {"total_steps": 2}))
     settings = {"dtype": "bfloat16", "remat_policy": "full"}
     assert runs.train(**_computed_with(arguments, **settings)).step == 6
 
 
 def test_resuming_with_layers_stacked_otherwise_names_the_setting(tmp_path):
-    arguments = _arguments(tmp_path, total_steps=1)
+    arguments = trainer_cases.arguments(tmp_path, total_steps=1)
     runs.train(**arguments)
     with pytest.raises(
         ValueError, match=r"set ComputeConfig\.scan_layers as in the run"
@@ -825,128 +575,17 @@ def test_resuming_with_layers_stacked_otherwise_names_the_setting(tmp_path):
 def test_function_in_the_configuration_of_a_run_is_refused_with_its_place(tmp_path):
     optimizer = algorithms.AdamW(learning_rate=lambda step: step * 0.25)
     with pytest.raises(ValueError, match=r"^optimizer\.learning_rate=<function"):
-        runs.train(**_arguments(tmp_path, optimizer=optimizer))
+        runs.train(**trainer_cases.arguments(tmp_path, optimizer=optimizer))
 
 
 def test_run_starts_from_the_parameters_of_another(tmp_path):
-    first = _arguments(tmp_path / "first", total_steps=2)
+    first = trainer_cases.arguments(tmp_path / "first", total_steps=2)
     runs.train(**first)
-    second = _arguments(
+    second = trainer_cases.arguments(
         tmp_path / "second", total_steps=1, start_init_from=first["model_dir"], seed=9
     )
     runs.train(**(second | {"optimizer": algorithms.AdamW(learning_rate=0.0)}))
-    _assert_same_bits(_final_state(first)[1].params, _final_state(second)[1].params)
-
-
-# ------------------------------------------------------------ going on from another run
-
-
-def _continued(tmp_path, both=(), **changes):
-    """A first run of 3 steps, and arguments of a run that goes on from it to step 8."""
-    first = _arguments(tmp_path / "first", total_steps=3) | dict(both)
-    runs.train(**first)
-    second = _arguments(tmp_path / "second", train_data=Batches(seed=8), total_steps=8)
-    start = {"start_continue_from": first["model_dir"]}
-    return first, second | start | dict(both) | changes
-
-
-def test_continued_run_goes_on_with_the_schedule_on_the_first_rows(tmp_path):
-    schedule = schedules.InverseSqrt(0.01, 2)
-    both = {"optimizer": algorithms.AdamW(learning_rate=schedule), "logs_period": 1}
-    _, second = _continued(tmp_path, both)
-    data, taken = second["train_data"], set()
-    batch = data.batch
-    data.batch = lambda index, rows: taken.add(index) or batch(index, rows)
-    assert runs.train(**second).step == 8
-    assert taken == {0, 1, 2, 3, 4}
-    rates = {
-        line["step"]: line["train/learning_rate"]
-        for line in _log(second)
-        if "train/learning_rate" in line
-    }
-    # The update to step n uses the rate at n - 1, counted from the first run's start.
-    expected = {step: 0.01 * np.sqrt(2 / (step - 1)) for step in range(4, 9)}
-    assert rates == pytest.approx(expected)
-
-
-def test_first_state_of_a_continued_run_is_the_last_of_the_other(tmp_path):
-    first, second = _continued(tmp_path, checkpoints_period=9)
-    with pytest.raises(EndOfRunError):
-        runs.train(**second | {"train_data": Batches(seed=8, broken_at=1)})
-    step, state = _final_state(second)
-    assert step == 3
-    _assert_same_bits(state, _final_state(first)[1])
-
-
-def test_continued_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path):
-    first, whole = _continued(tmp_path)
-    runs.train(**whole)
-    parts = whole | {"model_dir": str(tmp_path / "parts")}
-    with pytest.raises(EndOfRunError):
-        runs.train(**parts | {"train_data": Batches(seed=8, broken_at=3)})
-    shutil.rmtree(first["model_dir"])  # A resumed run does not need it.
-    runs.train(**parts)
-    _assert_same_bits(_final_state(whole), _final_state(parts))
-    assert _log(whole) == _log(parts)
-
-
-def test_run_that_continues_another_one_is_another_run(tmp_path):
-    first, second = _continued(tmp_path)
-    runs.train(**second)
-    elsewhere = second | {"start_continue_from": str(tmp_path / "elsewhere")}
-    with pytest.raises(ValueError, match=r"continue_from: .*first.* -> .*elsewhere"):
-        runs.train(**elsewhere)
-    first["start_continue_from"] = second["model_dir"]
-    with pytest.raises(ValueError, match=r"continue_from: \(absent\) -> .*second"):
-        runs.train(**first)
-
-
-def test_one_step_of_another_run_may_be_continued(tmp_path):
-    first, second = _continued(tmp_path)
-    second["start_continue_from"] = first["model_dir"] + "/checkpoints/2"
-    with pytest.raises(EndOfRunError):
-        runs.train(**second | {"train_data": Batches(broken_at=1)})
-    assert _final_state(second)[0] == 2
-
-
-def test_damaged_source_is_not_replaced_by_an_earlier_step(tmp_path):
-    _, second = _continued(tmp_path)
-    (tmp_path / "first/run/checkpoints/3/metadata.json").write_text("{}")
-    with pytest.raises(manifests.CheckpointError, match=r"continue_from=.*damaged"):
-        runs.train(**second)
-
-
-def test_missing_source_is_named(tmp_path):
-    arguments = _arguments(tmp_path, start_continue_from=str(tmp_path / "none"))
-    with pytest.raises(manifests.CheckpointError, match=r"continue_from=.*none"):
-        runs.train(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("part", "value", "said"),
-    [
-        ("objective", {"d_ff": 32}, r"objective\..*d_ff.*24 -> 32"),
-        ("objective", {"dropout_rate": 0.2}, r"dropout_rate.*0\.1 -> 0\.2"),
-        ("optimizer", algorithms.AdamW(learning_rate=0.5), r"0\.01 -> 0\.5"),
-        ("optimizer", algorithms.Adafactor(learning_rate=0.5), "AdamW -> Adafactor"),
-    ],
-)
-def test_source_with_another_model_or_optimizer_is_refused(tmp_path, part, value, said):
-    _, second = _continued(tmp_path)
-    if part == "objective":
-        config = dataclasses.replace(second["objective"].model.config, **value)
-        value = denoising.Denoising(t5.T5(config))
-    with pytest.raises(ValueError, match=said):
-        runs.train(**second | {part: value})
-
-
-def test_continued_run_needs_steps_beyond_those_of_the_other(tmp_path):
-    _, second = _continued(tmp_path, total_steps=3)
-    with pytest.raises(ValueError, match=r"at step 3, and total_steps=3 .*TRAIN_STEPS"):
-        runs.train(**second)
-
-
-def test_parameters_and_whole_state_from_elsewhere_at_once_are_refused(tmp_path):
-    starts = {"start_init_from": "/a", "start_continue_from": "/b"}
-    with pytest.raises(ValueError, match=r"INITIAL_CHECKPOINT_PATH.*CONTINUE_FROM"):
-        runs.train(**_arguments(tmp_path, **starts))
+    trainer_cases.assert_same_bits(
+        trainer_cases.final_state(first)[1].params,
+        trainer_cases.final_state(second)[1].params,
+    )
