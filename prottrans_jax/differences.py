@@ -23,13 +23,13 @@ def lines(before: Any, now: Any) -> list[str]:
       before: A tree of mappings, lists and plain values.
       now: Another such tree.
     """
-    found = []
+    differences = []
     for place, old, new in _differences("", before, now):
         texts = _in_words(old), _in_words(new)
         if texts[0] == texts[1]:  # For example None and "none".
             texts = repr(old), repr(new)
-        found.append(f"{place}: {texts[0]} -> {texts[1]}")
-    return found
+        differences.append(f"{place}: {texts[0]} -> {texts[1]}")
+    return differences
 
 
 def _differences(place: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -145,7 +145,7 @@ class _Hdf5:
                 os.ftruncate(self._descriptor, int.from_bytes(end, "little"))
         finally:
             os.close(self._descriptor)
-        writing.sync_file(self._path)
+        writing.sync(self._path)
 
 
 def _fitting(text: str) -> str:
@@ -175,7 +175,7 @@ class _Npz:
     def close(self) -> None:
         self._zip.close()
         self._directory.close()
-        writing.sync_file(self._path)
+        writing.sync(self._path)
 
 
 class _ZipDirectory:
@@ -244,7 +244,7 @@ class _Parquet:
 
             empty = pa.table({"id": pa.array([], pa.string())})
             import_parquet().write_table(empty, self._path)
-        writing.sync_file(self._path)
+        writing.sync(self._path)
 
     def _flush(self) -> None:
         pq = import_parquet()
@@ -303,7 +303,7 @@ class _Csv:
 
     def close(self) -> None:
         self._file.close()
-        writing.sync_file(self._path)
+        writing.sync(self._path)
 
 
 def open_hdf5(path: pathlib.Path) -> Any:

@@ -113,7 +113,7 @@ class Writer:
             column.close()
         for path in self._path.rglob("*"):
             if path.is_file():
-                writing.sync_file(path)
+                writing.sync(path)
 
     def _begin(self, like: np.ndarray) -> None:
         zarr = import_zarr()

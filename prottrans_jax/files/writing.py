@@ -32,9 +32,9 @@ def new_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     try:
         yield temporary
         if temporary.is_file():
-            sync_file(temporary)
+            sync(temporary)
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     finally:
         remove(temporary)
 
@@ -58,7 +58,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         yield inner
         refuse_existing(path)
         os.replace(inner, path.resolve() if path.is_symlink() else path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except Exception as error:
         code = no_room(error)
         if code is None:
@@ -126,7 +126,7 @@ def replace(new: pathlib.Path, path: pathlib.Path, *, previous: pathlib.Path) ->
     if path.is_dir():
         os.replace(path, previous)
     os.replace(new, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def set_aside(path: pathlib.Path, name: str) -> pathlib.Path:
@@ -147,17 +147,8 @@ def unused(path: pathlib.Path, name: str) -> pathlib.Path:
     return other
 
 
-def sync_file(path: str | os.PathLike) -> None:
-    """Synchronises the content of a file to disk."""
-    _sync(path)
-
-
-def sync_folder(folder: str | os.PathLike) -> None:
-    """Synchronises the renames in a folder to disk."""
-    _sync(folder)
-
-
-def _sync(path: str | os.PathLike) -> None:
+def sync(path: str | os.PathLike) -> None:
+    """Synchronises to disk the content of a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -169,7 +169,6 @@ def _check_same_model(
     accept: bool,
 ) -> None:
     """Raises if model or optimizer of another run differ; `accept=True` only warns."""
-
     saved = run_identity.of_checkpoint(metadata)
     lines = differences.lines(
         *(
@@ -177,17 +176,14 @@ def _check_same_model(
             for tree in (saved, identity)
         )
     )
-    if not lines:
-        return
-    listing = "\n".join(f"  {line}" for line in lines)
-    if not accept:
-        raise ValueError(
-            f"{about} is a run with another model or optimizer (saved -> new):\n"
-            f"{listing}\nUse the settings in its config.gin. Or set "
-            "run_settings.Start.accept_config_changes=True, if arrays are the same; "
-            "or start from its parameters alone, with INITIAL_CHECKPOINT_PATH."
-        )
-    logging.warning("Continuing with changed values:\n%s", listing)
+    _refuse_or_warn(
+        lines,
+        accept,
+        f"{about} is a run with another model or optimizer",
+        "Use the settings in its config.gin. Or set "
+        "run_settings.Start.accept_config_changes=True, if arrays are the same; "
+        "or start from its parameters alone, with INITIAL_CHECKPOINT_PATH.",
+    )
 
 
 def _check_identity(
@@ -204,22 +200,28 @@ def _check_identity(
         before, now = saved.get(name), identity.get(name)
         if before and now and paths.same_source(before, now):
             saved = {**saved, name: now}
-    lines = differences.lines(saved, identity)
+    if saved.get("seed") != identity["seed"]:
+        accept = None  # Another seed draws other rows.
+    way_out = (
+        "."
+        if accept is None
+        else " (INITIAL_CHECKPOINT_PATH = 'DIR' starts it from the parameters of "
+        "this one), or set run_settings.Start.accept_config_changes=True to "
+        "continue with the new values."
+    )
+    _refuse_or_warn(
+        differences.lines(saved, identity),
+        bool(accept),
+        "The model directory holds a run of another configuration",
+        f"Choose another model_dir{way_out}",
+    )
+
+
+def _refuse_or_warn(lines: list[str], accept: bool, problem: str, way_out: str) -> None:
+    """Raises ValueError with the differing settings; `accept=True` only warns."""
     if not lines:
         return
     listing = "\n".join(f"  {line}" for line in lines)
-    if saved.get("seed") != identity["seed"]:
-        accept = None  # Another seed draws other rows.
     if not accept:
-        way_out = (
-            "."
-            if accept is None
-            else " (INITIAL_CHECKPOINT_PATH = 'DIR' starts it from the parameters of "
-            "this one), or set run_settings.Start.accept_config_changes=True to "
-            "continue with the new values."
-        )
-        raise ValueError(
-            "The model directory holds a run of another configuration "
-            f"(saved -> new):\n{listing}\nChoose another model_dir{way_out}"
-        )
+        raise ValueError(f"{problem} (saved -> new):\n{listing}\n{way_out}")
     logging.warning("Continuing with changed values:\n%s", listing)

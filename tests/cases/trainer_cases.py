@@ -80,7 +80,6 @@ def arguments(tmp_path, **changes):
 
 
 def final_state(arguments):
-
     saver = checkpointing.Checkpointer(
         arguments["model_dir"] + "/checkpoints", read_only=True
     )

@@ -73,7 +73,7 @@ def write_shard(
             index.write(np.array(lengths, "<u4").tobytes())
             num_records += len(lengths)
     writer.close()
-    writing.sync_file(path)
+    writing.sync(path)
     return WrittenShard(
         path=path,
         lengths_path=lengths_path,
@@ -209,7 +209,7 @@ class Writer:
         ).sealed()
         path = self.work / manifest_lib.FILE
         path.write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
-        writing.sync_file(path)
+        writing.sync(path)
         writing.remove(self._old)
         writing.replace(self.work, self.folder, previous=self._old)
         with contextlib.suppress(OSError):
@@ -258,7 +258,7 @@ class Writer:
                         file, w.num_records, w.num_residues, num_bytes, w.sha256
                     )
                 )
-        writing.sync_file(lengths_path)
+        writing.sync(lengths_path)
         tops = [*(f"{b - 1}" for b in _BINS[1:]), ""]
         return manifest_lib.SplitInfo(
             num_records=num_records,
