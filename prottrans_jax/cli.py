@@ -9,7 +9,8 @@ process or was made by another run or program; 3 proteins are missing from the o
 the input cannot be used, or `verify` reports faults; 4 the disk is full, or an
 unexpected error; 130 and 143 stopped by SIGINT and SIGTERM: after a
 stop, computed vectors are kept and the same command continues. `export` has the
-statuses of `prottrans_jax.export`: 1 if a file cannot be read or written.
+statuses of `prottrans_jax.export`: 1 if a file cannot be read or written. `supervise`
+ends with the status of its command.
 """
 
 import argparse
@@ -29,8 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: Arguments; None: those of this process, which a stop signal may then end.
         With a list the caller's process continues after a signal.
     """
-    watch = stop_signals.install("prottrans", "", ends_process=argv is None)
     arguments = sys.argv[1:] if argv is None else argv
+    # `supervise` waits for its command, which saves a checkpoint after a signal.
+    ends_process = argv is None and list(arguments[:1]) != ["supervise"]
+    watch = stop_signals.install("prottrans", "", ends_process=ends_process)
     return watch.guard(lambda: _run(arguments, watch))
 
 
@@ -113,7 +116,13 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from prottrans_jax.commands import console, embedding, inspection, models
+    from prottrans_jax.commands import (
+        console,
+        embedding,
+        inspection,
+        models,
+        supervising,
+    )
 
     parser = console.Parser(
         prog="prottrans",
@@ -128,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     inspection.add_reformat(commands)
     inspection.add_verify(commands)
     models.add_export(commands)
+    supervising.add_supervise(commands)
     return parser
 
 

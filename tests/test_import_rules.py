@@ -116,7 +116,7 @@ ROOMS = {
     "config": "data files",
     "embed": "costs files interop kernels proteins types",
     "encoders": "checkpoints embed files interop kernels layers proteins types",
-    "commands": "checkpoints embed encoders files interop kernels proteins",
+    "commands": "checkpoints distributed embed encoders files interop kernels proteins",
 }
 SHARED_MODULES = {
     "prottrans_jax.config.setting_types",

@@ -1,9 +1,10 @@
 """Subcommands of `prottrans`; `prottrans_jax.cli` assembles them.
 
 One file for each group of commands: `embedding` (embed), `inspection` (info, reformat,
-verify) and `models` (models, export). `console` has the parser and messages,
-`configuration` reads flags from a file, `progress` prints the progress line.
+verify), `models` (models, export) and `supervising` (supervise). `console` has the
+parser and messages, `configuration` reads flags from a file, `progress` prints the
+progress line.
 
-May import checkpoints, embed, encoders, files, interop, kernels and proteins. No
-TensorFlow, no gin.
+May import checkpoints, distributed, embed, encoders, files, interop, kernels and
+proteins. No TensorFlow, no gin.
 """

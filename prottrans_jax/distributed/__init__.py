@@ -7,6 +7,7 @@
   agreement             same settings, data and packages on all hosts
   stopping              a stop signal that all processes obey at the same step
   watchdog, peers       end a run that hangs or has lost a process
+  supervisor            starts a command again when it ends early
   stop_signals          SIGTERM and SIGINT in programs of one process
 
 Imports no other room. `stop_signals` imports the standard library only and may be used
