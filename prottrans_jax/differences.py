@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# A mapping with this key stands for an object of the class that it names.
-TYPE = "type"
+from prottrans_jax import setting_trees
 
 _ABSENT = object()
 
@@ -35,9 +34,15 @@ def lines(before: Any, now: Any) -> list[str]:
 def _differences(place: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
     before, now = _by_index(before), _by_index(now)
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        names = sorted(before.keys() | now.keys(), key=lambda x: (x != TYPE, x))
+        names = sorted(
+            before.keys() | now.keys(), key=lambda x: (x != setting_trees.TYPE, x)
+        )
         for name in names:
-            inner = place if name == TYPE and place else f"{place}.{name}".lstrip(".")
+            inner = (
+                place
+                if name == setting_trees.TYPE and place
+                else f"{place}.{name}".lstrip(".")
+            )
             values = before.get(name, _ABSENT), now.get(name, _ABSENT)
             yield from _differences(inner, *values)
     elif before != now:
@@ -62,9 +67,9 @@ def _in_words(value: Any) -> str:
         fields = ", ".join(
             f"{name}={_in_words(x)}"
             for name, x in sorted(value.items())
-            if name != TYPE
+            if name != setting_trees.TYPE
         )
-        return f"{value.get(TYPE, '')}({fields})"
+        return f"{value.get(setting_trees.TYPE, '')}({fields})"
     if isinstance(value, list | tuple):
         return ", ".join(map(_in_words, value)) or "[]"
     return str(value)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import re
 from typing import Any
 
-from prottrans_jax import differences
+from prottrans_jax import setting_trees
 
 # Function that made a schedule -> class of today.
 _SCHEDULES = {
@@ -92,7 +92,7 @@ def _value(node: Mapping[str, Any]) -> Any:
         fields = _by_factors(**fields)
     if text.endswith(_CONFIG):
         fields = {n: value for n, value in fields.items() if n not in _COMPUTE}
-    return {differences.TYPE: class_name, **fields}
+    return {setting_trees.TYPE: class_name, **fields}
 
 
 def _by_factors(

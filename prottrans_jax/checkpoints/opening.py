@@ -24,7 +24,7 @@ import jax
 from jaxtyping import PyTree
 import numpy as np
 
-from prottrans_jax import differences
+from prottrans_jax import differences, setting_trees
 from prottrans_jax.checkpoints import (
     checkpointing,
     earlier_identity,
@@ -403,8 +403,8 @@ def config_of_run(metadata: Mapping[str, Any]) -> tuple[Any, str]:
 
 def _objects(tree: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Class name and fields of each object in an identity, outer ones first."""
-    if differences.TYPE in tree:
-        yield tree[differences.TYPE], tree
+    if setting_trees.TYPE in tree:
+        yield tree[setting_trees.TYPE], tree
     for value in tree.values():
         if isinstance(value, Mapping):
             yield from _objects(value)

@@ -106,8 +106,8 @@ class Pieces(Protocol):
 class Corruption(Protocol):
     """How residues are hidden and framed by special tokens.
 
-    An implementation is a frozen dataclass. Its repr is part of the state of a loader,
-    so a run can be resumed only with the same repr.
+    An implementation is a frozen dataclass of plain values. Its class name and fields
+    are part of the state of a loader: a run can be resumed only with the same ones.
     """
 
     @property

@@ -33,7 +33,6 @@ from prottrans_jax.data.rows import (
 from prottrans_jax.data.rows import order as order_lib
 from prottrans_jax.data.rows import row_blocks as rows_lib
 
-STATE_VERSION = 1
 # Records that are packed together: takes 0.2 s; more records do not fill rows better.
 BLOCK_RECORDS = 65536
 
@@ -102,6 +101,7 @@ class RowLoader:
         self._components = task_components.of_task(
             task, split, data_dir, long_sequences
         )
+        self._component_states = [loader_states.of(c) for c in self._components]
         self._layouts = task_components.layouts(self._components)
         self._lengths = _row_lengths(feature_lengths, self._layouts)
         self._in_lanes = self._components[0].corrupt.corruption.in_lanes
@@ -294,7 +294,7 @@ class RowLoader:
             within = min(row, self._plan.total_rows() - 1)
         anchor = self._plan.anchor(within)
         return {
-            "version": STATE_VERSION,
+            "version": loader_states.VERSION,
             "next_row": row,
             "anchor": dataclasses.asdict(anchor),
             "batch_size": self.batch_size,
@@ -307,7 +307,7 @@ class RowLoader:
         """All settings that determine the content of a row of given number."""
         return {
             "feature_lengths": list(self._lengths),
-            "components": [loader_states.of(c) for c in self._components],
+            "components": self._component_states,
             **self._settings,
             # The content of lanes depends on their number.
             **({"lanes": self.batch_size} if self._in_lanes else {}),
@@ -322,12 +322,9 @@ class RowLoader:
 
         Raises:
           ValueError: `state` has other data, seed or corruption; lists the differences.
+            Or it is of an unknown version.
         """
-        if state.get("version") != STATE_VERSION:
-            raise ValueError(
-                f"loader state has version {state.get('version')}; this library reads "
-                f"{STATE_VERSION}."
-            )
+        state = loader_states.in_this_form(state)
         lines = [
             *loader_states.component_differences(
                 self._components, self._identity(), state

@@ -3,16 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prottrans_jax import differences
-from prottrans_jax.data.corruption import causal, masking, permuted, streams
-from prottrans_jax.data.rows import task_components
+from prottrans_jax import differences, setting_trees
+from prottrans_jax.data.rows import earlier_states, task_components
+from prottrans_jax.proteins import vocabulary
 
-# Names of these classes in saved states.
-_SAVED_NAMES = {
-    masking.TokenMasking: "MaskedLM",
-    permuted.PermutationTargets: "PermutationLM",
-    causal.NextToken: "CausalLM",
-}
+VERSION = 2
 
 
 def of(component: task_components.Component) -> dict[str, Any]:
@@ -20,10 +15,26 @@ def of(component: task_components.Component) -> dict[str, Any]:
     corruption = component.corrupt.corruption
     return {
         "fingerprint": component.split.fingerprint,
-        "objective": _saved_repr(corruption),
+        "objective": setting_trees.of("corruption", corruption, _is_vocabulary),
         "vocabulary": corruption.vocabulary.name,
         "rate": str(component.rate),
     }
+
+
+def in_this_form(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved state in the form of this version.
+
+    Raises:
+      ValueError: The state is of an unknown version, or damaged.
+    """
+    version = state.get("version")
+    if version == 1:
+        return earlier_states.with_trees(state)
+    if version != VERSION:
+        raise ValueError(
+            f"loader state has version {version}; this library reads 1 to {VERSION}."
+        )
+    return state
 
 
 def component_differences(
@@ -57,8 +68,6 @@ def differing(
     return differences.lines(*({n: x.get(n) for n in names} for x in (saved, present)))
 
 
-def _saved_repr(corruption: streams.Corruption) -> str:
-    """The repr under the class name that states of loaders use."""
-    name = type(corruption).__qualname__
-    saved_name = _SAVED_NAMES.get(type(corruption), name)
-    return saved_name + repr(corruption).removeprefix(name)
+def _is_vocabulary(_: str, content: Any) -> bool:
+    # A state has its name.
+    return isinstance(content, vocabulary.Vocabulary)
