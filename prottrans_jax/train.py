@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     from prottrans_jax.checkpoints import manifests
     from prottrans_jax.data.records import store
     from prottrans_jax.distributed import barriers, roll_call, start
-    from prottrans_jax.training import logbook, trainer
+    from prottrans_jax.training import goodput, logbook, trainer
 
     train = building.configured(trainer.train)
     try:
@@ -76,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
         summary = train(
             config_text=building.resolved_config(),
             writers=_tensorboard if _TENSORBOARD.value else tuple,
+            started=goodput.process_start(),
         )
     except logbook.NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -127,6 +128,10 @@ def _print_summary(summary) -> None:
     seconds = {**summary.seconds, "start": total - sum(summary.seconds.values())}
     parts = sorted(seconds.items(), key=lambda part: -part[1])
     print(", ".join(f"{cause} {seconds:.1f} s" for cause, seconds in parts))
+    if summary.run_seconds:
+        run_s = max(sum(summary.run_seconds.values()), 1e-9)
+        shares = (f"{k} {v / run_s:.1%}" for k, v in summary.run_seconds.items())
+        print(f"Whole run, {run_s:.0f} s with all restarts: {', '.join(shares)}")
     for name, scalars in summary.evaluation.items():
         print(f"\n{name}, nats per residue, or shares:")
         for key, meaning in _MEANINGS.items():

@@ -6,6 +6,7 @@
   barriers              exchange of values between processes, with time limits
   agreement             same settings, data and packages on all hosts
   stopping              a stop signal that all processes obey at the same step
+  preemption            notices of Google Cloud's metadata server
   watchdog, peers       end a run that hangs or has lost a process
   supervisor            starts a command again when it ends early
   stop_signals          SIGTERM and SIGINT in programs of one process

@@ -54,6 +54,16 @@ class StopSignal:
         """143 after SIGTERM, 130 after SIGINT, 0 without a signal."""
         return 0 if self._signal is None else 128 + self._signal
 
+    def request(self, reason: str) -> None:
+        """Asks all processes to stop, as SIGTERM does; may be called in any thread.
+
+        Args:
+          reason: what announces the end of this machine, for the message.
+        """
+        if self._signal is None:
+            self._signal = signal.SIGTERM
+            os.write(2, f"\n{reason}: saving a checkpoint, then leaving.\n".encode())
+
     def should_stop(self, step: int) -> bool:
         """Whether to stop after `step`; the same result on every process.
 

@@ -5,8 +5,10 @@
   run_settings                    settings of the loop, in groups
   resuming                        the first state, or that of a checkpoint of this run
   saving, profiling               retry or stop after a failed save; profiles of steps
+  goodput                         where the time of a run went, over all restarts
   evaluation, infeed              means over a split; batches prefetched in a thread
   logbook, metrics                log lines; writers of scalars
+  wandb_writer                    a writer of scalars for Weights & Biases
   event_files, logged_steps, earlier_logs    logs of a resumed run
   step_report                     cost of a step, compiled for absent devices
 

@@ -101,6 +101,7 @@ class Journal:
       nonfinite: policy for steps that are not finite.
       record_ids: step to the ids of the records in its batch, for `nonfinite.jsonl`.
       rates: throughput of the run.
+      run_times: scalars of the time since the first start of the run.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Journal:
         nonfinite: run_settings.NonFinite,
         record_ids: Callable[[int], Sequence[str]],
         rates: Rates,
+        run_times: Callable[[], metrics.Scalars] = dict,
     ):
         main_process = jax.process_index() == 0
         self._directory = directory
@@ -136,6 +138,7 @@ class Journal:
         self._nonfinite = nonfinite
         self._record_ids = record_ids
         self._rates = rates
+        self._run_times = run_times
         self._line = metrics.ProgressLine(
             total_steps, resume_at, interactive=None if main_process else False
         )
@@ -197,7 +200,7 @@ class Journal:
         for name in ("learning_rate", "grad_norm", "param_norm", "update_norm"):
             scalars[f"train/{name}"] = float(outputs[name])
         scalars["train/skipped_steps"] = self._window.total("skipped_steps")
-        timing = self._rates.scalars(step, self._residues)
+        timing = {**self._rates.scalars(step, self._residues), **self._run_times()}
         self._residues = 0.0
         self._output.write(step, scalars | timing)
         self._line.report(step, _progress_text(scalars | timing))
@@ -258,13 +261,11 @@ class _Output:
     def retry(self) -> None:
         """Lets the writers that failed try again."""
         if self._failures:
-            self._each(lambda writer: writer.flush(), "buffered lines")
+            self._each(lambda writer: _call(writer, "flush"), "buffered lines")
 
     def close(self) -> None:
         """Closes the writers and logs which files are incomplete."""
-        self._each(
-            lambda writer: getattr(writer, "close", writer.flush)(), "the last lines"
-        )
+        self._each(lambda writer: _call(writer, "close", "flush"), "the last lines")
         for problem in self.problems():
             logging.error("%s", problem)
 
@@ -300,6 +301,14 @@ class _Output:
             reason,
             plan,
         )
+
+
+def _call(writer: metrics.Writer, *names: str) -> None:
+    """Calls the first of these methods that a writer has; other writers need none."""
+    for name in names:
+        if hasattr(writer, name):
+            getattr(writer, name)()
+            return
 
 
 def _dump(path: pathlib.Path, line: str) -> None:

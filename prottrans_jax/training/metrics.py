@@ -10,6 +10,7 @@ import time
 from typing import Any, Protocol
 
 from absl import logging
+import jax
 import numpy as np
 from rich import progress
 
@@ -87,7 +88,8 @@ class Stopwatch:
         frame: list[Any] = [name, 0.0]  # name, seconds claimed by inner causes
         self._stack.append(frame)
         try:
-            yield
+            with jax.profiler.TraceAnnotation(name):  # For profiles of the host.
+                yield
         finally:
             self._stack.pop()
             elapsed = time.perf_counter() - started
@@ -107,13 +109,13 @@ class Stopwatch:
 
 
 class Writer(Protocol):
-    """A writer of scalars. Those of `clu.metric_writers` fit this protocol."""
+    """A writer of scalars. Those of `clu.metric_writers` fit this protocol.
+
+    If it has methods `flush` and `close`, they are called too.
+    """
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Writes one step's scalars."""
-
-    def flush(self) -> None:
-        """Makes the written scalars visible to other processes."""
 
 
 class JsonlWriter:

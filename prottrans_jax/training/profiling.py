@@ -1,21 +1,48 @@
-"""Profiles of some steps of a run."""
+"""Profiles of some steps of a run, chosen by its settings or asked for by SIGUSR1."""
 
 import contextlib
+import os
 import pathlib
+import signal
+import types
+from typing import Any
 
 import jax
 
 
 class Profile(contextlib.AbstractContextManager):
-    """Profiles the steps [first, last) into a directory for TensorBoard."""
+    """Profiles the steps [first, last) into a directory for TensorBoard.
 
-    def __init__(self, directory: pathlib.Path, steps: tuple[int, int] | None):
+    `kill -USR1 PID` profiles the next steps of that process, at any time.
+
+    Args:
+      directory: of the profiles; each gets a folder with its time as name.
+      steps: steps to profile without a signal, or None.
+      steps_after_signal: number of steps to profile after SIGUSR1.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        steps: tuple[int, int] | None,
+        steps_after_signal: int,
+    ):
         self._directory = directory
         self._steps = steps
+        self._steps_after_signal = steps_after_signal
+        self._requested = False
         self._running = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "Profile":
+        self._previous = signal.signal(signal.SIGUSR1, self._on_signal)
+        return self
 
     def before(self, step: int) -> None:
         """Starts or stops the trace if that is due before the next step."""
+        if self._requested and not self._running:
+            self._requested = False
+            self._steps = step, step + self._steps_after_signal
         if self._steps is None:
             return
         first, last = self._steps
@@ -23,10 +50,21 @@ class Profile(contextlib.AbstractContextManager):
             jax.profiler.start_trace(str(self._directory))
             self._running = True
         elif step >= last:
-            self.__exit__()
+            self._stop()
 
-    def __exit__(self, *unused: object) -> None:
+    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
+        del number, frame
+        self._requested = True
+        # Not through logging: the interrupted code may hold its lock.
+        line = f"SIGUSR1: profiling {self._steps_after_signal} steps."
+        os.write(2, f"\n{line} They will be in {self._directory}.\n".encode())
+
+    def _stop(self) -> None:
         if self._running:
             jax.effects_barrier()
             jax.profiler.stop_trace()
             self._running = False
+
+    def __exit__(self, *unused: object) -> None:
+        self._stop()
+        signal.signal(signal.SIGUSR1, self._previous)

@@ -5,7 +5,9 @@ for `trainer.train` called from Python. `gin/runs/pretrain.gin` has its own, man
 macros such as CHECKPOINT_PERIOD; docs/pretraining.md lists those.
 """
 
+from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 from jax.typing import DTypeLike
 
@@ -66,13 +68,20 @@ class Logs:
     Attributes:
       period: number of steps that one log line averages over.
       profile_steps: [first, last) steps to profile into `model_dir/profile`.
+      profile_steps_after_signal: number of steps that SIGUSR1 to a process profiles.
+      writer: called with model_dir, on process 0; returns a further writer of scalars
+        with a method `write_scalars(step, scalars)`, such as
+        `@wandb_writer.open_writer` or `@metric_writers.create_default_writer` of clu.
     """
 
     period: int = 100
     profile_steps: tuple[int, int] | None = None
+    profile_steps_after_signal: int = 5
+    writer: Callable[[str], Any] | None = None
 
     def __post_init__(self):
-        setting_types.check_range("Logs.period", self.period, 1)
+        for name in ("period", "profile_steps_after_signal"):
+            setting_types.check_range(f"Logs.{name}", getattr(self, name), 1)
         steps = self.profile_steps
         if steps is not None and not 0 <= steps[0] < steps[1]:
             raise ValueError(
@@ -135,6 +144,18 @@ class Limits:
             setting_types.check_range(
                 f"Limits.{name}", getattr(self, name), exclusive=True
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Notices:
+    """Which announcements, besides SIGTERM and SIGINT, stop the run with a checkpoint.
+
+    Attributes:
+      metadata_server: pre-emption and host maintenance, as Google Cloud's metadata
+        server announces them. Without it the run opens no connection.
+    """
+
+    metadata_server: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

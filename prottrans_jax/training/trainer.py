@@ -16,12 +16,13 @@ import numpy as np
 from prottrans_jax import types
 from prottrans_jax.checkpoints import checkpointing
 from prottrans_jax.config import setting_types
-from prottrans_jax.distributed import peers, stopping, watchdog
+from prottrans_jax.distributed import peers, preemption, stopping, watchdog
 from prottrans_jax.files import paths
 from prottrans_jax.training import (
     earlier_logs,
     evaluation,
     event_files,
+    goodput,
     infeed,
     logbook,
     metrics,
@@ -46,6 +47,8 @@ class Summary:
       seconds: wall time by cause, "compute" included.
       exit_code: 0, or 128 + the signal that ended the run before it was done.
       checkpoint: directory of the last checkpoint.
+      run_seconds: wall time of the whole run by bucket, over all its processes; empty
+        on processes other than 0. See `goodput`.
       problems: a line for each incomplete log file.
     """
 
@@ -54,6 +57,7 @@ class Summary:
     seconds: Mapping[str, float]
     exit_code: int
     checkpoint: pathlib.Path
+    run_seconds: Mapping[str, float]
     problems: Sequence[str] = ()
 
 
@@ -73,9 +77,11 @@ def train(
     logs: run_settings.Logs = run_settings.Logs(),
     start: run_settings.Start = run_settings.Start(),
     limits: run_settings.Limits = run_settings.Limits(),
+    notices: run_settings.Notices = run_settings.Notices(),
     nonfinite: run_settings.NonFinite = run_settings.NonFinite(),
     writers: Callable[[], Sequence[metrics.Writer]] = tuple,
     config_text: str = "",
+    started: float | None = None,
 ) -> Summary:
     """Trains until `total_steps`, resuming from the newest checkpoint in `model_dir`.
 
@@ -101,11 +107,14 @@ def train(
       logs: what is logged of the steps.
       start: where the run starts, and when it may resume.
       limits: limits of waiting.
+      notices: what stops the run besides signals.
       nonfinite: policy for a loss or gradient that is not finite.
       writers: creates further writers of scalars, e.g. `clu.metric_writers`, once
         `model_dir` is locked. Event files below `model_dir/tensorboard` are truncated
         first, so that no step is in them twice.
       config_text: resolved gin configuration, stored in every checkpoint.
+      started: time at which this process started, in seconds since 1970, for the sums
+        of `goodput`; None: now.
 
     Raises:
       logbook.NonFiniteError: see `run_settings.NonFinite`.
@@ -119,6 +128,7 @@ def train(
     directory = _make_directory(model_dir)
     eval_data = eval_data or {}
     watch = metrics.Stopwatch()
+    ledger = goodput.Ledger(directory / goodput.NAME, watch.split, started)
     with watch.cause("initialize"):
         run = _Run(
             objective,
@@ -137,6 +147,7 @@ def train(
     evaluations: dict[str, dict[str, float]] = {}
 
     with contextlib.ExitStack() as stack:
+        stack.callback(ledger.close)
         other_processes = peers.watch(
             directory / f"lost_host.{jax.process_index()}.txt"
         )
@@ -180,6 +191,7 @@ def train(
             next_batch = train_data.restore(metadata["loader"])
         evaluated = metadata.get("evaluated", False)
         other_processes.step = step
+        ledger.begin(step)
         # After a resume, step n (from 0) reads batch `first_batch + n`.
         first_batch = next_batch - step
 
@@ -199,7 +211,7 @@ def train(
         )
         journal = logbook.Journal(
             directory,
-            writers=writers() if main_process else (),
+            writers=_open_writers(writers, logs, model_dir) if main_process else (),
             resume_at=step,
             evaluated=evaluated,
             window=metadata.get("window", {}),
@@ -209,6 +221,7 @@ def train(
             nonfinite=nonfinite,
             record_ids=lambda step: train_data.example_ids(first_batch + step - 1),
             rates=logbook.Rates(watch, run.flops, partitioner.mesh),
+            run_times=lambda: ledger.account.scalars(),
         )
         stack.callback(journal.close)
         # Steps lost with damaged checkpoints were logged by the restore.
@@ -223,6 +236,8 @@ def train(
             )
         stack.enter_context(partitioner.scope())
         stop = stack.enter_context(stopping.StopSignal())
+        if notices.metadata_server:
+            stack.enter_context(preemption.MetadataNotices(stop.request))
 
         def evaluate(step: int, log: bool = True) -> None:
             progress.beat(f"evaluation at step {step}", limits.startup_s)  # compiles
@@ -250,6 +265,7 @@ def train(
             }
             with watch.cause("checkpoint"):
                 saves.save(step, state, metadata)
+            ledger.note(step, at_checkpoint=True)
 
         def evaluation_is_due(step: int) -> bool:
             return step > 0 and (step % evaluation.period == 0 or step == total_steps)
@@ -269,16 +285,22 @@ def train(
         )
         batches = iter(feed)
         profile = stack.enter_context(
-            profiling.Profile(directory / "profile", logs.profile_steps)
+            profiling.Profile(
+                directory / "profile",
+                logs.profile_steps,
+                logs.profile_steps_after_signal,
+            )
         )
         journal.start()
         must_stop = False
         while step < total_steps and not must_stop:
             profile.before(step)
-            with watch.cause("data"):
-                _, batch = next(batches)
-            state, outputs = compiled(state, batch)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                with watch.cause("data"):
+                    _, batch = next(batches)
+                state, outputs = compiled(state, batch)
             step += 1
+            ledger.note(step)
             # Reads the outputs of the previous step: while the host waits for step n,
             # the device computes step n + 1.
             journal.push(step, outputs)
@@ -305,12 +327,14 @@ def train(
         done = step == total_steps and evaluated_at == step
         if done and not evaluations:  # Logged by an earlier process of the run.
             evaluate(step, log=False)
+        ledger.note(step, at_checkpoint=True)
     return Summary(
         step=step,
         evaluation=evaluations,
         seconds=watch.split(),
         exit_code=0 if done else stop.exit_code,
         checkpoint=directory / "checkpoints" / str(step),
+        run_seconds=ledger.account.seconds if main_process else {},
         problems=journal.problems,
     )
 
@@ -369,6 +393,15 @@ def _dtype_of(objective: types.Objective) -> str | None:
     """Type of the activations of the objective's model; None without a model."""
     model = getattr(objective, "model", None)
     return None if model is None else np.dtype(model.compute.dtype).name
+
+
+def _open_writers(
+    writers: Callable[[], Sequence[metrics.Writer]],
+    logs: run_settings.Logs,
+    model_dir: str,
+) -> Sequence[metrics.Writer]:
+    further = () if logs.writer is None else (logs.writer(model_dir),)
+    return *writers(), *further
 
 
 def _make_directory(model_dir: str) -> pathlib.Path:

@@ -10,6 +10,7 @@ _GROUPS = {
     "limits": run_settings.Limits,
     "logs": run_settings.Logs,
     "nonfinite": run_settings.NonFinite,
+    "notices": run_settings.Notices,
     "start": run_settings.Start,
 }
 
