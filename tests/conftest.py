@@ -26,6 +26,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 from absl import logging
 import pytest
 
+from cases import stores
+
 
 @pytest.fixture(autouse=True)
 def log_level():
@@ -42,3 +44,24 @@ def shared() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"no data folder at {path}: this test compares with files there")
     return path
+
+
+@pytest.fixture(params=stores.KINDS)
+def store(request, tmp_path) -> str:
+    """An unused folder on this machine, in a bucket of Google's and of S3."""
+    return stores.fresh(request.param, tmp_path)
+
+
+@pytest.fixture(params=stores.BUCKETS)
+def bucket(request, tmp_path) -> str:
+    """An unused folder in a bucket of Google's and of S3."""
+    return stores.fresh(request.param, tmp_path)
+
+
+@pytest.fixture
+def faults(bucket):
+    """The proxy in front of the bucket's emulator; its faults end with the test."""
+    proxy = stores.proxy(bucket.partition("://")[0])
+    proxy.clear()
+    yield proxy
+    proxy.clear()

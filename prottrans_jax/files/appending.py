@@ -1,10 +1,24 @@
-"""Files to which whole records are appended, also when the disk is full."""
+"""Files to which whole records are appended, also when the disk is full.
 
+Nothing can be appended to an object of a bucket: there the whole content is kept in
+memory and uploaded again, every minute and at `flush`. A kill loses what was appended
+after that.
+"""
+
+import concurrent.futures
 import os
 import pathlib
 import shutil
+import time
 
-from prottrans_jax.files import writing
+from prottrans_jax.files import buckets, paths, writing
+
+UPLOAD_PERIOD_S = 60.0
+
+
+def open_log(path: paths.Place) -> "AppendedFile | GrowingObject":
+    """A file to which records are appended, on this machine or in a bucket."""
+    return GrowingObject(path) if buckets.is_bucket(path) else AppendedFile(path)
 
 
 class AppendedFile:
@@ -85,26 +99,132 @@ class AppendedFile:
         self._pending = b""
 
 
+class GrowingObject:
+    """An object of a bucket to which records are appended; see `AppendedFile`.
+
+    Records are uploaded every `period_s` seconds, in the background, and at `flush`.
+
+    Args:
+      path: the object; records are appended to its content.
+      period_s: seconds between uploads.
+
+    Raises:
+      OSError: the object cannot be read.
+    """
+
+    def __init__(self, path: paths.Place, period_s: float = UPLOAD_PERIOD_S):
+        self.path = path
+        self._period_s = period_s
+        try:
+            self._content = bytearray(path.read_bytes())
+        except FileNotFoundError:
+            self._content = bytearray()
+        self._is_uploaded = True
+        self._uploaded_at = time.monotonic()
+        self._uploader = concurrent.futures.ThreadPoolExecutor(1, "upload_log")
+        self._upload: concurrent.futures.Future[None] | None = None
+
+    def append(self, record: bytes, replacing: bytes = b"") -> None:
+        """Appends a record.
+
+        Args:
+          record: its bytes.
+          replacing: the last bytes appended so far, which the record replaces.
+
+        Raises:
+          OSError: an earlier upload failed; the records stay in memory.
+        """
+        del self._content[len(self._content) - len(replacing) :]
+        self._content += record
+        self._is_uploaded = False
+        if self._upload is not None and self._upload.done():
+            self._end_upload()
+        if (
+            self._upload is None
+            and time.monotonic() - self._uploaded_at >= self._period_s
+        ):
+            self._start_upload()
+
+    def flush(self) -> None:
+        """Uploads all records, and waits for the end of the upload.
+
+        Raises:
+          OSError: the upload failed.
+        """
+        if self._upload is not None:
+            try:
+                self._end_upload()
+            except OSError:  # Tried once more here, with newer content.
+                pass
+        if not self._is_uploaded:
+            self._start_upload()
+            self._end_upload()
+
+    def close(self) -> None:
+        """Uploads all records.
+
+        Raises:
+          OSError: the upload failed.
+        """
+        try:
+            self.flush()
+        finally:
+            self._uploader.shutdown()
+
+    def _start_upload(self) -> None:
+        content = bytes(self._content)
+        self._is_uploaded = True
+        self._uploaded_at = time.monotonic()
+        self._upload = self._uploader.submit(writing.write_synced, self.path, content)
+
+    def _end_upload(self) -> None:
+        upload, self._upload = self._upload, None
+        assert upload is not None
+        try:
+            upload.result()
+        except OSError:
+            self._is_uploaded = False
+            raise
+
+
 def append_line(path: str | os.PathLike[str], line: str) -> None:
     """Appends a line of text to a file; completes an unterminated last line first.
 
     Raises:
       OSError: the disk is full, for instance; nothing was appended.
     """
+    if buckets.is_bucket(path):
+        _append_line_to_object(path, line)
+        return
     path = pathlib.Path(path)
     file = AppendedFile(path)
-    is_unterminated = False
+    last = b""
     if path.exists() and path.stat().st_size:
         with open(path, "rb") as existing:
             existing.seek(-1, os.SEEK_END)
-            is_unterminated = existing.read() != b"\n"
+            last = existing.read()
     try:
-        file.append((("\n" if is_unterminated else "") + line + "\n").encode())
+        file.append(_following(last, line))
     finally:
         file.close()
 
 
-def replace_content(path: pathlib.Path, content: bytes, new: bytes) -> None:
+def _append_line_to_object(path: str | os.PathLike[str], line: str) -> None:
+    filesystem, name = buckets.filesystem(path)
+    while True:  # Another process may append a line at the same time.
+        content, version = filesystem.read_version(name) or (b"", None)
+        new = content + _following(content[-1:], line)
+        if filesystem.write_version(name, new, version) is not None:
+            return
+
+
+def _following(last: bytes, line: str) -> bytes:
+    """The bytes of a line after content that ends with `last`."""
+    is_unterminated = last not in (b"", b"\n")
+    return (("\n" if is_unterminated else "") + line + "\n").encode()
+
+
+def replace_content(path: paths.Place, content: bytes, new: bytes) -> None:
     """Atomically replaces the content of a file, `content`, by `new`.
 
     Raises:
@@ -112,13 +232,13 @@ def replace_content(path: pathlib.Path, content: bytes, new: bytes) -> None:
     """
     if content == new:
         return
-    if content.startswith(new):
+    if content.startswith(new) and not buckets.is_bucket(path):
         os.truncate(path, len(new))  # Works on a full disk.
         return
     writing.write_synced(path, new)
 
 
-def set_aside(path: pathlib.Path, copy_name: str) -> pathlib.Path:
+def set_aside(path: paths.Place, copy_name: str) -> paths.Place:
     """Copies a damaged file in its folder, with the first unused number in the name.
 
     Args:
@@ -128,4 +248,9 @@ def set_aside(path: pathlib.Path, copy_name: str) -> pathlib.Path:
     Returns:
       Path of the copy.
     """
-    return pathlib.Path(shutil.copyfile(path, writing.unused(path, copy_name)))
+    copy = writing.unused(path, copy_name)
+    if buckets.is_bucket(path):
+        copy.write_bytes(path.read_bytes())
+    else:
+        shutil.copyfile(path, copy)
+    return copy

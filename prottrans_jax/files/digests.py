@@ -38,11 +38,15 @@ class Sha256:
 def read(path: str | os.PathLike) -> Sha256:
     """Digest and size of a file, which is read in blocks.
 
+    Args:
+      path: Text, or a path with the method `open`, which may be in a bucket.
+
     Raises:
       OSError: The file cannot be read.
     """
     digest = Sha256()
-    with pathlib.Path(path).open("rb") as file:
+    opener = path if hasattr(path, "open") else pathlib.Path(path)
+    with opener.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest

@@ -1,7 +1,8 @@
 """A lock that prevents two processes from writing the same output.
 
 It is advisory (flock). The kernel releases it when its process ends for any reason.
-Some network file systems have no locks; there the caller continues after a warning.
+Some network file systems have no locks; there the caller continues after a warning. In
+a bucket the lock is a lease; see `leases`.
 """
 
 import errno
@@ -14,6 +15,8 @@ import time
 from typing import Any, Self
 
 from absl import logging
+
+from prottrans_jax.files import buckets, leases, paths
 
 # Errors of flock on file systems without locks: NFS without a lock daemon, Lustre
 # without `-o flock`, some FUSE file systems.
@@ -45,32 +48,62 @@ class Lock:
       is_exclusive: False where the file system has no locks.
     """
 
-    def __init__(self, path: pathlib.Path, descriptor: int, is_exclusive: bool):
+    def __init__(
+        self,
+        path: paths.Place,
+        held: "_HeldFile | leases.Lease",
+        is_exclusive: bool = True,
+    ):
         self.path = path
         self.is_exclusive = is_exclusive
-        self._descriptor: int | None = descriptor
+        self._held: _HeldFile | leases.Lease | None = held
+
+    def check(self) -> None:
+        """Raises if the lock was lost, which is possible in a bucket.
+
+        Raises:
+          leases.LostError: Another process has taken it.
+          OSError: A request to the bucket failed.
+        """
+        if self._held is not None:
+            self._held.check()
 
     def release(self, *, remove: bool = False) -> None:
         """Releases the lock. May be called again.
 
         Args:
-          remove: Whether to delete the lock file, too.
+          remove: Whether to delete the lock file, too. In a bucket it is deleted in
+            both cases.
+
+        Raises:
+          OSError: The file cannot be deleted, or a request to the bucket failed.
         """
-        if self._descriptor is None:
-            return
-        try:
-            if remove:
-                # Before the release: afterwards another process may hold it.
-                self.path.unlink(missing_ok=True)
-        finally:
-            os.close(self._descriptor)
-            self._descriptor = None
+        held, self._held = self._held, None
+        if held is not None:
+            held.release(remove=remove)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.release()
+
+
+class _HeldFile:
+    def __init__(self, path: pathlib.Path, descriptor: int):
+        self._path = path
+        self._descriptor = descriptor
+
+    def check(self) -> None:
+        """The kernel keeps the lock as long as the process runs."""
+
+    def release(self, *, remove: bool) -> None:
+        try:
+            if remove:
+                # Before the release: afterwards another process may hold it.
+                self._path.unlink(missing_ok=True)
+        finally:
+            os.close(self._descriptor)
 
 
 def acquire(path: str | os.PathLike, *, output: str | os.PathLike, advice: str) -> Lock:
@@ -86,6 +119,16 @@ def acquire(path: str | os.PathLike, *, output: str | os.PathLike, advice: str) 
       NotALockError: This program did not create the file, which was not changed.
       OSError: The lock file cannot be written; has `filename` and `strerror`.
     """
+    if buckets.is_bucket(path):
+        place = buckets.path(os.fspath(path))
+        try:
+            return Lock(place, leases.Lease(place))
+        except leases.HeldError as error:
+            holder = _described(place, error.content) or "another process"
+            raise LockedError(
+                f"{output} is being written by {holder}. {advice} If that process no "
+                f"longer runs, delete {place}."
+            ) from None
     path = pathlib.Path(path)
     while True:
         lock = _try(path, pathlib.Path(output), advice)
@@ -98,7 +141,7 @@ def _try(path: pathlib.Path, output: pathlib.Path, advice: str) -> Lock | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        holder = _holder(path, descriptor)
+        holder = _described(path, os.pread(descriptor, _HOLDER_BYTES, 0))
         is_exclusive = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,15 +165,14 @@ def _try(path: pathlib.Path, output: pathlib.Path, advice: str) -> Lock | None:
             os.close(descriptor)
             return None
         _write_holder(path, descriptor)
-        return Lock(path, descriptor, is_exclusive)
+        return Lock(path, _HeldFile(path, descriptor), is_exclusive)
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def _holder(path: pathlib.Path, descriptor: int) -> str:
+def _described(path: paths.Place, content: bytes) -> str:
     """The process that wrote the lock file last; "" if the file is empty."""
-    content = os.pread(descriptor, _HOLDER_BYTES, 0)
     text = content.decode(errors="replace").strip()
     if not text:
         return ""

@@ -7,7 +7,8 @@ checks. An output without the marker is refused with `ForeignError` and not chan
 
 from collections.abc import Callable, Iterable
 import os
-import pathlib
+
+from prottrans_jax.files import buckets, folders, paths
 
 # Number of names that a message lists.
 _MAX_LISTED = 3
@@ -17,9 +18,7 @@ class ForeignError(ValueError):
     """A file or folder at an output's path was not created by this program."""
 
 
-def refuse_foreign_entries(
-    folder: pathlib.Path, is_ours: Callable[[str], bool]
-) -> None:
+def refuse_foreign_entries(folder: paths.Place, is_ours: Callable[[str], bool]) -> None:
     """Raises if a folder has an entry with a name that this program does not use there.
 
     Args:
@@ -30,7 +29,7 @@ def refuse_foreign_entries(
       ForeignError: Lists the first such names.
     """
     if not folder.is_dir():
-        if os.path.lexists(folder):
+        if folders.exists(folder):
             raise ForeignError(
                 f"{folder} is in the way: a folder goes there, and this is a file. "
                 "Move it, or choose another output."
@@ -45,7 +44,7 @@ def refuse_foreign_entries(
         )
 
 
-def refuse_foreign_file(path: pathlib.Path, start: bytes) -> None:
+def refuse_foreign_file(path: paths.Place, start: bytes) -> None:
     """Raises if a file exists that does not begin like this program's files.
 
     Args:
@@ -55,11 +54,11 @@ def refuse_foreign_file(path: pathlib.Path, start: bytes) -> None:
     Raises:
       ForeignError: Names the file.
     """
-    if not os.path.lexists(path):
+    if not folders.exists(path):
         return
     content = b""
     if path.is_file():
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             content = file.read(len(start))
     if not path.is_file() or content not in (start, b""):
         raise ForeignError(
@@ -93,6 +92,8 @@ def shortened(names: list[str]) -> str:
 
 
 def _is_same(first: str | os.PathLike, second: str | os.PathLike) -> bool:
+    if buckets.is_bucket(first) or buckets.is_bucket(second):
+        return os.fspath(first) == os.fspath(second)
     try:
         return os.path.samefile(first, second)
     except OSError:  # One does not exist (yet).

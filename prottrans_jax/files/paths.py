@@ -1,13 +1,24 @@
 """Checks and expands every path from a user, on the command line or in Python.
 
 `~` is the home folder, because bash does not expand the `~` in `--model_dir=~/run`.
-URLs are refused: pathlib would turn `gs://bucket` into `gs:/bucket`, a local folder.
+`place` also accepts folders in buckets, `gs://BUCKET/PATH` and `s3://BUCKET/PATH`; see
+`buckets`. Other URLs are refused: pathlib would turn `hdfs://x` into `hdfs:/x`, a local
+folder.
 """
 
 from collections.abc import Sequence
 import os
 import pathlib
 import re
+from typing import TYPE_CHECKING, TypeAlias
+
+from prottrans_jax.files import buckets
+
+if TYPE_CHECKING:
+    from etils import epath
+
+# On this machine a pathlib.Path, in a bucket an epath.Path, with the same methods.
+Place: TypeAlias = "pathlib.Path | epath.Path"
 
 # Prefixes of parameter sources; see `prottrans_jax.checkpoints.opening`.
 SOURCE_KINDS = ("hf", "t5x", "mtf")
@@ -27,6 +38,39 @@ def explain(error: OSError) -> str:
 
 class PathError(ValueError):
     """An invalid path: a URL, an unknown user's home folder, or an empty string."""
+
+
+def place(path: str | os.PathLike, flag: str) -> Place:
+    """A path of this machine, with `~` expanded, or a place in a bucket; idempotent.
+
+    Makes no request.
+
+    Args:
+      path: From the user.
+      flag: Its flag or setting, such as "--model_dir", for errors.
+
+    Raises:
+      PathError: It is empty, in an unknown user's home, a URL that is not of a bucket,
+        or of a bucket for which a package is missing.
+    """
+    text = place_text(path, flag)
+    return buckets.path(text) if buckets.is_bucket(text) else local(text, flag)
+
+
+def place_text(path: str | os.PathLike, flag: str) -> str:
+    """Like `place`, but returns text: `./name` stays `./name`. Raises as `place`."""
+    text = _text(path, flag)
+    scheme = text.partition("://")[0]
+    if not buckets.is_bucket(text):
+        return expanded(text, flag)
+    if "\0" in text or not text.removeprefix(f"{scheme}://").split("/")[0]:
+        raise PathError(f"{flag}={text!r}: {_bucket_form(scheme)}")
+    if extra := buckets.missing_extra(scheme):
+        raise PathError(
+            f"{flag}={text}: {scheme}:// needs packages that are not installed: "
+            f"pip install 'prottrans_jax[{extra}]'"
+        )
+    return buckets.normalized(text)
 
 
 def local(path: str | os.PathLike, flag: str) -> pathlib.Path:
@@ -55,7 +99,7 @@ def expanded(path: str | os.PathLike, flag: str) -> str:
     if "\0" in text:
         raise PathError(f"{flag}={text!r}: a path cannot hold a NUL character.")
     if url := _URL.match(text):
-        raise PathError(f"{flag}={text}: {_way_out(url[1].lower())}")
+        raise PathError(f"{flag}={text}: {_way_out(text, url[1].lower())}")
     full = os.path.expanduser(text)
     if full.startswith("~"):
         raise PathError(
@@ -123,7 +167,7 @@ def whole_source(place: str | os.PathLike, flag: str) -> str:
     """Like `source`, with absolute paths; names of repositories stay."""
     prefix, parts = _split(source(place, flag))
     keep = prefix == "hf:"
-    whole = (p if keep and is_hub_name(p) else os.path.abspath(p) for p in parts)
+    whole = (p if keep and is_hub_name(p) else absolute(p) for p in parts)
     return prefix + ",".join(whole)
 
 
@@ -133,8 +177,17 @@ def same_source(first: str | os.PathLike, second: str | os.PathLike) -> bool:
     if places[0] == places[1]:
         return True
     prefixes = {prefix for prefix, _ in places}
-    real = [[os.path.realpath(part) for part in parts] for _, parts in places]
+    real = [
+        [p if buckets.is_bucket(p) else os.path.realpath(p) for p in parts]
+        for _, parts in places
+    ]
     return len(prefixes) == 1 and real[0] == real[1]
+
+
+def absolute(path: str | os.PathLike) -> str:
+    """Text of an absolute path; URLs of buckets stay."""
+    text = os.fspath(path)
+    return text if buckets.is_bucket(text) else os.path.abspath(text)
 
 
 def is_hub_name(place: str) -> bool:
@@ -160,12 +213,27 @@ def _text(path: str | os.PathLike, flag: str) -> str:
         ) from None
 
 
-def _way_out(scheme: str) -> str:
+def _way_out(text: str, scheme: str) -> str:
     if scheme == "file":
         return "give only the path, without file://."
     if scheme in _WEB:
-        return "URLs are not read. Download it and give the path of the file."
+        return "URLs of the web are not read. Download it and give the path."
+    if scheme not in buckets.SCHEMES:
+        accepted = " and ".join(f"{scheme}://" for scheme in buckets.SCHEMES)
+        extras = " or ".join(
+            f"'prottrans_jax[{extra}]'" for _, extra in buckets.SCHEMES.values()
+        )
+        return (
+            f"{scheme}:// is not read. Accepted are paths of this machine and, where "
+            f"buckets are, {accepted} (pip install {extras})."
+        )
+    if not buckets.is_bucket(text):
+        return _bucket_form(scheme)
     return (
-        "buckets are not supported yet, only folders and files. Mount the bucket "
-        "(gs:// with gcsfuse) and give the path of the mount, or give a local path."
+        "buckets are not read here, only folders and files of this machine. Copy it, "
+        "or mount the bucket (gs:// with gcsfuse), and give that path."
     )
+
+
+def _bucket_form(scheme: str) -> str:
+    return f"a place in a bucket is written {scheme}://BUCKET/PATH."

@@ -1,7 +1,9 @@
-"""Files and folders created atomically.
+"""Files and folders created atomically, on this machine or in a bucket.
 
-They are written under a unique temporary name in the same folder, synchronised to disk
-and renamed.
+On this machine they are written under a unique temporary name in the same folder,
+synchronised to disk and renamed. For a bucket they are written to a temporary folder of
+this machine and uploaded: an object appears at once with its whole content, a folder
+object by object.
 """
 
 from collections.abc import Iterator
@@ -12,6 +14,9 @@ import pathlib
 import re
 import secrets
 import shutil
+import tempfile
+
+from prottrans_jax.files import buckets, folders, paths
 
 # Errors of writing to a full disk; EFBIG comes from `ulimit -f`, for example.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -25,8 +30,14 @@ def new_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary path with the suffix of `path`, renamed to `path` at the end.
 
     A file at `path` is replaced; a folder is not. If the block raises, the temporary
-    file or folder is deleted.
+    file or folder is deleted. For a bucket the temporary path is on this machine.
     """
+    if buckets.is_bucket(path):
+        with tempfile.TemporaryDirectory(prefix="prottrans_jax.") as folder:
+            temporary = pathlib.Path(folder) / os.path.basename(os.fspath(path))
+            yield temporary
+            folders.upload(temporary, path)
+        return
     path = pathlib.Path(path)
     temporary = temporary_name(path)
     try:
@@ -43,10 +54,26 @@ def new_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a new folder with the name of `path`, moved to `path` at the end.
 
+    For a bucket it is uploaded, the largest files first: a small file with the
+    description of the others comes last. A failed upload is removed.
+
     Raises:
       FileExistsError: `path` exists and is not an empty folder; it is not changed.
       OSError: The disk is full; names `path`, for any error of the block.
     """
+    if buckets.is_bucket(path):
+        bucket_folder = buckets.path(os.fspath(path))
+        refuse_existing(bucket_folder)
+        with tempfile.TemporaryDirectory(prefix="prottrans_jax.") as parent:
+            inner = pathlib.Path(parent) / bucket_folder.name
+            inner.mkdir()
+            yield inner
+            try:
+                folders.upload(inner, bucket_folder)
+            except BaseException:
+                remove(bucket_folder)
+                raise
+        return
     path = pathlib.Path(path)
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,14 +96,14 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refuse_existing(path: pathlib.Path) -> None:
+def refuse_existing(path: paths.Place) -> None:
     """Raises `FileExistsError` if `path` exists and is not an empty folder."""
     if path.is_dir():
         if any(path.iterdir()):
             raise FileExistsError(
                 f"{path} exists and is not empty. Choose another folder."
             )
-    elif os.path.lexists(path):
+    elif folders.exists(path):
         raise FileExistsError(f"{path} exists and is a file. Choose another name.")
 
 
@@ -91,8 +118,11 @@ def no_room(error: BaseException) -> int | None:
     return next((code for code in _NO_ROOM if os.strerror(code) in text), None)
 
 
-def write_synced(path: pathlib.Path, data: bytes) -> None:
+def write_synced(path: paths.Place, data: bytes) -> None:
     """Writes a small file atomically and synchronises it to disk."""
+    if buckets.is_bucket(path):
+        path.write_bytes(data)  # One upload.
+        return
     with new_file(path) as temporary:
         temporary.write_bytes(data)
 
@@ -111,6 +141,9 @@ def is_temporary(name: str) -> bool:
 
 def remove(path: str | os.PathLike) -> None:
     """Deletes a file or folder that this program created; of a link, only the link."""
+    if buckets.is_bucket(path):
+        folders.remove(path)
+        return
     path = pathlib.Path(path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -129,12 +162,19 @@ def replace(new: pathlib.Path, path: pathlib.Path, *, previous: pathlib.Path) ->
     sync(path.parent)
 
 
-def set_aside(path: pathlib.Path, name: str) -> pathlib.Path:
-    """Renames a file or folder as in `unused`; returns its new path."""
-    return path.rename(unused(path, name))
+def set_aside(path: paths.Place, name: str) -> paths.Place:
+    """Renames a file or folder as in `unused`; returns its new path.
+
+    In a bucket every object is copied and then deleted.
+    """
+    target = unused(path, name)
+    if buckets.is_bucket(path):
+        folders.move(path, target)
+        return target
+    return path.rename(target)
 
 
-def unused(path: pathlib.Path, name: str) -> pathlib.Path:
+def unused(path: paths.Place, name: str) -> paths.Place:
     """The first path beside `path` that does not exist.
 
     Args:

@@ -1,5 +1,6 @@
 """Every path that a user gives: `~`, URLs, standard input, parameter sources."""
 
+import importlib.util
 import pathlib
 
 import pytest
@@ -34,11 +35,8 @@ def test_files_named_like_a_tilde_or_a_url_are_reached_through_dot_slash(
     assert path == tmp_path / "gs:" / "x" == paths.local(path, "-o")
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["gs://b/x", "s3://b", "hdfs://n/x", "gs:/b/x", "abfss://c@a/x", "GS://b", "gs://"],
-)
-def test_buckets_are_refused_with_flag_and_way_out(url):
+@pytest.mark.parametrize("url", ["gs://b/x", "s3://b", "gs://b"])
+def test_buckets_are_refused_where_only_this_machine_is_meant(url):
     with pytest.raises(paths.PathError) as error:
         paths.local(url, "--output")
     message = str(error.value)
@@ -46,9 +44,44 @@ def test_buckets_are_refused_with_flag_and_way_out(url):
     assert "\n" not in message
 
 
+def test_places_are_folders_of_this_machine_or_of_a_bucket(home):
+    pytest.importorskip("gcsfs")
+    assert paths.place("~/run", "--model_dir") == home / "run"
+    place = paths.place("gs://bucket/a//b/../c/", "--model_dir")
+    assert str(place) == "gs://bucket/a/c"
+    assert str(place / "x") == "gs://bucket/a/c/x" and place.name == "c"
+    assert paths.place(place, "--model_dir") == place
+    assert str(paths.place("gs://bucket", "-o")) == "gs://bucket"
+    assert paths.place_text("./model/", "-m") == "./model/"
+
+
+def test_a_bucket_without_its_package_names_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for url, extra in (("gs://b/x", "gcs"), ("s3://b/x", "s3")):
+        with pytest.raises(paths.PathError, match=rf"prottrans_jax\[{extra}\]"):
+            paths.place(url, "--model_dir")
+
+
+@pytest.mark.parametrize("url", ["hdfs://n/x", "abfss://c@a/x", "az://c/x"])
+def test_other_schemes_are_refused_with_those_that_are_accepted(url):
+    for check in (paths.place, paths.local):
+        with pytest.raises(paths.PathError) as error:
+            check(url, "--output")
+        message = str(error.value)
+        assert message.startswith(f"--output={url}: ") and "gs:// and s3://" in message
+        assert "prottrans_jax[gcs]" in message and "prottrans_jax[s3]" in message
+
+
+@pytest.mark.parametrize("url", ["gs:/b/x", "GS://b", "gs://", "s3:///x", "S3:/b"])
+def test_misspelt_buckets_are_refused_with_the_right_form(url):
+    scheme = url.partition(":")[0].lower()
+    with pytest.raises(paths.PathError, match=f"written {scheme}://BUCKET/PATH"):
+        paths.place(url, "--output")
+
+
 def test_a_bucket_that_pathlib_shortened_is_refused():
-    with pytest.raises(paths.PathError, match="--output=gs:/b/x"):
-        paths.local(pathlib.Path("gs://b/x"), "--output")
+    with pytest.raises(paths.PathError, match=r"--output=gs:/b/x.*gs://BUCKET/PATH"):
+        paths.place(pathlib.Path("gs://b/x"), "--output")
 
 
 def test_urls_of_files_and_of_the_web_have_their_own_way_out():

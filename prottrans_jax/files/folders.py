@@ -1,0 +1,102 @@
+"""Content of a folder, on this machine or in a bucket."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+import tempfile
+
+from prottrans_jax.files import buckets, paths
+
+
+def exists(path: paths.Place) -> bool:
+    """Whether a path exists; a link on this machine does, also to nothing."""
+    return path.exists() if buckets.is_bucket(path) else os.path.lexists(path)
+
+
+def children(folder: paths.Place) -> list[paths.Place]:
+    """Entries of a folder, sorted; none if it does not exist."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def files_below(folder: paths.Place) -> list[str]:
+    """Files below a folder, as sorted paths relative to it."""
+    if buckets.is_bucket(folder):
+        filesystem, name = buckets.filesystem(folder)
+        below = filesystem.find(name)
+        # `find` of an object gives the object.
+        return sorted(os.path.relpath(path, name) for path in below if path != name)
+    return sorted(
+        os.path.relpath(os.path.join(parent, name), folder)
+        for parent, _, names in os.walk(folder)
+        for name in names
+    )
+
+
+def upload(source: pathlib.Path, target: str | os.PathLike) -> None:
+    """Copies a file, or the files below a folder, to a bucket, the largest first.
+
+    Raises:
+      OSError: a request failed, or a file cannot be read.
+    """
+    filesystem, name = buckets.filesystem(target)
+    if not source.is_dir():
+        filesystem.put_file(str(source), name)
+        return
+    files = sorted(
+        files_below(source), key=lambda file: -(source / file).stat().st_size
+    )
+    for file in files:
+        filesystem.put_file(str(source / file), f"{name}/{file}")
+
+
+@contextlib.contextmanager
+def local_copy(path: paths.Place) -> Iterator[pathlib.Path]:
+    """Yields the path, or for a bucket a temporary copy of the file or folder.
+
+    Raises:
+      OSError: a request failed, or the copy does not fit on this machine's disk.
+    """
+    if not buckets.is_bucket(path):
+        yield pathlib.Path(path)
+        return
+    filesystem, name = buckets.filesystem(path)
+    with tempfile.TemporaryDirectory(prefix="prottrans_jax.") as folder:
+        copy = pathlib.Path(folder) / path.name
+        if path.is_file():
+            filesystem.get_file(name, str(copy))
+        else:
+            for file in files_below(path):
+                (copy / file).parent.mkdir(parents=True, exist_ok=True)
+                filesystem.get_file(f"{name}/{file}", str(copy / file))
+        yield copy
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Deletes an object of a bucket, or all objects below a folder, if there are any.
+
+    Raises:
+      OSError: a request failed.
+    """
+    filesystem, name = buckets.filesystem(path)
+    if filesystem.exists(name):
+        # Another process may delete the same objects.
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm(name, recursive=True)
+
+
+def move(path: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copies an object, or all objects below a folder, in a bucket; deletes the first.
+
+    Raises:
+      OSError: a request failed.
+    """
+    filesystem, name = buckets.filesystem(path)
+    _, new_name = buckets.filesystem(target)
+    objects = filesystem.find(name)
+    for old in objects:
+        filesystem.cp_file(old, new_name + old.removeprefix(name))
+    filesystem.rm(objects)

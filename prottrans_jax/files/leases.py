@@ -1,0 +1,209 @@
+"""A lock in a bucket: an object that its holder renews, and others leave alone.
+
+The object is created and renewed with conditional writes (Google Cloud Storage:
+`ifGenerationMatch`; S3: `If-None-Match` and `If-Match`), so that of two processes one
+succeeds. Its content names the holder.
+
+A holder that was killed on this machine is recognised by its process. One on another
+machine is taken for dead when its object has not changed for `expires_s` seconds, as
+measured here: no two clocks are compared. A holder that was paused for longer finds at
+its next renewal that it has lost the lease, and `check` raises.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from typing import Any
+import uuid
+
+from absl import logging
+
+from prottrans_jax.files import buckets
+
+RENEW_S = 10.0
+EXPIRES_S = 60.0
+_POLL_S = 1.0
+
+
+class HeldError(Exception):
+    """Another process holds the lease.
+
+    Attributes:
+      content: of the object.
+    """
+
+    def __init__(self, content: bytes):
+        super().__init__(content)
+        self.content = content
+
+
+class LostError(OSError):
+    """Another process took the lease while this one was paused or cut off."""
+
+
+class Lease:
+    """A held lease, renewed in the background until it is released.
+
+    Args:
+      path: the object, in a bucket.
+      renew_s: seconds between renewals.
+      expires_s: seconds without renewal after which others may take the lease.
+
+    Raises:
+      HeldError: another process holds it.
+      OSError: a request failed.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        renew_s: float = RENEW_S,
+        expires_s: float = EXPIRES_S,
+    ):
+        self._path = path
+        self._store, self._name = buckets.filesystem(path)
+        self._renew_s = renew_s
+        self._holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "machine": machine(),
+            "started": _start_of(os.getpid()),
+            "token": uuid.uuid4().hex,
+            "renew_s": renew_s,
+            "expires_s": expires_s,
+        }
+        self._renewals = 0
+        self._lock = threading.Lock()
+        self._lost: str | None = None
+        self._version = self._take()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._keep_renewing, name="lease", daemon=True
+        )
+        self._thread.start()
+
+    def check(self) -> None:
+        """Renews the lease now.
+
+        Raises:
+          LostError: another process has taken it.
+          OSError: a request failed.
+        """
+        with self._lock:
+            self._renew()
+
+    def release(self, *, remove: bool = True) -> None:
+        """Ends the lease, unless it is lost, and deletes its object.
+
+        If a request fails the object stays, and others wait until it expires.
+
+        Args:
+          remove: has no effect; a lock file may stay, a lease does not.
+        """
+        self._closed.set()
+        self._thread.join()
+        try:
+            self.check()
+            self._store.rm(self._name)
+        except OSError as error:
+            logging.warning("%s was not released: %s.", self._path, error.strerror)
+
+    def _take(self) -> str:
+        while True:
+            found = self._store.read_version(self._name)
+            version = None
+            if found is not None:
+                content, version = found
+                self._wait_for_end_of(content, version)
+            taken = self._store.write_version(self._name, self._content(), version)
+            if taken is not None:
+                return taken
+
+    def _wait_for_end_of(self, content: bytes, version: str) -> None:
+        """Returns if the holder is dead; raises HeldError if it is not."""
+        try:
+            holder: dict[str, Any] = json.loads(content)
+            expires_s = float(holder["expires_s"])
+            machine, pid, started = (
+                holder[name] for name in ("machine", "pid", "started")
+            )
+        except (ValueError, KeyError, TypeError):
+            raise HeldError(content) from None
+        if machine == self._holder["machine"]:
+            if _start_of(pid) == started:
+                raise HeldError(content)
+            logging.warning("Taking %s from process %s, which ended.", self._path, pid)
+            return
+        logging.warning(
+            "%s is held by process %s on %s: waiting whether it is renewed, for up to "
+            "%g s.",
+            self._path,
+            pid,
+            holder.get("host"),
+            expires_s,
+        )
+        deadline = time.monotonic() + expires_s
+        while time.monotonic() < deadline:
+            time.sleep(min(_POLL_S, expires_s / 10))
+            found = self._store.read_version(self._name)
+            if found is None or found[1] != version:
+                # Renewed, taken by another process, or released just now.
+                raise HeldError(content if found is None else found[0])
+
+    def _keep_renewing(self) -> None:
+        while not self._closed.wait(self._renew_s):
+            try:
+                with self._lock:
+                    self._renew()
+            except LostError as error:
+                logging.error("%s: %s", self._path, error.strerror)
+                return
+            except OSError as error:
+                logging.warning("%s was not renewed: %s.", self._path, error.strerror)
+
+    def _renew(self) -> None:
+        if self._lost is None:
+            self._renewals += 1
+            content = self._content()
+            version = self._store.write_version(self._name, content, self._version)
+            found = None
+            if version is None and (found := self._store.read_version(self._name)):
+                # A write whose answer was lost may have been made.
+                if json.loads(found[0]).get("token") == self._holder["token"]:
+                    version = found[1]
+            if version is not None:
+                self._version = version
+                return
+            self._lost = found[0].decode(errors="replace") if found else "nobody"
+        raise LostError(
+            None,
+            f"this process was paused or cut off for too long, and lost the lock to "
+            f"{self._lost}",
+            os.fspath(self._path),
+        )
+
+    def _content(self) -> bytes:
+        return json.dumps({**self._holder, "renewals": self._renewals}).encode()
+
+
+def machine() -> str:
+    """This boot of this machine, and the namespace of its process numbers."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # Not Linux: each process counts as a machine of its own.
+        return uuid.uuid4().hex
+
+
+def _start_of(pid: int) -> str:
+    """Start time of a running process, which tells it from later ones; "": ended."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            state, *rest = file.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else rest[18]
