@@ -64,3 +64,8 @@ class ByteTableVocabulary(seqio.Vocabulary):
 
     def __str__(self) -> str:
         return f"ByteTableVocabulary({self.table.name}, size={self.table.size})"
+
+
+def prot_t5() -> ByteTableVocabulary:
+    """The vocabulary of ProtT5; for the models of other libraries' gin files."""
+    return ByteTableVocabulary(vocabulary.PROT_T5)
