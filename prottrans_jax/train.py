@@ -1,9 +1,10 @@
 r"""Pre-trains a model: `python -m prottrans_jax.train --gin_file=sample.gin`.
 
-The same command resumes a stopped or killed run. On a pod it runs on every host:
+The same command resumes a stopped or killed run. On a pod it runs on every host, and
+under srun, mpirun or torchrun in every task; the processes find each other:
 
-  python -m prottrans_jax.train --gin_file=prot_t5_xl.gin \
-      --coordinator_address=auto --data_dir=/mnt/records --model_dir=/mnt/xl
+  srun python -m prottrans_jax.train --gin_file=prot_t5_xl.gin \
+      --data_dir=/mnt/records --model_dir=/mnt/xl
 
 Exit status: 0 done; 1 failed: a checkpoint or record is damaged, a save failed, another
 host was lost or hangs, another run writes to model_dir, disk full, too many open files;
@@ -36,15 +37,21 @@ _STARTED = time.perf_counter()
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address",
     None,
-    "host:port of process 0 in a run of several processes; 'auto' on a TPU pod or "
-    "under SLURM, where JAX detects it.",
+    "host:port of process 0 of a run of several processes. Default: found on a TPU "
+    "slice, under SLURM, Open MPI, torchrun and Kubernetes; 'auto' demands one of "
+    "these.",
 )
-_PROCESS_COUNT = flags.DEFINE_integer(
-    "process_count", None, "Number of processes of the run."
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes",
+    None,
+    "Number of processes of the run. Default: as the launcher says; 1 runs alone.",
 )
-_PROCESS_INDEX = flags.DEFINE_integer(
-    "process_index", None, "Index of this process, from 0."
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0. Default: as the launcher says."
 )
+# Names in T5X and in earlier versions.
+flags.DEFINE_alias("process_count", "num_processes")
+flags.DEFINE_alias("process_index", "process_id")
 _INIT_TIMEOUT = flags.DEFINE_integer(
     "initialization_timeout", 300, "Seconds to wait for all processes at the start."
 )
@@ -69,8 +76,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         start.initialize(
             _COORDINATOR.value,
-            _PROCESS_COUNT.value,
-            _PROCESS_INDEX.value,
+            _NUM_PROCESSES.value,
+            _PROCESS_ID.value,
             timeout_s=_INIT_TIMEOUT.value,
         )
         summary = train(

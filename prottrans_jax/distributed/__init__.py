@@ -1,7 +1,8 @@
 """Several processes as one run.
 
   start, roll_call      joining a run; who is missing if it does not start
-  local_devices         GPUs of a process under SLURM or Open MPI
+  launchers             the other processes of a run: TPU hosts, SLURM, Open MPI ...
+  local_devices         GPUs of a process under SLURM, Open MPI or torchrun
   coordination          keys in JAX's coordination service
   barriers              exchange of values between processes, with time limits
   agreement             same settings, data and packages on all hosts

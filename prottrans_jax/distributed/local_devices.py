@@ -1,4 +1,4 @@
-"""GPUs of a process that SLURM or Open MPI started.
+"""GPUs of a process that SLURM, Open MPI or torchrun started.
 
 By default JAX gives each process the GPU with the number of its local rank. A single
 task on a node with four GPUs would leave three idle. A task that sees one GPU, bound by
@@ -53,7 +53,7 @@ def choose(environ: Mapping[str, str]) -> Choice | None:
     """
     if environ.get(OVERRIDE):
         return None
-    task = _slurm(environ) or _open_mpi(environ)
+    task = _task(environ)
     if task is None:
         return None
     visible = _num_visible(environ)
@@ -105,8 +105,15 @@ def _num_visible(environ: Mapping[str, str]) -> int | None:
     return None
 
 
+def _task(environ: Mapping[str, str]) -> _Task | None:
+    """The task in the order of `launchers.find`: an inner launcher before an outer."""
+    inner = _torch(environ) if "TORCHELASTIC_RUN_ID" in environ else None
+    return inner or _open_mpi(environ) or _slurm(environ) or _torch(environ)
+
+
 def _slurm(environ: Mapping[str, str]) -> _Task | None:
-    if "SLURM_JOB_ID" not in environ or not environ.get("SLURM_LOCALID"):
+    # The shell of sbatch has a SLURM_LOCALID too, but is no task: it is in no step.
+    if not environ.get("SLURM_LOCALID") or not environ.get("SLURM_STEP_NODELIST"):
         return None
     per_node = _expand(
         environ.get("SLURM_STEP_TASKS_PER_NODE")
@@ -129,6 +136,15 @@ def _open_mpi(environ: Mapping[str, str]) -> _Task | None:
         return None
     size = environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
     return _Task("Open MPI", int(local_id), int(size) if size.isdigit() else None)
+
+
+def _torch(environ: Mapping[str, str]) -> _Task | None:
+    if not environ.get("RANK") or not environ.get("LOCAL_RANK", "").isdigit():
+        return None
+    size = environ.get("LOCAL_WORLD_SIZE", "")
+    return _Task(
+        "torchrun", int(environ["LOCAL_RANK"]), int(size) if size.isdigit() else None
+    )
 
 
 def _expand(counts: str) -> list[int]:

@@ -64,9 +64,31 @@ def test_gpus_that_stay_idle_are_told():
     assert choice.ids == (1,) and "1 stay idle" in choice.reason
 
 
-def test_open_mpi_is_treated_alike():
+def test_open_mpi_and_torchrun_are_treated_alike():
+    two = {"CUDA_VISIBLE_DEVICES": "0,1"}
     alone = {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
-    assert ids(alone | {"CUDA_VISIBLE_DEVICES": "0,1"}) == (0, 1)
+    assert ids(alone | two) == (0, 1)
+    second = {"RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert ids(second | two) == (1,)
+    assert ids({"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"} | two) == (
+        0,
+        1,
+    )
+
+
+def test_the_inner_launcher_of_two_counts():
+    four = {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    node = slurm(1, 0, **four)  # a task for the daemon of mpirun, or for torchrun
+    ranks = {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
+    assert ids(node | ranks) == (1,)
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": "2", "LOCAL_RANK": "2"}
+    assert ids(node | torchrun | {"LOCAL_WORLD_SIZE": "4"}) == (2,)
+
+
+def test_the_shell_of_a_batch_script_is_no_task():
+    shell = slurm(4, 0, CUDA_VISIBLE_DEVICES="0,1,2,3")
+    del shell["SLURM_STEP_NODELIST"]
+    assert ids(shell) is None
 
 
 def test_the_users_own_choice_and_other_launchers_are_left_to_jax():
@@ -93,20 +115,3 @@ def test_jax_is_told_which_gpus_to_take():
         text=True,
     )
     assert done.stdout.splitlines()[-1:] == ["0,1,2,3"], done.stderr
-
-
-def test_auto_where_nothing_tells_of_a_cluster_says_where_it_is_valid():
-    # A process of its own: JAX refuses to start twice, or after its first computation.
-    done = subprocess.run(
-        [sys.executable, "-c", VISIBLE, "auto"],
-        env={
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("SLURM_", "OMPI_", "JAX_C"))
-        },
-        capture_output=True,
-        text=True,
-    )
-    error = done.stderr.splitlines()[-1]
-    assert error.startswith("ValueError: coordinator_address=auto is for a TPU pod")
-    assert "HOST:PORT of process 0" in error

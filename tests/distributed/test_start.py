@@ -1,3 +1,5 @@
+import socket
+
 import jax
 import pytest
 
@@ -30,8 +32,11 @@ def test_a_start_with_a_process_missing_ends_in_time_and_says_which():
 
 def test_no_limit_of_a_run_is_beyond_that_at_which_jax_aborts(monkeypatch):
     given = {}
-    monkeypatch.setattr(jax.distributed, "initialize", given.update)
-    start.initialize("auto")
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda **more: given.update(more)
+    )
+    # The devices of this process are found already.
+    start.initialize(f"localhost:{process_cases.free_port()}", 1, 0)
     limits = run_settings.Limits()
     longest = max(limits.startup_s, limits.step_s)
     assert given["heartbeat_timeout_seconds"] > longest
@@ -40,10 +45,56 @@ def test_no_limit_of_a_run_is_beyond_that_at_which_jax_aborts(monkeypatch):
 def test_incomplete_or_impossible_cluster_arguments_are_refused():
     with pytest.raises(ValueError, match="without a coordinator"):
         start.initialize(None, 2, 0)
-    with pytest.raises(ValueError, match="needs process_count"):
-        start.initialize("localhost:1")
-    with pytest.raises(ValueError, match="not below process_count=2"):
+    with pytest.raises(ValueError, match="needs num_processes"):
+        start.initialize("localhost:1", environ={})
+    with pytest.raises(ValueError, match="not below num_processes=2"):
         start.initialize("localhost:1", 2, 2)
     with pytest.raises(ValueError, match="not HOST:PORT"):
         start.initialize("localhost", 2, 0)
-    start.initialize()
+    with pytest.raises(
+        ValueError, match=r"nothing says how many .* \(JAX_NUM_PROCESSES"
+    ):
+        start.initialize(environ={"JAX_COORDINATOR_ADDRESS": "a:1"})
+    with pytest.raises(ValueError, match="auto is for a TPU slice"):
+        start.initialize("auto", environ={})
+    start.initialize(environ={})
+
+
+def test_a_launcher_that_does_not_tell_an_address_is_named():
+    unknown = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}
+    with pytest.raises(
+        ValueError, match=r"^Open MPI \(.*\) does not tell .* --coordinator_address"
+    ):
+        start.initialize(environ=unknown)
+
+
+def test_one_process_on_request_ignores_the_launcher():
+    two = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    start.initialize(num_processes=1, environ=two)
+
+
+def test_the_launcher_completes_an_address_that_is_given(monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda **more: given.update(more)
+    )
+    one = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    address = f"localhost:{process_cases.free_port()}"
+    start.initialize(address, environ=one)
+    assert (
+        given["coordinator_address"],
+        given["num_processes"],
+        given["process_id"],
+    ) == (address, 1, 0)
+
+
+def test_a_port_in_use_is_named_in_one_line():
+    port = process_cases.free_port()
+    with socket.create_server(("", port)):
+        process = process_cases.start_python("-c", START, f"localhost:{port}", 0, 20)
+        code, output = process_cases.finish(process)
+    assert code == 1
+    assert output.splitlines()[-1].startswith(
+        "ValueError: JAX cannot join the processes found by flags (--num_processes=3, "
+        f"--process_id=0) at localhost:{port}: "
+    )

@@ -152,11 +152,11 @@ class Drill:
             address = f"localhost:{process_cases.free_port()}"
             flags += [
                 f"--coordinator_address={address}",
-                f"--process_count={num_processes}",
+                f"--num_processes={num_processes}",
             ]
         processes = []
         for index in range(num_processes):
-            own = [f"--process_index={index}"] if num_processes > 1 else []
+            own = [f"--process_id={index}"] if num_processes > 1 else []
             output = (self.work / f"{model_dir.name}.{index}.log").open("ab")
             processes.append(
                 subprocess.Popen(
