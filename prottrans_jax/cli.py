@@ -22,6 +22,15 @@ import sys
 from prottrans_jax import __version__
 from prottrans_jax.distributed import stop_signals
 
+# Commands that are mains: T5X's modes, and ours.
+_MAINS = {
+    "eval": "prottrans_jax.evaluate",
+    "evaluate": "prottrans_jax.evaluate",
+    "precompile": "prottrans_jax.precompile",
+    "prepare": "prottrans_jax.prepare",
+    "train": "prottrans_jax.train",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand and returns the exit status.
@@ -46,6 +55,10 @@ def _run(argv: Sequence[str], watch: stop_signals.Watch) -> int:
             "there is no command convert: `prottrans reformat` writes an embedding "
             "file in another format, `python -m prottrans_jax.convert` converts a "
             "checkpoint.",
+        )
+    if (command := (argv[:1] or [""])[0]) in _MAINS:
+        return console.fail(
+            2, f"there is no command {command}: use python -m {_MAINS[command]}."
         )
     parser = _parser()
     argv = _with_negative_layers(argv)

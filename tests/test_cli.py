@@ -112,6 +112,13 @@ def test_poolings_that_reformat_takes_are_listed(tmp_path, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_modes_of_training_name_their_commands(capsys):
+    assert cli.main(["train", "--gin_file=sample.gin"]) == 2
+    assert "python -m prottrans_jax.train" in capsys.readouterr().err
+    assert cli.main(["eval"]) == 2
+    assert "python -m prottrans_jax.evaluate" in capsys.readouterr().err
+
+
 def test_convert_names_the_commands_for_embedding_files_and_checkpoints(capsys):
     assert cli.main(["convert", "a.h5", "b.npz"]) == 2
     error = capsys.readouterr().err

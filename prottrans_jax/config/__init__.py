@@ -9,6 +9,7 @@
   mains           gin flags, and running of mains
   command_flags, setting_types           flags of the mains; types of settings
   former_names    names of earlier versions: modules, functions, classes, parameters
+  t5x_names       flags, macros and parameters of T5X with another name here
 
 The only user of gin. May import data and files. `setting_types` imports nothing and may
 be used everywhere.

@@ -12,6 +12,7 @@ from prottrans_jax.config import (
     former_names,
     reading,
     signatures,
+    t5x_names,
     targets,
 )
 
@@ -55,6 +56,7 @@ def check(
     where: dict[Any, str] = {}
     used: dict[str, str] = {}
     for statement in reader.statements:
+        known_errors = len(resolver.errors)
         value = resolver.value(statement)
         for macro in reading.walk(value, reading.Macro):
             if macro != reading.REQUIRED:
@@ -63,6 +65,9 @@ def check(
             key = resolver.binding(statement)
             if key:
                 bound[key], where[key] = value, statement.where
+            advice = t5x_names.binding(statement.selector, statement.parameter)
+            if advice and len(resolver.errors) > known_errors:
+                resolver.errors[known_errors:] = [f"{statement.where}: {advice}"]
         else:
             macros[statement.selector] = value
             where[statement.selector] = statement.where
@@ -306,7 +311,8 @@ def _macro_errors(
         for name in sorted(set(used) - set(config.macros))
     ]
     errors += [
-        f"{where[name]}: sets {name}, which nothing uses.{reading.nearest(name, used)}"
+        f"{where[name]}: sets {name}, which nothing uses."
+        f"{t5x_names.macro(name) or reading.nearest(name, used)}"
         for name in sorted(set(config.macros) - set(used))
     ]
     return errors

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from absl import app, flags
 
-from prottrans_jax.config import setting_types
+from prottrans_jax.config import setting_types, t5x_names
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
@@ -47,6 +47,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
         sys.exit(0)
     except flags.IllegalFlagValueError as error:
         _fail(_explain_twice(str(error)))
+    except flags.UnrecognizedFlagError as error:
+        _fail(t5x_names.flag(error.flagname) or str(error))
     except flags.Error as error:
         _fail(str(error))
     finally:
