@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from cases import slurm_cases
 from prottrans_jax.checkpoints import checkpointing, run_identity
 from prottrans_jax.data.records import corpora, store
 from prottrans_jax.interop import huggingface
@@ -36,6 +37,56 @@ def test_pretraining_guide(tmp_path):
     output = _run(commands, tmp_path)
     assert (tmp_path / "run" / "checkpoints" / "9").is_dir()
     assert "unigram_entropy" in output
+
+
+# Records what it is called with; a slice of two hosts.
+_GCLOUD = """#!/bin/bash
+echo "$*" >> "$CALLS"
+case "$*" in
+  *"instances list"*) printf 'xl-1\\nxl-2\\n' ;;
+  *"policies list"*) echo xl-policy ;;
+  *" config "*) echo project ;;
+esac
+"""
+# Builds a wheel, and trains.
+_PYTHON = """#!/bin/bash
+echo "python $*" >> "$CALLS"
+for word in "$@"; do
+  [[ "$word" != --wheel-dir=* ]] || touch "${word#*=}/prottrans_jax-1-py3-none-any.whl"
+done
+"""
+
+
+def test_clusters_guide(tmp_path):
+    environment = slurm_cases.programs(tmp_path / "bin") | {
+        "CALLS": str(tmp_path / "calls")
+    }
+    slurm_cases.executable(tmp_path / "bin" / "gcloud", _GCLOUD)
+    for name in ("python", "python3"):
+        slurm_cases.executable(tmp_path / "bin" / name, _PYTHON)
+    for name in ("tpu_scripts", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    commands = _commands("clusters.md")
+    assert len(commands) == 6
+    done = subprocess.run(
+        ["bash", "-e", "-c", "\n".join(commands)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = (tmp_path / "calls").read_text()
+    for part in (
+        "instance-groups managed create xl --zone=us-east5-a",
+        "compute scp",
+        "--gin_file=meshes/v6e-256.gin --model_dir=gs://BUCKET/xl",
+        "instance-groups managed delete xl",
+    ):
+        assert part in calls.replace("\\", "")
+    trained = "supervise -- python -m prottrans_jax.train --gin_file=prot_t5_xl.gin"
+    assert calls.count(trained) == 2  # One task on each of two nodes.
+    assert (tmp_path / "logs" / "xl-2.log").is_file()
 
 
 def _run(commands: list[str], folder: pathlib.Path) -> str:
