@@ -1,15 +1,17 @@
 """What setup.cfg cannot say: the one part of the package that is compiled.
 
 Where it cannot be (no compiler, another kind of CPU), the package works without it;
-`prottrans info` says which.
+`prottrans info` says which. And a build never installs modules of an earlier one.
 """
 
 import pathlib
 import platform
 import runpy
+import shutil
 import sys
 
 import setuptools
+from setuptools.command import build_py
 
 ROOT = pathlib.Path(__file__).resolve().parent
 
@@ -33,4 +35,16 @@ def extensions() -> list[setuptools.Extension]:
     ]
 
 
-setuptools.setup(ext_modules=extensions())
+class BuildPy(build_py.build_py):
+    """Copies the modules into an empty folder.
+
+    build/ in the checkout keeps those that were deleted since the last build.
+    """
+
+    def run(self) -> None:
+        """Also called for editable installs, whose folder is a new one."""
+        shutil.rmtree(pathlib.Path(self.build_lib, "prottrans_jax"), ignore_errors=True)
+        super().run()
+
+
+setuptools.setup(ext_modules=extensions(), cmdclass={"build_py": BuildPy})

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 
 import pytest
 
@@ -24,14 +25,17 @@ def _copied(folder):
 
 def _install(folder, environment=os.environ):
     """Installs a copy of the checkout into `folder / "site"`."""
-    source = _copied(folder)
+    _install_from(_copied(folder), folder, environment)
+
+
+def _install_from(source, folder, environment):
     subprocess.run(
         [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"),
             *("--no-build-isolation", "--target", str(folder / "site"), str(source)),
         ],
         check=True,
-        cwd=folder,
+        cwd=source,
         env=environment | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
     )
 
@@ -115,6 +119,27 @@ def installed_without_compiler(tmp_path_factory):
 def test_package_installs_without_a_compiler(installed_without_compiler):
     kernels = installed_without_compiler / "site/prottrans_jax/kernels"
     assert (kernels / "x86.py").exists() and not list(kernels.glob("*.so"))
+
+
+def test_modules_deleted_since_the_last_build_are_not_installed(tmp_path):
+    (tmp_path / "bin").mkdir()  # No compiler: faster.
+    environment = os.environ | {"PATH": str(tmp_path / "bin")}
+    source = _copied(tmp_path)
+    gone = source / "prottrans_jax" / "gone.py"
+    gone.touch()
+    _install_from(source, tmp_path / "first", environment)
+    gone.unlink()
+    _install_from(source, tmp_path / "second", environment)
+    installed = [tmp_path / x / "site/prottrans_jax" for x in ("first", "second")]
+    assert [(x / "gone.py").exists() for x in installed] == [True, False]
+    assert (installed[1] / "train.py").exists()
+
+
+def test_a_build_downloads_setuptools_alone():
+    # Kernels need headers of XLA, which a JAX of several hundred MB would bring.
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        (required,) = tomllib.load(file)["build-system"]["requires"]
+    assert required.startswith("setuptools>=")
 
 
 @pytest.mark.skipif(
