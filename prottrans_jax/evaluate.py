@@ -26,6 +26,10 @@ if __name__ == "__main__":
 
 from absl import flags, logging
 
+from prottrans_jax.config import requirements
+
+requirements.check("train")
+
 from prottrans_jax.config import building, mains, places
 from prottrans_jax.files import paths
 

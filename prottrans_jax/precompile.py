@@ -29,6 +29,10 @@ if __name__ == "__main__":
 
 from absl import flags
 
+from prottrans_jax.config import requirements
+
+requirements.check("train")
+
 from prottrans_jax.config import building, mains
 from prottrans_jax.files import ownership, paths, writing
 

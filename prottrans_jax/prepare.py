@@ -26,18 +26,15 @@ if __name__ == "__main__":
 
 from absl import flags
 
+from prottrans_jax.config import requirements
+
+requirements.check("train")
+
 from prottrans_jax.config import command_flags
+from prottrans_jax.data.records import input_sources, store
+from prottrans_jax.data.records import preparing as prepare_lib
 from prottrans_jax.files import locks, ownership, paths
 from prottrans_jax.proteins import fasta_problems, nucleotides, plurals, vocabulary
-
-try:
-    from prottrans_jax.data.records import input_sources, store
-    from prottrans_jax.data.records import preparing as prepare_lib
-except ModuleNotFoundError as missing:
-    sys.exit(
-        f"error: {missing.name} is not installed. Preparing and pre-training need the "
-        "extra `train`: pip install 'prottrans_jax[train]'"
-    )
 
 _INPUT = flags.DEFINE_multi_string(
     "input",
@@ -130,6 +127,8 @@ def _run() -> int:
         if isinstance(e, fasta_problems.FastaError) and not e.problem.fatal:
             hint = " (--on_bad=skip leaves out, counts and names such records.)"
         return _fail(1, f"{e}{hint}")
+    except ImportError as e:
+        return _fail(1, f"{e}")
     except OSError as e:
         return _fail(1, f"{e.filename or _OUTPUT.value}: {e.strerror or e}.")
 
@@ -171,7 +170,8 @@ def _prepare() -> int:
 def _sources() -> list[input_sources.Source]:
     if _TASK.value or _TFDS.value:
         # Imported here: TensorFlow takes seconds, and FASTA does not need it.
-        from prottrans_jax.data.records import dataset_sources
+        with requirements.explained_imports("train"):
+            from prottrans_jax.data.records import dataset_sources
 
         if _TFDS.value:
             return dataset_sources.of_tfds(_TFDS.value, _TFDS_DATA_DIR.value)

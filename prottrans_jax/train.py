@@ -20,14 +20,12 @@ import time
 
 from absl import flags, logging
 
-try:
-    from prottrans_jax.config import building, mains, places
-    from prottrans_jax.files import paths
-except ModuleNotFoundError as missing:
-    sys.exit(
-        f"error: {missing.name} is not installed. Preparing and pre-training need the "
-        "extra `train`: pip install 'prottrans_jax[train]'"
-    )
+from prottrans_jax.config import requirements
+
+requirements.check("train")
+
+from prottrans_jax.config import building, mains, places
+from prottrans_jax.files import paths
 
 # TensorFlow only reads records here; its start-up messages are irrelevant.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

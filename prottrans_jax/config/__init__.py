@@ -8,6 +8,7 @@
   building        binds a checked configuration and builds its objects
   mains           gin flags, and running of mains
   command_flags, setting_types           flags of the mains; types of settings
+  requirements    compares installed versions with those that an extra needs
   former_names    names of earlier versions: modules, functions, classes, parameters
   t5x_names       flags, macros and parameters of T5X with another name here
 

@@ -13,7 +13,7 @@ import importlib
 import pathlib
 from typing import Any
 
-from prottrans_jax.config import checking, reading
+from prottrans_jax.config import checking, reading, requirements
 
 Config = reading.Config
 Reference = reading.Reference
@@ -116,7 +116,8 @@ def bind(config: Config) -> None:
     """
     for module in config.imports.values():
         try:
-            importlib.import_module(module)
+            with requirements.explained_imports("train"):
+                importlib.import_module(module)
         except ImportError as error:
             raise UsageError(f"cannot import {module}: {error}.") from error
     global _current

@@ -11,19 +11,11 @@ import dataclasses
 import difflib
 import importlib
 import pathlib
-import sys
 from typing import Any
 
+from gin import config_parser
 from prottrans_jax.config import former_names
 from prottrans_jax.files import paths
-
-try:
-    from gin import config_parser
-except ModuleNotFoundError:  # Only mains import this module.
-    sys.exit(
-        "error: gin-config is not installed. Pre-training needs the extra `train`: "
-        "pip install 'prottrans_jax[train]'"
-    )
 
 PACKAGE = "prottrans_jax"
 # Modules that gin files may not configure: with these a file could parse another file
