@@ -429,9 +429,9 @@ def _download(repository: str, revision: str | None) -> pathlib.Path:
         import huggingface_hub
     except ImportError:
         raise FileNotFoundError(
-            f"{repository} must be fetched, which needs huggingface_hub: `pip install "
-            "huggingface_hub`. Or put the repository's files into a folder and pass "
-            "its path."
+            f"{repository} must be fetched, which needs huggingface_hub: "
+            "pip install 'prottrans_jax[hub]'. Or put the repository's files into a "
+            "folder and pass its path."
         ) from None
     try:
         # One request: other ways to list files retry for half a minute when off-line.

@@ -306,7 +306,7 @@ def _tensorflow() -> Any:
         import tensorflow
     except ImportError as error:
         raise ValueError(
-            "Reading Mesh-TensorFlow's checkpoints needs TensorFlow, which is not "
-            f"installed: `pip install tensorflow` ({error})."
+            "Mesh-TensorFlow's checkpoints need TensorFlow, which is not installed: "
+            f"pip install tensorflow ({error})."
         ) from error
     return tensorflow

@@ -27,6 +27,12 @@ TINY = t5.T5Config(
 )
 
 
+@pytest.fixture
+def tf():
+    """TensorFlow, which reads and writes these files."""
+    return pytest.importorskip("tensorflow")
+
+
 def random_params(config, dtype=np.float32):
     shapes = jax.eval_shape(lambda: t5.init_params(config, jax.random.key(0), UNROLLED))
     rng = np.random.default_rng(5)
@@ -44,6 +50,7 @@ def assert_same(ours, theirs):
         assert np.array_equal(ours[name], array), name
 
 
+@pytest.mark.usefixtures("tf")
 def test_outputs_of_the_sample(shared):
     folder = shared / "data" / "interop"
     checkpoint = mesh_tf.read(folder / "mtf_tiny_prott5", scan_layers=True)
@@ -63,6 +70,7 @@ def test_outputs_of_the_sample(shared):
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=2e-5)
 
 
+@pytest.mark.usefixtures("tf")
 def test_same_parameters_as_the_other_copy_of_the_model(shared):
     folder = shared / "data" / "interop"
     ours = mesh_tf.read(folder / "mtf_tiny_prott5" / "model.ckpt-1000")
@@ -71,8 +79,7 @@ def test_same_parameters_as_the_other_copy_of_the_model(shared):
     assert_same(ours.params, theirs.params)
 
 
-def test_rewritten_sample_is_bit_equal(shared, tmp_path):
-    tf = pytest.importorskip("tensorflow")
+def test_rewritten_sample_is_bit_equal(shared, tmp_path, tf):
     folder = shared / "data" / "interop" / "mtf_tiny_prott5"
     checkpoint = mesh_tf.read(folder)
     mesh_tf.write(tmp_path, checkpoint.config, checkpoint.params, step=1000)
@@ -86,6 +93,7 @@ def test_rewritten_sample_is_bit_equal(shared, tmp_path):
         assert np.array_equal(one, other), name
 
 
+@pytest.mark.usefixtures("tf")
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_own_writes_read_back(tmp_path, dtype):
     params = random_params(TINY, dtype)
@@ -126,6 +134,7 @@ def test_names_of_another_version_of_the_code(shared):
     assert ours == set(traverse_util.flatten_dict(shapes, sep="/"))
 
 
+@pytest.mark.usefixtures("tf")
 def test_encoder_alone_and_what_is_not_there(tmp_path):
     config = dataclasses.replace(
         TINY, num_decoder_layers=0, mlp_activations=("relu",), tie_embeddings=True
@@ -140,8 +149,7 @@ def test_encoder_alone_and_what_is_not_there(tmp_path):
         mesh_tf.read(tmp_path / "empty")
 
 
-def test_another_model_is_refused_by_name(tmp_path):
-    tf = pytest.importorskip("tensorflow")
+def test_another_model_is_refused_by_name(tmp_path, tf):
     tf.raw_ops.SaveV2(
         prefix=str(tmp_path / "model.ckpt-1"),
         tensor_names=["bert/pooler/kernel"],
