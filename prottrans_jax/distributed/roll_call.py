@@ -45,8 +45,13 @@ class RollCall:
                     f"process 0 cannot be reached at {self._address[0]} "
                     "(not started, another --coordinator_address, or a firewall)"
                 )
-            return "process 0 is up, another process is missing: see its message"
+            return (
+                "process 0 is up, another process is missing or its devices did not "
+                "start: see the message of process 0"
+            )
         missing = sorted(set(range(self._num_processes)) - set(self._present))
+        if not missing:
+            return "all processes are here, but JAX did not start their devices"
         present = ", ".join(f"{p} ({who})" for p, who in sorted(self._present.items()))
         return f"process {', '.join(map(str, missing))} missing; here: {present}"
 

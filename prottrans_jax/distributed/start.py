@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import os
+import socket
+import time
 from typing import Any
 
 from absl import logging
@@ -20,6 +22,8 @@ _WAYS = (
 # or another program may last longer. `watchdog` and `peers` name a process that hangs
 # or is lost.
 _HEARTBEAT_TIMEOUT_S = 86_400
+# For a killed process to give up its port.
+_PORT_WAIT_S = 10.0
 
 
 def initialize(
@@ -56,6 +60,8 @@ def initialize(
         _check_alone(timeout_s, environ)
         return
     with _waiting(launch, timeout_s):
+        if launch.process_id == 0 and not environ.get("JAX_COORDINATOR_BIND_ADDRESS"):
+            _check_port(launch.coordinator, min(timeout_s / 2, _PORT_WAIT_S))
         _join(launch, timeout_s, environ)
         count, index = jax.process_count(), jax.process_index()
         devices = jax.local_device_count()
@@ -179,6 +185,29 @@ def _waiting(launch: launchers.Launch, timeout_s: float) -> Iterator[None]:
         yield
 
 
+def _check_port(coordinator: str, wait_s: float) -> None:
+    """Raises if the port of process 0 stays in use: JAX's service would crash.
+
+    It may be that of the same run, which was killed a moment ago.
+    """
+    port = int(coordinator.rpartition(":")[2])
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            with socket.create_server(("", port)):
+                return
+        except OSError as error:
+            if time.monotonic() > until:
+                reason = os.strerror(error.errno or 0)
+                raise ValueError(
+                    f"Port {port} of this host, where process 0 listens at "
+                    f"{coordinator}, cannot be used: {reason}. End the process that "
+                    "has it, or choose another with JAX_COORDINATOR_PORT or "
+                    "--coordinator_address."
+                ) from error
+            time.sleep(0.2)
+
+
 def _join(
     launch: launchers.Launch, timeout_s: float, environ: Mapping[str, str]
 ) -> None:
@@ -206,6 +235,11 @@ def _join(
         jax.distributed.initialize(**settings)
     except Exception as error:  # JAX's detection asks servers, and imports clients.
         reason = " ".join(str(error).split())
+        if launch.num_processes is None:
+            reason += (
+                " (JAX needs the package `kubernetes`, and a service account that may "
+                "read Jobs and pods.)"
+            )
         raise ValueError(
             f"JAX cannot join the processes found by {launch.describe()}"
             f"{f' at {launch.coordinator}' if launch.coordinator else ''}: {reason} "

@@ -158,6 +158,15 @@ def test_a_task_that_misses_the_other_says_who_where_and_how_it_knows():
     assert "coordinator localhost:6" in last
 
 
+def test_a_job_of_kubernetes_that_jax_cannot_read_ends_in_one_line():
+    job = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+    ((code, output),) = run(JOIN, [job])
+    assert code == 1
+    last = output.splitlines()[-1]
+    assert "JAX cannot join the processes found by Kubernetes (KUBERNETES" in last
+    assert "the package `kubernetes`" in last and "--num_processes=1" in last
+
+
 @pytest.mark.parametrize("service", ["gke", "gce"])
 def test_hosts_of_a_tpu_slice_join_without_a_flag(service):
     shared = {

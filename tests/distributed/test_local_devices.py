@@ -4,6 +4,9 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from cases import process_cases
 from prottrans_jax.distributed import local_devices
 
 
@@ -105,13 +108,24 @@ print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
 """
 
 
-def test_jax_is_told_which_gpus_to_take():
+@pytest.mark.parametrize(
+    ("arguments", "local_id", "visible", "taken"),
+    [
+        (["auto"], 0, "0,1,2,3", "0,1,2,3"),
+        (["localhost:PORT", 1, 0], 0, "0,1,2,3", "0,1,2,3"),
+        (["localhost:PORT"], 0, "0,1,2,3", "0,1,2,3"),  # SLURM tells the rest
+        (["localhost:PORT", 1, 0], 1, "0", "0"),  # one GPU bound
+        ([], 0, "0,1,2,3", "all"),  # one process, which does not join
+    ],
+)
+def test_jax_is_told_which_gpus_to_take(arguments, local_id, visible, taken):
+    port = str(process_cases.free_port())
+    arguments = [str(argument).replace("PORT", port) for argument in arguments]
+    job = slurm(1, local_id, CUDA_VISIBLE_DEVICES=visible, SLURM_JOB_ID=os.getpid())
     done = subprocess.run(
-        [sys.executable, "-c", VISIBLE, "auto"],
-        env=os.environ
-        | slurm(1, 0, CUDA_VISIBLE_DEVICES="0,1,2,3", SLURM_JOB_ID=os.getpid())
-        | {"JAX_PLATFORMS": "cpu"},
+        [sys.executable, "-c", VISIBLE, *arguments],
+        env=os.environ | job | {"JAX_PLATFORMS": "cpu", "SLURM_PROCID": "0"},
         capture_output=True,
         text=True,
     )
-    assert done.stdout.splitlines()[-1:] == ["0,1,2,3"], done.stderr
+    assert done.stdout.splitlines()[-1:] == [taken], done.stderr

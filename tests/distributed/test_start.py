@@ -26,7 +26,7 @@ def test_a_start_with_a_process_missing_ends_in_time_and_says_which():
     )
     assert code_0 == code_1 == code_2 == roll_call.EXIT_STALLED
     assert "after 14 s process 1 missing; here: 0 (" in said_0
-    assert "process 0 is up, another process is missing" in said_2
+    assert "process 0 is up, another process is missing or" in said_2
     assert "process 0 cannot be reached at localhost" in said_1
 
 
@@ -68,6 +68,13 @@ def test_a_launcher_that_does_not_tell_an_address_is_named():
         start.initialize(environ=unknown)
 
 
+def test_a_tpu_host_that_cannot_find_the_others_says_so(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    alone = {"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}
+    with pytest.raises(ValueError, match=r"has 4 hosts, but .* --coordinator_address"):
+        start.initialize(environ=alone)
+
+
 def test_one_process_on_request_ignores_the_launcher():
     two = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
     start.initialize(num_processes=1, environ=two)
@@ -91,10 +98,10 @@ def test_the_launcher_completes_an_address_that_is_given(monkeypatch):
 def test_a_port_in_use_is_named_in_one_line():
     port = process_cases.free_port()
     with socket.create_server(("", port)):
-        process = process_cases.start_python("-c", START, f"localhost:{port}", 0, 20)
+        process = process_cases.start_python("-c", START, f"localhost:{port}", 0, 2)
         code, output = process_cases.finish(process)
     assert code == 1
     assert output.splitlines()[-1].startswith(
-        "ValueError: JAX cannot join the processes found by flags (--num_processes=3, "
-        f"--process_id=0) at localhost:{port}: "
+        f"ValueError: Port {port} of this host, where process 0 listens at "
+        f"localhost:{port}, cannot be used: Address already in use. "
     )
