@@ -200,7 +200,7 @@ def test_a_flex_start_host_on_compute_engine(call):
 
 @pytest.mark.parametrize(
     ("kind", "hosts", "topology"),
-    # docs.cloud.google.com/tpu/docs/v5p and v6e; in a type of v5p, two cores a chip.
+    # docs.cloud.google.com/tpu/docs/v5p and v5e; in a type of v5p, two cores a chip.
     [("v5p-256", 32, "4x4x8"), ("v5p-1024", 128, "8x8x8"), ("v6e-16", 4, "4x4")],
 )
 def test_the_hosts_of_a_slice_have_four_chips_each(call, kind, hosts, topology):

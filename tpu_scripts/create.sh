@@ -75,7 +75,8 @@ fi
 # Compute Engine: a template, and a managed instance group of its VMs. A workload policy
 # with a topology makes several VMs a slice, all or none ("bulk").
 # Sources: https://docs.cloud.google.com/compute/docs/tpus/create-tpu-mig-multi-host-slice
-# and .../tpu-resources-in-compute-engine. Number in a type: cores for v5p, chips for v6e.
+# and .../tpu-resources-in-compute-engine. gcloud 528 does not know FLEX_START and "bulk"
+# yet; a later one is needed. Number in a type: cores for v5p, chips for v6e.
 ! $QUEUED || die "--queued needs --api=tpu; on Compute Engine --flex_start waits"
 case "$TYPE" in
   v5p-*) machine=ct5p-hightpu-4t hosts=$((size / 8)) ;;
@@ -83,7 +84,8 @@ case "$TYPE" in
   v6e-*) machine=ct6e-standard-4t hosts=$((size / 4)) ;;
   *) die "--type=$TYPE: Compute Engine has v5p and v6e; give --api=tpu" ;;
 esac
-# Topologies: https://docs.cloud.google.com/tpu/docs/v5p and .../v6e.
+# Topologies: table of https://docs.cloud.google.com/tpu/docs/v5p; those of v6e from the
+# table of v5e, whose pod has the same 256 chips in two dimensions.
 case "$TYPE" in
   v5p-8 | v6e-1 | v6e-4 | v6e-8) topology="" ;;
   v5p-16) topology=2x2x2 ;;

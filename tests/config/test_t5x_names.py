@@ -38,6 +38,15 @@ def test_names_that_both_have_work(argument):
     check(argument)
 
 
+def test_several_files_and_search_paths_work_and_later_files_win(tmp_path):
+    (tmp_path / "mine.gin").write_text("TRAIN_STEPS = 3\nBATCH_SIZE = 2\n")
+    (tmp_path / "last.gin").write_text("BATCH_SIZE = 4\n")
+    config = checking.check(
+        [LEAF, "mine.gin", "last.gin"], ["MODEL_DIR = 'run'"], [tmp_path]
+    )
+    assert (config.macros["TRAIN_STEPS"], config.macros["BATCH_SIZE"]) == (3, 4)
+
+
 @pytest.mark.parametrize("name", t5x_names.MACROS)
 def test_other_macros_are_refused_with_ours(name):
     with pytest.raises(reading.UsageError) as refusal:
