@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from prottrans_jax.files import buckets
 
+# On this machine a pathlib.Path, in a bucket an epath.Path, with the same methods.
 if TYPE_CHECKING:
     from etils import epath
 
-# On this machine a pathlib.Path, in a bucket an epath.Path, with the same methods.
-Place: TypeAlias = "pathlib.Path | epath.Path"
+    Place: TypeAlias = pathlib.Path | epath.Path
+else:  # etils is not in every installation.
+    Place = pathlib.Path
 
 # Prefixes of parameter sources; see `prottrans_jax.checkpoints.opening`.
 SOURCE_KINDS = ("hf", "t5x", "mtf")
