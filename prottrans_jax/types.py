@@ -18,7 +18,7 @@ Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
 
 class Objective(Protocol):
-    """Loss of a batch; holds the model. See `objectives.denoising.Denoising`."""
+    """Loss of a batch; holds the model. See `objectives.objective.Objective`."""
 
     @property
     def features(self) -> tuple[str, ...]:

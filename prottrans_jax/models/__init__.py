@@ -1,6 +1,7 @@
 """The six model families, one file each: configuration, layers, FLOPs.
 
   t5, bert, albert, electra, xlnet, transformer_xl
+  memory_models    what Transformer-XL and XLNet share
   choices    checks of fields that all configurations share
 
 A model is `Model(config, compute)`: the family's configuration, and

@@ -12,7 +12,7 @@ Names and shapes of parameters are T5X's; a scanned stack has its layer axis fir
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import linen as nn
 from flax import struct
@@ -234,11 +234,47 @@ class _Shared:
     encoded_segments: Int[Array, "batch kv_length"] | None = None
 
 
-class Encoder(nn.Module):
-    """Stack of self-attention layers."""
+class _Stack(nn.Module):
+    """What both stacks share. `run` is called in a compact method."""
 
     config: T5Config
     compute: compute_config.ComputeConfig
+
+    def run(
+        self,
+        layer: type["_Layer"],
+        num_layers: int,
+        x: Float[Array, "batch length d_model"],
+        segments: Int[Array, "batch length"],
+        *context: Any,
+        norm: str,
+        deterministic: bool,
+    ) -> Float[Array, "batch length d_model"]:
+        """Dropout, all layers, the last norm, dropout; `context` is the decoder's."""
+        config, compute = self.config, self.compute
+        drop = dropout.by_row(config.dropout_rate, deterministic)
+        x = drop(x)
+        x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
+        bias = None
+        if config.share_relative_bias:
+            bias = _relative_bias(config, compute, x.shape[1], causal=layer.causal)
+        x = stack.apply_layers(
+            layer,
+            x,
+            _Shared(segments, bias, *context),
+            num_layers=num_layers,
+            compute=compute,
+            config=config,
+            deterministic=deterministic,
+        )
+        x = _norm(config, compute, norm)(x)
+        x = drop(x)
+        self.sow("intermediates", "output", x)
+        return x
+
+
+class Encoder(_Stack):
+    """Stack of self-attention layers."""
 
     @nn.compact
     def __call__(
@@ -249,33 +285,19 @@ class Encoder(nn.Module):
         deterministic: bool,
     ) -> Float[Array, "batch length d_model"]:
         """Encodes embedded tokens."""
-        config, compute = self.config, self.compute
-        drop = dropout.by_row(config.dropout_rate, deterministic)
-        x = drop(x)
-        x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
-        bias = None
-        if config.share_relative_bias:
-            bias = _relative_bias(config, compute, x.shape[1], bidirectional=True)
-        x = stack.apply_layers(
+        return self.run(
             EncoderLayer,
+            self.config.num_layers,
             x,
-            _Shared(segments, bias),
-            num_layers=config.num_layers,
-            compute=compute,
-            config=config,
+            segments,
+            norm="encoder_norm",
             deterministic=deterministic,
         )
-        x = _norm(config, compute, "encoder_norm")(x)
-        x = drop(x)
-        self.sow("intermediates", "output", x)
-        return x
 
 
-class Decoder(nn.Module):
+class Decoder(_Stack):
     """Stack of causal self-attention and cross-attention layers, and the head."""
 
-    config: T5Config
-    compute: compute_config.ComputeConfig
     token_embedder: embeddings.TokenEmbedding
 
     @nn.compact
@@ -290,24 +312,16 @@ class Decoder(nn.Module):
     ) -> Float[Array, "batch length vocab"]:
         """Logits from embedded decoder inputs and the encoder's output."""
         config, compute = self.config, self.compute
-        drop = dropout.by_row(config.dropout_rate, deterministic)
-        x = drop(x)
-        x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
-        bias = None
-        if config.share_relative_bias:
-            bias = _relative_bias(config, compute, x.shape[1], bidirectional=False)
-        x = stack.apply_layers(
+        x = self.run(
             DecoderLayer,
+            config.num_decoder_layers,
             x,
-            _Shared(segments, bias, encoded, encoded_segments),
-            num_layers=config.num_decoder_layers,
-            compute=compute,
-            config=config,
+            segments,
+            encoded,
+            encoded_segments,
+            norm="decoder_norm",
             deterministic=deterministic,
         )
-        x = _norm(config, compute, "decoder_norm")(x)
-        x = drop(x)
-        self.sow("intermediates", "output", x)
         if config.tie_embeddings:
             # T5 1.0: unscaled, the table's deviation of 1 would make logits too large.
             logits = self.token_embedder.attend(x * config.d_model**-0.5)
@@ -323,63 +337,81 @@ class Decoder(nn.Module):
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
 
-class EncoderLayer(nn.Module):
+class _Layer(nn.Module):
+    """Blocks of both kinds of layers, each x + block(norm(x))."""
+
+    config: T5Config
+    compute: compute_config.ComputeConfig
+    deterministic: bool
+    causal: ClassVar[bool]
+
+    def attend_to_self(self, x, shared: _Shared, name: str):
+        """x + self-attention(norm(x))."""
+        bias = shared.bias
+        if bias is None:
+            bias = _relative_bias(
+                self.config, self.compute, x.shape[1], causal=self.causal
+            )
+        y = _norm(self.config, self.compute, f"pre_{name}_layer_norm")(x)
+        y = _attention(self.config, self.compute, self.deterministic, name)(
+            y,
+            y,
+            q_segments=shared.segments,
+            kv_segments=shared.segments,
+            causal=self.causal,
+            bias=bias,
+        )
+        return self.add(x, y)
+
+    def feed_forward(self, x, shared: _Shared):
+        """x + mlp(norm(x))."""
+        y = _norm(self.config, self.compute, "pre_mlp_layer_norm")(x)
+        y = mlp.MLP(
+            d_ff=self.config.d_ff,
+            activations=self.config.mlp_activations,
+            dropout_rate=self.config.dropout_rate,
+            deterministic=self.deterministic,
+            dtype=self.compute.dtype,
+            param_dtype=self.compute.param_dtype,
+            name="mlp",
+        )(y, shared.segments)
+        return self.add(x, y)
+
+    def add(self, x, y):
+        """x + dropout(y)."""
+        drop = dropout.by_row(self.config.dropout_rate, self.deterministic)
+        return nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
+
+
+class EncoderLayer(_Layer):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    config: T5Config
-    compute: compute_config.ComputeConfig
-    deterministic: bool
+    causal = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length d_model"], shared: _Shared):
         """One layer, with the signature that `layers.stack` expects."""
-        config, compute = self.config, self.compute
-        drop = dropout.by_row(config.dropout_rate, self.deterministic)
         self.sow("intermediates", "input", x)
-        bias = shared.bias
-        if bias is None:
-            bias = _relative_bias(config, compute, x.shape[1], bidirectional=True)
-        y = _norm(config, compute, "pre_attention_layer_norm")(x)
-        y = _attention(config, compute, self.deterministic, "attention")(
-            y,
-            y,
-            q_segments=shared.segments,
-            kv_segments=shared.segments,
-            bias=bias,
-        )
-        x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
-        y = _norm(config, compute, "pre_mlp_layer_norm")(x)
-        y = _mlp(config, compute, self.deterministic)(y, shared.segments)
-        x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
-        return x, None
+        x = self.attend_to_self(x, shared, "attention")
+        return self.feed_forward(x, shared), None
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(_Layer):
     """x + causal attention, x + cross-attention, x + mlp, each of norm(x)."""
 
-    config: T5Config
-    compute: compute_config.ComputeConfig
-    deterministic: bool
+    causal = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length d_model"], shared: _Shared):
         """One layer, with the signature that `layers.stack` expects."""
-        config, compute = self.config, self.compute
-        drop = dropout.by_row(config.dropout_rate, self.deterministic)
         self.sow("intermediates", "input", x)
-        bias = shared.bias
-        if bias is None:
-            bias = _relative_bias(config, compute, x.shape[1], bidirectional=False)
-        y = _norm(config, compute, "pre_self_attention_layer_norm")(x)
-        y = _attention(config, compute, self.deterministic, "self_attention")(
-            y,
-            y,
-            q_segments=shared.segments,
-            kv_segments=shared.segments,
-            causal=True,
-            bias=bias,
-        )
-        x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
+        x = self.attend_to_self(x, shared, "self_attention")
+        x = self.attend_to_encoded(x, shared)
+        return self.feed_forward(x, shared), None
+
+    def attend_to_encoded(self, x, shared: _Shared):
+        """x + cross-attention(norm(x))."""
+        config, compute = self.config, self.compute
         assert shared.encoded is not None and shared.encoded_segments is not None
         y = _norm(config, compute, "pre_cross_attention_layer_norm")(x)
         # No bias: T5 has no notion of distance between decoder and encoder positions.
@@ -391,11 +423,7 @@ class DecoderLayer(nn.Module):
             q_segments=shared.segments,
             kv_segments=shared.encoded_segments,
         )
-        x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
-        y = _norm(config, compute, "pre_mlp_layer_norm")(x)
-        y = _mlp(config, compute, self.deterministic)(y, shared.segments)
-        x = nn.with_logical_constraint(x + drop(y), _ACTIVATION_AXES)
-        return x, None
+        return self.add(x, y)
 
 
 def _norm(
@@ -428,32 +456,18 @@ def _attention(
     )
 
 
-def _mlp(
-    config: T5Config, compute: compute_config.ComputeConfig, deterministic: bool
-) -> mlp.MLP:
-    return mlp.MLP(
-        d_ff=config.d_ff,
-        activations=config.mlp_activations,
-        dropout_rate=config.dropout_rate,
-        deterministic=deterministic,
-        dtype=compute.dtype,
-        param_dtype=compute.param_dtype,
-        name="mlp",
-    )
-
-
 def _relative_bias(
     config: T5Config,
     compute: compute_config.ComputeConfig,
     length: int,
     *,
-    bidirectional: bool,
+    causal: bool,
 ):
     bias = relative_bias.RelativePositionBias(
         num_heads=config.num_heads,
         num_buckets=config.relative_num_buckets,
         max_distance=config.relative_max_distance,
-        bidirectional=bidirectional,
+        bidirectional=not causal,
         param_dtype=compute.param_dtype,
         name="relpos_bias",
     )(length, length)

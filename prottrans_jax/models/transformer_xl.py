@@ -11,43 +11,26 @@ a row, as elsewhere in this library.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 import numpy as np
 
 from prottrans_jax import types
 from prottrans_jax.config import setting_types
 from prottrans_jax.layers import compute as compute_config
-from prottrans_jax.layers import (
-    dropout,
-    embeddings,
-    mlp,
-    norms,
-    relative_attention,
-    stack,
-)
-from prottrans_jax.models import choices
-
-_ACTIVATION_AXES = ("batch", "length", "embed")
-_KERNEL_INIT = nn.initializers.normal(stddev=0.02)
+from prottrans_jax.layers import dropout, relative_attention, stack
+from prottrans_jax.models import choices, memory_models
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerXLConfig:
-    """Sizes and switches of a Transformer-XL.
+class TransformerXLConfig(memory_models.MemoryConfig):
+    """Sizes and switches of a Transformer-XL; see `memory_models.MemoryConfig`.
 
     Attributes:
-      vocab_size: Rows of the embedding table.
-      num_layers: Number of layers.
-      num_heads: Attention heads.
-      head_dim: Size of a head; num_heads * head_dim need not be d_model.
-      d_model: Width of the residual stream; even.
-      d_ff: Width of the MLP's hidden layer.
       mem_length: Number of positions in each layer's memory.
       clamp_length: Larger distances share the encoding of this one; 0 clamps none.
       same_length: Whether each query attends to the last `mem_length` positions only,
@@ -62,12 +45,6 @@ class TransformerXLConfig:
       norm_epsilon: Added to the variance in layer norm.
     """
 
-    vocab_size: int
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    d_model: int
-    d_ff: int
     mem_length: int
     clamp_length: int = 0
     same_length: bool = False
@@ -121,58 +98,20 @@ def init_params(
     compute: compute_config.ComputeConfig = compute_config.DEFAULT,
 ) -> types.Params:
     """Random parameters without boxes."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    model = TransformerXL(config, compute)
-    method = TransformerXL.__call__ if config.lm_head else TransformerXL.hidden
-    variables: Any = model.init(rng, tokens, deterministic=True, method=method)
-    return nn.unbox(variables["params"])
+    return memory_models.init_params(TransformerXL(config, compute), rng)
 
 
-class Output(NamedTuple):
-    """Output of a call.
-
-    Attributes:
-      values: Logits, float32, or the last hidden state.
-      memories: For the next call, [layers, batch, at most mem_length, d_model];
-        gradients are stopped.
-    """
-
-    values: Float[Array, "batch length features"]
-    memories: Float[Array, "layers batch new_length d_model"]
-
-
-class TransformerXL(nn.Module):
+class TransformerXL(memory_models.MemoryModel):
     """Causal language model with memories."""
 
     config: TransformerXLConfig
-    compute: compute_config.ComputeConfig = compute_config.DEFAULT
-    has_dot_product_attention: ClassVar[bool] = False
-    max_length: ClassVar[None] = None
 
     def setup(self):
         """Creates the embedding table, the stack and the head."""
-        config, compute = self.config, self.compute
-        compute.refuse_fused_attention("relative attention has no fused kernel")
-        self.token_embedder = embeddings.TokenEmbedding(
-            config.vocab_size,
-            config.d_model,
-            dtype=compute.dtype,
-            param_dtype=compute.param_dtype,
-            embedding_init=_KERNEL_INIT,
-            axes=("small_vocab", "embed"),
-        )
-        self.decoder = Decoder(config, compute)
-        if config.lm_head:
-            self.logits_bias = self.param(
-                "logits_bias",
-                nn.with_logical_partitioning(
-                    nn.initializers.zeros_init(), ("small_vocab",)
-                ),
-                (config.vocab_size,),
-                compute.param_dtype,
-            )
+        super().setup()
+        self.decoder = Decoder(self.config, self.compute)
 
-    def __call__(
+    def hidden(
         self,
         tokens: Int[Array, "batch length"],
         *,
@@ -180,8 +119,8 @@ class TransformerXL(nn.Module):
         memories: Float[Array, "layers batch mem_length d_model"] | None = None,
         memory_segments: Int[Array, "batch mem_length"] | None = None,
         deterministic: bool,
-    ) -> Output:
-        """Logits of the token after each position, and new memories.
+    ) -> memory_models.Output:
+        """The last hidden state, each position from those before it, and new memories.
 
         Args:
           tokens: Token ids.
@@ -193,34 +132,11 @@ class TransformerXL(nn.Module):
             (zeros) included, as in Hugging Face.
           deterministic: Whether dropout is off; if not, pass an rng named "dropout".
         """
-        x, memories = self.hidden(
-            tokens,
-            segment_ids=segment_ids,
-            memories=memories,
-            memory_segments=memory_segments,
-            deterministic=deterministic,
-        )
-        logits = self.token_embedder.attend(x) + self.logits_bias
-        logits = nn.with_logical_constraint(logits, ("batch", "length", "small_vocab"))
-        return Output(logits, memories)
-
-    def hidden(
-        self,
-        tokens: Int[Array, "batch length"],
-        *,
-        segment_ids: Int[Array, "batch length"] | None = None,
-        memories: Float[Array, "layers batch mem_length d_model"] | None = None,
-        memory_segments: Int[Array, "batch mem_length"] | None = None,
-        deterministic: bool,
-    ) -> Output:
-        """The last hidden state, and new memories; arguments as in `__call__`."""
-        config, compute = self.config, self.compute
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if memories is None:
-            shape = (config.num_layers, len(tokens), 0, config.d_model)
-            memories, memory_segments = jnp.zeros(shape, compute.dtype), None
-        x = self.token_embedder(tokens) * config.d_model**0.5
+            memories, memory_segments = self.no_memories(len(tokens)), None
+        x = self.token_embedder(tokens) * self.config.d_model**0.5
         return self.decoder(
             x,
             segment_ids.astype(jnp.int32),
@@ -228,25 +144,6 @@ class TransformerXL(nn.Module):
             memory_segments,
             deterministic=deterministic,
         )
-
-    def encode(
-        self,
-        tokens: Int[Array, "batch length"],
-        mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
-        *,
-        deterministic: bool = True,
-    ) -> Float[Array, "batch length d_model"]:
-        """Representations of all positions, each from itself and those before it.
-
-        Args:
-          tokens: Token ids.
-          mask: True at real positions, or segment ids (0 is padding) for packed rows.
-          deterministic: Whether dropout is off.
-        """
-        out = self.hidden(
-            tokens, segment_ids=mask.astype(jnp.int32), deterministic=deterministic
-        )
-        return out.values
 
 
 @struct.dataclass
@@ -272,11 +169,11 @@ class Decoder(nn.Module):
         memory_segments: Int[Array, "batch mem_length"] | None,
         *,
         deterministic: bool,
-    ) -> Output:
+    ) -> memory_models.Output:
         """Runs embedded tokens through all layers."""
         config, compute = self.config, self.compute
         drop = dropout.by_row(config.dropout_rate, deterministic)
-        x = nn.with_logical_constraint(drop(x), _ACTIVATION_AXES)
+        x = nn.with_logical_constraint(drop(x), memory_models.ACTIVATION_AXES)
         biases = None
         if config.shared_biases:
             biases = relative_attention.global_biases(
@@ -300,7 +197,7 @@ class Decoder(nn.Module):
         )
         x = drop(x)
         self.sow("intermediates", "output", x)
-        return Output(x, memories)
+        return memory_models.Output(x, memories)
 
     def _surroundings(
         self, length, mem_length, segments, memory_segments, deterministic
@@ -324,12 +221,10 @@ class Decoder(nn.Module):
         return relative_attention.Surroundings(mask, encoding[None], segments=segments)
 
 
-class Layer(nn.Module):
+class Layer(memory_models.MemoryLayer):
     """Post-norm: norm(x + attention(x)), then norm(x + mlp(x))."""
 
     config: TransformerXLConfig
-    compute: compute_config.ComputeConfig
-    deterministic: bool
 
     @nn.compact
     def __call__(
@@ -339,48 +234,25 @@ class Layer(nn.Module):
         memory: Float[Array, "batch mem_length d_model"],
     ):
         """One layer, with the signature that `layers.stack` expects."""
-        config, compute = self.config, self.compute
+        config = self.config
         drop = dropout.by_row(config.dropout_rate, self.deterministic)
         self.sow("intermediates", "input", x)
         new_memory = relative_attention.remember(memory, x, config.mem_length)
 
-        def norm(name):
-            return norms.LayerNorm(
-                config.norm_epsilon,
-                dtype=compute.dtype,
-                param_dtype=compute.param_dtype,
-                name=name,
-            )
-
-        attention_norm = norm("attention_layer_norm")
+        attention_norm = self.norm("attention_layer_norm")
         context = jnp.concatenate([memory.astype(x.dtype), x], axis=1)
         if config.pre_norm:
             context = attention_norm(context)
-        y = relative_attention.RelativeAttention(
-            num_heads=config.num_heads,
-            head_dim=config.head_dim,
-            dropout_rate=config.attention_dropout_rate,
-            deterministic=self.deterministic,
-            kernel_init=_KERNEL_INIT,
-            block_size=compute.block_size,
-            dtype=compute.dtype,
-            param_dtype=compute.param_dtype,
-            name="attention",
-        )(context[:, memory.shape[1] :], context, shared.surroundings, shared.biases)
+        y = self.attention(config.attention_dropout_rate)(
+            context[:, memory.shape[1] :], context, shared.surroundings, shared.biases
+        )
         x = x + drop(y) if config.pre_norm else attention_norm(x, drop(y))
-        x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
+        x = nn.with_logical_constraint(x, memory_models.ACTIVATION_AXES)
 
-        mlp_norm = norm("mlp_layer_norm")
-        y = mlp.MLP(
-            d_ff=config.d_ff,
-            activations=("relu",),
-            dropout_rate=config.dropout_rate,
-            deterministic=self.deterministic,
-            dtype=compute.dtype,
-            param_dtype=compute.param_dtype,
-            use_bias=True,
-            kernel_init=_KERNEL_INIT,
-            name="mlp",
-        )(mlp_norm(x) if config.pre_norm else x, shared.surroundings.segments)
+        mlp_norm = self.norm("mlp_layer_norm")
+        y = self.mlp("relu")(
+            mlp_norm(x) if config.pre_norm else x, shared.surroundings.segments
+        )
         x = x + drop(y) if config.pre_norm else mlp_norm(x, drop(y))
-        return nn.with_logical_constraint(x, _ACTIVATION_AXES), new_memory
+        x = nn.with_logical_constraint(x, memory_models.ACTIVATION_AXES)
+        return x, new_memory

@@ -12,7 +12,6 @@ a row, as elsewhere in this library.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -22,31 +21,15 @@ import numpy as np
 
 from prottrans_jax import types
 from prottrans_jax.layers import compute as compute_config
-from prottrans_jax.layers import (
-    dropout,
-    embeddings,
-    mlp,
-    norms,
-    relative_attention,
-    stack,
-)
-from prottrans_jax.models import choices
-
-_ACTIVATION_AXES = ("batch", "length", "embed")
-_INIT = nn.initializers.normal(stddev=0.02)
+from prottrans_jax.layers import dropout, mlp, relative_attention, stack
+from prottrans_jax.models import choices, memory_models
 
 
 @dataclasses.dataclass(frozen=True)
-class XLNetConfig:
-    """Sizes and switches of an XLNet.
+class XLNetConfig(memory_models.MemoryConfig):
+    """Sizes and switches of an XLNet; see `memory_models.MemoryConfig`.
 
     Attributes:
-      vocab_size: Rows of the embedding table.
-      num_layers: Number of layers.
-      num_heads: Attention heads.
-      head_dim: Size of a head; num_heads * head_dim need not be d_model.
-      d_model: Width of the residual stream; even.
-      d_ff: Width of the MLP's hidden layer.
       mem_length: Number of positions in each layer's memory; 0 turns memories off.
       reuse_length: Only the first positions of a row, this many, enter the memory; 0
         means all. (In the original's pre-training, rows overlap by the others.)
@@ -62,12 +45,6 @@ class XLNetConfig:
       norm_epsilon: Added to the variance in layer norm.
     """
 
-    vocab_size: int
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    d_model: int
-    d_ff: int
     mem_length: int = 0
     reuse_length: int = 0
     activation: str = "gelu_exact"
@@ -110,78 +87,26 @@ def init_params(
     compute: compute_config.ComputeConfig = compute_config.DEFAULT,
 ) -> types.Params:
     """Random parameters without boxes."""
-    tokens = jnp.zeros((2, 1), jnp.int32)
-    model = XLNet(config, compute)
-    method = XLNet.__call__ if config.lm_head else XLNet.hidden
-    variables: Any = model.init(rng, tokens, deterministic=True, method=method)
-    return nn.unbox(variables["params"])
+    return memory_models.init_params(XLNet(config, compute), rng)
 
 
-class Output(NamedTuple):
-    """Output of a call.
-
-    Attributes:
-      values: Logits, float32, or the last hidden state; from the query stream if there
-        are targets, else from the content stream.
-      memories: For the next call, [layers, batch, at most mem_length, d_model];
-        gradients are stopped.
-    """
-
-    values: Float[Array, "batch outputs features"]
-    memories: Float[Array, "layers batch new_length d_model"]
-
-
-class XLNet(nn.Module):
+class XLNet(memory_models.MemoryModel):
     """Permutation language model."""
 
     config: XLNetConfig
-    compute: compute_config.ComputeConfig = compute_config.DEFAULT
-    has_dot_product_attention: ClassVar[bool] = False
-    max_length: ClassVar[None] = None
 
     def setup(self):
         """Creates the embedding table, the mask embedding, the stack and the head."""
         config, compute = self.config, self.compute
-        compute.refuse_fused_attention("relative attention has no fused kernel")
-        self.token_embedder = embeddings.TokenEmbedding(
-            config.vocab_size,
-            config.d_model,
-            dtype=compute.dtype,
-            param_dtype=compute.param_dtype,
-            embedding_init=_INIT,
-            axes=("small_vocab", "embed"),
-        )
+        # Before the bias of the logits: parameters are drawn in this order.
         self.mask_embedding = self.param(
             "mask_embedding",
-            nn.with_logical_partitioning(_INIT, ("embed",)),
+            nn.with_logical_partitioning(memory_models.KERNEL_INIT, ("embed",)),
             (config.d_model,),
             compute.param_dtype,
         )
+        super().setup()
         self.encoder = Encoder(config, compute)
-        if config.lm_head:
-            self.logits_bias = self.param(
-                "logits_bias",
-                nn.with_logical_partitioning(
-                    nn.initializers.zeros_init(), ("small_vocab",)
-                ),
-                (config.vocab_size,),
-                compute.param_dtype,
-            )
-
-    def __call__(
-        self, tokens: Int[Array, "batch length"], *, deterministic: bool, **inputs: Any
-    ) -> Output:
-        """Logits at the targets; at every position if there are no targets.
-
-        Args:
-          tokens: Token ids.
-          deterministic: Whether dropout is off; if not, pass an rng named "dropout".
-          **inputs: Other arguments of `hidden`.
-        """
-        x, memories = self.hidden(tokens, deterministic=deterministic, **inputs)
-        logits = self.token_embedder.attend(x) + self.logits_bias
-        logits = nn.with_logical_constraint(logits, ("batch", "length", "small_vocab"))
-        return Output(logits, memories)
 
     def hidden(
         self,
@@ -196,7 +121,7 @@ class XLNet(nn.Module):
         memories: Float[Array, "layers batch mem_length d_model"] | None = None,
         memory_segments: Int[Array, "batch mem_length"] | None = None,
         deterministic: bool,
-    ) -> Output:
+    ) -> memory_models.Output:
         """Last hidden state at the targets; at every position if there are none.
 
         Args:
@@ -218,12 +143,11 @@ class XLNet(nn.Module):
             Face.
           deterministic: Whether dropout is off; if not, pass an rng named "dropout".
         """
-        config, compute = self.config, self.compute
+        config = self.config
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if memories is None:
-            shape = (config.num_layers, len(tokens), 0, config.d_model)
-            memories, memory_segments = jnp.zeros(shape, compute.dtype), None
+            memories, memory_segments = self.no_memories(len(tokens)), None
         if target_mapping is not None:
             if target_positions is not None:
                 raise ValueError("Give target_positions or target_mapping, not both.")
@@ -262,26 +186,7 @@ class XLNet(nn.Module):
         )
         if target_positions is not None:
             x = x[:, tokens.shape[1] :]
-        return Output(x, memories)
-
-    def encode(
-        self,
-        tokens: Int[Array, "batch length"],
-        mask: Bool[Array, "batch length"] | Int[Array, "batch length"],
-        *,
-        deterministic: bool = True,
-    ) -> Float[Array, "batch length d_model"]:
-        """Representations of all positions.
-
-        Args:
-          tokens: Token ids.
-          mask: True at real positions, or segment ids (0 is padding) for packed rows.
-          deterministic: Whether dropout is off.
-        """
-        out = self.hidden(
-            tokens, segment_ids=mask.astype(jnp.int32), deterministic=deterministic
-        )
-        return out.values
+        return memory_models.Output(x, memories)
 
 
 def _order(perm_mask, ranks):
@@ -344,11 +249,11 @@ class Encoder(nn.Module):
         *,
         segments: Int[Array, "batch queries"] | None = None,
         deterministic: bool,
-    ) -> Output:
+    ) -> memory_models.Output:
         """Runs embedded tokens and queries through all layers."""
         config, compute = self.config, self.compute
         drop = dropout.by_row(config.dropout_rate, deterministic)
-        x = nn.with_logical_constraint(drop(x), _ACTIVATION_AXES)
+        x = nn.with_logical_constraint(drop(x), memory_models.ACTIVATION_AXES)
         mem_length = memories.shape[2]
         length = mask.shape[-1] - mem_length
         distance = relative_attention.distances(
@@ -378,15 +283,13 @@ class Encoder(nn.Module):
         )
         x = drop(x)
         self.sow("intermediates", "output", x)
-        return Output(x, memories)
+        return memory_models.Output(x, memories)
 
 
-class Layer(nn.Module):
+class Layer(memory_models.MemoryLayer):
     """norm(x + attention(x)), then norm(x + mlp(x)), for both streams at once."""
 
     config: XLNetConfig
-    compute: compute_config.ComputeConfig
-    deterministic: bool
 
     @nn.compact
     def __call__(
@@ -396,7 +299,7 @@ class Layer(nn.Module):
         memory: Float[Array, "batch mem_length d_model"],
     ):
         """One layer, with the signature that `layers.stack` expects."""
-        config, compute = self.config, self.compute
+        config = self.config
         drop = dropout.by_row(config.dropout_rate, self.deterministic)
         self.sow("intermediates", "input", x)
         length = surroundings.mask.shape[-1] - memory.shape[1]
@@ -404,43 +307,13 @@ class Layer(nn.Module):
         new_memory = relative_attention.remember(
             memory, content[:, : config.reuse_length or None], config.mem_length
         )
-
-        def norm(name):
-            return norms.LayerNorm(
-                config.norm_epsilon,
-                dtype=compute.dtype,
-                param_dtype=compute.param_dtype,
-                name=name,
-            )
-
-        y = relative_attention.RelativeAttention(
-            num_heads=config.num_heads,
-            head_dim=config.head_dim,
-            dropout_rate=config.dropout_rate,
-            deterministic=self.deterministic,
-            token_types=True,
-            kernel_init=_INIT,
-            block_size=compute.block_size,
-            dtype=compute.dtype,
-            param_dtype=compute.param_dtype,
-            name="attention",
-        )(
-            x,
-            jnp.concatenate([memory.astype(x.dtype), content], axis=1),
-            surroundings,
+        context = jnp.concatenate([memory.astype(x.dtype), content], axis=1)
+        y = self.attention(config.dropout_rate, token_types=True)(
+            x, context, surroundings
         )
-        x = norm("attention_layer_norm")(x, drop(y))
-        x = nn.with_logical_constraint(x, _ACTIVATION_AXES)
-        y = mlp.MLP(
-            d_ff=config.d_ff,
-            activations=(config.activation,),
-            dropout_rate=config.dropout_rate,
-            deterministic=self.deterministic,
-            dtype=compute.dtype,
-            param_dtype=compute.param_dtype,
-            use_bias=True,
-            kernel_init=_INIT,
-            name="mlp",
-        )(x, surroundings.segments)
-        x = norm("mlp_layer_norm")(x, drop(y))
-        return nn.with_logical_constraint(x, _ACTIVATION_AXES), new_memory
+        x = self.norm("attention_layer_norm")(x, drop(y))
+        x = nn.with_logical_constraint(x, memory_models.ACTIVATION_AXES)
+        y = self.mlp(config.activation)(x, surroundings.segments)
+        x = self.norm("mlp_layer_norm")(x, drop(y))
+        x = nn.with_logical_constraint(x, memory_models.ACTIVATION_AXES)
+        return x, new_memory

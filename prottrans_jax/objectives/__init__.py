@@ -5,6 +5,7 @@
   replaced_token_detection    ELECTRA
   permutation_lm              XLNet
   causal_lm                   Transformer-XL
+  objective                   their base class: initial parameters, a pass of the model
   losses                      losses per position, not reduced
 
 May import models and types.

@@ -8,17 +8,16 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from prottrans_jax import types
 from prottrans_jax.models import transformer_xl
-from prottrans_jax.objectives import losses
+from prottrans_jax.objectives import losses, objective
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalLM:
+class CausalLM(objective.Objective):
     """Mean cross entropy of the next token, over the whole batch.
 
     Attributes:
@@ -32,83 +31,30 @@ class CausalLM:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Features of a batch that are used, all [rows, length]."""
-        return (
-            "input_tokens",
-            "target_tokens",
-            "loss_weights",
-            "segment_ids",
-            "positions",
-        )
-
-    def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any]) -> types.Params:
-        """Parameters, boxed with their logical axis names.
-
-        Args:
-          rng: Key of the random draws.
-          batch_shapes: Shape, or an object with a `shape`, of each feature.
-        """
-        tokens = jnp.zeros(types.shape_of(batch_shapes["input_tokens"]), jnp.int32)
-        return self.model.init(rng, tokens, deterministic=True)["params"]
+        """See `objective.Objective.features`."""
+        return (*objective.TOKEN_FEATURES, "segment_ids", "positions")
 
     def initial_carry(self, batch_size: int) -> types.Carry:
         """Empty memories; see `empty_memories`."""
         return empty_memories(self.model, batch_size)
 
-    def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
-        """Sum of the loss weights that `__call__` divides by; additive over batches."""
-        return {"targets": losses.total(batch["loss_weights"])}
-
-    def __call__(
-        self,
-        params: types.Params,
-        batch: types.Batch,
-        normalizers: Mapping[str, Float[Array, ""]],
-        carry: types.Carry,
-        rng: jax.Array,
-        *,
-        train: bool,
-    ) -> tuple[Float[Array, ""], tuple[types.Metrics, types.Carry]]:
-        """Loss of a batch or microbatch, its metrics, and the next carry.
-
-        Args:
-          params: Parameters (no boxes).
-          batch: The features.
-          normalizers: Normalizers of the whole batch: losses and gradients of its
-            microbatches then add up to those of the batch.
-          carry: Memories of the same rows after the previous batch.
-          rng: Key of the dropout.
-          train: Whether dropout is on.
-
-        Returns:
-          The loss divided by the normalizers, and (metrics, carry). Losses among the
-          metrics are in nats.
-        """
+    def loss(self, step: objective.Step, batch: types.Batch) -> objective.Outcome:
+        """See `objective.Objective.__call__`; the carry holds the memories."""
         segments = batch["segment_ids"]
         if self.attend_across_proteins:
             segments = (segments > 0).astype(jnp.int32)
-        out: Any = self.model.apply(
-            {"params": params},
-            batch["input_tokens"],
-            segment_ids=segments,
-            **memory_inputs(carry),
-            deterministic=not train,
-            rngs={"dropout": rng} if train else None,
+        out = step.apply(
+            batch["input_tokens"], segment_ids=segments, **memory_inputs(step.carry)
         )
         entropy = losses.softmax_cross_entropy(out.values, batch["target_tokens"])
         weights = batch["loss_weights"].astype(jnp.float32)
         metrics = token_metrics(entropy, weights)
-        loss = losses.divide(metrics["loss"][0], normalizers["targets"])
+        loss = losses.divide(metrics["loss"][0], step.normalizers["targets"])
         metrics |= row_metrics(batch, special_tokens=1)  # <eos>
-        return loss, (metrics, advance(carry, out.memories, segments))
+        return loss, (metrics, advance(step.carry, out.memories, segments))
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
-        """Model FLOPs of one training step on a batch of these shapes.
-
-        A multiply-add of a matrix product counts as 2, a backward pass as two forward
-        passes. Attention scores count in full (causal halves included); recomputation
-        does not count.
-        """
+        """See `objective.Objective.flops`."""
         rows, length = types.shape_of(batch_shapes["input_tokens"])
         return 3.0 * rows * transformer_xl.forward_flops(self.model.config, length)
 
@@ -171,8 +117,8 @@ def token_metrics(
     entropy: losses.CrossEntropy, weights: Float[Array, "*positions"]
 ) -> types.Metrics:
     """Loss and accuracy. `corrupted_loss` equals `loss`: every target is hidden."""
-    loss = losses.total(entropy.nll * weights), losses.total(weights)
-    accuracy = losses.total(entropy.correct * weights), losses.total(weights)
+    loss = losses.weighted(entropy.nll, weights)
+    accuracy = losses.weighted(entropy.correct, weights)
     return {"loss": loss, "accuracy": accuracy, "corrupted_loss": loss}
 
 

@@ -15,11 +15,11 @@ from prottrans_jax import types
 from prottrans_jax.config import setting_types
 from prottrans_jax.data.corruption import position_kinds
 from prottrans_jax.models import t5
-from prottrans_jax.objectives import losses
+from prottrans_jax.objectives import losses, objective
 
 
 @dataclasses.dataclass(frozen=True)
-class Denoising:
+class Denoising(objective.Objective):
     """Mean cross entropy of the decoder's targets, over the whole batch.
 
     Attributes:
@@ -52,62 +52,27 @@ class Denoising:
         )
 
     def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any]) -> types.Params:
-        """Parameters, boxed with their logical axis names.
-
-        Args:
-          rng: Key of the random draws.
-          batch_shapes: Shape, or an object with a `shape`, of each feature.
-        """
-        inputs = jnp.zeros(
-            types.shape_of(batch_shapes["encoder_input_tokens"]), jnp.int32
-        )
-        targets = jnp.zeros(
-            types.shape_of(batch_shapes["decoder_input_tokens"]), jnp.int32
+        """See `objective.Objective.init`."""
+        inputs, targets = (
+            objective.zeros_like_feature(batch_shapes, name)
+            for name in ("encoder_input_tokens", "decoder_input_tokens")
         )
         return self.model.init(rng, inputs, targets, deterministic=True)["params"]
-
-    def initial_carry(self, batch_size: int) -> types.Carry:
-        """Empty: nothing is carried from step to step."""
-        del batch_size
-        return ()
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
         """Sum of the loss weights that `__call__` divides by; additive over batches."""
         return {"targets": losses.total(batch["decoder_loss_weights"])}
 
-    def __call__(
-        self,
-        params: types.Params,
-        batch: types.Batch,
-        normalizers: Mapping[str, Float[Array, ""]],
-        carry: types.Carry,
-        rng: jax.Array,
-        *,
-        train: bool,
-    ) -> tuple[Float[Array, ""], tuple[types.Metrics, types.Carry]]:
-        """Loss of a batch or microbatch, and its metrics.
+    def loss(self, step: objective.Step, batch: types.Batch) -> objective.Outcome:
+        """See `objective.Objective.__call__`.
 
-        Args:
-          params: Parameters (no boxes).
-          batch: The features.
-          normalizers: Normalizers of the whole batch: losses and gradients of its
-            microbatches then add up to those of the batch.
-          carry: Returned unchanged.
-          rng: Key of the dropout.
-          train: Whether dropout is on.
-
-        Returns:
-          The loss divided by the normalizers, and (metrics, carry). Losses among the
-          metrics are plain cross entropies in nats, without smoothing or z-loss.
+        Losses among the metrics are without smoothing and z-loss.
         """
-        logits: Any = self.model.apply(
-            {"params": params},
+        logits = step.apply(
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
             encoder_segment_ids=batch["encoder_segment_ids"],
             decoder_segment_ids=batch["decoder_segment_ids"],
-            deterministic=not train,
-            rngs={"dropout": rng} if train else None,
         )
         entropy = losses.softmax_cross_entropy(
             logits,
@@ -118,7 +83,7 @@ class Denoising:
         weights = batch["decoder_loss_weights"].astype(jnp.float32)
         # A batch without targets has loss 0, not NaN.
         loss = losses.divide(
-            losses.total(entropy.loss * weights), normalizers["targets"]
+            losses.total(entropy.loss * weights), step.normalizers["targets"]
         )
 
         corrupted = batch["decoder_corrupted"]
@@ -135,10 +100,7 @@ class Denoising:
         }
         if self.z_loss:
             pairs["z_loss"] = (entropy.z_loss, weights)
-        metrics = {
-            name: (losses.total(value * weight), losses.total(weight))
-            for name, (value, weight) in pairs.items()
-        }
+        metrics = {name: losses.weighted(*pair) for name, pair in pairs.items()}
         encoder, decoder = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
         metrics["real_token_fraction"] = (
             losses.total(encoder > 0) + losses.total(decoder > 0),
@@ -150,15 +112,10 @@ class Denoising:
             losses.total(encoder > 0) - num_segments,
             jnp.float32(0.0),
         )
-        return loss, (metrics, carry)
+        return loss, (metrics, step.carry)
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
-        """Model FLOPs of one training step on a batch of these shapes.
-
-        A multiply-add of a matrix product counts as 2, a backward pass as two forward
-        passes. Attention scores count in full (causal halves included); recomputation
-        does not count.
-        """
+        """See `objective.Objective.flops`."""
         rows, length = types.shape_of(batch_shapes["encoder_input_tokens"])
         _, target_length = types.shape_of(batch_shapes["decoder_input_tokens"])
         return 3.0 * rows * t5.forward_flops(self.model.config, length, target_length)

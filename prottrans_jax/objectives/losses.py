@@ -74,6 +74,14 @@ def sigmoid_cross_entropy(
     return jax.nn.softplus(jnp.where(labels, -logits, logits))
 
 
+def weighted(
+    values: Float[Array, "*positions"] | Bool[Array, "*positions"],
+    weights: Float[Array, "*positions"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """A metric: the weighted sum of the values, and the sum of the weights."""
+    return total(values * weights), total(weights)
+
+
 def total(values: jax.Array) -> Float[Array, ""]:
     """Sum, float32."""
     return jnp.sum(values.astype(jnp.float32))

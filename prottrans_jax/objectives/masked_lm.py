@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -15,10 +14,12 @@ from prottrans_jax import types
 from prottrans_jax.config import setting_types
 from prottrans_jax.data.corruption import position_kinds
 from prottrans_jax.models import albert, bert, electra
-from prottrans_jax.objectives import losses
+from prottrans_jax.objectives import losses, objective
 
 # Inputs of BERT-like encoders besides the tokens, by the names of their arguments.
 MODEL_FEATURES = ("segment_ids", "positions", "token_types")
+# Features of objectives that predict hidden tokens with such an encoder.
+FEATURES = (*objective.TOKEN_FEATURES, "corrupted", *MODEL_FEATURES)
 _FORWARD_FLOPS: Mapping[type, Callable[..., float]] = {
     bert.BertConfig: bert.forward_flops,
     albert.AlbertConfig: albert.forward_flops,
@@ -27,7 +28,7 @@ _FORWARD_FLOPS: Mapping[type, Callable[..., float]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM:
+class MaskedLM(objective.Objective):
     """Mean cross entropy of the predicted tokens, over the whole batch.
 
     Attributes:
@@ -55,111 +56,45 @@ class MaskedLM:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Features of a batch that are used, all [rows, length]."""
+        """See `objective.Objective.features`."""
         order = ("order_targets", "order_weights")
-        return (
-            "input_tokens",
-            "target_tokens",
-            "loss_weights",
-            "corrupted",
-            *MODEL_FEATURES,
-            *(order if self.sentence_order_weight else ()),
-        )
-
-    def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any]) -> types.Params:
-        """Parameters, boxed with their logical axis names.
-
-        Args:
-          rng: Key of the random draws.
-          batch_shapes: Shape, or an object with a `shape`, of each feature.
-        """
-        return boxed_params(self.model, rng, batch_shapes)
-
-    def initial_carry(self, batch_size: int) -> types.Carry:
-        """Empty: nothing is carried from step to step."""
-        del batch_size
-        return ()
+        return (*FEATURES, *(order if self.sentence_order_weight else ()))
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
-        """Sums of weights, which `__call__` divides by; additive over batches."""
-        sums = {"targets": losses.total(batch["loss_weights"])}
+        """Sums of weights, which `loss` divides by; additive over batches."""
+        sums = super().normalizers(batch)
         if self.sentence_order_weight:
             sums["pairs"] = losses.total(batch["order_weights"])
         return sums
 
-    def __call__(
-        self,
-        params: types.Params,
-        batch: types.Batch,
-        normalizers: Mapping[str, Float[Array, ""]],
-        carry: types.Carry,
-        rng: jax.Array,
-        *,
-        train: bool,
-    ) -> tuple[Float[Array, ""], tuple[types.Metrics, types.Carry]]:
-        """Loss of a batch or microbatch, and its metrics.
+    def loss(self, step: objective.Step, batch: types.Batch) -> objective.Outcome:
+        """See `objective.Objective.__call__`.
 
-        Args:
-          params: Parameters (no boxes).
-          batch: The features.
-          normalizers: Normalizers of the whole batch: losses and gradients of its
-            microbatches then add up to those of the batch.
-          carry: Returned unchanged.
-          rng: Key of the dropout.
-          train: Whether dropout is on.
-
-        Returns:
-          The loss divided by the normalizers, and (metrics, carry). The metric `loss`
-          is the loss of tokens only, in nats.
+        The metric `loss` is the loss of tokens only.
         """
-        outputs: Any = self.model.apply(
-            {"params": params},
-            batch["input_tokens"],
-            **context_of(batch),
-            deterministic=not train,
-            rngs={"dropout": rng} if train else None,
-        )
+        outputs = step.apply(batch["input_tokens"], **context_of(batch))
         summed, metrics = token_loss(outputs.logits, batch)
-        loss = losses.divide(summed, normalizers["targets"])
+        loss = losses.divide(summed, step.normalizers["targets"])
         if self.sentence_order_weight:
             weights = batch["order_weights"].astype(jnp.float32)
             order = losses.softmax_cross_entropy(
                 outputs.order_logits, batch["order_targets"]
             )
-            metrics["order_loss"] = (
-                losses.total(order.nll * weights),
-                losses.total(weights),
-            )
-            metrics["order_accuracy"] = (
-                losses.total(order.correct * weights),
-                losses.total(weights),
-            )
+            metrics["order_loss"] = losses.weighted(order.nll, weights)
+            metrics["order_accuracy"] = losses.weighted(order.correct, weights)
             loss += self.sentence_order_weight * losses.divide(
-                metrics["order_loss"][0], normalizers["pairs"]
+                metrics["order_loss"][0], step.normalizers["pairs"]
             )
-        return loss, (metrics | row_metrics(batch), carry)
+        return loss, (metrics | row_metrics(batch), step.carry)
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
-        """Model FLOPs of one training step on a batch of these shapes.
-
-        A multiply-add of a matrix product counts as 2, a backward pass as two forward
-        passes. Attention scores and heads count at every position; recomputation does
-        not count.
-        """
+        """See `objective.Objective.flops`."""
         rows, length = types.shape_of(batch_shapes["input_tokens"])
         config = self.model.config
         return 3.0 * rows * _FORWARD_FLOPS[type(config)](config, length)
 
 
 # Shared with replaced-token detection:
-
-
-def boxed_params(
-    model: Any, rng: jax.Array, batch_shapes: Mapping[str, Any]
-) -> types.Params:
-    """Parameters of a model that takes tokens, boxed; see `MaskedLM.init`."""
-    tokens = jnp.zeros(types.shape_of(batch_shapes["input_tokens"]), jnp.int32)
-    return model.init(rng, tokens)["params"]
 
 
 def context_of(batch: types.Batch) -> dict[str, Any]:
@@ -185,10 +120,7 @@ def token_loss(
         "kept_loss": (entropy.nll, weights * (corrupted == position_kinds.KEPT)),
         "corrupted_loss": (entropy.nll, weights * (corrupted > 0)),
     }
-    metrics = {
-        name: (losses.total(value * weight), losses.total(weight))
-        for name, (value, weight) in pairs.items()
-    }
+    metrics = {name: losses.weighted(*pair) for name, pair in pairs.items()}
     return metrics["loss"][0], metrics
 
 

@@ -15,18 +15,17 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from prottrans_jax import types
 from prottrans_jax.config import setting_types
 from prottrans_jax.models import xlnet
-from prottrans_jax.objectives import causal_lm, losses
+from prottrans_jax.objectives import causal_lm, losses, objective
 
 
 @dataclasses.dataclass(frozen=True)
-class PermutationLM:
+class PermutationLM(objective.Objective):
     """Mean cross entropy of the predicted tokens, over the whole batch.
 
     Attributes:
@@ -52,27 +51,9 @@ class PermutationLM:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Features of a batch that are used, all [rows, length]."""
-        return (
-            "input_tokens",
-            "target_tokens",
-            "loss_weights",
-            "segment_ids",
-            "positions",
-            "token_types",
-            "factorization_ranks",
-        )
-
-    def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any]) -> types.Params:
-        """Parameters, boxed with their logical axis names.
-
-        Args:
-          rng: Key of the random draws.
-          batch_shapes: Shape, or an object with a `shape`, of each feature.
-        """
-        shape = types.shape_of(batch_shapes["input_tokens"])
-        tokens = jnp.zeros(shape, jnp.int32)
-        return self.model.init(rng, tokens, deterministic=True)["params"]
+        """See `objective.Objective.features`."""
+        context = ("segment_ids", "positions", "token_types", "factorization_ranks")
+        return (*objective.TOKEN_FEATURES, *context)
 
     def initial_carry(self, batch_size: int) -> types.Carry:
         """Empty memories; `()` if `memories` is False."""
@@ -93,31 +74,8 @@ class PermutationLM:
         within = jnp.cumsum(weights > 0, axis=1) <= self.max_targets
         return jnp.where(within, weights, 0.0), jnp.where(within, 0.0, weights)
 
-    def __call__(
-        self,
-        params: types.Params,
-        batch: types.Batch,
-        normalizers: Mapping[str, Float[Array, ""]],
-        carry: types.Carry,
-        rng: jax.Array,
-        *,
-        train: bool,
-    ) -> tuple[Float[Array, ""], tuple[types.Metrics, types.Carry]]:
-        """Loss of a batch or microbatch, its metrics, and the next carry.
-
-        Args:
-          params: Parameters (no boxes).
-          batch: The features.
-          normalizers: Normalizers of the whole batch: losses and gradients of its
-            microbatches then add up to those of the batch.
-          carry: Memories of the same rows after the previous batch, or `()`.
-          rng: Key of the dropout.
-          train: Whether dropout is on.
-
-        Returns:
-          The loss divided by the normalizers, and (metrics, carry). Losses among the
-          metrics are in nats.
-        """
+    def loss(self, step: objective.Step, batch: types.Batch) -> objective.Outcome:
+        """See `objective.Objective.__call__`; the carry holds memories, if any."""
         weights, left_out = self._split_weights(batch)
         segments = batch["segment_ids"]
         length = segments.shape[1]
@@ -129,21 +87,18 @@ class PermutationLM:
             return jnp.take_along_axis(values, positions, axis=1)
 
         weights = at_targets(weights)
-        out: Any = self.model.apply(
-            {"params": params},
+        out = step.apply(
             batch["input_tokens"],
             segment_ids=segments,
             token_types=batch["token_types"],
             factorization_ranks=batch["factorization_ranks"],
             target_positions=jnp.where(weights > 0, positions, -1),
-            **causal_lm.memory_inputs(carry),
-            deterministic=not train,
-            rngs={"dropout": rng} if train else None,
+            **causal_lm.memory_inputs(step.carry),
         )
         targets = at_targets(batch["target_tokens"])
         entropy = losses.softmax_cross_entropy(out.values, targets)
         metrics = causal_lm.token_metrics(entropy, weights)
-        loss = losses.divide(metrics["loss"][0], normalizers["targets"])
+        loss = losses.divide(metrics["loss"][0], step.normalizers["targets"])
         if self.max_targets is not None:
             num_left_out = losses.total(left_out > 0)
             metrics["targets_left_out"] = (
@@ -152,14 +107,10 @@ class PermutationLM:
             )
         metrics |= causal_lm.row_metrics(batch, special_tokens=2)  # <sep> <cls>
         remembered = segments[:, : self.model.config.reuse_length or None]
-        return loss, (metrics, causal_lm.advance(carry, out.memories, remembered))
+        return loss, (metrics, causal_lm.advance(step.carry, out.memories, remembered))
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
-        """Model FLOPs of one training step on a batch of these shapes.
-
-        A multiply-add of a matrix product counts as 2, a backward pass as two forward
-        passes. Attention scores count in full; recomputation does not count.
-        """
+        """See `objective.Objective.flops`."""
         rows, length = types.shape_of(batch_shapes["input_tokens"])
         targets = length if self.max_targets is None else min(self.max_targets, length)
         config = self.model.config

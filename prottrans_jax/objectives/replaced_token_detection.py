@@ -18,11 +18,11 @@ import numpy as np
 from prottrans_jax import types
 from prottrans_jax.config import setting_types
 from prottrans_jax.models import electra
-from prottrans_jax.objectives import losses, masked_lm
+from prottrans_jax.objectives import losses, masked_lm, objective
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplacedTokenDetection:
+class ReplacedTokenDetection(objective.Objective):
     """Mean generator loss over predicted tokens + weight * mean discriminator loss.
 
     The second mean is over all real tokens of the batch, [CLS] and [SEP] included.
@@ -42,72 +42,29 @@ class ReplacedTokenDetection:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Features of a batch that are used, all [rows, length]."""
-        return (
-            "input_tokens",
-            "target_tokens",
-            "loss_weights",
-            "corrupted",
-            *masked_lm.MODEL_FEATURES,
-        )
-
-    def init(self, rng: jax.Array, batch_shapes: Mapping[str, Any]) -> types.Params:
-        """Parameters, boxed with their logical axis names; see `MaskedLM.init`."""
-        return masked_lm.boxed_params(self.model, rng, batch_shapes)
-
-    def initial_carry(self, batch_size: int) -> types.Carry:
-        """Empty: nothing is carried from step to step."""
-        del batch_size
-        return ()
+        """See `objective.Objective.features`."""
+        return masked_lm.FEATURES
 
     def normalizers(self, batch: types.Batch) -> dict[str, Float[Array, ""]]:
-        """Sums of weights, which `__call__` divides by; additive over batches."""
-        return {
-            "targets": losses.total(batch["loss_weights"]),
-            "tokens": losses.total(batch["segment_ids"] > 0),
-        }
+        """Sums of weights, which `loss` divides by; additive over batches."""
+        tokens = losses.total(batch["segment_ids"] > 0)
+        return super().normalizers(batch) | {"tokens": tokens}
 
-    def __call__(
-        self,
-        params: types.Params,
-        batch: types.Batch,
-        normalizers: Mapping[str, Float[Array, ""]],
-        carry: types.Carry,
-        rng: jax.Array,
-        *,
-        train: bool,
-    ) -> tuple[Float[Array, ""], tuple[types.Metrics, types.Carry]]:
-        """Loss of a batch or microbatch, and its metrics.
+    def loss(self, step: objective.Step, batch: types.Batch) -> objective.Outcome:
+        """See `objective.Objective.__call__`. Evaluation samples too.
 
-        Args:
-          params: Parameters (no boxes).
-          batch: The features.
-          normalizers: Normalizers of the whole batch; see `MaskedLM`.
-          carry: Returned unchanged.
-          rng: Key of the generator's samples and of the dropout.
-          train: Whether dropout is on. Evaluation samples too.
-
-        Returns:
-          The loss divided by the normalizers, and (metrics, carry). The metric `loss`
-          is the weighted sum that training minimises; `corrupted_loss` and similar ones
-          are the generator's. `always_original_accuracy` is the accuracy of a
-          discriminator that always predicts "original".
+        The metric `loss` is the weighted sum that training minimises; `corrupted_loss`
+        and similar ones are the generator's. `always_original_accuracy` is the accuracy
+        of a discriminator that always predicts "original".
         """
-        draw_rng, generator_rng, discriminator_rng = jax.random.split(rng, 3)
+        draw_rng, generator_rng, discriminator_rng = jax.random.split(step.rng, 3)
         context = masked_lm.context_of(batch)
 
-        def outputs(method, tokens, rng) -> Any:
-            return self.model.apply(
-                {"params": params},
-                tokens,
-                **context,
-                deterministic=not train,
-                method=method,
-                rngs={"dropout": rng} if train else None,
-            )
-
-        logits = outputs(
-            electra.Electra.generate, batch["input_tokens"], generator_rng
+        logits = step.apply(
+            batch["input_tokens"],
+            **context,
+            method=electra.Electra.generate,
+            rng=generator_rng,
         ).logits
         generator_sum, metrics = masked_lm.token_loss(logits, batch)
 
@@ -115,22 +72,25 @@ class ReplacedTokenDetection:
         drawn = draw_tokens(draw_rng, jax.lax.stop_gradient(logits), targets)
         tokens = jnp.where(batch["loss_weights"] > 0, drawn, targets)
         replaced = tokens != targets
-        replaced_logits = outputs(
-            electra.Electra.discriminate, tokens, discriminator_rng
+        replaced_logits = step.apply(
+            tokens,
+            **context,
+            method=electra.Electra.discriminate,
+            rng=discriminator_rng,
         ).replaced_logits
         real = batch["segment_ids"] > 0
         entropy = losses.sigmoid_cross_entropy(replaced_logits, replaced)
         discriminator_sum = losses.total(entropy * real)
 
-        generator_loss = losses.divide(generator_sum, normalizers["targets"])
+        generator_loss = losses.divide(generator_sum, step.normalizers["targets"])
         loss = generator_loss + self.discriminator_weight * losses.divide(
-            discriminator_sum, normalizers["tokens"]
+            discriminator_sum, step.normalizers["tokens"]
         )
         correct = (replaced_logits > 0) == replaced
         num_tokens = losses.total(real)
         metrics |= {
             # Weighted so that microbatches add up to the loss of the batch.
-            "loss": (loss * normalizers["targets"], metrics["loss"][1]),
+            "loss": (loss * step.normalizers["targets"], metrics["loss"][1]),
             "generator_loss": metrics["loss"],
             "discriminator_loss": (discriminator_sum, num_tokens),
             "discriminator_accuracy": (losses.total(correct & real), num_tokens),
@@ -143,10 +103,10 @@ class ReplacedTokenDetection:
                 num_tokens,
             ),
         }
-        return loss, (metrics | masked_lm.row_metrics(batch), carry)
+        return loss, (metrics | masked_lm.row_metrics(batch), step.carry)
 
     def flops(self, batch_shapes: Mapping[str, Any]) -> float:
-        """Model FLOPs of one training step; see `MaskedLM.flops`."""
+        """See `objective.Objective.flops`."""
         rows, length = types.shape_of(batch_shapes["input_tokens"])
         return 3.0 * rows * electra.forward_flops(self.model.config, length)
 
