@@ -16,7 +16,7 @@ SIGINT and SIGTERM, without leaving files behind.
 from collections.abc import Sequence
 import pathlib
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prottrans_jax.distributed import stop_signals
 
@@ -28,6 +28,10 @@ from absl import flags
 
 from prottrans_jax.checkpoints import new_folders
 from prottrans_jax.config import command_flags
+
+if TYPE_CHECKING:
+    from prottrans_jax import types
+    from prottrans_jax.interop import families
 
 _INPUT = flags.DEFINE_string("input", None, "Checkpoint to convert; see above.")
 _OUTPUT = flags.DEFINE_string("output", None, "Output folder.")
@@ -97,7 +101,7 @@ def _list(written: list[pathlib.PurePath], output: pathlib.Path) -> None:
         print(f"  {output / path}")
 
 
-def _sizes(config: Any) -> str:
+def _sizes(config: "types.ModelConfig") -> str:
     names = ("num_layers", "num_decoder_layers", "num_heads", "d_model", "d_ff")
     fields = vars(config)
     return ", ".join(
@@ -105,21 +109,26 @@ def _sizes(config: Any) -> str:
     )
 
 
-def _write(checkpoint: Any, output: pathlib.Path) -> list[pathlib.Path]:
+def _write(
+    checkpoint: "families.Checkpoint", output: pathlib.Path
+) -> list[pathlib.Path]:
     if _TO.value == "prottrans":
         from prottrans_jax.checkpoints import opening
 
         return [opening.save(output, checkpoint)]
     if _TO.value == "hf":
         return _write_huggingface(checkpoint, output)
-    if checkpoint.family.name != "t5":
+    from prottrans_jax.models import t5
+
+    config = checkpoint.config
+    if not isinstance(config, t5.T5Config):
         raise ValueError(
             f"--to={_TO.value} is for T5 only; this is {checkpoint.family.name}. "
             "Choose --to=hf or --to=prottrans."
         )
     from prottrans_jax.interop import mesh_tf, side_notes, t5x
 
-    if lost := side_notes.lost(checkpoint.config):
+    if lost := side_notes.lost(config):
         print(
             f"Note: --to={_TO.value} cannot store {', '.join(lost)}. They are in "
             f"{side_notes.NAME} beside it, which this library reads; set them in the "
@@ -131,7 +140,7 @@ def _write(checkpoint: Any, output: pathlib.Path) -> list[pathlib.Path]:
         return [
             mesh_tf.write(
                 output,
-                checkpoint.config,
+                config,
                 checkpoint.params,
                 dtype=_DTYPE.value,
                 ids=ids,
@@ -140,7 +149,7 @@ def _write(checkpoint: Any, output: pathlib.Path) -> list[pathlib.Path]:
     return [
         t5x.write(
             output,
-            checkpoint.config,
+            config,
             checkpoint.params,
             dtype=_DTYPE.value,
             scanned=_SCANNED.value,
@@ -149,7 +158,9 @@ def _write(checkpoint: Any, output: pathlib.Path) -> list[pathlib.Path]:
     ]
 
 
-def _write_huggingface(checkpoint: Any, output: pathlib.Path) -> list[pathlib.Path]:
+def _write_huggingface(
+    checkpoint: "families.Checkpoint", output: pathlib.Path
+) -> list[pathlib.Path]:
     from prottrans_jax.interop import huggingface, vocabularies
     from prottrans_jax.models import electra
 

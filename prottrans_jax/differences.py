@@ -8,7 +8,7 @@ from prottrans_jax import setting_trees
 _ABSENT = object()
 
 
-def lines(before: Any, now: Any) -> list[str]:
+def lines(before: setting_trees.Tree, now: setting_trees.Tree) -> list[str]:
     """One line "place: before -> now" for each value that differs.
 
     Mappings are compared key by key, lists of mappings item by item, and other values
@@ -31,7 +31,9 @@ def lines(before: Any, now: Any) -> list[str]:
     return differences
 
 
-def _differences(place: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+def _differences(
+    place: str, before: object, now: object
+) -> Iterator[tuple[str, Any, Any]]:
     before, now = _by_index(before), _by_index(now)
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         names = sorted(
@@ -49,7 +51,7 @@ def _differences(place: str, before: Any, now: Any) -> Iterator[tuple[str, Any, 
         yield place, before, now
 
 
-def _by_index(value: Any) -> Any:
+def _by_index(value: object) -> Any:
     """A list of mappings as a mapping from index to item; other tuples as lists."""
     if not isinstance(value, list | tuple):
         return value
@@ -58,7 +60,7 @@ def _by_index(value: Any) -> Any:
     return [_by_index(item) for item in value]
 
 
-def _in_words(value: Any) -> str:
+def _in_words(value: object) -> str:
     if value is _ABSENT:
         return "(absent)"
     if value is None:

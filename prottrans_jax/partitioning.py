@@ -7,7 +7,7 @@ mesh axis is still unused in the array applies. "batch" comes first, so `("embed
 "batch" already uses "data". This is the only module that names mesh axes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import difflib
@@ -134,7 +134,7 @@ def _lay_out(shape: tuple[int, int], devices: Sequence[jax.Device]) -> np.ndarra
     )
 
 
-def is_axes(value: Any) -> bool:
+def is_axes(value: object) -> bool:
     """Whether a value is the logical axes of an array: None or a tuple of names."""
     return value is None or (
         type(value) is tuple and all(a is None or isinstance(a, str) for a in value)
@@ -152,7 +152,9 @@ def logical_axes(boxed: PyTree) -> PyTree:
       The same tree, unboxed, with a tuple of names in place of every array.
     """
 
-    def names(leaf: Any) -> LogicalAxes:
+    def names(
+        leaf: nn.Partitioned | jax.Array | np.ndarray | jax.ShapeDtypeStruct,
+    ) -> LogicalAxes:
         if isinstance(leaf, nn.Partitioned):
             return tuple(leaf.names)
         return (None,) * len(leaf.shape)
@@ -276,7 +278,11 @@ class Partitioner:
           ValueError: A mesh axis does not divide a dimension.
         """
 
-        def place(path: Any, axes: LogicalAxes | None, array: Any) -> NamedSharding:
+        def place(
+            path: tuple,
+            axes: LogicalAxes | None,
+            array: jax.Array | np.ndarray | jax.ShapeDtypeStruct,
+        ) -> NamedSharding:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             return NamedSharding(self.mesh, self._checked(name, axes, array.shape))
 
@@ -324,7 +330,7 @@ class Partitioner:
         sharding = self.batch_sharding
         # Not addressable_devices_indices_map: a topology's devices are not addressable.
         is_local = np.zeros(batch_size, dtype=bool)
-        device: Any
+        device: jax.Device
         for device, (rows,) in sharding.devices_indices_map((batch_size,)).items():
             if device.process_index == jax.process_index():
                 is_local[rows] = True
@@ -355,7 +361,8 @@ class Partitioner:
                 )
             shape = (batch_size, *local.shape[1:])
 
-            def shard(index: Any) -> np.ndarray:
+            def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None
                 first, end, _ = index[0].indices(batch_size)
                 # The rows of a shard are consecutive, and all belong to this process.
                 start = int(np.searchsorted(rows, first))
@@ -366,6 +373,6 @@ class Partitioner:
         return {name: put(name, np.asarray(x)) for name, x in local_batch.items()}
 
 
-def _nearest(name: str, names: Any) -> str:
+def _nearest(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -19,7 +19,7 @@ topology; 3 out of memory; 130 and 143 stopped by SIGINT and SIGTERM.
 from collections.abc import Sequence
 import dataclasses
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prottrans_jax.distributed import stop_signals
 
@@ -35,6 +35,9 @@ requirements.check("train")
 
 from prottrans_jax.config import building, mains
 from prottrans_jax.files import ownership, paths, writing
+
+if TYPE_CHECKING:
+    from prottrans_jax.training import step_report
 
 _TOPOLOGY = flags.DEFINE_list(
     "topology", None, "Slices as chip:axis x axis, e.g. v3:16x32,v5e:16x16."
@@ -210,7 +213,9 @@ def _run(argv: Sequence[str]) -> int:
     return 0 if all_fit else 3
 
 
-def _compile(leaf: str, topology: Any, layout: Layout | None) -> Any:
+def _compile(
+    leaf: str, topology: "step_report.Topology", layout: Layout | None
+) -> "step_report.Report":
     """Compiles one step, prints its report, adds it to the table if it fits."""
     from prottrans_jax.training import step_report
 
@@ -261,7 +266,7 @@ def _parse(layout: Layout | None) -> None:
     mains.parse_flags(layout.bindings if layout else (), unneeded=_USER_MACROS)
 
 
-def _parts(topology: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _parts(topology: "step_report.Topology") -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of `compile_step`, and the settings that the table shows."""
     import jax
 
@@ -303,7 +308,9 @@ def _parts(topology: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     }, settings
 
 
-def table_line(leaf: str, settings: dict[str, Any], report: Any) -> str:
+def table_line(
+    leaf: str, settings: dict[str, Any], report: "step_report.Report"
+) -> str:
     """The report as a line of the table of `_TABLE_HEAD`."""
     gib = 2**30
     chip, costs = report.topology.chip, report.costs

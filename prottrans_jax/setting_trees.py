@@ -1,20 +1,26 @@
 """Settings of a run as a tree of names and plain values, which JSON can hold."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 # A mapping with this key stands for an object of the class that it names.
 TYPE = "type"
 
+# What JSON can hold; a tuple is written as a list.
+Tree: TypeAlias = (
+    "Mapping[str, Tree] | Sequence[Tree] | str | int | float | bool | None"
+)
+
 
 def of(
     place: str,
-    value: Any,
-    omit: Callable[[str, Any], bool] = lambda name, content: False,
-) -> Any:
+    value: object,
+    omit: Callable[[str, object], bool] = lambda name, content: False,
+) -> Tree:
     """The tree of a configuration object.
 
     A dataclass becomes a mapping with its class name as "type", a dtype its name, a
@@ -32,7 +38,7 @@ def of(
       ValueError: There is another value, such as a function; names its place.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        tree = {TYPE: type(value).__name__}
+        tree: dict[str, Tree] = {TYPE: type(value).__name__}
         for field in dataclasses.fields(value):
             content = getattr(value, field.name)
             if omit(field.name, content):
@@ -59,7 +65,7 @@ def of(
     )
 
 
-def _is_dtype(value: Any) -> bool:
+def _is_dtype(value: object) -> TypeGuard[DTypeLike]:
     # jnp.float32 is neither a dtype nor a class, but a function that has a dtype.
     return (
         isinstance(value, np.dtype)

@@ -1,11 +1,15 @@
 """Types that several packages share."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+import contextlib
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
+
+if TYPE_CHECKING:
+    import optax
 
 # Nested dictionaries of arrays; boxed with logical axis names straight after `init`.
 Params = Mapping[str, Any]
@@ -17,6 +21,51 @@ Carry = Any
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
 
+@runtime_checkable
+class Shaped(Protocol):
+    """An array, or only its shape and type, such as `jax.ShapeDtypeStruct`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of its elements."""
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """Sizes that the configurations of all families have; a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers; of the encoder, if there is a decoder too."""
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of a layer."""
+
+    @property
+    def head_dim(self) -> int:
+        """Size of a head."""
+
+    @property
+    def d_model(self) -> int:
+        """Size of a hidden state."""
+
+    @property
+    def d_ff(self) -> int:
+        """Size of the inner layer of an MLP."""
+
+
+@runtime_checkable
 class Objective(Protocol):
     """Loss of a batch; holds the model. See `objectives.objective.Objective`."""
 
@@ -49,19 +98,21 @@ class Objective(Protocol):
         """Model FLOPs of one training step on a batch of these shapes."""
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """Computes updates from gradients; see `optimizers.Optimizer`."""
 
-    def build(self, axes: Any) -> Any:
+    def build(self, axes: PyTree) -> "optax.GradientTransformation":
         """The optax transformation for parameters with these logical axes."""
 
-    def state_axes(self, params: Any, axes: Any) -> Any:
+    def state_axes(self, params: PyTree, axes: PyTree) -> PyTree:
         """Logical axes of the optimizer's state."""
 
-    def learning_rate_at(self, step: Any) -> Float[Array, ""]:
+    def learning_rate_at(self, step: int | Int[Array, ""]) -> Float[Array, ""]:
         """Learning rate of the update from `step` to `step` + 1."""
 
 
+@runtime_checkable
 class Partitioner(Protocol):
     """A mesh and the shardings of arrays; see `partitioning.Partitioner`."""
 
@@ -77,10 +128,10 @@ class Partitioner(Protocol):
     def compiler_options(self) -> dict[str, bool]:
         """XLA's options for the mesh's devices."""
 
-    def scope(self) -> Any:
+    def scope(self) -> contextlib.AbstractContextManager[jax.sharding.Mesh]:
         """Context in which models are traced."""
 
-    def shardings(self, axes: Any, shapes: Any) -> Any:
+    def shardings(self, axes: PyTree, shapes: PyTree) -> PyTree:
         """Shardings of arrays with these logical axes."""
 
     def host_rows(self, batch_size: int) -> np.ndarray:
@@ -92,6 +143,7 @@ class Partitioner(Protocol):
         """The global batch; `local_batch` holds the rows of this process."""
 
 
+@runtime_checkable
 class Loader(Protocol):
     """Global batches of a run, in order; see `data.rows.loader.RowLoader`."""
 
@@ -109,7 +161,9 @@ class Loader(Protocol):
     def unigram_entropy(self) -> float:
         """Loss in nats of a model that predicts token frequencies only."""
 
-    def batch(self, index: int, rows: Any = ...) -> dict[str, np.ndarray]:
+    def batch(
+        self, index: int, rows: slice | np.ndarray = ...
+    ) -> dict[str, np.ndarray]:
         """Part of global batch `index`."""
 
     def example_ids(self, index: int) -> Sequence[str]:
@@ -122,6 +176,6 @@ class Loader(Protocol):
         """Restores a state; returns the index of the next batch."""
 
 
-def shape_of(entry: Any) -> tuple[int, ...]:
+def shape_of(entry: Shaped | Sequence[int]) -> tuple[int, ...]:
     """The shape of an object that has one, or the shape itself."""
-    return tuple(getattr(entry, "shape", entry))
+    return tuple(entry.shape if isinstance(entry, Shaped) else entry)

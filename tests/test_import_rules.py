@@ -109,7 +109,7 @@ ROOMS = {
     "models": "layers types",
     "objectives": "models types",
     "interop": "files layers models proteins types",
-    "checkpoints": "distributed files interop layers models",
+    "checkpoints": "distributed files interop layers models types",
     "training": "checkpoints costs distributed files partitioning types",
     "data": "files proteins",
     "tasks": "data proteins",

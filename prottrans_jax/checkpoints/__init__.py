@@ -10,6 +10,6 @@
   opening         parameters of a run, of Hugging Face, T5X or Mesh-TensorFlow
   new_folders     what convert and export share: a folder made from a checkpoint
 
-May import distributed, files, interop, layers and models. Imports no TensorFlow and no
-gin.
+May import distributed, files, interop, layers, models and types. Imports no TensorFlow
+and no gin.
 """

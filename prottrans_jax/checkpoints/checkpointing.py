@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 from orbax import checkpoint as ocp
 
+from prottrans_jax import types
 from prottrans_jax.checkpoints import (
     manifests,
     orbax_messages,
@@ -297,7 +298,7 @@ class Checkpointer:
             renamed = manifests.set_aside(self._directory / str(step))
             logging.warning("The damaged checkpoint %d is now %s.", step, renamed)
 
-    def _stored_dtype(self, name: str, leaf: Any) -> Any:
+    def _stored_dtype(self, name: str, leaf: types.Shaped) -> Any:
         if (
             self._save_dtype is not None
             and name.startswith("params/")

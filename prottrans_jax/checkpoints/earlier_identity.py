@@ -105,7 +105,7 @@ def _by_factors(
     return {**fields, "factors": " * ".join(names), "warmup_steps": warmup_steps}
 
 
-def _with_lists(value: Any) -> Any:
+def _with_lists(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [_with_lists(item) for item in value]
     return value

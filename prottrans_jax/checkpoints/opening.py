@@ -24,7 +24,7 @@ import jax
 from jaxtyping import PyTree
 import numpy as np
 
-from prottrans_jax import differences, setting_trees
+from prottrans_jax import differences, setting_trees, types
 from prottrans_jax.checkpoints import (
     checkpointing,
     earlier_identity,
@@ -185,7 +185,7 @@ def _kind_of(path: pathlib.Path) -> str:
 def load_params(
     source: str | os.PathLike,
     abstract_params: PyTree,
-    model_config: Any = None,
+    model_config: types.ModelConfig | None = None,
 ) -> PyTree:
     """Initial parameters of a training run, each with its sharding.
 
@@ -207,7 +207,9 @@ def load_params(
         raise manifests.CheckpointError(str(error)) from error
 
 
-def _load_params(source, abstract_params: PyTree, model_config: Any) -> PyTree:
+def _load_params(
+    source, abstract_params: PyTree, model_config: types.ModelConfig | None
+) -> PyTree:
     kind, place = split(source)
     path = pathlib.Path(place)
     if not kind and path.exists():
@@ -233,7 +235,9 @@ def _load_params(source, abstract_params: PyTree, model_config: Any) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
 
 
-def _read_both_networks(kind: str, place: str, config: Any) -> dict[str, np.ndarray]:
+def _read_both_networks(
+    kind: str, place: str, config: electra.ElectraConfig
+) -> dict[str, np.ndarray]:
     places = place.split(",")
     if len(places) != 2:
         raise ValueError(
@@ -267,7 +271,9 @@ def _family_ids(checkpoint: families.Checkpoint) -> PyTree:
 
 
 def _check_settings(
-    source: str | os.PathLike, checkpoint: families.Checkpoint, model_config: Any
+    source: str | os.PathLike,
+    checkpoint: families.Checkpoint,
+    model_config: types.ModelConfig | None,
 ) -> None:
     """Raises if the arrays fit, but settings would change the outputs."""
     if model_config is None:
@@ -315,7 +321,9 @@ def _stacked_shapes(
     return shapes
 
 
-def _place(flat: Mapping[str, np.ndarray], name: str, leaf: Any) -> jax.Array:
+def _place(
+    flat: Mapping[str, np.ndarray], name: str, leaf: jax.ShapeDtypeStruct
+) -> jax.Array:
     """One parameter on its devices; each device gets only its shard of the file."""
     if name in flat:
         arrays, stacked = [flat[name]], False
@@ -441,5 +449,5 @@ class _Final(np.ndarray):
     a conversion would need twice the memory.
     """
 
-    def __deepcopy__(self, memo: Any) -> "_Final":
+    def __deepcopy__(self, memo: object) -> "_Final":
         return self

@@ -36,6 +36,6 @@ def of_checkpoint(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return saved
 
 
-def _is_not_part(name: str, content: Any) -> bool:
+def _is_not_part(name: str, content: object) -> bool:
     # A run may resume with other settings of how its model is computed.
     return name in _LINEN_FIELDS or isinstance(content, compute.ComputeConfig)

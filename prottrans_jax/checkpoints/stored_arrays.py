@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 import numpy as np
 from orbax import checkpoint as ocp
 
+from prottrans_jax import types
 from prottrans_jax.interop import mismatches
 
 # Advice for a checkpoint of another model.
@@ -72,7 +73,7 @@ def read(
     if not abstract_arrays:
         return []
 
-    def restore_args_of(leaf: Any) -> ocp.RestoreArgs:
+    def restore_args_of(leaf: types.Shaped) -> ocp.RestoreArgs:
         if as_numpy:
             return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
         return ocp.ArrayRestoreArgs(
@@ -130,7 +131,7 @@ def compare(model: Mapping[str, Any], stored: Mapping[str, Any]) -> mismatches.M
     )
 
 
-def _fits(model: Any, stored: Any) -> bool:
+def _fits(model: types.Shaped, stored: types.Shaped) -> bool:
     if tuple(model.shape) != tuple(stored.shape):
         return False
     return model.dtype == stored.dtype or bool(
@@ -160,5 +161,5 @@ def nested(named: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _describe(array: Any) -> str:
+def _describe(array: types.Shaped) -> str:
     return f"{jnp.dtype(array.dtype).name}{list(array.shape)}"

@@ -37,7 +37,7 @@ class Restored:
     """
 
     step: int
-    state: Any
+    state: PyTree
     metadata: dict[str, Any]
     lost_steps: int = 0
 

@@ -108,7 +108,7 @@ def _flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     }
 
 
-def _value(action: argparse.Action, value: Any) -> Any:
+def _value(action: argparse.Action, value: object) -> Any:
     """Checks and converts a value as the flag does on the command line."""
     if value is None:
         return action.default
@@ -135,7 +135,7 @@ def _value(action: argparse.Action, value: Any) -> Any:
     return value
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """A YAML value as the text of a command line."""
     # Not float: YAML does not distinguish 1.10 from 1.1.
     if isinstance(value, str | int | datetime.date) and not isinstance(value, bool):

@@ -69,7 +69,7 @@ class Check:
                 settings[owner] = typed
         return lines
 
-    def _task_problem(self, selector: str, parameter: str, value: Any) -> str:
+    def _task_problem(self, selector: str, parameter: str, value: object) -> str:
         """Why the configuration cannot have registered a task; "" if it can."""
         imports = self._config.imports
         if parameter != "task" or imports[selector.split(".")[0]] != _LOADER:
@@ -83,10 +83,11 @@ class Check:
             task_names.unknown(value) if ours and value not in task_names.NAMES else ""
         )
 
-    def _owner(self, key: Any, value: Any) -> tuple[str, Any]:
+    def _owner(self, key: tuple[str, str, str], value: object) -> tuple[str, Any]:
         """The binding or macro that holds the value: its name and key in `where`."""
         scope, selector, name = key
-        setting, owner = f"{reading.join(scope, selector)}.{name}", key
+        setting = f"{reading.join(scope, selector)}.{name}"
+        owner: str | tuple[str, str, str] = key
         while isinstance(value, reading.Macro) and value != reading.REQUIRED:
             setting = owner = value.name
             value = self._config.macros[value.name]
@@ -97,14 +98,14 @@ class Check:
         words = setting_types.describe(parameter.kind, parameter.default)
         return words + references.examples(parameter.kind, self._config.imports)
 
-    def _followed(self, value: Any) -> Any:
+    def _followed(self, value: object) -> Any:
         """The value with macros replaced by their values; references stay."""
         value = self._config.value(value)
         if isinstance(value, dict):
             return {key: self._followed(item) for key, item in value.items()}
         return value
 
-    def _literal(self, value: Any) -> Any:
+    def _literal(self, value: object) -> Any:
         """The value with macros replaced by their values, references by `UNKNOWN`."""
         value = self._config.value(value)
         if isinstance(value, reading.Reference | reading.Macro):
@@ -116,5 +117,5 @@ class Check:
         return value
 
 
-def _holds_unknown(value: Any) -> bool:
+def _holds_unknown(value: object) -> bool:
     return any(x is setting_types.UNKNOWN for x in reading.walk(value, object))

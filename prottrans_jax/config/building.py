@@ -27,7 +27,7 @@ class _Builder:
     config: Config
     singletons: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def build(self, value: Any, scope: str = "", **overrides: Any) -> Any:
+    def build(self, value: object, scope: str = "", **overrides: Any) -> Any:
         """Evaluates a value in a scope; `overrides` are for a called reference."""
         value = self.config.value(value)
         if isinstance(value, Reference):
@@ -179,7 +179,7 @@ def total_steps_shape_the_run() -> bool:
     )
 
 
-def build(value: Any, **overrides: Any) -> Any:
+def build(value: object, **overrides: Any) -> Any:
     """Evaluates a value of the current configuration, e.g. calls `@t5.T5()`.
 
     Args:

@@ -125,7 +125,7 @@ class _Resolver:
     def value(self, statement: reading.Statement) -> Any:
         """The statement's value with the final names of all references."""
 
-        def replace(value: Any) -> Any:
+        def replace(value: object) -> Any:
             if isinstance(value, reading.Reference):
                 selector, target = self._target(statement, value.selector)
                 if target is None:

@@ -6,7 +6,7 @@ whole configuration is checked: names, parameters, macros, required values and i
 The result is one flat configuration; `building` binds it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import difflib
 import importlib
@@ -88,7 +88,7 @@ class Config:
         ]
         return "\n".join(lines) + "\n"
 
-    def value(self, value: Any) -> Any:
+    def value(self, value: object) -> Any:
         """Follows macros to a literal or a `Reference`.
 
         Raises:
@@ -116,7 +116,7 @@ class Config:
                     parameters[parameter] = self.value(value)
         return parameters
 
-    def depends_on(self, value: Any, macro: str) -> bool:
+    def depends_on(self, value: object, macro: str) -> bool:
         """Whether a value uses a macro, also through other macros and references."""
         if isinstance(value, Macro):
             if value == REQUIRED:
@@ -216,7 +216,7 @@ class Statement:
     scope: str
     selector: str
     parameter: str  # Empty for a macro.
-    value: Any
+    value: object
     where: str
     source: "Source"
 
@@ -339,7 +339,7 @@ def resolve(imports: dict[str, str], selector: str) -> Any:
     return value
 
 
-def walk(value: Any, kind: type) -> Iterator[Any]:
+def walk(value: object, kind: type) -> Iterator[Any]:
     """All instances of `kind` in a value, containers included."""
     if isinstance(value, kind):
         yield value
@@ -364,7 +364,7 @@ def import_line(module: str, name: str) -> str:
     return f"from {parent} import {last}" + (f" as {name}" if name != last else "")
 
 
-def nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """' Nearest: a, b.' with similar names of `known`, or ''; ignores case."""
     lower: dict[str, str] = {}
     for candidate in sorted(known):

@@ -16,7 +16,9 @@ from prottrans_jax.config import reading, setting_types, signatures, targets
 _PLAIN = (int, float, str, bool, None, type(None))
 
 
-def problem(value: Any, kind: Any, known_targets: Mapping[str, targets.Target]) -> str:
+def problem(
+    value: object, kind: object, known_targets: Mapping[str, targets.Target]
+) -> str:
     """Why a reference in `value` has the wrong type; "" if nothing is wrong.
 
     Only classes and functions of the package are checked: no other source is read.
@@ -43,7 +45,7 @@ def problem(value: Any, kind: Any, known_targets: Mapping[str, targets.Target]) 
     return ""
 
 
-def examples(kind: Any, imports: Mapping[str, str]) -> str:
+def examples(kind: object, imports: Mapping[str, str]) -> str:
     """', such as @t5.T5()' or "": imported classes that fit a parameter.
 
     Args:
@@ -70,7 +72,9 @@ def examples(kind: Any, imports: Mapping[str, str]) -> str:
     return f", such as {' or '.join(texts[:3])}" if texts else ""
 
 
-def _places(value: Any, kind: Any) -> Iterator[tuple[reading.Reference, list[Any]]]:
+def _places(
+    value: object, kind: object
+) -> Iterator[tuple[reading.Reference, list[Any]]]:
     """Each reference in a value, with the kinds that are allowed at its place."""
     if isinstance(value, reading.Reference):
         yield value, _members(kind)
@@ -81,7 +85,7 @@ def _places(value: Any, kind: Any) -> Iterator[tuple[reading.Reference, list[Any
                     yield from _places(item, typing.get_args(member)[1])
 
 
-def _fits(result: Any, needed: Any) -> bool:
+def _fits(result: object, needed: object) -> bool:
     """Whether a result of one kind may be a value of another; True if unknown."""
     if result in (int, float, str, bool):
         if needed in _PLAIN:
@@ -105,14 +109,14 @@ def _fits(result: Any, needed: Any) -> bool:
     return _is_protocol(needed_symbol) and needed_attributes <= attributes
 
 
-def _members(kind: Any) -> list[Any]:
+def _members(kind: object) -> list[Any]:
     """The members of a union; any other kind alone."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return [m for member in typing.get_args(kind) for m in _members(member)]
     return [kind]
 
 
-def _leaves(kind: Any) -> list[Any]:
+def _leaves(kind: object) -> list[Any]:
     """Like `_members`; a dictionary is replaced by the kinds of its values."""
     return [
         leaf
@@ -125,11 +129,11 @@ def _leaves(kind: Any) -> list[Any]:
     ]
 
 
-def _is_mapping(kind: Any) -> bool:
+def _is_mapping(kind: object) -> bool:
     return (typing.get_origin(kind) or kind) in (dict, Mapping)
 
 
-def _is_callable(kind: Any) -> bool:
+def _is_callable(kind: object) -> bool:
     return (typing.get_origin(kind) or kind) is Callable
 
 

@@ -41,7 +41,7 @@ _TOO_LARGE = "a whole number must be less than 2^63, about 9.2e18"
 _PLAIN = str | bool | numbers.Number | Mapping | list | tuple | set
 
 
-def coerce(value: Any, kind: Any, default: Any = UNKNOWN) -> Any:
+def coerce(value: object, kind: object, default: object = UNKNOWN) -> Any:
     """Converts a value to its type.
 
     A whole number written as a float (1e6) becomes an int, and 0 and 1 become bools. An
@@ -66,7 +66,7 @@ def coerce(value: Any, kind: Any, default: Any = UNKNOWN) -> Any:
     return result
 
 
-def describe(kind: Any, default: Any = UNKNOWN) -> str:
+def describe(kind: object, default: object = UNKNOWN) -> str:
     """The type in words, for messages."""
     return " or ".join(dict.fromkeys(_words(kind, _is_negative(default))))
 
@@ -92,7 +92,7 @@ def check_fields(options: Any, names: Mapping[str, str] | None = None) -> None:
         replace_fields(options, **{field.name: value})
 
 
-def replace_fields(options: Any, **values: Any) -> None:
+def replace_fields(options: object, **values: Any) -> None:
     """Normalises fields of a frozen dataclass; for its own `__post_init__` only."""
     for name, value in values.items():
         object.__setattr__(options, name, value)
@@ -129,7 +129,7 @@ def check_range(
     raise ValueError(f"{name}={value}: must be {start}{end}.")
 
 
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raises ValueError if a value, or an item of a tuple, is not one of `choices`."""
     for item in value if isinstance(value, tuple) else (value,):
         if item not in choices:
@@ -179,7 +179,7 @@ def number_from_text(text: str) -> float:
 _NO = object()
 
 
-def _match(value: Any, kind: Any, negative: bool) -> Any:
+def _match(value: object, kind: object, negative: bool) -> Any:
     """The value converted to `kind`; `_NO` if it does not fit."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
@@ -209,7 +209,7 @@ def _match(value: Any, kind: Any, negative: bool) -> Any:
     return value
 
 
-def _match_bool(value: Any, negative: bool) -> Any:
+def _match_bool(value: object, negative: bool) -> Any:
     del negative
     # Some users write 0 and 1.
     if isinstance(value, int | np.bool_) and value in (0, 1):
@@ -217,7 +217,7 @@ def _match_bool(value: Any, negative: bool) -> Any:
     return _NO
 
 
-def _match_int(value: Any, negative: bool) -> Any:
+def _match_int(value: object, negative: bool) -> Any:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -225,24 +225,24 @@ def _match_int(value: Any, negative: bool) -> Any:
     return value if int(value) >= 0 or negative else _NO
 
 
-def _match_float(value: Any, negative: bool) -> Any:
+def _match_float(value: object, negative: bool) -> Any:
     del negative
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return _NO
     return value if math.isfinite(value) else _NO
 
 
-def _match_str(value: Any, negative: bool) -> Any:
+def _match_str(value: object, negative: bool) -> Any:
     del negative
     return value if isinstance(value, str) else _NO
 
 
-def _match_path(value: Any, negative: bool) -> Any:
+def _match_path(value: object, negative: bool) -> Any:
     del negative
     return value if isinstance(value, str | os.PathLike) else _NO
 
 
-def _match_dtype(value: Any, negative: bool) -> Any:
+def _match_dtype(value: object, negative: bool) -> Any:
     del negative
     if isinstance(value, str):
         try:
@@ -263,7 +263,9 @@ _SIMPLE: dict[Any, Callable[[Any, bool], Any]] = {
 }
 
 
-def _match_sequence(value: Any, base: Any, arguments: tuple, negative: bool) -> Any:
+def _match_sequence(
+    value: object, base: object, arguments: tuple, negative: bool
+) -> Any:
     if not isinstance(value, list | tuple):
         if base not in (Sequence, Iterable) or isinstance(value, _PLAIN):
             return _NO
@@ -283,7 +285,7 @@ def _match_sequence(value: Any, base: Any, arguments: tuple, negative: bool) -> 
     return value if unchanged else type(value)(items)
 
 
-def _match_mapping(value: Any, arguments: tuple, negative: bool) -> Any:
+def _match_mapping(value: object, arguments: tuple, negative: bool) -> Any:
     if not isinstance(value, Mapping):
         return _NO
     if not arguments:
@@ -296,11 +298,11 @@ def _match_mapping(value: Any, arguments: tuple, negative: bool) -> Any:
     return value if unchanged else dict(zip(keys, items, strict=True))
 
 
-def _is_negative(default: Any) -> bool:
+def _is_negative(default: object) -> bool:
     return isinstance(default, numbers.Real) and default < 0
 
 
-def _words(kind: Any, negative: bool) -> list[str]:
+def _words(kind: object, negative: bool) -> list[str]:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return _words(arguments[0], negative)

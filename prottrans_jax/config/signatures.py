@@ -32,8 +32,8 @@ class Parameter:
       required: Whether there is no default.
     """
 
-    kind: Any
-    default: Any
+    kind: object
+    default: object
     required: bool
 
 
@@ -260,7 +260,7 @@ def _fields(module: Module, node: ast.ClassDef) -> dict[str, Parameter]:
 def _parameter(
     module: Module, annotation: ast.expr | None, default: ast.expr | None
 ) -> Parameter:
-    value: Any = COMPUTED
+    value: object = COMPUTED
     if default is not None:
         try:
             value = ast.literal_eval(default)

@@ -1,5 +1,6 @@
 """Functions and classes of selectors: ours from source, others imported."""
 
+from collections.abc import Callable
 import functools
 import importlib
 import inspect
@@ -12,7 +13,11 @@ from prottrans_jax.config import reading, setting_types, signatures
 class Target:
     """The function or class of a selector, with its parameters."""
 
-    def __init__(self, symbol: signatures.Symbol | None = None, value: Any = None):
+    def __init__(
+        self,
+        symbol: signatures.Symbol | None = None,
+        value: Callable[..., Any] | None = None,
+    ):
         # None for functions and classes of other libraries.
         self.symbol = symbol
         self._value = value
@@ -22,6 +27,7 @@ class Target:
         """Parameters that gin may bind; None if any keyword is accepted."""
         if self.symbol is not None:
             return signatures.parameters(self.symbol)
+        assert self._value is not None
         signature = inspect.signature(self._value).parameters
         kinds = {parameter.kind for parameter in signature.values()}
         if inspect.Parameter.VAR_KEYWORD in kinds:
@@ -37,7 +43,9 @@ class Target:
         }
 
 
-def _parameter(function: Any, parameter: inspect.Parameter) -> signatures.Parameter:
+def _parameter(
+    function: Callable[..., Any], parameter: inspect.Parameter
+) -> signatures.Parameter:
     try:
         kind = typing.get_type_hints(function).get(parameter.name, Any)
     except (NameError, TypeError):  # Annotations with names local to their file.

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from prottrans_jax import setting_trees
 from prottrans_jax.distributed import coordination, roll_call
 
 
@@ -13,7 +14,7 @@ class ProcessesMissing(TimeoutError):
     """Some processes did not arrive in time; the message names them."""
 
 
-def gather(name: str, value: Any, timeout_s: float) -> list[Any]:
+def gather(name: str, value: setting_trees.Tree, timeout_s: float) -> list[Any]:
     """Values of all processes, in the order of processes.
 
     Args:

@@ -147,7 +147,9 @@ class Peers:
         self._start(self._beat)
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: object, error: BaseException | None, trace: object
+    ) -> None:
         if self._count == 1:
             return
         self._closed.set()

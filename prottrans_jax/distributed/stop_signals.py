@@ -120,7 +120,7 @@ class Watch:
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._on_signal)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: object) -> None:
         del frame
         if self.number is None:
             self.number, self._received_at = number, time.monotonic()

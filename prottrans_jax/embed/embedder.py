@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import math
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import logging
 from flax import linen as nn
@@ -211,7 +211,7 @@ class Embedder:
         self,
         sequences: Sequence[bytes],
         buckets: np.ndarray,
-        tag: Any = None,
+        tag: object = None,
         *,
         more_to_come: bool = False,
     ) -> list["Work"]:
@@ -425,14 +425,14 @@ class Work:
 
     batch: batching.Batch
     sequences: Sequence[bytes]
-    tag: Any = None
+    tag: object = None
 
 
 @dataclasses.dataclass
 class _Call:
     work: Work
     module: nn.Module
-    result: Any
+    result: Exception | Iterable[jax.Array | None]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -363,5 +363,5 @@ _READERS: dict[str, Callable[..., Iterator[writers.Entry]]] = {
 }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return value.item() if isinstance(value, np.generic) else value

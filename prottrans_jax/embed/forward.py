@@ -90,7 +90,7 @@ def parse_layers(
     return Layers(indices, chosen.combine)
 
 
-def _layer(value: Any) -> int:
+def _layer(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ValueError(
             f"layers: {value!r} is not the number of a layer. Give a whole number (-1 "

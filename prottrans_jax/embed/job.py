@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import os
 import shutil
-from typing import Any
 
 import numpy as np
 
@@ -40,7 +39,7 @@ class DiskFullError(OSError):
 
 
 def embed_fasta(
-    encoder: Any,
+    encoder: settings.Encoder,
     source: str | os.PathLike | Sequence[str | os.PathLike],
     output: str | os.PathLike,
     options: settings.Options | None = None,

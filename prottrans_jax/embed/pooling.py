@@ -1,6 +1,6 @@
 """Pools vectors per residue to one per protein; ignores padding and special tokens."""
 
-from typing import Any
+from types import ModuleType
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -58,7 +58,7 @@ def pool_protein(
     return hidden.mean(axis=-2) if name == "mean" else hidden.max(axis=-2)
 
 
-def _pool(xp: Any, hidden, residues, cls, name):
+def _pool(xp: ModuleType, hidden, residues, cls, name):
     if name == "max":
         return xp.where(residues[..., None], hidden, -xp.inf).max(axis=-2)
     chosen = (cls if name == "cls" else residues)[..., None]

@@ -69,7 +69,7 @@ def pairs(proteins: Iterable[tuple[str, str]]) -> Iterator[tuple[Any, Any]]:
         yield pair[0], pair[1]
 
 
-def residues_of(what: str, sequence: Any) -> bytes:
+def residues_of(what: str, sequence: object) -> bytes:
     """Upper-case residues of a sequence.
 
     Args:
@@ -121,12 +121,12 @@ def _first_odd(sequence: str, text: bytes) -> str:
     raise AssertionError(sequence)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = " ".join(repr(value).split())  # The repr of a table has several lines.
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _advice(value: Any) -> str:
+def _advice(value: object) -> str:
     if isinstance(value, bytes | bytearray):
         return "Decode it: sequence.decode()."
     if type(value).__name__ in _MISSING or (

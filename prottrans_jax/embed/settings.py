@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jaxtyping import Int
@@ -22,9 +22,79 @@ from prottrans_jax.embed import (
 )
 from prottrans_jax.files import paths as local_paths
 from prottrans_jax.kernels import products, quantized
+from prottrans_jax.proteins import vocabulary as vocabularies
 
 _FORMAT = 1
 _CUTS = ("chunk", "truncate")
+
+
+class Encoder(Protocol):
+    """What a job needs of `encoders.frozen_models.Encoder`."""
+
+    @property
+    def name(self) -> str:
+        """Name under which it was loaded."""
+
+    @property
+    def source(self) -> pathlib.Path:
+        """Folder of the checkpoint."""
+
+    @property
+    def revision(self) -> str:
+        """Commit of the hub's repository; "" if unknown."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights."""
+
+    @property
+    def prefix_piece(self) -> str:
+        """The piece before each protein, or ""."""
+
+    @property
+    def vocabulary(self) -> vocabularies.Vocabulary:
+        """Residues and special pieces by id."""
+
+    @property
+    def dtype(self) -> str:
+        """Type of the products with the weights."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+
+    @property
+    def d_model(self) -> int:
+        """Size of an embedding."""
+
+    @property
+    def max_residues(self) -> int | None:
+        """Longest protein that the model has positions for; None: no limit."""
+
+    @property
+    def cls_position(self) -> int | None:
+        """Position of [CLS] in a row; None without one."""
+
+    def check_ids(self) -> None:
+        """Raises ValueError if the ids of residues are unknown."""
+
+    def embed(
+        self, sequences: Sequence[str], pool: str | None = None
+    ) -> np.ndarray | list[np.ndarray]:
+        """Vectors of the sequences."""
+
+    def make_embedder(
+        self,
+        *,
+        pool: str | None,
+        layers: forward.Layers,
+        keep_residues: bool | None,
+        max_tokens: int | None,
+        max_rows: int | None,
+        devices: Sequence[jax.Device] | None,
+        may_share_rows: bool,
+    ) -> embedder.Embedder:
+        """The runner of batches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +150,7 @@ class Options:
     overwrite: bool = False
     commit_seconds: float = 30.0
     reuse: tuple[str, ...] = ()
-    devices: Any = None
+    devices: Sequence[jax.Device] | None = None
 
     def __post_init__(self):
         setting_types.replace_fields(self, reuse=paths_of(self.reuse))
@@ -172,7 +242,7 @@ class Settings:
       limit_is_own: Whether `max_length` was unset and is the model's own limit.
     """
 
-    encoder: Any
+    encoder: Encoder
     options: Options
     output: pathlib.Path
     paths: Mapping[str, pathlib.Path]
@@ -254,7 +324,7 @@ class Settings:
         )
 
 
-def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settings:
+def resolve(encoder: Encoder, output: str | os.PathLike, options: Options) -> Settings:
     """Resolves and checks options for one encoder.
 
     Raises:
@@ -289,7 +359,7 @@ def resolve(encoder: Any, output: str | os.PathLike, options: Options) -> Settin
     )
 
 
-def _with_limit(encoder: Any, options: Options) -> Options:
+def _with_limit(encoder: Encoder, options: Options) -> Options:
     """Sets `max_length` to the model's own limit, if `long` needs a limit.
 
     Raises:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from prottrans_jax.embed import formats, inputs, keys
+from prottrans_jax.embed import formats, inputs, keys, settings
 from prottrans_jax.proteins import plurals
 
 # Limits of bio_embeddings for its reference vectors, which are float32.
@@ -128,7 +128,7 @@ def check_file(
 
 
 def compare(
-    encoder: Any,
+    encoder: settings.Encoder,
     golden: str | os.PathLike,
     source: str | os.PathLike | Sequence[str | os.PathLike],
 ) -> tuple[list[Result], list[str]]:

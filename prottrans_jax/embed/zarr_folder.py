@@ -146,7 +146,7 @@ class _Column:
         self._array = array
         self._rows: list[Any] = []
 
-    def append(self, rows: Any) -> None:
+    def append(self, rows: np.ndarray | list) -> None:
         """Adds rows: an array, or a list of numbers or texts."""
         self._rows.extend(rows)
         chunk_rows = self._array.chunks[0]

@@ -5,7 +5,6 @@ protein at a time, as [layers, heads, length, length] is large.
 """
 
 import math
-from typing import Any
 
 from flax import linen as nn
 import jax
@@ -61,7 +60,7 @@ def attention_maps(
             f"{type(config).__name__}: attention maps are supported for T5, BERT, "
             "ALBERT and ELECTRA with scan_layers=False."
         )
-    bias: Any = 0.0
+    bias: Float[Array, "heads length length"] | float = 0.0
     if biases:
         bias = biases[0].block(0, 0, length, length)
     # T5 includes the scale in its weights.

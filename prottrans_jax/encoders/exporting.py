@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prottrans_jax
-from prottrans_jax import types
+from prottrans_jax import setting_trees, types
 from prottrans_jax.checkpoints import opening
 from prottrans_jax.embed import layerwise
 from prottrans_jax.encoders import frozen_params
@@ -184,7 +184,7 @@ def to_stablehlo(
 
 def _provenance(checkpoint, files, encoder_only, dtype) -> dict[str, Any]:
     metadata = checkpoint.source / "metadata.json"
-    training: Any = None
+    training: object = None
     if metadata.is_file():
         training = json.loads(metadata.read_text(encoding="utf-8"))
     manifest = checkpoint.source / "sha256.json"
@@ -205,6 +205,6 @@ def _provenance(checkpoint, files, encoder_only, dtype) -> dict[str, Any]:
     }
 
 
-def _write_json(path: pathlib.Path, content: Any) -> None:
+def _write_json(path: pathlib.Path, content: setting_trees.Tree) -> None:
     text = json.dumps(content, indent=1, sort_keys=True, default=str) + "\n"
     path.write_text(text, encoding="utf-8")

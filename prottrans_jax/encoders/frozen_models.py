@@ -58,7 +58,7 @@ class Encoder(frozen_params.Holder):
 
     module: nn.Module
     params: types.Params
-    config: Any
+    config: types.ModelConfig
     vocabulary: vocabularies.Vocabulary
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
@@ -441,7 +441,7 @@ class Encoder(frozen_params.Holder):
             self.cls_position or 0,
         )
 
-    def _residues(self, what: str, sequence: Any) -> bytes:
+    def _residues(self, what: str, sequence: object) -> bytes:
         residues = sequence_input.residues_of(what, sequence)
         if self.max_residues is not None and len(residues) > self.max_residues:
             raise ValueError(
@@ -473,7 +473,7 @@ class Model(frozen_params.Holder):
 
     module: nn.Module
     params: types.Params
-    config: Any
+    config: types.ModelConfig
     vocabulary: vocabularies.Vocabulary
     name: str
     source: pathlib.Path

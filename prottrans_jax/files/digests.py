@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any
 
 # Large enough that reading costs little beside hashing.
 _BLOCK_BYTES = 1 << 22
@@ -73,7 +72,7 @@ def raw_of_each(texts: Iterable[bytes]) -> bytes:
     return b"".join([sha256(text).digest() for text in texts])
 
 
-def of_json(value: Any, *, separators: tuple[str, str] | None = None) -> str:
+def of_json(value: object, *, separators: tuple[str, str] | None = None) -> str:
     """Hex SHA-256 of a value as JSON with sorted keys.
 
     Args:

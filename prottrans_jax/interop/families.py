@@ -107,7 +107,7 @@ class Checkpoint:
     """
 
     family: Family
-    config: Any
+    config: array_types.ModelConfig
     compute: compute_config.ComputeConfig
     params: array_types.Params
     stored_dtype: np.dtype
@@ -233,7 +233,7 @@ def family_of(attributes: Mapping[str, Any]) -> Family:
     return FAMILIES["transformer_xl" if "transformer_xl" in names else names[0]]
 
 
-def family_of_config(config: Any) -> Family:
+def family_of_config(config: array_types.ModelConfig) -> Family:
     """Family of a configuration."""
     for family in FAMILIES.values():
         if type(config) is family.config_class:

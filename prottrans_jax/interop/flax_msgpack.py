@@ -134,7 +134,7 @@ def _extension(code: int, content: np.ndarray) -> Any:
     return data.view(dtype).reshape(tuple(shape))
 
 
-def _join_pieces(tree: Any) -> Any:
+def _join_pieces(tree: object) -> Any:
     if not isinstance(tree, dict):
         return tree
     if _CHUNKED not in tree:

@@ -17,7 +17,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from prottrans_jax import types
+from prottrans_jax import setting_trees, types
 from prottrans_jax.files import casting, paths, writing
 from prottrans_jax.interop import (
     checkpoint_ids,
@@ -157,7 +157,7 @@ def _refuse_adapters(folder: pathlib.Path) -> None:
 
 
 def _fit_config(
-    family: families.Family, config: Any, arrays: Mapping[str, np.ndarray]
+    family: families.Family, config: types.ModelConfig, arrays: Mapping[str, np.ndarray]
 ) -> Any:
     """The configuration without parts that the checkpoint lacks.
 
@@ -258,7 +258,7 @@ def _modern_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def write(
     folder: str | os.PathLike,
-    config: Any,
+    config: types.ModelConfig,
     params: types.Params,
     *,
     dtype: np.typing.DTypeLike | None = None,
@@ -304,7 +304,7 @@ def write(
         safetensors.save(folder / name, shard, dtype)
     if len(shards) > 1:
         total = sum(_num_bytes(array, dtype) for array in arrays.values())
-        index = {
+        index: dict[str, Any] = {
             "metadata": {"total_size": total},
             "weight_map": {
                 array: name
@@ -318,7 +318,7 @@ def write(
 
 
 def _shards(
-    arrays: Mapping[str, np.ndarray], dtype: Any, max_bytes: int
+    arrays: Mapping[str, np.ndarray], dtype: np.typing.DTypeLike | None, max_bytes: int
 ) -> Iterator[dict[str, np.ndarray]]:
     shard: dict[str, np.ndarray] = {}
     size = 0
@@ -332,11 +332,11 @@ def _shards(
     yield shard
 
 
-def _num_bytes(array: np.ndarray, dtype: Any) -> int:
+def _num_bytes(array: np.ndarray, dtype: np.typing.DTypeLike | None) -> int:
     return array.size * casting.stored_dtype(array, dtype).itemsize
 
 
-def _write_json(path: pathlib.Path, content: Any) -> None:
+def _write_json(path: pathlib.Path, content: setting_trees.Tree) -> None:
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     path.write_text(text, encoding="utf-8")
 

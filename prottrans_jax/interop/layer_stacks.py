@@ -14,6 +14,7 @@ from typing import Any
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import numpy as np
 
 from prottrans_jax import types
@@ -25,7 +26,7 @@ _LAYER = re.compile(rf"(?:^|(?<=/)){_STACK}_(\d+)(?=/)")
 
 
 def convert(
-    params: types.Params, *, dtype: Any = None, stacked: bool = False
+    params: types.Params, *, dtype: DTypeLike | None = None, stacked: bool = False
 ) -> types.Params:
     """Casts host parameters and stacks or unstacks their layers.
 
@@ -97,14 +98,14 @@ def layer_names(name: str, known: Container[str]) -> list[str]:
     return names
 
 
-def _cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
+def _cast(name: str, array: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
     cast = casting.cast(name, array, dtype)
     if cast is not array:
         memory_map.release(array)
     return cast
 
 
-def _stack(flat: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+def _stack(flat: Mapping[str, Any], dtype: DTypeLike | None) -> dict[str, Any]:
     stacked: dict[str, Any] = {}
     layers = collections.defaultdict[str, dict[int, Any]](dict)
     for name, array in flat.items():
@@ -122,7 +123,9 @@ def _stack(flat: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     return stacked
 
 
-def _stack_on_host(name: str, arrays: list[np.ndarray], dtype: Any) -> np.ndarray:
+def _stack_on_host(
+    name: str, arrays: list[np.ndarray], dtype: DTypeLike | None
+) -> np.ndarray:
     first = arrays[0]
     stored = casting.stored_dtype(first, dtype)
     result = np.empty((len(arrays), *first.shape), stored)

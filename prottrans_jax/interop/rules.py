@@ -63,7 +63,7 @@ class Rule(NamedTuple):
 
 
 def flat_shapes(
-    init_params: Callable[..., types.Params], config: Any
+    init_params: Callable[..., types.Params], config: types.ModelConfig
 ) -> dict[str, tuple[int, ...]]:
     """Parameter shapes of a model of `config` by our path, layers not stacked."""
     tree = layer_stacks.written_out_shapes(

@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import re
+from types import ModuleType
 from typing import Any
 
 from flax import serialization, traverse_util
@@ -149,7 +150,7 @@ def open_(source: str | os.PathLike) -> Contents:
             "T5X checkpoint, which has version and optimizer, or Orbax's names."
         )
 
-    def stored(name: str, leaf: Any) -> StoredArray:
+    def stored(name: str, leaf: object) -> StoredArray:
         if isinstance(leaf, str):
             return _zarr(path / leaf.removeprefix(_PLACEHOLDER), {})
         if isinstance(leaf, Mapping):
@@ -203,7 +204,7 @@ def _contents(
     return Contents(generation, path, step, groups["target"], groups["state"])
 
 
-def _is_leaf(_: Any, node: Any) -> bool:
+def _is_leaf(_: object, node: object) -> bool:
     return isinstance(node, dict) and "driver" in node
 
 
@@ -262,7 +263,7 @@ def _zarr_dtype(name: str) -> str:
 
 
 def _tensorstore(
-    tensorstore: Any,
+    tensorstore: ModuleType,
     store: Mapping[str, Any],
     version: int | None = None,
     **options: Any,
@@ -371,7 +372,7 @@ def write(
             )
             if optimizer_state:
                 for slot, value in _fresh_slots(array.shape, scanned, name).items():
-                    leaf: Any = value
+                    leaf: object = value
                     if value.size > 1:
                         key = f"state.param_states.{name.replace('/', '.')}.{slot}"
                         leaf = _write_zarr(temporary, key, value, max_chunk_bytes)
@@ -389,7 +390,7 @@ def write(
 
 
 def _cast(
-    arrays: Iterator[tuple[str, np.ndarray]], dtype: Any
+    arrays: Iterator[tuple[str, np.ndarray]], dtype: np.typing.DTypeLike | None
 ) -> Iterator[tuple[str, np.ndarray]]:
     for name, array in arrays:
         yield name, casting.cast(name, np.asarray(array), dtype)

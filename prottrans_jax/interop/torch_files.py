@@ -16,7 +16,7 @@ import math
 import os
 import pathlib
 import pickle
-from typing import Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 import zipfile
 
 import ml_dtypes
@@ -87,7 +87,7 @@ def _state_dict_in(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
     return state_dicts[0] if len(state_dicts) == 1 else content
 
 
-def _is_state_dict(value: Any) -> bool:
+def _is_state_dict(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and bool(value)
@@ -139,7 +139,7 @@ class _Name:
     def __call__(self, *args: Any) -> Any:
         return self._call(*args)
 
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
+    def __setattr__(self, name: str, value: object) -> NoReturn:
         raise pickle.UnpicklingError(f"attribute {name} of a function is set")
 
 
@@ -179,7 +179,7 @@ def _tensor(storage, offset, size, stride, *unused: Any) -> np.ndarray | None:
     return np.ndarray(size, data.dtype, data, offset * data.itemsize, strides)
 
 
-def _parameter(data: Any, *unused: Any) -> Any:
+def _parameter(data: object, *unused: Any) -> Any:
     return data
 
 
@@ -203,7 +203,7 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(
         self,
-        file: Any,
+        file: IO[bytes],
         path: pathlib.Path,
         storage: Callable[..., _Storage] | None = None,
     ):
@@ -223,7 +223,7 @@ class _Unpickler(pickle.Unpickler):
             )
         return self._names[module, name]
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: tuple) -> _Storage:
         """The storage that a tensor refers to."""
         if self._storage is None or pid[0] != "storage":
             raise pickle.UnpicklingError(f"unknown reference {pid!r}")

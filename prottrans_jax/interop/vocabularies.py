@@ -222,7 +222,9 @@ def tags(vocab: vocabulary.Vocabulary) -> tuple[str, ...]:
 
 
 def warn_of_unused(
-    vocab: vocabulary.Vocabulary, family: vocabulary.Vocabulary, source: Any
+    vocab: vocabulary.Vocabulary,
+    family: vocabulary.Vocabulary,
+    source: str | os.PathLike,
 ) -> None:
     """Logs the pieces of a vocabulary that its family lacks and that are not used."""
     unused = [piece for piece in tags(vocab) if piece not in family.pieces]
@@ -275,7 +277,10 @@ def with_prefix(
 
 
 def check_rows(
-    vocab: vocabulary.Vocabulary, special_ids: Sequence[int], num_rows: int, source: Any
+    vocab: vocabulary.Vocabulary,
+    special_ids: Sequence[int],
+    num_rows: int,
+    source: str | os.PathLike,
 ) -> None:
     """Raises ValueError if an id that a protein needs is not a row of the table."""
     used = {chr(b): int(vocab.byte_table[b]) for b in vocabulary.LETTERS.encode()}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Int8, PyTree
 
 # Rounding method of kernels: values nearest a rounding boundary are flipped to preserve
 # the column sum. The text is stored in embedding files as part of the identity of a
@@ -104,7 +104,7 @@ def _steps(largest):
     return jnp.where(largest == 0.0, 1.0, largest / _LARGEST)
 
 
-def is_quantized(params: Any) -> bool:
+def is_quantized(params: PyTree) -> bool:
     """Whether any kernel among the parameters is int8."""
     return any(x.dtype == jnp.int8 for x in jax.tree.leaves(params))
 

@@ -26,6 +26,7 @@ They are for frozen models on one CPU device, within `frozen.scope`. They have n
 gradients, and programs for other machines or `jax.export` do not contain them.
 """
 
+from collections.abc import Sequence
 import functools
 import importlib
 import platform
@@ -134,7 +135,9 @@ def rounds_to_int8() -> bool:
     return "avx512" in units()[:1]
 
 
-def _call(name: str, shapes: Any) -> Any:
+def _call(
+    name: str, shapes: jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct]
+) -> Any:
     return jax.ffi.ffi_call(f"prottrans_jax_{units()[0]}_{name}", shapes)
 
 

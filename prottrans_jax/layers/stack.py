@@ -13,7 +13,7 @@ from prottrans_jax.layers import compute as compute_config
 def apply_layers(
     layer: type[nn.Module],
     x: jax.Array,
-    shared: Any,
+    shared: PyTree,
     *,
     num_layers: int,
     compute: compute_config.ComputeConfig,
@@ -53,7 +53,7 @@ def apply_layers(
 def apply_layers_with_memories(
     layer: type[nn.Module],
     x: jax.Array,
-    shared: Any,
+    shared: PyTree,
     memories: PyTree,
     *,
     num_layers: int,

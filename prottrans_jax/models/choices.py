@@ -1,8 +1,8 @@
 """Checks of fields shared by the configurations of all families."""
 
 import dataclasses
-from typing import Any
 
+from prottrans_jax import types
 from prottrans_jax.config import setting_types
 
 # Sizes that may be 0; all others are at least 1.
@@ -18,7 +18,7 @@ _MAY_BE_0 = frozenset(
 _RATES = frozenset({"dropout_rate", "attention_dropout_rate"})
 
 
-def check(config: Any, **choices: tuple[str, ...]) -> None:
+def check(config: types.ModelConfig, **choices: tuple[str, ...]) -> None:
     """Checks the fields of a configuration.
 
     Args:
@@ -35,7 +35,7 @@ def check(config: Any, **choices: tuple[str, ...]) -> None:
         )
 
 
-def _check_numbers(config: Any) -> None:
+def _check_numbers(config: types.ModelConfig) -> None:
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), field.name
         where = f"{type(config).__name__}.{name}"

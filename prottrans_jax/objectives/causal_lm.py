@@ -62,7 +62,9 @@ class CausalLM(objective.Objective):
 # Shared with permutation language modelling:
 
 
-def empty_memories(model: Any, batch_size: int) -> types.Carry:
+def empty_memories(
+    model: transformer_xl.TransformerXL | xlnet.XLNet, batch_size: int
+) -> types.Carry:
     """Carry of the first step: memories that belong to no protein.
 
     Returns:

@@ -20,9 +20,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
+import numpy as np
 import optax
 
 LogicalAxes = tuple[str | None, ...]
+# An array, or only its shape and type.
+Shaped = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
 # Roles of logical axes (T5X's standard_logical_factor_rules). Other names have the role
 # "none".
@@ -135,7 +138,9 @@ def scale_by_adafactor(
     """
 
     def init(params: PyTree) -> AdafactorState:
-        def zeros(name: str, param: Any, axes: LogicalAxes | None) -> dict[str, Array]:
+        def zeros(
+            name: str, param: Shaped, axes: LogicalAxes | None
+        ) -> dict[str, Array]:
             kept = _kept_dims(factoring(name, param.shape, axes, hyper), param, hyper)
             return {
                 key: jnp.zeros(
@@ -160,7 +165,13 @@ def scale_by_adafactor(
         t = (state.step - hyper.step_offset).astype(jnp.float32) + 1.0
         decay = 1.0 - t**-hyper.decay_rate
 
-        def one(name: str, param: Any, axes: Any, grad: Any, old: Any) -> tuple:
+        def one(
+            name: str,
+            param: Array,
+            axes: LogicalAxes | None,
+            grad: Array,
+            old: dict[str, Array],
+        ) -> tuple[Array, dict[str, Array]]:
             plan = factoring(name, param.shape, axes, hyper)
             return _update(grad, old, param, plan, learning_rate, decay, hyper)
 
@@ -179,7 +190,7 @@ def state_axes(params: PyTree, axes: PyTree, hyper: Hyperparameters) -> Adafacto
     """
 
     def names(
-        name: str, param: Any, axes: LogicalAxes | None
+        name: str, param: Shaped, axes: LogicalAxes | None
     ) -> dict[str, LogicalAxes]:
         whole = axes or (None,) * len(param.shape)
         kept = _kept_dims(factoring(name, param.shape, axes, hyper), param, hyper)
@@ -189,7 +200,7 @@ def state_axes(params: PyTree, axes: PyTree, hyper: Hyperparameters) -> Adafacto
 
 
 def _kept_dims(
-    plan: Factoring, param: Any, hyper: Hyperparameters
+    plan: Factoring, param: Shaped, hyper: Hyperparameters
 ) -> dict[str, tuple[int, ...]]:
     """Dimensions of a parameter that each array of its state has."""
     every = tuple(range(len(param.shape)))
@@ -251,7 +262,7 @@ def _update(
         momentum = hyper.beta1 * state["m"] + (1.0 - hyper.beta1) * step
         new["m"] = momentum.astype(hyper.dtype_momentum)
         step = momentum
-    weight_decay: Any = hyper.weight_decay_rate
+    weight_decay: Float[Array, ""] | float | None = hyper.weight_decay_rate
     if hyper.weight_decay_rate_lr_exponent is not None:
         weight_decay = (1.0 if weight_decay is None else weight_decay) * (
             learning_rate**hyper.weight_decay_rate_lr_exponent

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 import optax
 
 from prottrans_jax.config import setting_types
@@ -46,7 +46,7 @@ class Optimizer:
                 f"{type(self).__name__}.{name}", getattr(self, name), **limits
             )
 
-    def learning_rate_at(self, step: Any) -> Float[Array, ""]:
+    def learning_rate_at(self, step: int | Int[Array, ""]) -> Float[Array, ""]:
         """Learning rate of the update from `step` to `step` + 1."""
         return jnp.asarray(self._schedule(step), jnp.float32)
 
@@ -61,7 +61,9 @@ class Optimizer:
             return inner
         limit = self.clip_norm
 
-        def update(grads: PyTree, state: Any, params: PyTree | None = None) -> Any:
+        def update(
+            grads: PyTree, state: optax.OptState, params: PyTree | None = None
+        ) -> Any:
             scale = jnp.minimum(1.0, limit / optax.tree.norm(grads))
             return inner.update(jax.tree.map(lambda g: g * scale, grads), state, params)
 
@@ -208,11 +210,19 @@ def is_weight(params: PyTree) -> PyTree:
 def _scale_by_trust_ratio(axes: PyTree) -> optax.GradientTransformation:
     """Scales by |parameter| / |update| per layer of a stack; by 1 if a norm is 0."""
 
-    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> Any:
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None
+    ) -> Any:
         if params is None:
             raise ValueError("LAMB needs the parameters: update(grads, state, params).")
 
-        def scale(_: str, param: Any, axes: Any, update: Any, is_weight: bool) -> Array:
+        def scale(
+            _: str,
+            param: Array,
+            axes: adafactor.LogicalAxes | None,
+            update: Array,
+            is_weight: bool,
+        ) -> Array:
             if not is_weight:
                 return update
             axes = axes or (None,) * update.ndim

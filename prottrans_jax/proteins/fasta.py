@@ -23,7 +23,7 @@ import itertools
 import os
 import pathlib
 import sys
-from typing import IO, Any
+from typing import IO
 
 from prottrans_jax.proteins import (
     fasta_blocks,
@@ -71,7 +71,7 @@ def blocks(
     path: str | os.PathLike,
     *,
     block_bytes: int = BLOCK_BYTES,
-    digest: Any = None,
+    digest: unpacking.Digest | None = None,
     stream: IO[bytes] | None = None,
 ) -> Iterator[fasta_blocks.Block]:
     """Cuts a FASTA file at record borders into blocks of about `block_bytes`.
@@ -322,7 +322,9 @@ def _open(path: str | os.PathLike) -> IO[bytes]:
     return pathlib.Path(path).open("rb")
 
 
-def _lines_of(stream: IO[bytes], digest: Any, size: int) -> Iterator[bytes]:
+def _lines_of(
+    stream: IO[bytes], digest: unpacking.Digest | None, size: int
+) -> Iterator[bytes]:
     """Decompressed text with LF line ends, in pieces of `size` bytes or more."""
     pieces: list[bytes] = []
     held = 0

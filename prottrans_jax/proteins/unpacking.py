@@ -6,7 +6,7 @@ import importlib
 import lzma
 import sys
 import tempfile
-from typing import IO, Any
+from typing import IO, Any, Protocol
 import zipfile
 import zlib
 
@@ -33,7 +33,14 @@ class UnreadableError(ValueError):
     """A compressed file that cannot be read; the message gives its kind and advice."""
 
 
-def unpacked(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
+class Digest(Protocol):
+    """A hash such as `files.digests.Sha256`."""
+
+    def update(self, data: bytes, /) -> None:
+        """Adds bytes."""
+
+
+def unpacked(stream: IO[bytes], digest: Digest | None) -> Iterator[bytes]:
     """Contents of a plain or compressed stream; closes it at its end.
 
     Args:
@@ -64,7 +71,7 @@ def unpacked(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
         yield from _unpack(make, data, rest)
 
 
-def _stored(stream: IO[bytes], digest: Any) -> Iterator[bytes]:
+def _stored(stream: IO[bytes], digest: Digest | None) -> Iterator[bytes]:
     while data := stream.read(READ_BYTES):
         if digest is not None:
             digest.update(data)
@@ -93,7 +100,7 @@ def _unpack(
         raise EOFError
 
 
-def _of_zip(stream: IO[bytes], start: bytes, digest: Any) -> Iterator[bytes]:
+def _of_zip(stream: IO[bytes], start: bytes, digest: Digest | None) -> Iterator[bytes]:
     """The one file in a zip."""
     with tempfile.TemporaryFile() as copy:
         # The directory of a zip is at its end, and a pipe cannot seek.

@@ -7,11 +7,12 @@ import math
 import pathlib
 import sys
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 from rich import progress
 
 from prottrans_jax.files import appending
@@ -108,6 +109,7 @@ class Stopwatch:
         return {"compute": max(0.0, self.wall() - claimed), **self._seconds}
 
 
+@runtime_checkable
 class Writer(Protocol):
     """A writer of scalars. Those of `clu.metric_writers` fit this protocol.
 
@@ -256,9 +258,10 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
-def _plain(value: Any) -> float | str:
-    value = np.asarray(value).item()
-    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+def _plain(value: ArrayLike) -> float | str:
+    number = np.asarray(value).item()
+    is_finite = not isinstance(number, float) or math.isfinite(number)
+    return number if is_finite else str(number)
 
 
 class ProgressLine:

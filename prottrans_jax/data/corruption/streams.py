@@ -12,7 +12,7 @@ model family.
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import jaxtyping
 import numpy as np
@@ -32,7 +32,7 @@ class Field:
       task_feature: name in SeqIO examples; "" if it is not part of them.
     """
 
-    dtype: Any
+    dtype: np.typing.DTypeLike
     fill: int = 0
     task_feature: str = ""
 

@@ -165,7 +165,7 @@ class Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, kind: object, *_: Any) -> None:
         if kind is not None:
             self.abandon()
         elif self._discard.alive:

@@ -128,7 +128,9 @@ class FastaBuilder(  # type: ignore[call-arg]
             citation=self.CORPUS.citation,
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterable]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterable]:
         path = pathlib.Path(
             self._manual_file(dl_manager) or dl_manager.download(self.CORPUS.url)
         )
@@ -145,7 +147,9 @@ class FastaBuilder(  # type: ignore[call-arg]
             splits["validation"] = self._generate_examples(path, True, frozenset())
         return splits
 
-    def _manual_file(self, dl_manager: Any) -> pathlib.Path | None:
+    def _manual_file(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> pathlib.Path | None:
         try:
             folder = pathlib.Path(dl_manager.manual_dir)
         except AssertionError:  # TFDS raises it if there is no manual folder.

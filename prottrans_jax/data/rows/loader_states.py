@@ -68,6 +68,6 @@ def differing(
     return differences.lines(*({n: x.get(n) for n in names} for x in (saved, present)))
 
 
-def _is_vocabulary(_: str, content: Any) -> bool:
+def _is_vocabulary(_: str, content: object) -> bool:
     # A state has its name.
     return isinstance(content, vocabulary.Vocabulary)

@@ -3,7 +3,6 @@
 import dataclasses
 import fractions
 import os
-from typing import Any
 
 import seqio
 
@@ -123,5 +122,5 @@ def _corrupt_of(task: seqio.Task, long_sequences: str) -> preprocessors.Corrupt:
     return corrupt
 
 
-def _step_name(step: Any) -> str:
+def _step_name(step: object) -> str:
     return getattr(step, "__name__", type(step).__name__)

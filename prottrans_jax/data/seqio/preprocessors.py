@@ -149,7 +149,7 @@ class Corrupt:
             return [*values, *(stream.lengths for stream in corrupted)]
 
         @seqio.map_over_dataset(num_seeds=1)
-        def one_record(example: Any, seed: Any) -> Any:
+        def one_record(example: Mapping[str, tf.Tensor], seed: tf.Tensor) -> Any:
             out = tf.numpy_function(
                 corrupt,
                 [example["targets"], seed],
@@ -158,7 +158,9 @@ class Corrupt:
             others = {k: v for k, v in example.items() if k != "targets"}
             return tuple(tf.ensure_shape(o, [None]) for o in out), others
 
-        def pieces(out: Sequence[tf.Tensor], others: Any) -> tf.data.Dataset:
+        def pieces(
+            out: Sequence[tf.Tensor], others: Mapping[str, tf.Tensor]
+        ) -> tf.data.Dataset:
             lengths = {
                 field.task_feature: out[len(fields) + i]
                 for i, layout in enumerate(layouts)
