@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 import dataclasses
 import functools
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 import numpy as np
 
 from prottrans_jax import types
@@ -35,10 +36,10 @@ class Holder:
         params = jax.tree.map(jnp.asarray, state["params"])
         self.__dict__.update(state | {"params": params})
 
-    def __copy__(self) -> Self:
+    def __copy__(self) -> "Holder":
         return dataclasses.replace(self)  # type: ignore[type-var]
 
-    def __deepcopy__(self, memo: Any) -> Self:
+    def __deepcopy__(self, memo: object) -> "Holder":
         containers = jax.tree.map(lambda array: array, self.params)
         return dataclasses.replace(self, params=containers)  # type: ignore[type-var]
 
@@ -79,7 +80,7 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def subtree(params: Any, template: Any) -> Any:
+def subtree(params: PyTree, template: PyTree) -> PyTree:
     """The part of `params` with the structure of `template`."""
     if not isinstance(template, Mapping):
         return params

@@ -20,7 +20,7 @@ from prottrans_jax.distributed import stopping, watchdog
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
 from prottrans_jax.optimizers import algorithms
-from prottrans_jax.training import event_files, logbook
+from prottrans_jax.training import event_files, logbook, metrics
 
 
 def test_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path, monkeypatch):
@@ -239,7 +239,7 @@ def test_rates_count_what_this_process_did(tmp_path, monkeypatch):
 
 
 def test_mfu_counts_the_waiting_for_data_but_no_evaluation(monkeypatch):
-    class Watch:
+    class Watch(metrics.Stopwatch):
         seconds, causes = 0.0, {"compute": 0.0}
 
         def wall(self):
