@@ -182,7 +182,7 @@ class Supervisor:
             | fields
         )
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: object) -> None:
         del frame
         if number in _FORWARDED:
             self._signal = number

@@ -274,7 +274,7 @@ def _update(
 
 def map_named(function: Callable[..., Any], params: PyTree, *rest: PyTree) -> PyTree:
     """Maps function(name, leaf, *rest) over parameters; `rest` may have subtrees."""
-    treedef: Any
+    treedef: jax.tree_util.PyTreeDef
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     others = [treedef.flatten_up_to(tree) for tree in rest]
     return treedef.unflatten(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import json
 import os
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from clu.data import dataset_iterator
 from etils import epath
@@ -33,11 +33,24 @@ FEATURES = (
 )
 
 
+class DatasetConfig(Protocol):
+    """What is read of T5X's `DatasetConfig`, a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    mixture_or_task_name: str | seqio.Task | seqio.Mixture
+    task_feature_lengths: Mapping[str, int]
+    split: str
+    batch_size: int
+    shuffle: bool
+    pack: bool
+    seed: int | None
+
+
 def train_batches(
-    cfg: Any,
+    cfg: DatasetConfig,
     shard_id: int,
     num_shards: int,
-    feature_converter_cls: Any = None,
+    feature_converter_cls: object = None,
     num_epochs: int | None = None,
     continue_from_last_checkpoint: bool = False,
     *,
@@ -67,11 +80,11 @@ def train_batches(
 
 
 def eval_batches(
-    cfg: Any,
+    cfg: DatasetConfig,
     shard_id: int,
     num_shards: int,
     eval_steps: int,
-    feature_converter_cls: Any = None,
+    feature_converter_cls: object = None,
     *,
     data_dir: str | os.PathLike | None = None,
     long_sequences: str = "split",
@@ -179,12 +192,12 @@ def _state_of_other_shards(path: epath.Path) -> epath.Path:
     )
 
 
-def _provider(cfg: Any) -> seqio.Task | seqio.Mixture:
+def _provider(cfg: DatasetConfig) -> seqio.Task | seqio.Mixture:
     name = cfg.mixture_or_task_name
     return seqio.get_mixture_or_task(name) if isinstance(name, str) else name
 
 
-def _rows_of_shard(cfg: Any, shard_id: int, num_shards: int) -> slice:
+def _rows_of_shard(cfg: DatasetConfig, shard_id: int, num_shards: int) -> slice:
     """Rows of a global batch that belong to one shard: a block, as in our trainer."""
     if cfg.batch_size % num_shards:
         raise ValueError(
@@ -195,7 +208,9 @@ def _rows_of_shard(cfg: Any, shard_id: int, num_shards: int) -> slice:
     return slice(shard_id * count, (shard_id + 1) * count)
 
 
-def _loader(cfg: Any, num_epochs: int | None, **options: Any) -> loader_lib.RowLoader:
+def _loader(
+    cfg: DatasetConfig, num_epochs: int | None, **options: Any
+) -> loader_lib.RowLoader:
     if cfg.seed is None:
         raise ValueError(
             "DatasetConfig.seed is None: T5X would draw one from the clock. Set a "
