@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from prottrans_jax import types
-from prottrans_jax.models import transformer_xl
+from prottrans_jax.models import memory_models, transformer_xl
 from prottrans_jax.objectives import losses, objective
 
 
@@ -62,9 +62,7 @@ class CausalLM(objective.Objective):
 # Shared with permutation language modelling:
 
 
-def empty_memories(
-    model: transformer_xl.TransformerXL | xlnet.XLNet, batch_size: int
-) -> types.Carry:
+def empty_memories(model: memory_models.MemoryModel, batch_size: int) -> types.Carry:
     """Carry of the first step: memories that belong to no protein.
 
     Returns:
