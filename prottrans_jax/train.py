@@ -18,6 +18,16 @@ import os
 import sys
 import time
 
+from prottrans_jax.distributed import stop_signals
+
+if __name__ == "__main__":
+    # Before the heavy imports below; `stopping.StopSignal` takes over in the run.
+    stop_signals.install(
+        "train",
+        "Training had not begun: the same command starts or resumes it.",
+        ends_process=True,
+    )
+
 from absl import flags, logging
 
 from prottrans_jax.config import requirements

@@ -56,6 +56,7 @@ class Watch:
         self._ends_process = ends_process
         self._received_at = 0.0
         self._unwinding = False
+        self._handed_over = False
         self._leaving = threading.Lock()
         self._previous: dict[int, Any] = {}
 
@@ -120,6 +121,13 @@ class Watch:
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._on_signal)
 
+    def hand_over(self) -> dict[int, Any]:
+        """Ends the watch; returns the handlers before it."""
+        self._handed_over = True
+        if self._ends_process:
+            signal.set_wakeup_fd(-1)
+        return self._previous
+
     def _on_signal(self, number: int, frame: object) -> None:
         del frame
         if self.number is None:
@@ -136,7 +144,10 @@ class Watch:
             left = None
             if deadline is not None:
                 left = max(0.0, deadline - time.monotonic())
-            if select.select([reader], [], [], left)[0]:
+            has_signals = bool(select.select([reader], [], [], left)[0])
+            if self._handed_over:
+                return
+            if has_signals:
                 numbers = [n for n in os.read(reader, 64) if n in _SIGNALS]
                 if numbers and deadline is None:
                     if self.number is None:
@@ -213,6 +224,20 @@ def check() -> None:
     """
     if _watch is not None and threading.current_thread() is threading.main_thread():
         _watch.check()
+
+
+def hand_over() -> tuple[int | None, dict[int, Any]]:
+    """Leaves stop signals to handlers that the caller has installed by now.
+
+    Returns:
+      The signal received before, or None. And the handlers that the caller restores at
+      its end, instead of those that it replaced; empty without a watch.
+    """
+    global _watch
+    watch, _watch = _watch, None
+    if watch is None:
+        return None, {}
+    return watch.number, watch.hand_over()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from prottrans_jax.distributed import barriers, coordination
+from prottrans_jax.distributed import barriers, coordination, stop_signals
 
 _POLL_S = 0.5
 
@@ -85,6 +85,10 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._on_signal)
+        received, previous = stop_signals.hand_over()
+        self._previous |= previous
+        if received is not None and self._signal is None:
+            self._on_signal(received, None)
         if jax.process_count() > 1:
             self._key = coordination.new_key("stop")
             self._thread = threading.Thread(

@@ -1,11 +1,9 @@
 """Saves are asynchronous, verified by SHA-256, and lose at most what they name."""
 
-import json
 import os
 import pathlib
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -81,48 +79,15 @@ def test_steps_are_kept_by_count_and_by_period(tmp_path, keep, keep_period, left
     ]
 
 
-def test_every_file_with_a_flipped_bit_is_named_and_the_step_before_is_used(
+def test_a_file_with_one_more_byte_is_named_and_the_step_before_is_used(
     tmp_path, caplog
 ):
-    save_steps(tmp_path / "good", [1, 2])
-    rng = random.Random(0)
-    listed = json.loads((tmp_path / "good/2" / manifests.NAME).read_text())["files"]
-    assert any(name.startswith("d/") for name in listed)
-    for name in [*listed, manifests.NAME]:
-        directory = tmp_path / "damaged"
-        shutil.copytree(tmp_path / "good", directory)
-        file = directory / "2" / name
-        content = bytearray(file.read_bytes())
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-        file.write_bytes(content)
-        caplog.clear()
-        restored = restore(directory)
-        assert restored.step == 1, name
-        assert str(file) in caplog.text
-        shutil.rmtree(directory)
-    assert_bit_equal(restored.state, make_state(1))
-
-
-@pytest.mark.parametrize("damage", ["truncated", "deleted", "grown"])
-def test_every_file_of_another_size_is_named_and_the_step_before_is_used(
-    tmp_path, caplog, damage
-):
-    save_steps(tmp_path / "good", [1, 2])
-    listed = json.loads((tmp_path / "good/2" / manifests.NAME).read_text())["files"]
-    for name in [*listed, manifests.NAME]:
-        directory = tmp_path / "damaged"
-        shutil.copytree(tmp_path / "good", directory)
-        file = directory / "2" / name
-        if damage == "deleted":
-            file.unlink()
-        elif damage == "truncated":
-            os.truncate(file, file.stat().st_size // 2)
-        else:
-            file.write_bytes(file.read_bytes() + b"\0")
-        caplog.clear()
-        assert restore(directory).step == 1, name
-        assert str(file) in caplog.text
-        shutil.rmtree(directory)
+    # Truncated, deleted and flipped bits: drills/damage.py.
+    save_steps(tmp_path, [1, 2])
+    file = tmp_path / "2" / "_METADATA"
+    file.write_bytes(file.read_bytes() + b"\0")
+    assert restore(tmp_path).step == 1
+    assert str(file) in caplog.text
 
 
 def test_a_step_without_manifest_is_not_listed_and_not_used(tmp_path, caplog):

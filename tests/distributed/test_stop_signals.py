@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import random
 import signal
 import subprocess
 import sys
@@ -175,10 +174,6 @@ def is_computing(process, said, folder):
     return journal.is_file() and journal.stat().st_size > 0
 
 
-def is_merging(process, said, folder):
-    return (folder / "out.h5.parts" / "merged.residues.h5").exists()
-
-
 @pytest.mark.parametrize("source", [4000], indirect=True)
 @pytest.mark.parametrize(
     ("moment", "number"),
@@ -198,27 +193,3 @@ def test_embed_stops_while_it(model, source, tmp_path, moment, number):
     assert lines[-1].startswith(f"prottrans: stopped by {number.name}."), lines
     assert "Traceback" not in said.read_text()
     assert not (tmp_path / "out.h5").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("source", [20_000], indirect=True)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_embed_stops_at_17_of_17_random_moments(model, source, tmp_path, number):
-    chance = random.Random(int(number))
-    outcomes = []
-    for trial in range(17):
-        folder = tmp_path / str(trial)
-        folder.mkdir()
-        process, said = start(model, source, folder)
-        # A third each: from the start, from the first shard, from the merge.
-        moment = (is_importing, is_computing, is_merging)[trial % 3]
-        while process.poll() is None and not moment(process, said, folder):
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 3 if trial % 3 == 0 else 0.5))
-        process.send_signal(number)
-        sent = time.monotonic()
-        status = process.wait(timeout=60)
-        took = time.monotonic() - sent
-        print(f"{moment.__name__} status {status} after {took:.1f} s")
-        outcomes.append((status, "Traceback" in said.read_text()))
-    assert outcomes == [(128 + number, False)] * 17
