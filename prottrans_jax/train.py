@@ -8,7 +8,8 @@ under srun, mpirun or torchrun in every task; the processes find each other:
 
 Exit status: 0 done; 1 failed: a checkpoint or record is damaged, a save failed, another
 host was lost or hangs, another run writes to model_dir, disk full, too many open files;
-2 a mistake in the flags, settings or paths; 3 loss or gradient not finite; 75 a step, a
+2 a mistake in the flags, settings or paths; 3 loss or gradient not
+finite, or a loss spike; 75 a step, a
 host or the start took too long; 143 and 130 stopped by SIGTERM and SIGINT, with a
 checkpoint, before the last step was saved and evaluated.
 """
@@ -78,7 +79,13 @@ def main(argv: Sequence[str]) -> int:
     from prottrans_jax.checkpoints import manifests
     from prottrans_jax.data.records import store
     from prottrans_jax.distributed import barriers, roll_call, start
-    from prottrans_jax.training import goodput, logbook, trainer
+    from prottrans_jax.training import (
+        goodput,
+        logbook,
+        loss_spikes,
+        replicas,
+        trainer,
+    )
 
     train = building.configured(trainer.train)
     try:
@@ -93,10 +100,14 @@ def main(argv: Sequence[str]) -> int:
             writers=_tensorboard if _TENSORBOARD.value else tuple,
             started=goodput.process_start(),
         )
-    except logbook.NonFiniteError as error:
+    except (logbook.NonFiniteError, loss_spikes.LossSpikeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    except (manifests.CheckpointError, store.DamageError) as error:
+    except (
+        manifests.CheckpointError,
+        replicas.CorruptionError,
+        store.DamageError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except barriers.ProcessesMissing as error:

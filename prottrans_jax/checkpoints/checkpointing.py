@@ -226,6 +226,31 @@ class Checkpointer:
         """
         return manifests.committed(self._directory)
 
+    def delete_after(self, step: int) -> None:
+        """Deletes the steps after `step`, for a run that goes back to it.
+
+        Raises:
+          manifests.CheckpointError: there is no committed step up to `step`.
+        """
+        self.wait()
+
+        def delete() -> None:
+            steps = self.steps()
+            if not any(number <= step for number in steps):
+                raise manifests.CheckpointError(
+                    f"{self._directory}: the run cannot go back to step {step} or an "
+                    f"earlier one; there are {steps}. Keep more checkpoints."
+                )
+            for number in manifests.step_numbers(self._directory):
+                if number > step:
+                    logging.warning(
+                        "Deleting checkpoint %d: the run goes back.", number
+                    )
+                    manifests.delete(self._directory / str(number))
+
+        self._on_process_zero("delete_after", delete)
+        self._sound = {number for number in self._sound if number <= step}
+
     def restore(
         self,
         abstract_state: PyTree,

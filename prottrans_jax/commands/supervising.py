@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import pathlib
 import socket
 from typing import Any
 
@@ -74,16 +73,21 @@ def _supervise(arguments: argparse.Namespace) -> int:
         )
     setting_types.check_range("--wait", arguments.wait, 0)
     setting_types.check_range("--longest-wait", arguments.longest_wait, 0)
-    model_dir = paths.local(named, "--model-dir")
+    model_dir = paths.place(named, "--model-dir")
     events = _Events(
-        paths.local(arguments.events, "--events")
+        paths.place(arguments.events, "--events")
         if arguments.events
         else model_dir / f"supervisor.{socket.gethostname()}.jsonl"
     )
     directory = epath.Path(model_dir / "checkpoints")
+    newest: list[int | None] = [None]
 
     def newest_step() -> int | None:
-        return max(manifests.committed(directory), default=None)
+        try:
+            newest[0] = max(manifests.committed(directory), default=None)
+        except OSError as error:  # Storage on the network: take the last answer.
+            console.say(f"prottrans: {directory} cannot be read: {error}")
+        return newest[0]
 
     return supervisor.Supervisor(
         command,
@@ -102,17 +106,18 @@ class _Events:
     be none, and then there is no file.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: Any):
         self._path = path
         self._waiting: list[str] = []
 
     def write(self, event: dict[str, Any]) -> None:
-        from prottrans_jax.files import appending
+        from prottrans_jax.files import appending, buckets
 
         line = json.dumps({"host": socket.gethostname(), **event})
         console.say(line)
         self._waiting.append(line)
-        if not os.path.isdir(self._path.parent):
+        # A bucket has no folders.
+        if not (buckets.is_bucket(self._path) or os.path.isdir(self._path.parent)):
             return
         try:
             while self._waiting:

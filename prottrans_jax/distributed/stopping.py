@@ -29,12 +29,13 @@ class StopSignal:
     of its process. All processes stop at the step after the largest of these.
 
     Args:
+      number: a signal that came before, which stops at the first step; 0: none.
       timeout_s: limit of the wait for the others' steps.
     """
 
-    def __init__(self, timeout_s: float = 20.0):
+    def __init__(self, number: int = 0, timeout_s: float = 20.0):
         self._timeout_s = timeout_s
-        self._signal: int | None = None
+        self._signal: int | None = number or None
         self._interrupts = 0
         self._step = -1
         self._stop_at: int | None = None
@@ -48,6 +49,11 @@ class StopSignal:
     def requested(self) -> bool:
         """Whether this process knows of a signal; others may not know yet."""
         return self._signal is not None
+
+    @property
+    def number(self) -> int:
+        """Number of the signal; 0 without one."""
+        return self._signal or 0
 
     @property
     def exit_code(self) -> int:

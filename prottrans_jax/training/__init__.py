@@ -6,6 +6,8 @@
   resuming                        the first state, or that of a checkpoint of this run
   saving, profiling               retry or stop after a failed save; profiles of steps
   goodput                         where the time of a run went, over all restarts
+  replicas, integrity             replicas of parameters compared; silent corruption
+  loss_spikes, rewinding          losses far above the usual; back to a checkpoint
   evaluation, infeed              means over a split; batches prefetched in a thread
   logbook, metrics                log lines; writers of scalars
   wandb_writer                    a writer of scalars for Weights & Biases

@@ -17,7 +17,7 @@ from typing import Any
 from absl import logging
 import jax
 
-from prottrans_jax.files import appending
+from prottrans_jax.files import appending, paths
 
 NAME = "goodput.jsonl"
 # Bucket to its cause in `metrics.Stopwatch`.
@@ -116,7 +116,7 @@ class Account:
         }
 
 
-def read(path: pathlib.Path) -> Account:
+def read(path: paths.Place) -> Account:
     """The account of a run so far; lines that a kill cut short are left out.
 
     Raises:
@@ -142,7 +142,7 @@ class Ledger:
 
     def __init__(
         self,
-        path: pathlib.Path,
+        path: paths.Place,
         split: Callable[[], Mapping[str, float]],
         started: float | None = None,
     ):
@@ -152,7 +152,7 @@ class Ledger:
         self._started = now if started is None else started
         # Spent before `split` began to count.
         self._before_s = max(0.0, now - self._started - sum(split().values()))
-        self._file: appending.AppendedFile | None = None
+        self._file: appending.AppendedFile | appending.GrowingObject | None = None
         self._account = Account()
         self._last_line = b""
         self._written_at = 0.0
@@ -170,7 +170,7 @@ class Ledger:
         if self._file is None:
             try:
                 self._account = read(self._path)
-                self._file = appending.AppendedFile(self._path)
+                self._file = appending.open_log(self._path)
             except OSError as error:
                 self._fail(error)
                 return
@@ -215,8 +215,6 @@ class Ledger:
         replaced, self._last_line = self._last_line, b"" if keep else line
         try:
             self._file.append(line, replacing=replaced)
-            if keep:
-                self._file.flush()
         except OSError as error:
             self._fail(error)
 

@@ -12,7 +12,13 @@ import numpy as np
 
 from prottrans_jax.costs import hardware
 from prottrans_jax.files import appending
-from prottrans_jax.training import logged_steps, metrics, run_settings
+from prottrans_jax.training import (
+    logged_steps,
+    loss_spikes,
+    metrics,
+    rewinding,
+    run_settings,
+)
 
 
 class NonFiniteError(RuntimeError):
@@ -99,6 +105,8 @@ class Journal:
       total_steps: last step of the run.
       log_period: number of steps that one line averages over.
       nonfinite: policy for steps that are not finite.
+      spikes: policy for losses far above the usual.
+      losses: of the last steps, as stored in the checkpoint.
       record_ids: step to the ids of the records in its batch, for `nonfinite.jsonl`.
       rates: throughput of the run.
       run_times: scalars of the time since the first start of the run.
@@ -116,6 +124,8 @@ class Journal:
         total_steps: int,
         log_period: int,
         nonfinite: run_settings.NonFinite,
+        spikes: run_settings.LossSpikes = run_settings.LossSpikes(),
+        losses: Sequence[Sequence[float]] = (),
         record_ids: Callable[[int], Sequence[str]],
         rates: Rates,
         run_times: Callable[[], metrics.Scalars] = dict,
@@ -136,6 +146,8 @@ class Journal:
         self._total_steps = total_steps
         self._log_period = log_period
         self._nonfinite = nonfinite
+        self._spikes = spikes
+        self._losses = loss_spikes.Losses(spikes, losses)
         self._record_ids = record_ids
         self._rates = rates
         self._run_times = run_times
@@ -155,7 +167,14 @@ class Journal:
     def state(self) -> dict[str, Any]:
         """Sums since the last log line, and the steps logged, for a checkpoint."""
         logged = self._log_file.logged.state() if self._log_file else {}
-        return {"window": self._window.state(), "logged": logged}
+        state = {"window": self._window.state(), "logged": logged}
+        if self._spikes.policy != "off":
+            state["losses"] = self._losses.state()
+        return state
+
+    def loss_limit(self, step: int) -> np.float32:
+        """The largest loss with which `step` is not a spike."""
+        return np.float32(self._losses.limit(step))
 
     @property
     def reached(self) -> int:
@@ -184,13 +203,18 @@ class Journal:
             return
         step, outputs = pending[0], jax.device_get(pending[1])
         self._residues += float(outputs["sums"].get("residues", (0,))[0])
-        if outputs["finite"]:
+        if outputs["finite"] and outputs.get("accepted", True):
             self._skipped_in_a_row = 0
             self._window.add(outputs["sums"])
+            if "loss" in outputs:
+                self._losses.add(step, float(outputs["loss"]))
         else:
             self._skipped_in_a_row += 1
             self._window.add({"skipped_steps": (1.0, 0.0)})
-            self._on_nonfinite(step, outputs)
+            if outputs["finite"]:
+                self._on_spike(step, outputs)
+            else:
+                self._on_nonfinite(step, outputs)
         if step % self._log_period == 0 or step == self._total_steps:
             self._log(step, outputs)
 
@@ -228,6 +252,37 @@ class Journal:
                 + _WAY_OUT[nonfinite.policy]
             )
         logging.warning("Step %d is not finite and was skipped; see %s.", step, path)
+
+    def _on_spike(self, step: int, outputs: PyTree) -> None:
+        path, spikes = self._directory / "loss_spikes.jsonl", self._spikes
+        loss, limit = float(outputs["loss"]), self._losses.limit(step)
+        if jax.process_index() == 0:
+            record = {
+                "step": step,
+                "loss": loss,
+                "limit": limit,
+                "record_ids": list(self._record_ids(step)),
+            }
+            _dump(path, json.dumps(record))
+        problem = (
+            f"Step {step}: the loss {loss:.4g} is above {limit:.4g}, "
+            f"{spikes.factor:g} times the median of the last {spikes.window} steps "
+            f"({self._skipped_in_a_row} step(s) in a row). The step and the ids of its "
+            f"records are in {path}."
+        )
+        if spikes.policy == "rewind":
+            raise rewinding.RewindError(
+                loss_spikes.LossSpikeError(problem),
+                latest=step - spikes.rewind_steps,
+                skip_batches=spikes.skipped_batches,
+                limit=spikes.max_rewinds,
+            )
+        if spikes.policy == "stop" or self._skipped_in_a_row > spikes.max_skipped_steps:
+            raise loss_spikes.LossSpikeError(
+                f"{problem} The same command will meet it again. Raise "
+                "run_settings.LossSpikes.factor, or choose another policy."
+            )
+        logging.warning("%s It was skipped.", problem)
 
     def evaluated(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Logs the results of an evaluation, by name of the data set."""

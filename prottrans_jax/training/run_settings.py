@@ -159,6 +159,68 @@ class Notices:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReplicaChecks:
+    """Comparison of the replicas of parameters, which finds corruption of a device.
+
+    When replicas differ, the run names host and device and goes back to its newest
+    checkpoint. Replicas are also compared before each save, so no checkpoint holds a
+    difference.
+
+    Attributes:
+      period: steps between comparisons; 0: none. Parameters of which no two devices
+        hold the same part, as on one device, cannot be compared.
+      max_rewinds: the run ends when it has gone back this often to the same checkpoint.
+    """
+
+    period: int = 0
+    max_rewinds: int = 3
+
+    def __post_init__(self):
+        for name in ("period", "max_rewinds"):
+            setting_types.check_range(f"ReplicaChecks.{name}", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSpikes:
+    """Policy for a step whose loss is finite but far above that of the steps before.
+
+    The policy is deterministic: a resumed run meets the same spikes in the same way.
+
+    Attributes:
+      policy: "off"; "stop"; "skip": keep the state from before the step and continue;
+        "rewind": go back to a checkpoint and leave out batches (Chowdhery et al. 2022,
+        PaLM, section 5.1).
+      factor: a spike is a loss of more than this multiple of the median of the window.
+      window: number of losses in the window. No step before the window is full is a
+        spike.
+      max_skipped_steps: "skip" stops after more consecutive spikes than this.
+      rewind_steps: "rewind" takes the newest checkpoint at least this many steps before
+        the spike. Enough checkpoints must be kept. Later ones are deleted.
+      skipped_batches: batches that "rewind" leaves out after that checkpoint.
+      max_rewinds: "rewind" stops after this many rewinds without a new checkpoint.
+    """
+
+    policy: str = "off"
+    factor: float = 1.5
+    window: int = 100
+    max_skipped_steps: int = 10
+    rewind_steps: int = 100
+    skipped_batches: int = 200
+    max_rewinds: int = 3
+
+    def __post_init__(self):
+        if self.policy not in ("off", "stop", "skip", "rewind"):
+            raise ValueError(
+                f"LossSpikes.policy={self.policy!r}: choose 'off', 'stop', 'skip' or "
+                "'rewind'."
+            )
+        setting_types.check_range("LossSpikes.factor", self.factor, 1, exclusive=True)
+        for name in ("window", "max_skipped_steps", "rewind_steps", "skipped_batches"):
+            setting_types.check_range(f"LossSpikes.{name}", getattr(self, name), 1)
+        setting_types.check_range("LossSpikes.max_rewinds", self.max_rewinds)
+
+
+@dataclasses.dataclass(frozen=True)
 class NonFinite:
     """Policy for a step whose loss or gradient is not finite.
 

@@ -14,7 +14,11 @@ from prottrans_jax.training import train_state
 
 
 def make_train_step(
-    plan: train_state.StatePlan, *, seed: int, num_microbatches: int = 1
+    plan: train_state.StatePlan,
+    *,
+    seed: int,
+    num_microbatches: int = 1,
+    limits_loss: bool = False,
 ) -> jax.stages.Wrapped:
     """Builds the jitted step `(state, batch) -> (state, outputs)`; state is donated.
 
@@ -30,6 +34,8 @@ def make_train_step(
       plan: shapes and shardings of the state.
       seed: of dropout; the key of a step is a pure function of (seed, step).
       num_microbatches: number of slices over which gradients are accumulated.
+      limits_loss: the step takes a third argument, a float32 scalar. A step with a
+        larger loss leaves the state unchanged, too. Outputs gain "loss" and "accepted".
 
     Returns:
       outputs: {"sums": additive metrics, "finite", "learning_rate", "grad_norm",
@@ -84,18 +90,19 @@ def make_train_step(
         x = jnp.swapaxes(x, 0, 1)
         return x.reshape(-1, *x.shape[2:])
 
-    def train_step(state, batch):
+    def train_step(state, batch, max_loss=None):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, loss, sums, carry = accumulate(
             state.params, batch, objective.normalizers(batch), state.carry, rng
         )
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        accepted = finite if max_loss is None else finite & (loss <= max_loss)
         updates, opt_state = plan.tx.update(grads, state.opt_state, state.params)
         new = (optax.apply_updates(state.params, updates), opt_state, carry)
         old = (state.params, state.opt_state, state.carry)
         params, opt_state, carry = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), new, old
+            lambda new, old: jnp.where(accepted, new, old), new, old
         )
         outputs = {
             "sums": sums,
@@ -107,11 +114,14 @@ def make_train_step(
             "param_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
         }
+        if max_loss is not None:
+            outputs |= {"loss": loss, "accepted": accepted}
         return train_state.TrainState(state.step + 1, params, opt_state, carry), outputs
 
+    limit = (plan.shardings.step,) if limits_loss else ()  # Replicated.
     return jax.jit(
         train_step,
-        in_shardings=(plan.shardings, plan.partitioner.batch_sharding),
+        in_shardings=(plan.shardings, plan.partitioner.batch_sharding, *limit),
         out_shardings=(plan.shardings, plan.shardings.step),  # Outputs: replicated.
         donate_argnums=0,
         compiler_options=plan.partitioner.compiler_options,

@@ -24,10 +24,12 @@ from prottrans_jax.training import (
     event_files,
     goodput,
     infeed,
+    integrity,
     logbook,
     metrics,
     profiling,
     resuming,
+    rewinding,
     run_settings,
     saving,
     train_state,
@@ -79,6 +81,8 @@ def train(
     limits: run_settings.Limits = run_settings.Limits(),
     notices: run_settings.Notices = run_settings.Notices(),
     nonfinite: run_settings.NonFinite = run_settings.NonFinite(),
+    loss_spikes: run_settings.LossSpikes = run_settings.LossSpikes(),
+    replica_checks: run_settings.ReplicaChecks = run_settings.ReplicaChecks(),
     writers: Callable[[], Sequence[metrics.Writer]] = tuple,
     config_text: str = "",
     started: float | None = None,
@@ -109,6 +113,8 @@ def train(
       limits: limits of waiting.
       notices: what stops the run besides signals.
       nonfinite: policy for a loss or gradient that is not finite.
+      loss_spikes: policy for a finite loss far above the usual.
+      replica_checks: when the replicas of parameters are compared.
       writers: creates further writers of scalars, e.g. `clu.metric_writers`, once
         `model_dir` is locked. Event files below `model_dir/tensorboard` are truncated
         first, so that no step is in them twice.
@@ -118,6 +124,8 @@ def train(
 
     Raises:
       logbook.NonFiniteError: see `run_settings.NonFinite`.
+      loss_spikes.LossSpikeError: see `run_settings.LossSpikes`.
+      replicas.CorruptionError: see `run_settings.ReplicaChecks`.
       checkpointing.SaveError: see `run_settings.Checkpoints`.
       manifests.CheckpointError: no sound checkpoint is new enough, or another run
         writes to `model_dir`.
@@ -138,205 +146,236 @@ def train(
             eval_data,
             seed,
             num_microbatches,
+            loss_spikes.policy != "off",
             watch,
         )
     identity = resuming.identity_of(run.plan, seed, train_data.batch_size, start)
     # Hosts that compute in different types would compile different programs.
     computed = {**identity, "dtype": _dtype_of(objective)}
     resuming.check_hosts_agree(config_text, computed, train_data, eval_data)
-    evaluations: dict[str, dict[str, float]] = {}
+    comparison = integrity.Comparison(replica_checks, run.plan)
 
-    with contextlib.ExitStack() as stack:
-        stack.callback(ledger.close)
-        other_processes = peers.watch(
-            directory / f"lost_host.{jax.process_index()}.txt"
-        )
-        progress = stack.enter_context(
-            watchdog.Watchdog(
-                limits.startup_s,
-                limits.step_s,
-                limits.step_factor,
-                directory / f"stacks.{jax.process_index()}.txt",
-                other_processes.report_hang,
+    def attempt(rewinds: rewinding.Rewinds) -> Summary:
+        evaluations: dict[str, dict[str, float]] = {}
+        with contextlib.ExitStack() as stack:
+            other_processes = peers.watch(
+                directory / f"lost_host.{jax.process_index()}.txt"
             )
-        )
-        stack.enter_context(other_processes)
-        checkpointer = stack.enter_context(
-            checkpointing.Checkpointer(
-                directory / "checkpoints",
-                keep=checkpoints.keep,
-                keep_period=checkpoints.keep_period,
-                save_dtype=checkpoints.save_dtype,
-            )
-        )
-        saves = saving.Saves(checkpointer, checkpoints.on_save_error)
-        with watch.cause("checkpoint"):
-            restored = resuming.restore(
-                checkpointer,
-                run.plan,
-                identity,
-                start,
-                # The run may resume from any of the newest `keep` checkpoints.
-                max_lost_steps=max(checkpoints.keep, 2) * checkpoints.period,
-            )
-        if restored is None:
-            with watch.cause("initialize"):
-                state, step = resuming.first_state(
-                    run.plan, identity, seed, start, total_steps
+            progress = stack.enter_context(
+                watchdog.Watchdog(
+                    limits.startup_s,
+                    limits.step_s,
+                    limits.step_factor,
+                    directory / f"stacks.{jax.process_index()}.txt",
+                    other_processes.report_hang,
                 )
-            next_batch, metadata = 0, {}
-        else:
-            state, step = restored.state, restored.step
-            metadata = restored.metadata
-            next_batch = train_data.restore(metadata["loader"])
-        evaluated = metadata.get("evaluated", False)
-        other_processes.step = step
-        ledger.begin(step)
-        # After a resume, step n (from 0) reads batch `first_batch + n`.
-        first_batch = next_batch - step
-
-        main_process = jax.process_index() == 0
-        if main_process:
-            if restored is None:
-                earlier_logs.set_aside(directory, config_text)
-            event_files.cut_back(directory, step, evaluated)
-            _write_config(directory / earlier_logs.CONFIG, config_text)
-        logging.info(
-            "%s parameters on %d device(s) %s; batch %d rows in %d microbatch(es).",
-            f"{run.plan.num_params:,}",
-            partitioner.mesh.size,
-            dict(partitioner.mesh.shape),
-            train_data.batch_size,
-            num_microbatches,
-        )
-        journal = logbook.Journal(
-            directory,
-            writers=_open_writers(writers, logs, model_dir) if main_process else (),
-            resume_at=step,
-            evaluated=evaluated,
-            window=metadata.get("window", {}),
-            logged=metadata.get("logged"),
-            total_steps=total_steps,
-            log_period=logs.period,
-            nonfinite=nonfinite,
-            record_ids=lambda step: train_data.example_ids(first_batch + step - 1),
-            rates=logbook.Rates(watch, run.flops, partitioner.mesh),
-            run_times=lambda: ledger.account.scalars(),
-        )
-        stack.callback(journal.close)
-        # Steps lost with damaged checkpoints were logged by the restore.
-        expected = checkpoints.period + (restored.lost_steps if restored else 0)
-        if journal.reached - step > expected:
-            logging.warning(
-                "The log reaches step %d and the newest checkpoint is of step %d: %d "
-                "steps are repeated.",
-                journal.reached,
-                step,
-                journal.reached - step,
             )
-        stack.enter_context(partitioner.scope())
-        stop = stack.enter_context(stopping.StopSignal())
-        if notices.metadata_server:
-            stack.enter_context(preemption.MetadataNotices(stop.request))
+            stack.enter_context(other_processes)
+            checkpointer = stack.enter_context(
+                checkpointing.Checkpointer(
+                    directory / "checkpoints",
+                    keep=checkpoints.keep,
+                    keep_period=checkpoints.keep_period,
+                    save_dtype=checkpoints.save_dtype,
+                )
+            )
+            saves = saving.Saves(checkpointer, checkpoints.on_save_error)
+            with watch.cause("checkpoint"):
+                if rewinds.pending and rewinds.pending.latest is not None:
+                    checkpointer.delete_after(rewinds.pending.latest)
+                restored = resuming.restore(
+                    checkpointer,
+                    run.plan,
+                    identity,
+                    start,
+                    # The run may resume from any of the newest `keep` checkpoints.
+                    max_lost_steps=max(checkpoints.keep, 2) * checkpoints.period,
+                )
+            if restored is None:
+                with watch.cause("initialize"):
+                    state, step = resuming.first_state(
+                        run.plan, identity, seed, start, total_steps
+                    )
+                next_batch, metadata = 0, {}
+            else:
+                state, step = restored.state, restored.step
+                metadata = restored.metadata
+                next_batch = train_data.restore(metadata["loader"])
+            evaluated = metadata.get("evaluated", False)
+            next_batch += rewinds.resume(step)
+            other_processes.step = step
+            ledger.begin(step)
+            # After a resume, step n (from 0) reads batch `first_batch + n`.
+            first_batch = next_batch - step
 
-        def evaluate(step: int, log: bool = True) -> None:
-            progress.beat(f"evaluation at step {step}", limits.startup_s)  # compiles
-            with watch.cause("evaluate"):
-                evaluations.update(
-                    run.evaluator(
+            main_process = jax.process_index() == 0
+            if main_process:
+                if restored is None:
+                    earlier_logs.set_aside(directory, config_text)
+                event_files.cut_back(directory, step, evaluated)
+                _write_config(directory / earlier_logs.CONFIG, config_text)
+            logging.info(
+                "%s parameters on %d device(s) %s; batch %d rows in %d microbatch(es).",
+                f"{run.plan.num_params:,}",
+                partitioner.mesh.size,
+                dict(partitioner.mesh.shape),
+                train_data.batch_size,
+                num_microbatches,
+            )
+            journal = logbook.Journal(
+                directory,
+                writers=_open_writers(writers, logs, model_dir) if main_process else (),
+                resume_at=step,
+                evaluated=evaluated,
+                window=metadata.get("window", {}),
+                logged=metadata.get("logged"),
+                total_steps=total_steps,
+                log_period=logs.period,
+                nonfinite=nonfinite,
+                spikes=loss_spikes,
+                losses=metadata.get("losses", ()),
+                record_ids=lambda step: train_data.example_ids(first_batch + step - 1),
+                rates=logbook.Rates(watch, run.flops, partitioner.mesh),
+                run_times=lambda: ledger.account.scalars(),
+            )
+            stack.callback(journal.close)
+            # Steps lost with damaged checkpoints were logged by the restore.
+            expected = checkpoints.period + (restored.lost_steps if restored else 0)
+            if journal.reached - step > expected:
+                logging.warning(
+                    "The log reaches step %d and the newest checkpoint is of step %d: "
+                    "%d steps are repeated.",
+                    journal.reached,
+                    step,
+                    journal.reached - step,
+                )
+            stack.enter_context(partitioner.scope())
+            stop = stack.enter_context(stopping.StopSignal(rewinds.stop_signal))
+            stack.callback(lambda: rewinds.keep_signal(stop.number))
+            profile = stack.enter_context(
+                profiling.Profile(
+                    directory / "profile",
+                    logs.profile_steps,
+                    logs.profile_steps_after_signal,
+                )
+            )
+            if notices.metadata_server:
+                stack.enter_context(preemption.MetadataNotices(stop.request))
+
+            def evaluate(step: int, log: bool = True) -> None:
+                doing = f"evaluation at step {step}"
+                progress.beat(doing, limits.startup_s)  # It compiles.
+                with watch.cause("evaluate"):
+                    results = run.evaluator(
                         state.params,
                         evaluation.batches,
-                        after_batch=lambda: progress.beat(f"evaluation at step {step}"),
+                        after_batch=lambda: progress.beat(doing),
                     )
+                evaluations.update(results)
+                if log:
+                    journal.evaluated(step, evaluations)
+
+            def save(step: int, evaluated: bool) -> None:
+                progress.beat(f"checkpoint of step {step}")
+                comparison.run(step, state.params)
+                metadata = {
+                    "identity": identity,
+                    # Not part of the identity; export uses it.
+                    "dtype": computed["dtype"],
+                    "loader": train_data.state(first_batch + step),
+                    **journal.state(),
+                    "evaluated": evaluated,
+                    "config": config_text,
+                }
+                with watch.cause("checkpoint"):
+                    saves.save(step, state, metadata)
+                ledger.note(step, at_checkpoint=True)
+
+            def loss_limit(step: int) -> tuple[jax.Array, ...]:
+                if loss_spikes.policy == "off":
+                    return ()
+                return (run.put_scalar(journal.loss_limit(step)),)
+
+            def evaluation_is_due(step: int) -> bool:
+                return step > 0 and (
+                    step % evaluation.period == 0 or step == total_steps
                 )
-            if log:
-                journal.evaluated(step, evaluations)
 
-        def save(step: int, evaluated: bool) -> None:
-            progress.beat(f"checkpoint of step {step}")
-            metadata = {
-                "identity": identity,
-                # Not part of the identity; export uses it.
-                "dtype": computed["dtype"],
-                "loader": train_data.state(first_batch + step),
-                **journal.state(),
-                "evaluated": evaluated,
-                "config": config_text,
-            }
-            with watch.cause("checkpoint"):
-                saves.save(step, state, metadata)
-            ledger.note(step, at_checkpoint=True)
-
-        def evaluation_is_due(step: int) -> bool:
-            return step > 0 and (step % evaluation.period == 0 or step == total_steps)
-
-        if restored is None:
-            save(step, evaluated=False)
-        elif evaluation_is_due(step) and not evaluated:
-            evaluate(step)
-            evaluated = True
-        evaluated_at = step if evaluated else None
-        if step < total_steps:
-            progress.beat("compilation and the first step", limits.startup_s)
-            with watch.cause("compile"):
-                compiled = run.compile(state)
-        feed = stack.enter_context(
-            infeed.Infeed(run.make_batch, next_batch, first_batch + total_steps)
-        )
-        batches = iter(feed)
-        profile = stack.enter_context(
-            profiling.Profile(
-                directory / "profile",
-                logs.profile_steps,
-                logs.profile_steps_after_signal,
-            )
-        )
-        journal.start()
-        must_stop = False
-        while step < total_steps and not must_stop:
-            profile.before(step)
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                with watch.cause("data"):
-                    _, batch = next(batches)
-                state, outputs = compiled(state, batch)
-            step += 1
-            ledger.note(step)
-            # Reads the outputs of the previous step: while the host waits for step n,
-            # the device computes step n + 1.
-            journal.push(step, outputs)
-            progress.beat(f"step {step + 1}", is_step=True)
-            other_processes.step = step + 1
-            must_stop = stop.should_stop(step)
-            at_save = step % checkpoints.period == 0 or step == total_steps or must_stop
-            at_save |= saves.failed(step)
-            at_eval = evaluation_is_due(step) and not must_stop
-            if at_save or at_eval:
-                journal.settle()
-            # Evaluate first: a checkpoint on disk implies that its log is on disk too.
-            if at_eval:
+            if restored is None:
+                save(step, evaluated=False)
+            elif evaluation_is_due(step) and not evaluated:
                 evaluate(step)
-                evaluated_at = step
-            if at_save:
-                save(step, evaluated=at_eval)
-        if must_stop:
-            logging.warning("Stopped by a signal; step %d is being saved.", step)
-        with watch.cause("checkpoint"):
-            if saves.wait(step):
-                save(step, evaluated=evaluated_at == step)
-                checkpointer.wait()
-        done = step == total_steps and evaluated_at == step
-        if done and not evaluations:  # Logged by an earlier process of the run.
-            evaluate(step, log=False)
-        ledger.note(step, at_checkpoint=True)
-    return Summary(
-        step=step,
-        evaluation=evaluations,
-        seconds=watch.split(),
-        exit_code=0 if done else stop.exit_code,
-        checkpoint=directory / "checkpoints" / str(step),
-        run_seconds=ledger.account.seconds if main_process else {},
-        problems=journal.problems,
-    )
+                evaluated = True
+            evaluated_at = step if evaluated else None
+            if step < total_steps:
+                progress.beat("compilation and the first step", limits.startup_s)
+                with watch.cause("compile"):
+                    compiled = run.compile(state)
+            feed = stack.enter_context(
+                infeed.Infeed(run.make_batch, next_batch, first_batch + total_steps)
+            )
+            batches = iter(feed)
+            journal.start()
+            comparison.clear()
+            must_stop = False
+            while step < total_steps and not must_stop:
+                profile.before(step)
+                with (
+                    jax.profiler.StepTraceAnnotation("train", step_num=step),
+                    # Implicit transfers would make the host wait for the device.
+                    jax.transfer_guard("disallow"),
+                ):
+                    with watch.cause("data"):
+                        _, batch = next(batches)
+                    state, outputs = compiled(state, batch, *loss_limit(step + 1))
+                    step += 1
+                    comparison.push(step, state.params)
+                    # Reads the outputs of the previous step: while the host waits for
+                    # step n, the device computes step n + 1.
+                    with comparison.before_an_error(step, state.params):
+                        journal.push(step, outputs)
+                ledger.note(step)
+                progress.beat(f"step {step + 1}", is_step=True)
+                other_processes.step = step + 1
+                must_stop = stop.should_stop(step)
+                at_save = (
+                    step % checkpoints.period == 0 or step == total_steps or must_stop
+                )
+                at_save |= saves.failed(step)
+                at_eval = evaluation_is_due(step) and not must_stop
+                if at_save or at_eval:
+                    with comparison.before_an_error(step, state.params):
+                        journal.settle()
+                # Evaluate first: a checkpoint on disk implies its log on disk.
+                if at_eval:
+                    evaluate(step)
+                    evaluated_at = step
+                if at_save:
+                    save(step, evaluated=at_eval)
+            if must_stop:
+                logging.warning("Stopped by a signal; step %d is being saved.", step)
+            with watch.cause("checkpoint"):
+                if saves.wait(step):
+                    save(step, evaluated=evaluated_at == step)
+                    checkpointer.wait()
+            done = step == total_steps and evaluated_at == step
+            if done and not evaluations:  # Logged by an earlier process of the run.
+                evaluate(step, log=False)
+            ledger.note(step, at_checkpoint=True)
+        return Summary(
+            step=step,
+            evaluation=evaluations,
+            seconds=watch.split(),
+            exit_code=0 if done else stop.exit_code,
+            checkpoint=directory / "checkpoints" / str(step),
+            run_seconds=ledger.account.seconds if main_process else {},
+            problems=journal.problems,
+        )
+
+    try:
+        return rewinding.repeat(attempt)
+    finally:
+        ledger.close()
 
 
 class _Run:
@@ -351,6 +390,7 @@ class _Run:
         eval_data: Mapping[str, types.Loader],
         seed: int,
         num_microbatches: int,
+        limits_loss: bool,
         watch: metrics.Stopwatch,
     ):
         train_state.check_vocabulary(objective, train_data)
@@ -360,14 +400,30 @@ class _Run:
         self.evaluator = evaluation.Evaluator(self.plan, eval_data)
         self.flops = objective.flops(shapes)
         self._step = train_step.make_train_step(
-            self.plan, seed=seed, num_microbatches=num_microbatches
+            self.plan,
+            seed=seed,
+            num_microbatches=num_microbatches,
+            limits_loss=limits_loss,
         )
+        self._limits = [jax.ShapeDtypeStruct((), np.float32)] if limits_loss else []
+        self._compiled: jax.stages.Compiled | None = None
         self._data = train_data
         self._rows = partitioner.host_rows(train_data.batch_size)
 
     def compile(self, state: train_state.TrainState) -> jax.stages.Compiled:
-        """The training step `(state, batch) -> (state, outputs)`."""
-        return self._step.lower(state, self.plan.abstract_batch).compile()
+        """The training step; see `train_step.make_train_step`."""
+        if self._compiled is None:
+            lowered = self._step.lower(state, self.plan.abstract_batch, *self._limits)
+            self._compiled = lowered.compile()
+        return self._compiled
+
+    def put_scalar(self, value: np.float32) -> jax.Array:
+        """A scalar on every device."""
+        sharding = self.plan.shardings.step
+        devices = sorted(sharding.addressable_devices, key=lambda device: device.id)
+        # device_put with the sharding would compare the value across processes.
+        copies = [jax.device_put(value, device) for device in devices]
+        return jax.make_array_from_single_device_arrays((), sharding, copies)
 
     def make_batch(self, index: int) -> dict[str, jax.Array]:
         """The global batch `index`; this process provides its own rows."""

@@ -9,6 +9,8 @@ _GROUPS = {
     "evaluation": run_settings.Evaluation,
     "limits": run_settings.Limits,
     "logs": run_settings.Logs,
+    "replica_checks": run_settings.ReplicaChecks,
+    "loss_spikes": run_settings.LossSpikes,
     "nonfinite": run_settings.NonFinite,
     "notices": run_settings.Notices,
     "start": run_settings.Start,
@@ -19,9 +21,10 @@ def train(**arguments: Any) -> trainer.Summary:
     """`trainer.train`; `checkpoints_period=2` is a field of its `checkpoints`."""
     fields: dict[str, dict[str, Any]] = {}
     for name in list(arguments):
-        group, _, field = name.partition("_")
-        if group in _GROUPS:
-            fields.setdefault(group, {})[field] = arguments.pop(name)
+        for group in _GROUPS:
+            if name.startswith(f"{group}_"):
+                field = name.removeprefix(f"{group}_")
+                fields.setdefault(group, {})[field] = arguments.pop(name)
     groups = {group: _GROUPS[group](**values) for group, values in fields.items()}
     return trainer.train(**arguments, **groups)
 

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from cases import process_cases
 from prottrans_jax.distributed import supervisor
 
 # Writes a "checkpoint" and ends as the next line of its plan says: "STEP STATUS", where
@@ -128,13 +129,13 @@ def test_the_model_dir_is_read_from_the_command(words, model_dir):
     assert supervisor.model_dir_of(["python", "x.py", *words]) == model_dir
 
 
-def supervise(*arguments):
+def supervise(*arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "prottrans_jax.cli", "supervise", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", **environment},
     )
 
 
@@ -233,3 +234,58 @@ def test_a_training_killed_by_signal_9_is_resumed_to_its_last_step(tmp_path):
     assert events[1]["signal"] == "SIGKILL" and events[-1]["step"] == 6
     log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+
+
+# One host of a run of two. Host 1 kills itself with -9 the first time it has logged
+# step 3, as does host 0 at step 7.
+HOST = """
+import os, pathlib, signal, sys, threading, time
+sys.path.insert(0, sys.argv[2])
+folder, host, port = pathlib.Path(sys.argv[1]), int(sys.argv[3]), sys.argv[4]
+from cases import runs, trainer_cases
+from prottrans_jax import partitioning
+from prottrans_jax.distributed import start
+start.initialize(f"localhost:{port}", 2, host, timeout_s=60)
+log, marker = folder / "run" / "metrics.jsonl", folder / f"killed.{host}"
+step = {0: 7, 1: 3}[host]
+def kill():
+    while not (log.exists() and f'"step": {step}' in log.read_text()):
+        time.sleep(0.001)
+    marker.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+if not marker.exists():
+    threading.Thread(target=kill, daemon=True).start()
+class Slow(trainer_cases.Batches):
+    def features(self, index, rng):
+        time.sleep(0.1)
+        return super().features(index, rng)
+arguments = trainer_cases.arguments(
+    folder, total_steps=12, evaluation_period=6, train_data=Slow(), logs_period=1,
+    partitioner=partitioning.Partitioner(num_devices=2),
+)
+sys.exit(runs.train(**arguments).exit_code)
+"""
+
+
+@pytest.mark.slow
+def test_hosts_that_are_lost_one_after_the_other_end_the_run_together(tmp_path):
+    tests = pathlib.Path(__file__).resolve().parents[1]
+    port = process_cases.free_port()
+    hosts = [
+        supervise(
+            *(f"--model-dir={tmp_path / 'run'}", "--", sys.executable, "-c", HOST),
+            *(tmp_path, tests, host, port),
+            XLA_FLAGS="--xla_force_host_platform_device_count=1",
+        )
+        for host in (0, 1)
+    ]
+    finished = [host.communicate(timeout=500) for host in hosts]
+    messages = "\n".join(text for _, text in finished)
+    assert [host.returncode for host in hosts] == [0, 0], messages[-5000:]
+    log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == list(range(1, 13))
+    # Each host was killed once and lost the other once.
+    for text in finished:
+        lines = [line for line in text[1].splitlines() if line.startswith('{"host"')]
+        events = [json.loads(line)["event"] for line in lines]
+        assert events.count("restart") == 2

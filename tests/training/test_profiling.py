@@ -9,7 +9,8 @@ import types
 import pytest
 
 from cases import runs, trainer_cases
-from prottrans_jax.training import wandb_writer
+from prottrans_jax.config import building
+from prottrans_jax.training import trainer, wandb_writer
 
 
 class Signalling(trainer_cases.Batches):
@@ -66,6 +67,21 @@ def test_a_writer_whose_package_is_missing_says_how_to_install_it(monkeypatch):
     with pytest.raises(ValueError, match="pip install wandb") as error:
         wandb_writer.open_writer("run")
     assert "\n" not in str(error.value)
+
+
+def test_a_gin_file_names_the_writer_and_its_settings(monkeypatch):
+    made = []
+    wandb = types.SimpleNamespace(init=lambda **options: made.append(options))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    bindings = (
+        "MODEL_DIR = 'unused'",
+        "run_settings.Logs.writer = @wandb_writer.open_writer",
+        "wandb_writer.open_writer.project = 'proteins'",
+    )
+    building.parse(["sample.gin"], bindings)
+    logs = building.build(building.bound(trainer.train)["logs"])
+    logs.writer("run")
+    assert made[0]["project"] == "proteins"
 
 
 def test_wandb_goes_on_with_the_same_run_after_a_restart(monkeypatch, tmp_path):
