@@ -284,8 +284,9 @@ def test_hosts_that_are_lost_one_after_the_other_end_the_run_together(tmp_path):
     assert [host.returncode for host in hosts] == [0, 0], messages[-5000:]
     log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(1, 13))
-    # Each host was killed once and lost the other once.
+    # Each host was killed once and lost the other once. One that is back before the
+    # other has noticed its loss starts once more.
     for text in finished:
         lines = [line for line in text[1].splitlines() if line.startswith('{"host"')]
         events = [json.loads(line)["event"] for line in lines]
-        assert events.count("restart") == 2
+        assert 2 <= events.count("restart") <= 4

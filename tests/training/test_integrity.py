@@ -1,12 +1,14 @@
 """A run whose device changes a bit goes back to its last checkpoint."""
 
 import ctypes
+import json
+import pathlib
 import random
 
 import jax
 import pytest
 
-from cases import runs, trainer_cases
+from cases import process_cases, runs, trainer_cases
 from prottrans_jax import partitioning
 from prottrans_jax.training import integrity, replicas
 
@@ -109,3 +111,43 @@ def test_one_device_has_nothing_to_compare(tmp_path, caplog):
     }
     runs.train(**single)
     assert "no parameter has a replica" in caplog.text
+
+
+# One of two processes of two devices each; a device of the second one changes a bit.
+PROCESS = """
+import os, pathlib, random, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/training"]
+folder, process, port = pathlib.Path(sys.argv[1]), int(sys.argv[3]), sys.argv[4]
+import jax
+import test_integrity
+from cases import runs
+from prottrans_jax.distributed import start
+from prottrans_jax.training import integrity
+start.initialize(f"localhost:{port}", 2, process, timeout_s=60)
+push, left = integrity.Comparison.push, [3]
+def corrupt(self, step, params):
+    if process == 1 and step in left:
+        left.remove(step)
+        device = jax.local_devices()[1]
+        test_integrity.flip_in_memory(params, device, random.Random(1))
+    push(self, step, params)
+integrity.Comparison.push = corrupt
+sys.exit(runs.train(**test_integrity.arguments(folder)).exit_code)
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_go_back_when_a_device_of_one_is_corrupted(tmp_path):
+    tests = pathlib.Path(__file__).resolve().parents[1]
+    port = process_cases.free_port()
+    processes = [
+        process_cases.start_python("-c", PROCESS, tmp_path, tests, process, port)
+        for process in (0, 1)
+    ]
+    for status, output in [process_cases.finish(p, 240) for p in processes]:
+        assert status == 0, output[-5000:]
+        assert "Step 4: silent corruption" in output
+        assert "of process 1 (" in output and "the other 3 of 4 replicas" in output
+    log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == list(range(1, 13))

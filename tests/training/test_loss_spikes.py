@@ -121,7 +121,7 @@ def test_rewound_run_is_one_whose_data_lack_the_skipped_batches(rewound, tmp_pat
     assert [spike["step"] for spike in spikes_of(rewound)] == [21]
 
 
-@pytest.mark.parametrize("broken_at", [24, 28])
+@pytest.mark.parametrize("broken_at", [24, pytest.param(28, marks=pytest.mark.slow)])
 def test_rewound_run_resumes_with_the_bits_of_an_unbroken_one(
     rewound, tmp_path, broken_at
 ):
