@@ -59,6 +59,12 @@ _MAX_SHARD_GB = flags.DEFINE_float(
 _SCANNED = flags.DEFINE_bool(
     "scanned", False, "With --to=t5x: stack layers as T5X's scalable_t5 does."
 )
+_OPTIMIZER_STATE = flags.DEFINE_bool(
+    "optimizer_state",
+    False,
+    "With --to=t5x, for a run of this library with Adafactor: also its step and second "
+    "moments, so that T5X goes on with it.",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -73,6 +79,11 @@ def _convert(source: str, output: pathlib.Path) -> list[pathlib.PurePath]:
 
     from prottrans_jax.checkpoints import opening
 
+    if _OPTIMIZER_STATE.value and (_TO.value != "t5x" or _SCANNED.value):
+        raise ValueError(
+            "--optimizer_state is for --to=t5x without --scanned: no other format here "
+            "holds the state of an optimizer."
+        )
     options: dict[str, Any] = {
         "download": _DOWNLOAD.value,
         "vocabulary": _VOCABULARY.value,
@@ -146,12 +157,19 @@ def _write(
                 ids=ids,
             )
         ]
+    step, slots = 0, None
+    if _OPTIMIZER_STATE.value:
+        from prottrans_jax.checkpoints import t5x_states
+
+        step, slots = t5x_states.slots_of_run(checkpoint)
     return [
         t5x.write(
             output,
             config,
             checkpoint.params,
             dtype=_DTYPE.value,
+            step=step,
+            slots=slots,
             scanned=_SCANNED.value,
             ids=ids,
         )

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cases import loader_cases, runs
+from cases import loader_cases, runs, trainer_cases
 from prottrans_jax import partitioning
 from prottrans_jax.checkpoints import (
     checkpointing,
@@ -359,3 +359,46 @@ def test_joint_electra_becomes_two_folders(tmp_path):
         assert_same(found.params, expected)
         attributes = json.loads((tmp_path / "out" / name / "config.json").read_text())
         assert attributes["model_type"] == "electra"
+
+
+@pytest.fixture(scope="module")
+def adafactor_run(tmp_path_factory):
+    """The model_dir of one step with Adafactor."""
+    arguments = trainer_cases.arguments(
+        tmp_path_factory.mktemp("adafactor"),
+        total_steps=1,
+        optimizer=algorithms.Adafactor(learning_rate=0.01),
+        eval_data={},
+    )
+    runs.train(**arguments)
+    return arguments["model_dir"]
+
+
+def test_step_and_moments_of_a_run_go_to_t5x_on_request(adafactor_run, tmp_path):
+    out = tmp_path / "t5x"
+    done = convert(
+        f"--input={adafactor_run}", f"--output={out}", "--to=t5x", "--optimizer_state"
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(out / "checkpoint_1") in done.stdout
+    contents = t5x.open_(out)
+    assert contents.step == 1
+    slots = t5x.read_slots(contents)
+    assert slots.keys() == contents.params.keys()
+    assert all(values["v"].max() > 0 for values in slots.values())
+
+
+@pytest.mark.parametrize("other", ["--to=hf", "--scanned"])
+def test_optimizer_state_is_refused_where_it_cannot_be_stored(
+    adafactor_run, tmp_path, other
+):
+    done = convert(
+        f"--input={adafactor_run}",
+        f"--output={tmp_path / 'out'}",
+        "--to=t5x",
+        "--optimizer_state",
+        other,
+    )
+    assert done.returncode == 1
+    assert "--optimizer_state is for --to=t5x without --scanned" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -111,6 +111,22 @@ def _run(commands: list[str], folder: pathlib.Path) -> str:
     return done.stdout
 
 
+def test_t5x_guide(tmp_path):
+    """Where T5X is missing, the commands that do without it."""
+    text = (ROOT / "docs/t5x.md").read_text()
+    pattern = r"^(?:<!-- needs: (\w+) -->\n)?```bash\n(.*?)^```"
+    blocks = re.findall(pattern, text, flags=re.M | re.S)
+    assert [needs for needs, _ in blocks] == ["network", "t5x", "t5x", "", "t5x"]
+    (tmp_path / "gin").symlink_to(ROOT / "gin")
+    has_t5x = importlib.util.find_spec("t5x") is not None
+    chosen = ["", "t5x"] if has_t5x else [""]
+    _run([block for needs, block in blocks if needs in chosen], tmp_path)
+    assert (tmp_path / "for_t5x/checkpoint_2/checkpoint").is_file()
+    if has_t5x:
+        assert (tmp_path / "ours/checkpoints/6").is_dir()
+        assert (tmp_path / "t5x_further/checkpoint_5").is_dir()
+
+
 def test_interop_guide(tmp_path):
     # The model of sample.gin.
     config = t5.T5Config(

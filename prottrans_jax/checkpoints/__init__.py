@@ -8,6 +8,7 @@
   run_identity    the configuration that identifies a run, as a tree
   earlier_identity  reads such configurations of earlier versions
   opening         parameters of a run, of Hugging Face, T5X or Mesh-TensorFlow
+  t5x_states      the whole state of a T5X run, to go on in either trainer
   new_folders     what convert and export share: a folder made from a checkpoint
 
 May import distributed, files, interop, layers, models and types. Imports no TensorFlow

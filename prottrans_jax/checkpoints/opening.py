@@ -111,6 +111,17 @@ def split(source: str | os.PathLike) -> tuple[str, str]:
     return (kind, place) if colon and kind in paths.SOURCE_KINDS else ("", text)
 
 
+def split_known(source: str | os.PathLike) -> tuple[str, str]:
+    """As `split`, with the kind of an existing folder detected; "run" for ours.
+
+    Raises:
+      FileNotFoundError: The folder exists and holds no checkpoint.
+    """
+    kind, place = split(source)
+    path = pathlib.Path(place)
+    return kind or (_kind_of(path) if path.exists() else ""), place
+
+
 def model_of(checkpoint: families.Checkpoint) -> nn.Module:
     """The Linen model of a checkpoint's parameters."""
     if isinstance(checkpoint.config, electra.ElectraConfig):
@@ -210,19 +221,36 @@ def load_params(
 def _load_params(
     source, abstract_params: PyTree, model_config: types.ModelConfig | None
 ) -> PyTree:
-    kind, place = split(source)
-    path = pathlib.Path(place)
-    if not kind and path.exists():
-        kind = _kind_of(path)
+    kind, place = split_known(source)
     if kind in ("", "run"):
         return stored_steps.load_params(place, abstract_params)
     if isinstance(model_config, electra.ElectraConfig):
         flat = _read_both_networks(kind, place, model_config)
     else:
         checkpoint = read(source)
-        _check_settings(source, checkpoint, model_config)
+        check_settings(source, checkpoint, model_config)
         flat = traverse_util.flatten_dict(_family_ids(checkpoint), sep="/")
-    abstract_arrays = stored_arrays.by_name(abstract_params)
+    return place_arrays(source, flat, abstract_params)
+
+
+def place_arrays(
+    source: str | os.PathLike, flat: Mapping[str, np.ndarray], abstract: PyTree
+) -> PyTree:
+    """Puts the arrays of another library's checkpoint on the devices.
+
+    Each device gets only its shard. Arrays that are not in `abstract` are skipped and
+    logged.
+
+    Args:
+      source: Name of the checkpoint, for messages.
+      flat: Host arrays by our names, with layers not stacked.
+      abstract: Tree of `jax.ShapeDtypeStruct` with the final shardings; its layers may
+        be stacked.
+
+    Raises:
+      stored_arrays.MismatchError: Arrays are missing or have other shapes.
+    """
+    abstract_arrays = stored_arrays.by_name(abstract)
     stored = _stacked_shapes(flat, abstract_arrays)
     needed = {name: leaf for name, leaf in stored.items() if name in abstract_arrays}
     if difference := stored_arrays.compare(abstract_arrays, needed):
@@ -232,7 +260,7 @@ def _load_params(
     if extra := sorted(stored.keys() - abstract_arrays.keys()):
         logging.warning("%s: skipped, not in the model: %s", source, ", ".join(extra))
     leaves = [_place(flat, name, leaf) for name, leaf in abstract_arrays.items()]
-    return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
 def _read_both_networks(
@@ -249,7 +277,7 @@ def _read_both_networks(
         places, (config.generator, config.discriminator), strict=True
     ):
         checkpoint = read(f"{kind}:{network_place}")
-        _check_settings(network_place, checkpoint, network_config)
+        check_settings(network_place, checkpoint, network_config)
         networks.append(_family_ids(checkpoint))
     return traverse_util.flatten_dict(electra.join_params(*networks), sep="/")
 
@@ -270,12 +298,21 @@ def _family_ids(checkpoint: families.Checkpoint) -> PyTree:
     return vocabularies.renumber(checkpoint.params, checkpoint.vocabulary, vocabulary)
 
 
-def _check_settings(
+def check_settings(
     source: str | os.PathLike,
     checkpoint: families.Checkpoint,
     model_config: types.ModelConfig | None,
 ) -> None:
-    """Raises if the arrays fit, but settings would change the outputs."""
+    """Raises if the arrays fit, but settings would change the outputs.
+
+    Args:
+      source: Name of the checkpoint, for messages.
+      checkpoint: From `read`.
+      model_config: Configuration of the model; None: not compared.
+
+    Raises:
+      stored_arrays.MismatchError: Settings differ; lists them.
+    """
     if model_config is None:
         return
     config = checkpoint.config

@@ -66,7 +66,7 @@ def load_params(
     abstract_arrays = stored_arrays.by_name({"params": abstract_params})
 
     def read(source: epath.Path) -> PyTree:
-        stored = _params_on_disk(source)
+        stored = _on_disk(source, "params/")
         difference = stored_arrays.compare(abstract_arrays, stored)
         if difference and defaults is None:
             raise stored_arrays.MismatchError(
@@ -204,11 +204,11 @@ def explained(source: epath.Path) -> Iterator[None]:
         ) from error
 
 
-def _params_on_disk(source: epath.Path) -> dict[str, Any]:
+def _on_disk(source: epath.Path, prefix: str) -> dict[str, Any]:
     return {
         name: array
         for name, array in stored_arrays.on_disk(source).items()
-        if name.startswith("params/")
+        if name.startswith(prefix)
     }
 
 
@@ -225,11 +225,28 @@ def read_params(
       manifests.CheckpointError: `path` has no sound step.
     """
 
+    return read_arrays(path, "params/", step)
+
+
+def read_arrays(
+    path: str | os.PathLike[str], prefix: str, step: int | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any], epath.Path]:
+    """As `read_params`, for the arrays whose names start with `prefix`.
+
+    Args:
+      path: a model_dir, its `checkpoints` directory, or one step of it.
+      prefix: e.g. "params/"; left out of the names that are returned.
+      step: which step; None takes the newest sound one.
+
+    Raises:
+      manifests.CheckpointError: `path` has no sound step.
+    """
+
     def read(source: epath.Path):
-        stored = _params_on_disk(source)
+        stored = _on_disk(source, prefix)
         arrays = stored_arrays.read(source, stored, as_numpy=True)
         named = {
-            name.removeprefix("params/"): array
+            name.removeprefix(prefix): array
             for name, array in zip(stored, arrays, strict=True)
         }
         return named, read_metadata(source), source

@@ -43,10 +43,9 @@ def _check(config: reading.Config, writes: bool) -> None:
             problems.append(f"{name}={value!r} cannot be used: {problem}.")
     problems += _data_problems(config)
     if writes and starts_anew:  # A resumed run ignores its sources.
-        for name, value in _places(config, "init_from"):
-            problems += _missing_source(name, value)
-        for name, value in _places(config, "continue_from"):
-            problems += _missing(name, value, "Give the model_dir of a run, or a step")
+        for parameter in ("init_from", "continue_from"):
+            for name, value in _places(config, parameter):
+                problems += _missing_source(name, value)
     if problems:
         raise reading.UsageError("\n".join(dict.fromkeys(problems)))
     if writes:

@@ -107,12 +107,41 @@ def factored_shapes(
     if stacked and _STACK.fullmatch(name):
         if not name.endswith("kernel"):
             return None
-        width = len(shape) - 1 if re.search(r"(out|wo)/kernel$", name) else 0
+        width = _width_axis(name, len(shape))
         row = tuple(shape[axis] for axis in sorted({width, _SCAN_AXIS}))
         return row, tuple(n for axis, n in enumerate(shape) if axis != width)
     if len(shape) != 2 or min(shape) < min_size:
         return None
     return (min(shape),), (max(shape),)
+
+
+def _width_axis(name: str, ndim: int) -> int:
+    """The axis of d_model in a kernel of a layer or a stack."""
+    return ndim - 1 if re.search(r"(out|wo)/kernel$", name) else 0
+
+
+def renamed_slots(
+    name: str, shape: tuple[int, ...], slots: Mapping[str, Any], *, stacked: bool
+) -> dict[str, Any]:
+    """Adafactor's arrays of one parameter, from T5X's names to ours or back.
+
+    T5X without scanned layers keeps the smaller dimension of a matrix in v_row, the
+    first one if both are equal. So do we for a single matrix; in a stack v_row keeps
+    d_model. Where the two differ, v_row and v_col change places.
+
+    Args:
+      name: Of the parameter, with layers not stacked.
+      shape: Of the parameter.
+      slots: Its arrays m, v, v_row and v_col, or some of them.
+      stacked: Whether our model stacks its layers.
+    """
+    if "v_row" not in slots or not (stacked and _LAYER.fullmatch(name)):
+        return dict(slots)
+    smaller = 0 if shape[0] <= shape[1] else 1
+    if smaller == _width_axis(name, len(shape)):
+        return dict(slots)
+    places = {"v_row": "v_col", "v_col": "v_row"}
+    return {places.get(slot, slot): array for slot, array in slots.items()}
 
 
 def share_equal_biases(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -39,6 +39,10 @@ _PLACEHOLDER = "PLACEHOLDER://"
 _STEP = re.compile(r"checkpoint_(\d+)")
 # T5X factors Adafactor's second moment if both dimensions are at least this large.
 _MIN_SIZE_TO_FACTOR = 128
+# Adafactor's arrays of a parameter.
+SLOTS = ("m", "v", "v_row", "v_col")
+# Shape of the placeholder for a slot that a parameter lacks.
+_UNUSED = (1,)
 # Readers decompress whole chunks.
 _MAX_CHUNK_BYTES = 1 << 27
 _COMPRESSOR = {"id": "gzip", "level": 1}
@@ -123,6 +127,33 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
         form=f"T5X {contents.generation}, {layers} layers, {state} optimizer state",
         attributes=notes._asdict() if notes.settings else {},
     )
+
+
+def read_slots(contents: Contents) -> dict[str, dict[str, np.ndarray]]:
+    """Adafactor's arrays v, v_row, v_col and m of each parameter, placeholders omitted.
+
+    Rows have T5X's meaning; see `t5_names.renamed_slots`.
+
+    Raises:
+      ValueError: There is no optimizer state, or it is of scanned layers.
+    """
+    if not contents.optimizer or contents.step is None:
+        raise ValueError(
+            f"{contents.path} has no optimizer state, only parameters. Start from "
+            "those, with INITIAL_CHECKPOINT_PATH."
+        )
+    if t5_names.Scanned.of(contents.params).axis is not None:
+        raise ValueError(
+            f"{contents.path} has the optimizer state of scanned layers (scalable_t5), "
+            "which is not converted."
+        )
+    slots: dict[str, dict[str, np.ndarray]] = {}
+    prefix = "param_states/"
+    for name, array in contents.optimizer.items():
+        if name.startswith(prefix) and array.shape != _UNUSED:
+            parameter, _, slot = name.removeprefix(prefix).rpartition("/")
+            slots.setdefault(parameter, {})[slot] = array.read()
+    return slots
 
 
 def open_(source: str | os.PathLike) -> Contents:
@@ -330,6 +361,7 @@ def write(
     dtype: np.typing.DTypeLike | None = None,
     step: int = 0,
     optimizer_state: bool = True,
+    slots: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     scanned: bool = False,
     ids: vocabulary.Vocabulary | None = None,
     max_chunk_bytes: int = _MAX_CHUNK_BYTES,
@@ -344,8 +376,10 @@ def write(
       params: Its parameters.
       dtype: Type of the parameters in the files; None: unchanged.
       step: Number of the step.
-      optimizer_state: Whether to add fresh Adafactor slots, which T5X's trainer needs
-        to start from the checkpoint; converters do not.
+      optimizer_state: Whether to add Adafactor's slots, which T5X's trainer needs to
+        start from the checkpoint; converters do not.
+      slots: Arrays v, v_row, v_col and m of each parameter, with T5X's meaning of rows
+        (`t5_names.renamed_slots`); None: fresh ones. Not for `scanned`.
       scanned: Whether to stack layers as `scalable_t5` does, unlike `t5`. Each layer
         then gets a copy of the shared relative bias.
       ids: Vocabulary for `side_notes`; None: unknown.
@@ -356,7 +390,10 @@ def write(
 
     Raises:
       FileExistsError: The step exists.
+      ValueError: Both `slots` and `scanned` are given.
     """
+    if slots is not None and scanned:
+        raise ValueError("slots are of layers written out; scanned=True stacks them.")
     target = pathlib.Path(folder) / f"checkpoint_{step}"
     if target.exists():
         raise FileExistsError(f"{target} exists. Choose another folder.")
@@ -371,7 +408,12 @@ def write(
                 temporary, dotted, array, max_chunk_bytes
             )
             if optimizer_state:
-                for slot, value in _fresh_slots(array.shape, scanned, name).items():
+                values = (
+                    _fresh_slots(array.shape, scanned, name)
+                    if slots is None
+                    else _with_placeholders(slots[name])
+                )
+                for slot, value in values.items():
                     leaf: object = value
                     if value.size > 1:
                         key = f"state.param_states.{name.replace('/', '.')}.{slot}"
@@ -441,12 +483,17 @@ def _fresh_slots(
     shape: tuple[int, ...], scanned: bool, name: str
 ) -> dict[str, np.ndarray]:
     """Adafactor's slots at step 0; unused ones have shape (1,)."""
-    slots: dict[str, tuple[int, ...]] = {
-        slot: (1,) for slot in ("m", "v", "v_row", "v_col")
-    }
     factored = t5_names.factored_shapes(shape, scanned, name, _MIN_SIZE_TO_FACTOR)
-    if factored is None:
-        slots["v"] = shape
-    else:
-        slots["v_row"], slots["v_col"] = factored
-    return {slot: np.zeros(size, np.float32) for slot, size in slots.items()}
+    shapes = (
+        {"v": shape}
+        if factored is None
+        else dict(zip(("v_row", "v_col"), factored, strict=True))
+    )
+    return _with_placeholders(
+        {slot: np.zeros(size, np.float32) for slot, size in shapes.items()}
+    )
+
+
+def _with_placeholders(slots: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The slots of a parameter, with a placeholder for each that it lacks."""
+    return {slot: np.zeros(_UNUSED, np.float32) for slot in SLOTS} | dict(slots)

@@ -14,6 +14,7 @@ from prottrans_jax.checkpoints import (
     run_identity,
     stored_arrays,
     stored_steps,
+    t5x_states,
 )
 from prottrans_jax.distributed import agreement, barriers, roll_call
 from prottrans_jax.files import paths
@@ -144,12 +145,24 @@ def _continued_state(
     abstract = plan.abstract
     parts = {name: getattr(abstract, name) for name in ("step", "params", "opt_state")}
     try:
-        restored = stored_steps.load_state(source, parts)
+        kind, place = opening.split_known(source)
+        if kind == "t5x":
+            model = getattr(plan.objective, "model", None)
+            config = getattr(model, "config", None)
+            restored = t5x_states.load(source, parts, config)
+        elif kind in ("", "run"):
+            restored = stored_steps.load_state(place, parts)
+        else:
+            raise ValueError(
+                f"{about} is neither a run of this library nor of T5X: there is no "
+                "optimizer state to go on with. Start from the parameters alone, with "
+                "INITIAL_CHECKPOINT_PATH."
+            )
     except stored_arrays.MismatchError as error:
         # Report differing settings first; they cause the differing arrays.
         _check_same_model(about, error.metadata, identity, accept=False)
         raise
-    except manifests.CheckpointError as error:
+    except (manifests.CheckpointError, FileNotFoundError) as error:
         raise manifests.CheckpointError(f"{about}: {error}") from error
     _check_same_model(about, restored.metadata, identity, start.accept_config_changes)
     if restored.step >= total_steps:
@@ -168,7 +181,12 @@ def _check_same_model(
     identity: Mapping[str, Any],
     accept: bool,
 ) -> None:
-    """Raises if model or optimizer of another run differ; `accept=True` only warns."""
+    """Raises if model or optimizer of another run differ; `accept=True` only warns.
+
+    T5X stores no metadata; `t5x_states.load` compares what it can.
+    """
+    if not metadata:
+        return
     saved = run_identity.of_checkpoint(metadata)
     lines = differences.lines(
         *(

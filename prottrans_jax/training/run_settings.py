@@ -100,9 +100,10 @@ class Start:
       init_from: checkpoint of the initial parameters: of another run, or "hf:", "t5x:"
         or "mtf:" and a folder; see `checkpoints.opening`. The run starts at step 0 with
         new optimizer state.
-      continue_from: run of this library whose parameters, optimizer state and step go
-        on: its model_dir, or one step of it. The data start at their first row, and
-        memories are empty. `total_steps` counts the steps of both runs.
+      continue_from: run whose parameters, optimizer state and step go on: the model_dir
+        of this library or of T5X (with Adafactor), or one step of it. The data start at
+        their first row, and memories are empty. `total_steps` counts the steps of both
+        runs.
       accept_config_changes: resume although the configuration differs.
       accept_lost_steps: resume from any sound checkpoint, step 0 included, repeat the
         steps of damaged ones, and rename these. Otherwise a run goes back by at most

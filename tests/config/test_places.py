@@ -136,12 +136,13 @@ def test_value_that_names_no_dtype_is_refused(value, tmp_path):
         sample(tmp_path, f"trainer.train.save_dtype = {value}")
 
 
-def test_every_place_that_is_not_there_is_named_at_once(tmp_path):
+@pytest.mark.parametrize("macro", ["INITIAL_CHECKPOINT_PATH", "CONTINUE_FROM"])
+def test_every_place_that_is_not_there_is_named_at_once(macro, tmp_path):
     (tmp_path / "run").write_text("a file")
     config = sample(
         tmp_path,
         "DATA_DIR = '/no/such/data'",
-        "INITIAL_CHECKPOINT_PATH = 't5x:/no/such/start'",
+        f"{macro} = 't5x:/no/such/start'",
     )
     with pytest.raises(building.UsageError) as error:
         places.check_training(config)
@@ -149,7 +150,7 @@ def test_every_place_that_is_not_there_is_named_at_once(tmp_path):
     model_dir, data_dir, start = str(error.value).splitlines()
     assert model_dir.startswith("MODEL_DIR=") and "is not a folder" in model_dir
     assert data_dir.startswith("DATA_DIR='/no/such/data': there is no such folder")
-    assert start.startswith("INITIAL_CHECKPOINT_PATH='t5x:/no/such/start'")
+    assert start.startswith(f"{macro}='t5x:/no/such/start'")
 
 
 def test_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):

@@ -363,3 +363,25 @@ def test_arrays_stay_in_the_file(tmp_path):
     path.write_bytes(serialization.msgpack_serialize({"x": np.ones((3, 4))}))
     array = flax_msgpack.load(path)["x"]
     assert not array.flags.owndata and not array.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "swapped"),
+    [
+        ("encoder/layers_0/attention/query/kernel", (128, 128), False),
+        ("encoder/layers_0/attention/query/kernel", (256, 128), True),
+        ("encoder/layers_0/attention/out/kernel", (128, 128), True),
+        ("encoder/layers_0/attention/out/kernel", (512, 128), False),
+        ("decoder/layers_1/mlp/wi/kernel", (128, 512), False),
+        ("decoder/layers_1/mlp/wo/kernel", (512, 128), False),
+        ("token_embedder/embedding", (512, 128), False),
+    ],
+)
+def test_rows_of_a_stacked_matrix_are_d_model_and_t5xs_the_smaller_dimension(
+    name, shape, swapped
+):
+    slots = {"v_row": "row", "v_col": "column"}
+    others = {"v_row": "column", "v_col": "row"}
+    renamed = t5_names.renamed_slots(name, shape, slots, stacked=True)
+    assert renamed == (others if swapped else slots)
+    assert t5_names.renamed_slots(name, shape, slots, stacked=False) == slots
