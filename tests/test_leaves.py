@@ -38,7 +38,7 @@ def text_of(leaf):
 class Device:
     """Enough of a device for a mesh that nothing runs on."""
 
-    platform = "cpu"
+    platform = "none"
     device_kind = "none"
     process_index = 0
 
