@@ -13,7 +13,6 @@ flags, settings or paths; 130 and 143 stopped by SIGINT and SIGTERM.
 from collections.abc import Mapping, Sequence
 import json
 import os
-import pathlib
 import sys
 from typing import Any
 
@@ -59,7 +58,7 @@ def _run(argv: Sequence[str]) -> int:
     from prottrans_jax.data.records import store
     from prottrans_jax.training import evaluation, trainer
 
-    directory = paths.local(building.build("%MODEL_DIR"), "MODEL_DIR")
+    directory = paths.place(building.build("%MODEL_DIR"), "MODEL_DIR")
     bound = building.bound(trainer.train)
     all_written = True
     try:
@@ -86,7 +85,7 @@ def _run(argv: Sequence[str]) -> int:
     return 0 if all_written else 1
 
 
-def _write(directory: pathlib.Path, results: Mapping[str, Any]) -> bool:
+def _write(directory: paths.Place, results: Mapping[str, Any]) -> bool:
     """Appends results to `evaluation.jsonl`; on failure prints why, returns False."""
     from prottrans_jax.files import appending
 

@@ -127,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
 def _tensorboard():
     from prottrans_jax.training import event_files
 
-    directory = paths.local(building.build("%MODEL_DIR"), "MODEL_DIR")
+    directory = paths.place(building.build("%MODEL_DIR"), "MODEL_DIR")
     return (event_files.EventWriter(directory / "tensorboard"),)
 
 

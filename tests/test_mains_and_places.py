@@ -23,13 +23,9 @@ def run(main, *arguments, **options):
     ("words", "said"),
     [
         ([*_CONVERT, "--input=x", "--output=gs://b/x"], "--output=gs://b/x"),
-        ([*_CONVERT, "--input=t5x:gs://b/x", "--output=x"], "--input=gs://b/x"),
-        (["export", "--checkpoint=s3://b", "--output=x"], "--checkpoint=s3://b"),
         (["prepare", "--input=a", "--output=gs://b/x"], "--output=gs://b/x"),
         (["prepare", "--input=gs://b/a", "--output=x"], "--input=gs://b/a"),
-        ([*_TRAIN, "--model_dir=gs://b/run"], "MODEL_DIR=gs://b/run"),
         ([*_TRAIN, "--model_dir=x", "--data_dir=gs:/b"], "gs:/b"),
-        (["evaluate", "--gin_file=sample.gin", "--model_dir=gs://b"], "MODEL_DIR=gs:"),
     ],
 )
 def test_buckets_are_refused_before_anything_is_made(tmp_path, words, said):

@@ -3,6 +3,7 @@
   checkpointing   `Checkpointer`: asynchronous saves, retention, restoring
   stored_steps    steps of a run, read for another run or a frozen encoder
   manifests       the SHA-256 manifest that every checkpoint must match
+  bucket_arrays   tensorstore's drivers for arrays in buckets
   stored_arrays   arrays of a checkpoint: names, comparison, reading
   orbax_messages  drops what Orbax logs besides the error that it raises
   run_identity    the configuration that identifies a run, as a tree

@@ -1,9 +1,9 @@
 """Checkpoints verified by a SHA-256 manifest.
 
 Orbax writes the arrays asynchronously and sharded into a temporary directory, and
-commits it with one rename. It stores no checksum of their content, so a flipped bit
-would be restored silently. Here every file is hashed before the rename, and verified
-before a restore:
+commits it with one rename; in a bucket, with an object that it writes last (see
+`manifests`). It stores no checksum of their content, so a flipped bit would be restored
+silently. Here every file is hashed before the commit, and verified before a restore:
 
     DIRECTORY/STEP/             one committed step
         sha256.json             the manifest: every file below, its size and hash
@@ -30,13 +30,14 @@ from orbax import checkpoint as ocp
 
 from prottrans_jax import types
 from prottrans_jax.checkpoints import (
+    bucket_arrays,
     manifests,
     orbax_messages,
     stored_arrays,
     stored_steps,
 )
 from prottrans_jax.distributed import barriers
-from prottrans_jax.files import locks, writing
+from prottrans_jax.files import buckets, folders, locks, writing
 
 _TMP = ".orbax-checkpoint-tmp"
 # Attempts to remove the folder of a failed save while threads still write to it.
@@ -118,6 +119,7 @@ class Checkpointer:
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 active_processes=processes
             ),
+            temporary_path_class=bucket_arrays.prepare(self._directory),
         )
         if not read_only:
             self._on_process_zero("open", self._open)
@@ -360,8 +362,15 @@ class Checkpointer:
         again; a later call removes it.
         """
         for step in self._failed:
-            for path in self._directory.glob(f"{step}{_TMP}*"):
+            for path in self._left_by_save(step):
                 _remove_while_written(path)
+
+    def _left_by_save(self, step: int) -> list[epath.Path]:
+        """Folders that an unfinished save of a step has left."""
+        if buckets.is_bucket(self._directory):
+            path = self._directory / str(step)
+            return [path] if path.exists() and manifests.is_unfinished(path) else []
+        return list(self._directory.glob(f"{step}{_TMP}*"))
 
     def _end_failed_save(self) -> None:
         """Waits for the remaining threads of a failed save.
@@ -378,8 +387,14 @@ class Checkpointer:
 
     def _open(self) -> None:
         self._lock = _take_lock(self._directory)
-        for path in sorted(self._directory.iterdir()):
-            if _TMP in path.name:
+        self._handler.before_commit = self._lock.check
+        unfinished = [
+            self._directory / str(step)
+            for step in manifests.step_numbers(self._directory)
+            if manifests.is_unfinished(self._directory / str(step))
+        ]
+        for path in folders.children(self._directory):
+            if _TMP in path.name or path in unfinished:
                 logging.warning("Removing %s, left by an interrupted save.", path)
                 writing.remove(path)
             elif manifests.is_being_deleted(path):
@@ -417,10 +432,12 @@ class _StepHandler(ocp.PyTreeCheckpointHandler):
 
     step = 0
     metadata_text = "{}"
+    before_commit: Callable[[], None] = staticmethod(lambda: None)
 
     def finalize(self, directory: epath.Path) -> None:
         """Runs in the background, on process 0, after every process has written."""
         super().finalize(directory)
+        self.before_commit()
         (directory / stored_steps.METADATA).write_text(self.metadata_text)
         manifests.write(directory, self.step)
 

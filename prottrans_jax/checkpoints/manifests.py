@@ -2,19 +2,26 @@
 
 A step is sound only if every file in its manifest exists with the listed size and hash.
 This module handles files and hashes; `checkpointing` handles their content.
+
+On a disk a step gets its number by a rename when it is complete, and loses it by a
+rename before it is deleted. In a bucket, which has no rename, it has its number all the
+time: two objects that are written last and deleted first, the manifest and then Orbax's
+mark, say that it is complete. A step with neither is unfinished; readers do not see it,
+and the run removes it when it starts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import concurrent.futures
+import errno
 import json
 import math
-import pathlib
+import os
 from typing import Any
 
 from absl import logging
 from etils import epath
 
-from prottrans_jax.files import digests, writing
+from prottrans_jax.files import buckets, digests, folders, writing
 
 NAME = "sha256.json"
 # A step gets this ending before its files are deleted, so that readers never see a
@@ -22,8 +29,9 @@ NAME = "sha256.json"
 _DELETED = ".deleted"
 # Earlier versions created this file in a step before they deleted it.
 _DELETING = "DELETING"
-# Orbax writes these at the commit, after the hashing. Nothing here reads them.
-_AFTER_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# Orbax writes these at the commit, after the hashing.
+_COMMITTED = "commit_success.txt"  # Only in buckets.
+_AFTER_COMMIT = ("_CHECKPOINT_METADATA", _COMMITTED)
 
 
 class CheckpointError(RuntimeError):
@@ -49,16 +57,21 @@ def is_being_deleted(path: epath.Path) -> bool:
     return path.name.endswith(_DELETED) or (path / _DELETING).exists()
 
 
+def is_unfinished(path: epath.Path) -> bool:
+    """Whether a step in a bucket is being saved or deleted, or one of these ended."""
+    return buckets.is_bucket(path) and not any(
+        (path / name).exists() for name in (NAME, _COMMITTED)
+    )
+
+
 def is_gone(path: epath.Path) -> bool:
     """Whether a step was deleted, or is being deleted now."""
-    return not path.exists() or is_being_deleted(path)
+    return not path.exists() or is_being_deleted(path) or is_unfinished(path)
 
 
 def write(directory: epath.Path, step: int) -> None:
     """Hashes every file of a step that is about to be committed."""
-    names = sorted(
-        name for name in _files_below(directory) if name not in _AFTER_COMMIT
-    )
+    names = [n for n in folders.files_below(directory) if n not in _AFTER_COMMIT]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         hashes = pool.map(lambda name: digests.read(directory / name), names)
     files = {
@@ -68,11 +81,15 @@ def write(directory: epath.Path, step: int) -> None:
     manifest = {"step": step, "files": files}
     manifest["sha256"] = _hash_of_manifest(manifest)
     text = json.dumps(manifest, indent=1)
-    writing.write_synced(pathlib.Path(directory / NAME), text.encode())
+    writing.write_synced(directory / NAME, text.encode())
 
 
 def problem(directory: epath.Path) -> str | None:
-    """Why a step is damaged, with the file at fault; None if it is sound."""
+    """Why a step is damaged, with the file at fault; None if it is sound.
+
+    Raises:
+      OSError: a bucket is not available, which does not make the step a damaged one.
+    """
     path = directory / NAME
     try:
         manifest = json.loads(path.read_text())
@@ -93,7 +110,11 @@ def problem(directory: epath.Path) -> str | None:
         try:
             digest = digests.read(directory / name)
         except OSError as error:
-            return f"{directory / name}: {error.strerror or error}"
+            is_missing = isinstance(error, FileNotFoundError)
+            if buckets.is_bucket(directory) and not is_missing:
+                raise
+            reason = os.strerror(errno.ENOENT) if is_missing else error.strerror
+            return f"{directory / name}: {reason or error}"
         if (size := digest.num_bytes) != expected["bytes"]:
             return f"{directory / name}: {size} bytes instead of {expected['bytes']}"
         if digest.hexdigest() != expected["sha256"]:
@@ -181,15 +202,18 @@ def _accept_loss(
 
 def step_numbers(directory: epath.Path) -> list[int]:
     """Steps that have a directory, committed or not, in increasing order."""
-    if not directory.exists():
-        return []
-    names = [path.name for path in directory.iterdir()]
+    names = [path.name for path in folders.children(directory)]
     return sorted(int(n) for n in names if n.isdecimal() and n == str(int(n)))
 
 
 def delete(path: epath.Path) -> None:
     """Deletes a step; after an interruption no partial step passes for a sound one."""
     if not path.exists():
+        return
+    if buckets.is_bucket(path):
+        for name in (_COMMITTED, NAME):
+            writing.remove(path / name)
+        writing.remove(path)
         return
     renamed = path.with_name(path.name + _DELETED)
     writing.remove(renamed)
@@ -199,13 +223,7 @@ def delete(path: epath.Path) -> None:
 
 def set_aside(path: epath.Path) -> epath.Path:
     """Renames a damaged step so that it no longer counts; returns the new path."""
-    return epath.Path(writing.set_aside(pathlib.Path(path), path.name + ".damaged-{}"))
-
-
-def _files_below(directory: epath.Path) -> Iterator[str]:
-    for root, _, names in directory.walk():
-        for name in names:
-            yield str((epath.Path(root) / name).relative_to(directory))
+    return epath.Path(writing.set_aside(path, path.name + ".damaged-{}"))
 
 
 def _hash_of_manifest(manifest: Mapping[str, Any]) -> str:

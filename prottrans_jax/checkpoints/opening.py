@@ -14,7 +14,6 @@ To train both networks of an ELECTRA, give two: "hf:GENERATOR,DISCRIMINATOR".
 from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
 from absl import logging
@@ -81,7 +80,7 @@ def read(
       ValueError: The checkpoint is damaged or fits none of our models.
     """
     kind, place = split(source)
-    kind = kind or _kind_of(pathlib.Path(place))
+    kind = kind or _kind_of(paths.place(place, "checkpoint"))
     if kind == "hf":
         return huggingface.read(
             place, download=download, vocabulary=vocabulary, **overrides
@@ -118,8 +117,9 @@ def split_known(source: str | os.PathLike) -> tuple[str, str]:
       FileNotFoundError: The folder exists and holds no checkpoint.
     """
     kind, place = split(source)
-    path = pathlib.Path(place)
-    return kind or (_kind_of(path) if path.exists() else ""), place
+    if not kind and (path := paths.place(place, "checkpoint")).exists():
+        kind = _kind_of(path)
+    return kind, place
 
 
 def model_of(checkpoint: families.Checkpoint) -> nn.Module:
@@ -167,7 +167,7 @@ def encoder_of(
     return dataclasses.replace(checkpoint, config=config, params=params)
 
 
-def _kind_of(path: pathlib.Path) -> str:
+def _kind_of(path: paths.Place) -> str:
     if not path.exists():
         prefix = path.with_name(f"{path.name}.index")
         return "mtf" if prefix.exists() else "hf"
@@ -409,8 +409,8 @@ def _read_run(
         compute=compute,
         params=params,
         stored_dtype=stored,
-        source=pathlib.Path(source),
-        form=f"prottrans_jax, step {pathlib.Path(source).name}",
+        source=paths.place(source, "checkpoint"),
+        form=f"prottrans_jax, step {source.name}",
     )
 
 
@@ -455,7 +455,7 @@ def _objects(tree: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
             yield from _objects(value)
 
 
-def save(directory: str | os.PathLike, checkpoint: families.Checkpoint) -> pathlib.Path:
+def save(directory: str | os.PathLike, checkpoint: families.Checkpoint) -> paths.Place:
     """Writes a model as step 0 of a run, for `init_from` of other runs.
 
     Rows of the embedding table are reordered to the ids of `proteins.vocabulary`.
@@ -467,7 +467,7 @@ def save(directory: str | os.PathLike, checkpoint: families.Checkpoint) -> pathl
     Returns:
       The directory of the step.
     """
-    target = pathlib.Path(directory) / "checkpoints"
+    target = paths.place(directory, "directory") / "checkpoints"
     metadata = {
         "identity": run_identity.identity(model=checkpoint.config),
         "dtype": np.dtype(checkpoint.compute.dtype).name,

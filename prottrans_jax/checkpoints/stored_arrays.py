@@ -16,6 +16,7 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from prottrans_jax import types
+from prottrans_jax.checkpoints import bucket_arrays
 from prottrans_jax.interop import mismatches
 
 # Advice for a checkpoint of another model.
@@ -53,6 +54,7 @@ def remedy(model: Iterable[str], checkpoint: Iterable[str]) -> str:
 
 def on_disk(path: epath.Path) -> dict[str, Any]:
     """Name to Orbax's description (shape, dtype) of each array of a step."""
+    bucket_arrays.prepare(path)
     tree = ocp.PyTreeCheckpointHandler().metadata(path).tree
     return dict(by_name(tree))
 
@@ -72,6 +74,7 @@ def read(
     """
     if not abstract_arrays:
         return []
+    bucket_arrays.prepare(path)
 
     def restore_args_of(leaf: types.Shaped) -> ocp.RestoreArgs:
         if as_numpy:

@@ -284,8 +284,8 @@ def read_metadata(path: epath.Path) -> dict[str, Any]:
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """Absolute path of a directory of checkpoints; refuses URLs."""
-    return epath.Path(paths.local(path, "checkpoint")).absolute()
+    """Absolute path of a directory of checkpoints, which may be in a bucket."""
+    return epath.Path(paths.absolute(paths.place(path, "checkpoint")))
 
 
 def reason(error: Exception) -> str:

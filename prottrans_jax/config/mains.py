@@ -23,7 +23,9 @@ from prottrans_jax.distributed import stop_signals
 def define_flags() -> None:
     """Defines the gin flags; mains call it at import."""
     flags.DEFINE_multi_string(
-        "gin_file", [], "Leaf of the package, or path of a gin file. May be repeated."
+        "gin_file",
+        [],
+        "Leaf of the package, or path or URL of a gin file. May be repeated.",
     )
     flags.DEFINE_multi_string(
         "gin_bindings",

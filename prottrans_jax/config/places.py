@@ -5,13 +5,12 @@ Their content is checked later by the modules that read it.
 
 from collections.abc import Iterator
 import os
-import pathlib
 from typing import Any
 
 from prottrans_jax.config import reading
 from prottrans_jax.data.records import corpora
 from prottrans_jax.data.seqio import task_names
-from prottrans_jax.files import paths
+from prottrans_jax.files import buckets, folders, paths
 
 
 def check_training(config: reading.Config) -> None:
@@ -33,12 +32,15 @@ def _check(config: reading.Config, writes: bool) -> None:
     starts_anew = True
     for name, value in _places(config, "model_dir"):
         try:
-            folder = paths.local(value, name)
+            folder = paths.place(value, name)
         except ValueError as error:
             problems.append(str(error))
             continue
-        starts_anew = not os.path.isdir(folder / "checkpoints")
-        problem = _not_writable(folder) if writes else _no_folder(folder)
+        try:
+            starts_anew = not (folder / "checkpoints").is_dir()
+            problem = _not_writable(folder) if writes else _no_folder(folder)
+        except OSError as error:
+            problem = error.strerror or str(error)
         if problem:
             problems.append(f"{name}={value!r} cannot be used: {problem}.")
     problems += _data_problems(config)
@@ -56,7 +58,7 @@ def _create(config: reading.Config) -> None:
     """Creates model_dir, which may fail for reasons that no earlier check detects."""
     for name, value in _places(config, "model_dir"):
         try:
-            paths.local(value, name).mkdir(parents=True, exist_ok=True)
+            paths.place(value, name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise reading.UsageError(
                 f"{name}={value!r} cannot be created: {error.strerror}."
@@ -99,7 +101,7 @@ def _places(config: reading.Config, parameter: str) -> Iterator[tuple[str, Any]]
 def _missing(name: str, value: str, way_out: str) -> list[str]:
     try:
         problem = _no_folder(paths.local(value, name))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return [str(error)]
     return [f"{name}={value!r}: {problem}. {way_out}."] if problem else []
 
@@ -113,25 +115,32 @@ def _missing_source(name: str, value: str) -> list[str]:
         if kind == "hf" and paths.is_hub_name(place):
             continue
         try:
-            # Some formats are one file, so a file is accepted.
-            if not os.path.exists(paths.local(place, name)):
+            # Of other libraries' formats some are one file; all are on this machine.
+            where = paths.local if kind else paths.place
+            if not where(place, name).exists():
                 problems.append(
                     f"{name}={value!r}: there is no {place}. Give the folder of a run "
                     "or a checkpoint, or hf:, t5x: or mtf: and a folder."
                 )
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             problems.append(str(error))
     return problems
 
 
-def _no_folder(folder: pathlib.Path) -> str:
-    if not os.path.exists(folder):
+def _no_folder(folder: paths.Place) -> str:
+    if not folder.exists():
         return "there is no such folder"
     return "" if folder.is_dir() else "it is not a folder"
 
 
-def _not_writable(folder: pathlib.Path) -> str:
-    """Why a folder cannot be created or written to; "" if it can."""
+def _not_writable(folder: paths.Place) -> str:
+    """Why a folder cannot be created or written to; "" if it can.
+
+    In a bucket only reading is tried; the run's lock is the first write.
+    """
+    if buckets.is_bucket(folder):
+        folders.children(folder)
+        return ""
     nearest = folder
     while not os.path.exists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent

@@ -15,7 +15,7 @@ from typing import Any
 
 from gin import config_parser
 from prottrans_jax.config import former_names
-from prottrans_jax.files import paths
+from prottrans_jax.files import buckets, paths
 
 PACKAGE = "prottrans_jax"
 # Modules that gin files may not configure: with these a file could parse another file
@@ -69,7 +69,7 @@ class Config:
       bindings: (scope, selector, parameter) -> value.
     """
 
-    files: tuple[pathlib.Path, ...]
+    files: tuple[paths.Place, ...]
     imports: dict[str, str]
     macros: dict[str, Any]
     bindings: dict[tuple[str, str, str], Any]
@@ -165,9 +165,9 @@ def leaves() -> list[str]:
 def find_file(
     name: str | pathlib.Path,
     folders: Sequence[str | pathlib.Path] = (),
-    included_by: pathlib.Path | None = None,
-) -> pathlib.Path:
-    """Finds a gin file by path, then in `folders`, then in the package.
+    included_by: paths.Place | None = None,
+) -> paths.Place:
+    """Finds a gin file by path or URL, then in `folders`, then in the package.
 
     An included file is first searched in the folder of the including file, and by path
     last, so that the working directory does not change the meaning of a leaf.
@@ -177,11 +177,13 @@ def find_file(
     """
     working_directory = [pathlib.Path()]
     try:
+        if buckets.is_bucket(name):
+            return _in_bucket(paths.place(name, "gin file"))
         name = paths.local(name, "gin file")
         search_paths = [paths.local(folder, "--gin_search_paths") for folder in folders]
     except paths.PathError as error:
         raise UsageError(str(error)) from error
-    searched = [*search_paths, package_folder()]
+    searched: list[paths.Place] = [*search_paths, package_folder()]
     if included_by:
         searched = [included_by.parent, *searched, *working_directory]
     else:
@@ -189,21 +191,32 @@ def find_file(
     for folder in searched:
         for candidate in (folder / name, folder / f"{name}.gin"):
             if candidate.is_file():
-                return candidate.resolve()
+                return candidate if buckets.is_bucket(folder) else candidate.resolve()
     replacement = former_names.LEAVES.get(str(name).removesuffix(".gin"))
     if replacement is not None:
         raise UsageError(f"There is no {name} any more: use {replacement}.")
     known_files = [
         p.relative_to(folder).as_posix()
         for folder in searched
-        if folder.is_dir() and folder not in working_directory
+        if folder not in working_directory
+        and not buckets.is_bucket(folder)
+        and folder.is_dir()
         for p in folder.rglob("*.gin")
     ]
     raise UsageError(
         f"No gin file {str(name)!r}.{nearest(str(name), known_files)}\n"
-        f"  Searched: {', '.join(str(p.resolve()) for p in searched)}\n"
+        f"  Searched: {', '.join(map(paths.absolute, searched))}\n"
         f"  Leaves: {', '.join(leaves())}"
     )
+
+
+def _in_bucket(place: paths.Place) -> paths.Place:
+    try:
+        if place.is_file():
+            return place
+    except OSError as error:
+        raise UsageError(paths.explain(error)) from error
+    raise UsageError(f"No gin file {place}.")
 
 
 # --------------------------------------------------------------- reading, not running
@@ -247,13 +260,13 @@ class Reader:
     def __init__(self, search_paths: Sequence[str | pathlib.Path], trust_config: bool):
         self.search_paths = list(search_paths)
         self.trust_config = trust_config
-        self.files: list[pathlib.Path] = []
+        self.files: list[paths.Place] = []
         self.sources: list[Source] = []
         self.statements: list[Statement] = []
-        self._open: list[pathlib.Path] = []
+        self._open: list[paths.Place] = []
 
     def read_file(
-        self, name: str | pathlib.Path, included_by: pathlib.Path | None = None
+        self, name: str | pathlib.Path, included_by: paths.Place | None = None
     ) -> None:
         """Reads a file and the files that it includes."""
         path = find_file(name, self.search_paths, included_by)
@@ -272,7 +285,7 @@ class Reader:
         self.files.append(path)
 
     def read_text(
-        self, text: str, source: Source, path: pathlib.Path | None = None
+        self, text: str, source: Source, path: paths.Place | None = None
     ) -> None:
         """Reads gin statements, of the file `path` or of the command line."""
         self.sources.append(source)

@@ -10,6 +10,7 @@ measured here: no two clocks are compared. A holder that was paused for longer f
 its next renewal that it has lost the lease, and `check` raises.
 """
 
+import errno
 import json
 import os
 import socket
@@ -25,6 +26,7 @@ from prottrans_jax.files import buckets
 RENEW_S = 10.0
 EXPIRES_S = 60.0
 _POLL_S = 1.0
+_FIELDS = {"pid", "host", "machine", "started", "token", "expires_s"}
 
 
 class HeldError(Exception):
@@ -125,26 +127,21 @@ class Lease:
 
     def _wait_for_end_of(self, content: bytes, version: str) -> None:
         """Returns if the holder is dead; raises HeldError if it is not."""
-        try:
-            holder: dict[str, Any] = json.loads(content)
-            expires_s = float(holder["expires_s"])
-            machine, pid, started = (
-                holder[name] for name in ("machine", "pid", "started")
-            )
-        except (ValueError, KeyError, TypeError):
-            raise HeldError(content) from None
-        if machine == self._holder["machine"]:
-            if _start_of(pid) == started:
+        holder = _holder(content)
+        if not holder:
+            raise HeldError(content)
+        if holder["machine"] == self._holder["machine"]:
+            if _start_of(holder["pid"]) == holder["started"]:
                 raise HeldError(content)
-            logging.warning("Taking %s from process %s, which ended.", self._path, pid)
+            logging.warning(
+                "Taking %s from process %s, which ended.", self._path, holder["pid"]
+            )
             return
+        expires_s = float(holder["expires_s"])
         logging.warning(
             "%s is held by process %s on %s: waiting whether it is renewed, for up to "
             "%g s.",
-            self._path,
-            pid,
-            holder.get("host"),
-            expires_s,
+            *(self._path, holder["pid"], holder["host"], expires_s),
         )
         deadline = time.monotonic() + expires_s
         while time.monotonic() < deadline:
@@ -170,24 +167,40 @@ class Lease:
             self._renewals += 1
             content = self._content()
             version = self._store.write_version(self._name, content, self._version)
-            found = None
-            if version is None and (found := self._store.read_version(self._name)):
-                # A write whose answer was lost may have been made.
-                if json.loads(found[0]).get("token") == self._holder["token"]:
-                    version = found[1]
             if version is not None:
                 self._version = version
                 return
-            self._lost = found[0].decode(errors="replace") if found else "nobody"
+            found = self._store.read_version(self._name)
+            holder = _holder(found[0]) if found else {}
+            if holder.get("token") == self._holder["token"]:
+                # An earlier write was made, and only its answer was lost.
+                assert found is not None
+                self._version = found[1]
+                return
+            self._lost = (
+                f"to process {holder.get('pid')} on {holder.get('host')}"
+                if holder
+                else "because its file was deleted or replaced"
+            )
         raise LostError(
-            None,
-            f"this process was paused or cut off for too long, and lost the lock to "
+            errno.ESTALE,
+            f"this process was paused or cut off for too long, and lost the lock "
             f"{self._lost}",
             os.fspath(self._path),
         )
 
     def _content(self) -> bytes:
         return json.dumps({**self._holder, "renewals": self._renewals}).encode()
+
+
+def _holder(content: bytes) -> dict[str, Any]:
+    """The holder that a lease names; empty if it was not written by `Lease`."""
+    try:
+        holder = json.loads(content)
+        float(holder["expires_s"])
+        return holder if _FIELDS <= holder.keys() else {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def machine() -> str:

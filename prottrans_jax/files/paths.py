@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from etils import epath
 
     Place: TypeAlias = pathlib.Path | epath.Path
-else:  # etils is not in every installation.
-    Place = pathlib.Path
+else:  # Read by checks of annotations; what both kinds of paths are.
+    Place = pathlib.PurePath
 
 # Prefixes of parameter sources; see `prottrans_jax.checkpoints.opening`.
 SOURCE_KINDS = ("hf", "t5x", "mtf")
@@ -156,13 +156,13 @@ def local_inputs(
 
 
 def source(place: str | os.PathLike, flag: str) -> str:
-    """Like `expanded` for a source of parameters; prefixes such as hf: stay.
+    """Like `place_text` for a source of parameters; prefixes such as hf: stay.
 
     A source may also be a repository of the hub ("owner/name"), or two places separated
     by a comma.
     """
     prefix, parts = _split(_text(place, flag))
-    return prefix + ",".join(expanded(part, flag) for part in parts)
+    return prefix + ",".join(place_text(part, flag) for part in parts)
 
 
 def whole_source(place: str | os.PathLike, flag: str) -> str:

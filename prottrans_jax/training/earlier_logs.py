@@ -4,17 +4,15 @@ Another program wrote them, or a run whose checkpoints were deleted. This run wo
 overwrite or truncate them, so they are renamed first.
 """
 
-import pathlib
-
 from absl import logging
 
-from prottrans_jax.files import writing
+from prottrans_jax.files import paths, writing
 from prottrans_jax.training import event_files
 
 CONFIG, METRICS = "config.gin", "metrics.jsonl"
 
 
-def set_aside(run: pathlib.Path, config_text: str) -> list[pathlib.Path]:
+def set_aside(run: paths.Place, config_text: str) -> list[paths.Place]:
     """Renames earlier log files to NAME.before-N; returns their new paths.
 
     Args:

@@ -107,7 +107,7 @@ def evaluate_checkpoints(
         evaluated.
       manifests.GoneError: the run deleted all chosen steps meanwhile.
     """
-    directory = paths.local(model_dir, "model_dir") / "checkpoints"
+    directory = paths.place(model_dir, "model_dir") / "checkpoints"
     reader = checkpointing.Checkpointer(directory, read_only=True)
     steps = reader.steps()
     chosen = {"latest": steps[-1:], "all": steps}.get(step)

@@ -5,15 +5,15 @@ of other writers in the folder (`clu.metric_writers`, `tf.summary`) are truncate
 """
 
 from collections.abc import Iterator
+import fnmatch
 import functools
 import os
-import pathlib
 import struct
 import time
 
 from absl import logging
 
-from prottrans_jax.files import appending
+from prottrans_jax.files import appending, folders, paths
 from prottrans_jax.training import logged_steps
 
 _PATTERN = "*tfevents*"
@@ -29,10 +29,10 @@ class EventWriter:
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self._directory = pathlib.Path(directory)
+        self._directory = paths.place(directory, "directory")
         name = f"events.out.tfevents.{time.time_ns():019d}.{os.getpid()}"
         self.path = self._directory / name
-        self._file: appending.AppendedFile | None = None
+        self._file: appending.AppendedFile | appending.GrowingObject | None = None
 
     def write_scalars(self, step: int, scalars: logged_steps.Scalars) -> None:
         """Appends one event for each scalar.
@@ -48,7 +48,7 @@ class EventWriter:
         records = []
         if self._file is None:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._file = appending.AppendedFile(self.path)
+            self._file = appending.open_log(self.path)
             # A running TensorBoard drops the events of this step and later.
             status = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             records += [
@@ -82,7 +82,7 @@ class EventWriter:
             self._file.close()
 
 
-def cut_back(run: pathlib.Path, resume_at: int, evaluated: bool) -> None:
+def cut_back(run: paths.Place, resume_at: int, evaluated: bool) -> None:
     """Removes events that a run resumed from a checkpoint will write again.
 
     Covers event files in the run's folder and below `tensorboard` in it. A damaged file
@@ -103,13 +103,18 @@ def cut_back(run: pathlib.Path, resume_at: int, evaluated: bool) -> None:
             _cut_back_file(path, resume_at, evaluated)
 
 
-def find(run: pathlib.Path) -> list[pathlib.Path]:
+def find(run: paths.Place) -> list[paths.Place]:
     """Event files in a model directory and below `tensorboard` in it."""
-    paths = [*run.glob(_PATTERN), *(run / "tensorboard").rglob(_PATTERN)]
-    return sorted(path for path in paths if path.is_file())
+    below = run / "tensorboard"
+    places = [*folders.children(run), *(below / x for x in folders.files_below(below))]
+    return sorted(
+        place
+        for place in places
+        if fnmatch.fnmatchcase(place.name, _PATTERN) and place.is_file()
+    )
 
 
-def _cut_back_file(path: pathlib.Path, resume_at: int, evaluated: bool) -> None:
+def _cut_back_file(path: paths.Place, resume_at: int, evaluated: bool) -> None:
     content = path.read_bytes()
     kept, num_bytes_read, num_bad_records = [], 0, 0
     for record in _records(content):

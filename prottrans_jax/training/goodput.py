@@ -31,7 +31,7 @@ _CAUSES = {
 }
 BUCKETS = (*_CAUSES.values(), "lost", "restart")
 # A kill may lose this much of the account of the last steps, which then counts as
-# restart.
+# restart; in a bucket, `appending.UPLOAD_PERIOD_S`.
 _PERIOD_S = 5.0
 
 

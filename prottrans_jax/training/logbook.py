@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import json
-import pathlib
 from typing import Any
 
 from absl import logging
@@ -11,7 +10,7 @@ from jaxtyping import PyTree
 import numpy as np
 
 from prottrans_jax.costs import hardware
-from prottrans_jax.files import appending
+from prottrans_jax.files import appending, paths
 from prottrans_jax.training import (
     logged_steps,
     loss_spikes,
@@ -114,7 +113,7 @@ class Journal:
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        directory: paths.Place,
         *,
         writers: Sequence[metrics.Writer],
         resume_at: int,
@@ -196,7 +195,10 @@ class Journal:
         """Reads the outputs of the last step, waiting for it."""
         previous, self._pending = self._pending, None
         self._read(previous)
-        self._output.retry()
+
+    def flush(self) -> None:
+        """Writes all lines to the disk or bucket; writers that failed try again."""
+        self._output.flush()
 
     def _read(self, pending: tuple[int, PyTree] | None) -> None:
         if pending is None:
@@ -313,10 +315,9 @@ class _Output:
         """Writes one step's scalars with every writer."""
         self._each(lambda writer: writer.write_scalars(step, scalars), f"step {step}")
 
-    def retry(self) -> None:
-        """Lets the writers that failed try again."""
-        if self._failures:
-            self._each(lambda writer: _call(writer, "flush"), "buffered lines")
+    def flush(self) -> None:
+        """Lets the writers write what they have buffered."""
+        self._each(lambda writer: _call(writer, "flush"), "buffered lines")
 
     def close(self) -> None:
         """Closes the writers and logs which files are incomplete."""
@@ -366,7 +367,7 @@ def _call(writer: metrics.Writer, *names: str) -> None:
             return
 
 
-def _dump(path: pathlib.Path, line: str) -> None:
+def _dump(path: paths.Place, line: str) -> None:
     """Appends a line, unless a step repeated after a kill has written it before."""
     try:
         if path.exists() and line.encode() in path.read_bytes().splitlines():

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import math
-import pathlib
 import sys
 import time
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from rich import progress
 
-from prottrans_jax.files import appending
+from prottrans_jax.files import appending, paths
 from prottrans_jax.training import logged_steps
 
 Scalars = logged_steps.Scalars
@@ -141,7 +140,7 @@ class JsonlWriter:
 
     def __init__(
         self,
-        path: pathlib.Path,
+        path: paths.Place,
         resume_at: int,
         *,
         evaluated: bool = True,
@@ -170,7 +169,7 @@ class JsonlWriter:
         if content is not None:
             appending.replace_content(path, content, b"".join(kept))
         self._last_line = kept[-1] if kept else b""
-        self._file = appending.AppendedFile(path)
+        self._file = appending.open_log(path)
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Appends {"step": step, **scalars}; floats keep every digit.

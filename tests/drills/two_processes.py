@@ -20,6 +20,7 @@ import numpy as np
 from cases import checkpoint_cases
 from prottrans_jax.checkpoints import checkpointing
 from prottrans_jax.distributed import barriers, coordination, start, stopping
+from prottrans_jax.files import paths
 
 process, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 start.initialize(f"localhost:{port}", 2, process, timeout_s=60)
@@ -72,7 +73,7 @@ for step in (1, 2, 3):
     checkpointer.save(step, make_state(step), {"next_row": step})
 checkpointer.close()
 if process == 0:
-    next(pathlib.Path(directory, "3", "d").iterdir()).write_bytes(b"")
+    next(paths.place(f"{directory}/3/d", "-").iterdir()).write_bytes(b"")
 barriers.gather("damaged", None, 60)
 checkpointer = checkpointing.Checkpointer(directory, keep=2)
 restored = checkpointer.restore(checkpoint_cases.abstract(make_state(0)))

@@ -115,9 +115,17 @@ def test_sources_keep_their_prefix_and_expand_each_place(home):
     assert paths.source("Rostlab/prot_bert", "-m") == "Rostlab/prot_bert"
     assert paths.source("./model/", "-m") == "./model/"  # A folder, not of the hub.
     assert paths.source("~/run/checkpoints/3", "-m") == f"{home}/run/checkpoints/3"
-    for bucket in ("gs://b/x", "t5x:gs://b/x", "hf:~/a,gs://b"):
-        with pytest.raises(paths.PathError, match="gcsfuse"):
-            paths.source(bucket, "-m")
+    for url in ("hdfs://b/x", "t5x:hdfs://b/x", "hf:~/a,hdfs://b"):
+        with pytest.raises(paths.PathError, match="gs:// and s3://"):
+            paths.source(url, "-m")
+
+
+def test_a_source_may_be_in_a_bucket():
+    pytest.importorskip("gcsfs")
+    assert paths.source("gs://b/run/", "-m") == "gs://b/run"
+    assert paths.whole_source("gs://b/run", "-m") == "gs://b/run"
+    assert paths.same_source("gs://b/run/", "gs://b/x/../run")
+    assert not paths.same_source("gs://b/run", "s3://b/run")
 
 
 def test_places_of_parameters_are_compared_as_folders(home, monkeypatch):

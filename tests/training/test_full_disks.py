@@ -48,7 +48,7 @@ class _DiskFull:
         size = 4_000 if step in self._full else self._limits[0]
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, self._limits[1]))
 
-    def flush(self):
+    def close(self):
         resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
 
 
