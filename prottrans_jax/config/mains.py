@@ -173,8 +173,6 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except OSError as error:  # Disk full, too many open files, no permission ...
             print(f"error: {error}", file=sys.stderr)
             return 2 if isinstance(error, _PATH_ERRORS) else 1
-        except KeyboardInterrupt:  # Before the run installs its own handlers.
-            return 130
 
     try:
         argv = rewrite_gin_args(sys.argv)

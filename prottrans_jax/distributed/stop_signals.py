@@ -122,11 +122,14 @@ class Watch:
             self._previous[number] = signal.signal(number, self._on_signal)
 
     def hand_over(self) -> dict[int, Any]:
-        """Ends the watch; returns the handlers before it."""
+        """Ends the watch; returns the handlers to restore after the caller's."""
         self._handed_over = True
-        if self._ends_process:
-            signal.set_wakeup_fd(-1)
-        return self._previous
+        if not self._ends_process:
+            return self._previous
+        signal.set_wakeup_fd(-1)
+        # At its end the process has nothing to lose. Python's handler of SIGINT would
+        # print a traceback from whatever it interrupts.
+        return dict.fromkeys(_SIGNALS, signal.SIG_DFL)
 
     def _on_signal(self, number: int, frame: object) -> None:
         del frame
@@ -230,8 +233,8 @@ def hand_over() -> tuple[int | None, dict[int, Any]]:
     """Leaves stop signals to handlers that the caller has installed by now.
 
     Returns:
-      The signal received before, or None. And the handlers that the caller restores at
-      its end, instead of those that it replaced; empty without a watch.
+      The signal received before, or None. And the handlers to set at the end of the
+      caller's, instead of those that it replaced; empty without a watch.
     """
     global _watch
     watch, _watch = _watch, None

@@ -38,7 +38,7 @@ def test_a_second_interrupt_ends_the_process_at_once():
 
 
 TAKEN_OVER = """
-import os, signal, time
+import os, signal, sys, time
 from prottrans_jax.distributed import stop_signals
 stop_signals.install("train", "Not begun.", ends_process=True)
 from prottrans_jax.distributed import stopping
@@ -46,12 +46,16 @@ os.kill(os.getpid(), signal.SIGTERM)
 with stopping.StopSignal() as stop:
     time.sleep(3)  # The first handlers would have ended the process.
     print("stops:", stop.should_stop(1), stop.exit_code, flush=True)
-os.kill(os.getpid(), signal.SIGTERM)
+os.kill(os.getpid(), int(sys.argv[1]))
 time.sleep(60)
 """
 
 
-def test_a_signal_before_a_run_is_obeyed_by_it_and_default_handlers_come_back():
-    code, output = process_cases.finish(process_cases.start_python("-c", TAKEN_OVER))
-    assert code == -signal.SIGTERM and "stops: True 143" in output
-    assert "Not begun" not in output
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_a_run_is_obeyed_by_it_and_one_after_it_ends_the_process(
+    number,
+):
+    process = process_cases.start_python("-c", TAKEN_OVER, int(number))
+    code, output = process_cases.finish(process)
+    assert code == -number and "stops: True 143" in output
+    assert "Not begun" not in output and "Traceback" not in output

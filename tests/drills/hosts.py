@@ -57,7 +57,7 @@ def lost(
     if not virtual_hosts.are_possible():
         losses = tuple(loss for loss in losses if not loss.startswith("cut off"))
         print("Not root, or no iproute2: no host is cut off.")
-    drill = resume.Drill(work, topology, steps=32, checkpoint_period=4)
+    drill = resume.Drill(work, topology, steps=18, checkpoint_period=4)
     drill.prepare()
     unbroken = work / "unbroken"
     drill.finish(unbroken, keep=10**6)
@@ -65,7 +65,8 @@ def lost(
         broken = work / f"broken{number}"
         loss = losses[number % len(losses)]
         victim = rng.randrange(resume.TOPOLOGIES[topology][0])
-        step = rng.randrange(11, drill.steps - 12)
+        # Between evaluations, which begin with the limit of a compilation.
+        step = rng.randrange(7, 10)
         what, problem = _lose(drill, broken, loss, victim, step)
         if not problem:
             problem = drill.goes_on(unbroken, broken)

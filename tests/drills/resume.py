@@ -62,6 +62,7 @@ TASK_FEATURE_LENGTHS = {{"inputs": 48}}
 BATCH_SIZE = 8
 EVAL_BATCHES = 2
 LOG_PERIOD = 1
+WARMUP_STEPS = 4
 DROPOUT_RATE = 0.1
 """
 FAMILIES = {
@@ -451,4 +452,5 @@ def _read(model_dir: pathlib.Path, step: int) -> tuple[dict[str, np.ndarray], An
     metadata.pop("config", None)  # Says how many checkpoints are kept.
     # A step at which a signal came is evaluated after the restart.
     metadata.pop("evaluated")
+    metadata.pop("logged")
     return arrays, metadata
