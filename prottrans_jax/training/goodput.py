@@ -32,7 +32,7 @@ _CAUSES = {
 BUCKETS = (*_CAUSES.values(), "lost", "restart")
 # A kill may lose this much of the account of the last steps, which then counts as
 # restart; in a bucket, `appending.UPLOAD_PERIOD_S`.
-_PERIOD_S = 5.0
+_PERIOD_S = 1.0
 
 
 @dataclasses.dataclass
@@ -180,7 +180,7 @@ class Ledger:
             self._write({"event": "rewind", "time": time.time(), "step": step})
 
     def note(self, step: int, *, at_checkpoint: bool = False) -> None:
-        """Writes what was spent up to `step`, at most every 5 s.
+        """Writes what was spent up to `step`, at most every second.
 
         Args:
           step: last step done.

@@ -117,7 +117,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
     assert caplog.text.count("could not be written") == 1
 
 
-# A training that kills itself with -9 the first time it has logged step 45.
+# A training that kills itself with -9 the first time it has logged step 58.
 KILLED = """
 import os, pathlib, signal, sys, threading, time
 sys.path.insert(0, sys.argv[2])
@@ -126,7 +126,7 @@ from prottrans_jax.training import goodput
 folder = pathlib.Path(sys.argv[1])
 log, marker = folder / "run" / "metrics.jsonl", folder / "killed"
 def kill():
-    while not (log.exists() and '"step": 45' in log.read_text()):
+    while not (log.exists() and '"step": 58' in log.read_text()):
         time.sleep(0.001)
     marker.touch()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -137,7 +137,7 @@ class Slow(trainer_cases.Batches):
         time.sleep(0.05)
         return super().features(index, rng)
 arguments = trainer_cases.arguments(folder, total_steps=60, evaluation_period=30)
-arguments |= {"logs_period": 1, "checkpoints_period": 20, "train_data": Slow()}
+arguments |= {"logs_period": 1, "checkpoints_period": 30, "train_data": Slow()}
 runs.train(**arguments, started=goodput.process_start())
 os._exit(0)  # The end of the interpreter is no part of the run.
 """
@@ -158,6 +158,7 @@ def test_buckets_of_a_killed_and_resumed_run_add_up_to_the_time_outside(tmp_path
     assert sum(seconds.values()) == pytest.approx(wall_s, rel=0.02)
     assert seconds["restart"] > 1 and seconds["compile"] > 0
     assert seconds["start"] > 0 and seconds["data"] > 0
+    assert seconds["lost"] > 0  # Steps 31 to 58, a second and a half.
 
 
 def test_goodput_is_in_the_log_and_in_the_summary(tmp_path):
