@@ -267,7 +267,8 @@ def train(
 
             def evaluate(step: int, log: bool = True) -> None:
                 doing = f"evaluation at step {step}"
-                progress.beat(doing, limits.startup_s)  # It compiles.
+                # The first one compiles.
+                progress.beat(doing, None if evaluations else limits.startup_s)
                 with watch.cause("evaluate"):
                     results = run.evaluator(
                         state.params,

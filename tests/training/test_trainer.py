@@ -353,20 +353,25 @@ def test_another_seed_cannot_be_accepted(tmp_path):
         runs.train(**arguments | {"seed": 6, "start_accept_config_changes": True})
 
 
-def test_long_evaluation_is_progress(tmp_path, monkeypatch):
+def test_long_evaluation_is_progress_and_only_the_first_one_may_compile(
+    tmp_path, monkeypatch
+):
     beats = []
     beat = watchdog.Watchdog.beat
     monkeypatch.setattr(
         watchdog.Watchdog,
         "beat",
-        lambda self, doing, *limit, **kind: (
-            beats.append(doing) or beat(self, doing, *limit, **kind)
+        lambda self, doing, limit_s=None, **kind: (
+            beats.append((doing, limit_s)) or beat(self, doing, limit_s, **kind)
         ),
     )
-    runs.train(**trainer_cases.arguments(tmp_path))
+    runs.train(**trainer_cases.arguments(tmp_path, limits_startup_s=1234.0))
     # One as it begins and one for each of its two batches, at steps 4 and 6.
-    assert sum(doing.startswith("evaluation at step 4") for doing in beats) == 3
-    assert sum(doing.startswith("evaluation at step 6") for doing in beats) == 3
+    limits = {
+        step: [limit for doing, limit in beats if doing == f"evaluation at step {step}"]
+        for step in (4, 6)
+    }
+    assert limits == {4: [1234.0, None, None], 6: [None, None, None]}
 
 
 def _path(arguments):
