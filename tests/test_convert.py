@@ -388,16 +388,15 @@ def test_step_and_moments_of_a_run_go_to_t5x_on_request(adafactor_run, tmp_path)
     assert all(values["v"].max() > 0 for values in slots.values())
 
 
-@pytest.mark.parametrize("other", ["--to=hf", "--scanned"])
+@pytest.mark.parametrize("options", [["--to=hf"], ["--to=t5x", "--scanned"]])
 def test_optimizer_state_is_refused_where_it_cannot_be_stored(
-    adafactor_run, tmp_path, other
+    adafactor_run, tmp_path, options
 ):
     done = convert(
         f"--input={adafactor_run}",
         f"--output={tmp_path / 'out'}",
-        "--to=t5x",
         "--optimizer_state",
-        other,
+        *options,
     )
     assert done.returncode == 1
     assert "--optimizer_state is for --to=t5x without --scanned" in done.stderr

@@ -415,7 +415,9 @@ def write(
                 )
                 for slot, value in values.items():
                     leaf: object = value
-                    if value.size > 1:
+                    # T5X replicates v_row and v_col, and reads replicated arrays from
+                    # the msgpack only.
+                    if value.shape == array.shape:
                         key = f"state.param_states.{name.replace('/', '.')}.{slot}"
                         leaf = _write_zarr(temporary, key, value, max_chunk_bytes)
                     tree[f"state/param_states/{name}/{slot}"] = leaf

@@ -385,3 +385,14 @@ def test_rows_of_a_stacked_matrix_are_d_model_and_t5xs_the_smaller_dimension(
     renamed = t5_names.renamed_slots(name, shape, slots, stacked=True)
     assert renamed == (others if swapped else slots)
     assert t5_names.renamed_slots(name, shape, slots, stacked=False) == slots
+
+
+def test_arrays_that_t5x_replicates_are_in_the_msgpack(tmp_path):
+    """T5X reads a zarr folder with the sharding of its array; these have none."""
+    config = dataclasses.replace(TINY, d_model=128, d_ff=160)
+    written = t5x.write(tmp_path, config, random_params(config))
+    content = serialization.msgpack_restore((written / "checkpoint").read_bytes())
+    slots = content["optimizer"]["state"]["param_states"]["encoder"]["layers_0"]
+    factored, whole = slots["mlp"]["wi"]["kernel"], slots["attention"]["out"]["kernel"]
+    assert factored["v_row"].shape == (128,) and factored["v_col"].shape == (160,)
+    assert whole["v"]["driver"] == "zarr" and whole["v_row"].shape == (1,)
