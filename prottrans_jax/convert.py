@@ -15,7 +15,6 @@ SIGINT and SIGTERM, without leaving files behind.
 
 from collections.abc import Sequence
 import pathlib
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from prottrans_jax.distributed import stop_signals
@@ -28,6 +27,7 @@ from absl import flags
 
 from prottrans_jax.checkpoints import new_folders
 from prottrans_jax.config import command_flags
+from prottrans_jax.files import paths
 
 if TYPE_CHECKING:
     from prottrans_jax import types
@@ -74,9 +74,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _convert(source: str, output: pathlib.Path) -> list[pathlib.PurePath]:
     """Writes and describes the output; returns the files."""
-    import jax
-    from jax import numpy as jnp
-
     from prottrans_jax.checkpoints import opening
 
     if _OPTIMIZER_STATE.value and (_TO.value != "t5x" or _SCANNED.value):
@@ -93,7 +90,16 @@ def _convert(source: str, output: pathlib.Path) -> list[pathlib.PurePath]:
         options["scan_layers"] = True
         if _DTYPE.value:
             options["param_dtype"] = _DTYPE.value
-    checkpoint = opening.read(source, **options)
+    with opening.opened(source, **options) as checkpoint:
+        return _write_described(checkpoint, output)
+
+
+def _write_described(
+    checkpoint: "families.Checkpoint", output: pathlib.Path
+) -> list[pathlib.PurePath]:
+    import jax
+    from jax import numpy as jnp
+
     count = sum(x.size for x in jax.tree.leaves(checkpoint.params))
     print(
         f"Found {checkpoint.form} in {checkpoint.source}\n"
@@ -107,7 +113,7 @@ def _convert(source: str, output: pathlib.Path) -> list[pathlib.PurePath]:
     return [path.relative_to(output) for path in written]
 
 
-def _list(written: list[pathlib.PurePath], output: pathlib.Path) -> None:
+def _list(written: list[pathlib.PurePath], output: paths.Place) -> None:
     for path in written:
         print(f"  {output / path}")
 
@@ -200,7 +206,7 @@ def _write_huggingface(
     written = huggingface.write(output, checkpoint.config, checkpoint.params, **options)
     for name in huggingface.COMPANIONS:
         if checkpoint.source.is_dir() and (checkpoint.source / name).is_file():
-            shutil.copyfile(checkpoint.source / name, output / name)
+            (output / name).write_bytes((checkpoint.source / name).read_bytes())
             written.append(output / name)
     if checkpoint.unknown_ids:
         print("Note: the ids of residues are unknown, so no vocabulary is written.")

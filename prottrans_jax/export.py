@@ -27,6 +27,7 @@ from absl import flags
 
 from prottrans_jax.checkpoints import new_folders
 from prottrans_jax.config import command_flags
+from prottrans_jax.files import paths
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -85,7 +86,7 @@ def _export(checkpoint: str, folder: pathlib.Path) -> Mapping[str, int]:
     )
 
 
-def _list(files: Mapping[str, int], output: pathlib.Path) -> None:
+def _list(files: Mapping[str, int], output: paths.Place) -> None:
     from prottrans_jax.encoders import exporting
 
     exporting.print_files(files, output)

@@ -14,7 +14,6 @@ and SIGTERM, with no files left behind.
 """
 
 import os
-import pathlib
 import sys
 
 from prottrans_jax.distributed import stop_signals
@@ -114,7 +113,7 @@ def main(argv: list[str]) -> int:
 def _run() -> int:
     try:
         if _VERIFY.value is not None:
-            return _verify(paths.local(_VERIFY.value, "--verify"))
+            return _verify(paths.place(_VERIFY.value, "--verify"))
         return _prepare()
     except nucleotides.NucleotidesError as e:
         return _fail(2, str(e))
@@ -139,7 +138,7 @@ def _prepare() -> int:
         return _fail(2, "give one of --input, --task and --tfds.")
     if _OUTPUT.value is None:
         return _fail(2, "--output is missing: the folder to make.")
-    output = paths.local(_OUTPUT.value, "--output")
+    output = paths.place(_OUTPUT.value, "--output")
     try:
         options = prepare_lib.Options(
             validation_fraction=_VALIDATION_FRACTION.value,
@@ -177,13 +176,13 @@ def _sources() -> list[input_sources.Source]:
             return dataset_sources.of_tfds(_TFDS.value, _TFDS_DATA_DIR.value)
         return dataset_sources.of_task(_TASK.value or "", _TASK_MODULE.value)
     return [
-        input_sources.of_fasta(paths.local_input(path, f"--{flag.name}"), split)
+        input_sources.of_fasta(paths.input_file(path, f"--{flag.name}"), split)
         for flag, split in ((_INPUT, None), (_VALIDATION_INPUT, "validation"))
         for path in command_flags.values_of(flag.value)
     ]
 
 
-def _summary(report: prepare_lib.Report, folder: pathlib.Path) -> list[str]:
+def _summary(report: prepare_lib.Report, folder: paths.Place) -> list[str]:
     seconds = max(report.seconds, 1e-9)
     lines = [
         f"Read {plurals.count(report.records_read, 'record')} with "
@@ -233,7 +232,7 @@ def _summary(report: prepare_lib.Report, folder: pathlib.Path) -> list[str]:
     return lines
 
 
-def _verify(folder: pathlib.Path) -> int:
+def _verify(folder: paths.Place) -> int:
     problems = store.verify(folder)
     for problem in problems:
         print(problem)

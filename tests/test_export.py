@@ -293,7 +293,7 @@ def test_mistakes_are_one_line(trained, exported, tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "output", "status"),
-    [("run", "fresh", 0), ("absent", "fresh", 1), ("run", "", 2), ("s3://b", "x", 2)],
+    [("run", "fresh", 0), ("absent", "fresh", 1), ("run", "", 2), ("hdfs://b", "x", 2)],
 )
 def test_prottrans_export_runs_in_process_with_the_statuses_of_the_main(
     source, output, status, trained, tmp_path, monkeypatch

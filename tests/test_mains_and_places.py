@@ -1,4 +1,4 @@
-"""The mains: `~` is home, buckets and repeated flags are refused, nothing is lost."""
+"""The mains: `~` is home, URLs and repeated flags are refused, nothing is lost."""
 
 import os
 import subprocess
@@ -22,16 +22,18 @@ def run(main, *arguments, **options):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([*_CONVERT, "--input=x", "--output=gs://b/x"], "--output=gs://b/x"),
-        (["prepare", "--input=a", "--output=gs://b/x"], "--output=gs://b/x"),
-        (["prepare", "--input=gs://b/a", "--output=x"], "--input=gs://b/a"),
+        ([*_CONVERT, "--input=x", "--output=hdfs://b/x"], "--output=hdfs://b/x"),
+        ([*_CONVERT, "--input=t5x:hdfs://b/x", "--output=x"], "--input=hdfs://b/x"),
+        (["export", "--checkpoint=hdfs://b", "--output=x"], "--checkpoint=hdfs://b"),
+        (["prepare", "--input=a", "--output=hdfs://b/x"], "--output=hdfs://b/x"),
+        (["prepare", "--input=hdfs://b/a", "--output=x"], "--input=hdfs://b/a"),
         ([*_TRAIN, "--model_dir=x", "--data_dir=gs:/b"], "gs:/b"),
     ],
 )
-def test_buckets_are_refused_before_anything_is_made(tmp_path, words, said):
+def test_other_urls_are_refused_before_anything_is_made(tmp_path, words, said):
     done = run(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    way_out = "written gs://BUCKET/PATH" if said == "gs:/b" else "gcsfuse"
+    way_out = "written gs://BUCKET/PATH" if said == "gs:/b" else "gs:// and s3://"
     assert said in done.stderr and way_out in done.stderr
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 

@@ -17,7 +17,7 @@ def run(
     argv: Sequence[str],
     required: Sequence[Any],
     write: Callable[[str, pathlib.Path], Any],
-    report: Callable[[Any, pathlib.Path], None],
+    report: Callable[[Any, paths.Place], None],
 ) -> int:
     """Runs `make` with values from absl flags; also handles stop signals.
 
@@ -43,7 +43,7 @@ def make(
     program: str,
     options: Mapping[str, str | None],
     write: Callable[[str, pathlib.Path], Any],
-    report: Callable[[Any, pathlib.Path], None],
+    report: Callable[[Any, paths.Place], None],
 ) -> int:
     """Checks the options, makes the folder, and returns the exit status.
 
@@ -66,7 +66,7 @@ def make(
     assert source is not None and output is not None
     try:
         source = paths.source(source, f"--{source_name}")
-        target = paths.local(output, f"--{output_name}")
+        target = paths.place(output, f"--{output_name}")
     except paths.PathError as error:
         return _fail(program, 2, str(error))
 

@@ -8,10 +8,13 @@ INITIAL_CHECKPOINT_PATH and `python -m prottrans_jax.convert --input`:
     mtf:FOLDER                   Mesh-TensorFlow's T5
     FOLDER                       a run of ours: model_dir, its checkpoints, or one step
 
+A folder may be in a bucket; see `opened`.
+
 To train both networks of an ELECTRA, give two: "hf:GENERATOR,DISCRIMINATOR".
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -32,7 +35,7 @@ from prottrans_jax.checkpoints import (
     stored_arrays,
     stored_steps,
 )
-from prottrans_jax.files import memory_map, paths
+from prottrans_jax.files import buckets, folders, memory_map, paths
 from prottrans_jax.interop import (
     checkpoint_ids,
     families,
@@ -97,6 +100,49 @@ def read(
             f"--vocabulary {vocabulary}."
         )
     return _read_run(place, overrides)
+
+
+@contextlib.contextmanager
+def opened(source: str | os.PathLike, **options: Any) -> Iterator[families.Checkpoint]:
+    """Yields the result of `read`, also for another library's checkpoint in a bucket.
+
+    Such a checkpoint is copied to this machine for the time of the block. Of a run of
+    this library only the arrays that are needed are read, from the bucket.
+
+    Args:
+      source: Checkpoint, in the syntax of this module's docstring.
+      **options: As for `read`.
+
+    Raises:
+      OSError: A request failed, or a copy does not fit on this machine's disk.
+      ValueError: As `read`.
+    """
+    kind, text = split(source)
+    with contextlib.ExitStack() as copies:
+        local = [
+            _local_place(kind, place, copies) if buckets.is_bucket(place) else place
+            for place in text.split(",")
+        ]
+        checkpoint = read((f"{kind}:" if kind else "") + ",".join(local), **options)
+        if buckets.is_bucket(text) and not buckets.is_bucket(checkpoint.source):
+            place = paths.place(text, "checkpoint")
+            unknown_ids = checkpoint.unknown_ids.replace(local[0], text)
+            checkpoint = dataclasses.replace(
+                checkpoint, source=place, unknown_ids=unknown_ids
+            )
+        yield checkpoint
+
+
+def _local_place(kind: str, text: str, copies: contextlib.ExitStack) -> str:
+    place = paths.place(text, "checkpoint")
+    if not kind and _kind_of(place) == "run":
+        return text
+    if place.exists():
+        return str(copies.enter_context(folders.local_copy(place)))
+    if not place.with_name(f"{place.name}.index").exists():
+        raise FileNotFoundError(f"{place}: no such folder.")
+    # The prefix of several files, of Mesh-TensorFlow.
+    return str(copies.enter_context(folders.local_copy(place.parent)) / place.name)
 
 
 def split(source: str | os.PathLike) -> tuple[str, str]:

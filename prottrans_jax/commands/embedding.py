@@ -127,8 +127,8 @@ def _embed(arguments: argparse.Namespace) -> int:
         }
     )
     # Report mistakes before the model is loaded.
-    sources = paths.local_inputs(arguments.input, "--input")
-    output = paths.local(arguments.output, "--output")
+    sources = paths.input_files(arguments.input, "--input")
+    output = paths.place(arguments.output, "--output")
     outputs.refuse_foreign(output, settings.output_paths(output, options).values())
     model = _model(arguments.model)
     from prottrans_jax.encoders import loading

@@ -10,7 +10,7 @@ import pathlib
 import platform
 
 from prottrans_jax.commands import console, embedding
-from prottrans_jax.files import paths
+from prottrans_jax.files import folders, paths
 from prottrans_jax.proteins import plurals
 
 
@@ -32,7 +32,7 @@ def _info(arguments: argparse.Namespace) -> int:
     if arguments.path is None:
         about = _info_of_machine()
     else:
-        about = _info_of_path(paths.local(arguments.path, "path"))
+        about = _info_of_path(paths.place(arguments.path, "path"))
     if arguments.json:
         print(json.dumps(about, indent=1, default=str))
         return 0
@@ -57,14 +57,16 @@ def _info_of_machine() -> dict[str, object]:
     }
 
 
-def _info_of_path(path: pathlib.Path) -> dict[str, object]:
+def _info_of_path(path: paths.Place) -> dict[str, object]:
     if (path / "config.json").is_file():
-        return _info_of_model(path)
+        with folders.local_copy(path) as copy:
+            return {"folder": str(path), **_info_of_model(copy)}
     if path.is_dir() and not (path / "zarr.json").is_file():
         raise ValueError(f"{path}: the folder has no config.json, so it is no model.")
     from prottrans_jax.embed import formats
 
-    summary = formats.describe(path)
+    with formats.local_copy(path) as copy:
+        summary = formats.describe(copy)
     about = {
         "file": str(path),
         "proteins": summary.proteins,
@@ -108,7 +110,6 @@ def _info_of_model(path: pathlib.Path) -> dict[str, object]:
     checkpoint = huggingface.read(path)
     provenance = path / "provenance.json"
     about = {
-        "folder": str(path),
         "family": checkpoint.family.name,
         "parameters": sum(x.size for x in jax.tree.leaves(checkpoint.params)),
         "stored": checkpoint.stored_dtype.name,
@@ -139,8 +140,8 @@ def _reformat(arguments: argparse.Namespace) -> int:
     from prottrans_jax.embed import formats, pooling
 
     pool = pooling.check(arguments.pool, has_cls=False)
-    output = paths.local(arguments.output, "output")
-    number = formats.reformat(paths.local(arguments.input, "input"), output, pool=pool)
+    output = paths.place(arguments.output, "output")
+    number = formats.reformat(paths.place(arguments.input, "input"), output, pool=pool)
     console.say(f"Wrote {plurals.count(number, 'protein')} to {output}")
     return 0
 
@@ -178,26 +179,33 @@ def _verify(arguments: argparse.Namespace) -> int:
     for name in ("file", "golden"):
         if getattr(arguments, name):
             flag = name if name == "file" else f"--{name}"
-            setattr(arguments, name, paths.local(getattr(arguments, name), flag))
+            setattr(arguments, name, paths.place(getattr(arguments, name), flag))
     if arguments.input:
-        arguments.input = paths.local_inputs(arguments.input, "--input")
+        arguments.input = paths.input_files(arguments.input, "--input")
     if arguments.model and arguments.golden and arguments.input:
         return _verify_model(arguments)
     if not arguments.file or arguments.model or arguments.golden:
         return console.fail(2, "give a FILE, or -m MODEL, --golden FILE and -i FASTA.")
+    from prottrans_jax.embed import formats
+
+    with formats.local_copy(arguments.file) as copy:
+        return _verify_file(arguments, copy)
+
+
+def _verify_file(arguments: argparse.Namespace, copy: pathlib.Path) -> int:
     from prottrans_jax.embed import formats, verifying
 
-    about = formats.metadata(arguments.file)
+    about = formats.metadata(copy)
     expected, unusable = None, list[str]()
     if arguments.input:
-        scheme = arguments.key or (formats.run_of(arguments.file) or {}).get("key")
+        scheme = arguments.key or (formats.run_of(copy) or {}).get("key")
         options = about.get("options", {})
         expected, unusable = verifying.expected(
             arguments.input,
             scheme or "auto",
             allow_nucleotides=bool(options.get("allow_nucleotides")),
         )
-    check = verifying.check_file(arguments.file, expected)
+    check = verifying.check_file(copy, expected)
     faults = unusable + check.faults
     for fault in faults[:20]:
         print(fault)
@@ -212,7 +220,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     if faults:
         number = plurals.count(len(faults), "fault")
         return console.fail(3, f"{arguments.file}: {number}.")
-    summary = formats.describe(arguments.file)
+    summary = formats.describe(copy)
     # Not every format stores the length before truncation.
     truncated = max(check.truncated, about.get("truncated", 0))
     cut = "".join(

@@ -7,6 +7,7 @@ import pathlib
 
 from prottrans_jax.commands import console
 from prottrans_jax.distributed import stop_signals
+from prottrans_jax.files import paths
 
 
 def add_models(commands) -> None:
@@ -72,7 +73,7 @@ def _export(arguments: argparse.Namespace) -> int:
             vocabulary=arguments.vocabulary,
         )
 
-    def report(files: Mapping[str, int], output: pathlib.Path) -> None:
+    def report(files: Mapping[str, int], output: paths.Place) -> None:
         from prottrans_jax.encoders import exporting
 
         exporting.print_files(files, output)

@@ -86,6 +86,8 @@ def _data_problems(config: reading.Config) -> list[str]:
             )
         except ValueError as error:
             problems.append(str(error))
+        except OSError as error:  # Of a bucket.
+            problems.append(paths.explain(error))
     return problems
 
 
@@ -100,9 +102,11 @@ def _places(config: reading.Config, parameter: str) -> Iterator[tuple[str, Any]]
 
 def _missing(name: str, value: str, way_out: str) -> list[str]:
     try:
-        problem = _no_folder(paths.local(value, name))
-    except (ValueError, OSError) as error:
+        problem = _no_folder(paths.place(value, name))
+    except ValueError as error:
         return [str(error)]
+    except OSError as error:  # Of a bucket.
+        problem = paths.explain(error)
     return [f"{name}={value!r}: {problem}. {way_out}."] if problem else []
 
 

@@ -1,6 +1,7 @@
 """Reads, describes and reformats embedding files of every supported format."""
 
 from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -13,7 +14,7 @@ import numpy as np
 
 from prottrans_jax.distributed import stop_signals
 from prottrans_jax.embed import damage, outputs, pooling, writers, zarr_folder
-from prottrans_jax.files import paths, writing
+from prottrans_jax.files import buckets, folders, paths, writing
 from prottrans_jax.proteins import plurals
 
 MAX_BYTES = 64 << 30
@@ -49,7 +50,8 @@ def entries(
 ) -> Iterator[writers.Entry]:
     """Reads the proteins of an embedding file, one at a time.
 
-    Links, virtual datasets and external data of HDF5 are refused.
+    Links, virtual datasets and external data of HDF5 are refused. A file in a bucket is
+    first copied to a temporary folder of this machine.
 
     Args:
       path: HDF5, npz, Parquet, Zarr, CSV or TSV.
@@ -59,25 +61,43 @@ def entries(
       FileNotFoundError: There is no such file.
       ValueError: The file is damaged, or its format is not supported.
     """
-    path = paths.local(path, "path")
-    reader = _READERS[_suffix(path)]
-    try:
-        for entry in reader(path, select):
-            stop_signals.check()
-            yield entry
-    except (OSError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    place = paths.place(path, "path")
+    reader = _READERS[_suffix(place)]
+    with folders.local_copy(place) as copy:
+        try:
+            for entry in reader(copy, select):
+                stop_signals.check()
+                yield entry
+        except (OSError, KeyError) as error:
+            raise ValueError(f"{copy} is damaged: {error}") from error
+
+
+@contextlib.contextmanager
+def local_copy(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields the path of an embedding file, or of a temporary copy if in a bucket.
+
+    OUTPUT.json is copied, too.
+
+    Raises:
+      OSError: A request failed, or the copy does not fit on this machine's disk.
+    """
+    place = paths.place(path, "path")
+    with folders.local_copy(place) as copy:
+        beside = outputs.companion(place)
+        if buckets.is_bucket(place) and beside.is_file():
+            writing.write_synced(outputs.companion(copy), beside.read_bytes())
+        yield copy
 
 
 def keys(path: str | os.PathLike) -> Iterator[str]:
     """Keys of an embedding file; with HDF5 and npz the vectors are not read."""
-    path = paths.local(path, "path")
-    suffix = _suffix(path)
+    place = paths.place(path, "path")
+    suffix = _suffix(place)
     if suffix in _HDF5:
-        with open_hdf5(path) as file:
+        with folders.local_copy(place) as copy, open_hdf5(copy) as file:
             yield from file
     elif suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
+        with place.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             yield from file.files
     else:
         yield from (entry.key for entry in entries(path))
@@ -102,12 +122,12 @@ def open_hdf5(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path}: {reason}.") from error
 
 
-def _check_exists(path: pathlib.Path) -> None:
+def _check_exists(path: paths.Place) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file.")
 
 
-def _suffix(path: pathlib.Path) -> str:
+def _suffix(path: paths.Place) -> str:
     _check_exists(path)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
@@ -120,10 +140,10 @@ def _suffix(path: pathlib.Path) -> str:
 
 def metadata(path: str | os.PathLike) -> dict[str, Any]:
     """Attributes of the file, with the contents of OUTPUT.json beside it."""
-    path = paths.local(path, "path")
+    path = paths.place(path, "path")
     about: dict[str, Any] = {}
     if path.suffix.lower() in _HDF5:
-        with open_hdf5(path) as file:
+        with folders.local_copy(path) as copy, open_hdf5(copy) as file:
             about.update({key: _plain(value) for key, value in file.attrs.items()})
     beside = outputs.companion(path)
     if beside.is_file():
@@ -136,7 +156,7 @@ def run_of(path: str | os.PathLike) -> Mapping[str, Any] | None:
 
     HDF5 files store it in an attribute; for other formats it is in OUTPUT.json.
     """
-    path = paths.local(path, "path")
+    path = paths.place(path, "path")
     about = metadata(path)
     if path.suffix.lower() not in _HDF5:
         return about.get("run")
@@ -201,11 +221,18 @@ def reformat(
       ValueError: The output's format cannot hold the vectors.
     """
     output = writers.check_path(output, per_residue=False)
-    if os.path.lexists(output):
+    if folders.exists(output):
         raise FileExistsError(f"{output} exists. Choose another name.")
     outputs.refuse_foreign_companions(output)
-    source = paths.local(source, "input")
-    about = metadata(source)
+    source = paths.place(source, "input")
+    with local_copy(source) as copy:
+        return _reformat(copy, source, output, pool)
+
+
+def _reformat(
+    copy: pathlib.Path, source: paths.Place, output: paths.Place, pool: str | None
+) -> int:
+    about = metadata(copy)
     output.parent.mkdir(parents=True, exist_ok=True)
     if is_per_protein(about):
         pool = None
@@ -223,7 +250,7 @@ def reformat(
         with writing.new_file(output) as temporary:
             writer = writers.create(temporary, attributes)
             try:
-                for entry in entries(source):
+                for entry in entries(copy):
                     if pool is not None and entry.array.ndim > 1:
                         pooled = pooling.pool_protein(entry.array, pool)
                         entry = entry._replace(array=pooled)

@@ -18,7 +18,7 @@ import numpy as np
 
 from prottrans_jax.distributed import stop_signals
 from prottrans_jax.embed import keys
-from prottrans_jax.files import digests
+from prottrans_jax.files import digests, folders
 from prottrans_jax.files import paths as local_paths
 from prottrans_jax.proteins import (
     fasta,
@@ -304,7 +304,7 @@ def scan(
     letters = Letters()
     entries, lengths, lines = bytearray(), [], []
     longest, longest_length = ("", -1), -1
-    paths = tuple(local_paths.local_inputs(source, "source"))
+    paths = tuple(local_paths.input_files(source, "source"))
     hashes = [digests.Sha256() for _ in paths]
     starts: list[int] = []
     columns: list[np.ndarray] = []
@@ -392,7 +392,8 @@ def _records(
       letters: Its counts are updated.
       sha256: Updated with the bytes of the file as stored.
     """
-    for block in fasta.blocks(path, digest=sha256):
+    stream = folders.opened(os.fspath(path))
+    for block in fasta.blocks(path, digest=sha256, stream=stream):
         stop_signals.check()
         parsed = fasta_blocks.parse(block, headers=True)
         problems = [*block.problems, *parsed.problems]

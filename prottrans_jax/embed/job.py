@@ -11,6 +11,7 @@ and resumed writes the same bytes as an uninterrupted one.
 
 import collections
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -19,6 +20,7 @@ import numpy as np
 
 from prottrans_jax.embed import (
     computing,
+    formats,
     inputs,
     merging,
     outputs,
@@ -71,7 +73,7 @@ def embed_fasta(
       DiskFullError: No space left; committed shards are kept.
     """
     job_settings = settings.resolve(encoder, output, options or settings.Options())
-    sources = paths.local_inputs(source, "source")
+    sources = paths.input_files(source, "source")
     outputs.refuse_foreign(job_settings.output, job_settings.paths.values())
     ownership.refuse_same(
         [path for path in sources if path != paths.STANDARD_INPUT],
@@ -99,7 +101,7 @@ def embed_fasta(
             raise
         raise DiskFullError(
             code,
-            f"{os.strerror(code).lower()} at {job_settings.output.parent}. Computed "
+            f"{os.strerror(code).lower()} at {parts.work.parent}. Computed "
             f"vectors are kept in {parts.folder}: free some space and run the same "
             "command again.",
         ) from error
@@ -113,11 +115,18 @@ def embed_fasta(
 
 
 def _run(job_settings, sources, parts, on_plan, on_progress) -> reports.Report:
+    with contextlib.ExitStack() as copies:
+        return _run_with(job_settings, sources, parts, copies, on_plan, on_progress)
+
+
+def _run_with(
+    job_settings, sources, parts, copies, on_plan, on_progress
+) -> reports.Report:
     options = job_settings.options
     report = reports.Report(list(job_settings.paths.values()))
     records = inputs.scan(
         [
-            str(inputs.spool(None, parts.folder))
+            str(inputs.spool(None, parts.work))
             if path == paths.STANDARD_INPUT
             else path
             for path in sources
@@ -149,8 +158,9 @@ def _run(job_settings, sources, parts, on_plan, on_progress) -> reports.Report:
         parts.remove()
         return report
     entries = records.stored_entries()
-    reusable = _find_reusable(job_settings, records)
-    on_plan(_make_plan(job_settings, records, reusable.where, parts.find(entries)))
+    reusable = _find_reusable(job_settings, records, copies)
+    places = parts.find(entries)
+    on_plan(_make_plan(job_settings, records, reusable.where, places, parts.work))
     computing.compute(
         job_settings, records, entries, reusable.where, parts, report, on_progress
     )
@@ -231,21 +241,31 @@ def _refuse_longer(records: inputs.Inputs, limit: int, what: str, advice: str) -
 
 
 def _find_reusable(
-    job_settings: settings.Settings, records: inputs.Inputs
+    job_settings: settings.Settings,
+    records: inputs.Inputs,
+    copies: contextlib.ExitStack,
 ) -> reuse.Reusable:
-    """Finds vectors that exist: in the existing output and in `Options.reuse`."""
+    """Finds vectors that exist: in the existing output and in `Options.reuse`.
+
+    Files in buckets are copied to this machine until `copies` closes.
+    """
     before = {
-        kind: path
+        kind: copies.enter_context(formats.local_copy(path))
         for kind, path in job_settings.paths.items()
         if path.exists() and not job_settings.options.overwrite
     }
-    for path in before.values():
-        shards.refuse_other_run(path, reuse.identity_of(path), job_settings.identity)
+    for kind, path in before.items():
+        shards.refuse_other_run(
+            job_settings.paths[kind], reuse.identity_of(path), job_settings.identity
+        )
     whole = job_settings.options.resume and len(before) == len(job_settings.paths)
     return reuse.find(
         records,
         before if whole else {},
-        job_settings.options.reuse,
+        [
+            copies.enter_context(formats.local_copy(path))
+            for path in job_settings.options.reuse
+        ],
         identity=job_settings.identity,
         kinds=list(job_settings.paths),
         pool=job_settings.pool,
@@ -254,7 +274,7 @@ def _find_reusable(
     )
 
 
-def _make_plan(job_settings, records, reusable, places) -> reports.Plan:
+def _make_plan(job_settings, records, reusable, places, work) -> reports.Plan:
     """The amount of work, and the disk space that it needs."""
     chosen = records.fates == inputs.EMBED
     missing = chosen & ~reusable & (places[:, 0] < 0)
@@ -280,7 +300,7 @@ def _make_plan(job_settings, records, reusable, places) -> reports.Plan:
         to_compute_residues=int(records.lengths[missing].sum()),
         output_bytes=num_bytes(chosen),
         needed_bytes=num_bytes(chosen) + num_bytes(missing),
-        free_bytes=shutil.disk_usage(job_settings.output.parent).free,
+        free_bytes=shutil.disk_usage(work).free,
         left_out=collections.Counter(s.reason for s in records.skipped),
         cut=collections.Counter(c.action for c in records.cut),
         limit=job_settings.options.max_length,

@@ -41,7 +41,7 @@ def merge(
     # Written first, so that outputs left behind by a kill are recognisable.
     provenance.write(job_settings, records, kept=kept, complete=False)
     for kind, path in job_settings.paths.items():
-        temporary = parts.folder / f"merged.{kind}{path.suffix}"
+        temporary = parts.work / f"merged.{kind}{path.suffix}"
         try:
             writer = writers.create(temporary, metadata[kind])
             try:
@@ -53,8 +53,7 @@ def merge(
                     writer.add(entry)
             finally:
                 writer.close()
-            # `shards.Parts` completes it after a kill.
-            writing.replace(temporary, path, previous=parts.folder / f"before.{kind}")
+            parts.publish(temporary, path, kind)
         finally:
             # After a failure it would occupy space on a full disk.
             writing.remove(temporary)

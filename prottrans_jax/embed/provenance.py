@@ -138,7 +138,7 @@ def write_record_notes(job_settings: settings.Settings, records: inputs.Inputs) 
     path = outputs.skipped_list(job_settings.output)
     notes = [*records.skipped, *records.cut]
     if not notes:
-        path.unlink(missing_ok=True)
+        writing.remove(path)
         return
     rows = [("id", "line", "reason", "detail", "action")]
     rows += [

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from prottrans_jax.embed import formats, inputs, keys, outputs, pooling, shards, writers
+from prottrans_jax.files import paths
 
 _HDF5 = (".h5", ".hdf5")
 
@@ -23,13 +24,13 @@ class Reusable:
       keeps_others: Whether proteins of the output that are not in the input are kept.
     """
 
-    def __init__(self, number: int, paths, outputs, others, pool, protein_ndim):
+    def __init__(self, number, outputs, opened, others, pool, protein_ndim):
         self.where = np.zeros(number, bool)
         self.in_output = np.zeros(number, bool)
-        self.has_output = bool(outputs)
-        self.keeps_others = bool(paths)
-        self._paths: Mapping[str, pathlib.Path] = paths
-        self._outputs: Mapping[str, Any] = outputs
+        self.has_output = bool(opened)
+        self.keeps_others = bool(outputs)
+        self._paths: Mapping[str, pathlib.Path] = outputs
+        self._outputs: Mapping[str, Any] = opened
         self._others: Sequence[Any] = others
         self._pool = pool
         self._protein_ndim = protein_ndim
@@ -62,7 +63,7 @@ class Reusable:
             file.close()
 
 
-def count_others(path: pathlib.Path, entries: np.ndarray) -> int:
+def count_others(path: paths.Place, entries: np.ndarray) -> int:
     """Proteins of an embedding file that are not in the input."""
     return sum(map(_is_none_of(entries), formats.keys(path)))
 
@@ -73,7 +74,7 @@ def _is_none_of(entries):
     return lambda key: inputs.key_hash(key) not in present
 
 
-def identity_of(path: pathlib.Path) -> Mapping[str, Any]:
+def identity_of(path: paths.Place) -> Mapping[str, Any]:
     """Identity of the run that made a finished output.
 
     Raises:
@@ -106,7 +107,7 @@ def find(
     Args:
       records: Records of the input.
       outputs: Existing outputs by kind; may be empty. Only HDF5 files are searched.
-      others: HDF5 files with one dataset per protein at the root.
+      others: HDF5 files of this machine with one dataset per protein at the root.
       identity: Identity of this run; the identity of `others` must not differ from it.
       kinds: Kinds of vectors that are needed: "residues", "protein".
       pool: Pooling that makes vectors per protein from a file of those per residue.

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
-import pathlib
 from typing import Any, Protocol
 
 import jax
@@ -36,7 +35,7 @@ class Encoder(Protocol):
         """Name under which it was loaded."""
 
     @property
-    def source(self) -> pathlib.Path:
+    def source(self) -> local_paths.Place:
         """Folder of the checkpoint."""
 
     @property
@@ -209,12 +208,12 @@ def paths_of(
 ) -> tuple[str, ...]:
     """A tuple of one or several paths."""
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
-    return tuple(str(local_paths.local(path, "reuse")) for path in several)
+    return tuple(str(local_paths.place(path, "reuse")) for path in several)
 
 
 def output_paths(
     output: str | os.PathLike, options: Options
-) -> dict[str, pathlib.Path]:
+) -> dict[str, local_paths.Place]:
     """Path of each kind of output, "residues" and "protein", that is written."""
     both = options.per_residue and options.per_protein
     per_residue = options.per_residue or not options.per_protein
@@ -244,8 +243,8 @@ class Settings:
 
     encoder: Encoder
     options: Options
-    output: pathlib.Path
-    paths: Mapping[str, pathlib.Path]
+    output: local_paths.Place
+    paths: Mapping[str, local_paths.Place]
     layers: forward.Layers
     pool: str | None
     dtypes: Mapping[str, np.dtype]
@@ -347,7 +346,7 @@ def resolve(encoder: Encoder, output: str | os.PathLike, options: Options) -> Se
     return Settings(
         encoder=encoder,
         options=options,
-        output=local_paths.local(output, "output"),
+        output=local_paths.place(output, "output"),
         paths=paths,
         layers=layers,
         pool=pool,

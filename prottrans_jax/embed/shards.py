@@ -9,6 +9,11 @@
 
 A shard is written under a temporary name, synchronised to disk, renamed, and only then
 entered in the journal. After a kill at any moment, every shard in the journal is whole.
+
+For an output in a bucket the folder is there too, so that any machine can resume. Each
+shard is written to a temporary folder of this machine, which is kept until the merge,
+and uploaded before it is entered in the journal. A job that lost its lock commits
+nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +21,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import tempfile
 from typing import Any
 
 from absl import logging
@@ -23,7 +29,17 @@ import numpy as np
 
 from prottrans_jax import differences
 from prottrans_jax.distributed import stop_signals
-from prottrans_jax.files import appending, digests, locks, ownership, writing
+from prottrans_jax.embed import zarr_folder
+from prottrans_jax.files import (
+    appending,
+    buckets,
+    digests,
+    folders,
+    locks,
+    ownership,
+    paths,
+    writing,
+)
 from prottrans_jax.interop import safetensors
 
 _JOURNAL = "journal.jsonl"
@@ -67,6 +83,10 @@ class Parts:
       fresh: Whether to delete existing shards.
       overwrite: Whether to delete existing shards of another identity.
 
+    Attributes:
+      folder: The folder, on this machine or in a bucket.
+      work: Folder of this machine for shards and outputs that are being written.
+
     Raises:
       locks.LockedError: Another process writes there; names it.
       ownership.ForeignError: The folder holds files that this program did not make.
@@ -75,10 +95,10 @@ class Parts:
 
     def __init__(
         self,
-        output: pathlib.Path,
+        output: paths.Place,
         identity: Mapping[str, Any],
         *,
-        outputs: Mapping[str, pathlib.Path] | None = None,
+        outputs: Mapping[str, paths.Place] | None = None,
         fresh: bool = False,
         overwrite: bool = False,
     ):
@@ -89,13 +109,17 @@ class Parts:
             output=output,
             advice="Wait for it, or choose another output.",
         )
+        self._scratch: tempfile.TemporaryDirectory | None = None
         try:
+            if buckets.is_bucket(self.folder):
+                self._scratch = tempfile.TemporaryDirectory(prefix="prottrans_jax.")
+                self.work = pathlib.Path(self._scratch.name)
+            else:
+                self.work = pathlib.Path(self.folder)
             for kind, path in (outputs or {}).items():
-                before = self.folder / f"before.{kind}"
-                if before.exists() and not path.exists():
-                    before.rename(path)
+                self._restore(self.folder / f"before.{kind}", path)
             # Partial outputs left by a kill occupy space.
-            for path in self.folder.glob("merged.*"):
+            for path in self.work.glob("merged.*"):
                 writing.remove(path)
             if fresh:
                 self._clear()
@@ -126,6 +150,9 @@ class Parts:
         try:
             safetensors.save(path, arrays)
             digest = digests.read(path)
+            if buckets.is_bucket(self.folder):
+                self._lock.check()
+                folders.upload(path, self.folder / path.name)
             line = {
                 "shard": number,
                 "bytes": digest.num_bytes,
@@ -138,6 +165,50 @@ class Parts:
             raise
         self._shards[number] = line
         return digest.num_bytes
+
+    def publish(self, new: pathlib.Path, path: paths.Place, kind: str) -> None:
+        """Moves or uploads a complete output to its path, in place of an earlier one.
+
+        Args:
+          new: File or folder in `work`.
+          path: The output. After a kill the next `Parts` completes or undoes it.
+          kind: "residues" or "protein".
+
+        Raises:
+          leases.LostError: Another process writes to this output in a bucket.
+          OSError: The output cannot be replaced, or a request failed.
+        """
+        before = self.folder / f"before.{kind}"
+        if not buckets.is_bucket(path):
+            writing.replace(new, pathlib.Path(path), previous=pathlib.Path(before))
+            return
+        self._lock.check()
+        if not new.is_dir():  # The object is replaced at once when the upload ends.
+            folders.upload(new, path)
+            return
+        if folders.exists(path / zarr_folder.METADATA):
+            _move_zarr(path, before)
+        writing.remove(path)
+        for inner in new.iterdir():
+            if inner.name != zarr_folder.METADATA:
+                folders.upload(inner, path / inner.name)
+        # A folder without it is not read.
+        folders.upload(new / zarr_folder.METADATA, path / zarr_folder.METADATA)
+
+    def _restore(self, before: paths.Place, path: paths.Place) -> None:
+        """Moves the previous folder back, if a kill came while it was replaced."""
+        if not buckets.is_bucket(path):
+            if before.exists() and not path.exists():
+                before.rename(path)
+            return
+        if path.suffix.lower() != ".zarr":
+            return
+        if folders.exists(path / zarr_folder.METADATA):
+            writing.remove(before)
+            return
+        writing.remove(path)  # An upload that was not finished.
+        if folders.exists(before):
+            _move_zarr(before, path)
 
     def arrays(self, place: Sequence[int], kind: str) -> np.ndarray:
         """Flat vectors of the protein at (shard, row)."""
@@ -181,17 +252,22 @@ class Parts:
         self._open.clear()
         self._clear()
         self._lock.release(remove=True)
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            return
         try:
-            self.folder.rmdir()
+            self.work.rmdir()
         except OSError:  # It holds files that this program did not make.
             logging.warning("%s is not empty and is kept.", self.folder)
 
     def close(self) -> None:
         """Releases the lock."""
         self._lock.release()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def _path(self, number: int) -> pathlib.Path:
-        return self.folder / f"{number:05d}.safetensors"
+        return self.work / f"{number:05d}.safetensors"
 
     def _clear(self) -> None:
         """Deletes all files that this program made here, except the lock."""
@@ -246,14 +322,22 @@ class Parts:
             if writing.is_temporary(file.name) or (
                 is_shard and (file.suffix != ".safetensors" or int(stem) not in shards)
             ):
-                file.unlink()  # Not committed, or damaged.
+                writing.remove(file)  # Not committed, or damaged.
         return shards
 
     def _fault(self, number: int, entry: Mapping[str, Any]) -> str | None:
-        path = self._path(number)
+        path = self.folder / self._path(number).name
         try:
+            if buckets.is_bucket(path):
+                store, name = buckets.filesystem(path)
+                store.get_file(name, str(self._path(number)))
+                path = self._path(number)
             digest = digests.of_file(path)
+        except FileNotFoundError as error:
+            return f"{path}: {error.strerror}"
         except OSError as error:
+            if buckets.is_bucket(path):  # An outage: nothing is known of the shard.
+                raise
             return f"{path}: {error.strerror}"
         if digest != entry["sha256"]:
             return f"{path}: SHA-256 does not match the journal"
@@ -270,7 +354,7 @@ def as_scalars(entries: np.ndarray) -> np.ndarray:
 
 
 def refuse_other_run(
-    where: pathlib.Path,
+    where: paths.Place,
     before: Mapping[str, Any],
     now: Mapping[str, Any],
     advice: str = "Choose another output, the same settings, or --overwrite.",
@@ -290,11 +374,22 @@ def differing_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     return differences.lines(*({n: x.get(n) for n in names} for x in (before, now)))
 
 
+def _move_zarr(path: paths.Place, target: paths.Place) -> None:
+    """Moves a Zarr folder within a bucket; its metadata decide which copy is valid."""
+    store, name = buckets.filesystem(path)
+    _, new_name = buckets.filesystem(target)
+    names = folders.files_below(path)
+    for file in sorted(names, key=lambda file: file == zarr_folder.METADATA):
+        store.cp_file(f"{name}/{file}", f"{new_name}/{file}")
+    writing.remove(path / zarr_folder.METADATA)
+    writing.remove(path)
+
+
 def _is_ours(name: str) -> bool:
     return _NAMES.fullmatch(name) is not None or writing.is_temporary(name)
 
 
-def _refuse_foreign(folder: pathlib.Path) -> None:
+def _refuse_foreign(folder: paths.Place) -> None:
     """Raises `ownership.ForeignError` if this program did not make the folder."""
     ownership.refuse_foreign_entries(folder, _is_ours)
     if not folder.is_dir():
@@ -310,7 +405,7 @@ def _refuse_foreign(folder: pathlib.Path) -> None:
         )
 
 
-def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
+def _read_json(path: paths.Place) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

@@ -9,7 +9,7 @@ import pathlib
 import re
 import struct
 import tempfile
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 import zipfile
 
 import numpy as np
@@ -306,7 +306,7 @@ class _Csv:
         writing.sync(self._path)
 
 
-def open_hdf5(path: pathlib.Path) -> Any:
+def open_hdf5(path: pathlib.Path | IO[bytes]) -> Any:
     """Opens an HDF5 file for reading, also on a file system without locks."""
     import h5py
 
@@ -362,14 +362,14 @@ FORMATS: Mapping[str, Format] = {
 
 def check_path(
     path: str | os.PathLike, *, per_residue: bool, several_layers: bool = False
-) -> pathlib.Path:
+) -> paths.Place:
     """The path of an output.
 
     Raises:
       ValueError: A URL, an unknown format, one whose library is not installed, or one
         that cannot hold vectors per residue or of several layers.
     """
-    path = paths.local(path, "output")
+    path = paths.place(path, "output")
     if path.suffix.lower() not in FORMATS:
         why = f"{path.suffix!r} is unknown" if path.suffix else "there is none"
         raise ValueError(

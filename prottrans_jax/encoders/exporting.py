@@ -19,8 +19,8 @@ from prottrans_jax import setting_trees, types
 from prottrans_jax.checkpoints import opening
 from prottrans_jax.embed import layerwise
 from prottrans_jax.encoders import frozen_params
-from prottrans_jax.files import digests, writing
-from prottrans_jax.interop import huggingface, vocabularies
+from prottrans_jax.files import digests, paths, writing
+from prottrans_jax.interop import families, huggingface, vocabularies
 
 PROVENANCE = "provenance.json"
 STABLEHLO = "encoder.stablehlo"
@@ -84,14 +84,25 @@ def export(
       FileExistsError: The output exists and is not empty.
       ValueError: The model is not supported.
     """
-    model = opening.read(checkpoint, scan_layers=False, vocabulary=vocabulary)
-    model = opening.encoder_of(model, network)
+    with opening.opened(checkpoint, scan_layers=False, vocabulary=vocabulary) as model:
+        return _export(
+            opening.encoder_of(model, network), output, encoder_only, dtype, stablehlo
+        )
+
+
+def _export(
+    model: families.Checkpoint,
+    output: pathlib.Path,
+    encoder_only: bool,
+    dtype: str | None,
+    stablehlo: bool,
+) -> dict[str, int]:
     if model.unknown_ids:
         # A vocabulary.json needs the ids.
         raise ValueError(model.unknown_ids)
     if stablehlo and model.family.name in _FIXED_LENGTHS:
         raise ValueError(
-            f"{checkpoint}: a {model.family.name} cannot be exported as a program of "
+            f"{model.source}: a {model.family.name} cannot be exported as a program of "
             "any length: its distances are fixed at trace time. Drop --stablehlo."
         )
     module, params = opening.model_of(model), model.params
@@ -123,7 +134,7 @@ def export(
     return {path.name: path.stat().st_size for path in sorted(output.iterdir())}
 
 
-def print_files(files: Mapping[str, int], output: pathlib.Path) -> None:
+def print_files(files: Mapping[str, int], output: paths.Place) -> None:
     """Prints the result of `export` and the command that uses it.
 
     Args:

@@ -6,7 +6,6 @@ import functools
 import itertools
 import numbers
 import os
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 from flax import linen as nn
@@ -25,6 +24,7 @@ from prottrans_jax.embed import (
     sequence_input,
 )
 from prottrans_jax.encoders import attention_maps, frozen_params
+from prottrans_jax.files import paths
 from prottrans_jax.kernels import quantized
 from prottrans_jax.proteins import nucleotides
 from prottrans_jax.proteins import vocabulary as vocabularies
@@ -47,7 +47,7 @@ class Encoder(frozen_params.Holder):
       prefix: Ids before the residues of a row.
       suffix: Ids after them.
       name: Name under which it was loaded.
-      source: Folder of the checkpoint.
+      source: Folder of the checkpoint, also in a bucket.
       fingerprint: Hash of the stored parameters: all names and shapes, and a sample of
         the values. Includes the vocabulary if it is not the family's.
       revision: Commit of the hub's repository; "" if unknown.
@@ -63,7 +63,7 @@ class Encoder(frozen_params.Holder):
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     name: str
-    source: pathlib.Path
+    source: paths.Place
     fingerprint: str
     revision: str
     prefix_piece: str = ""
@@ -476,7 +476,7 @@ class Model(frozen_params.Holder):
     config: types.ModelConfig
     vocabulary: vocabularies.Vocabulary
     name: str
-    source: pathlib.Path
+    source: paths.Place
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {type(self.module).__name__})"

@@ -7,6 +7,7 @@
 Needs neither TensorFlow, SeqIO nor torch.
 """
 
+import contextlib
 import difflib
 import os
 import pathlib
@@ -64,25 +65,26 @@ def load_encoder(
       manifests.CheckpointError: A run of this library has no intact checkpoint.
     """
     overrides["vocabulary"] = vocabulary
-    checkpoint, dtype = _read(source, dtype, download, revision, overrides)
-    checkpoint = opening.encoder_of(checkpoint)
-    ids, prefix_ids = _ids_of(checkpoint, prefix)
-    module = opening.model_of(checkpoint)
-    stored = frozen_params.subtree(checkpoint.params, layerwise.encoder_shapes(module))
-    return frozen_models.Encoder(
-        module=module,
-        params=frozen_params.place(stored, jnp.dtype(dtype)),
-        config=checkpoint.config,
-        vocabulary=ids,
-        prefix=prefix_ids,
-        suffix=checkpoint.suffix_ids,
-        name=_plain_name(source),
-        source=checkpoint.source,
-        fingerprint=frozen_params.fingerprint(stored, _other_ids(checkpoint)),
-        revision=_revision(checkpoint.source),
-        prefix_piece=prefix or "",
-        unknown_ids=checkpoint.unknown_ids,
-    )
+    with _read(source, dtype, download, revision, overrides) as (checkpoint, dtype):
+        checkpoint = opening.encoder_of(checkpoint)
+        ids, prefix_ids = _ids_of(checkpoint, prefix)
+        module = opening.model_of(checkpoint)
+        shapes = layerwise.encoder_shapes(module)
+        stored = frozen_params.subtree(checkpoint.params, shapes)
+        return frozen_models.Encoder(
+            module=module,
+            params=frozen_params.place(stored, jnp.dtype(dtype)),
+            config=checkpoint.config,
+            vocabulary=ids,
+            prefix=prefix_ids,
+            suffix=checkpoint.suffix_ids,
+            name=_plain_name(source),
+            source=checkpoint.source,
+            fingerprint=frozen_params.fingerprint(stored, _other_ids(checkpoint)),
+            revision=_revision(checkpoint.source),
+            prefix_piece=prefix or "",
+            unknown_ids=checkpoint.unknown_ids,
+        )
 
 
 def _ids_of(
@@ -132,15 +134,15 @@ def load_model(
     a vocabulary file, `frozen_models.Model.vocabulary` is the family's.
     """
     overrides["vocabulary"] = vocabulary
-    checkpoint, dtype = _read(source, dtype, download, revision, overrides)
-    return frozen_models.Model(
-        module=opening.model_of(checkpoint),
-        params=frozen_params.place(checkpoint.params, jnp.dtype(dtype)),
-        config=checkpoint.config,
-        vocabulary=checkpoint.vocabulary,
-        name=_plain_name(source),
-        source=checkpoint.source,
-    )
+    with _read(source, dtype, download, revision, overrides) as (checkpoint, dtype):
+        return frozen_models.Model(
+            module=opening.model_of(checkpoint),
+            params=frozen_params.place(checkpoint.params, jnp.dtype(dtype)),
+            config=checkpoint.config,
+            vocabulary=checkpoint.vocabulary,
+            name=_plain_name(source),
+            source=checkpoint.source,
+        )
 
 
 def default_dtype() -> str:
@@ -148,7 +150,9 @@ def default_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+@contextlib.contextmanager
 def _read(source, dtype, download, revision, overrides):
+    """Yields a checkpoint, whose files of a bucket are copied for the block."""
     dtype = default_dtype() if dtype is None else dtype
     try:
         jnp.dtype(dtype)
@@ -162,19 +166,19 @@ def _read(source, dtype, download, revision, overrides):
         if revision is not None:
             _, location = opening.split(location)
             location = huggingface.find(location, download=download, revision=revision)
-        checkpoint = opening.read(
+        with opening.opened(
             location,
             download=download,
             dtype=frozen_params.float_dtype(dtype),
             **overrides,
-        )
+        ) as checkpoint:
+            yield checkpoint, dtype
     except FileNotFoundError as error:
         similar = difflib.get_close_matches(str(source), huggingface.NAMES, n=3)
         hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
         if str(source) in huggingface.NAMES or not hint:
             raise
         raise FileNotFoundError(f"{error}{hint}") from None
-    return checkpoint, dtype
 
 
 def _plain_name(source: str | os.PathLike) -> str:

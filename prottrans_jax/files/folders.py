@@ -5,6 +5,7 @@ import contextlib
 import os
 import pathlib
 import tempfile
+from typing import IO
 
 from prottrans_jax.files import buckets, paths
 
@@ -57,6 +58,8 @@ def upload(source: pathlib.Path, target: str | os.PathLike) -> None:
 def local_copy(path: paths.Place) -> Iterator[pathlib.Path]:
     """Yields the path, or for a bucket a temporary copy of the file or folder.
 
+    Errors of the block name the place in the bucket instead of the copy.
+
     Raises:
       OSError: a request failed, or the copy does not fit on this machine's disk.
     """
@@ -72,7 +75,32 @@ def local_copy(path: paths.Place) -> Iterator[pathlib.Path]:
             for file in files_below(path):
                 (copy / file).parent.mkdir(parents=True, exist_ok=True)
                 filesystem.get_file(f"{name}/{file}", str(copy / file))
-        yield copy
+        try:
+            yield copy
+        except Exception as error:
+            _rename(error, str(copy), str(path))
+            raise
+
+
+def _rename(error: Exception, old: str, new: str) -> None:
+    """Replaces a path in an error and in those that it was raised from."""
+    chain: BaseException | None = error
+    while chain is not None:
+        chain.args = tuple(
+            arg.replace(old, new) if isinstance(arg, str) else arg for arg in chain.args
+        )
+        if isinstance(chain, OSError) and isinstance(chain.filename, str):
+            chain.filename = chain.filename.replace(old, new)
+        chain = chain.__cause__
+
+
+def opened(path: str) -> IO[bytes] | None:
+    """An object of a bucket as a stream, read ahead; None: a path of this machine.
+
+    Raises:
+      OSError: The object does not exist, or a request failed.
+    """
+    return buckets.path(path).open("rb") if buckets.is_bucket(path) else None
 
 
 def remove(path: str | os.PathLike) -> None:

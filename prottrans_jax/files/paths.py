@@ -126,33 +126,33 @@ def cache_home() -> pathlib.Path:
     return of_environment("XDG_CACHE_HOME") or local("~/.cache", "XDG_CACHE_HOME")
 
 
-def local_input(path: str | os.PathLike, flag: str) -> str:
-    """Like `expanded`, but "-" (standard input) stays as it is."""
+def input_file(path: str | os.PathLike, flag: str) -> str:
+    """Like `place_text`, but "-" (standard input) stays as it is."""
     if path == STANDARD_INPUT:
         return STANDARD_INPUT
-    return expanded(path, flag)
+    return place_text(path, flag)
 
 
-def local_inputs(
+def input_files(
     inputs: str | os.PathLike | Sequence[str | os.PathLike], flag: str
 ) -> list[str]:
-    """One or several inputs, in order, each checked by `local_input`.
+    """One or several inputs, in order, each checked by `input_file`.
 
     Raises:
-      PathError: As `local`; or there is no input, or standard input is given twice.
+      PathError: As `place`; or there is no input, or standard input is given twice.
     """
     several = [inputs] if isinstance(inputs, str | bytes | os.PathLike) else inputs
     try:
-        local_paths = [local_input(path, flag) for path in several]
+        files = [input_file(path, flag) for path in several]
     except TypeError:
         raise PathError(
             f"{flag}={inputs!r}: a path or several, not {type(inputs).__name__}."
         ) from None
-    if not local_paths:
+    if not files:
         raise PathError(f"{flag}: no file is given.")
-    if local_paths.count(STANDARD_INPUT) > 1:
+    if files.count(STANDARD_INPUT) > 1:
         raise PathError(f"{flag}: standard input (-) can be read only once.")
-    return local_paths
+    return files
 
 
 def source(place: str | os.PathLike, flag: str) -> str:

@@ -6,7 +6,6 @@ Modules are imported on first use, so that importing this list is cheap.
 from collections.abc import Iterable, Mapping
 import dataclasses
 import importlib
-import pathlib
 import types
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prottrans_jax import types as array_types
+from prottrans_jax.files import paths
 from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.proteins import vocabulary as vocabularies
 
@@ -111,7 +111,7 @@ class Checkpoint:
     compute: compute_config.ComputeConfig
     params: array_types.Params
     stored_dtype: np.dtype
-    source: pathlib.Path
+    source: paths.Place
     form: str
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     own_vocabulary: vocabularies.Vocabulary | None = None

@@ -23,7 +23,7 @@ from flax import traverse_util
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.files import paths
+from prottrans_jax.files import folders, paths
 from prottrans_jax.interop import sentencepiece, vocabulary_files
 from prottrans_jax.proteins import vocabulary
 
@@ -101,7 +101,17 @@ def load(
       FileNotFoundError: There is no such file.
       ValueError: The file is damaged, has more ids than rows, or lacks pieces.
     """
-    path = paths.local(source, "--vocabulary")
+    place = paths.place(source, "--vocabulary")
+    with folders.local_copy(place) as path:
+        return _load(path, source, family, num_rows)
+
+
+def _load(
+    path: pathlib.Path,
+    source: str | os.PathLike,
+    family: vocabulary.Vocabulary,
+    num_rows: int,
+) -> vocabulary.Vocabulary:
     if str(source) in NAMED and not path.exists():
         named = NAMED[str(source)]
         if named.sentinel != family.sentinel or named.size > num_rows:

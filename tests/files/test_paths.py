@@ -103,8 +103,8 @@ def test_an_unknown_home_an_empty_path_and_no_path_are_refused():
 
 
 def test_standard_input_stays_where_it_is_allowed(home):
-    assert paths.local_input("-", "-i") == "-"
-    assert paths.local_input("~/a.fasta", "-i") == f"{home}/a.fasta"
+    assert paths.input_file("-", "-i") == "-"
+    assert paths.input_file("~/a.fasta", "-i") == f"{home}/a.fasta"
 
 
 def test_sources_keep_their_prefix_and_expand_each_place(home):

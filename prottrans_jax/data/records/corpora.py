@@ -15,7 +15,7 @@ def sample_dir() -> pathlib.Path:
     return pathlib.Path(__file__).parent / "sample"
 
 
-def find(corpus: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+def find(corpus: str, data_dir: str | os.PathLike | None = None) -> paths.Place:
     """Folder of a prepared corpus.
 
     Args:
@@ -26,14 +26,16 @@ def find(corpus: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path
 
     Raises:
       ValueError: there is no such folder (lists the searched folders and the command to
-        make one), or `data_dir` is a URL.
+        make one), or `data_dir` is a URL that is not of a bucket.
+      OSError: a request to a bucket failed.
     """
     if corpus == "sample":
         return sample_dir()
     if data_dir:
-        base: pathlib.Path | None = paths.local(data_dir, "data_dir")
+        base: paths.Place | None = paths.place(data_dir, "data_dir")
     else:
-        base = paths.of_environment(DATA_DIR)
+        named = os.environ.get(DATA_DIR)
+        base = paths.place(named, DATA_DIR) if named else None
     searched = []
     if base:
         if corpus != "fasta":

@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-from prottrans_jax.files import digests
+from prottrans_jax.files import digests, folders
 from prottrans_jax.proteins import fasta, fasta_blocks, unpacking
 
 # Approximate bytes of text per compressed byte of protein FASTA.
@@ -35,15 +35,17 @@ def of_fasta(path: str, split: str | None = None) -> Source:
     num_bytes = None
     if path != "-":
         try:
-            with pathlib.Path(path).open("rb") as f:
+            with folders.opened(path) or pathlib.Path(path).open("rb") as f:
                 packed = unpacking.is_compressed(f.read(unpacking.MAGIC_BYTES))
-                size = os.fstat(f.fileno()).st_size
+                size = f.seek(0, os.SEEK_END)
         except OSError as e:
             raise ValueError(f"{path}: cannot be read: {e.strerror}.") from e
         num_bytes = int(size * (_UNPACKED if packed else 1))
     return Source(
         path=path,
-        blocks=lambda digest, size: fasta.blocks(path, digest=digest, block_bytes=size),
+        blocks=lambda digest, size: fasta.blocks(
+            path, digest=digest, block_bytes=size, stream=folders.opened(path)
+        ),
         num_bytes=num_bytes,
         split=split,
     )

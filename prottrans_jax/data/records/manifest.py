@@ -73,7 +73,7 @@ class Manifest:
           DamageError: it is damaged or inconsistent.
           ValueError: it is missing, unreadable, or of another format.
         """
-        path = pathlib.Path(folder) / FILE
+        path = paths.place(folder, "folder") / FILE
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -156,7 +156,7 @@ def _message_of(error: Exception) -> str:
     return str(error)
 
 
-def check_lengths(folder: str | os.PathLike, split: SplitInfo) -> pathlib.Path:
+def check_lengths(folder: pathlib.Path, split: SplitInfo) -> pathlib.Path:
     """Compares the length index of a split with the manifest.
 
     Every row of a run depends on the lengths, so a wrong length changes batches long
@@ -170,7 +170,7 @@ def check_lengths(folder: str | os.PathLike, split: SplitInfo) -> pathlib.Path:
     Raises:
       DamageError: it is missing or has another SHA-256.
     """
-    path = pathlib.Path(folder) / split.lengths_file
+    path = folder / split.lengths_file
     try:
         stat = path.stat()
         version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
@@ -201,7 +201,7 @@ def verify(folder: str | os.PathLike) -> list[str]:
     Returns:
       One line for each damaged or missing file; empty if there are none.
     """
-    folder = paths.local(folder, "folder")
+    folder = paths.place(folder, "folder")
     try:
         splits = Manifest.read(folder).splits
     except DamageError as e:

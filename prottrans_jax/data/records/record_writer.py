@@ -1,7 +1,8 @@
 """Writes prepared folders; `store` describes their layout."""
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
@@ -10,21 +11,32 @@ import os
 import pathlib
 import re
 import shutil
+import tempfile
 from typing import Any, Self
 import weakref
 
+from absl import logging
 from array_record.python import array_record_module
 import jaxtyping
 import numpy as np
 
 import prottrans_jax
 from prottrans_jax.data.records import manifest as manifest_lib
-from prottrans_jax.files import digests, locks, ownership, paths, writing
+from prottrans_jax.files import (
+    buckets,
+    digests,
+    folders,
+    locks,
+    ownership,
+    paths,
+    writing,
+)
 
 _WRITER_OPTIONS = "group_size:64,zstd:1"
 # Lower ends of the bins of the manifest's length histogram, in residues.
 _BINS = (0, 32, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384, 32768)
 CHUNK = 2048  # records
+_PARALLEL_UPLOADS = 8
 SKIPPED_FILE = "skipped.tsv"
 _MADE_BY = "prottrans_jax "
 # File names in a finished folder, and in one that is being written.
@@ -107,6 +119,10 @@ class Writer:
     leaves only this folder and `folder`.lock; the next run removes them. Files that
     this program did not make are never removed.
 
+    For a folder in a bucket they are written to a temporary folder of this machine and
+    uploaded at the end, the manifest last. A folder without it cannot be opened; beside
+    `folder`.lock it was left by a killed upload, and the next run replaces it.
+
       with store.Writer("toy", name="toy") as writer:
           writer.add_shard("train", [("P1", "MKV"), ("P2", "ACDX")])
     """
@@ -126,27 +142,43 @@ class Writer:
           ownership.ForeignError: it, or a `.partial` or `.replaced` folder beside it,
             holds files that this program did not make.
           locks.LockedError: another process is writing it.
+          OSError: a request to a bucket failed.
         """
-        self.folder = pathlib.Path(os.path.abspath(paths.local(folder, "output")))
+        self.folder = _absolute(folder)
         self.name = name
         self.version = version
         self.written: dict[str, list[WrittenShard]] = {}
-        self.work = self.folder.with_name(self.folder.name + ".partial")
-        self._old = self.folder.with_name(self.folder.name + ".replaced")
-        _refuse_foreign(self.folder)
+        # The folder while it is uploaded.
+        self._begun: list[paths.Place] = []
+        lock = self.folder.with_name(self.folder.name + ".lock")
+        # An upload that was killed leaves its lock.
+        if not (buckets.is_bucket(lock) and lock.exists() and _is_upload(self.folder)):
+            _refuse_foreign(self.folder)
         if is_finished(self.folder) and not overwrite:
             raise ValueError(
                 f"{self.folder} is finished already. Pass --overwrite to replace "
                 "it, or give another folder."
             )
+        if buckets.is_bucket(self.folder):
+            self._claim(lock)
+            self.work = pathlib.Path(tempfile.mkdtemp(prefix="prottrans_jax."))
+            self._discard = weakref.finalize(
+                self, _remove, self.work, self._lock, self._begun
+            )
+            return
+        self.work = pathlib.Path(self.folder.with_name(self.folder.name + ".partial"))
+        self._old = pathlib.Path(self.folder.with_name(self.folder.name + ".replaced"))
         _refuse_foreign(self._old)
-        lock = self.folder.with_name(self.folder.name + ".lock")
         # A killed run leaves a lock beside its files.
         is_ours = _is_unfinished if lock.exists() else (lambda name: False)
         ownership.refuse_foreign_entries(self.work, is_ours)
         self._claim(lock)
+        # Every orderly exit of the process removes unfinished files.
+        self._discard = weakref.finalize(self, _remove, self.work, self._lock, ())
+        writing.remove(self.work)
+        self.work.mkdir()
 
-    def _claim(self, lock: pathlib.Path) -> None:
+    def _claim(self, lock: paths.Place) -> None:
         try:
             self._lock = locks.acquire(
                 lock,
@@ -157,10 +189,6 @@ class Writer:
             raise ValueError(
                 f"cannot write to {self.folder.parent}: {e.strerror}."
             ) from e
-        # Every orderly exit of the process removes unfinished files.
-        self._discard = weakref.finalize(self, _remove, self.work, self._lock)
-        writing.remove(self.work)
-        self.work.mkdir()
 
     def __enter__(self) -> Self:
         return self
@@ -210,12 +238,43 @@ class Writer:
         path = self.work / manifest_lib.FILE
         path.write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
         writing.sync(path)
-        writing.remove(self._old)
-        writing.replace(self.work, self.folder, previous=self._old)
-        with contextlib.suppress(OSError):
+        if buckets.is_bucket(self.folder):
+            self._upload()
+        else:
             writing.remove(self._old)
+            writing.replace(self.work, pathlib.Path(self.folder), previous=self._old)
+            with contextlib.suppress(OSError):
+                writing.remove(self._old)
         self.abandon()  # Only the lock is left.
         return manifest
+
+    def _upload(self) -> None:
+        """Replaces the folder in the bucket; the manifest is deleted first, comes last.
+
+        Raises:
+          leases.LostError: another process writes to the folder.
+          OSError: a request failed; the folder has no manifest.
+        """
+        self._lock.check()
+        writing.remove(self.folder / manifest_lib.FILE)
+        self._begun.append(self.folder)
+        writing.remove(self.folder)
+        names = [path.name for path in self.work.iterdir()]
+        names.remove(manifest_lib.FILE)
+        with concurrent.futures.ThreadPoolExecutor(_PARALLEL_UPLOADS) as threads:
+            uploads = [
+                threads.submit(folders.upload, self.work / name, self.folder / name)
+                for name in sorted(names)
+            ]
+            try:
+                for upload in uploads:
+                    upload.result()
+            finally:
+                for upload in uploads:
+                    upload.cancel()
+        self._lock.check()
+        folders.upload(self.work / manifest_lib.FILE, self.folder / manifest_lib.FILE)
+        self._begun.clear()
 
     def abandon(self) -> None:
         """Removes all files written so far."""
@@ -276,12 +335,32 @@ class Writer:
         )
 
 
-def is_finished(folder: pathlib.Path) -> bool:
+def _absolute(folder: str | os.PathLike) -> paths.Place:
+    """The place of an output.
+
+    Raises:
+      PathError: it is no path, or a whole bucket.
+    """
+    place = paths.place(folder, "output")
+    if not buckets.is_bucket(place):
+        return pathlib.Path(os.path.abspath(place))
+    if "/" not in os.fspath(place).partition("://")[2]:
+        raise paths.PathError(f"output={place}: name a folder in the bucket.")
+    return place
+
+
+def _is_upload(folder: paths.Place) -> bool:
+    """Whether a folder in a bucket has only files of an upload, and no manifest."""
+    names = folders.files_below(folder)
+    return manifest_lib.FILE not in names and all(map(_FINISHED.fullmatch, names))
+
+
+def is_finished(folder: paths.Place) -> bool:
     """Whether a folder holds a manifest."""
     return (folder / manifest_lib.FILE).exists()
 
 
-def _refuse_foreign(folder: pathlib.Path) -> None:
+def _refuse_foreign(folder: paths.Place) -> None:
     """Refuses a folder with files that are not those of a prepared folder.
 
     Raises:
@@ -300,7 +379,7 @@ def _refuse_foreign(folder: pathlib.Path) -> None:
     )
 
 
-def _has_manifest(folder: pathlib.Path) -> bool:
+def _has_manifest(folder: paths.Place) -> bool:
     """Whether a folder has a manifest of this program; it may be damaged."""
     try:
         content = json.loads((folder / manifest_lib.FILE).read_bytes())
@@ -316,8 +395,17 @@ def _is_unfinished(name: str) -> bool:
     return _UNFINISHED.fullmatch(name) is not None
 
 
-def _remove(work: pathlib.Path, lock: locks.Lock) -> None:
+def _remove(
+    work: pathlib.Path, lock: locks.Lock, uploaded: Sequence[paths.Place]
+) -> None:
     shutil.rmtree(work, ignore_errors=True)
+    try:
+        for folder in uploaded:
+            lock.check()  # Another process may have taken it, and the folder.
+            writing.remove(folder)
+    except OSError as error:  # With its lock the folder is recognised.
+        logging.warning("%s is unfinished: %s", folder, paths.explain(error))
+        return
     with contextlib.suppress(OSError):
         lock.release(remove=True)
 

@@ -11,12 +11,16 @@ manifest, which is written last, holds their SHA-256:
 One record is ``id (UTF-8, no white space) + b"\\n" + residues (upper-case ASCII)``:
 letters, not ids of a vocabulary, so that one folder serves all model families.
 
+A folder may be in a bucket: the length index and the shards are then copied to this
+machine as they are needed, see `shard_cache`.
+
 Shards are compressed with zstd in groups of 64 records: 0.56 bytes per residue (the
 entropy of amino acids is 4.2 bits each). A random read decompresses about 20 kB.
 """
 
 from collections.abc import Callable
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
@@ -24,18 +28,22 @@ import pathlib
 from typing import Any
 import weakref
 
+from absl import logging
 import jaxtyping
 import numpy as np
 
 from prottrans_jax.data.records import manifest as manifest_lib
-from prottrans_jax.data.records import record_writer, shard_readers
-from prottrans_jax.files import digests, paths
+from prottrans_jax.data.records import record_writer, shard_cache, shard_readers
+from prottrans_jax.files import buckets, digests, paths
 
 # The public names of the format.
 DamageError = manifest_lib.DamageError
 Manifest = manifest_lib.Manifest
 Writer = record_writer.Writer
 verify = manifest_lib.verify
+
+# Tries to open a copy of a shard that other threads and processes delete.
+_MAX_OPENINGS = 10
 
 
 def open(
@@ -55,7 +63,7 @@ def open(
       DamageError: the manifest is damaged.
       ValueError: the folder is not finished, or of another format.
     """
-    path = paths.local(folder, "folder")
+    path = paths.place(folder, "folder")
     return RecordFolder(path, Manifest.read(path), open_reader)
 
 
@@ -63,7 +71,7 @@ def open(
 class RecordFolder:
     """A finished folder of records."""
 
-    path: pathlib.Path
+    path: paths.Place
     manifest: Manifest
     open_reader: Callable[[str], shard_readers.Reader] = shard_readers.open_array_record
 
@@ -82,10 +90,10 @@ class RecordFolder:
                 "--validation_fraction or --validation_input; the gin macros "
                 "EVAL_SPLIT and EVAL_MIXTURE_OR_TASK_NAME choose what is evaluated."
             )
-        manifest_lib.check_lengths(self.path, self.manifest.splits[name])
-        return RecordSplit(
-            self.path, name, self.manifest.splits[name], self.open_reader
-        )
+        info = self.manifest.splits[name]
+        if not buckets.is_bucket(self.path):  # Else it is checked when it is fetched.
+            manifest_lib.check_lengths(pathlib.Path(self.path), info)
+        return RecordSplit(self.path, name, info, self.open_reader)
 
 
 class RecordSplit:
@@ -96,7 +104,7 @@ class RecordSplit:
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        folder: paths.Place,
         name: str,
         info: manifest_lib.SplitInfo,
         open_reader: Callable[[str], shard_readers.Reader],
@@ -105,14 +113,22 @@ class RecordSplit:
         self.name = name
         self.info = info
         self._open_reader = open_reader
-        for shard in info.shards:
-            _check_size(folder / shard.file, shard.num_bytes)
+        _check_sizes(folder, info)
         self.lengths: jaxtyping.UInt32[np.ndarray, " records"] = _lengths(folder, info)
         self._starts = np.cumsum([0] + [s.num_records for s in info.shards])
         shard_readers.allow_open_files(len(info.shards))
         # A reference to `self` here would keep it alive.
         keys = self._keys = [(object(), i) for i in range(len(info.shards))]
         weakref.finalize(self, shard_readers.OPEN.close, keys)
+        self._cache: shard_cache.ShardCache | None = None
+        if buckets.is_bucket(folder):
+            self._cache = shard_cache.ShardCache(
+                [
+                    shard_cache.File(folder / s.file, s.num_bytes, s.sha256)
+                    for s in info.shards
+                ],
+                lambda number: shard_readers.OPEN.close([keys[number]]),
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # Without readers: each process opens its own.
@@ -189,6 +205,17 @@ class RecordSplit:
         self, shard: int, index: jaxtyping.Int64[np.ndarray, " some"]
     ) -> list[tuple[bytes, bytes]]:
         """(id, residues) of records of one shard."""
+        try:
+            return self._read_once(shard, index)
+        except DamageError as error:
+            if self._cache is None or not self._cache.discard(shard):
+                raise
+            logging.warning("%s Its copy is fetched again.", error)
+            return self._read_once(shard, index)
+
+    def _read_once(
+        self, shard: int, index: jaxtyping.Int64[np.ndarray, " some"]
+    ) -> list[tuple[bytes, bytes]]:
         local = index - self._starts[shard]
         out = []
         for record, where, length in zip(
@@ -230,8 +257,24 @@ class RecordSplit:
         )
 
     def _reader(self, shard: int) -> shard_readers.Reader:
+        if self._cache is None:
+            path = pathlib.Path(self.folder / self.info.shards[shard].file)
+            return self._open(shard, path)
+        for _ in range(_MAX_OPENINGS):
+            path = self._cache.path(shard)
+            try:
+                return self._open(shard, path)
+            except DamageError:
+                if path.exists():
+                    raise
+        raise ValueError(
+            f"{self.folder / self.info.shards[shard].file}: its copy was deleted "
+            f"{_MAX_OPENINGS} times before it was read: increase {shard_cache.GIB}."
+        )
+
+    def _open(self, shard: int, path: pathlib.Path) -> shard_readers.Reader:
         info = self.info.shards[shard]
-        path = self.folder / info.file
+        shown = self.folder / info.file
 
         def checked() -> shard_readers.Reader:
             try:
@@ -240,10 +283,10 @@ class RecordSplit:
             except RuntimeError as e:
                 if shard_readers.is_too_many_files(e):
                     raise
-                raise DamageError(f"{path} cannot be read: {e}") from e
+                raise DamageError(f"{shown} cannot be read: {e}") from e
             if num_records != info.num_records:
                 raise DamageError(
-                    f"{path} has {num_records} readable records, the manifest says "
+                    f"{shown} has {num_records} readable records, the manifest says "
                     f"{info.num_records}: it is damaged. {manifest_lib.REMEDY}."
                 )
             return reader
@@ -281,9 +324,11 @@ class Reading:
 
 
 def _lengths(
-    folder: pathlib.Path, info: manifest_lib.SplitInfo
+    folder: paths.Place, info: manifest_lib.SplitInfo
 ) -> jaxtyping.UInt32[np.ndarray, " records"]:
     path = folder / info.lengths_file
+    if buckets.is_bucket(path):
+        path = _fetched_lengths(path, info)
     try:
         # An empty file cannot be mapped.
         lengths = np.load(path, mmap_mode="r" if info.num_records else None)
@@ -297,13 +342,36 @@ def _lengths(
     return lengths
 
 
-def _check_size(path: pathlib.Path, num_bytes: int) -> None:
+def _fetched_lengths(path: paths.Place, info: manifest_lib.SplitInfo) -> pathlib.Path:
+    """A verified copy of the length index, also if an earlier copy is damaged."""
+    file = shard_cache.File(path, 4 * info.num_records, info.lengths_sha256)
     try:
-        actual_bytes = path.stat().st_size
+        copy = shard_cache.fetch(file)
+        if digests.of_file(copy) != info.lengths_sha256:
+            copy.unlink(missing_ok=True)
+            copy = shard_cache.fetch(file)
     except FileNotFoundError:
         raise DamageError(f"{path} is missing. {manifest_lib.REMEDY}.") from None
-    if actual_bytes != num_bytes:
-        raise DamageError(
-            f"{path} has {actual_bytes} bytes, the manifest says {num_bytes}. "
-            f"{manifest_lib.REMEDY}."
-        )
+    return copy
+
+
+def _check_sizes(folder: paths.Place, info: manifest_lib.SplitInfo) -> None:
+    if buckets.is_bucket(folder):
+        # One request for all shards.
+        filesystem, name = buckets.filesystem(folder)
+        listing = filesystem.find(name, detail=True)
+        sizes = {path.rpartition("/")[2]: x["size"] for path, x in listing.items()}
+    else:
+        sizes = {}
+        for shard in info.shards:
+            with contextlib.suppress(FileNotFoundError):
+                sizes[shard.file] = os.stat(folder / shard.file).st_size
+    for shard in info.shards:
+        path = folder / shard.file
+        if shard.file not in sizes:
+            raise DamageError(f"{path} is missing. {manifest_lib.REMEDY}.")
+        if sizes[shard.file] != shard.num_bytes:
+            raise DamageError(
+                f"{path} has {sizes[shard.file]} bytes, the manifest says "
+                f"{shard.num_bytes}. {manifest_lib.REMEDY}."
+            )

@@ -106,12 +106,12 @@ def test_without_file_locks_a_folder_is_written_with_a_warning(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_tilde_is_home_and_buckets_are_refused(tmp_path, monkeypatch):
+def test_tilde_is_home_and_other_urls_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     make("~/records")
     assert store.open("~/records").path == tmp_path / "home" / "records"
     for write in (make, store.open, store.verify):
-        with pytest.raises(paths.PathError, match="gcsfuse"):
-            write("gs://bucket/records")
+        with pytest.raises(paths.PathError, match="gs:// and s3://"):
+            write("hdfs://bucket/records")
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
