@@ -76,9 +76,9 @@ def shards_of(folder):
 
 
 def downloads(proxy, name):
-    """Requests for the content; Google's has others, for the size of an object."""
+    """Requests for the content; Google's has others, for the object and its folder."""
     return sum(
-        m == "GET" and name in p and ("/o/" not in p or "alt=media" in p)
+        m == "GET" and name in p and ("/b/" not in p or "alt=media" in p)
         for m, p in proxy.requests
     )
 
