@@ -19,7 +19,7 @@ import re
 import sys
 
 # Light imports only: until `main` runs, signals have Python's default handlers.
-from prottrans_jax import __version__
+from prottrans_jax import __version__, printable
 from prottrans_jax.distributed import stop_signals
 
 # Commands that are mains: T5X's modes, and ours.
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str], watch: stop_signals.Watch) -> int:
     from prottrans_jax.commands import configuration, console
+
+    printable.guard_logs()
 
     if list(argv[:1]) == ["convert"]:
         return console.fail(

@@ -47,6 +47,15 @@ _DTYPE = flags.DEFINE_enum(
 _DOWNLOAD = flags.DEFINE_bool(
     "download", False, "Whether to fetch a repository that is not cached."
 )
+_REVISION = flags.DEFINE_string(
+    "revision", None, "Branch, tag or commit of a repository of the hub."
+)
+_SHA256 = flags.DEFINE_string(
+    "sha256",
+    None,
+    "SHA-256 of the weights in Hugging Face's layout, of several files separated by "
+    "commas; other weights are refused.",
+)
 _VOCABULARY = flags.DEFINE_string(
     "vocabulary",
     None,
@@ -83,6 +92,8 @@ def _convert(source: str, output: pathlib.Path) -> list[pathlib.PurePath]:
         )
     options: dict[str, Any] = {
         "download": _DOWNLOAD.value,
+        "revision": _REVISION.value,
+        "sha256": _SHA256.value,
         "vocabulary": _VOCABULARY.value,
     }
     if _TO.value == "prottrans":

@@ -16,6 +16,7 @@ import os
 import sys
 from typing import Any
 
+from prottrans_jax import printable
 from prottrans_jax.distributed import stop_signals
 
 _STOPPED = "Evaluated steps are in evaluation.jsonl."
@@ -78,7 +79,7 @@ def _run(argv: Sequence[str]) -> int:
                     print(f"  {key:24} {value:10.4f}")
             all_written &= _write(directory, {"step": step, **results})
     except (manifests.CheckpointError, store.DamageError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable.plain(f"error: {error}"), file=sys.stderr)
         return 1
     except ValueError as error:
         raise building.UsageError(str(error)) from error

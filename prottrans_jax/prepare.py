@@ -16,6 +16,7 @@ and SIGTERM, with no files left behind.
 import os
 import sys
 
+from prottrans_jax import printable
 from prottrans_jax.distributed import stop_signals
 
 _STOPPED = "nothing was left behind."
@@ -160,9 +161,9 @@ def _prepare() -> int:
         name=_NAME.value or output.name,
         options=options,
         overwrite=_OVERWRITE.value,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=lambda line: print(printable.plain(line), file=sys.stderr, flush=True),
     )
-    print("\n".join(_summary(report, output)))
+    print(printable.plain("\n".join(_summary(report, output))))
     return 3 if report.num_bad else 0
 
 
@@ -235,7 +236,7 @@ def _summary(report: prepare_lib.Report, folder: paths.Place) -> list[str]:
 def _verify(folder: paths.Place) -> int:
     problems = store.verify(folder)
     for problem in problems:
-        print(problem)
+        print(printable.plain(problem))
     if problems:
         print(f"Damaged: {len(problems)}. Copy or prepare the folder again.")
         return 3
@@ -244,7 +245,7 @@ def _verify(folder: paths.Place) -> int:
 
 
 def _fail(status: int, message: str) -> int:
-    print(f"prepare: {message}", file=sys.stderr)
+    print(printable.plain(f"prepare: {message}"), file=sys.stderr)
     return status
 
 

@@ -31,6 +31,7 @@ if __name__ == "__main__":
 
 from absl import flags, logging
 
+from prottrans_jax import printable
 from prottrans_jax.config import requirements
 
 requirements.check("train")
@@ -101,14 +102,14 @@ def main(argv: Sequence[str]) -> int:
             started=goodput.process_start(),
         )
     except (logbook.NonFiniteError, loss_spikes.LossSpikeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable.plain(f"error: {error}"), file=sys.stderr)
         return 3
     except (
         manifests.CheckpointError,
         replicas.CorruptionError,
         store.DamageError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable.plain(f"error: {error}"), file=sys.stderr)
         return 1
     except barriers.ProcessesMissing as error:
         print(f"error: {error} Start the same command on all hosts.", file=sys.stderr)

@@ -124,6 +124,7 @@ SHARED_MODULES = {
     "prottrans_jax.differences",
     "prottrans_jax.distributed.stop_signals",
     "prottrans_jax.files.digests",
+    "prottrans_jax.printable",
     "prottrans_jax.setting_trees",
 }
 

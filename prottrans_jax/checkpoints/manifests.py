@@ -21,7 +21,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from prottrans_jax.files import buckets, digests, folders, writing
+from prottrans_jax.files import buckets, digests, folders, json_text, writing
 
 NAME = "sha256.json"
 # A step gets this ending before its files are deleted, so that readers never see a
@@ -92,7 +92,7 @@ def problem(directory: epath.Path) -> str | None:
     """
     path = directory / NAME
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json_text.parse(path.read_text())
         files = manifest["files"]
         if manifest["sha256"] != _hash_of_manifest(manifest):
             return f"{path}: its own hash does not match"

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import logging
 
+from prottrans_jax import printable
 from prottrans_jax.distributed import stop_signals
 from prottrans_jax.files import paths, writing
 
@@ -87,5 +88,5 @@ def make(
 
 
 def _fail(program: str, status: int, reason: str) -> int:
-    print(f"{program}: {reason}", file=sys.stderr)
+    print(printable.plain(f"{program}: {reason}"), file=sys.stderr)
     return status

@@ -63,6 +63,8 @@ def read(
     source: str | os.PathLike,
     *,
     download: bool = False,
+    revision: str | None = None,
+    sha256: str | None = None,
     vocabulary: str | os.PathLike | None = None,
     **overrides: Any,
 ) -> families.Checkpoint:
@@ -73,6 +75,8 @@ def read(
     Args:
       source: Checkpoint, in the syntax of this module's docstring.
       download: Whether a repository of the hub may be downloaded.
+      revision: Branch, tag or commit of the repository; see `huggingface.find`.
+      sha256: Digests of the weights; see `huggingface.check_sha256`.
       vocabulary: Tokenizer file that maps residues to ids; None: the one of the
         checkpoint. See `interop.vocabularies.load`.
       **overrides: Fields of the family's configuration or of `ComputeConfig`, such as
@@ -86,7 +90,17 @@ def read(
     kind = kind or _kind_of(paths.place(place, "checkpoint"))
     if kind == "hf":
         return huggingface.read(
-            place, download=download, vocabulary=vocabulary, **overrides
+            place,
+            download=download,
+            revision=revision,
+            sha256=sha256,
+            vocabulary=vocabulary,
+            **overrides,
+        )
+    if revision is not None or sha256 is not None:
+        raise ValueError(
+            f"{source} is not in Hugging Face's layout: it has no revisions, and no "
+            "single file of weights for a SHA-256. Leave --revision and --sha256 out."
         )
     if kind in ("t5x", "mtf"):
         module = {"t5x": t5x, "mtf": mesh_tf}[kind]

@@ -6,7 +6,6 @@ The newest step whose files match its manifest is read, or the step that is name
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import re
@@ -20,7 +19,7 @@ import numpy as np
 
 from prottrans_jax.checkpoints import manifests, stored_arrays
 from prottrans_jax.distributed import barriers
-from prottrans_jax.files import paths
+from prottrans_jax.files import json_text, paths
 
 METADATA = "metadata.json"
 
@@ -280,7 +279,7 @@ def locate(
 
 def read_metadata(path: epath.Path) -> dict[str, Any]:
     """The JSON saved with a step."""
-    return json.loads((path / METADATA).read_text())
+    return json_text.parse((path / METADATA).read_text())
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:

@@ -5,7 +5,7 @@ Input and output can only be set on the command line, so that one file serves ma
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import datetime
 import difflib
 import os
@@ -18,6 +18,7 @@ _NUMBERS: dict[Any, Callable[[str], Any]] = {
     int: setting_types.whole_number,
     float: setting_types.number_from_text,
 }
+MAX_BYTES = 1 << 20
 _COMMAND_LINE_ONLY = ("input", "output", "config", "help")
 
 
@@ -58,7 +59,14 @@ def _read(path: str | os.PathLike) -> dict[Any, Any]:
     import yaml
 
     try:
-        text = paths.local(path, "--config").read_text(encoding="utf-8")
+        file = paths.local(path, "--config")
+        if (size := file.stat().st_size) > MAX_BYTES:
+            raise ValueError(
+                f"--config {path}: {size:,} bytes; a file of flags has at most "
+                f"{MAX_BYTES:,}."
+            )
+        text = file.read_text(encoding="utf-8")
+        _refuse_aliases(path, yaml.scan(text))
         _refuse_repeated_keys(yaml.compose(text, yaml.SafeLoader))
         content = yaml.safe_load(text)  # JSON is YAML.
     except UnicodeDecodeError as error:
@@ -72,6 +80,10 @@ def _read(path: str | os.PathLike) -> dict[Any, Any]:
         ) from None
     except _RepeatedKeyError as error:
         raise ValueError(f"--config {path}, {error}") from None
+    except RecursionError:
+        raise ValueError(
+            f"--config {path}: its brackets are nested too deeply."
+        ) from None
     if not isinstance(content, dict | None):
         raise ValueError(
             f"--config {path}: a {type(content).__name__}, not a mapping of flags to "
@@ -82,6 +94,16 @@ def _read(path: str | os.PathLike) -> dict[Any, Any]:
 
 class _RepeatedKeyError(Exception):
     pass
+
+
+def _refuse_aliases(path: str | os.PathLike, tokens: Iterable[Any]) -> None:
+    """Raises for `*name`: aliases of aliases make a short file a huge value."""
+    for token in tokens:
+        if type(token).__name__ == "AliasToken":
+            raise ValueError(
+                f"--config {path}, line {token.start_mark.line + 1}: aliases such as "
+                f"*{token.value} are not supported. Write the value again."
+            )
 
 
 def _refuse_repeated_keys(node: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import sys
 from typing import Any, NoReturn
 
+from prottrans_jax import printable
 from prottrans_jax.config import setting_types
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -25,7 +26,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the error and exits with status 2."""
-        self.exit(2, f"{self.prog}: {message} (--help lists all flags.)\n")
+        line = f"{self.prog}: {message} (--help lists all flags.)"
+        self.exit(2, f"{printable.plain(line)}\n")
 
 
 def _set_once(action, parser, namespace, value, flag) -> None:
@@ -106,7 +108,7 @@ def fail(status: int, reason: str) -> int:
 
 def say(line: str) -> None:
     """Prints a line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable.plain(line), file=sys.stderr, flush=True)
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

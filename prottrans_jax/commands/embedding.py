@@ -91,10 +91,16 @@ def add_embed(commands) -> None:
     )
     add("--device", default="auto", choices=("auto", "cpu", "gpu", "tpu"))
     add("--download", action="store_true", help="fetch a model that is not cached")
-    add("--revision", help="branch, tag or commit of the model's repository")
+    add_pins(add)
     add_vocabulary(add)
     add("--no-progress", action="store_true")
     add("--config", help="YAML or JSON with values for these flags")
+
+
+def add_pins(add) -> None:
+    """Adds --revision and --sha256, which say exactly which weights are meant."""
+    add("--revision", help="branch, tag or commit of the model's repository")
+    add("--sha256", help="SHA-256 of the weights, which are refused if it differs")
 
 
 def add_vocabulary(add) -> None:
@@ -140,6 +146,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         download=arguments.download,
         revision=arguments.revision,
+        sha256=arguments.sha256,
         vocabulary=arguments.vocabulary,
         prefix=arguments.prefix,
     )

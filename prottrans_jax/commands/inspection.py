@@ -9,8 +9,9 @@ import json
 import pathlib
 import platform
 
+from prottrans_jax import printable
 from prottrans_jax.commands import console, embedding
-from prottrans_jax.files import folders, paths
+from prottrans_jax.files import folders, json_text, paths
 from prottrans_jax.proteins import plurals
 
 
@@ -88,14 +89,14 @@ def _print(about: Mapping[str, object], indent: str = "") -> None:
         name = f"{indent}{key}"
         if isinstance(value, str) and value.startswith("{"):
             with contextlib.suppress(ValueError):
-                value = json.loads(value)
+                value = json_text.parse(value)
         if isinstance(value, Mapping) and value:
-            print(name)
+            print(printable.plain(name))
             _print(value, indent + "  ")
             continue
         if isinstance(value, list | tuple | Mapping):
             value = ", ".join(map(_shown, value))
-        print(f"{name:24} {_shown(value)}")
+        print(printable.plain(f"{name:24} {_shown(value)}"))
 
 
 def _shown(value: object) -> str:
@@ -120,7 +121,7 @@ def _info_of_model(path: pathlib.Path) -> dict[str, object]:
         "config": dataclasses.asdict(checkpoint.config),
     }
     if provenance.is_file():
-        content = json.loads(provenance.read_text(encoding="utf-8"))
+        content = json_text.read_object(provenance)
         about |= {key: content.get(key) for key in ("exported_from", "step", "created")}
     return about
 
@@ -164,7 +165,7 @@ def add_verify(commands) -> None:
     )
     add("-m", "--model", help="model to check")
     add("--golden", help=".npz or .h5 with reference vectors of the model")
-    add("--revision", help="branch, tag or commit of the model's repository")
+    embedding.add_pins(add)
     embedding.add_vocabulary(add)
     add(
         "--dtype",
@@ -208,7 +209,7 @@ def _verify_file(arguments: argparse.Namespace, copy: pathlib.Path) -> int:
     check = verifying.check_file(copy, expected)
     faults = unusable + check.faults
     for fault in faults[:20]:
-        print(fault)
+        print(printable.plain(fault))
     if len(faults) > 20:
         print(f"... and {plurals.count(len(faults) - 20, 'more', 'more')}.")
     if check.extra:
@@ -244,6 +245,7 @@ def _verify_model(arguments: argparse.Namespace) -> int:
         paths.source(arguments.model, "--model"),
         dtype=arguments.dtype,
         revision=arguments.revision,
+        sha256=arguments.sha256,
         vocabulary=arguments.vocabulary,
         prefix=arguments.prefix,
     )

@@ -12,11 +12,13 @@ from typing import NoReturn
 
 from absl import app, flags
 
+from prottrans_jax import printable
 from prottrans_jax.config import setting_types, t5x_names
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """`absl.app.run` with flags parsed by `parse`."""
+    printable.guard_logs()
     app.run(main, argv=argv, flags_parser=parse)
 
 
@@ -98,5 +100,6 @@ def _explain_twice(message: str) -> str:
 def _fail(message: str) -> NoReturn:
     program = os.path.basename(sys.argv[0]).removesuffix(".py")
     line = " ".join(message.split())
-    print(f"{program}: {line} (--help lists all flags.)", file=sys.stderr)
+    line = printable.plain(f"{program}: {line} (--help lists all flags.)")
+    print(line, file=sys.stderr)
     sys.exit(2)

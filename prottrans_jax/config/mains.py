@@ -16,6 +16,7 @@ import tempfile
 
 from absl import flags
 
+from prottrans_jax import printable
 from prottrans_jax.config import building, checking, command_flags, reading
 from prottrans_jax.distributed import stop_signals
 
@@ -168,15 +169,15 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         try:
             return main(argv)
         except reading.UsageError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(printable.plain(f"error: {error}"), file=sys.stderr)
             return 2
         except OSError as error:  # Disk full, too many open files, no permission ...
-            print(f"error: {error}", file=sys.stderr)
+            print(printable.plain(f"error: {error}"), file=sys.stderr)
             return 2 if isinstance(error, _PATH_ERRORS) else 1
 
     try:
         argv = rewrite_gin_args(sys.argv)
     except reading.UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable.plain(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
     command_flags.run(guarded, argv)

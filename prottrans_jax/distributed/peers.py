@@ -4,25 +4,37 @@ Without it, a collective with a dead process fails with its library's message or
 or JAX's own service aborts the process. Here every process keeps a connection to
 process 0. The kernel closes it when a process dies of any cause. Once a second each
 process sends its step, so that a message can name a process that hangs.
+
+Messages are short lines of text. Process 0 listens on all interfaces of its host; it
+accepts connections that begin with the random token of the run, which the processes
+have from JAX's coordination service. Others are closed.
 """
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
+import hmac
 import os
+import secrets
 import socket
 import threading
 import time
 import traceback
-from typing import Any
+from typing import Any, TextIO
 
 from absl import logging
 import jax
 
+from prottrans_jax import printable
 from prottrans_jax.distributed import barriers, roll_call
 
 EXIT_LOST = 1
 _ADDRESS_S = 900.0
 _CONNECT_S = 60.0
+# A connection must introduce itself within this time.
+_HELLO_S = 10.0
+# Longest message; longer ones are cut.
+_MESSAGE_CHARS = 4096
 # Message of a process that ends by itself: this word, and its error if it has one.
 _BYE = "bye"
 # Regular message of a process: this word, its step and, from process 0, a sentence
@@ -84,8 +96,8 @@ class Peers:
       process: Index of this process, from 0.
       count: Number of processes of the run.
       whoami: Name of this process, for messages.
-      exchange_address: Called with "HOST:PORT" on process 0 and None on the others;
-        returns the address of process 0 on all.
+      exchange_address: Called with "HOST:PORT:TOKEN" on process 0 and None on the
+        others; returns that of process 0 on all.
       details: File for the traceback of a failed collective.
       end: Called with the line to print instead of ending the process; for tests.
       limits: Times of the watch.
@@ -125,11 +137,12 @@ class Peers:
         if self._process == 0:
             server = socket.create_server(("", 0), backlog=self._count)
             port = server.getsockname()[1]
-            self._exchange(f"{socket.gethostname()}:{port}")
-            self._start(self._accept, server)
+            token = secrets.token_hex(16)
+            self._exchange(f"{socket.gethostname()}:{port}:{token}")
+            self._start(self._accept, server, token)
             self._start(self._beat)
             return self
-        host, _, port = self._exchange(None).rpartition(":")
+        host, port, token = self._exchange(None).rsplit(":", 2)
         try:
             link = socket.create_connection((host, int(port)), timeout=_CONNECT_S)
         except OSError as error:
@@ -141,9 +154,10 @@ class Peers:
             return self
         link.settimeout(None)
         _close_with_host(link)
-        link.sendall(f"{self._process} {self._whoami}\n".encode())
+        link.sendall(f"{token} {self._process} {self._whoami}\n".encode())
         self._links.append(link)
-        self._start(self._read, link, f"process 0 ({host})")
+        lines = link.makefile(encoding="utf-8", errors="replace")
+        self._start(self._read, lines, f"process 0 ({host})")
         self._start(self._beat)
         return self
 
@@ -211,30 +225,45 @@ class Peers:
     def _start(self, run: Callable[..., None], *arguments: Any) -> None:
         threading.Thread(target=run, args=arguments, daemon=True).start()
 
-    def _accept(self, server: socket.socket) -> None:
-        for _ in range(self._count - 1):
-            link, _ = server.accept()
-            _close_with_host(link)
-            self._links.append(link)
-            self._start(self._read, link, "")
-        server.close()
+    def _accept(self, server: socket.socket, token: str) -> None:
+        """Accepts connections until all processes have introduced themselves.
 
-    def _read(self, link: socket.socket, name: str) -> None:
-        """Reads messages of one process; a closed connection means that it died.
-
-        Args:
-          link: The connection.
-          name: Of the process; "": the first line holds its index and name.
+        Each is heard in a thread of its own: one that says nothing delays no other.
         """
+        server.settimeout(1.0)
+        with server:
+            while len(self._links) < self._count - 1 and not self._closed.is_set():
+                with contextlib.suppress(TimeoutError):
+                    link, _ = server.accept()
+                    self._start(self._hear, link, token)
+
+    def _hear(self, link: socket.socket, token: str) -> None:
+        """Reads a process's messages if its first line begins with the token."""
+        link.settimeout(_HELLO_S)
         lines = link.makefile(encoding="utf-8", errors="replace")
         try:
-            for line in lines:
+            said, _, introduction = lines.readline(_MESSAGE_CHARS).partition(" ")
+        except OSError:
+            said = ""
+        number, _, who = introduction.strip().partition(" ") if said else ("", "", "")
+        is_ours = hmac.compare_digest(said.encode(), token.encode())
+        if not (is_ours and number.isdecimal() and 0 < int(number) < self._count):
+            lines.close()
+            link.close()
+            return
+        link.settimeout(None)
+        _close_with_host(link)
+        name = f"process {int(number)} ({who})"
+        self._last_messages[name] = time.monotonic(), 0
+        self._links.append(link)
+        self._read(lines, name)
+
+    def _read(self, lines: TextIO, name: str) -> None:
+        """Reads messages of one process; a closed connection means that it died."""
+        try:
+            while line := lines.readline(_MESSAGE_CHARS):
                 line = line.strip()
-                if not name:
-                    number, _, who = line.partition(" ")
-                    name = f"process {number} ({who})"
-                    self._last_messages[name] = time.monotonic(), 0
-                elif line.startswith(f"{_AT} "):
+                if line.startswith(f"{_AT} "):
                     _, step, *hang_report = line.split(" ", 2)
                     self._last_messages[name] = time.monotonic(), int(step)
                     self._hang_report = hang_report[0] if hang_report else ""
@@ -245,7 +274,7 @@ class Peers:
                 else:  # Another process reports a lost or hanging process.
                     self._end_run(line)
                     return
-        except OSError:  # A killed process resets the connection.
+        except (OSError, ValueError):  # A killed process resets the connection.
             pass
         self._end_run(f"{name} is gone")
 
@@ -294,5 +323,5 @@ def is_collective(error: BaseException) -> bool:
 def _end(line: str) -> None:
     # Without clean-up at exit: JAX's would wait for the lost process, and its service
     # would then abort this one with a stack trace.
-    os.write(2, f"\n{line}\n".encode())
+    os.write(2, f"\n{printable.plain(line)}\n".encode())
     os._exit(EXIT_LOST)

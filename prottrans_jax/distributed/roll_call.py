@@ -12,6 +12,8 @@ import threading
 
 from absl import logging
 
+from prottrans_jax import printable
+
 # EX_TEMPFAIL of sysexits.h: a supervisor may start the run again.
 EXIT_STALLED = 75
 
@@ -73,7 +75,8 @@ class RollCall:
                         with connection:
                             connection.settimeout(1)
                             number, who = connection.recv(200).decode().split(" ", 1)
-                            self._present[int(number)] = who
+                            if 0 <= int(number) < self._num_processes:
+                                self._present[int(number)] = who
         except OSError as error:
             logging.warning("No roll call on port %d: %s", self._address[1], error)
 
@@ -93,7 +96,7 @@ def deadline(timeout_s: float, describe: Callable[[], str]) -> Iterator[None]:
 
     def end() -> None:
         message = f"Start-up: after {timeout_s:g} s {describe()}."
-        os.write(2, f"\n{message}\n".encode())
+        os.write(2, f"\n{printable.plain(message)}\n".encode())
         os._exit(EXIT_STALLED)
 
     timer = threading.Timer(timeout_s, end)

@@ -5,19 +5,19 @@ import contextlib
 import csv
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 from typing import Any
+import zipfile
 
 import numpy as np
 
 from prottrans_jax.distributed import stop_signals
 from prottrans_jax.embed import damage, outputs, pooling, writers, zarr_folder
-from prottrans_jax.files import buckets, folders, paths, writing
+from prottrans_jax.embed import keys as keys_lib
+from prottrans_jax.files import buckets, folders, json_text, paths, writing
 from prottrans_jax.proteins import plurals
 
-MAX_BYTES = 64 << 30
 _HDF5 = (".h5", ".hdf5")
 
 
@@ -50,8 +50,9 @@ def entries(
 ) -> Iterator[writers.Entry]:
     """Reads the proteins of an embedding file, one at a time.
 
-    Links, virtual datasets and external data of HDF5 are refused. A file in a bucket is
-    first copied to a temporary folder of this machine.
+    Links, virtual datasets and external data of HDF5 are refused, and so are arrays
+    that are much larger than what is stored of them; see `damage.check_array`. A file
+    in a bucket is first copied to a temporary folder of this machine.
 
     Args:
       path: HDF5, npz, Parquet, Zarr, CSV or TSV.
@@ -147,7 +148,7 @@ def metadata(path: str | os.PathLike) -> dict[str, Any]:
             about.update({key: _plain(value) for key, value in file.attrs.items()})
     beside = outputs.companion(path)
     if beside.is_file():
-        about.update(json.loads(beside.read_text(encoding="utf-8")))
+        about.update(json_text.read_object(beside))
     return about
 
 
@@ -160,7 +161,8 @@ def run_of(path: str | os.PathLike) -> Mapping[str, Any] | None:
     about = metadata(path)
     if path.suffix.lower() not in _HDF5:
         return about.get("run")
-    return json.loads(about[outputs.IDENTITY]) if outputs.IDENTITY in about else None
+    identity = about.get(outputs.IDENTITY)
+    return None if identity is None else json_text.parse(identity)
 
 
 def is_per_protein(about: Mapping[str, Any]) -> bool | None:
@@ -211,7 +213,7 @@ def reformat(
     """Writes the proteins of a file in another format; returns their number.
 
     Args:
-      source: A file that `entries` reads.
+      source: A file that `entries` reads. Keys that would be paths are escaped.
       output: New file; its extension selects the format. OUTPUT.json is written beside
         it.
       pool: "mean" or "max" pools vectors per residue to vectors per protein.
@@ -251,6 +253,7 @@ def _reformat(
             writer = writers.create(temporary, attributes)
             try:
                 for entry in entries(copy):
+                    entry = entry._replace(key=keys_lib.safe(entry.key))
                     if pool is not None and entry.array.ndim > 1:
                         pooled = pooling.pool_protein(entry.array, pool)
                         entry = entry._replace(array=pooled)
@@ -283,20 +286,22 @@ def _hdf5(path: pathlib.Path, select) -> Iterator[writers.Entry]:
                 raise ValueError(
                     f"{path}: {key} is not a plain floating-point dataset."
                 )
-            if dataset.nbytes > MAX_BYTES:
-                raise ValueError(f"{path}: {key} claims {dataset.nbytes:,} bytes.")
+            part = f"the vectors of {key}"
+            stored_bytes = dataset.id.get_storage_size()
+            damage.check_array(path, part, dataset.shape, dataset.dtype, stored_bytes)
             attributes = dataset.attrs
-            with damage.naming(path, f"the vectors of {key}"):
+            with damage.naming(path, part):
                 array = dataset[()]
-            yield writers.Entry(
-                key,
-                str(attributes.get("original_id", key)),
-                str(attributes.get("description", "")),
-                int(attributes.get("length", array.shape[0] if array.ndim > 1 else 0)),
-                str(attributes.get("sequence_sha256", "")),
-                array,
-                int(attributes.get("sequence_length", 0)),
-            )
+                entry = writers.Entry(
+                    key,
+                    str(attributes.get("original_id", key)),
+                    str(attributes.get("description", "")),
+                    int(attributes.get("length", len(array) if array.ndim > 1 else 0)),
+                    str(attributes.get("sequence_sha256", "")),
+                    array,
+                    int(attributes.get("sequence_length", 0)),
+                )
+            yield entry
 
 
 def _npz(path: pathlib.Path, select) -> Iterator[writers.Entry]:
@@ -305,9 +310,24 @@ def _npz(path: pathlib.Path, select) -> Iterator[writers.Entry]:
     with file:
         for key in filter(select, file.files):
             with damage.naming(path, f"the vectors of {key}"):
+                header = _npy_header(file.zip, key)
+            damage.check_array(path, f"the vectors of {key}", *header)
+            with damage.naming(path, f"the vectors of {key}"):
                 array = file[key]
             length = array.shape[-2] if array.ndim > 1 else 0
             yield writers.Entry(key, key, "", length, "", array)
+
+
+def _npy_header(archive: zipfile.ZipFile, key: str) -> tuple[Any, np.dtype, int]:
+    """Shape, type and stored bytes of an array in an npz file."""
+    info = archive.getinfo(f"{key}.npy")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    return shape, dtype, info.compress_size
 
 
 def _parquet(path: pathlib.Path, select) -> Iterator[writers.Entry]:
@@ -316,6 +336,7 @@ def _parquet(path: pathlib.Path, select) -> Iterator[writers.Entry]:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     with file:
         for group in range(file.num_row_groups):
+            _check_row_group(path, file.metadata.row_group(group), group)
             batches = file.iter_batches(batch_size=64, row_groups=[group])
             read = 0
             while True:
@@ -327,7 +348,24 @@ def _parquet(path: pathlib.Path, select) -> Iterator[writers.Entry]:
                 if batch is None:
                     break
                 read += batch.num_rows
-                yield from _rows_of_parquet(batch, select)
+                with damage.naming(path, f"row group {group}"):
+                    rows = list(_rows_of_parquet(batch, select))
+                yield from rows
+
+
+def _check_row_group(path: pathlib.Path, about: Any, group: int) -> None:
+    """Refuses vectors that are much larger than what is stored of them."""
+    columns = map(about.column, range(about.num_columns))
+    for column in columns:
+        if column.path_in_schema.split(".")[0] == "embedding":
+            width = np.dtype(np.float64 if column.physical_type == "DOUBLE" else "f4")
+            damage.check_array(
+                path,
+                f"the vectors of row group {group}",
+                (column.num_values,),
+                width,
+                column.total_compressed_size,
+            )
 
 
 def _rows_of_parquet(batch: Any, select) -> Iterator[writers.Entry]:
@@ -367,8 +405,13 @@ def _csv(path: pathlib.Path, select) -> Iterator[writers.Entry]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.reader(file, delimiter=delimiter)
-        size = len(next(rows, [])) - 1
-        for row in rows:
+        with damage.naming(path, "its first line"):
+            size = len(next(rows, [])) - 1
+        while True:
+            with damage.naming(path, f"line {rows.line_num + 1}"):
+                row = next(rows, None)
+            if row is None:
+                return
             key, values = "".join(row[:1]), row[1:]
             if not select(key):
                 continue

@@ -5,6 +5,8 @@ import re
 from prottrans_jax.files import digests
 
 SCHEMES = ("auto", "token", "header", "md5", "biotrainer", "index")
+# A key is the name of an HDF5 dataset or a zip member, which have limits.
+MAX_HEADER_CHARS = 4096
 _UNIPROT = re.compile(r"(?:sp|tr)\|([^|\s]+)\|")
 
 
@@ -23,6 +25,9 @@ def make(scheme: str, name: str, header: str, residues: bytes, index: int) -> st
 
     Returns:
       The key, made safe by `escape`.
+
+    Raises:
+      ValueError: `scheme` is unknown, or a header is too long to be a key.
     """
     if scheme == "auto":
         match = _UNIPROT.match(name)
@@ -30,6 +35,11 @@ def make(scheme: str, name: str, header: str, residues: bytes, index: int) -> st
     if scheme == "token":
         return escape(name)
     if scheme == "header":
+        if len(header) > MAX_HEADER_CHARS:
+            raise ValueError(
+                f"{name!r}: its header has {len(header):,} characters; as a key the "
+                f"limit is {MAX_HEADER_CHARS:,}. Choose --key token or auto."
+            )
         return escape(header.strip())
     if scheme == "md5":
         return digests.md5(residues)
@@ -62,6 +72,12 @@ def escape(name: str) -> str:
     if name.endswith("."):
         name = name[:-1] + "%2E"
     return name
+
+
+def safe(key: str) -> str:
+    """A key of a file that others may have made: as it is, or escaped if a path."""
+    # `%` alone is not dangerous, and keys of our own files hold it.
+    return key if escape(key.replace("%", "")) == key.replace("%", "") else escape(key)
 
 
 def digest(residues: bytes) -> str:

@@ -5,11 +5,10 @@ beside it (npz, CSV, TSV, and outputs of earlier versions).
 """
 
 from collections.abc import Iterable
-import json
 from typing import Any
 
 from prottrans_jax.embed import writers, zarr_folder
-from prottrans_jax.files import buckets, folders, ownership
+from prottrans_jax.files import buckets, folders, json_text, ownership
 from prottrans_jax.files import paths as places
 
 # Attribute of an output: identity of the run that made it, as JSON.
@@ -144,7 +143,7 @@ def _begins_with(path: places.Place, start: bytes) -> bool:
 
 def _read_json(path: places.Place) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_text.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -16,7 +16,7 @@ import numpy as np
 
 import prottrans_jax
 from prottrans_jax.embed import inputs, outputs, settings, shards, writers
-from prottrans_jax.files import writing
+from prottrans_jax.files import json_text, writing
 
 
 def attributes(
@@ -120,7 +120,7 @@ def is_complete(job_settings: settings.Settings, records: inputs.Inputs) -> int 
         beside = outputs.companion(path)
         if not (path.exists() and beside.is_file()):
             return None
-        about = json.loads(beside.read_text(encoding="utf-8"))
+        about = json_text.parse(beside.read_text(encoding="utf-8"))
         if not about.get("complete"):
             return None
         if shards.differing_settings(about.get("run") or {}, job_settings.identity):

@@ -1,7 +1,6 @@
 """Finds existing vectors: in the output, or in other files such as UniProt's."""
 
 from collections.abc import Iterator, Mapping, Sequence
-import json
 import os
 import pathlib
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from prottrans_jax.embed import formats, inputs, keys, outputs, pooling, shards, writers
-from prottrans_jax.files import paths
+from prottrans_jax.files import json_text, paths
 
 _HDF5 = (".h5", ".hdf5")
 
@@ -157,7 +156,7 @@ def _open(path: str | os.PathLike, identity: Mapping[str, Any]):
         raise type(error)(f"--reuse {error}") from None
     if outputs.IDENTITY not in file.attrs:
         return file  # For example UniProt's; it cannot be checked.
-    before = json.loads(file.attrs[outputs.IDENTITY])
+    before = json_text.parse(file.attrs[outputs.IDENTITY])
     names = ["weights_fingerprint", "dtype_compute", "layer", "prefix"]
     if file.attrs.get("pooling", "none") != "none":
         names.append("pooling")

@@ -35,6 +35,7 @@ from prottrans_jax.files import (
     buckets,
     digests,
     folders,
+    json_text,
     locks,
     ownership,
     paths,
@@ -302,7 +303,7 @@ class Parts:
         whole = [line for line in lines if line.endswith(b"\n")]
         for line in whole:
             try:
-                entry = json.loads(line)
+                entry = json_text.parse(line)
                 shards[entry["shard"]] = entry
             except (ValueError, KeyError, TypeError):
                 logging.warning(
@@ -407,7 +408,7 @@ def _refuse_foreign(folder: paths.Place) -> None:
 
 def _read_json(path: paths.Place) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_text.parse(path.read_text(encoding="utf-8"))
     except ValueError:
         content = None
     return content if isinstance(content, dict) else {}

@@ -16,14 +16,13 @@ all proteins, with the end of each in `id_stops`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from prottrans_jax.embed import damage
-from prottrans_jax.files import writing
+from prottrans_jax.files import json_text, writing
 
 METADATA = "zarr.json"
 STRINGS = ("ids", "original_ids", "descriptions", "sequence_sha256")
@@ -182,15 +181,17 @@ def read(
     with damage.naming(path, METADATA):
         attributes = import_zarr().open_group(path, mode="r").attrs
     per_protein = attributes.get("rows") == "proteins"
-    texts = [_read_whole(path, name) for name in STRINGS]
     lengths = _read_whole(path, "lengths")
-    if not (len(lengths) or any(map(len, texts))):
+    # Before texts are read: their number is not limited by what is stored.
+    numbers_of_texts = {_open(path, name).shape[0] for name in STRINGS}
+    if numbers_of_texts | {len(lengths)} == {0}:
         return
     offsets = _read_whole(path, "offsets")
-    if {len(offsets) - 1, len(lengths), *map(len, texts)} != {len(lengths)}:
+    if {len(offsets) - 1, len(lengths), *numbers_of_texts} != {len(lengths)}:
         raise ValueError(
             f"{path} is damaged: its arrays differ in the number of proteins."
         )
+    texts = [_read_whole(path, name) for name in STRINGS]
     vectors = _Rows(path, "vectors")
     for i, (key, original_id, description, digest) in enumerate(
         zip(*texts, strict=True)
@@ -230,6 +231,13 @@ class _Rows:
             key = self._array.metadata.encode_chunk_key(place)
             if not (self._folder / key).is_file():
                 raise ValueError(f"its chunk {key} is missing")
+            damage.check_array(
+                self._path,
+                f"the chunk {key} of {self._folder.name}",
+                self._array.chunks,
+                self._array.dtype,
+                (self._folder / key).stat().st_size,
+            )
             self._held = (first, self._array[first : first + self._chunk_rows])
         return self._held[1]
 
@@ -247,6 +255,11 @@ def _read_whole(path: pathlib.Path, name: str) -> Any:
         # zarr reads a missing chunk as zeros.
         if missing and name in _ALWAYS_STORED:
             raise ValueError(f"{missing} of its {array.nchunks} chunks are missing")
+        if name not in STRINGS:
+            chunks = (file for file in (path / name).rglob("*") if file.is_file())
+            stored_bytes = sum(file.stat().st_size for file in chunks)
+            part = f"the numbers of {name}"
+            damage.check_array(path, part, array.shape, array.dtype, stored_bytes)
         return array[:].tolist() if name in STRINGS else array[:]
 
 
@@ -258,7 +271,7 @@ def _read_earlier(path: pathlib.Path, select) -> Iterator[tuple]:
     values = _Rows(path, "embeddings")
     start = at = 0
     for stop, shape in zip(stops, shapes, strict=True):
-        about = json.loads(text[start:stop])
+        about = json_text.parse(text[start:stop])
         start = int(stop)
         shape = tuple(int(n) for n in shape if n >= 0)
         rows = int(np.prod(shape[:-1], dtype=np.int64))

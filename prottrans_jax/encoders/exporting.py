@@ -19,7 +19,7 @@ from prottrans_jax import setting_trees, types
 from prottrans_jax.checkpoints import opening
 from prottrans_jax.embed import layerwise
 from prottrans_jax.encoders import frozen_params
-from prottrans_jax.files import digests, paths, writing
+from prottrans_jax.files import digests, json_text, paths, writing
 from prottrans_jax.interop import families, huggingface, vocabularies
 
 PROVENANCE = "provenance.json"
@@ -197,7 +197,7 @@ def _provenance(checkpoint, files, encoder_only, dtype) -> dict[str, Any]:
     metadata = checkpoint.source / "metadata.json"
     training: object = None
     if metadata.is_file():
-        training = json.loads(metadata.read_text(encoding="utf-8"))
+        training = json_text.read_object(metadata)
     manifest = checkpoint.source / "sha256.json"
     step = checkpoint.source.name
     return {

@@ -32,6 +32,7 @@ def load_encoder(
     dtype: DTypeLike | None = None,
     download: bool = False,
     revision: str | None = None,
+    sha256: str | None = None,
     vocabulary: str | os.PathLike | None = None,
     prefix: str | None = None,
     **overrides: Any,
@@ -48,7 +49,10 @@ def load_encoder(
         CPU. int8: products with the layers' weights are int8, see
         `kernels.quantized`; the rest is bfloat16.
       download: Whether to fetch a repository that is not in the local cache.
-      revision: Branch, tag or commit of the repository; None: "main".
+      revision: Branch, tag or commit of the repository; None: "main", or any revision
+        in the cache.
+      sha256: SHA-256 of the file of weights, or of several files in the order of their
+        names, separated by commas; None: not compared.
       vocabulary: The tokenizer file, for a model without one: spiece.model, vocab.txt,
         tokenizer.json, vocabulary.json, or a folder with one of them; or "prot_t5" or
         "prot_bert" for the vocabulary of these models. Without a vocabulary a model
@@ -60,12 +64,14 @@ def load_encoder(
 
     Raises:
       FileNotFoundError: There is no such model; suggests similar names.
-      ValueError: Configuration and weights do not match, ids exceed the embedding
-        table, or there is no such prefix.
+      ValueError: Configuration and weights do not match, `sha256` is another one, ids
+        exceed the embedding table, or there is no such prefix.
       manifests.CheckpointError: A run of this library has no intact checkpoint.
     """
-    overrides["vocabulary"] = vocabulary
-    with _read(source, dtype, download, revision, overrides) as (checkpoint, dtype):
+    options = dict(
+        download=download, revision=revision, sha256=sha256, vocabulary=vocabulary
+    )
+    with _read(source, dtype, options | overrides) as (checkpoint, dtype):
         checkpoint = opening.encoder_of(checkpoint)
         ids, prefix_ids = _ids_of(checkpoint, prefix)
         module = opening.model_of(checkpoint)
@@ -125,6 +131,7 @@ def load_model(
     dtype: DTypeLike | None = None,
     download: bool = False,
     revision: str | None = None,
+    sha256: str | None = None,
     vocabulary: str | os.PathLike | None = None,
     **overrides: Any,
 ) -> frozen_models.Model:
@@ -133,8 +140,10 @@ def load_model(
     Arguments and errors are those of `load_encoder`. A model accepts token ids: without
     a vocabulary file, `frozen_models.Model.vocabulary` is the family's.
     """
-    overrides["vocabulary"] = vocabulary
-    with _read(source, dtype, download, revision, overrides) as (checkpoint, dtype):
+    options = dict(
+        download=download, revision=revision, sha256=sha256, vocabulary=vocabulary
+    )
+    with _read(source, dtype, options | overrides) as (checkpoint, dtype):
         return frozen_models.Model(
             module=opening.model_of(checkpoint),
             params=frozen_params.place(checkpoint.params, jnp.dtype(dtype)),
@@ -151,7 +160,7 @@ def default_dtype() -> str:
 
 
 @contextlib.contextmanager
-def _read(source, dtype, download, revision, overrides):
+def _read(source, dtype, options):
     """Yields a checkpoint, whose files of a bucket are copied for the block."""
     dtype = default_dtype() if dtype is None else dtype
     try:
@@ -162,15 +171,8 @@ def _read(source, dtype, download, revision, overrides):
             "int8."
         ) from None
     try:
-        location: str | os.PathLike = source
-        if revision is not None:
-            _, location = opening.split(location)
-            location = huggingface.find(location, download=download, revision=revision)
         with opening.opened(
-            location,
-            download=download,
-            dtype=frozen_params.float_dtype(dtype),
-            **overrides,
+            source, dtype=frozen_params.float_dtype(dtype), **options
         ) as checkpoint:
             yield checkpoint, dtype
     except FileNotFoundError as error:

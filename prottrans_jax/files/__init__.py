@@ -11,6 +11,7 @@
   writing     files and folders created atomically, renamed and synchronised
   digests     SHA-256 of files, bytes, JSON values and streams
   appending   files to which whole records are appended
+  json_text   JSON from files that others may have made
   memory_map  memory-mapped files
   casting     arrays to another dtype
 

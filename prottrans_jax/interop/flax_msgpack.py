@@ -55,8 +55,11 @@ def load(path: str | os.PathLike) -> Any:
     """
     decoder = _Decoder(memory_map.map_file(path))
     try:
-        tree = decoder.next()
-    except (struct.error, IndexError, ValueError, TypeError, RecursionError) as error:
+        tree = _join_pieces(decoder.next())
+    except (
+        struct.error,
+        *(IndexError, KeyError, ValueError, TypeError, AttributeError, RecursionError),
+    ) as error:
         raise ValueError(
             f"{path}: not flax's msgpack, or truncated, at byte {decoder.at:,} of "
             f"{decoder.data.size:,} ({error})."
@@ -66,7 +69,7 @@ def load(path: str | os.PathLike) -> Any:
             f"{path}: {decoder.data.size - decoder.at:,} bytes follow the end of the "
             "tree: not flax's msgpack."
         )
-    return _join_pieces(tree)
+    return tree
 
 
 class _Decoder:
@@ -122,15 +125,20 @@ class _Decoder:
 
 
 def _extension(code: int, content: np.ndarray) -> Any:
+    if code not in (1, 2, 3):
+        raise ValueError(f"extension {code} is unknown")
     value = _Decoder(content).next()
     if code == 2:
         return complex(*value)
-    if code not in (1, 3):
-        raise ValueError(f"extension {code} is unknown")
     shape, name, data = value
     if isinstance(name, np.ndarray):
         name = name.tobytes().decode()
     dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    # Numbers only: not objects, records, text or times.
+    if dtype != ml_dtypes.bfloat16 and dtype.kind not in "biufc":
+        raise ValueError(f"an array of type {name!r}, which is not of numbers")
+    if any(size < 0 for size in shape):
+        raise ValueError(f"an array of shape {shape}")
     return data.view(dtype).reshape(tuple(shape))
 
 

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 from absl import logging
 import numpy as np
 
 from prottrans_jax import setting_trees, types
-from prottrans_jax.files import casting, paths, writing
+from prottrans_jax.files import casting, digests, json_text, paths, writing
 from prottrans_jax.interop import (
     checkpoint_ids,
     families,
@@ -77,6 +78,8 @@ def read(
     source: str | os.PathLike,
     *,
     download: bool = False,
+    revision: str | None = None,
+    sha256: str | None = None,
     vocabulary: str | os.PathLike | None = None,
     **overrides: Any,
 ) -> Checkpoint:
@@ -90,6 +93,8 @@ def read(
       source: A folder, a repository such as "Rostlab/prot_bert", or a released short
         name such as "prot_t5_xl_uniref50".
       download: Whether a repository that is not in the local cache may be fetched.
+      revision: See `find`.
+      sha256: See `check_sha256`; None: the weights are not compared.
       vocabulary: Used instead of the folder's vocabulary; see `vocabularies.load`.
       **overrides: Fields of the family's configuration or of `ComputeConfig`.
 
@@ -98,7 +103,9 @@ def read(
       ValueError: Configuration and parameters do not match; the folder's vocabulary
         is not one of single residues; or there are adapters beside the weights.
     """
-    folder = find(source, download=download)
+    folder = find(source, download=download, revision=revision)
+    if sha256 is not None:
+        check_sha256(folder, sha256)
     _refuse_adapters(folder)
     attributes = read_attributes(folder)
     family = families.family_of(attributes)
@@ -172,16 +179,11 @@ def read_attributes(folder: pathlib.Path) -> dict[str, Any]:
     """Reads a folder's `config.json`."""
     path = folder / "config.json"
     try:
-        attributes = json.loads(path.read_text(encoding="utf-8"))
+        return json_text.read_object(path)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{folder} has no config.json: not a Hugging Face checkpoint."
         ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(attributes, dict):
-        raise ValueError(f"{path} is not a JSON object.")
-    return attributes
 
 
 def read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -200,6 +202,50 @@ def read_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     )
 
 
+def check_sha256(folder: pathlib.Path, expected: str) -> None:
+    """Compares the weights with digests that the user has from elsewhere.
+
+    Args:
+      folder: Holds the weights.
+      expected: SHA-256 of the file of weights, in hexadecimal; of several files, their
+        digests in the order of their names, with commas between them.
+
+    Raises:
+      ValueError: A digest differs, or is not one.
+    """
+    files = _weight_files(folder)
+    digests_expected = [digest.strip().lower() for digest in expected.split(",")]
+    if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests_expected):
+        raise ValueError(
+            f"sha256={expected}: a SHA-256 has 64 hexadecimal digits. `sha256sum FILE` "
+            "prints it, and the repository's page shows it."
+        )
+    if len(digests_expected) != len(files):
+        names = ", ".join(path.name for path in files) or "no weights"
+        raise ValueError(
+            f"sha256 has {len(digests_expected)} digests, {folder} has {len(files)} "
+            f"files: {names}. Give one for each, in this order, separated by commas."
+        )
+    for path, digest in zip(files, digests_expected, strict=True):
+        if (actual := digests.of_file(path)) != digest:
+            raise ValueError(
+                f"{path} has the SHA-256 {actual}, not {digest}: these are other "
+                "weights, or the file is damaged. Nothing was loaded from it."
+            )
+
+
+def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that `read_arrays` reads, by name."""
+    for name in _WEIGHT_FILES:
+        if (folder / name).exists():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            names = sorted(set(_read_index(index).values()))
+            return [folder / name for name in names]
+    return []
+
+
 def describe(folder: pathlib.Path) -> str:
     """Format of a folder's weights, e.g. "model.safetensors in 3 shards"."""
     for name in _WEIGHT_FILES:
@@ -215,7 +261,7 @@ def describe(folder: pathlib.Path) -> str:
 def _read_index(index: pathlib.Path) -> dict[str, str]:
     """File name of each array."""
     try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = json_text.read_object(index)["weight_map"]
         outside = [name for name in files.values() if pathlib.Path(name).name != name]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -387,7 +433,14 @@ def find(
             f"it run `hf download {repository}{flag}`, or pass download=True "
             "(--download on the command line)."
         )
-    return _download(repository, revision)
+    folder = _download(repository, revision)
+    if revision is None:
+        logging.warning(
+            "%s: fetched what its branch main is today, commit %s. Pass --revision %s "
+            "(revision= in Python) to get the same again.",
+            *(repository, folder.name, folder.name),
+        )
+    return folder
 
 
 def cache_dir() -> pathlib.Path:

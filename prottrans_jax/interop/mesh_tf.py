@@ -10,6 +10,7 @@ from a written checkpoint (`init_checkpoint`), but cannot resume from it.
 """
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import os
 import pathlib
 import re
@@ -63,13 +64,15 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
       **overrides: Fields of `T5Config` or of `ComputeConfig`.
 
     Raises:
-      FileNotFoundError, ValueError: There is no checkpoint, or it is not a T5's.
+      FileNotFoundError: There is no checkpoint.
+      ValueError: It is damaged, or not a T5's.
     """
     sizes, computing = families.split_overrides(t5.T5Config, overrides)
     path = find(source)
     _check_complete(path)
-    reader = _tensorflow().train.load_checkpoint(str(path))
-    shapes = reader.get_variable_to_shape_map()
+    with _naming_damage(path):
+        reader = _tensorflow().train.load_checkpoint(str(path))
+        shapes = reader.get_variable_to_shape_map()
     names = [n for n in shapes if not _SLOT.fullmatch(n) and n != _STEP]
     dtypes = reader.get_variable_to_dtype_map()
     stored = np.dtype(jnp.result_type(*{dtypes[n].as_numpy_dtype for n in names}))
@@ -82,10 +85,11 @@ def read(source: str | os.PathLike, **overrides: Any) -> families.Checkpoint:
                 f"{len(unknown)} variables are not those of a T5: "
                 f"{', '.join(unknown[:5])}{' ...' * (len(unknown) > 5)}."
             )
-        flat = {
-            table[name].native: table[name].take(reader.get_tensor(name))
-            for name in sorted(names)
-        }
+        with _naming_damage(path):
+            flat = {
+                table[name].native: table[name].take(reader.get_tensor(name))
+                for name in sorted(names)
+            }
         flat = t5_names.share_equal_biases(flat)
         config = t5_names.config_of(flat, **{**notes.settings, **sizes})
     except ValueError as error:
@@ -299,6 +303,18 @@ def _layer_name(parts: list[str]) -> str | None:
         }
         names[f"{foreign}/relative_attention_bias"] = "relpos_bias/rel_embedding"
     return f"{prefix}/{names[match[3]]}" if match[3] in names else None
+
+
+@contextlib.contextmanager
+def _naming_damage(path: pathlib.Path) -> Iterator[None]:
+    """Turns TensorFlow's errors into a ValueError that names the checkpoint."""
+    try:
+        yield
+    except _tensorflow().errors.OpError as error:
+        reason = " ".join(str(error.message).split())
+        raise ValueError(
+            f"{path} is damaged, or not a TensorFlow checkpoint: {reason}."
+        ) from error
 
 
 def _tensorflow() -> Any:

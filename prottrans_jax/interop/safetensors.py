@@ -6,6 +6,7 @@ shape, data_offsets}}; then the arrays' bytes in C order.
 
 from collections.abc import Mapping
 import json
+import math
 import os
 import pathlib
 
@@ -13,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from prottrans_jax.distributed import stop_signals
-from prottrans_jax.files import casting, memory_map, writing
+from prottrans_jax.files import casting, json_text, memory_map, writing
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -30,42 +31,85 @@ _DTYPES = {
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
+# The same limit as in Hugging Face's library.
+MAX_HEADER_BYTES = 100_000_000
+
+
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Arrays of a file by name, as views of the mapped file."""
+    """Arrays of a file by name, as views of the mapped file.
+
+    Raises:
+      ValueError: The header is larger than `MAX_HEADER_BYTES` or is not that of the
+        format; or arrays overlap, leave bytes between them, or reach beyond the file.
+    """
     path = pathlib.Path(path)
     data = memory_map.map_file(path)
     if data.size < 8:
         raise ValueError(f"{path}: {data.size} bytes; not a safetensors file.")
     header_size = int(data[:8].view("<u8")[0])
-    if 8 + header_size > data.size:
+    if header_size > min(MAX_HEADER_BYTES, data.size - 8):
         raise ValueError(
-            f"{path}: header of {header_size} bytes in a file of {data.size}: "
-            "truncated, or not a safetensors file."
+            f"{path}: header of {header_size} bytes in a file of {data.size}, the "
+            f"limit is {MAX_HEADER_BYTES}: truncated, or not a safetensors file."
         )
     try:
-        header = json.loads(data[8 : 8 + header_size].tobytes())
+        header = json_text.parse(data[8 : 8 + header_size].tobytes())
         header.pop("__metadata__", None)
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{path}: the header is not a JSON object: {error}."
         ) from error
     data = data[8 + header_size :]
-    arrays = {}
+    arrays, places = {}, []
     for name, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(
-                f"{path}: {name} has type {entry['dtype']}, which is not supported."
-            )
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-        start, stop = entry["data_offsets"]
-        num_bytes = int(np.prod(shape)) * dtype.itemsize
-        if not 0 <= start <= stop <= data.size or stop - start != num_bytes:
+        code, shape, start, stop = _fields(path, name, entry)
+        if code not in _DTYPES:
+            raise ValueError(f"{path}: {name} has type {code}, which is not supported.")
+        dtype = _DTYPES[code]
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if not start <= stop <= data.size or stop - start != num_bytes:
             raise ValueError(
                 f"{path}: {name} {shape} needs {num_bytes} bytes, but has bytes "
                 f"{start} to {stop} of {data.size}. Is the download complete?"
             )
         arrays[name] = data[start:stop].view(dtype).reshape(shape)
+        places.append((start, stop, name))
+    _refuse_overlaps(path, places, data.size)
     return arrays
+
+
+def _fields(path, name, entry) -> tuple[str, tuple[int, ...], int, int]:
+    """Type, shape, first and last byte of an array, from its entry in the header."""
+    try:
+        code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        start, stop = offsets
+        numbers_are_sizes = all(type(x) is int and x >= 0 for x in (*shape, *offsets))
+    except (KeyError, TypeError, ValueError):
+        numbers_are_sizes = False
+    if not (numbers_are_sizes and isinstance(code, str)):
+        raise ValueError(
+            f"{path}: the header's entry of {name} does not hold dtype, shape and "
+            "data_offsets: damaged, or not a safetensors file."
+        )
+    return code, tuple(shape), start, stop
+
+
+def _refuse_overlaps(path, places: list[tuple[int, int, str]], size: int) -> None:
+    """Raises unless the arrays fill the file one after another, as the format says."""
+    at = 0
+    for start, stop, name in sorted(places):
+        if start != at:
+            raise ValueError(
+                f"{path}: {name} begins at byte {start}, the array before it ends at "
+                f"{at}: damaged, or made to mislead. Write it again with the "
+                "safetensors library."
+            )
+        at = stop
+    if at != size:
+        raise ValueError(
+            f"{path}: {size - at} bytes follow the last array: damaged, or made to "
+            "mislead. Write it again with the safetensors library."
+        )
 
 
 def save(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from prottrans_jax.files import json_text
 from prottrans_jax.models import t5
 from prottrans_jax.proteins import vocabulary
 
@@ -72,7 +73,7 @@ def read(path: pathlib.Path, overrides: Collection[str] = ()) -> Notes:
             )
         return Notes({}, None)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_text.parse(path.read_text(encoding="utf-8"))
         settings, pieces = dict(content["settings"]), content.get("pieces")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}).") from error

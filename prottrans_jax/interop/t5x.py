@@ -12,7 +12,6 @@ missing chunk is an error, not zeros: the save was interrupted.
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -24,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from prottrans_jax import types
-from prottrans_jax.files import casting, memory_map, paths, writing
+from prottrans_jax.files import casting, json_text, memory_map, paths, writing
 from prottrans_jax.interop import (
     families,
     flax_msgpack,
@@ -321,7 +320,7 @@ def _open_metadata(path: pathlib.Path) -> Contents:
     """
     import tensorstore
 
-    metadata = json.loads((path / "_METADATA").read_text(encoding="utf-8"))
+    metadata = json_text.read_object(path / "_METADATA")
     if "tree_metadata" not in metadata:
         raise ValueError(f"{path / '_METADATA'} does not describe a tree of arrays.")
     one_store = (path / "manifest.ocdbt").exists()

@@ -16,6 +16,7 @@ import math
 import os
 import pathlib
 import pickle
+import pickletools
 from typing import IO, Any, NamedTuple, NoReturn
 import zipfile
 
@@ -40,6 +41,8 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 # Keys under which Lightning and other training loops save the state dict.
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+# Opcodes whose number is a size or an index in the memo.
+_SIZES = frozenset({"BINPUT", "LONG_BINPUT", "PUT", "FRAME"})
 # Local file header of a zip: up to its two length fields, at 26 and 28.
 _ZIP_HEADER_BYTES = 30
 
@@ -170,6 +173,11 @@ def _tensor(storage, offset, size, stride, *unused: Any) -> np.ndarray | None:
         raise pickle.UnpicklingError(f"a tensor of {size=}, {stride=}, {offset=}")
     if math.prod(size) == 0:
         return np.empty(size, data.dtype)
+    if math.prod(size) > data.size:
+        # With strides of 0 a small file could claim any number of elements.
+        raise pickle.UnpicklingError(
+            f"a tensor of {math.prod(size)} elements over a storage of {data.size}"
+        )
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if last >= data.size:
         raise pickle.UnpicklingError(
@@ -208,9 +216,26 @@ class _Unpickler(pickle.Unpickler):
         storage: Callable[..., _Storage] | None = None,
     ):
         super().__init__(file, encoding="utf-8")
+        self._file = file
         self._path = path
         self._storage = storage
         self._names = _admitted_names()
+
+    def load(self) -> Any:
+        """The pickle's content; leaves the file at its end.
+
+        Raises:
+          pickle.UnpicklingError: An opcode asks for more memory than the file's size
+            explains: `pickle` makes room for whatever number it reads.
+        """
+        start, limit = self._file.tell(), self._path.stat().st_size
+        for opcode, argument, _ in pickletools.genops(self._file):
+            if opcode.name in _SIZES and (argument or 0) > limit:
+                raise pickle.UnpicklingError(
+                    f"{opcode.name} {argument} in a file of {limit} bytes"
+                )
+        self._file.seek(start)
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         """The replacement of a name; called by `pickle` for each name in the file."""
@@ -245,6 +270,10 @@ def _load_zip(path: pathlib.Path) -> Any:
         order = members.get(f"{root}byteorder")
         if order is not None and archive.read(order) != b"little":
             raise _Damaged(f"{path} was written on a big-endian machine: unsupported.")
+        if members[pickles[0]].compress_type != zipfile.ZIP_STORED:
+            raise _Damaged(
+                f"{path}: {pickles[0]} is compressed; torch never does that."
+            )
         text = archive.read(pickles[0])
     content = memory_map.map_file(path)
     storages: dict[str, _Storage] = {}

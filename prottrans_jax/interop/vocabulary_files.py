@@ -12,10 +12,10 @@ tokenizer_config.json) and the names of special pieces (special_tokens_map.json)
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
+from prottrans_jax.files import json_text
 from prottrans_jax.interop import sentencepiece
 from prottrans_jax.proteins import vocabulary
 
@@ -95,7 +95,7 @@ def read(path: pathlib.Path) -> Pieces:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such vocabulary file.")
     if path.suffix == ".json":
-        content = _read_json(path)
+        content = json_text.read_object(path)
         if "pieces" in content:
             return of_ids(path, _ids(path, content, "pieces"))
         if "model" in content:
@@ -249,7 +249,7 @@ def _with_companions(pieces: Pieces) -> Pieces:
 
 
 def _read_if_there(path: pathlib.Path) -> Mapping[str, Any]:
-    return _read_json(path) if path.is_file() else {}
+    return json_text.read_object(path) if path.is_file() else {}
 
 
 def _has_marks(texts: Iterable[str]) -> bool:
@@ -263,16 +263,6 @@ def of_ids(path: pathlib.Path, ids: Mapping[str, int]) -> Pieces:
     for text, i in ids.items():
         texts[i] = text
     return Pieces(path, tuple(texts), (True,) * len(texts), marked=False)
-
-
-def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} is not a JSON object.")
-    return content
 
 
 def _ids(path: pathlib.Path, content: Mapping[str, Any], key: str) -> dict[str, int]:

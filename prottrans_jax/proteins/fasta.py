@@ -8,8 +8,8 @@ becomes of each record.
 
 Refused, as a problem that names file, line and record (`proteins.fasta_problems`): no
 header before the first sequence; a file without records; a compressed file that is
-truncated or damaged; a record of over 64 MiB. For files of other kinds the message
-names the kind (`proteins.kinds`).
+truncated or damaged; a record, a row of a table or comments of over 64 MiB. For files
+of other kinds the message names the kind (`proteins.kinds`).
 
 Why not a library: dnaio, the fastest strict one, gives no line numbers, refuses UTF-8
 headers and keeps NULs and inner white space. Also, blocks that end at record borders
@@ -186,6 +186,10 @@ def _blocks_of_table(
             row = None
         except csv.Error as e:
             raise _damaged(path, line + 1, e) from e
+        except tables.RowTooLongError as e:
+            raise fasta_problems.FastaError(
+                fasta_problems.Problem(path, line + 1, "", "row too long", str(e), True)
+            ) from e
         except _damage() as e:
             raise _damaged(path, line, e) from e
         if row is not None:
@@ -216,14 +220,24 @@ def _blocks_of_table(
 
 
 def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines with their ends."""
-    rest = b""
+    """Lines with their ends.
+
+    Raises:
+      tables.RowTooLongError: A line is longer than `MAX_RECORD_BYTES`.
+    """
+    rest: list[bytes] = []
+    held = 0
     for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
+        first, *lines = chunk.split(b"\n")
+        rest.append(first)
+        held += len(first)
+        if held > MAX_RECORD_BYTES:
+            raise tables.too_long(MAX_RECORD_BYTES)
         for line in lines:
-            yield line + b"\n"
-    if rest:
-        yield rest
+            yield b"".join(rest) + b"\n"
+            rest, held = [line], len(line)
+    if held:
+        yield b"".join(rest)
 
 
 def _cut_short(path: str, line: int, name: str) -> fasta_problems.Problem:
@@ -274,6 +288,18 @@ def _first_header(
     has_header = text.startswith(b">") or at > 0
     if not (has_header or last or len(text) > MAX_RECORD_BYTES):
         return text, line, False, []
+    if not (has_header or last):
+        raise fasta_problems.FastaError(
+            fasta_problems.Problem(
+                path,
+                line,
+                "",
+                "no header",
+                f"no '>' header in the first {MAX_RECORD_BYTES >> 20} MiB of text. Is "
+                "this FASTA?",
+                fatal=True,
+            )
+        )
     before = text[:at] if has_header else text
     problems = []
     for k, part in enumerate(before.split(b"\n")):

@@ -6,8 +6,9 @@ skipped. Lower case becomes upper case. All 26 letters are residues. The id is t
 word after ``>``.
 
 Refused, as a problem (`proteins.fasta_problems`): a header without an id, or that is
-not UTF-8; a record without residues; a character that is not a residue (digits, NUL, a
-stop inside the sequence).
+not UTF-8; an id that is longer than `MAX_ID_BYTES` or has control characters; a record
+without residues; a character that is not a residue (digits, NUL, a stop inside the
+sequence).
 """
 
 from collections.abc import Iterable
@@ -20,6 +21,10 @@ import numpy as np
 from prottrans_jax.proteins import fasta_problems, vocabulary
 
 PARSE_BYTES = 256 << 10
+# An id becomes the name of an HDF5 dataset or a zip member, which have limits. Longer
+# ones are sequences or texts that follow a misplaced ">".
+MAX_ID_BYTES = 4096
+_SHOWN_BYTES = 80
 _GAPS_AND_STOPS = vocabulary.GAPS + vocabulary.STOP
 
 
@@ -135,7 +140,7 @@ def _parse_quickly(
         return False
     spans = zip(starts.tolist(), header_ends.tolist(), strict=True)
     names = [piece[a + 1 : b].partition(b" ")[0] for a, b in spans]
-    if b"" in names:
+    if b"" in names or max(map(len, names)) > MAX_ID_BYTES:
         return False
     cuts = np.append(0, np.cumsum(lengths)).tolist()
     out.names += names
@@ -173,13 +178,21 @@ def _parse_record(
     """The record of `text` with its numbers of gaps and stops; or its problem."""
     header, _, body = text.partition(b"\n")
     name = (header.split(None, 1) or [b""])[0]
-    shown = name.decode("utf-8", errors="backslashreplace")
+    shown = name[:_SHOWN_BYTES].decode("utf-8", errors="backslashreplace")
+    shown += "..." * (len(name) > _SHOWN_BYTES)
 
     def problem(at: int, reason: str, detail: str) -> fasta_problems.Problem:
         return fasta_problems.Problem(path, at, shown, reason, detail)
 
     if not name:
         return problem(line, "header without an id", "header without an id after '>'.")
+    if len(name) > MAX_ID_BYTES:
+        return problem(
+            line,
+            "id too long",
+            f"the id {shown!r} has {len(name):,} bytes; the limit is {MAX_ID_BYTES:,}. "
+            "Put a blank after the id.",
+        )
     try:
         header.decode("utf-8")
     except UnicodeDecodeError:

@@ -25,6 +25,10 @@ _DELIMITERS = "\t,;"
 _BOM = b"\xef\xbb\xbf"
 
 
+class RowTooLongError(ValueError):
+    """A row has more text than a record may have; the message gives the limit."""
+
+
 class Row(NamedTuple):
     """A protein of a table, or the fault of its row.
 
@@ -127,27 +131,47 @@ def rows(table: Table, lines: Iterable[bytes], longest: int) -> Iterator[Row]:
     Args:
       table: Its columns.
       lines: All lines with their ends, including the first.
-      longest: Maximum number of characters of a cell.
+      longest: Maximum number of bytes of a row.
 
     Raises:
-      csv.Error: A cell is longer, usually because a quote is not closed.
+      RowTooLongError: A row is longer, usually because a quote is not closed.
+      csv.Error: A row cannot be parsed.
     """
     csv.field_size_limit(max(csv.field_size_limit(), longest))
+    held = 0
+
+    def text() -> Iterator[str]:
+        nonlocal held
+        for line in lines:
+            held += len(line)
+            if held > longest:
+                raise too_long(longest)
+            # Bytes that are not UTF-8 become surrogates, so that `_row` can name the
+            # row.
+            yield line.decode("utf-8", "surrogateescape")
+
     # UniProt's TSV has no quoting, and a name may begin with a quote.
     quotes = table.delimiter != "\t"
-    # Bytes that are not UTF-8 become surrogates, so that `_row` can name the row.
-    text = (line.decode("utf-8", "surrogateescape") for line in lines)
     reader = csv.reader(
-        text,
+        text(),
         delimiter=table.delimiter,
         quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
     )
     next(reader, None)
     line = reader.line_num + 1
     for cells in reader:
+        held = 0
         at, line = line, reader.line_num + 1
         if any(cell.strip() for cell in cells):
             yield _row(table, at, cells)
+
+
+def too_long(longest: int) -> RowTooLongError:
+    """The error for a row of more than `longest` bytes."""
+    return RowTooLongError(
+        f'the row has over {longest >> 20} MiB of text. Is a quote (") not closed, or '
+        "is this no table?"
+    )
 
 
 def _row(table: Table, line: int, cells: list[str]) -> Row:

@@ -22,8 +22,12 @@ _ERRORS: tuple[type[Exception], ...] = (
     lzma.LZMAError,
     zipfile.BadZipFile,
 )
-# Compressed bytes; gz can decompress to a thousand times as many.
+# Compressed bytes that are read at a time.
 READ_BYTES = 256 << 10
+# Bytes that are decompressed at a time. Zstandard can decompress 4 bytes to 128 KiB.
+UNPACKED_BYTES = 1 << 20
+# An xz file names the memory that its decompressor needs, up to 4 GiB; `xz -9` 65 MiB.
+XZ_MEMORY_BYTES = 256 << 20
 _ZIP = b"PK\x03\x04"
 # Number of first bytes that identify a format.
 MAGIC_BYTES = 6
@@ -49,7 +53,8 @@ def unpacked(stream: IO[bytes], digest: Digest | None) -> Iterator[bytes]:
 
     Raises:
       EOFError: The stream is truncated, or has foreign bytes at its end.
-      UnreadableError: A library is missing, or a zip does not hold exactly one file.
+      UnreadableError: A library is missing, a zip does not hold exactly one file, or
+        an xz needs more than `XZ_MEMORY_BYTES`.
       zlib.error, lzma.LZMAError, OSError: It is damaged; see `errors`.
     """
     with stream:
@@ -93,11 +98,31 @@ def _unpack(
             if _unpacker(data) is None:
                 raise EOFError
             unpacker = make()
-        yield unpacker.decompress(data)
+        yield from _decompressed(unpacker, data)
         data = unpacker.unused_data if unpacker.eof else b""
         data = data or next(rest, b"")
     if not unpacker.eof:
         raise EOFError
+
+
+def _decompressed(unpacker: Any, data: bytes) -> Iterator[bytes]:
+    """All that these bytes decompress to, at most `UNPACKED_BYTES` at a time."""
+    while True:
+        try:
+            text = unpacker.decompress(data, UNPACKED_BYTES)
+        except lzma.LZMAError as error:
+            if "Memory usage limit" not in str(error):
+                raise
+            raise UnreadableError(
+                "this is an xz file that needs over "
+                f"{XZ_MEMORY_BYTES >> 20} MiB to decompress. Compress it again, with "
+                "`xz -9` at most."
+            ) from error
+        yield text
+        # zlib returns what it did not use; the others keep it.
+        data = getattr(unpacker, "unconsumed_tail", b"")
+        if unpacker.eof or not (data or len(text) == UNPACKED_BYTES):
+            return
 
 
 def _of_zip(stream: IO[bytes], start: bytes, digest: Digest | None) -> Iterator[bytes]:
@@ -137,6 +162,12 @@ def _only_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
         )
     if members[0].flag_bits & 1:
         raise UnreadableError("this zip is encrypted. Unpack it first.")
+    # `zipfile` limits what it decompresses at a time for these two only.
+    if members[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UnreadableError(
+            f"this zip uses compression method {members[0].compress_type}; only "
+            "deflate (8) is read. Unpack it first."
+        )
     return members[0]
 
 
@@ -168,6 +199,10 @@ def _gzip() -> Any:
     return inflate.decompressobj(16 + zlib.MAX_WBITS)
 
 
+def _xz() -> Any:
+    return lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)
+
+
 def _zstandard() -> Any:
     return _module("Zstandard", "compression.zstd", "backports.zstd").ZstdDecompressor()
 
@@ -191,7 +226,7 @@ def _module(format_name: str, name: str, package: str) -> Any:
 _FORMATS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
     (b"\x1f\x8b", _gzip),
     (b"BZh", bz2.BZ2Decompressor),
-    (b"\xfd7zXZ\0", lzma.LZMADecompressor),
+    (b"\xfd7zXZ\0", _xz),
     (b"\x28\xb5\x2f\xfd", _zstandard),
     (b"\x04\x22\x4d\x18", _lz4),
 )

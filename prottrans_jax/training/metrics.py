@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from rich import progress
 
-from prottrans_jax.files import appending, paths
+from prottrans_jax.files import appending, json_text, paths
 from prottrans_jax.training import logged_steps
 
 Scalars = logged_steps.Scalars
@@ -244,7 +244,7 @@ def _read_lines(content: bytes) -> tuple[list[tuple[dict, bytes]], list[int]]:
     records, bad_lines = [], []
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
-            record = json.loads(line)
+            record = json_text.parse(line)
             if not isinstance(record["step"], int):
                 raise ValueError
             records.append((record, line + b"\n"))

@@ -88,6 +88,10 @@ def test_every_fault_of_a_file_is_listed(given, tmp_path, capsys):
         ("model: true", "model: True: expected text in quotes"),
         ("revision: 1.10", "revision: 1.1: expected text in quotes"),
         ("model: {a: b}", "model: {'a': 'b'}: expected text in quotes"),
+        ("model: !!python/object/apply:os.system [id]", "neither YAML nor JSON"),
+        ("a: &x [1]\nmodel: [*x, *x]", "line 2: aliases such as *x are not supported"),
+        ("model: " + "[" * 3000, "its brackets are nested too deeply"),
+        ("model: " + "x" * (1 << 20), "a file of flags has at most 1,048,576"),
     ],
 )
 def test_fault_of_a_file_is_one_line(given, tmp_path, capsys, text, words):

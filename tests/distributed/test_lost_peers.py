@@ -161,3 +161,35 @@ def test_nobody_is_accused_where_all_are_at_one_step(tmp_path):
     with zero, one:
         time.sleep(0.5)
         assert zero.report_hang() == ""
+
+
+def test_connections_without_the_token_of_the_run_are_closed(tmp_path):
+    run = Run(2, tmp_path)
+    with run.peers(0):
+        address = run.address.get(timeout=20)
+        host, port, token = address.rsplit(":", 2)
+        guess = "0" * len(token)
+        for hello in (b"1 host1\nstop all\n", f"{guess} 1 host1\nstop\n".encode()):
+            with socket.create_connection((host, int(port)), timeout=20) as stranger:
+                stranger.sendall(hello)
+                try:
+                    assert stranger.recv(1) == b""
+                except ConnectionError:  # Closed before all was read.
+                    pass
+        # One that says nothing does not keep the others out.
+        with socket.create_connection((host, int(port)), timeout=20):
+            run.address.put(address)
+            with run.peers(1):
+                time.sleep(0.5)
+                assert run.ended[0].empty() and run.ended[1].empty()
+    assert run.ended[0].empty() and run.ended[1].empty()
+
+
+def test_an_endless_first_line_is_not_collected(tmp_path):
+    run = Run(2, tmp_path)
+    with run.peers(0):
+        host, port, _ = run.address.get(timeout=20).rsplit(":", 2)
+        with socket.create_connection((host, int(port)), timeout=20) as stranger:
+            with pytest.raises(OSError):
+                for _ in range(10_000):
+                    stranger.sendall(b"x" * 10_000)

@@ -1,5 +1,6 @@
 """Folders in Hugging Face's layout. Oracle: transformers and files it wrote."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -472,3 +473,52 @@ def test_another_table_under_a_tied_name_is_refused(tmp_path):
     safetensors.save(path, arrays)
     with pytest.raises(ValueError, match=r"lm_head\.weight differs from"):
         huggingface.read(tmp_path)
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_weights_are_compared_with_the_sha256_that_is_given(tmp_path):
+    path, *_ = huggingface.write(tmp_path / "one", T5, random_params(T5))
+    assert_same(
+        huggingface.read(tmp_path / "one", sha256=digest(path)).params,
+        random_params(T5),
+    )
+    with pytest.raises(ValueError, match=f"{path} has the SHA-256 {digest(path)}, not"):
+        huggingface.read(tmp_path / "one", sha256="0" * 64)
+    with pytest.raises(ValueError, match="a SHA-256 has 64 hexadecimal digits"):
+        huggingface.read(tmp_path / "one", sha256="abc")
+
+
+def test_every_shard_has_its_sha256(tmp_path):
+    paths = huggingface.write(
+        tmp_path / "x", T5, random_params(T5), max_shard_bytes=10_000
+    )
+    assert len(paths) > 1
+    given = [digest(path) for path in paths]
+    huggingface.read(tmp_path / "x", sha256=",".join(given))
+    with pytest.raises(ValueError, match=rf"has 1 digests, .* {len(paths)} files"):
+        huggingface.read(tmp_path / "x", sha256=given[0])
+    with pytest.raises(ValueError, match=f"{paths[0]} has the SHA-256"):
+        huggingface.read(tmp_path / "x", sha256=",".join([given[1], *given[1:]]))
+
+
+def test_a_download_without_revision_names_the_commit(tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "cache/models--Rostlab--prot_bert/snapshots/a1b2c3d"
+    huggingface.write(folder, T5, random_params(T5))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    hub = types.SimpleNamespace(
+        model_info=lambda *_, **__: types.SimpleNamespace(siblings=[]),
+        snapshot_download=lambda *_, **__: str(folder),
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    huggingface.find("prot_bert", download=True)
+    assert "--revision a1b2c3d" in caplog.text
+
+
+def test_nothing_is_fetched_unless_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match="or pass download=True"):
+        huggingface.read("prot_bert")

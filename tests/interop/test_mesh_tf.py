@@ -149,6 +149,16 @@ def test_encoder_alone_and_what_is_not_there(tmp_path):
         mesh_tf.read(tmp_path / "empty")
 
 
+def test_a_damaged_index_is_named(tmp_path, tf):
+    mesh_tf.write(tmp_path, TINY, random_params(TINY))
+    index = next(tmp_path.glob("*.index"))
+    data = index.read_bytes()
+    for content in (data[:-9], data[:40] + bytes(60) + data[100:], b"x" * 999):
+        index.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{index.with_suffix('')} is damaged, or"):
+            mesh_tf.read(tmp_path)
+
+
 def test_another_model_is_refused_by_name(tmp_path, tf):
     tf.raw_ops.SaveV2(
         prefix=str(tmp_path / "model.ckpt-1"),

@@ -254,3 +254,31 @@ def test_real_heads_of_another_group_are_read(shared):
     assert set(ours) == set(theirs)
     for name, tensor in theirs.items():
         assert np.array_equal(ours[name], tensor.numpy())
+
+
+def zip_of(path, text, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", text)
+
+
+def test_a_memo_index_beyond_the_file_is_refused(tmp_path):
+    # `pickle` would allocate room for 2^32 objects.
+    text = b"\x80\x02Nr\xff\xff\xff\x7f."
+    zip_of(tmp_path / "zip.bin", text)
+    (tmp_path / "legacy.bin").write_bytes(text)
+    for name in ("zip.bin", "legacy.bin"):
+        with pytest.raises(ValueError, match="LONG_BINPUT 2147483647 in a file of"):
+            torch_files.load_tree(tmp_path / name)
+
+
+def test_a_compressed_pickle_is_refused(tmp_path):
+    zip_of(tmp_path / "x.bin", b"\x80\x02]" + b"N" * 10**6 + b".", zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"data.pkl is compressed"):
+        torch_files.load_tree(tmp_path / "x.bin")
+
+
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.zeros(1).expand(10**9, 10**9)}, tmp_path / "x.bin")
+    with pytest.raises(ValueError, match=r"a tensor of 10{18} elements over"):
+        torch_files.load(tmp_path / "x.bin")

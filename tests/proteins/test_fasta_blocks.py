@@ -42,6 +42,8 @@ def test_an_invalid_character_is_named(text, line, column, char):
         (b"a\0b", "control character in a header"),
         (b"a b\0", "control character in a header"),
         (b"\xe9tude", "header is not UTF-8"),
+        (b"a\x1b[2Jb", "control character in a header"),
+        (b"x" * 4097, "id too long"),
     ],
 )
 def test_headers_that_are_refused(header, reason):

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from cases import stream_cases
-from prottrans_jax.proteins import fasta, fasta_blocks, fasta_problems
+from prottrans_jax.proteins import fasta, fasta_blocks, fasta_problems, unpacking
 
 TEXT = b">a first\nMKV\n>b\nACD\n"
 PROTEINS = [("a", b"MKV"), ("b", b"ACD")]
@@ -207,3 +207,74 @@ def test_blocks_of_a_table_do_not_change_its_records(tmp_path, size):
         names += parsed.names
         lines += parsed.lines
     assert lines == list(range(2, 32)) and len(set(names)) == 30
+
+
+@pytest.fixture
+def limit(monkeypatch):
+    """A lower limit for the text of a record: 4 MiB."""
+    monkeypatch.setattr(fasta, "MAX_RECORD_BYTES", 4 << 20)
+
+
+@pytest.mark.usefixtures("limit")
+@pytest.mark.parametrize("pack", [*PACKERS, lambda data: make_zip(x__fasta=data)])
+def test_a_packed_file_of_one_endless_record_ends_with_its_limit(tmp_path, pack):
+    path = tmp_path / "x"
+    path.write_bytes(pack(b">a\n" + b"A" * (9 << 20)))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(fasta_problems.FastaError, match="'a' has over 4 MiB of text"):
+        list(fasta.blocks(path))
+
+
+@pytest.mark.parametrize("pack", PACKERS)
+def test_packed_files_are_unpacked_in_pieces_of_bounded_size(pack):
+    size = 5 * unpacking.UNPACKED_BYTES + 7
+    stream = io.BytesIO(pack(b"A" * size))
+    pieces = [len(piece) for piece in unpacking.unpacked(stream, None)]
+    assert sum(pieces) == size
+    assert max(pieces) <= unpacking.UNPACKED_BYTES
+
+
+def test_zip_with_a_method_that_is_unpacked_at_once_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("x.fasta", TEXT)
+    with pytest.raises(fasta_problems.FastaError, match="compression method 12"):
+        read(tmp_path / "x.zip", buffer.getvalue())
+
+
+def test_zip_members_are_never_written_to_their_paths(tmp_path):
+    data = make_zip(**{"../../x__fasta": TEXT})
+    assert read(tmp_path / "x.zip", data) == (PROTEINS, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
+
+
+def test_xz_that_needs_gigabytes_to_unpack_is_refused(tmp_path):
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30}]
+    data = lzma.compress(TEXT, filters=filters)
+    with pytest.raises(fasta_problems.FastaError, match="over 256 MiB to decompress"):
+        read(tmp_path / "x.xz", data)
+
+
+@pytest.mark.usefixtures("limit")
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a," + b"A" * (5 << 20),
+        b'a,"A\n' + b"A\n" * (3 << 20),
+        b"a," + (b'"' + b"A" * 9 + b'\n",') * (1 << 19),
+    ],
+    ids=["one long line", "a quote that stays open", "many cells of two lines"],
+)
+def test_endless_row_of_a_table_ends_with_its_limit(tmp_path, text):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"id,sequence\n" + text)
+    with pytest.raises(fasta_problems.FastaError, match=r":2: .* over 4 MiB of text"):
+        list(fasta.blocks(path))
+
+
+@pytest.mark.usefixtures("limit")
+def test_endless_comments_end_with_their_limit(tmp_path):
+    path = tmp_path / "x.fasta"
+    path.write_bytes(b";" + b"A" * (9 << 20))
+    with pytest.raises(fasta_problems.FastaError, match="no '>' header in the first 4"):
+        list(fasta.blocks(path))

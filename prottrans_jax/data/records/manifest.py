@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from typing import Any, Self
 
-from prottrans_jax.files import digests, paths
+from prottrans_jax.files import digests, json_text, paths
 
 FILE = "manifest.json"
 FORMAT_VERSION = 1
@@ -85,7 +84,7 @@ class Manifest:
         except OSError as e:
             raise ValueError(f"{path} cannot be read: {e.strerror}.") from e
         try:
-            raw = json.loads(data)
+            raw = json_text.parse(data)
             splits = {
                 name: SplitInfo(
                     **{**split, "shards": tuple(Shard(**s) for s in split["shards"])}

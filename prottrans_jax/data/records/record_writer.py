@@ -26,6 +26,7 @@ from prottrans_jax.files import (
     buckets,
     digests,
     folders,
+    json_text,
     locks,
     ownership,
     paths,
@@ -382,7 +383,7 @@ def _refuse_foreign(folder: paths.Place) -> None:
 def _has_manifest(folder: paths.Place) -> bool:
     """Whether a folder has a manifest of this program; it may be damaged."""
     try:
-        content = json.loads((folder / manifest_lib.FILE).read_bytes())
+        content = json_text.parse((folder / manifest_lib.FILE).read_bytes())
     except OSError:
         return False
     except ValueError:  # Damaged: recognised by the names of the other files.

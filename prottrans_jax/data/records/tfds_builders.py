@@ -211,6 +211,11 @@ class Bfd(FastaBuilder):
             return
         with archive:
             for member in archive:
+                if member.issym() or member.islnk():
+                    raise ValueError(
+                        f"{path}: {member.name} is a link, which is not followed. Give "
+                        "an archive of files."
+                    )
                 content = archive.extractfile(member)
                 if content is not None and member.name.endswith("_a3m.ffdata"):
                     name = f"{path}/{member.name}"

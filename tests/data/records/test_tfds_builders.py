@@ -115,6 +115,18 @@ def test_bfd_is_read_from_its_archive(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_links_in_the_archive_are_not_followed(tmp_path, kind):
+    manual = tmp_path / "manual"
+    manual.mkdir()
+    with tarfile.open(manual / tfds_builders.BFD_ARCHIVE, "w:gz") as archive:
+        info = tarfile.TarInfo("x_a3m.ffdata")
+        info.type, info.linkname = kind, str(tmp_path / "secret")
+        archive.addfile(info)
+    with pytest.raises(ValueError, match=r"x_a3m.ffdata is a link"):
+        build(tfds_builders.Bfd, tmp_path, manual)
+
+
 def test_tfds_build_on_the_command_line(tmp_path):
     (tmp_path / "uniref100.fasta").write_bytes(FASTA)
     pytest.importorskip("mlcroissant", reason="the tfds command needs mlcroissant")
