@@ -7,6 +7,7 @@ import pytest
 
 from prottrans_jax import cli, printable
 from prottrans_jax.embed import writers
+from prottrans_jax.proteins import fasta, fasta_problems
 
 CLEAR = "\x1b[2J\x1b]0;title\x07"
 
@@ -27,13 +28,14 @@ def test_control_and_invisible_characters_are_shown_as_escapes(text, shown):
     assert printable.plain(text) == shown
 
 
-def test_an_id_with_escape_sequences_is_refused_and_shown_escaped(tmp_path, capfd):
+def test_an_id_with_escape_sequences_is_refused_and_shown_escaped(tmp_path):
     source = tmp_path / "x.fasta"
     source.write_text(f">a{CLEAR}\nMKV\n")
-    output = ["-o", str(tmp_path / "x.h5"), "-m", str(tmp_path)]
-    assert cli.main(["embed", "-i", str(source), *output]) != 0
-    printed = "".join(capfd.readouterr())
-    assert "\x1b" not in printed
+    with pytest.raises(fasta_problems.FastaError) as error:
+        list(fasta.read([source]))
+    assert r"a\x1b[2J" in str(error.value) and "\x1b" not in str(error.value)
+    # The name goes into the lists of records that are left out.
+    assert error.value.problem.name == r"a\x1b[2J\x1b]0;title\x07"
 
 
 def test_keys_with_escape_sequences_are_shown_escaped(tmp_path, capfd):
@@ -61,4 +63,4 @@ def test_names_in_the_log_are_shown_escaped(caplog):
     handler = absl_logging.get_absl_handler()
     record = logging.LogRecord("x", logging.WARNING, "", 1, "%s", (CLEAR,), None)
     handler.filter(record)
-    assert record.getMessage() == printable.plain(CLEAR)
+    assert record.getMessage() == r"\x1b[2J\x1b]0;title\x07"

@@ -16,6 +16,7 @@ import errno
 import json
 import math
 import os
+import pathlib
 from typing import Any
 
 from absl import logging
@@ -107,6 +108,13 @@ def problem(directory: epath.Path) -> str | None:
 
     def check(name: str) -> str | None:
         expected = files[name]
+        place = pathlib.PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts:
+            return f"{path}: names {name}, which is outside the step"
+        file = pathlib.Path(directory / name)
+        if file.exists() and not file.is_file():
+            # Reading a device or a pipe would not end.
+            return f"{file}: not a regular file"
         try:
             digest = digests.read(directory / name)
         except OSError as error:

@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from prottrans_jax import printable
 from prottrans_jax.proteins import fasta_problems, vocabulary
 
 PARSE_BYTES = 256 << 10
@@ -182,7 +183,8 @@ def _parse_record(
     shown += "..." * (len(name) > _SHOWN_BYTES)
 
     def problem(at: int, reason: str, detail: str) -> fasta_problems.Problem:
-        return fasta_problems.Problem(path, at, shown, reason, detail)
+        # The name is listed in files and on the terminal.
+        return fasta_problems.Problem(path, at, printable.plain(shown), reason, detail)
 
     if not name:
         return problem(line, "header without an id", "header without an id after '>'.")

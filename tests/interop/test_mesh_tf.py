@@ -149,7 +149,8 @@ def test_encoder_alone_and_what_is_not_there(tmp_path):
         mesh_tf.read(tmp_path / "empty")
 
 
-def test_a_damaged_index_is_named(tmp_path, tf):
+@pytest.mark.usefixtures("tf")
+def test_a_damaged_index_is_named(tmp_path):
     mesh_tf.write(tmp_path, TINY, random_params(TINY))
     index = next(tmp_path.glob("*.index"))
     data = index.read_bytes()

@@ -4,6 +4,7 @@ from collections import OrderedDict
 import io
 import os
 import pickle
+import struct
 import zipfile
 
 import ml_dtypes
@@ -278,7 +279,16 @@ def test_a_compressed_pickle_is_refused(tmp_path):
 
 
 def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
-    torch = pytest.importorskip("torch")
-    torch.save({"a": torch.zeros(1).expand(10**9, 10**9)}, tmp_path / "x.bin")
+    # _rebuild_tensor_v2(storage of 1 float, offset 0, shape, strides (0, 0))
+    storage = (
+        b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQ"
+    )
+    shape = 2 * (b"J" + struct.pack("<i", 10**9)) + b"\x86"
+    text = b"\x80\x02}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n(" + storage
+    text += b"K\0" + shape + b"K\0K\0\x86tRs."
+    path = tmp_path / "x.bin"
+    zip_of(path, text)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/0", bytes(4))
     with pytest.raises(ValueError, match=r"a tensor of 10{18} elements over"):
-        torch_files.load(tmp_path / "x.bin")
+        torch_files.load(path)
