@@ -33,8 +33,11 @@ class _FullDisk:
 class _DiskFull:
     """A writer that lets no file grow from a step on, until another one.
 
-    It waits for saves to end, so that they fail while the disk is full.
+    It waits for saves to end, so that they fail while the disk is full. The limit leaves
+    room for the log, not for the arrays of a checkpoint.
     """
+
+    _ROOM = 16_000
 
     def __init__(self, first, last):
         self._full = range(first, last + 1)
@@ -45,7 +48,7 @@ class _DiskFull:
             for thread in threading.enumerate():
                 if thread.name == "async_save":
                     thread.join()
-        size = 4_000 if step in self._full else self._limits[0]
+        size = self._ROOM if step in self._full else self._limits[0]
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, self._limits[1]))
 
     def close(self):
