@@ -33,8 +33,8 @@ class _FullDisk:
 class _DiskFull:
     """A writer that lets no file grow from a step on, until another one.
 
-    It waits for saves to end, so that they fail while the disk is full. The limit leaves
-    room for the log, not for the arrays of a checkpoint.
+    It waits for saves to end, so that they fail while the disk is full. The limit
+    leaves room for the log, not for the arrays of a checkpoint.
     """
 
     _ROOM = 16_000
