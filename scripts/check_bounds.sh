@@ -51,7 +51,8 @@ build_wheel() { # Once for each Python: the kernels are compiled for it.
 
 nothing_replaced() { # Fails and names what pip would replace in the environment $1.
   "$1/bin/pip" install -q --dry-run --report="$1/report.json" "$2"
-  "$1/bin/python" - "$1/report.json" <<'PYTHON'
+  # -I: the egg-info of a checkout in the current folder is not installed.
+  "$1/bin/python" -I - "$1/report.json" <<'PYTHON'
 from importlib import metadata
 import json
 import sys
