@@ -198,7 +198,7 @@ def model_dir_of(command: Sequence[str]) -> str | None:
     Reads --model_dir, --gin.MODEL_DIR and --gin_bindings="MODEL_DIR = ...". As in the
     run, --model_dir takes precedence, and of several bindings the last.
     """
-    found: dict[str, str] = {}
+    model_dirs: dict[str, str] = {}
     words = list(command)
     for index, word in enumerate(words):
         flag, equals, value = word.partition("=")
@@ -212,8 +212,8 @@ def model_dir_of(command: Sequence[str]) -> str | None:
             if macro.strip() != "MODEL_DIR" or not equals:
                 continue
         kind = "flag" if name == "model_dir" else "binding"
-        found[kind] = value.strip() if kind == "flag" else _unquoted(value)
-    return found.get("flag") or found.get("binding")
+        model_dirs[kind] = value.strip() if kind == "flag" else _unquoted(value)
+    return model_dirs.get("flag") or model_dirs.get("binding")
 
 
 def _unquoted(value: str) -> str:

@@ -103,16 +103,16 @@ def _url(path: str, args: tuple, kwargs: dict[str, Any]) -> str:
     """URL of the object or bucket of a request."""
     if args:
         return "gs://" + "/".join(str(arg) for arg in args[:2])
-    found = re.search(r"/b/([^/]+)/o(?:/([^?]+))?", path)
-    if not found:
+    match = re.search(r"/b/([^/]+)/o(?:/([^?]+))?", path)
+    if not match:
         return path
     # The name of an upload is in its body or query.
     data = kwargs.get("data")
     start = bytes(data[:4096]) if isinstance(data, bytes | bytearray) else b""
     named = re.search(rb'"name": "([^"]+)"', start)
-    key = found[2] or (named[1].decode() if named else kwargs.get("name", ""))
+    key = match[2] or (named[1].decode() if named else kwargs.get("name", ""))
     key = key or (kwargs.get("json") or {}).get("name", "")
-    return f"gs://{found[1]}/{urllib.parse.unquote(key)}"
+    return f"gs://{match[1]}/{urllib.parse.unquote(key)}"
 
 
 def _explained(error: Exception, method: str, url: str) -> OSError:

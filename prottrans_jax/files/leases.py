@@ -116,10 +116,10 @@ class Lease:
 
     def _take(self) -> str:
         while True:
-            found = self._store.read_version(self._name)
+            stored = self._store.read_version(self._name)
             version = None
-            if found is not None:
-                content, version = found
+            if stored is not None:
+                content, version = stored
                 self._wait_for_end_of(content, version)
             taken = self._store.write_version(self._name, self._content(), version)
             if taken is not None:
@@ -146,10 +146,10 @@ class Lease:
         deadline = time.monotonic() + expires_s
         while time.monotonic() < deadline:
             time.sleep(min(_POLL_S, expires_s / 10))
-            found = self._store.read_version(self._name)
-            if found is None or found[1] != version:
+            stored = self._store.read_version(self._name)
+            if stored is None or stored[1] != version:
                 # Renewed, taken by another process, or released just now.
-                raise HeldError(content if found is None else found[0])
+                raise HeldError(content if stored is None else stored[0])
 
     def _keep_renewing(self) -> None:
         while not self._closed.wait(self._renew_s):
@@ -170,12 +170,12 @@ class Lease:
             if version is not None:
                 self._version = version
                 return
-            found = self._store.read_version(self._name)
-            holder = _holder(found[0]) if found else {}
+            stored = self._store.read_version(self._name)
+            holder = _holder(stored[0]) if stored else {}
             if holder.get("token") == self._holder["token"]:
                 # An earlier write was made, and only its answer was lost.
-                assert found is not None
-                self._version = found[1]
+                assert stored is not None
+                self._version = stored[1]
                 return
             self._lost = (
                 f"to process {holder.get('pid')} on {holder.get('host')}"

@@ -1,9 +1,12 @@
 """Python processes and free ports for tests."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 
 def free_port():
@@ -36,3 +39,16 @@ def finish(process, timeout_s=120):
         process.kill()
         output, _ = process.communicate()
     return process.returncode, output
+
+
+def kill_once(log, step, marker):
+    """SIGKILL to this process when `log` has the step, unless `marker` exists."""
+
+    def kill():
+        while not (log.exists() and f'"step": {step}' in log.read_text()):
+            time.sleep(0.001)
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if not marker.exists():
+        threading.Thread(target=kill, daemon=True).start()

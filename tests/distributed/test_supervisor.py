@@ -204,18 +204,13 @@ def test_a_wrong_use_is_one_line(arguments, said):
 
 # A tiny training that kills itself with -9 the first time it has logged step 3.
 KILLED = """
-import os, pathlib, signal, sys, threading, time
+import pathlib, sys
 sys.path.insert(0, sys.argv[2])
-from cases import runs, trainer_cases
+from cases import process_cases, runs, trainer_cases
 folder = pathlib.Path(sys.argv[1])
-log, marker = folder / "run" / "metrics.jsonl", folder / "killed"
-def kill():
-    while not (log.exists() and '"step": 3' in log.read_text()):
-        time.sleep(0.001)
-    marker.touch()
-    os.kill(os.getpid(), signal.SIGKILL)
-if not marker.exists():
-    threading.Thread(target=kill, daemon=True).start()
+process_cases.kill_once(
+    folder / "run" / "metrics.jsonl", 3, folder / "killed"
+)
 arguments = trainer_cases.arguments(folder, total_steps=6, evaluation_period=6)
 sys.exit(runs.train(**arguments | {"logs_period": 1}).exit_code)
 """
@@ -239,22 +234,16 @@ def test_a_training_killed_by_signal_9_is_resumed_to_its_last_step(tmp_path):
 # One host of a run of two. Host 1 kills itself with -9 the first time it has logged
 # step 3, as does host 0 at step 7.
 HOST = """
-import os, pathlib, signal, sys, threading, time
+import pathlib, sys, time
 sys.path.insert(0, sys.argv[2])
 folder, host, port = pathlib.Path(sys.argv[1]), int(sys.argv[3]), sys.argv[4]
-from cases import runs, trainer_cases
+from cases import process_cases, runs, trainer_cases
 from prottrans_jax import partitioning
 from prottrans_jax.distributed import start
 start.initialize(f"localhost:{port}", 2, host, timeout_s=60)
-log, marker = folder / "run" / "metrics.jsonl", folder / f"killed.{host}"
-step = {0: 7, 1: 3}[host]
-def kill():
-    while not (log.exists() and f'"step": {step}' in log.read_text()):
-        time.sleep(0.001)
-    marker.touch()
-    os.kill(os.getpid(), signal.SIGKILL)
-if not marker.exists():
-    threading.Thread(target=kill, daemon=True).start()
+process_cases.kill_once(
+    folder / "run" / "metrics.jsonl", {0: 7, 1: 3}[host], folder / f"killed.{host}"
+)
 class Slow(trainer_cases.Batches):
     def features(self, index, rng):
         time.sleep(0.1)

@@ -119,19 +119,14 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
 
 # A training that kills itself with -9 the first time it has logged step 58.
 KILLED = """
-import os, pathlib, signal, sys, threading, time
+import os, pathlib, sys, time
 sys.path.insert(0, sys.argv[2])
-from cases import runs, trainer_cases
+from cases import process_cases, runs, trainer_cases
 from prottrans_jax.training import goodput
 folder = pathlib.Path(sys.argv[1])
-log, marker = folder / "run" / "metrics.jsonl", folder / "killed"
-def kill():
-    while not (log.exists() and '"step": 58' in log.read_text()):
-        time.sleep(0.001)
-    marker.touch()
-    os.kill(os.getpid(), signal.SIGKILL)
-if not marker.exists():
-    threading.Thread(target=kill, daemon=True).start()
+process_cases.kill_once(
+    folder / "run" / "metrics.jsonl", 58, folder / "killed"
+)
 class Slow(trainer_cases.Batches):
     def features(self, index, rng):
         time.sleep(0.05)
