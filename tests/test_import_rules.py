@@ -116,7 +116,11 @@ ROOMS = {
     "config": "data files",
     "embed": "costs files interop kernels proteins types",
     "encoders": "checkpoints embed files interop kernels layers proteins types",
-    "commands": "checkpoints distributed embed encoders files interop kernels proteins",
+    "downstream": "embed encoders files interop layers models proteins types",
+    "commands": (
+        "checkpoints distributed downstream embed encoders files interop kernels "
+        "proteins"
+    ),
 }
 SHARED_MODULES = {
     "prottrans_jax.config.setting_types",
