@@ -5,6 +5,6 @@ verify), `models` (models, export) and `supervising` (supervise). `console` has 
 parser and messages, `configuration` reads flags from a file, `progress` prints the
 progress line.
 
-May import checkpoints, distributed, downstream, embed, encoders, files, interop, kernels and
-proteins. No TensorFlow, no gin.
+May import checkpoints, distributed, downstream, embed, encoders, files, interop,
+kernels and proteins. No TensorFlow, no gin.
 """

@@ -59,7 +59,7 @@ class LabelledProtein:
     id: str
     residues: str
     labels: Int[np.ndarray, "*length"] | Float[np.ndarray, "*length"]
-    mask: Bool[np.ndarray, "length"] | None
+    mask: Bool[np.ndarray, " length"] | None
     split: str
     place: str
 
