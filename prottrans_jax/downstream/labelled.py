@@ -20,7 +20,7 @@ class Task:
       level: "residue": a label for each residue; "protein": one for each protein.
       classes: Names of the classes, in the order of their indices; empty for a
         regression.
-      metric: Name of the main metric, a key of `metrics.METRICS`.
+      metric: Name of the main metric, a key of `prediction_metrics.METRICS`.
       source: Publication or file that defines the classes and their order.
     """
 
@@ -81,7 +81,7 @@ class LabelledSet:
       task: The task.
       proteins: In the order of the files.
       notes: A line for each thing that a reader left out or decided, with its count,
-        e.g. "1,022 proteins of unknown membrane class left out (--unknown=drop)".
+        e.g. "1,022 proteins with an unknown label ('U') left out (unknown=drop)".
     """
 
     task: Task

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from prottrans_jax.proteins import plurals
 
-# Names of columns in lower case, with blanks for "_" and "-", by precedence.
-_IDS = (
+# Names of columns, as `column_name` gives them, by precedence.
+ID_COLUMNS = (
     *("entry", "accession", "id", "identifier", "protein id", "sequence id", "seq id"),
     *("uniprot id", "uniprot", "primary accession", "name", "protein", "header"),
 )
-_SEQUENCES = (
+SEQUENCE_COLUMNS = (
     *("sequence", "seq", "protein sequence", "amino acid sequence", "aa sequence"),
     "residues",
 )
@@ -78,8 +78,8 @@ def recognise(first_line: bytes) -> Table | None:
         row = next(csv.reader([text.rstrip("\r\n")], delimiter=delimiter), [])
         if len(row) < 2:
             continue
-        names = [" ".join(_plain(cell).split()) for cell in row]
-        name, sequence = _first(_IDS, names), _first(_SEQUENCES, names)
+        names = [column_name(cell) for cell in row]
+        name, sequence = _first(ID_COLUMNS, names), _first(SEQUENCE_COLUMNS, names)
         if name is None and sequence is None:
             continue
         table = Table(
@@ -95,8 +95,9 @@ def recognise(first_line: bytes) -> Table | None:
     return best
 
 
-def _plain(cell: str) -> str:
-    return cell.strip().lower().replace("_", " ").replace("-", " ")
+def column_name(cell: str) -> str:
+    """Name of a column as compared: lower case, with single blanks for "_" and "-"."""
+    return " ".join(cell.lower().replace("_", " ").replace("-", " ").split())
 
 
 def _first(candidates: tuple[str, ...], names: list[str]) -> int | None:
