@@ -45,9 +45,12 @@ def read(name: str, stem: str, lines: Sequence[str]) -> records.Contents:
     key = records.first(records.IDS, dict.fromkeys(names))
     csv.field_size_limit(max(csv.field_size_limit(), max(map(len, lines)) + 1))
     # Tab-separated tables have no quoting.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting)
-    found = []
+    reader = csv.reader(
+        lines,
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
+    )
+    found: list[records.Record] = []
     line = 1
     for cells in reader:
         at, line = line, reader.line_num + 1

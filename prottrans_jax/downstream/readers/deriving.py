@@ -19,7 +19,7 @@ def choose(
     task: labelled.Task | str | None,
     classes: bool | None,
 ) -> Choice:
-    """The task, the column with its labels, and notes; arguments as `reading.read`.
+    """The task, the column with its labels, and notes; arguments as `label_files.read`.
 
     Raises:
       ValueError: No column holds labels of the task, or several tasks have labels.
@@ -93,8 +93,8 @@ def _derive(found: records.Contents, name: str, classes: bool | None) -> Choice:
     if len(names) > MAX_CLASSES:
         raise ValueError(
             f"{name}: the column {column} has {len(names):,} different labels, more "
-            f"than {MAX_CLASSES:,}: {', '.join(names[:3])}, ... Labels of residues must "
-            "be as long as the sequence; numbers must be numbers in every record."
+            f"than {MAX_CLASSES:,}: {', '.join(names[:3])}, ... Labels of residues "
+            "must be as long as the sequence; numbers must be numbers in every record."
         )
     task = labelled.Task(
         column.replace(" ", "_"),

@@ -43,7 +43,7 @@ def read(folder: paths.Place) -> records.Contents:
     mask_file = next((fasta[name] for name in _MASKS if name in fasta), None)
     masks = _bodies(folder / mask_file) if mask_file else {}
     place = folder / fasta[labels[0]]
-    found = []
+    found: list[records.Record] = []
     columns: dict[str, None] = {}
     for entry in labelled_fasta.entries(str(place), text_files.lines(place)):
         identifier, _, description = entry.header.partition(" ")

@@ -24,7 +24,7 @@ def read(name: str, stem: str, lines: Sequence[str]) -> records.Contents:
     Raises:
       ValueError: A line is not a JSON object, or has no sequence.
     """
-    found = []
+    found: list[records.Record] = []
     columns: dict[str, None] = {}
     num_without_id = 0
     for number, line in enumerate(lines, 1):

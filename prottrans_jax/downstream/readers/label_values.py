@@ -92,8 +92,8 @@ def numbers(
         if converted is None or math.isinf(converted):
             raise ValueError(
                 record.problem(
-                    f"label {value!r}{_at(at, values)} is not a finite number. Leave it "
-                    "empty (JSON: null) if there is none."
+                    f"label {value!r}{_at(at, values)} is not a finite number. Leave "
+                    "it empty (JSON: null) if there is none."
                 )
             )
         found[at] = math.nan if converted == missing else converted
@@ -129,9 +129,9 @@ def classes(
         if index is None:
             raise ValueError(
                 record.problem(
-                    f"label {str(value)!r}{_at(at, values)} is no class of {task.name}: "
-                    f"{', '.join(task.classes)}. (A column named label has its own "
-                    "classes.)"
+                    f"label {str(value)!r}{_at(at, values)} is no class of "
+                    f"{task.name}: {', '.join(task.classes)}. (A column named label "
+                    "has its own classes.)"
                 )
             )
         found[at] = index
@@ -169,9 +169,9 @@ def check_length(record: records.Record, column: str, length: int, wanted: int) 
     if length != wanted:
         raise ValueError(
             record.problem(
-                f"{column} has {length:,} values, the sequence {wanted:,} residues. Give "
-                "one for each residue: a string as long as the sequence, or values "
-                "separated by blanks, commas or semicolons."
+                f"{column} has {length:,} values, the sequence {wanted:,} residues. "
+                "Give one for each residue: a string as long as the sequence, or "
+                "values separated by blanks, commas or semicolons."
             )
         )
 

@@ -35,7 +35,9 @@ def entries(name: str, lines: Sequence[str]) -> Iterator[Entry]:
     Raises:
       ValueError: Text before the first header, or a header without an id.
     """
-    header, body, at = None, [], 0
+    header: str | None = None
+    body: list[str] = []
+    at = 0
     for number, line in enumerate(lines, 1):
         if line.startswith(">"):
             if header is not None:
@@ -69,7 +71,7 @@ def read(name: str, stem: str, lines: Sequence[str]) -> records.Contents:
       ValueError: A header has no labels.
     """
     del stem  # Every header has an id.
-    found = []
+    found: list[records.Record] = []
     columns: dict[str, None] = {}
     deeploc: bool | None = None
     for header, body, line in entries(name, lines):

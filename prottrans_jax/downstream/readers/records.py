@@ -40,7 +40,7 @@ class Contents:
     """A file of labelled proteins, before a task is chosen.
 
     Attributes:
-      format: Its format, a key of `reading.FORMATS`.
+      format: Its format, a key of `label_files.FORMATS`.
       records: In the order of the file.
       columns: Names of the columns that some record has, in their order.
       notes: What the reader decided, a line each.

@@ -1,7 +1,5 @@
 """Lines of a plain or compressed text file of labels."""
 
-import zlib
-
 from prottrans_jax.files import paths
 from prottrans_jax.proteins import unpacking
 
@@ -34,7 +32,7 @@ def lines(place: paths.Place) -> list[str]:
         ) from None
     except unpacking.UnreadableError as error:
         raise ValueError(f"{place}: {error}") from None
-    except (zlib.error, *unpacking.errors()) as error:
+    except unpacking.errors() as error:
         raise ValueError(
             f"{place}: cannot be decompressed: {error}. Download or copy it again."
         ) from None
