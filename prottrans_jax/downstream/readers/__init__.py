@@ -1,6 +1,6 @@
 """Readers of labelled proteins, a file for each family of formats.
 
-reading          `read`: recognises the format, makes proteins of a task
+label_files      `read`: recognises the format, makes proteins of a task
 text_files       lines of a plain or compressed file
 records          what every reader gives: records with named columns
 json_lines       JSON Lines
