@@ -4,6 +4,7 @@
   frozen_models   `Encoder` and `Model`
   frozen_params   casts, quantizes and places parameters on the device
   attention_maps  attention weights of one protein
+  controls        one-hot residues and random weights, to compare with
   exporting       writes folders of frozen models and StableHLO programs
 
 May import checkpoints, embed, files, interop, kernels, layers, proteins and types. No
