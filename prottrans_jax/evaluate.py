@@ -3,11 +3,13 @@ r"""Evaluates checkpoints: `python -m prottrans_jax.evaluate --gin_file=sample.g
 Takes the gin file and bindings of the run. Prints the means over the whole validation
 split for the newest checkpoint, or with --step=all for every one, and appends them to
 MODEL_DIR/evaluation.jsonl. The run may still be running: a step that it deletes
-meanwhile is skipped with a warning, and "latest" takes the newer one.
+meanwhile is skipped with a warning, and "latest" takes the newer one. On a pod it runs
+on every host, and under srun, mpirun or torchrun in every task, as training does.
 
 Exit status: 0 done; 1 a checkpoint is damaged (the others were evaluated), the run
-deleted all requested steps, or the results could not be written; 2 a mistake in the
-flags, settings or paths; 130 and 143 stopped by SIGINT and SIGTERM.
+deleted all requested steps, another host was lost, or the results could not be written;
+2 a mistake in the flags, settings or paths; 75 a batch, a host or the start took too
+long; 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,6 +43,7 @@ _MAX_BATCHES = flags.DEFINE_integer(
     "max_batches", None, "Number of batches; default: all."
 )
 mains.define_run_flags()
+mains.define_process_flags()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,24 +58,32 @@ def _run(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.INFO)
     mains.parse_flags(check_places=places.check_evaluation)
 
+    import jax
+
     from prottrans_jax.checkpoints import manifests
     from prottrans_jax.data.records import store
+    from prottrans_jax.distributed import barriers, roll_call, start
     from prottrans_jax.training import evaluation, trainer
 
     directory = paths.place(building.build("%MODEL_DIR"), "MODEL_DIR")
     bound = building.bound(trainer.train)
     all_written = True
     try:
+        start.initialize(**mains.process_arguments())
         arguments = {
             name: building.build(bound[name])
-            for name in ("objective", "optimizer", "partitioner", "eval_data")
+            for name in ("objective", "optimizer", "partitioner", "eval_data", "limits")
+            if name in bound
         }
         for step, results in evaluation.evaluate_checkpoints(
             model_dir=directory,
             step=_STEP.value,
             max_batches=_MAX_BATCHES.value,
+            config_text=building.resolved_config(),
             **arguments,
         ):
+            if jax.process_index():
+                continue
             for name, scalars in results.items():
                 print(f"step {step}  {name}")
                 for key, value in scalars.items():
@@ -81,6 +92,9 @@ def _run(argv: Sequence[str]) -> int:
     except (manifests.CheckpointError, store.DamageError) as error:
         print(printable.plain(f"error: {error}"), file=sys.stderr)
         return 1
+    except barriers.ProcessesMissing as error:
+        print(f"error: {error} Start the same command on all hosts.", file=sys.stderr)
+        return roll_call.EXIT_STALLED
     except ValueError as error:
         raise building.UsageError(str(error)) from error
     return 0 if all_written else 1

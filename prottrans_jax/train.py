@@ -44,29 +44,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _STARTED = time.perf_counter()
 
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator_address",
-    None,
-    "host:port of process 0 of a run of several processes. Default: found on a TPU "
-    "slice, under SLURM, Open MPI, torchrun and Kubernetes; 'auto' demands one of "
-    "these.",
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes",
-    None,
-    "Number of processes of the run. Default: as the launcher says; 1 runs alone.",
-)
-_PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Number of this process, from 0. Default: as the launcher says."
-)
-# Names in T5X and in earlier versions.
-flags.DEFINE_alias("process_count", "num_processes")
-flags.DEFINE_alias("process_index", "process_id")
-_INIT_TIMEOUT = flags.DEFINE_integer(
-    "initialization_timeout", 300, "Seconds to wait for all processes at the start."
-)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write TensorBoard files.")
 mains.define_run_flags()
+mains.define_process_flags()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -90,12 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
     train = building.configured(trainer.train)
     try:
-        start.initialize(
-            _COORDINATOR.value,
-            _NUM_PROCESSES.value,
-            _PROCESS_ID.value,
-            timeout_s=_INIT_TIMEOUT.value,
-        )
+        start.initialize(**mains.process_arguments())
         summary = train(
             config_text=building.resolved_config(),
             writers=_tensorboard if _TENSORBOARD.value else tuple,

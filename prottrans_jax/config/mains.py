@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+from typing import Any
 
 from absl import flags
 
@@ -53,6 +54,44 @@ def define_run_flags() -> None:
         flags.DEFINE_string(
             name, None, f"{meaning}; the same as binding {name.upper()}."
         )
+
+
+def define_process_flags() -> None:
+    """Defines the flags with which the processes of a run find each other."""
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "host:port of process 0 of a run of several processes. Default: found on a TPU "
+        "slice, under SLURM, Open MPI, torchrun and Kubernetes; 'auto' demands one of "
+        "these.",
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "Number of processes of the run. Default: as the launcher says; 1 runs alone.",
+    )
+    flags.DEFINE_integer(
+        "process_id",
+        None,
+        "Number of this process, from 0. Default: as the launcher says.",
+    )
+    # Names in T5X and in earlier versions.
+    flags.DEFINE_alias("process_count", "num_processes")
+    flags.DEFINE_alias("process_index", "process_id")
+    flags.DEFINE_integer(
+        "initialization_timeout", 300, "Seconds to wait for all processes at the start."
+    )
+
+
+def process_arguments() -> dict[str, Any]:
+    """The process flags as arguments of `distributed.start.initialize`."""
+    values = flags.FLAGS
+    return {
+        "coordinator": values.coordinator_address,
+        "num_processes": values.num_processes,
+        "process_id": values.process_id,
+        "timeout_s": values.initialization_timeout,
+    }
 
 
 def parse_flags(

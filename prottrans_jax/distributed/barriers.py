@@ -14,6 +14,10 @@ class ProcessesMissing(TimeoutError):
     """Some processes did not arrive in time; the message names them."""
 
 
+class ProcessZeroError(RuntimeError):
+    """A function failed on process 0; the message holds that of its error."""
+
+
 def gather(name: str, value: setting_trees.Tree, timeout_s: float) -> list[Any]:
     """Values of all processes, in the order of processes.
 
@@ -73,7 +77,7 @@ def from_process_zero(name: str, function: Callable[[], Any], timeout_s: float) 
 
     Raises:
       Exception: on process 0: the error of `function`.
-      RuntimeError: on other processes, if `function` failed; with its message.
+      ProcessZeroError: on other processes, if `function` failed.
       ProcessesMissing: process 0 did not answer in time.
     """
     if jax.process_count() == 1:
@@ -96,5 +100,5 @@ def from_process_zero(name: str, function: Callable[[], Any], timeout_s: float) 
             f"{name}: process 0 did not answer within {timeout_s:g} s."
         ) from error
     if "error" in answer:
-        raise RuntimeError(f"{name} failed on process 0: {answer['error']}")
+        raise ProcessZeroError(f"{name} failed on process 0: {answer['error']}")
     return answer["result"]

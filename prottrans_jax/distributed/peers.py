@@ -44,7 +44,7 @@ _AT = "at"
 # kernel of a process that hangs still acknowledges.
 _HOST_GONE_S = 100
 _ADVICE = (
-    "Start the same command again on all hosts: the run resumes from its last "
+    "Start the same command again on all hosts; training resumes from its last "
     "checkpoint."
 )
 # First words of errors of XLA's collectives, in ValueError or JaxRuntimeError.

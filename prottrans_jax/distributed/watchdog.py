@@ -112,7 +112,7 @@ class Watchdog:
                     f"No progress for {limit_s:g} s in {doing!r} (process {process}, "
                     f"{roll_call.whoami()}). "
                     f"{self._who_hangs() or 'This host or another hangs'}. Start the "
-                    "same command again on all hosts: the run resumes from its last "
+                    "same command again on all hosts; training resumes from its last "
                     f"checkpoint. Stacks of all threads {self._where}"
                 )
                 return

@@ -47,25 +47,25 @@ def identity_of(
 
 
 def check_hosts_agree(
-    config_text: str,
-    settings: Mapping[str, Any],
-    train_data: types.Loader,
-    eval_data: Mapping[str, types.Loader],
+    settings: Mapping[str, Any], data: Mapping[str, types.Loader]
 ) -> None:
     """Checks that hosts have the same packages, settings and data.
+
+    Args:
+      settings: JSON-able values that must be equal.
+      data: name to a loader.
 
     Raises:
       agreement.DisagreementError: they differ; lists the differences.
     """
     if jax.process_count() == 1:
         return
-    data = {"train": train_data, **eval_data}
     agreement.check(
         lambda name, value: barriers.gather(name, value, _AGREEMENT_TIMEOUT_S),
         roll_call.whoami(),
         {
             "package": agreement.packages(),
-            "setting": agreement.settings_of(config_text) or settings,
+            "setting": settings,
             "data": {name: loader.state(0) for name, loader in data.items()},
         },
     )

@@ -18,7 +18,13 @@ import numpy as np
 from prottrans_jax import types
 from prottrans_jax.checkpoints import checkpointing
 from prottrans_jax.config import setting_types
-from prottrans_jax.distributed import peers, preemption, stopping, watchdog
+from prottrans_jax.distributed import (
+    agreement,
+    peers,
+    preemption,
+    stopping,
+    watchdog,
+)
 from prottrans_jax.files import buckets, paths
 from prottrans_jax.training import (
     earlier_logs,
@@ -155,7 +161,10 @@ def train(
     identity = resuming.identity_of(run.plan, seed, train_data.batch_size, start)
     # Hosts that compute in different types would compile different programs.
     computed = {**identity, "dtype": _dtype_of(objective)}
-    resuming.check_hosts_agree(config_text, computed, train_data, eval_data)
+    resuming.check_hosts_agree(
+        agreement.settings_of(config_text) or computed,
+        {"train": train_data, **eval_data},
+    )
     comparison = integrity.Comparison(replica_checks, run.plan)
 
     def attempt(rewinds: rewinding.Rewinds) -> Summary:
