@@ -7,7 +7,8 @@
   barriers              exchange of values between processes, with time limits
   agreement             same settings, data and packages on all hosts
   stopping              a stop signal that all processes obey at the same step
-  preemption            notices of Google Cloud's metadata server
+  metadata_server       where Google Cloud's metadata server is; what it says
+  preemption            its notices of the end of a machine
   watchdog, peers       end a run that hangs or has lost a process
   supervisor            starts a command again when it ends early
   stop_signals          SIGTERM and SIGINT in programs of one process

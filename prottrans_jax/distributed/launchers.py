@@ -12,9 +12,8 @@ variables. The address of process 0 is also needed to name missing processes.
 from collections.abc import Callable, Mapping
 import dataclasses
 import re
-import time
-import urllib.error
-import urllib.request
+
+from prottrans_jax.distributed import metadata_server
 
 # JAX takes this address instead of the launcher's.
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
@@ -53,40 +52,9 @@ class Launch:
         return f"{self.launcher} ({', '.join(self.variables)})"
 
 
-class MetadataError(Exception):
-    """The metadata of a virtual machine cannot be read."""
-
-
-def read_metadata(key: str, environ: Mapping[str, str]) -> str:
-    """An attribute of this virtual machine on Compute Engine; "" if it has none.
-
-    Raises:
-      MetadataError: No metadata server answers.
-    """
-    host = environ.get("GCE_METADATA_IP", "metadata.google.internal")
-    request = urllib.request.Request(
-        f"http://{host}/computeMetadata/v1/instance/attributes/{key}",
-        headers={"Metadata-Flavor": "Google"},
-    )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    error: Exception | None = None
-    for attempt in range(3):
-        time.sleep(attempt)
-        try:
-            with opener.open(request, timeout=10) as reply:
-                return reply.read().decode()
-        except urllib.error.HTTPError as answered:
-            if answered.code == 404:
-                return ""
-            error = answered
-        except OSError as unreachable:
-            error = unreachable
-    raise MetadataError(f"the metadata server {host} does not answer: {error}")
-
-
 def find(
     environ: Mapping[str, str],
-    metadata: Callable[[str, Mapping[str, str]], str] = read_metadata,
+    metadata: Callable[[str, Mapping[str, str]], str] = metadata_server.read_attribute,
 ) -> Launch | None:
     """The launcher of this process.
 
@@ -95,7 +63,7 @@ def find(
 
     Args:
       environ: Environment variables of the process, after the import of JAX.
-      metadata: Reads an attribute of the virtual machine; see `read_metadata`.
+      metadata: Reads an attribute of the virtual machine; see `metadata_server`.
 
     Returns:
       The launch; one of a single process if there is no other; None without a launcher.
@@ -256,7 +224,7 @@ def _tpu(
             try:
                 hosts, number = metadata(name, environ), metadata(worker, environ)
                 slices = _tpu_env(metadata("tpu-env", environ)) | dict(environ)
-            except MetadataError:
+            except metadata_server.MetadataError:
                 return None
             if not hosts or not number.strip().isdigit():
                 return None

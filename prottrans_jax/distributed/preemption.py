@@ -11,15 +11,12 @@ import contextlib
 import http.client
 import os
 import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 
 from absl import logging
 
-# The variable of Google's own libraries.
-_HOST_VARIABLE = "GCE_METADATA_HOST"
-_HOST = "metadata.google.internal"
+from prottrans_jax.distributed import metadata_server
+
 # Name of a value to the value that announces the end of this machine. A machine that
 # is migrated (MIGRATE_ON_HOST_MAINTENANCE) goes on.
 _ENDS = {"preempted": "TRUE", "maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE"}
@@ -43,10 +40,8 @@ class MetadataNotices(contextlib.AbstractContextManager):
     def __init__(self, on_notice: Callable[[str], object], retry_s: float = 5.0):
         self._on_notice = on_notice
         self._retry_s = retry_s
-        self._host = os.environ.get(_HOST_VARIABLE) or _HOST
+        self._server = metadata_server.address(os.environ)
         self._closed = threading.Event()
-        # The server is in the machine's own network: no proxy reaches it.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def __enter__(self) -> "MetadataNotices":
         for name in _ENDS:
@@ -71,7 +66,7 @@ class MetadataNotices(contextlib.AbstractContextManager):
                     logging.warning(
                         "The metadata server %s cannot be asked for %r (%s): its "
                         "notices are not seen. Trying again every %g s.",
-                        *(self._host, name, error, self._retry_s),
+                        *(self._server, name, error, self._retry_s),
                     )
                 failed = True
                 self._closed.wait(self._retry_s)
@@ -87,11 +82,10 @@ class MetadataNotices(contextlib.AbstractContextManager):
 
     def _get(self, name: str, etag: str | None) -> tuple[str, str]:
         """The value, and the tag of its version; with a tag, waits for another one."""
-        url = f"http://{self._host}/computeMetadata/v1/instance/{name}"
+        path = name
         if etag is not None:
             query = {"wait_for_change": "true", "timeout_sec": str(_WAIT_S)}
-            url += "?" + urllib.parse.urlencode({**query, "last_etag": etag})
-        request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-        with self._opener.open(request, timeout=_WAIT_S + 15) as answer:
+            path += "?" + urllib.parse.urlencode({**query, "last_etag": etag})
+        with metadata_server.get(self._server, path, _WAIT_S + 15) as answer:
             value = answer.read().decode().strip()
             return value, answer.headers.get("ETag", "0")

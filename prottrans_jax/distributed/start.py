@@ -11,7 +11,12 @@ from typing import Any
 from absl import logging
 import jax
 
-from prottrans_jax.distributed import launchers, local_devices, roll_call
+from prottrans_jax.distributed import (
+    launchers,
+    local_devices,
+    metadata_server,
+    roll_call,
+)
 
 _WAYS = (
     "Give --coordinator_address=HOST:PORT of process 0, --num_processes and "
@@ -225,7 +230,11 @@ def _join(
         logging.info("%s", choice.reason)
         # An empty list is not None: JAX then leaves all devices visible.
         settings["local_device_ids"] = list(choice.ids)
-    if not launch.joined_by_jax:
+    if launch.joined_by_jax:
+        # JAX reads one of the two variables, from the environment itself.
+        if any(environ.get(name) for name in metadata_server.VARIABLES):
+            os.environ[metadata_server.VARIABLES[-1]] = metadata_server.address(environ)
+    else:
         settings |= {
             "coordinator_address": launch.coordinator,
             "num_processes": launch.num_processes,

@@ -43,7 +43,7 @@ if "ATTRIBUTES" in os.environ:
     os.environ.pop("TPU_SKIP_MDS_QUERY", None)  # JAX sets it, since there is no chip.
     server = http.server.ThreadingHTTPServer(("localhost", 0), Metadata)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    os.environ["GCE_METADATA_IP"] = f"localhost:{server.server_port}"
+    os.environ[os.environ["VARIABLE"]] = f"localhost:{server.server_port}"
 from prottrans_jax.distributed import start
 environ = dict(os.environ)
 del environ["JAX_PLATFORMS"]
@@ -186,13 +186,14 @@ def test_hosts_of_a_tpu_slice_join_without_a_flag(service):
     else:
         own = [
             {
+                "VARIABLE": "GCE_METADATA_HOST",
                 "ATTRIBUTES": json.dumps(
                     {
                         "agent-worker-number": number,
                         "tpu-env": "ZONE: 'here-1a'",
                         "worker-network-endpoints": "localhost,localhost",
                     }
-                )
+                ),
             }
             for number in "01"
         ]
@@ -204,6 +205,7 @@ def test_hosts_of_a_tpu_slice_join_without_a_flag(service):
 def test_a_tpu_vm_of_one_host_starts_alone():
     environment = {
         "JAX_FORCE_TPU_INIT": "1",
+        "VARIABLE": "GCE_METADATA_IP",
         "ATTRIBUTES": '{"agent-worker-number": "0",'
         '"worker-network-endpoints": "unknown:n:10.0.0.2"}',
     }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prottrans_jax.distributed import launchers
+from prottrans_jax.distributed import launchers, metadata_server
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
@@ -47,7 +47,7 @@ SLICES = {
 
 
 def no_metadata(key, environ):
-    raise launchers.MetadataError("not on Compute Engine")
+    raise metadata_server.MetadataError("not on Compute Engine")
 
 
 def found(environ, metadata=no_metadata):

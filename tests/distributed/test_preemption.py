@@ -67,12 +67,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch, request):
     server = Server()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     address = f"localhost:{server.server_address[1]}"
-    monkeypatch.setenv("GCE_METADATA_HOST", address)
+    monkeypatch.setenv(getattr(request, "param", "GCE_METADATA_HOST"), address)
     # A proxy must not be asked.
     monkeypatch.setenv("http_proxy", "http://localhost:1")
     yield server
@@ -117,6 +117,9 @@ def test_a_migration_and_a_maintenance_announced_before_are_no_notice(server):
         assert seen.empty()
 
 
+@pytest.mark.parametrize(
+    "server", ["GCE_METADATA_HOST", "GCE_METADATA_IP"], indirect=True
+)
 def test_a_machine_that_is_pre_empted_already_stops_at_once(server):
     server.set("preempted", "TRUE")
     with notices() as seen:
