@@ -1,6 +1,7 @@
-"""Console script `prottrans`: embeds proteins, inspects models and embedding files.
+"""Console script `prottrans`: embeds and scores proteins, inspects models and files.
 
   prottrans embed -i proteins.fasta -o proteins.h5 -m prot_t5
+  prottrans score -i proteins.fasta -o scores.csv -m prot_bert
   prottrans models
   prottrans info proteins.h5
 
@@ -136,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         embedding,
         inspection,
         models,
+        score,
         supervising,
     )
 
@@ -147,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="command")
     embedding.add_embed(commands)
+    score.add_score(commands)
     models.add_models(commands)
     inspection.add_info(commands)
     inspection.add_reformat(commands)

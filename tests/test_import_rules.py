@@ -117,9 +117,10 @@ ROOMS = {
     "embed": "costs files interop kernels proteins types",
     "encoders": "checkpoints embed files interop kernels layers proteins types",
     "downstream": "embed encoders files interop layers models proteins types",
+    "scoring": "embed encoders files kernels models proteins types",
     "commands": (
         "checkpoints distributed downstream embed encoders files interop kernels "
-        "proteins"
+        "proteins scoring"
     ),
 }
 SHARED_MODULES = {

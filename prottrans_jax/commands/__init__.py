@@ -1,10 +1,10 @@
 """Subcommands of `prottrans`; `prottrans_jax.cli` assembles them.
 
 One file for each group of commands: `embedding` (embed), `inspection` (info, reformat,
-verify), `models` (models, export) and `supervising` (supervise). `console` has the
-parser and messages, `configuration` reads flags from a file, `progress` prints the
-progress line.
+verify), `models` (models, export), `score` (score) and `supervising` (supervise).
+`console` has the parser and messages, `configuration` reads flags from a file,
+`progress` prints the progress line.
 
 May import checkpoints, distributed, downstream, embed, encoders, files, interop,
-kernels and proteins. No TensorFlow, no gin.
+kernels, proteins and scoring. No TensorFlow, no gin.
 """

@@ -140,7 +140,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     from prottrans_jax.encoders import loading
 
     process.prepare()
-    _check_device(arguments.device)
+    check_device(arguments.device)
     encoder = loading.load_encoder(
         model,
         dtype=arguments.dtype,
@@ -163,7 +163,8 @@ def _embed(arguments: argparse.Namespace) -> int:
     return messages.summary(report)
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raises ValueError if JAX cannot start the device of --device."""
     import jax
 
     try:
@@ -228,16 +229,7 @@ class _Messages:
                 f"Warning: {plurals.count(len(names), 'protein')} with no letter but X "
                 f"({console.some(names)}): their vectors carry no information."
             )
-        if not report.skipped:
-            return 0
-        reasons: dict[str, list] = {}
-        for skipped in report.skipped:
-            reasons.setdefault(skipped.reason, []).append(skipped)
-        for reason, records in sorted(reasons.items()):
-            names = [r.name or (f"line {r.line}" if r.line else "") for r in records]
-            shown = f" ({console.some(names)})" if any(names) else ""
-            console.say(f"Left out {len(names):,}: {reason}{shown}")
-        return 3
+        return say_left_out(report.skipped)
 
     def _counts(self, report) -> None:
         counts = [f"{report.embedded:,} embedded"]
@@ -278,6 +270,18 @@ class _Messages:
             console.say(
                 f"{_cut_to(len(names), action, report.limit)}: {console.some(names)}."
             )
+
+
+def say_left_out(skipped) -> int:
+    """Names the records that were left out; returns the exit status, 3 if any."""
+    reasons: dict[str, list] = {}
+    for record in skipped:
+        reasons.setdefault(record.reason, []).append(record)
+    for reason, records in sorted(reasons.items()):
+        names = [r.name or (f"line {r.line}" if r.line else "") for r in records]
+        shown = f" ({console.some(names)})" if any(names) else ""
+        console.say(f"Left out {len(names):,}: {reason}{shown}")
+    return 3 if skipped else 0
 
 
 def _cut_to(number: int, action: str, limit: int) -> str:

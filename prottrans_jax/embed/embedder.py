@@ -133,10 +133,7 @@ class Embedder:
             devices = local[:1] if local[0].platform == "cpu" else local
         self._size = sum(x.size for x in jax.tree.leaves(params))
         if max_tokens is None:
-            platform = devices[0].platform
-            max_tokens = products.best_rows(platform)
-            if platform == "cpu" and self._size < _SMALL_PARAMETERS:
-                max_tokens = _CPU_TOKENS_SMALL
+            max_tokens = tokens_of_call(params, devices[0].platform)
         self.module = module
         self.tokens = tokens
         self.layers = layers
@@ -433,6 +430,14 @@ class _Call:
     work: Work
     module: nn.Module
     result: Exception | Iterable[jax.Array | None]
+
+
+def tokens_of_call(params: types.Params, platform: str) -> int:
+    """Most tokens of a call, with padding, unless the user chooses."""
+    size = sum(x.size for x in jax.tree.leaves(params))
+    if platform == "cpu" and size < _SMALL_PARAMETERS:
+        return _CPU_TOKENS_SMALL
+    return products.best_rows(platform)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -154,7 +154,7 @@ def _run_with(
     ):
         report.skipped, report.kept = records.skipped, kept
         report.reused = len(records.chosen)
-        provenance.write_record_notes(job_settings, records)
+        provenance.write_record_notes(job_settings.output, records)
         parts.remove()
         return report
     entries = records.stored_entries()
@@ -172,7 +172,7 @@ def _run_with(
         before = [path for path in job_settings.paths.values() if path.exists()]
         numbers = [reuse.count_others(path, entries) for path in before]
         report.dropped = max(numbers, default=0)
-    provenance.write_record_notes(job_settings, records)
+    provenance.write_record_notes(job_settings.output, records)
     if reusable.has_output and reusable.in_output[records.chosen].all():
         # The output already holds all of the input: only OUTPUT.json changes.
         provenance.write(job_settings, records, kept=report.kept, complete=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 import prottrans_jax
 from prottrans_jax.embed import inputs, outputs, settings, shards, writers
-from prottrans_jax.files import json_text, writing
+from prottrans_jax.files import json_text, paths, writing
 
 
 def attributes(
@@ -133,9 +133,9 @@ def is_complete(job_settings: settings.Settings, records: inputs.Inputs) -> int 
     return kept
 
 
-def write_record_notes(job_settings: settings.Settings, records: inputs.Inputs) -> None:
+def write_record_notes(output: paths.Place, records: inputs.Inputs) -> None:
     """Writes OUTPUT.skipped.tsv, or deletes that of an earlier run."""
-    path = outputs.skipped_list(job_settings.output)
+    path = outputs.skipped_list(output)
     notes = [*records.skipped, *records.cut]
     if not notes:
         writing.remove(path)

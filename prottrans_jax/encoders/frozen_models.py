@@ -469,6 +469,10 @@ class Model(frozen_params.Holder):
       vocabulary: Residues and special pieces by id.
       name: Name under which it was loaded.
       source: Folder of the checkpoint.
+      prefix: Ids before the residues of a row.
+      suffix: Ids after them.
+      fingerprint: As in `Encoder`, of all parameters.
+      unknown_ids: As in `Encoder`.
     """
 
     module: nn.Module
@@ -477,6 +481,10 @@ class Model(frozen_params.Holder):
     vocabulary: vocabularies.Vocabulary
     name: str
     source: paths.Place
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    fingerprint: str = ""
+    unknown_ids: str = ""
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {type(self.module).__name__})"

@@ -151,6 +151,12 @@ def load_model(
             vocabulary=checkpoint.vocabulary,
             name=_plain_name(source),
             source=checkpoint.source,
+            prefix=checkpoint.prefix_ids,
+            suffix=checkpoint.suffix_ids,
+            fingerprint=frozen_params.fingerprint(
+                checkpoint.params, _other_ids(checkpoint)
+            ),
+            unknown_ids=checkpoint.unknown_ids,
         )
 
 
