@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
     from prottrans_jax.checkpoints import manifests
     from prottrans_jax.data.records import store
     from prottrans_jax.distributed import barriers, roll_call, start
+    from prottrans_jax.files import leases
     from prottrans_jax.training import (
         goodput,
         logbook,
@@ -85,6 +86,9 @@ def main(argv: Sequence[str]) -> int:
         store.DamageError,
     ) as error:
         print(printable.plain(f"error: {error}"), file=sys.stderr)
+        return 1
+    except leases.LostError as error:
+        print(printable.plain(f"error: {paths.explain(error)}"), file=sys.stderr)
         return 1
     except barriers.ProcessesMissing as error:
         print(f"error: {error} Start the same command on all hosts.", file=sys.stderr)

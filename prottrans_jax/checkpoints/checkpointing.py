@@ -37,7 +37,7 @@ from prottrans_jax.checkpoints import (
     stored_steps,
 )
 from prottrans_jax.distributed import barriers
-from prottrans_jax.files import buckets, folders, locks, writing
+from prottrans_jax.files import buckets, folders, leases, locks, writing
 
 _TMP = ".orbax-checkpoint-tmp"
 # Attempts to remove the folder of a failed save while threads still write to it.
@@ -74,6 +74,9 @@ class Checkpointer:
       read_only: takes no lock and deletes nothing: for evaluating a running run.
       timeout_s: limit of each wait for storage or other processes.
 
+    Attributes:
+      lock: of the directory; None on processes other than 0 and with `read_only`.
+
     Raises:
       manifests.CheckpointError: another run writes to `directory`.
     """
@@ -104,7 +107,7 @@ class Checkpointer:
         # Steps whose files do not match their manifest.
         self._damaged: set[int] = set()
         self._failed: set[int] = set()
-        self._lock: locks.Lock | None = None
+        self.lock: locks.Lock | None = None
         self._deleter = concurrent.futures.ThreadPoolExecutor(1, "delete_checkpoints")
         orbax_messages.drop_repeated()
         # Compression saves 8 % but makes a save two to three times as expensive, and
@@ -138,6 +141,7 @@ class Checkpointer:
         Raises:
           SaveError: the *previous* save failed, and this one was not started (call
             again), or this one failed before its arrays were copied.
+          leases.LostError: another process writes to the directory.
         """
         if self._read_only:
             raise ValueError(f"{self._directory} was opened read-only.")
@@ -147,7 +151,7 @@ class Checkpointer:
         if step in self._sound:
             return
         path = self._directory / str(step)
-        self._on_process_zero("replace", lambda: manifests.delete(path))
+        self._on_process_zero("replace", lambda: self._delete(path))
         arrays = stored_arrays.by_name(state)
         save_args = {
             name: ocp.SaveArgs(dtype=self._stored_dtype(name, leaf))
@@ -169,11 +173,15 @@ class Checkpointer:
             raise self._lost(error) from error
 
     def check(self) -> None:
-        """Raises if the pending save has failed already; does not wait for it.
+        """Raises if the pending save has failed already, or the lock is lost.
+
+        Waits for nothing and makes no request.
 
         Raises:
           SaveError: see `wait`.
+          leases.LostError: another process writes to the directory.
         """
+        self._check_lock(math.inf)
         try:
             self._writer.check_for_errors()
         except Exception as error:
@@ -211,8 +219,8 @@ class Checkpointer:
             self._writer.close()
             if jax.process_index() == 0:
                 self._clear_failed()
-            if self._lock is not None:
-                self._lock.release()
+            if self.lock is not None:
+                self.lock.release()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -248,7 +256,7 @@ class Checkpointer:
                     logging.warning(
                         "Deleting checkpoint %d: the run goes back.", number
                     )
-                    manifests.delete(self._directory / str(number))
+                    self._delete(self._directory / str(number))
 
         self._on_process_zero("delete_after", delete)
         self._sound = {number for number in self._sound if number <= step}
@@ -362,6 +370,10 @@ class Checkpointer:
         again; a later call removes it.
         """
         for step in self._failed:
+            try:
+                self._check_lock(leases.RECENT_S)
+            except OSError:  # They may be those of another process.
+                return
             for path in self._left_by_save(step):
                 _remove_while_written(path)
 
@@ -386,8 +398,8 @@ class Checkpointer:
                 logging.debug("The same save failed in a second place: %s", error)
 
     def _open(self) -> None:
-        self._lock = _take_lock(self._directory)
-        self._handler.before_commit = self._lock.check
+        self.lock = _take_lock(self._directory)
+        self._handler.before_commit = self.lock.check
         unfinished = [
             self._directory / str(step)
             for step in manifests.step_numbers(self._directory)
@@ -400,6 +412,14 @@ class Checkpointer:
             elif manifests.is_being_deleted(path):
                 writing.remove(path)
 
+    def _check_lock(self, max_age_s: float) -> None:
+        if self.lock is not None:
+            self.lock.check(max_age_s)
+
+    def _delete(self, path: epath.Path) -> None:
+        self._check_lock(leases.RECENT_S)
+        manifests.delete(path)
+
     def _delete_old(self, steps: list[int]) -> None:
         sound = [step for step in steps if step not in self._damaged]
         if self._keep is None:
@@ -408,7 +428,7 @@ class Checkpointer:
             if self._keep_period and step % self._keep_period == 0:
                 continue
             try:
-                manifests.delete(self._directory / str(step))
+                self._delete(self._directory / str(step))
             except OSError as error:
                 logging.warning("Could not delete checkpoint %d: %s", step, error)
 

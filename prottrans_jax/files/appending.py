@@ -2,7 +2,8 @@
 
 Nothing can be appended to an object of a bucket: there the whole content is kept in
 memory and uploaded again, every minute and at `flush`. A kill loses what was appended
-after that.
+after that. An upload replaces only the version that this process knows, so that one
+that was paused does not overwrite what another process has written since.
 """
 
 import concurrent.futures
@@ -11,14 +12,23 @@ import pathlib
 import shutil
 import time
 
-from prottrans_jax.files import buckets, paths, writing
+from prottrans_jax.files import buckets, leases, locks, paths, writing
 
 UPLOAD_PERIOD_S = 60.0
 
 
-def open_log(path: paths.Place) -> "AppendedFile | GrowingObject":
-    """A file to which records are appended, on this machine or in a bucket."""
-    return GrowingObject(path) if buckets.is_bucket(path) else AppendedFile(path)
+def open_log(
+    path: paths.Place, lock: locks.Lock | None = None
+) -> "AppendedFile | GrowingObject":
+    """A file to which records are appended, on this machine or in a bucket.
+
+    Args:
+      path: the file.
+      lock: see `GrowingObject`.
+    """
+    if buckets.is_bucket(path):
+        return GrowingObject(path, lock=lock)
+    return AppendedFile(path)
 
 
 class AppendedFile:
@@ -107,18 +117,26 @@ class GrowingObject:
     Args:
       path: the object; records are appended to its content.
       period_s: seconds between uploads.
+      lock: of the folder; checked before every upload. The methods raise
+        `leases.LostError` if it is lost. None: no other process writes this object.
 
     Raises:
       OSError: the object cannot be read.
     """
 
-    def __init__(self, path: paths.Place, period_s: float = UPLOAD_PERIOD_S):
+    def __init__(
+        self,
+        path: paths.Place,
+        period_s: float = UPLOAD_PERIOD_S,
+        lock: locks.Lock | None = None,
+    ):
         self.path = path
         self._period_s = period_s
-        try:
-            self._content = bytearray(path.read_bytes())
-        except FileNotFoundError:
-            self._content = bytearray()
+        self._lock = lock
+        self._store, self._name = buckets.filesystem(path)
+        stored = self._store.read_version(self._name)
+        self._content = bytearray(stored[0] if stored else b"")
+        self._version: str | None = stored[1] if stored else None
         self._is_uploaded = True
         self._uploaded_at = time.monotonic()
         self._uploader = concurrent.futures.ThreadPoolExecutor(1, "upload_log")
@@ -175,7 +193,24 @@ class GrowingObject:
         content = bytes(self._content)
         self._is_uploaded = True
         self._uploaded_at = time.monotonic()
-        self._upload = self._uploader.submit(writing.write_synced, self.path, content)
+        self._upload = self._uploader.submit(self._write, content)
+
+    def _write(self, content: bytes) -> None:
+        self._check_lock(leases.RECENT_S)
+        while True:
+            version = self._store.write_version(self._name, content, self._version)
+            if version is not None:
+                self._version = version
+                return
+            # Either the answer to an earlier upload was lost, or another process has
+            # written: one that had lost the lock, unless this process has lost it.
+            self._check_lock(0.0)
+            stored = self._store.read_version(self._name)
+            self._version = stored[1] if stored else None
+
+    def _check_lock(self, max_age_s: float) -> None:
+        if self._lock is not None:
+            self._lock.check(max_age_s)
 
     def _end_upload(self) -> None:
         upload, self._upload = self._upload, None

@@ -7,7 +7,8 @@ succeeds. Its content names the holder.
 A holder that was killed on this machine is recognised by its process. One on another
 machine is taken for dead when its object has not changed for `expires_s` seconds, as
 measured here: no two clocks are compared. A holder that was paused for longer finds at
-its next renewal that it has lost the lease, and `check` raises.
+its next renewal that it has lost the lease, and `check` raises. Before it writes
+anything that the next holder writes too, it calls `check`.
 """
 
 import errno
@@ -25,6 +26,8 @@ from prottrans_jax.files import buckets
 
 RENEW_S = 10.0
 EXPIRES_S = 60.0
+# `check(RECENT_S)` leaves half of the time for the write that follows it.
+RECENT_S = EXPIRES_S / 2
 _POLL_S = 1.0
 _FIELDS = {"pid", "host", "machine", "started", "token", "expires_s"}
 
@@ -88,13 +91,20 @@ class Lease:
         )
         self._thread.start()
 
-    def check(self) -> None:
-        """Renews the lease now.
+    def check(self, max_age_s: float = 0.0) -> None:
+        """Renews the lease, unless this was done less than `max_age_s` seconds ago.
+
+        Args:
+          max_age_s: 0 before a commit. `RECENT_S` before smaller writes, because stores
+            limit the rate of writes to one object. `math.inf` makes no request, and
+            tells only what the renewals in the background have found.
 
         Raises:
           LostError: another process has taken it.
           OSError: a request failed.
         """
+        if self._lost is None and _now() - self._renewed_at < max_age_s:
+            return
         with self._lock:
             self._renew()
 
@@ -111,6 +121,8 @@ class Lease:
         try:
             self.check()
             self._store.rm(self._name)
+        except LostError:
+            pass  # The object is of another process; a renewal has said so.
         except OSError as error:
             logging.warning("%s was not released: %s.", self._path, error.strerror)
 
@@ -121,6 +133,7 @@ class Lease:
             if stored is not None:
                 content, version = stored
                 self._wait_for_end_of(content, version)
+            self._renewed_at = _now()
             taken = self._store.write_version(self._name, self._content(), version)
             if taken is not None:
                 return taken
@@ -165,17 +178,17 @@ class Lease:
     def _renew(self) -> None:
         if self._lost is None:
             self._renewals += 1
-            content = self._content()
+            content, begin = self._content(), _now()
             version = self._store.write_version(self._name, content, self._version)
             if version is not None:
-                self._version = version
+                self._version, self._renewed_at = version, begin
                 return
             stored = self._store.read_version(self._name)
             holder = _holder(stored[0]) if stored else {}
             if holder.get("token") == self._holder["token"]:
                 # An earlier write was made, and only its answer was lost.
                 assert stored is not None
-                self._version = stored[1]
+                self._version, self._renewed_at = stored[1], begin
                 return
             self._lost = (
                 f"to process {holder.get('pid')} on {holder.get('host')}"
@@ -201,6 +214,12 @@ def _holder(content: bytes) -> dict[str, Any]:
         return holder if _FIELDS <= holder.keys() else {}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _now() -> float:
+    """Seconds that also pass while this machine is suspended, where that is known."""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime(clock)
 
 
 def machine() -> str:

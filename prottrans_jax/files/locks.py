@@ -58,15 +58,21 @@ class Lock:
         self.is_exclusive = is_exclusive
         self._held: _HeldFile | leases.Lease | None = held
 
-    def check(self) -> None:
+    def check(self, max_age_s: float = 0.0) -> None:
         """Raises if the lock was lost, which is possible in a bucket.
 
+        Args:
+          max_age_s: See `leases.Lease.check`.
+
         Raises:
-          leases.LostError: Another process has taken it.
+          leases.LostError: Another process has taken it, or it was released.
           OSError: A request to the bucket failed.
         """
-        if self._held is not None:
-            self._held.check()
+        if self._held is None:
+            raise leases.LostError(
+                errno.ESTALE, "the lock was released", os.fspath(self.path)
+            )
+        self._held.check(max_age_s)
 
     def release(self, *, remove: bool = False) -> None:
         """Releases the lock. May be called again.
@@ -94,7 +100,7 @@ class _HeldFile:
         self._path = path
         self._descriptor = descriptor
 
-    def check(self) -> None:
+    def check(self, max_age_s: float) -> None:
         """The kernel keeps the lock as long as the process runs."""
 
     def release(self, *, remove: bool) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from absl import logging
 import jax
 
-from prottrans_jax.files import appending, paths
+from prottrans_jax.files import appending, leases, locks, paths
 
 NAME = "goodput.jsonl"
 # Bucket to its cause in `metrics.Stopwatch`.
@@ -157,27 +157,39 @@ class Ledger:
         self._last_line = b""
         self._written_at = 0.0
         self._reached = 0
+        self._has_begun = False
         self._failed = False
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, lock: locks.Lock | None = None) -> None:
         """Notes that the run goes on from the checkpoint of `step`.
 
-        Call it when this process alone may write to the model directory. Called again,
-        it notes that the process went back to this checkpoint.
+        Call it when this process alone may write to the model directory, and `close`
+        before another may. Called again, it notes that the process went back to this
+        checkpoint.
+
+        Args:
+          step: of the checkpoint.
+          lock: of the run; see `appending.GrowingObject`.
+
+        Raises:
+          leases.LostError: another process writes to the model directory. `note`
+            raises it too.
         """
         if jax.process_index():
             return
-        if self._file is None:
-            try:
+        try:
+            if not self._has_begun:
                 self._account = read(self._path)
-                self._file = appending.open_log(self._path)
-            except OSError as error:
-                self._fail(error)
-                return
-            self._write({"event": "start", "time": self._started, "step": step})
-        else:
+            self._file = appending.open_log(self._path, lock)
+        except OSError as error:
+            self._fail(error)
+            return
+        if self._has_begun:
             self.note(self._reached, at_checkpoint=True)
             self._write({"event": "rewind", "time": time.time(), "step": step})
+        else:
+            self._has_begun = True
+            self._write({"event": "start", "time": self._started, "step": step})
 
     def note(self, step: int, *, at_checkpoint: bool = False) -> None:
         """Writes what was spent up to `step`, at most every second.
@@ -215,6 +227,8 @@ class Ledger:
         replaced, self._last_line = self._last_line, b"" if keep else line
         try:
             self._file.append(line, replacing=replaced)
+        except leases.LostError:
+            raise
         except OSError as error:
             self._fail(error)
 
@@ -234,10 +248,13 @@ class Ledger:
 
     def close(self) -> None:
         """Closes the file."""
-        if self._file is None:
+        file, self._file = self._file, None
+        if file is None:
             return
         try:
-            self._file.close()
+            file.close()
+        except leases.LostError:
+            pass  # The account is now written by another process.
         except OSError as error:
             self._fail(error)
 

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 import numpy as np
 
 from prottrans_jax.costs import hardware
-from prottrans_jax.files import appending, paths
+from prottrans_jax.files import appending, leases, locks, paths
 from prottrans_jax.training import (
     logged_steps,
     loss_spikes,
@@ -96,6 +96,8 @@ class Journal:
 
     Args:
       directory: of the run, for `metrics.jsonl` and `nonfinite.jsonl`.
+      lock: of the run. Checked before every write; methods raise `leases.LostError` if
+        it is lost. None: on processes other than 0, which write nothing.
       writers: further writers of scalars.
       resume_at: step at which the run starts or resumes.
       evaluated: whether the evaluation due at that step is done.
@@ -115,6 +117,7 @@ class Journal:
         self,
         directory: paths.Place,
         *,
+        lock: locks.Lock | None = None,
         writers: Sequence[metrics.Writer],
         resume_at: int,
         evaluated: bool,
@@ -138,9 +141,11 @@ class Journal:
                 resume_at,
                 evaluated=evaluated,
                 logged=logged,
+                lock=lock,
             )
             writers = (self._log_file, *writers)
-        self._output = _Output(writers if main_process else ())
+        self._lock = lock
+        self._output = _Output(writers if main_process else (), lock)
         self._window = metrics.SumAccumulator(window)
         self._total_steps = total_steps
         self._log_period = log_period
@@ -241,7 +246,7 @@ class Journal:
                 "sums": {k: [str(x) for x in v] for k, v in outputs["sums"].items()},
                 "record_ids": list(self._record_ids(step)),
             }
-            _dump(path, json.dumps(record))
+            _dump(path, json.dumps(record), self._lock)
         nonfinite = self._nonfinite
         if (
             nonfinite.policy == "stop"
@@ -265,7 +270,7 @@ class Journal:
                 "limit": limit,
                 "record_ids": list(self._record_ids(step)),
             }
-            _dump(path, json.dumps(record))
+            _dump(path, json.dumps(record), self._lock)
         problem = (
             f"Step {step}: the loss {loss:.4g} is above {limit:.4g}, "
             f"{spikes.factor:g} times the median of the last {spikes.window} steps "
@@ -304,11 +309,13 @@ class _Output:
     """Several writers as one; a writer that fails does not end the run.
 
     Our own writers keep unwritten lines and try again with the next line. A writer that
-    raises anything but an OSError (TensorFlow's do) is removed.
+    raises anything but an OSError (TensorFlow's do) is removed. Without the lock of the
+    run nothing is written.
     """
 
-    def __init__(self, writers: Sequence[metrics.Writer]):
+    def __init__(self, writers: Sequence[metrics.Writer], lock: locks.Lock | None):
         self._writers = list(writers)
+        self._lock = lock
         self._failures: dict[str, str] = {}  # Path or name of a writer to its problem.
 
     def write(self, step: int, scalars: metrics.Scalars) -> None:
@@ -334,7 +341,10 @@ class _Output:
         for writer in list(self._writers):
             place = str(getattr(writer, "path", type(writer).__name__))
             try:
+                _check(self._lock)
                 call(writer)
+            except leases.LostError:
+                raise
             except OSError as error:
                 self._fail(place, what, error, "tries again with every line")
             except Exception as error:
@@ -367,12 +377,21 @@ def _call(writer: metrics.Writer, *names: str) -> None:
             return
 
 
-def _dump(path: paths.Place, line: str) -> None:
+def _check(lock: locks.Lock | None) -> None:
+    """Raises if the lock is lost."""
+    if lock is not None:
+        lock.check(leases.RECENT_S)
+
+
+def _dump(path: paths.Place, line: str, lock: locks.Lock | None) -> None:
     """Appends a line, unless a step repeated after a kill has written it before."""
     try:
+        _check(lock)
         if path.exists() and line.encode() in path.read_bytes().splitlines():
             return
         appending.append_line(path, line)
+    except leases.LostError:
+        raise
     except OSError as error:
         logging.error("%s could not be written (%s): %s", path, error.strerror, line)
 

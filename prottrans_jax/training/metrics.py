@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from rich import progress
 
-from prottrans_jax.files import appending, json_text, paths
+from prottrans_jax.files import appending, json_text, locks, paths
 from prottrans_jax.training import logged_steps
 
 Scalars = logged_steps.Scalars
@@ -133,6 +133,7 @@ class JsonlWriter:
         are removed.
       logged: steps logged up to `resume_at`, as stored in the checkpoint; None without
         a checkpoint, or with one of an earlier version.
+      lock: of the run; see `appending.GrowingObject`.
 
     Raises:
       OSError: the file cannot be read or written.
@@ -145,6 +146,7 @@ class JsonlWriter:
         *,
         evaluated: bool = True,
         logged: logged_steps.State | None = None,
+        lock: locks.Lock | None = None,
     ):
         self.path = path
         self.logged = logged_steps.LoggedSteps()
@@ -169,7 +171,7 @@ class JsonlWriter:
         if content is not None:
             appending.replace_content(path, content, b"".join(kept))
         self._last_line = kept[-1] if kept else b""
-        self._file = appending.open_log(path)
+        self._file = appending.open_log(path, lock)
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Appends {"step": step, **scalars}; floats keep every digit.

@@ -138,6 +138,8 @@ def train(
       checkpointing.SaveError: see `run_settings.Checkpoints`.
       manifests.CheckpointError: no sound checkpoint is new enough, or another run
         writes to `model_dir`.
+      leases.LostError: another run took over `model_dir`, in a bucket, while this one
+        was paused or cut off.
       ValueError: the model directory holds another run; differences are listed.
       agreement.DisagreementError: hosts differ in settings, data or packages.
     """
@@ -216,7 +218,8 @@ def train(
             evaluated = metadata.get("evaluated", False)
             next_batch += rewinds.resume(step)
             other_processes.step = step
-            ledger.begin(step)
+            ledger.begin(step, checkpointer.lock)
+            stack.callback(ledger.close)
             # After a resume, step n (from 0) reads batch `first_batch + n`.
             first_batch = next_batch - step
 
@@ -236,6 +239,7 @@ def train(
             )
             journal = logbook.Journal(
                 directory,
+                lock=checkpointer.lock,
                 writers=_open_writers(writers, logs, model_dir) if main_process else (),
                 resume_at=step,
                 evaluated=evaluated,
@@ -387,10 +391,7 @@ def train(
             problems=journal.problems,
         )
 
-    try:
-        return rewinding.repeat(attempt)
-    finally:
-        ledger.close()
+    return rewinding.repeat(attempt)
 
 
 class _Run:

@@ -26,6 +26,8 @@ import uuid
 
 import pytest
 
+from prottrans_jax.files import buckets
+
 BUCKETS = ("gs", "s3")
 KINDS = ("local", *BUCKETS)
 # For tests with the fixture `bucket` in which the two kinds hardly differ.
@@ -222,6 +224,7 @@ def _google() -> Proxy:
         "TENSORSTORE_GCS_HTTP_URL": front.url,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "test",
     }
+    _forget_filesystems("gs")
     _make_bucket(front, "POST", "/storage/v1/b?project=test")
     return front
 
@@ -242,8 +245,15 @@ def _amazon() -> Proxy:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+    _forget_filesystems("s3")
     _make_bucket(front, "PUT", f"/{BUCKET}")
     return front
+
+
+def _forget_filesystems(kind: str) -> None:
+    """Drops what fsspec made before the environment named the emulator."""
+    filesystem, _ = buckets.filesystem(f"{kind}://{BUCKET}")
+    filesystem.clear_instance_cache()
 
 
 def _make_bucket(front: Proxy, method: str, path: str) -> None:

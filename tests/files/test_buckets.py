@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import math
+import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -19,6 +22,9 @@ from prottrans_jax.files import (
     paths,
     writing,
 )
+
+
+TESTS = pathlib.Path(__file__).resolve().parents[1]
 
 
 def place(text):
@@ -259,6 +265,42 @@ def test_a_lease_that_is_renewed_on_another_machine_is_not_taken(bucket, monkeyp
     holder.release()
 
 
+def test_a_log_is_not_overwritten_by_a_process_that_lost_the_lock(bucket):
+    path, lock_path = place(bucket) / "log", place(bucket) / "x.lock"
+    lock = locks.acquire(lock_path, output="x", advice="")
+    log = appending.open_log(path, lock)
+    log.append(b"old\n")
+    of_another_machine(lock_path)
+    path.write_bytes(b"new\n")
+    # The last renewal was a moment ago, so only the upload itself can tell.
+    with pytest.raises(leases.LostError, match="lost the lock to process"):
+        log.flush()
+    with pytest.raises(leases.LostError):
+        lock.check(math.inf)
+    assert path.read_bytes() == b"new\n"
+
+
+def test_a_holder_of_the_lock_replaces_what_a_paused_process_uploaded(bucket):
+    path = place(bucket) / "log"
+    path.write_bytes(b"one\n")
+    with locks.acquire(place(bucket) / "x.lock", output="x", advice="") as lock:
+        log = appending.open_log(path, lock)
+        path.write_bytes(b"late\n")
+        log.append(b"two\n")
+        log.close()
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_renewal_is_requested_only_when_the_last_one_is_old(bucket, faults):
+    lease = leases.Lease(place(bucket) / "x.lock", renew_s=60)
+    faults.requests.clear()
+    lease.check(leases.RECENT_S)
+    assert faults.requests == []
+    lease.check()
+    assert [m for m, _ in faults.requests] in (["POST"], ["PUT"])
+    lease.release()
+
+
 def test_of_many_writers_that_start_at_once_one_gets_the_lease(bucket):
     path = place(bucket) / "x.lock"
     command = [sys.executable, "-c", _HOLDER, str(path)]
@@ -311,3 +353,36 @@ def test_after_the_last_try_the_error_names_object_tries_and_status(bucket, faul
     assert said.startswith(f"{path}: ")
     assert "tries" in said and "status 503" in said and "try again later" in said
     assert "\n" not in said
+
+
+# ------------------------------------------------------------- The emulators
+
+_EARLIER_USE = """
+import pathlib, sys
+from prottrans_jax.files import buckets, paths
+buckets.filesystem(f"{sys.argv[1]}://bucket/x")
+
+from cases import stores
+place = paths.place(stores.fresh(sys.argv[1], pathlib.Path()), "-o") / "x"
+proxy = stores.proxy(sys.argv[1])
+proxy.clear()
+place.write_bytes(b"x")
+print(len(proxy.requests))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", stores.BUCKETS)
+def test_file_systems_of_before_the_emulator_are_not_used(kind):
+    stores.proxy(kind)  # Skips without its package.
+    variables = ("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL")
+    environment = {k: v for k, v in os.environ.items() if k not in variables}
+    done = subprocess.run(
+        [sys.executable, "-c", _EARLIER_USE, kind],
+        env=environment | {"PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -205,6 +206,79 @@ def test_a_killed_run_in_a_bucket_ends_like_an_unbroken_one_on_disk(bucket, tmp_
 @pytest.mark.timeout(7200)
 def test_twenty_kills_of_a_run_in_a_bucket_leave_no_trace(bucket, tmp_path):
     kill_trainers(bucket, tmp_path, kills=20, steps=600, seed=1)
+
+
+# Stops itself (SIGSTOP) in step 6, when step 4 is saved and step 5 not yet logged; with
+# a lease that expires after 3 s, as if this machine were another one.
+_PAUSED_TRAINER = """
+import os, pathlib, signal, sys, time
+sys.path.insert(0, {tests!r})
+from cases import runs, trainer_cases
+from prottrans_jax.checkpoints import manifests
+from prottrans_jax.config import mains
+from prottrans_jax.files import leases, paths
+from prottrans_jax.training import event_files
+
+leases.machine = lambda: "another machine"
+leases.RECENT_S = 1.0
+leases.Lease.__init__.__kwdefaults__ |= {{"renew_s": 0.3, "expires_s": 3.0}}
+
+class Paused(trainer_cases.Batches):
+    def features(self, index, rng):
+        if index == 5:
+            checkpoints = paths.place(sys.argv[1] + "/checkpoints", "-")
+            while 4 not in manifests.committed(checkpoints):
+                time.sleep(0.1)
+            time.sleep(2)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().features(index, rng)
+
+def main(argv):
+    arguments = trainer_cases.arguments(pathlib.Path("none"), **{settings!r})
+    directory = argv[1] + "/tensorboard"
+    runs.train(
+        **arguments
+        | {{"model_dir": argv[1], "train_data": Paused()}}
+        | {{"writers": lambda: (event_files.EventWriter(directory),)}}
+    )
+
+mains.run(main)
+"""
+
+
+@stores.slow_on_s3
+def test_a_paused_run_that_lost_its_lease_ends_and_changes_nothing(bucket, tmp_path):
+    settings = {"total_steps": 8, "logs_period": 1}
+    code = _PAUSED_TRAINER.format(tests=str(ROOT / "tests"), settings=settings)
+    paused = subprocess.Popen(
+        [sys.executable, "-c", code, bucket], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while _state(paused.pid) != "T":
+            assert paused.poll() is None, paused.stderr.read()
+            time.sleep(0.05)
+        arguments = in_bucket(bucket, tmp_path, **settings)
+        runs.train(**arguments)
+        before = _contents(bucket)
+        paused.send_signal(signal.SIGCONT)
+        _, said = paused.communicate(timeout=120)
+    finally:
+        paused.kill()
+    assert paused.returncode == 1
+    assert "lost the lock" in said.splitlines()[-1] and "Traceback" not in said
+    assert _contents(bucket) == before
+    assert [line["step"] for line in trainer_cases.log(arguments)] == [*range(1, 9)]
+
+
+def _state(pid):
+    """State of a process, as `ps` shows it; "T": stopped."""
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _contents(bucket):
+    """Name to bytes of all objects."""
+    root = place(bucket)
+    return {name: (root / name).read_bytes() for name in folders.files_below(root)}
 
 
 @pytest.mark.slow
