@@ -8,7 +8,7 @@ INITIAL_CHECKPOINT_PATH and `python -m prottrans_jax.convert --input`:
     mtf:FOLDER                   Mesh-TensorFlow's T5
     FOLDER                       a run of ours: model_dir, its checkpoints, or one step
 
-A folder may be in a bucket; see `opened`.
+A folder may be in a bucket; see `on_this_machine`.
 
 To train both networks of an ELECTRA, give two: "hf:GENERATOR,DISCRIMINATOR".
 """
@@ -131,20 +131,39 @@ def opened(source: str | os.PathLike, **options: Any) -> Iterator[families.Check
       OSError: A request failed, or a copy does not fit on this machine's disk.
       ValueError: As `read`.
     """
+    _, text = split(source)
+    with on_this_machine(source) as local:
+        checkpoint = read(local, **options)
+        if buckets.is_bucket(text) and not buckets.is_bucket(checkpoint.source):
+            place = paths.place(text, "checkpoint")
+            unknown_ids = checkpoint.unknown_ids.replace(split(local)[1], text)
+            checkpoint = dataclasses.replace(
+                checkpoint, source=place, unknown_ids=unknown_ids
+            )
+        yield checkpoint
+
+
+@contextlib.contextmanager
+def on_this_machine(source: str | os.PathLike) -> Iterator[str]:
+    """Yields the source, with copies of another library's checkpoints in buckets.
+
+    The copies are deleted after the block; errors of the block name the places in the
+    bucket. A run of this library stays where it is.
+
+    Args:
+      source: Checkpoint, in the syntax of this module's docstring.
+
+    Raises:
+      FileNotFoundError: There is no such folder in the bucket.
+      OSError: A request failed, or a copy does not fit on this machine's disk.
+    """
     kind, text = split(source)
     with contextlib.ExitStack() as copies:
         local = [
             _local_place(kind, place, copies) if buckets.is_bucket(place) else place
             for place in text.split(",")
         ]
-        checkpoint = read((f"{kind}:" if kind else "") + ",".join(local), **options)
-        if buckets.is_bucket(text) and not buckets.is_bucket(checkpoint.source):
-            place = paths.place(text, "checkpoint")
-            unknown_ids = checkpoint.unknown_ids.replace(local[0], text)
-            checkpoint = dataclasses.replace(
-                checkpoint, source=place, unknown_ids=unknown_ids
-            )
-        yield checkpoint
+        yield (f"{kind}:" if kind else "") + ",".join(local)
 
 
 def _local_place(kind: str, text: str, copies: contextlib.ExitStack) -> str:
@@ -261,7 +280,7 @@ def load_params(
     """Initial parameters of a training run, each with its sharding.
 
     From another library's checkpoint every process reads only the shards of its
-    devices. Heads that the model does not have are skipped and logged.
+    devices; one in a bucket is first copied to every host. Heads that the model does not have are skipped and logged.
 
     Args:
       source: Checkpoint, in the syntax of this module's docstring.
@@ -284,13 +303,14 @@ def _load_params(
     kind, place = split_known(source)
     if kind in ("", "run"):
         return stored_steps.load_params(place, abstract_params)
-    if isinstance(model_config, electra.ElectraConfig):
-        flat = _read_both_networks(kind, place, model_config)
-    else:
-        checkpoint = read(source)
-        check_settings(source, checkpoint, model_config)
-        flat = traverse_util.flatten_dict(_family_ids(checkpoint), sep="/")
-    return place_arrays(source, flat, abstract_params)
+    with on_this_machine(source) as local:
+        if isinstance(model_config, electra.ElectraConfig):
+            flat = _read_both_networks(kind, split(local)[1], model_config)
+        else:
+            checkpoint = read(local)
+            check_settings(source, checkpoint, model_config)
+            flat = traverse_util.flatten_dict(_family_ids(checkpoint), sep="/")
+        return place_arrays(source, flat, abstract_params)
 
 
 def place_arrays(

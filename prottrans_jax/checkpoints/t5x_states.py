@@ -52,11 +52,23 @@ def load(
             "alone, with INITIAL_CHECKPOINT_PATH."
         )
     try:
-        checkpoint = opening.read(source)
-        contents = t5x.open_(opening.split(source)[1])
-        slots = t5x.read_slots(contents)
+        with opening.on_this_machine(source) as local:
+            return _load(source, local, abstract_parts, model_config)
     except FileNotFoundError as error:
         raise manifests.CheckpointError(str(error)) from error
+
+
+def _load(
+    source: str | os.PathLike,
+    local: str,
+    abstract_parts: dict[str, PyTree],
+    model_config: types.ModelConfig | None,
+) -> stored_steps.Restored:
+    """`load` from a source on this machine."""
+    names = stored_arrays.by_name(abstract_parts)
+    checkpoint = opening.read(local)
+    contents = t5x.open_(opening.split(local)[1])
+    slots = t5x.read_slots(contents)
     opening.check_settings(source, checkpoint, model_config)
     if checkpoint.own_vocabulary is not None:
         raise ValueError(

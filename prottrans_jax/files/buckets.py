@@ -19,6 +19,7 @@ What a bucket does not have, and what takes its place:
 
 import importlib.util
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ SCHEMES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 _registered: set[str] = set()
+# User and password of a URL, and its query, which may hold a signature or a token.
+_SECRETS = re.compile(r"(?<=://)[^/@\s]+@|\?[^\s'\"]*=[^\s'\"]*")
 
 
 def is_bucket(place: str | os.PathLike) -> bool:
@@ -67,6 +70,11 @@ def path(url: str) -> "epath.Path":
 
     _register(url.partition("://")[0])
     return epath.Path(normalized(url))
+
+
+def first_line(text: str) -> str:
+    """First line of the message of a library, without the secret parts of URLs."""
+    return _SECRETS.sub("", (text.strip() or "no reason given").splitlines()[0])
 
 
 def filesystem(place: str | os.PathLike) -> tuple[Any, str]:

@@ -9,6 +9,8 @@ from typing import IO
 
 from prottrans_jax.files import buckets, paths
 
+_PARALLEL = 16  # Files that are fetched at once.
+
 
 def exists(path: paths.Place) -> bool:
     """Whether a path exists; a link on this machine does, also to nothing."""
@@ -24,17 +26,38 @@ def children(folder: paths.Place) -> list[paths.Place]:
 
 
 def files_below(folder: paths.Place) -> list[str]:
-    """Files below a folder, as sorted paths relative to it."""
+    """Files below a folder, as sorted paths relative to it.
+
+    Raises:
+      paths.PathError: an object of a bucket has a name that is no path below the
+        folder, such as `a/../../b`.
+      OSError: a request failed.
+    """
     if buckets.is_bucket(folder):
         filesystem, name = buckets.filesystem(folder)
-        below = filesystem.find(name)
-        # `find` of an object gives the object.
-        return sorted(os.path.relpath(path, name) for path in below if path != name)
+        return sorted(
+            _relative(path, name)
+            for path in filesystem.find(name)
+            # `find` of an object gives the object. Consoles mark folders with objects
+            # whose names end with a slash.
+            if path != name and not path.endswith("/")
+        )
     return sorted(
         os.path.relpath(os.path.join(parent, name), folder)
         for parent, _, names in os.walk(folder)
         for name in names
     )
+
+
+def _relative(path: str, folder: str) -> str:
+    """Name of an object below a folder. The name may come from anyone."""
+    relative = path.removeprefix(f"{folder}/")
+    if relative == path or {"", ".", ".."} & set(relative.split("/")):
+        raise paths.PathError(
+            f"{folder}: the name of the object {path!r} is no path below this folder. "
+            "Delete or rename it."
+        )
+    return relative
 
 
 def upload(source: pathlib.Path, target: str | os.PathLike) -> None:
@@ -72,9 +95,15 @@ def local_copy(path: paths.Place) -> Iterator[pathlib.Path]:
         if path.is_file():
             filesystem.get_file(name, str(copy))
         else:
-            for file in files_below(path):
+            files = files_below(path)
+            for file in files:
                 (copy / file).parent.mkdir(parents=True, exist_ok=True)
-                filesystem.get_file(f"{name}/{file}", str(copy / file))
+            # Many at once: a checkpoint of T5X has thousands of small files.
+            filesystem.get(
+                [f"{name}/{file}" for file in files],
+                [str(copy / file) for file in files],
+                batch_size=_PARALLEL,
+            )
         try:
             yield copy
         except Exception as error:

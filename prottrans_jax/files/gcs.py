@@ -15,6 +15,8 @@ import urllib.parse
 from fsspec import asyn
 from gcsfs import core, retry
 
+from prottrans_jax.files import buckets
+
 _BOUNDARY = "==prottrans=="
 _NO_OBJECT = "0"  # The generation of an object that does not exist.
 
@@ -124,7 +126,7 @@ def _explained(error: Exception, method: str, url: str) -> OSError:
         return FileNotFoundError(errno.ENOENT, reason, url)
     if isinstance(error, FileExistsError):
         return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url)
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first_line = buckets.first_line(str(error) or type(error).__name__)
     if str(status) in ("401", "403") or first_line.startswith("Forbidden"):
         return PermissionError(
             errno.EACCES,
@@ -141,7 +143,8 @@ def _explained(error: Exception, method: str, url: str) -> OSError:
             url,
         )
     if isinstance(error, OSError) and error.errno is not None:
-        return OSError(error.errno, error.strerror or first_line, url)
+        reason = buckets.first_line(error.strerror or first_line)
+        return OSError(error.errno, reason, url)
     return OSError(
         errno.EIO, f"{method} failed: {type(error).__name__}: {first_line}", url
     )

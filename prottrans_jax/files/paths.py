@@ -231,9 +231,10 @@ def _way_out(text: str, scheme: str) -> str:
         )
     if not buckets.is_bucket(text):
         return _bucket_form(scheme)
+    copy = {"gs": "gcloud storage cp -r", "s3": "aws s3 cp --recursive"}[scheme]
     return (
-        "buckets are not read here, only folders and files of this machine. Copy it, "
-        "or mount the bucket (gs:// with gcsfuse), and give that path."
+        "buckets are not used here, only folders and files of this machine. Copy it "
+        f"first ({copy} {text} .), and give that path."
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from fsspec import asyn
 import s3fs
 
+from prottrans_jax.files import buckets
+
 _TRIES = 5
 _NOT_MET = ("PreconditionFailed", "ConditionalRequestConflict", "412")
 
@@ -95,7 +97,7 @@ def _explained(error: Exception, method: str, url: str) -> OSError:
         if code == "NoSuchBucket":
             reason = "There is no such bucket"
         return FileNotFoundError(errno.ENOENT, reason, url)
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first_line = buckets.first_line(str(error) or type(error).__name__)
     if isinstance(error, PermissionError) or type(error).__name__.startswith(
         "NoCredentials"
     ):
@@ -114,7 +116,8 @@ def _explained(error: Exception, method: str, url: str) -> OSError:
             url,
         )
     if isinstance(error, OSError) and error.errno is not None:
-        return OSError(error.errno, f"{method}: {error.strerror or first_line}", url)
+        reason = buckets.first_line(error.strerror or first_line)
+        return OSError(error.errno, f"{method}: {reason}", url)
     return OSError(
         errno.EIO, f"{method} failed: {type(error).__name__}: {first_line}", url
     )

@@ -1,12 +1,15 @@
 """Folders of this machine and in buckets: one behaviour; a storage that fails."""
 
+import errno
 import hashlib
+import importlib
 import json
 import math
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from cases import stores
 from prottrans_jax.files import (
     appending,
+    buckets,
     digests,
     folders,
     leases,
@@ -352,6 +356,50 @@ def test_after_the_last_try_the_error_names_object_tries_and_status(bucket, faul
     assert said.startswith(f"{path}: ")
     assert "tries" in said and "status 503" in said and "try again later" in said
     assert "\n" not in said
+
+
+# ------------------------------------------------------------------- Hostile
+
+
+@pytest.mark.parametrize("name", ["a/../../../outside", "a//b", "./c"])
+def test_objects_whose_names_are_no_paths_below_the_folder_are_refused(
+    bucket, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    (place(bucket) / "fine").write_bytes(b"x")
+    filesystem, folder = buckets.filesystem(place(bucket))
+    listed = [f"{folder}/fine", f"{folder}/{name}"]
+    monkeypatch.setattr(filesystem, "find", lambda _: listed)
+    monkeypatch.setattr(
+        filesystem, "get", lambda _, files, **__: [touch(file) for file in files]
+    )
+    with pytest.raises(paths.PathError, match="no path below") as error:
+        with folders.local_copy(place(bucket)):
+            pass
+    assert repr(f"{folder}/{name}") in str(error.value)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "temporary"]
+
+
+def touch(file):
+    file = pathlib.Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+
+
+@pytest.mark.parametrize("kind", stores.BUCKETS)
+@pytest.mark.parametrize("error_class", [RuntimeError, OSError])
+def test_errors_do_not_show_secrets_of_urls(kind, error_class):
+    stores.proxy(kind)  # Skips without its package.
+    url = "https://me:password@proxy.org/b/x?X-Amz-Signature=5ec4e7&a=b"
+    arguments = (f'Cannot connect to "{url}" now',)
+    if error_class is OSError:
+        arguments = (errno.ECONNREFUSED, *arguments)
+    module = {"gs": "gcs", "s3": "s3"}[kind]
+    explained = importlib.import_module(f"prottrans_jax.files.{module}")._explained
+    said = str(explained(error_class(*arguments), "GET", f"{kind}://b/x"))
+    assert 'Cannot connect to "https://proxy.org/b/x" now' in said
+    assert "password" not in said and "5ec4e7" not in said
 
 
 # ------------------------------------------------------------- The emulators

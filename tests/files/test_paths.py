@@ -35,12 +35,18 @@ def test_files_named_like_a_tilde_or_a_url_are_reached_through_dot_slash(
     assert path == tmp_path / "gs:" / "x" == paths.local(path, "-o")
 
 
-@pytest.mark.parametrize("url", ["gs://b/x", "s3://b", "gs://b"])
-def test_buckets_are_refused_where_only_this_machine_is_meant(url):
+@pytest.mark.parametrize(
+    ("url", "command"),
+    [
+        ("gs://b/x", "gcloud storage cp -r gs://b/x ."),
+        ("s3://b", "aws s3 cp --recursive s3://b ."),
+    ],
+)
+def test_buckets_are_refused_with_the_command_that_copies_them(url, command):
     with pytest.raises(paths.PathError) as error:
         paths.local(url, "--output")
     message = str(error.value)
-    assert message.startswith(f"--output={url}: ") and "gcsfuse" in message
+    assert message.startswith(f"--output={url}: ") and command in message
     assert "\n" not in message
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from cases import runs, trainer_cases
 from prottrans_jax.checkpoints import manifests, opening, stored_arrays, t5x_states
+from prottrans_jax.files import folders
 from prottrans_jax.interop import t5x
 from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.models import t5
@@ -74,6 +75,17 @@ def test_run_that_went_through_t5xs_format_ends_with_the_bits_of_one_that_did_no
         assert states[-1][0] == 5
     for state in states[1:]:
         trainer_cases.assert_same_bits(state, states[0])
+
+
+@pytest.mark.slow
+def test_run_goes_on_from_t5xs_format_in_a_bucket(tmp_path, step, bucket):
+    folders.upload(step, f"{bucket}/{step.name}")
+    states = []
+    for number, source in enumerate((f"t5x:{step}", f"t5x:{bucket}/{step.name}")):
+        following = _arguments(tmp_path / str(number), start_continue_from=source)
+        runs.train(**following)
+        states.append(trainer_cases.final_state(following))
+    trainer_cases.assert_same_bits(*states)
 
 
 @pytest.fixture(scope="module")
