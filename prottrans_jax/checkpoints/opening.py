@@ -280,7 +280,8 @@ def load_params(
     """Initial parameters of a training run, each with its sharding.
 
     From another library's checkpoint every process reads only the shards of its
-    devices; one in a bucket is first copied to every host. Heads that the model does not have are skipped and logged.
+    devices; one in a bucket is first copied to every host. Heads that the model does
+    not have are skipped and logged.
 
     Args:
       source: Checkpoint, in the syntax of this module's docstring.

@@ -190,6 +190,7 @@ class Ledger:
         else:
             self._has_begun = True
             self._write({"event": "start", "time": self._started, "step": step})
+            self._flush()
 
     def note(self, step: int, *, at_checkpoint: bool = False) -> None:
         """Writes what was spent up to `step`, at most every second.
@@ -227,6 +228,16 @@ class Ledger:
         replaced, self._last_line = self._last_line, b"" if keep else line
         try:
             self._file.append(line, replacing=replaced)
+        except leases.LostError:
+            raise
+        except OSError as error:
+            self._fail(error)
+
+    def _flush(self) -> None:
+        """Uploads the start at once: a kill within a minute must not hide it."""
+        assert self._file is not None
+        try:
+            self._file.flush()
         except leases.LostError:
             raise
         except OSError as error:

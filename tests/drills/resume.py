@@ -128,6 +128,29 @@ class Drill:
         if self.records is None:
             write_records(self.work / "records", self.steps)
 
+    def flags(
+        self,
+        model_dir: paths.Place,
+        keep: int = 2,
+        checkpoint_period: int | None = None,
+        settings: tuple[str, ...] = (),
+    ) -> list[str]:
+        """Flags of `prottrans_jax.train`; the arguments are those of `start`."""
+        bindings = [
+            f"TRAIN_STEPS = {self.steps}",
+            f"CHECKPOINT_PERIOD = {checkpoint_period or self.checkpoint_period}",
+            f"EVAL_PERIOD = {self.eval_period}",
+            f"run_settings.Checkpoints.keep = {keep}",
+            *settings,
+        ]
+        return [
+            f"--gin_file={self.work / 'leaf.gin'}",
+            f"--model_dir={model_dir}",
+            f"--data_dir={self.records or self.work / 'records'}",
+            "--notensorboard",
+            *(f"--gin_bindings={binding}" for binding in bindings),
+        ]
+
     def start(
         self,
         model_dir: paths.Place,
@@ -152,20 +175,7 @@ class Drill:
           forked: False for a run of one process that does its own imports.
         """
         num_processes, num_devices = TOPOLOGIES[self.topology]
-        bindings = [
-            f"TRAIN_STEPS = {self.steps}",
-            f"CHECKPOINT_PERIOD = {checkpoint_period or self.checkpoint_period}",
-            f"EVAL_PERIOD = {self.eval_period}",
-            f"run_settings.Checkpoints.keep = {keep}",
-            *settings,
-        ]
-        flags = [
-            f"--gin_file={self.work / 'leaf.gin'}",
-            f"--model_dir={model_dir}",
-            f"--data_dir={self.records or self.work / 'records'}",
-            "--notensorboard",
-            *(f"--gin_bindings={binding}" for binding in bindings),
-        ]
+        flags = self.flags(model_dir, keep, checkpoint_period, settings)
         if num_processes > 1:
             zero = "localhost" if hosts is None else hosts.address(0)
             address = f"{zero}:{process_cases.free_port()}"

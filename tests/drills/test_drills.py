@@ -15,8 +15,13 @@ TRIALS = {
 }
 
 
-@pytest.mark.parametrize("name", TRIALS)
+SLOW = {"buckets": 2, "buckets_s3": 2, "buckets_2x4": 2}
+
+
+@pytest.mark.parametrize(
+    "name", [*TRIALS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_nothing_is_lost_in(tmp_path, name):
-    done = list(run.DRILLS[name](tmp_path, TRIALS[name]))
+    done = list(run.DRILLS[name](tmp_path, (TRIALS | SLOW)[name]))
     assert done
     assert [trial for trial in done if trial.lost] == []
