@@ -103,3 +103,23 @@ class LabelledSet:
                 f"its splits: {', '.join(known)}."
             )
         return dataclasses.replace(self, proteins=chosen)
+
+
+def joined(*sets: LabelledSet) -> LabelledSet:
+    """Several sets of one task as one, e.g. of files of which each holds a split.
+
+    Raises:
+      ValueError: The tasks differ.
+    """
+    tasks = {(s.task.name, s.task.level, s.task.classes) for s in sets}
+    if len(tasks) != 1:
+        names = ", ".join(sorted({s.task.name for s in sets})) or "none"
+        raise ValueError(
+            f"sets of different tasks, or classes in another order, cannot be joined: "
+            f"{names}."
+        )
+    return LabelledSet(
+        sets[0].task,
+        [protein for s in sets for protein in s.proteins],
+        [note for s in sets for note in s.notes],
+    )

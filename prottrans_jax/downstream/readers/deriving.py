@@ -9,6 +9,8 @@ from prottrans_jax.proteins import plurals, tables
 
 # More different labels than this are hardly classes.
 MAX_CLASSES = 1000
+# A longer label that is as long as its sequence is hardly the name of a class.
+_LONGEST_WORD = 20
 
 Choice = tuple[published_tasks.PublishedTask, str, list[str]]
 
@@ -76,8 +78,10 @@ def _derive(found: records.Contents, name: str, classes: bool | None) -> Choice:
     ]
     if not labels:
         raise ValueError(f"{name}: the column {column} is empty.")
-    matching = sum(_is_per_residue(value, length) for value, length in labels)
-    level = "residue" if matching > len(labels) / 2 else "protein"
+    matching = [length for value, length in labels if _is_per_residue(value, length)]
+    # A label of residues that has another length must not make a class of its own.
+    most = len(matching) > len(labels) / 2 and max(matching) > _LONGEST_WORD
+    level = "residue" if len(matching) == len(labels) or most else "protein"
     if level == "residue":
         values = [label_values.per_residue(value) for value, _ in labels]
         numeric = not any(isinstance(v, str) for v in values) and _numeric(
