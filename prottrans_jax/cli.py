@@ -136,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         console,
         embedding,
         inspection,
+        labelling,
         models,
         score,
         supervising,
@@ -154,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     inspection.add_info(commands)
     inspection.add_reformat(commands)
     inspection.add_verify(commands)
+    labelling.add_labels(commands)
     models.add_export(commands)
     supervising.add_supervise(commands)
     return parser

@@ -198,3 +198,17 @@ assert maps.shape == (2, 2, 8, 8)
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("P12345 (10, 24) sp|P12345|AATM_RABIT")
+
+
+def test_guide_to_labelled_data(tmp_path):
+    (command,) = _commands("labelled_data.md")
+    printed = _run([command], tmp_path)
+    assert "classes            C 12, E 4, H 12" in printed
+    text = (ROOT / "docs" / "labelled_data.md").read_text()
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("residue ('C', 'E', 'H')")
+    assert "accuracy 0." in done.stdout and "p = " in done.stdout

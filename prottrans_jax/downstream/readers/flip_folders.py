@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from prottrans_jax.downstream.readers import labelled_fasta, records, text_files
 from prottrans_jax.files import paths
+from prottrans_jax.proteins import plurals
 
 _SEQUENCES = "sequences.fasta"
 _MASKS = ("mask.fasta", "resolved.fasta")
@@ -55,14 +56,15 @@ def read(folder: paths.Place) -> records.Contents:
         if mask_file:
             fields["mask"] = masks[identifier]
         columns.update(dict.fromkeys(fields))
-        found.append(
-            records.Record(identifier, sequences.pop(identifier), fields, where)
-        )
+        found.append(records.Record(identifier, sequences[identifier], fields, where))
     notes: Sequence[str] = ()
-    if sequences:
+    labelled = {record.id for record in found}
+    unlabelled = [identifier for identifier in sequences if identifier not in labelled]
+    if unlabelled:
+        named = plurals.count(len(unlabelled), "protein")
         notes = (
-            f"{len(sequences):,} proteins of {fasta[_SEQUENCES]} have no label: left "
-            f"out, the first is {next(iter(sequences))!r}",
+            f"{named} of {fasta[_SEQUENCES]} without a label left out, the first: "
+            f"{unlabelled[0]!r}",
         )
     return records.Contents("flip", tuple(found), tuple(columns), tuple(notes))
 

@@ -1,6 +1,6 @@
 """What every reader gives: records with named columns, not yet labels of a task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from prottrans_jax.proteins import plurals, tables
@@ -50,6 +50,17 @@ class Contents:
     records: tuple[Record, ...]
     columns: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+
+def merged(parts: Sequence[Contents]) -> Contents:
+    """Several files as one."""
+    columns = dict.fromkeys(name for part in parts for name in part.columns)
+    return Contents(
+        parts[0].format,
+        tuple(record for part in parts for record in part.records),
+        tuple(columns),
+        tuple(note for part in parts for note in part.notes),
+    )
 
 
 def first(names: tuple[str, ...], columns: Mapping[str, object]) -> str | None:
