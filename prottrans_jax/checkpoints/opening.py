@@ -473,10 +473,7 @@ def _read_run(
     config, dtype = config_of_run(metadata)
     sizes, computing = families.split_overrides(type(config), overrides)
     config = dataclasses.replace(config, **sizes)
-    if isinstance(config, electra.ElectraConfig):
-        family = families.FAMILIES["electra"]
-    else:
-        family = families.family_of_config(config)
+    family = family_of(config)
     stored = families.widest_dtype(flat.values())
     compute = families.as_stored(stored, {"dtype": dtype, **computing})
     params = layer_stacks.convert(
@@ -493,6 +490,13 @@ def _read_run(
         source=paths.place(source, "checkpoint"),
         form=f"prottrans_jax, step {source.name}",
     )
+
+
+def family_of(config: types.ModelConfig) -> families.Family:
+    """Family of a model's configuration; also of an ELECTRA in training."""
+    if isinstance(config, electra.ElectraConfig):
+        return families.FAMILIES["electra"]
+    return families.family_of_config(config)
 
 
 def config_of_run(metadata: Mapping[str, Any]) -> tuple[Any, str]:

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
+from prottrans_jax import types
 from prottrans_jax.checkpoints import opening
 from prottrans_jax.embed import layerwise
 from prottrans_jax.encoders import frozen_models, frozen_params
-from prottrans_jax.interop import families, huggingface
+from prottrans_jax.interop import families, huggingface, layer_stacks
 from prottrans_jax.interop import vocabularies as model_vocabularies
+from prottrans_jax.layers import compute as compute_config
 from prottrans_jax.proteins import vocabulary as vocabularies
 
 
@@ -72,25 +74,54 @@ def load_encoder(
         download=download, revision=revision, sha256=sha256, vocabulary=vocabulary
     )
     with _read(source, dtype, options | overrides) as (checkpoint, dtype):
-        checkpoint = opening.encoder_of(checkpoint)
-        ids, prefix_ids = _ids_of(checkpoint, prefix)
-        module = opening.model_of(checkpoint)
-        shapes = layerwise.encoder_shapes(module)
-        stored = frozen_params.subtree(checkpoint.params, shapes)
-        return frozen_models.Encoder(
-            module=module,
-            params=frozen_params.place(stored, jnp.dtype(dtype)),
-            config=checkpoint.config,
-            vocabulary=ids,
-            prefix=prefix_ids,
-            suffix=checkpoint.suffix_ids,
-            name=_plain_name(source),
-            source=checkpoint.source,
-            fingerprint=frozen_params.fingerprint(stored, _other_ids(checkpoint)),
-            revision=_revision(checkpoint.source),
-            prefix_piece=prefix or "",
-            unknown_ids=checkpoint.unknown_ids,
-        )
+        return _encoder(checkpoint, dtype, prefix, _plain_name(source))
+
+
+def encoder_in_training(
+    model: Any, params: types.Params, name: str
+) -> frozen_models.Encoder:
+    """The encoder of a model that is being trained, in float32.
+
+    Args:
+      model: Model of an objective, e.g. `models.bert.Bert`.
+      params: Its parameters in host memory, stacked or not.
+      name: Name of the encoder.
+    """
+    config = model.config
+    checkpoint = families.Checkpoint(
+        family=opening.family_of(config),
+        config=config,
+        compute=compute_config.ComputeConfig(scan_layers=False),
+        params=layer_stacks.convert(params, dtype=np.float32),
+        stored_dtype=np.dtype(np.float32),
+        source=pathlib.Path(name),
+        form="in training",
+    )
+    return _encoder(checkpoint, "float32", None, name)
+
+
+def _encoder(
+    checkpoint: families.Checkpoint, dtype: DTypeLike, prefix: str | None, name: str
+) -> frozen_models.Encoder:
+    checkpoint = opening.encoder_of(checkpoint)
+    ids, prefix_ids = _ids_of(checkpoint, prefix)
+    module = opening.model_of(checkpoint)
+    shapes = layerwise.encoder_shapes(module)
+    stored = frozen_params.subtree(checkpoint.params, shapes)
+    return frozen_models.Encoder(
+        module=module,
+        params=frozen_params.place(stored, jnp.dtype(dtype)),
+        config=checkpoint.config,
+        vocabulary=ids,
+        prefix=prefix_ids,
+        suffix=checkpoint.suffix_ids,
+        name=name,
+        source=checkpoint.source,
+        fingerprint=frozen_params.fingerprint(stored, _other_ids(checkpoint)),
+        revision=_revision(checkpoint.source),
+        prefix_piece=prefix or "",
+        unknown_ids=checkpoint.unknown_ids,
+    )
 
 
 def _ids_of(
