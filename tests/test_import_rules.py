@@ -112,11 +112,11 @@ ROOMS = {
     "checkpoints": "distributed files interop layers models types",
     "training": "checkpoints costs distributed files partitioning types",
     "data": "files proteins",
-    "tasks": "data proteins",
     "config": "data files",
     "embed": "costs files interop kernels proteins types",
     "encoders": "checkpoints embed files interop kernels layers proteins types",
     "downstream": "embed encoders files interop layers models proteins types",
+    "tasks": "data downstream files proteins",
     "scoring": "embed encoders files kernels models proteins types",
     "commands": (
         "checkpoints distributed downstream embed encoders files interop kernels "

@@ -151,6 +151,10 @@ def test_segments_end_with_their_protein():
     predictions = [np.array([0, 0]), np.array([1, 1])]
     assert METRICS["sov"](labels, predictions) == 0.5
     assert METRICS["sov_per_protein"](labels, predictions) == 0.5
+    # The first residue that counts has the position after the last one before it.
+    labels, predictions = [[0, 0], [0, 0, 0]], [[0, 0], [0, 0, 1]]
+    value = METRICS["sov"](labels, predictions, [[1, 1], [0, 0, 1]])
+    assert value == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +178,14 @@ def test_undefined_values_are_nan_and_without_warning(name, labels, predictions)
             num_classes=None if isinstance(labels[0], float) else 2,
         )
     assert np.isnan(value)
+
+
+def test_correlation_of_a_resample_with_one_value_is_not_defined():
+    labels = [[0.3, 0.1], [0.7, 0.2], [1.9, 0.4]]
+    predictions = [[0.1, 0.1], [0.1, 0.1], [5.7, 3.2]]
+    prepared = METRICS["pearson"].prepare(outcomes.pair(labels, predictions))
+    weights = np.array([[k, 3.0 - k, 0.0] for k in range(4)])
+    assert np.isnan(prepared(weights)).all()
 
 
 def test_a_class_that_is_absent_has_no_recall_and_does_not_lower_the_mean():
