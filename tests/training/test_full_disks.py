@@ -33,8 +33,9 @@ class _FullDisk:
 class _DiskFull:
     """A writer that lets no file grow from a step on, until another one.
 
-    It waits for saves to end, so that they fail while the disk is full. The limit
-    leaves room for the log, not for the arrays of a checkpoint.
+    It waits for saves to end, so that earlier ones are whole and later ones fail while
+    the disk is full. The limit leaves room for the log, not for the arrays of a
+    checkpoint.
     """
 
     _ROOM = 16_000
@@ -44,7 +45,7 @@ class _DiskFull:
         self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def write_scalars(self, step, scalars):
-        if step > self._full.start:
+        if step >= self._full.start:
             for thread in threading.enumerate():
                 if thread.name == "async_save":
                     thread.join()
