@@ -20,6 +20,7 @@ from prottrans_jax.checkpoints import checkpointing
 from prottrans_jax.config import setting_types
 from prottrans_jax.distributed import (
     agreement,
+    barriers,
     peers,
     preemption,
     stopping,
@@ -330,6 +331,9 @@ def train(
                 progress.beat("compilation and the first step", limits.startup_s)
                 with watch.cause("compile"):
                     compiled = run.compile(state)
+                    # The first step has the limit of a step, and waits for the hosts
+                    # that compile longer; on CPUs no longer than 30 s (XLA's Gloo).
+                    barriers.gather("compilation", None, limits.startup_s)
             feed = stack.enter_context(
                 infeed.Infeed(run.make_batch, next_batch, first_batch + total_steps)
             )
