@@ -65,8 +65,9 @@ def lost(
         broken = work / f"broken{number}"
         loss = losses[number % len(losses)]
         victim = rng.randrange(resume.TOPOLOGIES[topology][0])
-        # Between evaluations, which begin with the limit of a compilation.
-        step = rng.randrange(7, 10)
+        # In turn between two evaluations and at the second one, which follows step 12.
+        # The first one of a process has the limit of a compilation.
+        step = rng.randrange(7, 10) if number // len(losses) % 2 == 0 else 12
         what, problem = _lose(drill, broken, loss, victim, step)
         if not problem:
             problem = drill.goes_on(unbroken, broken)

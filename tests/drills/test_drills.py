@@ -9,7 +9,7 @@ TRIALS = {
     "checkpoints": 30,
     "records": 30,
     "meshes": 4,
-    "signals": 1,
+    "signals": 2,
     "stopped_commands": 4,
     "lost_hosts_2x1": 1,
 }
