@@ -7,11 +7,14 @@ The public interface:
   load_model, Model      a frozen model with decoder and heads: token ids to logits
   __version__            version of the package
 
-Command-line programs: `prottrans` (embed, models, info, verify, export and others), and
-`python -m prottrans_jax.train`, `.evaluate`, `.prepare`, `.precompile`, `.convert` and
-`.export`. `import prottrans_jax.tasks` registers the SeqIO tasks. `prottrans_jax.gin`
-holds the gin files; classes and functions that they bind are public through gin.
-`prottrans_jax.checkpoints.opening.read` opens any supported checkpoint.
+`prottrans_jax.scoring` has likelihoods of proteins, scores of variants and contacts.
+
+Command-line programs: `prottrans` (embed, score, contacts, models, info, verify, export
+and others), and `python -m prottrans_jax.train`, `.evaluate`, `.prepare`,
+`.precompile`, `.convert` and `.export`. `import prottrans_jax.tasks` registers the
+SeqIO tasks. `prottrans_jax.gin` holds the gin files; classes and functions that they
+bind are public through gin. `prottrans_jax.checkpoints.opening.read` opens any
+supported checkpoint.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -134,6 +134,7 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     from prottrans_jax.commands import (
         console,
+        contact_prediction,
         embedding,
         inspection,
         labelling,
@@ -151,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command")
     embedding.add_embed(commands)
     score.add_score(commands)
+    contact_prediction.add_contacts(commands)
     models.add_models(commands)
     inspection.add_info(commands)
     inspection.add_reformat(commands)

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from cases import slurm_cases
+from cases import score_cases, slurm_cases
+from prottrans_jax import cli
 from prottrans_jax.checkpoints import checkpointing, run_identity
 from prottrans_jax.data.records import corpora, store
 from prottrans_jax.interop import huggingface
@@ -212,3 +214,30 @@ def test_guide_to_labelled_data(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("residue ('C', 'E', 'H')")
     assert "accuracy 0." in done.stdout and "p = " in done.stdout
+
+
+def test_scoring_guide(tmp_path, monkeypatch, capsys):
+    score_cases.write_model(tmp_path / "MODEL", "bert")
+    (tmp_path / "proteins.fasta").write_text(">a\nMKTAYIAKQRQ\n>b\nPRTEIN\n")
+    (tmp_path / "wild_type.fasta").write_text(">a\nPRTEIN\n")
+    (tmp_path / "gaps.fasta").write_text(">a\nPR?EIX\n")
+    table = "mutant,DMS_score\nP1A,0.5\nP1A:R2C,0.25\nN6D,0.75\n"
+    (tmp_path / "variants.csv").write_text(table)
+    distances = np.full((11, 11), 20.0)
+    distances[1, 8] = distances[0, 10] = 6.0
+    np.savez(tmp_path / "maps.npz", a=distances, b=np.full((6, 6), 20.0))
+    monkeypatch.chdir(tmp_path)
+    commands = "".join(_commands("scoring.md")).splitlines()
+    assert len(commands) == 9
+    for command in commands:
+        # In this process: the guide has many commands, whose imports take seconds.
+        program, *words = shlex.split(command)
+        assert program == "prottrans"
+        assert cli.main([*words, "--no-progress"]) == 0, command
+    assert "short P@L/5: " in capsys.readouterr().out
+    assert (tmp_path / "scores.csv").read_text().startswith("mutant,DMS_score,score")
+    assert (tmp_path / "filled.csv").read_text().count("\n") == 1 + 2 * 3
+    text = (ROOT / "docs" / "scoring.md").read_text()
+    exec("\n".join(re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)), {})
+    printed = capsys.readouterr().out
+    assert re.match(r"[\d.]+ \(2,\) \(7, 20\) [A-Y]{3}\n", printed)

@@ -111,7 +111,7 @@ def _score(arguments: argparse.Namespace) -> int:
     chosen = [mode for mode in _MODES if getattr(arguments, mode)]
     mode = chosen[0] if chosen else _MODES[0]
     _refuse_unused(arguments, mode)
-    from prottrans_jax.scoring import proteingym, score_files, score_job
+    from prottrans_jax.scoring import proteingym, score_files, score_job, scorers
 
     # Report mistakes before the model is loaded.
     assays = proteingym.read_all(arguments.variants or ())
@@ -119,9 +119,12 @@ def _score(arguments: argparse.Namespace) -> int:
         "logits": score_files.ARRAYS,
         "all_substitutions": (*score_files.TABLES, *score_files.ARRAYS),
     }
-    scorer = load_scorer(arguments, suffixes.get(mode, score_files.TABLES))
+    model = load_model(arguments, suffixes.get(mode, score_files.TABLES))
+    scorer = scorers.Scorer(
+        model, arguments.likelihood, max_tokens=arguments.batch_tokens
+    )
     with progress.Lines(silent=arguments.no_progress or arguments.quiet) as lines:
-        job = score_job.Job(
+        job = score_job.ScoreJob(
             scorer,
             arguments.input,
             arguments.output,
@@ -138,7 +141,7 @@ def _score(arguments: argparse.Namespace) -> int:
             report = job.substitutions(arguments.marginals, matrix=arguments.matrix)
         else:
             report = job.infill(arguments.top)
-    return summary(report, arguments.quiet)
+    return _summary(report, arguments.quiet)
 
 
 def _refuse_unused(arguments: argparse.Namespace, mode: str) -> None:
@@ -156,10 +159,10 @@ def _refuse_unused(arguments: argparse.Namespace, mode: str) -> None:
 
 
 def policies(arguments: argparse.Namespace):
-    """`score_job.Options` from the flags."""
-    from prottrans_jax.scoring import score_job
+    """`fasta_job.Options` from the flags."""
+    from prottrans_jax.scoring import fasta_job
 
-    return score_job.Options(
+    return fasta_job.Options(
         on_bad=arguments.on_bad,
         on_duplicate=arguments.on_duplicate,
         long=arguments.long,
@@ -168,8 +171,8 @@ def policies(arguments: argparse.Namespace):
     )
 
 
-def load_scorer(arguments: argparse.Namespace, suffixes: Sequence[str]):
-    """A `scorers.Scorer` of the model that the flags name.
+def load_model(arguments: argparse.Namespace, suffixes: Sequence[str]):
+    """The `frozen_models.Model` that the flags name.
 
     Args:
       arguments: Values of the flags; their paths are checked first.
@@ -181,7 +184,7 @@ def load_scorer(arguments: argparse.Namespace, suffixes: Sequence[str]):
         )
     from prottrans_jax.embed import process
     from prottrans_jax.encoders import loading
-    from prottrans_jax.scoring import score_files, scorers
+    from prottrans_jax.scoring import score_files
 
     paths.input_files(arguments.input, "--input")
     score_files.check(arguments.output, suffixes, overwrite=arguments.overwrite)
@@ -191,7 +194,7 @@ def load_scorer(arguments: argparse.Namespace, suffixes: Sequence[str]):
         )
     process.prepare()
     embedding.check_device(arguments.device)
-    model = loading.load_model(
+    return loading.load_model(
         paths.source(arguments.model, "--model"),
         dtype=arguments.dtype,
         download=arguments.download,
@@ -199,14 +202,9 @@ def load_scorer(arguments: argparse.Namespace, suffixes: Sequence[str]):
         sha256=arguments.sha256,
         vocabulary=arguments.vocabulary,
     )
-    return scorers.Scorer(
-        model,
-        getattr(arguments, "likelihood", None),
-        max_tokens=arguments.batch_tokens,
-    )
 
 
-def summary(report, quiet: bool) -> int:
+def _summary(report, quiet: bool) -> int:
     """Prints the report of a job and returns the exit status."""
     if not quiet:
         console.say(

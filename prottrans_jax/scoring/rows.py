@@ -10,6 +10,7 @@ import numpy as np
 from prottrans_jax import types
 from prottrans_jax.distributed import stop_signals
 from prottrans_jax.embed import batching, embedder, forward
+from prottrans_jax.encoders import frozen_models
 from prottrans_jax.models import t5
 from prottrans_jax.scoring import likelihoods
 
@@ -52,11 +53,6 @@ class Rows:
         if max_tokens is None:
             max_tokens = embedder.tokens_of_call(params, jax.default_backend())
         self.max_tokens = max_tokens
-
-    @property
-    def max_residues(self) -> int | None:
-        """Longest protein the model has positions for; None if there is no limit."""
-        return None if self._limit is None else self._limit - self._tokens.num_special
 
     def run(
         self,
@@ -115,6 +111,12 @@ class Rows:
             rows = min(rows, 1 << (len(indices) - 1).bit_length())
             for start in range(0, len(indices), rows):
                 yield length, rows, indices[start : start + rows]
+
+
+def max_residues(model: frozen_models.Model) -> int | None:
+    """Longest protein the model has positions for; None if there is no limit."""
+    limit = model.module.max_length
+    return None if limit is None else limit - len(model.prefix) - len(model.suffix)
 
 
 def bounded(

@@ -1,21 +1,19 @@
 """Scores of a FASTA file's proteins, written to a file."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import itertools
 import os
-import pathlib
-import tempfile
-import time
+from typing import Any
 
 import numpy as np
 
 import prottrans_jax
-from prottrans_jax.embed import inputs, provenance, reports
-from prottrans_jax.files import ownership, paths
+from prottrans_jax.embed import inputs, reports
 from prottrans_jax.proteins import plurals
 from prottrans_jax.scoring import (
+    fasta_job,
     infilling,
     mutations,
     proteingym,
@@ -23,57 +21,22 @@ from prottrans_jax.scoring import (
     scorers,
 )
 
-# Residues of proteins that are scored together, so that batches are full.
-_WINDOW_RESIDUES = 1 << 15
-LONG = ("error", "skip")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What becomes of the input's records, and of an existing output.
-
-    Attributes:
-      on_bad: "error" or "skip" for records that cannot be used.
-      on_duplicate: As in `embed.inputs.scan`.
-      long: "error" or "skip" for proteins longer than the model has positions for.
-      allow_nucleotides: Whether a file of A, C, G, T, U and N is accepted.
-      overwrite: Whether an existing output is replaced.
-    """
-
-    on_bad: str = "error"
-    on_duplicate: str = "error"
-    long: str = "error"
-    allow_nucleotides: bool = False
-    overwrite: bool = False
-
 
 @dataclasses.dataclass
-class Report:
+class ScoreReport(fasta_job.Report):
     """Result of a job.
 
     Attributes:
-      output: The file written.
-      proteins: Proteins scored.
-      residues: Residues of these.
-      skipped: Records left out, with reasons.
-      letters: Letters that are not among the 20 amino acids.
-      seconds: Time of the computation.
       correlations: (assay, Spearman, variants with a measurement, all variants).
     """
 
-    output: paths.Place
-    proteins: int = 0
-    residues: int = 0
-    skipped: list[inputs.RecordNote] = dataclasses.field(default_factory=list)
-    letters: inputs.Letters = dataclasses.field(default_factory=inputs.Letters)
-    seconds: float = 0.0
     correlations: list[tuple[str, float, int, int]] = dataclasses.field(
         default_factory=list
     )
 
 
-class Job:
-    """Reads proteins, follows the progress, and makes the report.
+class ScoreJob:
+    """Scores the proteins of FASTA files; each method writes the output.
 
     Args:
       scorer: Scores the proteins.
@@ -88,16 +51,14 @@ class Job:
         scorer: scorers.Scorer,
         source: str | os.PathLike | Sequence[str | os.PathLike],
         output: str | os.PathLike,
-        options: Options | None = None,
+        options: fasta_job.Options | None = None,
         on_progress: Callable[[reports.Progress], None] | None = None,
     ):
         self.scorer = scorer
-        self._sources = paths.input_files(source, "source")
-        self._output = output
-        self._options = options or Options()
-        self._on_progress = on_progress or (lambda progress: None)
+        self.report = ScoreReport()
+        self._job = fasta_job.Job(scorer.model, source, output, options, on_progress)
 
-    def pseudo_perplexity(self, *, one_pass: bool = False) -> Report:
+    def pseudo_perplexity(self, *, one_pass: bool = False) -> ScoreReport:
         """A table: id, length, scored, log_likelihood, perplexity, likelihood."""
         name = self.scorer.likelihood.name
         if one_pass and not self.scorer.likelihood.is_causal:
@@ -117,9 +78,9 @@ class Job:
                     )
                     add(dict(zip(columns, values, strict=True)) | {"likelihood": name})
                 run.finish(window)
-        return run.report
+        return self.report
 
-    def logits(self) -> Report:
+    def logits(self) -> ScoreReport:
         """An array [residues, vocab] for each protein, from one pass without masks."""
         pieces = " ".join(self.scorer.model.vocabulary.pieces)
         with (
@@ -133,11 +94,11 @@ class Job:
                 ):
                     add(protein, array)
                 run.finish(window)
-        return run.report
+        return self.report
 
     def substitutions(
         self, marginals: str | None = None, *, matrix: bool = False
-    ) -> Report:
+    ) -> ScoreReport:
         """Scores of all 19 substitutions of each residue.
 
         Args:
@@ -150,9 +111,9 @@ class Job:
         columns: tuple[str, ...] = ("id", "mutant", "mutated_sequence", "score")
         if matrix:
             columns = ("id", "position", "wild_type", *scorers.LETTERS)
-        rows = 19 if marginals == "mutant" else 1
+        factor = 19 if marginals == "mutant" else 1
         with self._run(
-            suffixes, per_residue=marginals != "wild-type", rows=rows
+            suffixes, per_residue=marginals != "wild-type", row_factor=factor
         ) as run:
             if run.output.suffix.lower() in score_files.ARRAYS:
                 about = self._about(f"substitutions, {marginals}", scorers.LETTERS)
@@ -161,7 +122,7 @@ class Job:
                         text = protein.residues.decode()
                         add_array(protein, self.scorer.substitutions(text, marginals))
                         run.finish([protein])
-                return run.report
+                return self.report
             with score_files.table(run.output, columns) as add:
                 for protein in run.proteins():
                     text = protein.residues.decode()
@@ -170,11 +131,11 @@ class Job:
                     for row in lines(protein.residues, scores):
                         add({"id": protein.name, **row})
                     run.finish([protein])
-        return run.report
+        return self.report
 
     def variants(
         self, assays: Sequence[proteingym.Assay], marginals: str | None = None
-    ) -> Report:
+    ) -> ScoreReport:
         """The rows of ProteinGym's files, with the column `score`.
 
         Args:
@@ -204,14 +165,14 @@ class Job:
                     measured = assay.measured()
                     if measured is not None:
                         correlation = proteingym.spearman(scores, measured)
-                        run.report.correlations.append(
+                        self.report.correlations.append(
                             (assay.name, *correlation, len(parsed))
                         )
             used = {id(protein): protein for _, protein, _ in work}
             run.finish(list(used.values()))
-        return run.report
+        return self.report
 
-    def infill(self, top: int = 1) -> Report:
+    def infill(self, top: int = 1) -> ScoreReport:
         """A table of the most probable residues for each X, `?`, `_` and `<mask>`."""
         columns = ("id", "position", "rank", "residue", "probability")
         with (
@@ -228,7 +189,13 @@ class Job:
                             values = (protein.name, place.position, rank, *pair)
                             add(dict(zip(columns, values, strict=True)))
                 run.finish(window)
-        return run.report
+        return self.report
+
+    @contextlib.contextmanager
+    def _run(self, suffixes: Sequence[str], **options: Any) -> Iterator[fasta_job.Run]:
+        with self._job.run(self.report, suffixes, **options) as run:
+            self.scorer.on_rows = run.add_rows
+            yield run
 
     def _about(self, what: str, columns: str) -> dict[str, str]:
         model = self.scorer.model
@@ -240,139 +207,6 @@ class Job:
             "weights_fingerprint": model.fingerprint,
             "prottrans_version": prottrans_jax.__version__,
         }
-
-    @contextlib.contextmanager
-    def _run(
-        self,
-        suffixes: Sequence[str],
-        *,
-        per_residue: bool,
-        rows: int = 1,
-        marks: bool = False,
-    ) -> Iterator["_Run"]:
-        """Scans the input, and reports what was left out at the end.
-
-        Args:
-          suffixes: Extensions that the output may have.
-          per_residue: Whether each residue is a row of a batch; else each protein.
-          rows: Rows of each of these.
-          marks: Whether marks of unknown residues are read as X.
-        """
-        options = self._options
-        output = score_files.check(self._output, suffixes, overwrite=options.overwrite)
-        files = [x for x in self._sources if x != paths.STANDARD_INPUT]
-        ownership.refuse_same(files, [output])
-        with tempfile.TemporaryDirectory(prefix="prottrans_jax.") as temporary:
-            folder = pathlib.Path(temporary)
-            sources = [
-                str(inputs.spool(None, folder)) if x == paths.STANDARD_INPUT else x
-                for x in self._sources
-            ]
-            if marks:
-                sources = [
-                    str(infilling.unmarked_copy(x, _subfolder(folder, number)))
-                    for number, x in enumerate(sources)
-                ]
-            records = inputs.scan(
-                sources,
-                on_bad=options.on_bad,
-                on_duplicate=options.on_duplicate,
-                allow_nucleotides=options.allow_nucleotides,
-            )
-            self._apply_limit(records)
-            output.parent.mkdir(parents=True, exist_ok=True)
-            run = _Run(output, records, self._on_progress)
-            lengths = records.lengths[records.chosen]
-            run.set_rows(rows * int(lengths.sum() if per_residue else len(lengths)))
-            self.scorer.on_rows = run.add_rows
-            yield run
-            run.report.skipped = records.skipped
-            run.report.letters = records.letters
-            run.report.seconds = run.seconds
-            provenance.write_record_notes(output, records)
-
-    def _apply_limit(self, records: inputs.Inputs) -> None:
-        limit = self.scorer.max_residues
-        if limit is None:
-            return
-        too_long = (records.fates == inputs.EMBED) & (records.lengths > limit)
-        if self._options.long == "skip":
-            records.leave_out(
-                too_long,
-                "longer than the model has positions for",
-                lambda p: f"{len(p.residues)} residues, limit {limit}",
-            )
-        elif too_long.any():
-            first = next(records.proteins(too_long))
-            raise ValueError(
-                f"{first.place}: {first.name!r} has {len(first.residues):,} residues, "
-                f"the model has positions for {limit:,}; "
-                f"{plurals.count(int(too_long.sum()), 'protein is', 'proteins are')} "
-                "longer. --long skip leaves them out."
-            )
-
-
-class _Run:
-    """Proteins of a scan, and how many rows of batches are done."""
-
-    def __init__(self, output, records: inputs.Inputs, on_progress):
-        self.output = output
-        self.report = Report(output)
-        self._records = records
-        self._on_progress = on_progress
-        self._started = time.perf_counter()
-        self._rows = self._of_rows = 0
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    def proteins(self) -> Iterator[inputs.Protein]:
-        return self._records.proteins()
-
-    def windows(self) -> Iterator[list[inputs.Protein]]:
-        """Proteins in order, several together."""
-        window: list[inputs.Protein] = []
-        size = 0
-        for protein in self.proteins():
-            window.append(protein)
-            size += len(protein.residues)
-            if size >= _WINDOW_RESIDUES:
-                yield window
-                window, size = [], 0
-        if window:
-            yield window
-
-    def set_rows(self, rows: int) -> None:
-        self._of_rows = rows
-
-    def add_rows(self, rows: int) -> None:
-        self._rows += rows
-        rate = self._rows / max(self.seconds, 1e-9)
-        self._on_progress(
-            reports.Progress(
-                self.report.proteins,
-                self._rows,
-                len(self._records.chosen),
-                max(self._of_rows, self._rows),
-                self.seconds,
-                rate,
-                max(self._of_rows - self._rows, 0) / rate,
-            )
-        )
-
-    def finish(self, proteins: Iterable[inputs.Protein]) -> None:
-        """Counts proteins as scored."""
-        for protein in proteins:
-            self.report.proteins += 1
-            self.report.residues += len(protein.residues)
-
-
-def _subfolder(folder: pathlib.Path, number: int) -> pathlib.Path:
-    """A folder for one file: several may have the same name."""
-    path = folder / str(number)
-    path.mkdir()
-    return path
 
 
 def _wild_type(

@@ -94,7 +94,7 @@ class Scorer:
     @property
     def max_residues(self) -> int | None:
         """Longest protein the model has positions for; None if there is no limit."""
-        return self._rows.max_residues
+        return rows.max_residues(self.model)
 
     @property
     def default_marginals(self) -> str:
@@ -116,6 +116,17 @@ class Scorer:
             return [x[:, None] for x in self._run_whole(_replaced, residues)]
         self._refuse_without_single_pass("logits")
         return self._run_whole(_one_pass, residues)
+
+    def amino_acid_logits(
+        self, sequences: Iterable[str]
+    ) -> list[Float[np.ndarray, "length 20"]]:
+        """`logits` of the 20 amino acids alone, in the order of `LETTERS`.
+
+        Args:
+          sequences: Proteins, as in `frozen_models.Encoder.embed`.
+        """
+        columns = np.asarray(self._columns)
+        return [x[:, columns] for x in self.logits(sequences)]
 
     def log_probabilities(
         self, sequences: Iterable[str], *, one_pass: bool = False
