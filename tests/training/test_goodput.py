@@ -11,6 +11,7 @@ import time
 import pytest
 
 from cases import runs, trainer_cases
+from prottrans_jax.files import paths
 from prottrans_jax.training import goodput
 
 ZERO = dict.fromkeys(goodput.BUCKETS[:-2], 0.0)
@@ -122,6 +123,7 @@ KILLED = """
 import os, pathlib, sys, time
 sys.path.insert(0, sys.argv[2])
 from cases import process_cases, runs, trainer_cases
+from prottrans_jax.files import paths
 from prottrans_jax.training import goodput
 folder = pathlib.Path(sys.argv[1])
 process_cases.kill_once(
@@ -165,3 +167,11 @@ def test_goodput_is_in_the_log_and_in_the_summary(tmp_path):
     assert last["timing/run_seconds/compile"] > 0
     assert set(summary.run_seconds) == set(goodput.BUCKETS)
     assert summary.run_seconds["checkpoint"] > 0
+
+
+def test_a_start_is_in_the_account_in_a_bucket_at_once(bucket):
+    path = paths.place(f"{bucket}/goodput.jsonl", "model_dir")
+    ledger = goodput.Ledger(path, lambda: {"compute": 1.0})
+    ledger.begin(0)
+    assert goodput.read(path).starts == 1
+    ledger.close()
