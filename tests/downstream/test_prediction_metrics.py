@@ -181,8 +181,8 @@ def test_undefined_values_are_nan_and_without_warning(name, labels, predictions)
 
 
 def test_correlation_of_a_resample_with_one_value_is_not_defined():
-    labels = [[0.3, 0.1], [0.7, 0.2], [1.9, 0.4]]
-    predictions = [[0.1, 0.1], [0.1, 0.1], [5.7, 3.2]]
+    labels = [[0.3, 0.1], [0.7, 0.2], [1.9, 0.4, 0.8, 1.1, 0.6]]
+    predictions = [[0.1, 0.1], [0.1, 0.1], [5.7, 3.3, 4.4, 6.1, 7.7]]
     prepared = METRICS["pearson"].prepare(outcomes.pair(labels, predictions))
     weights = np.array([[k, 3.0 - k, 0.0] for k in range(4)])
     assert np.isnan(prepared(weights)).all()
