@@ -64,7 +64,7 @@ def main() -> None:
     batch = partitioner.put_batch(rows, data.batch_size)
     with partitioner.scope():
         state = train_state.initialize(plan, seed=0)
-        compiled = step.lower(state, plan.abstract_batch).compile()
+        compiled = step.lower(state, plan.abstract_batch(plan.batch_shapes)).compile()
 
         def train():
             nonlocal state

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 # Nested dictionaries of arrays; boxed with logical axis names straight after `init`.
 Params = Mapping[str, Any]
-# Features of one batch, all [rows, length], under T5X's names.
+# Features of one batch, each with the rows first; of tokens [rows, length], under T5X's
+# names.
 Batch = Mapping[str, jax.Array]
 # Passed from step to step besides the state: `()` for families without memories.
 Carry = Any
@@ -145,21 +146,17 @@ class Partitioner(Protocol):
 
 @runtime_checkable
 class Loader(Protocol):
-    """Global batches of a run, in order; see `data.rows.loader.RowLoader`."""
+    """Global batches of a run, in order.
+
+    Rows of a batch have one length, which may differ from batch to batch: each length
+    is compiled once.
+    """
 
     batch_size: int
 
     @property
-    def vocab_size(self) -> int:
-        """Ids in a batch are from 0 to `vocab_size` - 1."""
-
-    @property
     def num_batches(self) -> int | None:
         """Number of batches of a finite loader; None: infinite."""
-
-    @property
-    def unigram_entropy(self) -> float:
-        """Loss in nats of a model that predicts token frequencies only."""
 
     def batch(
         self, index: int, rows: slice | np.ndarray = ...
@@ -174,6 +171,19 @@ class Loader(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> int:
         """Restores a state; returns the index of the next batch."""
+
+
+@runtime_checkable
+class TokenLoader(Loader, Protocol):
+    """A loader whose targets are tokens; see `data.rows.loader.RowLoader`."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids in a batch are from 0 to `vocab_size` - 1."""
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Loss in nats of a model that predicts token frequencies only."""
 
 
 def shape_of(entry: Shaped | Sequence[int]) -> tuple[int, ...]:

@@ -102,6 +102,7 @@ class Checkpointer:
         self._read_only = read_only
         self._timeout_s = timeout_s
         self._pending: int | None = None
+        self._kept_besides: int | None = None
         # Steps that this object wrote or verified.
         self._sound: set[int] = set()
         # Steps whose files do not match their manifest.
@@ -171,6 +172,10 @@ class Checkpointer:
             )
         except Exception as error:
             raise self._lost(error) from error
+
+    def keep_besides(self, step: int | None) -> None:
+        """Never deletes `step`, and no longer keeps that of an earlier call."""
+        self._kept_besides = step
 
     def check(self) -> None:
         """Raises if the pending save has failed already, or the lock is lost.
@@ -426,6 +431,8 @@ class Checkpointer:
             return
         for step in sound[: -self._keep]:
             if self._keep_period and step % self._keep_period == 0:
+                continue
+            if step == self._kept_besides:
                 continue
             try:
                 self._delete(self._directory / str(step))

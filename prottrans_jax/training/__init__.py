@@ -3,6 +3,7 @@
   trainer                         `train`: the loop
   train_state, train_step         layout of the state; the compiled step
   run_settings                    settings of the loop, in groups
+  best_steps                      the best validation metric, and early stopping
   resuming                        the first state, or that of a checkpoint of this run
   saving, profiling               retry or stop after a failed save; profiles of steps
   goodput                         where the time of a run went, over all restarts

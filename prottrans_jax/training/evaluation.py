@@ -65,8 +65,9 @@ class Evaluator:
         """Returns the mean of each metric, by name of the data set.
 
         Each data set begins with empty memories. Where an objective has memories, they
-        pass from batch to batch as in training. The results include `unigram_entropy`
-        (nats): the loss of a model that has learnt only how frequent each residue is.
+        pass from batch to batch as in training. With tokens as targets the results
+        include `unigram_entropy` (nats): the loss of a model that has learnt only how
+        frequent each residue is.
 
         Args:
           params: model parameters.
@@ -90,8 +91,10 @@ class Evaluator:
                     sums.add(batch_sums)
                     stop_signals.check()
                     after_batch()
-            scalars = metrics.with_perplexity(sums.means())
-            scalars["unigram_entropy"] = loader.unigram_entropy
+            scalars = sums.means()
+            if isinstance(loader, types.TokenLoader):
+                scalars = metrics.with_perplexity(scalars)
+                scalars["unigram_entropy"] = loader.unigram_entropy
             results[name] = scalars
         return results
 

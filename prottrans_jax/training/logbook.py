@@ -48,10 +48,13 @@ class Rates:
     """Throughput since the last log line, and shares of the wall time by cause."""
 
     def __init__(
-        self, watch: metrics.Stopwatch, flops_per_step: float, mesh: jax.sharding.Mesh
+        self,
+        watch: metrics.Stopwatch,
+        flops_per_step: Callable[[], float],
+        mesh: jax.sharding.Mesh,
     ):
         self._watch = watch
-        self._flops = flops_per_step
+        self._flops_per_step = flops_per_step
         self._num_devices = mesh.size
         self._peak = hardware.peak_flops(mesh.devices.flat[0])
         self.start(0)
@@ -86,7 +89,7 @@ class Rates:
         scalars |= {f"timing/share/{cause}": v / seconds for cause, v in parts.items()}
         if self._peak is not None:
             peak = self._peak * self._num_devices
-            scalars["timing/mfu"] = self._flops * steps / (training * peak)
+            scalars["timing/mfu"] = self._flops_per_step() * steps / (training * peak)
         self.start(step)
         return scalars
 

@@ -62,6 +62,35 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Best:
+    """Which evaluation is the best, and after how many worse ones the run ends.
+
+    The checkpoint of the best step is kept besides the newest ones.
+
+    Attributes:
+      metric: name of the data set, "/", name of the metric: "validation/loss"; None:
+        no step is the best.
+      mode: "min" if a smaller metric is better, or "max".
+      patience: the run ends after so many evaluations in a row that are not better than
+        the best one; None: never.
+    """
+
+    metric: str | None = None
+    mode: str = "min"
+    patience: int | None = None
+
+    def __post_init__(self):
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"Best.mode={self.mode!r}: choose 'min' or 'max'.")
+        setting_types.check_range("Best.patience", self.patience, 1)
+        if self.metric is None and self.patience is not None:
+            raise ValueError(
+                f"Best.patience={self.patience} needs Best.metric, such as "
+                "'validation/loss'."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Logs:
     """What is logged of the steps.
 

@@ -215,7 +215,8 @@ def compile_step(
     started = time.perf_counter()
     try:
         with partitioner.scope():
-            compiled = step.lower(plan.abstract, plan.abstract_batch).compile()
+            batch = plan.abstract_batch(batch_shapes)
+            compiled = step.lower(plan.abstract, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -40,7 +40,7 @@ class StatePlan:
       objective: the loss, which owns the model.
       optimizer: for the learning rate of a step; `tx` updates parameters.
       partitioner: provides the mesh and the sharding rules.
-      batch_shapes: feature name to the shape of the global batch.
+      batch_shapes: feature name to the shape of the first global batch.
       tx: the optimizer as an optax transformation.
       shapes: `TrainState` of `jax.ShapeDtypeStruct`.
       shardings: `TrainState` of `jax.sharding.NamedSharding`.
@@ -67,14 +67,15 @@ class StatePlan:
             self.shardings,
         )
 
-    @property
-    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def abstract_batch(
+        self, batch: Mapping[str, types.Shaped]
+    ) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a batch with their sharding, as compiling requires."""
         return {
             name: jax.ShapeDtypeStruct(
-                shape.shape, shape.dtype, sharding=self.partitioner.batch_sharding
+                array.shape, array.dtype, sharding=self.partitioner.batch_sharding
             )
-            for name, shape in self.batch_shapes.items()
+            for name, array in batch.items()
         }
 
     @property
@@ -177,7 +178,9 @@ def check_vocabulary(objective: types.Objective, data: types.Loader) -> None:
       ValueError: The model has fewer rows; names both numbers.
     """
     config = getattr(getattr(objective, "model", None), "config", None)
-    if config is not None and config.vocab_size < data.vocab_size:
+    if config is None or not isinstance(data, types.TokenLoader):
+        return
+    if config.vocab_size < data.vocab_size:
         raise ValueError(
             f"{type(config).__name__}.vocab_size={config.vocab_size} is less than the "
             f"{data.vocab_size} ids of the task's vocabulary. Set vocab_size to "

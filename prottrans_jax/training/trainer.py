@@ -4,6 +4,7 @@ In order: build, restore or initialise, compile, loop. This module uses neither 
 flags nor TensorFlow: it takes objects and writes a model directory.
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
@@ -28,6 +29,7 @@ from prottrans_jax.distributed import (
 )
 from prottrans_jax.files import buckets, paths
 from prottrans_jax.training import (
+    best_steps,
     earlier_logs,
     evaluation,
     event_files,
@@ -58,6 +60,8 @@ class Summary:
       seconds: wall time by cause, "compute" included.
       exit_code: 0, or 128 + the signal that ended the run before it was done.
       checkpoint: directory of the last checkpoint.
+      is_finished: whether no step is left: not if the run was stopped.
+      best_step: step with the best evaluation; None without `run_settings.Best`.
       run_seconds: wall time of the whole run by bucket, over all its processes; empty
         on processes other than 0. See `goodput`.
       problems: a line for each incomplete log file.
@@ -68,6 +72,8 @@ class Summary:
     seconds: Mapping[str, float]
     exit_code: int
     checkpoint: paths.Place
+    is_finished: bool
+    best_step: int | None
     run_seconds: Mapping[str, float]
     problems: Sequence[str] = ()
 
@@ -85,6 +91,7 @@ def train(
     num_microbatches: int = 1,
     checkpoints: run_settings.Checkpoints = run_settings.Checkpoints(),
     evaluation: run_settings.Evaluation = run_settings.Evaluation(),
+    best: run_settings.Best = run_settings.Best(),
     logs: run_settings.Logs = run_settings.Logs(),
     start: run_settings.Start = run_settings.Start(),
     limits: run_settings.Limits = run_settings.Limits(),
@@ -98,6 +105,8 @@ def train(
 ) -> Summary:
     """Trains until `total_steps`, resuming from the newest checkpoint in `model_dir`.
 
+    `best.patience` may end the run earlier.
+
     The result depends on the arguments alone: a run that was stopped or killed and
     resumed ends with the same bits as an uninterrupted one.
 
@@ -108,8 +117,7 @@ def train(
       model_dir: directory for checkpoints, logs and the resolved configuration, which
         may be in a bucket.
       objective: loss on a batch; owns the model.
-      train_data: see `data.rows.loader.RowLoader`: `batch_size`, `vocab_size`,
-        `batch(index, rows)`, `state(index)`, `restore(state)`.
+      train_data: see `types.Loader`, e.g. `data.rows.loader.RowLoader`.
       eval_data: name to a finite loader.
       optimizer: see `optimizers`.
       partitioner: see `partitioning.Partitioner`.
@@ -118,6 +126,7 @@ def train(
       num_microbatches: number of slices of a batch; must divide the batch size.
       checkpoints: when checkpoints are saved, and which are kept.
       evaluation: when and how much is evaluated.
+      best: which evaluation is the best; when the run ends without a better one.
       logs: what is logged of the steps.
       start: where the run starts, and when it may resume.
       limits: limits of waiting.
@@ -217,6 +226,8 @@ def train(
                 metadata = restored.metadata
                 next_batch = train_data.restore(metadata["loader"])
             evaluated = metadata.get("evaluated", False)
+            best_step = best_steps.BestStep(best, metadata.get("best"))
+            checkpointer.keep_besides(best_step.step)
             next_batch += rewinds.resume(step)
             other_processes.step = step
             ledger.begin(step, checkpointer.lock)
@@ -252,7 +263,7 @@ def train(
                 spikes=loss_spikes,
                 losses=metadata.get("losses", ()),
                 record_ids=lambda step: train_data.example_ids(first_batch + step - 1),
-                rates=logbook.Rates(watch, run.flops, partitioner.mesh),
+                rates=logbook.Rates(watch, run.flops_per_step, partitioner.mesh),
                 run_times=lambda: ledger.account.scalars(),
             )
             stack.callback(journal.close)
@@ -292,6 +303,8 @@ def train(
                 evaluations.update(results)
                 if log:
                     journal.evaluated(step, evaluations)
+                    best_step.evaluated(step, evaluations)
+                    checkpointer.keep_besides(best_step.step)
 
             def save(step: int, evaluated: bool) -> None:
                 progress.beat(f"checkpoint of step {step}")
@@ -302,6 +315,7 @@ def train(
                     "dtype": computed["dtype"],
                     "loader": train_data.state(first_batch + step),
                     **journal.state(),
+                    **({"best": best_step.state()} if best_step.state() else {}),
                     "evaluated": evaluated,
                     "config": config_text,
                 }
@@ -330,7 +344,7 @@ def train(
             if step < total_steps:
                 progress.beat("compilation and the first step", limits.startup_s)
                 with watch.cause("compile"):
-                    compiled = run.compile(state)
+                    run.compile(state, run.plan.batch_shapes)
                     # The first step has the limit of a step, and waits for the hosts
                     # that compile longer; on CPUs no longer than 30 s (XLA's Gloo).
                     barriers.gather("compilation", None, limits.startup_s)
@@ -341,7 +355,7 @@ def train(
             journal.start()
             comparison.clear()
             must_stop = False
-            while step < total_steps and not must_stop:
+            while step < total_steps and not must_stop and not best_step.is_exhausted:
                 profile.before(step)
                 with (
                     jax.profiler.StepTraceAnnotation("train", step_num=step),
@@ -350,7 +364,14 @@ def train(
                 ):
                     with watch.cause("data"):
                         _, batch = next(batches)
-                    state, outputs = compiled(state, batch, *loss_limit(step + 1))
+                    if not run.is_compiled(batch):
+                        doing = f"compilation for a new length, and step {step + 1}"
+                        progress.beat(doing, limits.startup_s)
+                        with watch.cause("compile"), jax.transfer_guard("allow"):
+                            run.compile(state, batch)
+                            name = f"compilation at step {step + 1}"
+                            barriers.gather(name, None, limits.startup_s)
+                    state, outputs = run.step(state, batch, *loss_limit(step + 1))
                     step += 1
                     comparison.push(step, state.params)
                     # Reads the outputs of the previous step: while the host waits for
@@ -373,6 +394,7 @@ def train(
                 if at_eval:
                     evaluate(step)
                     evaluated_at = step
+                    at_save |= best_step.step == step or best_step.is_exhausted
                 if at_save:
                     save(step, evaluated=at_eval)
             if must_stop:
@@ -381,7 +403,8 @@ def train(
                 if saves.wait(step):
                     save(step, evaluated=evaluated_at == step)
                     checkpointer.wait()
-            done = step == total_steps and evaluated_at == step
+            finished = step == total_steps or best_step.is_exhausted
+            done = finished and evaluated_at == step
             if done and not evaluations:  # Logged by an earlier process of the run.
                 evaluate(step, log=False)
             ledger.note(step, at_checkpoint=True)
@@ -391,6 +414,8 @@ def train(
             seconds=watch.split(),
             exit_code=0 if done else stop.exit_code,
             checkpoint=directory / "checkpoints" / str(step),
+            is_finished=done,
+            best_step=best_step.step,
             run_seconds=ledger.account.seconds if main_process else {},
             problems=journal.problems,
         )
@@ -418,7 +443,7 @@ class _Run:
             shapes = train_state.batch_shapes(train_data)
         self.plan = train_state.plan(objective, optimizer, partitioner, shapes)
         self.evaluator = evaluation.Evaluator(self.plan, eval_data)
-        self.flops = objective.flops(shapes)
+        self._objective = objective
         self._step = train_step.make_train_step(
             self.plan,
             seed=seed,
@@ -426,16 +451,39 @@ class _Run:
             limits_loss=limits_loss,
         )
         self._limits = [jax.ShapeDtypeStruct((), np.float32)] if limits_loss else []
-        self._compiled: jax.stages.Compiled | None = None
+        self._compiled: dict[tuple, jax.stages.Compiled] = {}
+        # Steps done, and FLOPs of a step, by the shapes of the batch.
+        self._counts: collections.Counter[tuple] = collections.Counter()
+        self._flops = {_key(shapes): objective.flops(shapes)}
         self._data = train_data
         self._rows = partitioner.host_rows(train_data.batch_size)
 
-    def compile(self, state: train_state.TrainState) -> jax.stages.Compiled:
+    def is_compiled(self, batch: Mapping[str, types.Shaped]) -> bool:
+        """Whether there is a program for batches of these shapes."""
+        return _key(batch) in self._compiled
+
+    def compile(
+        self, state: train_state.TrainState, batch: Mapping[str, types.Shaped]
+    ) -> None:
+        """Compiles the training step for batches of these shapes, unless done."""
+        if self.is_compiled(batch):
+            return
+        abstract = self.plan.abstract_batch(batch)
+        lowered = self._step.lower(state, abstract, *self._limits)
+        self._compiled[_key(batch)] = lowered.compile()
+        self._flops[_key(batch)] = self._objective.flops(abstract)
+
+    def step(self, state, batch, *limits) -> tuple[train_state.TrainState, dict]:
         """The training step; see `train_step.make_train_step`."""
-        if self._compiled is None:
-            lowered = self._step.lower(state, self.plan.abstract_batch, *self._limits)
-            self._compiled = lowered.compile()
-        return self._compiled
+        key = _key(batch)
+        self._counts[key] += 1
+        return self._compiled[key](state, batch, *limits)
+
+    def flops_per_step(self) -> float:
+        """Model FLOPs of a step: the mean over those done, if their lengths differ."""
+        counts = self._counts or {key: 1 for key in self._flops}
+        total = sum(count * self._flops[key] for key, count in counts.items())
+        return total / sum(counts.values())
 
     def put_scalar(self, value: np.float32) -> jax.Array:
         """A scalar on every device."""
@@ -449,6 +497,11 @@ class _Run:
         """The global batch `index`; this process provides its own rows."""
         rows = self._data.batch(index, rows=self._rows)
         return self.plan.partitioner.put_batch(rows, self._data.batch_size)
+
+
+def _key(batch: Mapping[str, types.Shaped]) -> tuple:
+    """The shapes of a batch, for which a step is compiled."""
+    return tuple((name, tuple(x.shape)) for name, x in sorted(batch.items()))
 
 
 def _check_arguments(batch_size: int, num_microbatches: int, total_steps: int) -> None:
@@ -467,8 +520,8 @@ def _check_arguments(batch_size: int, num_microbatches: int, total_steps: int) -
 
 def _dtype_of(objective: types.Objective) -> str | None:
     """Type of the activations of the objective's model; None without a model."""
-    model = getattr(objective, "model", None)
-    return None if model is None else np.dtype(model.compute.dtype).name
+    compute = getattr(getattr(objective, "model", None), "compute", None)
+    return None if compute is None else np.dtype(compute.dtype).name
 
 
 def _open_writers(

@@ -14,6 +14,7 @@ from prottrans_jax import partitioning
 from prottrans_jax.training import run_settings, train_state, train_step, trainer
 
 _GROUPS = {
+    "best": run_settings.Best,
     "checkpoints": run_settings.Checkpoints,
     "evaluation": run_settings.Evaluation,
     "limits": run_settings.Limits,

@@ -251,7 +251,7 @@ def test_mfu_counts_the_waiting_for_data_but_no_evaluation(monkeypatch):
     watch = Watch()
     monkeypatch.setattr(logbook.hardware, "peak_flops", lambda device: 100.0)
     mesh = partitioning.Partitioner(num_devices=2).mesh
-    rates = logbook.Rates(watch, 30.0, mesh)
+    rates = logbook.Rates(watch, lambda: 30.0, mesh)
     watch.seconds = 9.0
     watch.causes = {"compute": 2.0, "data": 4.0, "evaluate": 2.5, "checkpoint": 0.5}
     scalars = rates.scalars(step=3, residues=18.0)
