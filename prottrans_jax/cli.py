@@ -1,7 +1,9 @@
-"""Console script `prottrans`: embeds and scores proteins, inspects models and files.
+"""Console script `prottrans`: embeds and scores proteins, trains heads, predicts.
 
   prottrans embed -i proteins.fasta -o proteins.h5 -m prot_t5
   prottrans score -i proteins.fasta -o scores.csv -m prot_bert
+  prottrans finetune --task labels.csv -m prot_t5 -o RUN
+  prottrans predict -i proteins.fasta -o labels.tsv --head RUN
   prottrans models
   prottrans info proteins.h5
 
@@ -139,8 +141,10 @@ def _parser() -> argparse.ArgumentParser:
         inspection,
         labelling,
         models,
+        prediction,
         score,
         supervising,
+        tuning,
     )
 
     parser = console.Parser(
@@ -152,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command")
     embedding.add_embed(commands)
     score.add_score(commands)
+    tuning.add_finetune(commands)
+    prediction.add_predict(commands)
     contact_prediction.add_contacts(commands)
     models.add_models(commands)
     inspection.add_info(commands)

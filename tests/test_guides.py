@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from cases import score_cases, slurm_cases
+from cases import embed_cases, score_cases, slurm_cases
 from prottrans_jax import cli
 from prottrans_jax.checkpoints import checkpointing, run_identity
 from prottrans_jax.data.records import corpora, store
@@ -39,6 +40,40 @@ def test_pretraining_guide(tmp_path):
     output = _run(commands, tmp_path)
     assert (tmp_path / "run" / "checkpoints" / "9").is_dir()
     assert "unigram_entropy" in output
+
+
+def test_guides_to_finetuning_and_predicting(tmp_path):
+    embed_cases.make_model(tmp_path / "MODEL", seed=0)
+    rng = np.random.default_rng(0)
+    sequences = ["".join(rng.choice(list("ACDEFGHIKLMNP"), 20)) for _ in range(60)]
+    lines = ["id,sequence,label"]
+    lines += [
+        f"P{i},{s},{'many' if s.count('A') > 1 else 'few'}"
+        for i, s in enumerate(sequences)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    (tmp_path / "proteins.fasta").write_text(f">P1\n{sequences[0]}\n")
+    records = [
+        {
+            "id": f"P{i}",
+            "sequence": s,
+            "q3": "HEC" + "C" * 17,
+            "split": "val" if i % 3 == 0 else "train",
+        }
+        for i, s in enumerate(sequences)
+    ]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "structure.jsonl").write_text(text)
+    output = _run(_commands("finetuning.md"), tmp_path)
+    assert "validation: accuracy" in output
+    code = (ROOT / "docs/finetuning.md").read_text().partition("```python\n")[2]
+    (tmp_path / "example.py").write_text(code.partition("```")[0])
+    assert "'accuracy'" in _run([f"{sys.executable} example.py"], tmp_path)
+    _run(_commands("predicting.md"), tmp_path)
+    table = (tmp_path / "labels.tsv").read_text().splitlines()
+    assert table[0].split("\t") == ["id", "prediction", "few", "many"]
+    assert len(table) == 2
+    assert json.loads((tmp_path / "labels.jsonl").read_text())["id"] == "P1"
 
 
 # Records what it is called with; a slice of two hosts.

@@ -9,7 +9,9 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-MAINS = ("train", "evaluate", "precompile", "prepare", "convert", "export")
+MAINS = (
+    *("train", "finetune", "evaluate", "precompile", "prepare", "convert", "export"),
+)
 GIN = (*MAINS, "config")
 SEQIO = ("data", "tasks")
 
@@ -115,12 +117,15 @@ ROOMS = {
     "config": "data files",
     "embed": "costs files interop kernels proteins types",
     "encoders": "checkpoints embed files interop kernels layers proteins types",
-    "downstream": "embed encoders files interop layers models proteins types",
+    "downstream": (
+        "checkpoints embed encoders files interop layers models objectives optimizers "
+        "partitioning proteins training types"
+    ),
     "tasks": "data downstream files proteins",
     "scoring": "embed encoders files kernels models proteins types",
     "commands": (
         "checkpoints distributed downstream embed encoders files interop kernels "
-        "proteins scoring"
+        "optimizers proteins scoring"
     ),
 }
 SHARED_MODULES = {
@@ -223,7 +228,11 @@ def test_tasks_have_one_name():
 
 
 @pytest.mark.parametrize(
-    "module", ["training.trainer", "encoders.loading", "embed.job", "embed.__main__"]
+    "module",
+    [
+        *("training.trainer", "encoders.loading", "embed.job", "embed.__main__"),
+        *("downstream.finetuning", "downstream.predicting"),
+    ],
 )
 def test_runs_without_tensorflow_seqio_gin_and_torch(module):
     code = (

@@ -19,13 +19,7 @@ def add_embed(commands) -> None:
     )
     parser.set_defaults(when_stopped=_WHEN_STOPPED)
     add = parser.add_argument
-    add(
-        *("-i", "--input"),
-        required=True,
-        nargs="+",
-        action="extend",
-        help="FASTA, plain or compressed; - is stdin; several files are read as one",
-    )
+    add_input(add)
     add("-o", "--output", required=True, help=".h5 .npz .parquet .zarr .csv or .tsv")
     add("-m", "--model", default="prot_t5", help="folder, hub repository or name")
     add("--per-residue", action="store_true", help="a vector per residue (default)")
@@ -47,12 +41,24 @@ def add_embed(commands) -> None:
         default="-1",
         help="-1, 0,5,-1, last4, all",
     )
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16", "int8"),
-        help="type of weights and products; default: depends on the device",
-    )
     add("--output-dtype", choices=("float16", "float32"), help="type in the file")
+    add("--reuse", action="append", default=[], help="HDF5 file with vectors to reuse")
+    add_job(add)
+
+
+def add_input(add) -> None:
+    """Adds --input."""
+    add(
+        *("-i", "--input"),
+        required=True,
+        nargs="+",
+        action="extend",
+        help="FASTA, plain or compressed; - is stdin; several files are read as one",
+    )
+
+
+def add_job(add) -> None:
+    """Adds the flags of a job over the proteins of FASTA files, and of its model."""
     add(
         "--batch-tokens",
         type=int,
@@ -74,7 +80,6 @@ def add_embed(commands) -> None:
         help="accept a file with only A, C, G, T, U and N as proteins",
     )
     add("--on-duplicate", default="error", help="error, suffix or first")
-    add("--reuse", action="append", default=[], help="HDF5 file with vectors to reuse")
     add(
         "--resume",
         action=console.Switch,
@@ -89,12 +94,22 @@ def add_embed(commands) -> None:
         default=30.0,
         help="save computed vectors at least this often (default 30)",
     )
+    add_model(add)
+    add("--no-progress", action="store_true")
+    add("--config", help="YAML or JSON with values for these flags")
+
+
+def add_model(add) -> None:
+    """Adds the flags that say how a model is loaded, besides --model."""
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        help="type of weights and products; default: depends on the device",
+    )
     add("--device", default="auto", choices=("auto", "cpu", "gpu", "tpu"))
     add("--download", action="store_true", help="fetch a model that is not cached")
     add_pins(add)
     add_vocabulary(add)
-    add("--no-progress", action="store_true")
-    add("--config", help="YAML or JSON with values for these flags")
 
 
 def add_pins(add) -> None:
@@ -118,39 +133,16 @@ def add_vocabulary(add) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> int:
-    if arguments.device != "auto":
-        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(
-            arguments.device, arguments.device
-        )
-    from prottrans_jax.embed import job, outputs, process, settings
+    choose_device(arguments)
+    from prottrans_jax.embed import job, outputs, settings
 
-    # Fields have the flags' names; `devices` has no flag.
-    options = settings.Options(
-        **{
-            field.name: getattr(arguments, field.name)
-            for field in dataclasses.fields(settings.Options)
-            if field.name != "devices"
-        }
-    )
+    options = job_options(arguments)
     # Report mistakes before the model is loaded.
     sources = paths.input_files(arguments.input, "--input")
     output = paths.place(arguments.output, "--output")
     outputs.refuse_foreign(output, settings.output_paths(output, options).values())
-    model = _model(arguments.model)
-    from prottrans_jax.encoders import loading
-
-    process.prepare()
-    check_device(arguments.device)
-    encoder = loading.load_encoder(
-        model,
-        dtype=arguments.dtype,
-        download=arguments.download,
-        revision=arguments.revision,
-        sha256=arguments.sha256,
-        vocabulary=arguments.vocabulary,
-        prefix=arguments.prefix,
-    )
-    messages = _Messages(arguments)
+    encoder = load_encoder(arguments)
+    messages = Messages(arguments)
     with progress.Lines(silent=arguments.no_progress or arguments.quiet) as lines:
         report = job.embed_fasta(
             encoder,
@@ -161,6 +153,51 @@ def _embed(arguments: argparse.Namespace) -> int:
             on_progress=lines.show,
         )
     return messages.summary(report)
+
+
+def choose_device(arguments: argparse.Namespace) -> None:
+    """Applies --device; call it before jax is imported."""
+    if arguments.device != "auto":
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(
+            arguments.device, arguments.device
+        )
+
+
+def job_options(arguments: argparse.Namespace):
+    """Options of the job from the flags of the same names; others have defaults."""
+    from prottrans_jax.embed import settings
+
+    return settings.Options(
+        **{
+            field.name: getattr(arguments, field.name)
+            for field in dataclasses.fields(settings.Options)
+            if hasattr(arguments, field.name)
+        }
+    )
+
+
+def load_encoder(arguments: argparse.Namespace):
+    """Starts the device and loads the encoder of --model.
+
+    Raises:
+      ValueError: The device cannot be started, or the model cannot be used.
+      FileNotFoundError: There is no such model.
+    """
+    from prottrans_jax.embed import process
+    from prottrans_jax.encoders import loading
+
+    model = model_source(arguments.model)
+    process.prepare()
+    check_device(arguments.device)
+    return loading.load_encoder(
+        model,
+        dtype=arguments.dtype,
+        download=arguments.download,
+        revision=arguments.revision,
+        sha256=arguments.sha256,
+        vocabulary=arguments.vocabulary,
+        prefix=arguments.prefix,
+    )
 
 
 def check_device(name: str) -> None:
@@ -180,7 +217,7 @@ def check_device(name: str) -> None:
         ) from error
 
 
-def _model(name: str) -> str:
+def model_source(name: str) -> str:
     """The value of --model; also accepts the folder of prott5_embedder."""
     name = paths.source(name, "--model")
     folder = pathlib.Path(name)
@@ -191,13 +228,14 @@ def _model(name: str) -> str:
     return name
 
 
-class _Messages:
+class Messages:
     """Prints the plan and the summary of a job on stderr."""
 
     def __init__(self, arguments: argparse.Namespace):
         self._quiet = arguments.quiet
 
     def plan(self, plan) -> None:
+        """Prints what will be computed."""
         if self._quiet:
             return
         residues = plurals.count(plan.residues, "residue")
@@ -219,6 +257,7 @@ class _Messages:
             console.say("Warning: that may not fit on this disk.")
 
     def summary(self, report) -> int:
+        """Prints what was done and left out; returns the exit status."""
         if not self._quiet:
             self._counts(report)
             for path in report.outputs:

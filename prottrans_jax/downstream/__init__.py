@@ -1,6 +1,14 @@
 """Biology from embeddings: labelled proteins, heads, their training and metrics.
 
   labelled            a labelled protein, and the task that it belongs to
+  heads               small networks that predict labels from vectors
+  head_objective      loss of a head, for the trainer
+  stored_vectors      vectors of an encoder, computed once, read from disk
+  labelled_rows       batches of labelled proteins, for the trainer
+  finetuning          trains a head with one call
+  head_folders        folders of trained heads
+  predicting          labels of the proteins in FASTA files, with the embedding job
+  prediction_files    predictions as TSV, JSON Lines and annotated FASTA
   published_tasks     published tasks, with their classes in the order of their source
   readers             files of labelled proteins
   leaks               proteins that are in two splits
@@ -11,6 +19,6 @@
   number_metrics      metrics of regressions
   intervals           metrics with bootstrap intervals; differences of two models
 
-May import embed, encoders, files, interop, layers, models, proteins and types. No
-TensorFlow, no gin.
+May import checkpoints, embed, encoders, files, interop, layers, models, objectives,
+optimizers, partitioning, proteins, training and types. No TensorFlow, no gin.
 """

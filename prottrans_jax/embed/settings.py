@@ -1,6 +1,6 @@
 """Options of a job, and settings resolved from them for one encoder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import os
 from typing import Any, Protocol
@@ -25,6 +25,42 @@ from prottrans_jax.proteins import vocabulary as vocabularies
 
 _FORMAT = 1
 _CUTS = ("chunk", "truncate")
+
+
+class Runner(Protocol):
+    """What a job needs of `embed.embedder.Embedder`."""
+
+    compile_seconds: float
+
+    @property
+    def tokens(self) -> embedder.Tokens:
+        """Maps residues to tokens."""
+
+    def cost(self, tokens: np.ndarray) -> np.ndarray:
+        """Estimated cost of sequences by their tokens."""
+
+    def buckets(self, lengths: Sequence[int]) -> np.ndarray:
+        """Row lengths for a job."""
+
+    def work(
+        self,
+        sequences: Sequence[bytes],
+        buckets: np.ndarray,
+        tag: object = None,
+        *,
+        more_to_come: bool = False,
+    ) -> list[embedder.Work]:
+        """Batches of sequences."""
+
+    def run(
+        self,
+        work: Iterable[embedder.Work],
+        on_too_large: (
+            Callable[[embedder.Work, embedder.OutOfMemory], None] | None
+        ) = None,
+        on_wait: Callable[[embedder.Work], None] = ...,
+    ) -> Iterator[tuple[embedder.Work, int, embedder.Embedding]]:
+        """(work, number, vectors) of every member of the batches."""
 
 
 class Encoder(Protocol):
@@ -92,7 +128,7 @@ class Encoder(Protocol):
         max_rows: int | None,
         devices: Sequence[jax.Device] | None,
         may_share_rows: bool,
-    ) -> embedder.Embedder:
+    ) -> Runner:
         """The runner of batches."""
 
 
@@ -310,7 +346,7 @@ class Settings:
 
     def make_embedder(
         self, *, pool: bool, residues: bool, may_share_rows: bool = False
-    ) -> embedder.Embedder:
+    ) -> Runner:
         """An embedder that returns vectors per protein, per residue or both."""
         return self.encoder.make_embedder(
             pool=self.pool if pool else None,
