@@ -11,6 +11,8 @@ import numpy as np
 
 from prottrans_jax.kernels import distance_bias
 
+Bias = distance_bias.DistanceBias
+
 
 def bucket(
     distance: Int[np.ndarray, "*shape"],

@@ -2,6 +2,7 @@
 
   t5, bert, albert, electra, xlnet, transformer_xl
   memory_models    what Transformer-XL and XLNet share
+  t5_decoding, memory_decoding    T5, Transformer-XL and XLNet one token at a time
   choices    checks of fields that all configurations share
 
 A model is `Model(config, compute)`: the family's configuration, and

@@ -267,7 +267,7 @@ class _Stack(nn.Module):
             config=config,
             deterministic=deterministic,
         )
-        x = _norm(config, compute, norm)(x)
+        x = make_norm(config, compute, norm)(x)
         x = drop(x)
         self.sow("intermediates", "output", x)
         return x
@@ -323,17 +323,10 @@ class Decoder(_Stack):
             deterministic=deterministic,
         )
         if config.tie_embeddings:
-            # T5 1.0: unscaled, the table's deviation of 1 would make logits too large.
-            logits = self.token_embedder.attend(x * config.d_model**-0.5)
+            logits = tied_logits(self.token_embedder, x)
         else:
-            logits = dense.Dense(
-                config.vocab_size,
-                ("embed", "vocab"),
-                nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
-                dtype=compute.dtype,
-                param_dtype=compute.param_dtype,
-                name="logits_dense",
-            )(x, out_dtype=jnp.float32)
+            project = make_logits_dense(config, compute, "logits_dense")
+            logits = project(x, out_dtype=jnp.float32)
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
 
@@ -352,7 +345,7 @@ class _Layer(nn.Module):
             bias = _relative_bias(
                 self.config, self.compute, x.shape[1], causal=self.causal
             )
-        y = _norm(self.config, self.compute, f"pre_{name}_layer_norm")(x)
+        y = make_norm(self.config, self.compute, f"pre_{name}_layer_norm")(x)
         y = _attention(self.config, self.compute, self.deterministic, name)(
             y,
             y,
@@ -365,16 +358,10 @@ class _Layer(nn.Module):
 
     def feed_forward(self, x, shared: _Shared):
         """x + mlp(norm(x))."""
-        y = _norm(self.config, self.compute, "pre_mlp_layer_norm")(x)
-        y = mlp.MLP(
-            d_ff=self.config.d_ff,
-            activations=self.config.mlp_activations,
-            dropout_rate=self.config.dropout_rate,
-            deterministic=self.deterministic,
-            dtype=self.compute.dtype,
-            param_dtype=self.compute.param_dtype,
-            name="mlp",
-        )(y, shared.segments)
+        y = make_norm(self.config, self.compute, "pre_mlp_layer_norm")(x)
+        y = make_mlp(self.config, self.compute, self.deterministic, "mlp")(
+            y, shared.segments
+        )
         return self.add(x, y)
 
     def add(self, x, y):
@@ -413,7 +400,7 @@ class DecoderLayer(_Layer):
         """x + cross-attention(norm(x))."""
         config, compute = self.config, self.compute
         assert shared.encoded is not None and shared.encoded_segments is not None
-        y = _norm(config, compute, "pre_cross_attention_layer_norm")(x)
+        y = make_norm(config, compute, "pre_cross_attention_layer_norm")(x)
         # No bias: T5 has no notion of distance between decoder and encoder positions.
         y = _attention(
             config, compute, self.deterministic, "encoder_decoder_attention"
@@ -426,12 +413,75 @@ class DecoderLayer(_Layer):
         return self.add(x, y)
 
 
-def _norm(
-    config: T5Config, compute: compute_config.ComputeConfig, name: str
+# Blocks that `t5_decoding` has too. In a module's `setup` they have no name.
+
+
+def tied_logits(
+    token_embedder: embeddings.TokenEmbedding,
+    x: Float[Array, "batch length d_model"],
+) -> Float[Array, "batch length vocab"]:
+    """Logits of T5 1.0, from the embedding table."""
+    # Unscaled, the table's deviation of 1 would make logits too large.
+    return token_embedder.attend(x * token_embedder.d_model**-0.5)
+
+
+def make_logits_dense(
+    config: T5Config, compute: compute_config.ComputeConfig, name: str | None = None
+) -> dense.Dense:
+    """The projection to logits of T5 1.1."""
+    return dense.Dense(
+        config.vocab_size,
+        ("embed", "vocab"),
+        nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
+        name=name,
+    )
+
+
+def make_norm(
+    config: T5Config, compute: compute_config.ComputeConfig, name: str | None = None
 ) -> norms.RMSNorm:
+    """Root-mean-square norm."""
     return norms.RMSNorm(
         config.norm_epsilon,
         dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
+        name=name,
+    )
+
+
+def make_mlp(
+    config: T5Config,
+    compute: compute_config.ComputeConfig,
+    deterministic: bool,
+    name: str | None = None,
+) -> mlp.MLP:
+    """Feed-forward block."""
+    return mlp.MLP(
+        d_ff=config.d_ff,
+        activations=config.mlp_activations,
+        dropout_rate=config.dropout_rate,
+        deterministic=deterministic,
+        dtype=compute.dtype,
+        param_dtype=compute.param_dtype,
+        name=name,
+    )
+
+
+def make_relative_bias(
+    config: T5Config,
+    compute: compute_config.ComputeConfig,
+    *,
+    causal: bool,
+    name: str | None = None,
+) -> relative_bias.RelativePositionBias:
+    """The table of relative position biases."""
+    return relative_bias.RelativePositionBias(
+        num_heads=config.num_heads,
+        num_buckets=config.relative_num_buckets,
+        max_distance=config.relative_max_distance,
+        bidirectional=not causal,
         param_dtype=compute.param_dtype,
         name=name,
     )
@@ -463,14 +513,8 @@ def _relative_bias(
     *,
     causal: bool,
 ):
-    bias = relative_bias.RelativePositionBias(
-        num_heads=config.num_heads,
-        num_buckets=config.relative_num_buckets,
-        max_distance=config.relative_max_distance,
-        bidirectional=not causal,
-        param_dtype=compute.param_dtype,
-        name="relpos_bias",
-    )(length, length)
+    make = make_relative_bias(config, compute, causal=causal, name="relpos_bias")
+    bias = make(length, length)
     if compute.block_size is not None:
         return bias
     # [heads, length, length]; computed once if all layers share it.
