@@ -1,7 +1,8 @@
-"""Console script `prottrans`: embeds and scores proteins, trains heads, predicts.
+"""Console script `prottrans`: embeds, scores and generates, trains heads, predicts.
 
   prottrans embed -i proteins.fasta -o proteins.h5 -m prot_t5
   prottrans score -i proteins.fasta -o scores.csv -m prot_bert
+  prottrans generate --prompt MKT -o new.fasta -m run
   prottrans finetune --task labels.csv -m prot_t5 -o RUN
   prottrans predict -i proteins.fasta -o labels.tsv --head RUN
   prottrans models
@@ -105,7 +106,8 @@ def _explain(error: Exception, arguments: argparse.Namespace) -> int:
     from prottrans_jax.proteins import fasta_problems
 
     if isinstance(error, fasta_problems.FastaError):
-        skippable = error.problem.line and not error.problem.fatal
+        can_skip = hasattr(arguments, "on_bad")
+        skippable = can_skip and error.problem.line and not error.problem.fatal
         hint = " (--on-bad skip omits such records.)" if skippable else ""
         return console.fail(3, f"{error}{hint}")
     if isinstance(error, inputs.DuplicateError):
@@ -138,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         console,
         contact_prediction,
         embedding,
+        generating,
         inspection,
         labelling,
         models,
@@ -159,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     tuning.add_finetune(commands)
     prediction.add_predict(commands)
     contact_prediction.add_contacts(commands)
+    generating.add_generate(commands)
     models.add_models(commands)
     inspection.add_info(commands)
     inspection.add_reformat(commands)

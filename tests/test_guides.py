@@ -193,6 +193,34 @@ def test_readme_names_its_commands_for_ci(name):
     assert re.search(rf"<!-- command: {name} -->\n```bash\n.+\n```\n", text)
 
 
+def test_generation_guide(tmp_path):
+    config = t5.T5Config(
+        vocab_size=128,
+        num_layers=1,
+        num_decoder_layers=2,
+        num_heads=2,
+        head_dim=8,
+        d_model=24,
+        d_ff=40,
+    )
+    params = t5.init_params(config, jax.random.key(1))
+    huggingface.write(tmp_path / "model", config, jax.tree.map(np.asarray, params))
+    (tmp_path / "proteins.fasta").write_text(">one\nMKXAYIXKQR\n>two\nACDWXY\n")
+    commands = _commands("generation.md")
+    assert len(commands) == 2
+    _run(commands, tmp_path)
+    assert (tmp_path / "new.fasta").read_text().startswith(">generated_1 log_likelih")
+    assert len((tmp_path / "filled.jsonl").read_text().splitlines()) == 4
+    assert (tmp_path / "rewritten.fasta").is_file()
+    text = (ROOT / "docs" / "generation.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("MKT")
+
+
 def test_embedding_guide(tmp_path):
     config = t5.T5Config(
         vocab_size=128,

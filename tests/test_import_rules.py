@@ -123,9 +123,10 @@ ROOMS = {
     ),
     "tasks": "data downstream files proteins",
     "scoring": "embed encoders files kernels models proteins types",
+    "generation": "encoders files models proteins types",
     "commands": (
-        "checkpoints distributed downstream embed encoders files interop kernels "
-        "optimizers proteins scoring"
+        "checkpoints distributed downstream embed encoders files generation interop "
+        "kernels optimizers proteins scoring"
     ),
 }
 SHARED_MODULES = {
@@ -232,6 +233,7 @@ def test_tasks_have_one_name():
     [
         *("training.trainer", "encoders.loading", "embed.job", "embed.__main__"),
         *("downstream.finetuning", "downstream.predicting"),
+        "generation.generated_files",
     ],
 )
 def test_runs_without_tensorflow_seqio_gin_and_torch(module):
