@@ -46,6 +46,10 @@ SLICES = {
 }
 
 
+def without(environ, name):
+    return {key: value for key, value in environ.items() if key != name}
+
+
 def no_metadata(key, environ):
     raise metadata_server.MetadataError("not on Compute Engine")
 
@@ -73,6 +77,9 @@ def found(environ, metadata=no_metadata):
         ),
         # The job has 8 tasks, this step 4.
         (SLURM | {"SLURM_STEP_NUM_TASKS": "4"}, ("SLURM", 3, 4, "node003:62674")),
+        # The job's number of tasks where the step's is not set; the first step.
+        (without(SLURM, "SLURM_STEP_NUM_TASKS"), ("SLURM", 3, 8, "node003:62674")),
+        (without(SLURM, "SLURM_STEP_ID"), ("SLURM", 3, 8, "node003:62674")),
         (SLURM | {"SLURM_STEP_NODELIST": "a,b"}, ("SLURM", 3, 8, "a:62674")),
         (
             SLURM | {"SLURM_STEP_NODELIST": "r[7,9]n[1-2]"},
@@ -96,6 +103,12 @@ def found(environ, metadata=no_metadata):
             ("JAX's variables", 2, 3, "a:1"),
         ),
         (GKE, ("TPU slice", 2, 3, "t-0.x:8482")),
+        (GKE | {"JAX_PLATFORMS": "tpu,cpu"}, ("TPU slice", 2, 3, "t-0.x:8482")),
+        (GKE | {"JAX_COORDINATOR_PORT": "99"}, ("TPU slice", 2, 3, "t-0.x:99")),
+        (
+            GKE | {"TPU_PROCESS_ADDRESSES": "u-0:8476,u-1:8476,u-2:8476"},
+            ("TPU slice", 2, 3, "u-0:8482"),
+        ),
         (GKE | SLICES, ("TPU slice", 5, 6, "s0-0:8482")),
         (
             {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"},
@@ -126,7 +139,7 @@ def test_a_process_that_was_started_with_others_finds_them(environ, expected):
         {"OMPI_COMM_WORLD_SIZE": "2"},
         {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
         # Hosts of a slice, but no TPU here: a CPU pod beside it.
-        {name: value for name, value in GKE.items() if name != "TPU_ML_PLATFORM"},
+        without(GKE, "TPU_ML_PLATFORM"),
         GKE | {"JAX_PLATFORMS": "cpu"},
         # Several processes that share one host's chips.
         GKE | {"TPU_PROCESS_BOUNDS": "1,1,1"},
@@ -180,6 +193,8 @@ def test_a_launch_of_one_process_is_one_process(environ):
             ("TPU slice", 5, 6, "s0:8482"),
         ),
         ({}, None),
+        ({"worker-network-endpoints": "t-0,t-1", "agent-worker-number": ""}, None),
+        ({"worker-network-endpoints": "", "agent-worker-number": "1"}, None),
     ],
 )
 def test_a_tpu_vm_of_compute_engine_is_described_by_its_metadata(attributes, expected):
@@ -214,6 +229,9 @@ def test_a_job_with_more_tasks_than_this_process_uses_is_told_of_srun():
     assert "8 task(s); `srun COMMAND`" in launchers.hint(BATCH_SHELL)
     shell = SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"}
     assert "srun" in launchers.hint(shell)
+    nodes = {"SLURM_NTASKS": "1", "SLURM_NNODES": "2"}
+    assert "has 2 node(s) and 1 task(s);" in launchers.hint(BATCH_SHELL | nodes)
+    assert launchers.hint(SLURM) == ""
     assert not launchers.hint(SLURM | ONE_TASK)
     assert not launchers.hint(BATCH_SHELL | {"SLURM_NTASKS": "1"})
     assert not launchers.hint({})
