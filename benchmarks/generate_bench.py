@@ -158,7 +158,11 @@ def measure(folder: str, peer: str, rounds: int) -> list[str]:
                 figure = ask(worker, batch)
                 if round_ >= 0:
                     figures[name].append(figure)
-                print(f"batch {batch} {name}: {figure['seconds']:.2f} s", flush=True)
+                print(
+                    f"batch {batch} {name}: {figure['seconds']:.2f} s, "
+                    f"{figure['cpu_seconds']:.2f} CPU s",
+                    flush=True,
+                )
         pairs = list(zip(figures["ours"], figures["transformers"], strict=True))
         ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
         per_cpu = [
@@ -188,9 +192,10 @@ def measure(folder: str, peer: str, rounds: int) -> list[str]:
         "",
         f"T5 with random weights, 6 + 6 layers, d_model 512, float32, {LENGTH} new "
         f"tokens a row, in turns, {rounds} rounds, medians; {about}; "
-        f"{report.machine()}.",
+        f"{len(os.sched_getaffinity(0))} of {report.machine()}.",
         "",
-        "`python benchmarks/generate_bench.py --peer=PEER_PYTHON --write`",
+        f"`python benchmarks/generate_bench.py --peer=PEER_PYTHON --rounds={rounds} "
+        "--write`, with `taskset -c 0` for one core",
     ]
 
 
