@@ -140,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         console,
         contact_prediction,
         embedding,
+        evaluating,
         generating,
         inspection,
         labelling,
@@ -168,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     inspection.add_reformat(commands)
     inspection.add_verify(commands)
     labelling.add_labels(commands)
+    evaluating.add_autoeval(commands)
     models.add_export(commands)
     supervising.add_supervise(commands)
     return parser

@@ -18,6 +18,12 @@
   segment_overlap     SOV'99 of secondary structures
   number_metrics      metrics of regressions
   intervals           metrics with bootstrap intervals; differences of two models
+  evaluation_sets     evaluations with published results: files, splits, head, metric
+  published_results   figures of the ProtTrans paper
+  autoeval            trains and tests heads on these evaluations
+  head_fitting        trains a head in memory
+  evaluation_tables   their results as a table
+  in_training         the same for the model of a training run
 
 May import checkpoints, embed, encoders, files, interop, layers, models, objectives,
 optimizers, partitioning, proteins, training and types. No TensorFlow, no gin.

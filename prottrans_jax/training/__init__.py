@@ -10,6 +10,7 @@
   replicas, integrity             replicas of parameters compared; silent corruption
   loss_spikes, rewinding          losses far above the usual; back to a checkpoint
   evaluation, infeed              means over a split; batches prefetched in a thread
+  downstream_evaluation           metrics of other tasks while the model trains
   logbook, metrics                log lines; writers of scalars
   wandb_writer                    a writer of scalars for Weights & Biases
   event_files, logged_steps, earlier_logs    logs of a resumed run

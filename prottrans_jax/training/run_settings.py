@@ -5,12 +5,13 @@ for `trainer.train` called from Python. `gin/runs/pretrain.gin` has its own, man
 macros such as CHECKPOINT_PERIOD; docs/pretraining.md lists those.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
 from jax.typing import DTypeLike
 
+from prottrans_jax import types
 from prottrans_jax.config import setting_types
 
 
@@ -51,14 +52,31 @@ class Evaluation:
     Attributes:
       period: steps between evaluations; one more follows the last step.
       batches: batches of an evaluation; None takes the whole split.
+      downstream: a further evaluation of the model, on process 0, such as
+        `downstream.in_training.DevelopmentEvaluation`: called with the objective, its
+        parameters in host memory and a function to call often; returns scalars, which
+        are logged as "downstream/NAME". It must not change the training.
+      downstream_period: steps between these; a multiple of `period`.
     """
 
     period: int = 1_000
     batches: int | None = None
+    downstream: (
+        Callable[
+            [types.Objective, types.Params, Callable[[], None]], Mapping[str, float]
+        ]
+        | None
+    ) = None
+    downstream_period: int = 10_000
 
     def __post_init__(self):
-        for name in ("period", "batches"):
+        for name in ("period", "batches", "downstream_period"):
             setting_types.check_range(f"Evaluation.{name}", getattr(self, name), 1)
+        if self.downstream is not None and self.downstream_period % self.period:
+            raise ValueError(
+                f"Evaluation.downstream_period={self.downstream_period:,} is no "
+                f"multiple of Evaluation.period={self.period:,}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

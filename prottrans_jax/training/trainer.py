@@ -30,6 +30,7 @@ from prottrans_jax.distributed import (
 from prottrans_jax.files import buckets, paths
 from prottrans_jax.training import (
     best_steps,
+    downstream_evaluation,
     earlier_logs,
     evaluation,
     event_files,
@@ -300,6 +301,17 @@ def train(
                         evaluation.batches,
                         after_batch=lambda: progress.beat(doing),
                     )
+                    evaluations.pop(downstream_evaluation.NAME, None)
+                    if downstream_evaluation.is_due(evaluation, step, total_steps):
+                        results[downstream_evaluation.NAME] = (
+                            downstream_evaluation.evaluate(
+                                evaluation,
+                                objective,
+                                state.params,
+                                lambda: progress.beat(doing, limits.startup_s),
+                                limits.startup_s,
+                            )
+                        )
                 evaluations.update(results)
                 if log:
                     journal.evaluated(step, evaluations)

@@ -11,6 +11,7 @@ deriving         the task of a file, published or derived
 label_values     from columns to residues, labels and mask
 """
 
+from prottrans_jax.downstream.readers.deriving import NoLabelsError
 from prottrans_jax.downstream.readers.label_files import read
 
-__all__ = ["read"]
+__all__ = ["NoLabelsError", "read"]

@@ -15,6 +15,10 @@ _LONGEST_WORD = 20
 Choice = tuple[published_tasks.PublishedTask, str, list[str]]
 
 
+class NoLabelsError(ValueError):
+    """No column of a file holds labels of the task."""
+
+
 def choose(
     found: records.Contents,
     name: str,
@@ -46,7 +50,7 @@ def choose(
     column = records.first((*published.columns, *records.LABELS), columns)
     if column is None:
         accepted = (*published.columns, *records.LABELS)
-        raise ValueError(
+        raise NoLabelsError(
             f"{name}: no column holds labels of {published.task.name}: one of "
             f"{', '.join(accepted)}. Its columns: {', '.join(found.columns) or 'none'}."
         )
@@ -66,7 +70,7 @@ def published_in(found: records.Contents) -> list[str]:
 def _derive(found: records.Contents, name: str, classes: bool | None) -> Choice:
     column = records.first(records.LABELS, dict.fromkeys(found.columns))
     if column is None:
-        raise ValueError(
+        raise NoLabelsError(
             f"{name}: no column holds labels: one of {', '.join(records.LABELS)}, or "
             f"that of a published task. Its columns: "
             f"{', '.join(found.columns) or 'none'}."

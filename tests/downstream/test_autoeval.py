@@ -1,0 +1,129 @@
+"""Heads trained and tested on small labelled files, with intervals and controls."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from cases import embed_cases
+from prottrans_jax import cli
+from prottrans_jax.downstream import autoeval, evaluation_sets
+from prottrans_jax.encoders import controls
+
+SETTINGS = autoeval.Settings(epochs=8, batch_size=9, learning_rate=0.05, resamples=50)
+
+
+def write_structures(folder, seed=0, lengths=(20, 33)):
+    """Proteins in which K and L are helix, V and I strand, all others coil."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    letters = np.array(list("KLVIGPS"))
+    state = dict(zip("KLVIGPS", "HHEECCC", strict=True))
+    for name, number in (
+        ("netsurfp2_train.jsonl", 30),
+        ("netsurfp2_val.jsonl", 9),
+        ("casp12.jsonl", 11),
+    ):
+        with open(folder / name, "w") as file:
+            for index in range(number):
+                sequence = "".join(random.choice(letters, random.integers(*lengths)))
+                record = {"id": f"{name}{index}", "sequence": sequence}
+                record |= {"q3": "".join(map(state.get, sequence))}
+                record |= {"mask": "1" * len(sequence), "split": name[:5]}
+                file.write(json.dumps(record) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return embed_cases.make_model(tmp_path_factory.mktemp("models") / "tiny_t5", seed=0)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("autoeval")
+    data = write_structures(root / "data")
+    told = []
+    run = autoeval.Run(root / "run", data, SETTINGS, tell=told.append)
+    chosen = evaluation_sets.choose(["q3", "q10"])
+    return run, autoeval.run(run, [controls.one_hot()], chosen), told
+
+
+def test_a_head_learns_what_the_vectors_determine(finished):
+    _, (result, _), _ = finished
+    casp12 = {test["name"]: test for test in result["tests"]}["CASP12"]
+    accuracy = casp12["metrics"]["accuracy"]
+    assert casp12["proteins"] == 11 and accuracy["value"] > 0.95
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+
+
+def test_an_evaluation_without_data_and_a_test_set_without_file_are_named(finished):
+    _, (result, left_out), told = finished
+    assert left_out["evaluation"] == "q10" and "deeploc_train" in left_out["missing"]
+    assert any("TS115: No file" in note for note in result["notes"])
+    assert any(line.startswith("q10: left out") for line in told)
+
+
+def test_what_is_done_is_not_computed_again(finished, monkeypatch):
+    run, (result, _), _ = finished
+    monkeypatch.setattr(autoeval.head_fitting, "fit", None)
+    again = autoeval.run(run, [controls.one_hot()], evaluation_sets.choose(["q3"]))
+    assert again == [result]
+
+
+def test_other_labels_are_another_result(finished, tmp_path):
+    run, (result, _), _ = finished
+    data = write_structures(tmp_path / "data", seed=1)
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    other = autoeval.Run(folder, data, SETTINGS)
+    (changed,) = autoeval.run(
+        other, [controls.one_hot()], evaluation_sets.choose(["q3"])
+    )
+    assert changed["tests"] != result["tests"]
+
+
+def test_a_training_protein_that_is_in_a_test_set_is_left_out(tmp_path):
+    data = write_structures(tmp_path)
+    with (
+        open(data / "casp12.jsonl") as tests,
+        open(data / "netsurfp2_train.jsonl", "a") as train,
+    ):
+        train.write(next(tests).replace("casp12.jsonl0", "copy"))
+    evaluation = evaluation_sets.EVALUATIONS["q3"]
+    read = autoeval.read(evaluation, data, SETTINGS)
+    assert len(read.splits["train"].proteins) == 30
+    assert len(read.splits["CASP12"].proteins) == 11
+    assert any("copy" in note and "1 protein left out" in note for note in read.notes)
+
+
+def test_limits_of_a_quick_look_are_in_the_notes(tmp_path):
+    data = write_structures(tmp_path)
+    settings = autoeval.Settings(max_residues=28, max_proteins=10, max_test_proteins=3)
+    read = autoeval.read(evaluation_sets.EVALUATIONS["q3"], data, settings)
+    sizes = {name: len(split.proteins) for name, split in read.splits.items()}
+    assert sizes == {"train": 9, "validation": 1, "CASP12": 3}
+    assert all(
+        len(protein.residues) <= 28
+        for split in read.splits.values()
+        for protein in split.proteins
+    )
+    assert any("over 28 residues left out" in note for note in read.notes)
+
+
+def test_the_command_prints_the_table_with_controls(tmp_path, model_folder, capsys):
+    data = write_structures(tmp_path / "data", lengths=(24, 25))
+    command = ["autoeval", "-m", str(model_folder), "--data", str(data)]
+    command += ["-o", str(tmp_path / "run"), "--tasks", "q3", "--controls"]
+    assert cli.main([*command, "--epochs", "1"]) == 0
+    table = capsys.readouterr().out
+    assert "| Q3 | CASP12 | 11 | accuracy |" in table and ", p = " in table
+    assert (tmp_path / "run/results.md").read_text() == table
+    results = json.loads((tmp_path / "run/results.json").read_text())["results"]
+    assert results[0]["encoder"] == "tiny_t5" and len(results) == 3
+
+
+def test_a_folder_without_data_is_a_mistake_in_one_line(tmp_path, model_folder, capsys):
+    command = ["autoeval", "-m", str(model_folder), "--data", str(tmp_path)]
+    assert cli.main([*command, "-o", str(tmp_path / "run"), "--tasks", "q2"]) == 2
+    assert "no evaluation has data below" in capsys.readouterr().err
