@@ -14,6 +14,9 @@ from prottrans_jax.encoders import frozen_models
 from prottrans_jax.models import t5
 from prottrans_jax.scoring import likelihoods
 
+# Most tokens of a batch on a CPU. A row of some hundred tokens keeps the cores busy, and
+# the activations of more do not fit into their caches.
+_CPU_TOKENS = 512
 # Batches in flight: one is computed while the next one is prepared.
 _IN_FLIGHT = 2
 _Call = Callable[
@@ -51,7 +54,10 @@ class Rows:
         )
         self._limit = likelihood.module.max_length
         if max_tokens is None:
-            max_tokens = embedder.tokens_of_call(params, jax.default_backend())
+            platform = jax.default_backend()
+            max_tokens = embedder.tokens_of_call(params, platform)
+            if platform == "cpu":
+                max_tokens = min(max_tokens, _CPU_TOKENS)
         self.max_tokens = max_tokens
 
     def run(

@@ -12,9 +12,9 @@ from prottrans_jax.layers import compute as compute_config
 PROTEINS = ("MKXWC", "ACDEFG")
 
 _ENCODER = dict(
-    num_layers=2, num_heads=2, head_dim=4, d_model=8, d_ff=13, max_length=40
+    num_layers=1, num_heads=2, head_dim=4, d_model=8, d_ff=13, max_length=40
 )
-_MEMORY = dict(num_layers=2, num_heads=3, head_dim=4, d_model=12, d_ff=17)
+_MEMORY = dict(num_heads=3, head_dim=4, d_model=12, d_ff=17)
 # Family, and fields of its configuration.
 MODELS = {
     "bert": ("bert", dict(_ENCODER, vocab_size=30)),
@@ -31,16 +31,19 @@ MODELS = {
         "t5",
         dict(
             vocab_size=128,
-            num_layers=2,
-            num_decoder_layers=2,
+            num_layers=1,
+            num_decoder_layers=1,
             num_heads=3,
             head_dim=4,
             d_model=10,
             d_ff=14,
         ),
     ),
-    "xlnet": ("xlnet", dict(_MEMORY, vocab_size=37)),
-    "transformer_xl": ("transformer_xl", dict(_MEMORY, vocab_size=24, mem_length=0)),
+    "xlnet": ("xlnet", dict(_MEMORY, num_layers=1, vocab_size=37)),
+    "transformer_xl": (
+        "transformer_xl",
+        dict(_MEMORY, num_layers=2, vocab_size=24, mem_length=0),
+    ),
 }
 
 

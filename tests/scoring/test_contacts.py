@@ -103,7 +103,7 @@ def test_fitted_weights_are_those_of_scikit_learn():
 def test_attention_features_are_symmetric_maps_of_residues(model):
     for name in ("bert", "t5"):
         features = contacts.attention_features(model(name), "PRTEI")
-        assert features.shape == (2 * model(name).config.num_heads, 5, 5)
+        assert features.shape == (model(name).config.num_heads, 5, 5)
         np.testing.assert_allclose(features, features.swapaxes(1, 2), atol=1e-6)
         # APC leaves rows that sum to 0.
         np.testing.assert_allclose(features.sum(-1), 0, atol=1e-5)
