@@ -14,7 +14,7 @@ from prottrans_jax.encoders import frozen_models
 from prottrans_jax.models import t5
 from prottrans_jax.scoring import likelihoods
 
-# Most tokens of a batch on a CPU. A row of some hundred tokens keeps the cores busy, and
+# Most tokens of a batch on a CPU: rows of some hundred tokens keep the cores busy, and
 # the activations of more do not fit into their caches.
 _CPU_TOKENS = 512
 # Batches in flight: one is computed while the next one is prepared.
