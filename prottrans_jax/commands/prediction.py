@@ -19,7 +19,12 @@ def add_predict(commands) -> None:
     add = parser.add_argument
     embedding.add_input(add)
     add("-o", "--output", required=True, help=".tsv .jsonl .fasta or .h5")
-    add("--head", required=True, help="folder of a run of prottrans finetune")
+    add(
+        "--head",
+        required=True,
+        help="folder of a run of prottrans finetune, or a published head of "
+        "TMbed, ProstT5 or bio_embeddings",
+    )
     add(
         *("-m", "--model"),
         help="the model that the head was trained on; default: where it was then",
@@ -30,14 +35,18 @@ def add_predict(commands) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     embedding.choose_device(arguments)
-    from prottrans_jax.downstream import head_folders, predicting, prediction_files
+    from prottrans_jax.downstream import (
+        predicting,
+        prediction_files,
+        published_heads,
+    )
     from prottrans_jax.embed import inputs
 
     options = embedding.job_options(arguments)
     # Report mistakes before the model is loaded.
     sources = paths.input_files(arguments.input, "--input")
     output = paths.place(arguments.output, "--output")
-    head = head_folders.load(arguments.head)
+    head = published_heads.load(arguments.head)
     prediction_files.format_of(output, arguments.format, head.tasks)
     if arguments.model is None:
         arguments.model = head.encoder.source

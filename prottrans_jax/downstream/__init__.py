@@ -2,6 +2,8 @@
 
   labelled            a labelled protein, and the task that it belongs to
   heads               small networks that predict labels from vectors
+  tmbed_cnn           the networks of TMbed
+  published_heads     heads in torch files of others
   head_objective      loss of a head, for the trainer
   stored_vectors      vectors of an encoder, computed once, read from disk
   labelled_rows       batches of labelled proteins, for the trainer

@@ -19,13 +19,13 @@ import numpy as np
 
 import prottrans_jax
 from prottrans_jax import setting_trees, types
-from prottrans_jax.downstream import heads, labelled
+from prottrans_jax.downstream import heads, labelled, tmbed_cnn
 from prottrans_jax.files import folders, json_text, paths, writing
 from prottrans_jax.interop import safetensors
 
 FOLDER, SETTINGS, WEIGHTS = "head", "head.json", "head.safetensors"
 _FORMAT = 1
-_CLASSES = {cls.__name__: cls for cls in heads.HEADS.values()}
+_CLASSES = {cls.__name__: cls for cls in (*heads.HEADS.values(), tmbed_cnn.TmbedCnn)}
 # Linen adds these to the fields of a module.
 _LINEN_FIELDS = ("parent", "name")
 
