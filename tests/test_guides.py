@@ -68,7 +68,7 @@ def test_guides_to_finetuning_and_predicting(tmp_path):
     assert "validation: accuracy" in output
     code = (ROOT / "docs/finetuning.md").read_text().partition("```python\n")[2]
     (tmp_path / "example.py").write_text(code.partition("```")[0])
-    assert "'accuracy'" in _run([f"{sys.executable} example.py"], tmp_path)
+    assert "metric='accuracy'" in _run([f"{sys.executable} example.py"], tmp_path)
     _run(_commands("predicting.md"), tmp_path)
     table = (tmp_path / "labels.tsv").read_text().splitlines()
     assert table[0].split("\t") == ["id", "prediction", "few", "many"]

@@ -5,6 +5,7 @@
   tmbed_cnn           the networks of TMbed
   published_heads     heads in torch files of others
   head_objective      loss of a head, for the trainer
+  head_scores         metrics of a trained head
   stored_vectors      vectors of an encoder, computed once, read from disk
   labelled_rows       batches of labelled proteins, for the trainer
   finetuning          trains a head with one call

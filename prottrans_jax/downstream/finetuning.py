@@ -7,6 +7,7 @@ finetune       vectors once, then the trainer; writes RUN/head
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -19,9 +20,12 @@ from prottrans_jax.checkpoints import stored_steps
 from prottrans_jax.downstream import (
     head_folders,
     head_objective,
+    head_scores,
     heads,
+    intervals,
     labelled,
     labelled_rows,
+    prediction_metrics,
     readers,
     stored_vectors,
 )
@@ -30,7 +34,7 @@ from prottrans_jax.files import digests, paths
 from prottrans_jax.interop import huggingface
 from prottrans_jax.optimizers import algorithms
 from prottrans_jax.proteins import plurals
-from prottrans_jax.training import evaluation, run_settings, train_state, trainer
+from prottrans_jax.training import run_settings, train_state, trainer
 
 TRAIN, VALIDATION = "train", "validation"
 _TRAIN_NAMES = ("train", "training", "all")
@@ -129,7 +133,7 @@ class Result:
     """
 
     summary: trainer.Summary
-    scores: Mapping[str, Mapping[str, float]]
+    scores: Mapping[str, Mapping[str, intervals.Interval]]
     head: head_folders.Head | None
     folder: paths.Place
 
@@ -247,8 +251,10 @@ def finetune(
         directory, plan.abstract.params, step=summary.best_step
     )
     # The last evaluation of training may be of another step.
-    with partitioner.scope():
-        scores = evaluation.Evaluator(plan, loaders)(params)
+    scores = {
+        name: head_scores.score(objective, params, rows, task)
+        for name, rows in loaders.items()
+    }
     trained = head_folders.Head(
         head,
         jax.device_get(params["head"]),
@@ -261,7 +267,11 @@ def finetune(
             encoder.prefix_piece,
             model if model in huggingface.NAMES else os.path.abspath(model),
         ),
-        about={"step": summary.best_step, "steps_per_epoch": period, "scores": scores},
+        about={
+            "step": summary.best_step,
+            "steps_per_epoch": period,
+            "scores": _as_numbers(scores),
+        },
     )
     head_folders.save(folder, trained)
     logging.info("The head of step %d is in %s.", summary.best_step, folder)
@@ -274,15 +284,31 @@ def summary_lines(result: Result) -> Iterator[str]:
     period, best = result.head.about["steps_per_epoch"], result.summary.best_step
     epochs = result.summary.step // period
     yield f"Epoch {best // period} of {epochs} is the best on the validation data:"
-    for name, scalars in result.scores.items():
-        for metric, value in scalars.items():
-            yield f"  {name}: {metric} {value:.4f}, {_MEANINGS[metric]}"
+    for name, found in result.scores.items():
+        for metric, interval in found.items():
+            ends = f"95 % interval {interval.low:.3f} to {interval.high:.3f}"
+            counts = prediction_metrics.get(metric).counts
+            note = f" ({interval.note})" if interval.note else ""
+            yield (
+                f"  {name}: {metric} {interval.value:.3f}, {ends}, "
+                f"{plurals.count(interval.num_proteins, 'protein')}: {counts}{note}"
+            )
 
 
-_MEANINGS = {
-    "accuracy": "the share of labels predicted right",
-    "loss": "cross entropy in nats, or mean squared error",
-}
+def _as_numbers(
+    scores: Mapping[str, Mapping[str, intervals.Interval]],
+) -> dict[str, dict[str, list[float | None]]]:
+    """[value, low, high] of each metric; JSON has no NaN."""
+    return {
+        name: {
+            metric: [
+                None if math.isnan(x) else x
+                for x in (interval.value, interval.low, interval.high)
+            ]
+            for metric, interval in found.items()
+        }
+        for name, found in scores.items()
+    }
 
 
 def _check_head(head: nn.Module, task: labelled.Task) -> None:
