@@ -8,6 +8,7 @@ import pathlib
 import tempfile
 import time
 
+from prottrans_jax.config import setting_types
 from prottrans_jax.embed import inputs, provenance, reports
 from prottrans_jax.encoders import frozen_models
 from prottrans_jax.files import ownership, paths
@@ -16,7 +17,7 @@ from prottrans_jax.scoring import infilling, rows, score_files
 
 # Residues of proteins that are scored together, so that batches are full.
 _WINDOW_RESIDUES = 1 << 15
-LONG = ("error", "skip")
+_POLICIES = ("error", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,13 @@ class Options:
     long: str = "error"
     allow_nucleotides: bool = False
     overwrite: bool = False
+
+    def __post_init__(self):
+        for name in ("on_bad", "long"):
+            setting_types.check_choice(name, getattr(self, name), _POLICIES)
+        setting_types.check_choice(
+            "on_duplicate", self.on_duplicate, inputs.ON_DUPLICATE
+        )
 
 
 @dataclasses.dataclass
