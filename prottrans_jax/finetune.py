@@ -21,7 +21,7 @@ if __name__ == "__main__":
     # Before the heavy imports below.
     stop_signals.install("finetune", _STOPPED, ends_process=True)
 
-from absl import logging
+from absl import flags, logging
 
 from prottrans_jax import printable
 from prottrans_jax.config import requirements
@@ -30,7 +30,10 @@ requirements.check("finetune")
 
 from prottrans_jax.config import building, mains, places
 
-mains.define_run_flags()
+mains.define_flags()
+flags.DEFINE_string(
+    "model_dir", None, "Directory of the run; the same as binding MODEL_DIR."
+)
 
 
 def main(argv: Sequence[str]) -> int:

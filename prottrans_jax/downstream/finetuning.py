@@ -188,6 +188,11 @@ def finetune(
     Raises:
       ValueError: A setting or the data cannot be used; names it.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"this run has {jax.process_count()} processes; a head is trained in one, "
+            "on all its devices."
+        )
     task, splits = data.task, with_splits(data)
     if isinstance(head, str):
         head = heads.make(head, task.level, task.num_outputs)
