@@ -179,7 +179,8 @@ def finetune(
       dtype: Type in which the encoder computes.
       download: Whether to fetch a model that is not in the local cache.
       vectors: File of the vectors, which several runs on the same proteins can share;
-        None: in `model_dir`.
+        None: in `model_dir`. It is on this machine: name it if `model_dir` is in a
+        bucket.
       num_devices: Devices to train on; None: all.
       config_text: Resolved gin configuration, stored in every checkpoint.
       on_plan: Called before vectors are computed; see `embed.job.embed_fasta`.

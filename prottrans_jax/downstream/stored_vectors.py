@@ -14,7 +14,7 @@ from jaxtyping import Float
 import numpy as np
 
 from prottrans_jax.embed import job, keys, reports, settings
-from prottrans_jax.files import writing
+from prottrans_jax.files import paths, writing
 
 # Fixed part of a member's header; the lengths of name and extra field are its end.
 _LOCAL_HEADER, _LENGTHS = 30, struct.Struct("<HH")
@@ -106,8 +106,12 @@ def compute(
         residue.
       max_length: Longer proteins are truncated to this number of residues.
       **callbacks: on_plan and on_progress of `embed.job.embed_fasta`.
+
+    Raises:
+      ValueError: The path is in a bucket. Besides, as `embed_fasta`.
     """
-    path = pathlib.Path(path)
+    # Batches are read at random places of the file.
+    path = paths.local(path, "vectors")
     path.parent.mkdir(parents=True, exist_ok=True)
     fasta = path.with_suffix(".fasta")
     distinct = dict.fromkeys(sequences)

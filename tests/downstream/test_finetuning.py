@@ -103,6 +103,13 @@ def test_proteins_are_held_out_where_no_split_is_for_validation():
     assert again == names["validation"] & {p.id for p in fewer.proteins}
 
 
+def test_vectors_in_a_bucket_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="vectors"):
+        _train("gs://bucket/run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_data_without_a_training_split_are_refused_with_their_splits():
     with pytest.raises(ValueError, match="splits are 'casp12'"):
         finetuning.with_splits(_data(splits=("casp12",)))
