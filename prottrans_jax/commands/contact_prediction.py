@@ -3,6 +3,7 @@
 import argparse
 
 from prottrans_jax.commands import console, embedding, progress, score
+from prottrans_jax.files import ownership
 from prottrans_jax.proteins import plurals
 
 
@@ -45,8 +46,11 @@ def _contacts(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     # Report mistakes before the model is loaded.
-    weights = contacts.load(arguments.weights) if arguments.weights else None
     references = arguments.fit or arguments.compare
+    ownership.refuse_same(
+        [x for x in (references, arguments.weights) if x], [arguments.output]
+    )
+    weights = contacts.load(arguments.weights) if arguments.weights else None
     maps = contact_maps.read(references) if references else {}
     every = (*score_files.TABLES, *score_files.ARRAYS)
     suffixes = (".npz",) if arguments.fit else every

@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
+import math
 import os
 
 from prottrans_jax.commands import console, embedding, progress
-from prottrans_jax.files import paths
+from prottrans_jax.files import ownership, paths
 from prottrans_jax.proteins import plurals
 
 _MODES = ("pseudo_perplexity", "logits", "variants", "all_substitutions", "infill")
@@ -114,6 +115,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from prottrans_jax.scoring import proteingym, score_files, score_job, scorers
 
     # Report mistakes before the model is loaded.
+    ownership.refuse_same(arguments.variants or (), [arguments.output])
     assays = proteingym.read_all(arguments.variants or ())
     suffixes = {
         "logits": score_files.ARRAYS,
@@ -154,8 +156,8 @@ def _refuse_unused(arguments: argparse.Namespace, mode: str) -> None:
         ("--top", arguments.top != 1, ("infill",)),
     ):
         if value and mode not in users:
-            names = " and ".join(f"--{x.replace('_', '-')}" for x in users)
-            raise ValueError(f"{flag} is for {names}; drop it, or add one of these.")
+            names = " or ".join(f"--{x.replace('_', '-')}" for x in users)
+            raise ValueError(f"{flag} is for {names}; drop it, or add {names}.")
 
 
 def policies(arguments: argparse.Namespace):
@@ -218,8 +220,9 @@ def _summary(report, quiet: bool) -> int:
         if unusual:
             console.say(f"Read as X: {unusual}.")
     for assay, correlation, measured, variants in report.correlations:
+        value = "not defined" if math.isnan(correlation) else f"{correlation:.4f}"
         print(
-            f"{assay}: Spearman {correlation:.4f} over {measured:,} of "
+            f"{assay}: Spearman {value} over {measured:,} of "
             f"{plurals.count(variants, 'variant')}"
         )
     return embedding.say_left_out(report.skipped)

@@ -8,6 +8,7 @@ pairs, among all of them.
 
 from collections.abc import Mapping
 import os
+import zipfile
 
 from jaxtyping import Bool, Float
 import numpy as np
@@ -23,6 +24,8 @@ RANGES: Mapping[str, tuple[int, int | None]] = {
 FRACTIONS = (1, 2, 5)
 # Angstrom between C-beta atoms (C-alpha of glycine), the field's definition.
 CONTACT_DISTANCE = 8.0
+# Raised by `np.load` for .npy files, pickles, and empty or truncated files.
+UNREADABLE = (TypeError, ValueError, EOFError, zipfile.BadZipFile)
 
 
 def known_contacts(
@@ -38,7 +41,7 @@ def known_contacts(
       where: Name of the array in messages.
 
     Raises:
-      ValueError: The shape is another one.
+      ValueError: The shape is another one, or floats are contacts, not distances.
     """
     if array.shape != (length, length):
         raise ValueError(
@@ -47,6 +50,11 @@ def known_contacts(
         )
     if np.issubdtype(array.dtype, np.floating):
         known = np.isfinite(array)
+        if known.any() and np.isin(array[known], (-1, 0, 1)).all():
+            raise ValueError(
+                f"{where} has the type {array.dtype}, which is for distances, but only "
+                "the values -1, 0 and 1. Save contacts as integers or bool."
+            )
         return known & (np.where(known, array, np.inf) < CONTACT_DISTANCE), known
     return array == 1, array >= 0
 
@@ -57,12 +65,13 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
       ValueError: Not an npz file.
     """
-    place = paths.local(path, "--contacts")
+    place = paths.local(path, "the file of contacts")
     try:
         with np.load(place, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{place}: not an npz file of arrays: {error}") from None
+    except UNREADABLE:
+        # NumPy's messages advise to unpickle the file, which would run its code.
+        raise ValueError(f"{place}: not an npz file of arrays.") from None
 
 
 def precision(

@@ -19,7 +19,7 @@ import numpy as np
 
 from prottrans_jax.encoders import attention_maps, frozen_models
 from prottrans_jax.files import paths, writing
-from prottrans_jax.scoring import likelihoods, scorers
+from prottrans_jax.scoring import contact_maps, likelihoods, scorers
 
 # Pairs nearer in the sequence are trivial; Rao et al. 2021 neither train nor test on
 # them.
@@ -165,9 +165,9 @@ def load(path: str | os.PathLike) -> Regression:
             coefficients = np.asarray(arrays["coefficients"], np.float32).ravel()
             intercept = np.asarray(arrays["intercept"], np.float32)
             return Regression(coefficients, float(intercept.reshape(())))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (KeyError, *contact_maps.UNREADABLE):
         raise ValueError(
-            f"{place}: not an npz with coefficients and intercept: {error}"
+            f"{place}: not an npz with coefficients and intercept, as --fit writes it."
         ) from None
 
 

@@ -95,10 +95,12 @@ def read(source: str | os.PathLike) -> Assay:
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         columns = tuple(reader.fieldnames or ())
+        if not columns:
+            raise ValueError(f"{path}: the file is empty.")
         if MUTANT not in columns:
             raise ValueError(
                 f"{path}:1: there is no column {MUTANT!r}; the columns are "
-                f"{', '.join(columns) or 'missing'}."
+                f"{', '.join(columns)}."
             )
         if SCORE in columns:
             raise ValueError(

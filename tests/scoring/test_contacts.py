@@ -1,5 +1,7 @@
 """Contacts. Oracles: hand computation, the definition, scikit-learn."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -147,10 +149,33 @@ def test_weights_are_fitted_and_used(run, model, capsys):
             ["--method", "attention", "--weights", "maps.npz"],
             "maps.npz: not an npz wit",
         ),
-        (["--compare", "x.fasta"], "x.fasta: not an npz file"),
+        (["--compare", "x.fasta"], "x.fasta: not an npz file of arrays.\n"),
+        (["--compare", "one.npy"], "one.npy: not an npz file"),
+        (["--compare", "empty.npz"], "empty.npz: not an npz file"),
+        (["--compare", "cut.npz"], "cut.npz: not an npz file"),
+        (
+            ["--method", "attention", "--weights", "cut.npz"],
+            "cut.npz: not an npz with coefficients",
+        ),
     ],
 )
 def test_mistakes_are_one_line(run, arguments, words, capsys):
+    np.save("one.npy", np.eye(3))
+    pathlib.Path("empty.npz").touch()
+    pathlib.Path("cut.npz").write_bytes(pathlib.Path("maps.npz").read_bytes()[:99])
     assert run("-o", "out.npz", *arguments) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
+
+
+def test_known_contacts_are_not_overwritten(run, capsys):
+    before = pathlib.Path("maps.npz").read_bytes()
+    arguments = ("--method", "attention", "--fit", "maps.npz", "--overwrite")
+    assert run(*arguments, "-o", "maps.npz") == 2
+    assert "maps.npz is an input too" in capsys.readouterr().err
+    assert pathlib.Path("maps.npz").read_bytes() == before
+
+
+def test_contacts_saved_as_floats_are_not_read_as_distances():
+    with pytest.raises(ValueError, match="map 'a' has the type float64"):
+        contact_maps.known_contacts(np.eye(7), 7, "the map 'a'")

@@ -135,6 +135,7 @@ def test_records_that_are_left_out_are_named(run, tmp_path, capsys):
             "one.csv:1: there is no column 'mutant'",
         ),
         (["-o", "out.csv"], "mutant,score\nP1A,1\n", "a column 'score' already"),
+        (["-o", "out.csv"], "\n", "one.csv: the file is empty"),
         (["-o", "out.csv"], "mutant,x\nP1A\n", "one.csv:2: this row does not have 2"),
         (["-o", "out.csv"], "mutant,DMS_score\nP1A,hi\n", "DMS_score is 'hi'"),
         (
@@ -163,3 +164,17 @@ def test_an_existing_output_is_kept_unless_told_otherwise(run, tmp_path, capsys)
     assert (tmp_path / "out.csv").read_text() == "mine"
     assert run("-o", "out.csv", "--one-pass", "--overwrite") == 0
     assert len(_rows("out.csv")) == 2
+
+
+def test_a_table_of_variants_is_not_overwritten(run, tmp_path, capsys):
+    (tmp_path / "one.csv").write_text("mutant\nP1A\n")
+    assert run("-o", "one.csv", "--variants", "one.csv", "--overwrite") == 2
+    assert "one.csv is an input too" in capsys.readouterr().err
+    assert (tmp_path / "one.csv").read_text() == "mutant\nP1A\n"
+
+
+def test_a_correlation_that_is_not_defined_is_named(run, tmp_path, capsys):
+    (tmp_path / "one.csv").write_text("mutant,DMS_score\nP1A,1.5\nP1C,\n")
+    assert run("-o", "out.csv", "--variants", "one.csv") == 0
+    said = capsys.readouterr().out
+    assert "one: Spearman not defined over 1 of 2 variants" in said
