@@ -72,6 +72,13 @@ class Settings:
     max_test_proteins: int | None = None
     resamples: int = 1000
 
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "resamples"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)}: it must be at least 1."
+                )
+
 
 # For a model in training: minutes on two CPU cores.
 DEVELOPMENT = Settings(
@@ -94,7 +101,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Where a run is, what it does, and whom it tells.
+    """Folders and settings of a run, and functions that it calls.
 
     Attributes:
       folder: Folder of the run, on this machine.
@@ -156,7 +163,7 @@ def run(
 def read(
     evaluation: evaluation_sets.Evaluation, folder: paths.Place, settings: Settings
 ) -> Data | str:
-    """The proteins of an evaluation, or a line that says which file is missing."""
+    """The proteins of an evaluation, or a line that says which data are missing."""
     parts = {_TRAIN: evaluation.train, _VALIDATION: evaluation.validation}
     tests = {n: p for n, p in evaluation.tests.items() if n != _VALIDATION}
     splits: dict[str, labelled.LabelledSet] = {}
@@ -178,13 +185,24 @@ def read(
             notes[f"{name}: {error}"] = None
             continue
         notes |= dict.fromkeys(whole.notes)
-        splits[name] = whole.split(*part.splits) if part.splits else whole
+        try:
+            splits[name] = whole.split(*part.splits) if part.splits else whole
+        except ValueError as error:
+            return f"{file}: {error}"
         if not evaluation.tests and name == _TRAIN:
             used = {*evaluation.train.splits, *evaluation.validation.splits}
             for test in dict.fromkeys(p.split for p in whole.proteins):
                 if test not in used:
                     splits[test] = whole.split(test)
-    return Data(_limited(_separated(splits, notes), settings, notes), tuple(notes))
+    splits = _limited(_separated(splits, notes), settings, notes)
+    for name in [name for name, split in splits.items() if not split.proteins]:
+        if name in parts:
+            return " ".join([f"No {name} protein is left.", *notes])
+        notes[f"{name}: no protein is left."] = None
+        del splits[name]
+    if not (set(splits) - set(parts)) and _VALIDATION not in evaluation.tests:
+        return " ".join(["There is no test set.", *notes])
+    return Data(splits, tuple(notes))
 
 
 def _separated(

@@ -19,7 +19,7 @@ class Part:
 
     Attributes:
       patterns: Glob patterns of the file's name, upper or lower case, by precedence;
-        the file is looked for in the data folder and the folders below it.
+        the file is searched in the data folder and the folders below it.
       splits: Splits of the file that belong to the part; empty: all proteins of it.
       mask: Rule for the residues that count; see `readers.read`.
     """
@@ -42,7 +42,7 @@ class Evaluation:
       train: Where the training proteins are.
       validation: Where the proteins are that choose the epoch.
       tests: Name of a test set -> where it is. Empty: all other splits of the file.
-      metrics: Names of metrics, the main one first; see `metrics.METRICS`.
+      metrics: Names of metrics, the main one first; see `prediction_metrics.METRICS`.
       description: What is measured, for the head of the table.
     """
 
@@ -66,7 +66,7 @@ _STRUCTURE_TESTS = {
     # As published: the residues of the CB513 domains.
     "CB513": Part(("cb513*",), mask="cb513"),
     "NEW364": Part(("new364*", "newpisces364*")),
-    # Its loss also chooses the epoch: a little too good.
+    # Its loss also chooses the epoch, so its figures are optimistic.
     "validation": Part(_STRUCTURE_VAL),
 }
 _DEEPLOC_TRAIN = Part(("deeploc_train.*", "deeploc_our_train_set*"))

@@ -6,6 +6,8 @@ import pathlib
 import tempfile
 from typing import Any
 
+from absl import logging
+
 from prottrans_jax import types
 from prottrans_jax.downstream import autoeval, evaluation_sets
 from prottrans_jax.encoders import loading
@@ -35,6 +37,22 @@ class DevelopmentEvaluation:
             raise FileNotFoundError(
                 f"DevelopmentEvaluation.data = {self.data!r}: there is no such folder."
             )
+        self._name_missing_files()
+
+    def _name_missing_files(self) -> None:
+        """Raises if no task has training data; warns of each task without."""
+        folder = paths.local(self.data, "DevelopmentEvaluation.data")
+        chosen = evaluation_sets.choose(self.tasks)
+        missing = [x for x in chosen if evaluation_sets.find(folder, x.train) is None]
+        lines = [
+            f"{evaluation.name} is left out: no file below {folder} is named "
+            f"{' or '.join(evaluation.train.patterns)}."
+            for evaluation in missing
+        ]
+        if len(missing) == len(chosen):
+            raise FileNotFoundError(f"DevelopmentEvaluation: {' '.join(lines)}")
+        for line in lines:
+            logging.warning("DevelopmentEvaluation: %s", line)
 
     def __call__(
         self, objective: Any, params: types.Params, check: Callable[[], None]

@@ -8,7 +8,7 @@ import pytest
 
 from cases import embed_cases
 from prottrans_jax import cli
-from prottrans_jax.downstream import autoeval, evaluation_sets
+from prottrans_jax.downstream import autoeval, evaluation_sets, in_training
 from prottrans_jax.encoders import controls
 
 SETTINGS = autoeval.Settings(epochs=8, batch_size=9, learning_rate=0.05, resamples=50)
@@ -109,6 +109,54 @@ def test_limits_of_a_quick_look_are_in_the_notes(tmp_path):
         for protein in split.proteins
     )
     assert any("over 28 residues left out" in note for note in read.notes)
+
+
+def test_a_test_set_without_proteins_is_left_out_and_named(tmp_path):
+    data = write_structures(tmp_path)
+    tests = (data / "casp12.jsonl").read_text().splitlines(keepends=True)
+    (data / "casp12.jsonl").write_text(max(tests, key=len))
+    settings = autoeval.Settings(max_residues=28)
+    read = autoeval.read(evaluation_sets.EVALUATIONS["q3"], data, settings)
+    assert set(read.splits) == {"train", "validation"}
+    assert "CASP12: no protein is left." in read.notes
+
+
+def test_an_evaluation_with_long_proteins_only_is_left_out(tmp_path):
+    data = write_structures(tmp_path)
+    settings = autoeval.Settings(max_residues=7)
+    missing = autoeval.read(evaluation_sets.EVALUATIONS["q3"], data, settings)
+    assert missing.startswith("No train protein is left.")
+    assert "train: 30 proteins over 7 residues left out." in missing
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        (("training", "val", "test"), "structure.fasta: secondary_structure_3 has no"),
+        (("train", "train", "test"), "has no split val; its splits: test, train"),
+        (("train", "val", "val"), "There is no test set."),
+    ],
+)
+def test_an_evaluation_without_one_of_its_splits_is_left_out(tmp_path, splits, words):
+    proteins = zip(splits, ("MKTAY", "GSHML", "PRTEI"), strict=True)
+    (tmp_path / "secondary_structure.fasta").write_text(
+        "".join(f">{x} TARGET=CCHHE SET={split}\n{x}\n" for split, x in proteins)
+    )
+    evaluation = evaluation_sets.EVALUATIONS["pbc_secondary_structure"]
+    assert words in autoeval.read(evaluation, tmp_path, SETTINGS)
+
+
+def test_settings_without_training_are_refused():
+    with pytest.raises(ValueError, match="epochs = 0: it must be at least 1"):
+        autoeval.Settings(epochs=0)
+
+
+def test_tasks_without_data_are_named_when_a_training_run_starts(tmp_path, caplog):
+    with pytest.raises(FileNotFoundError, match="q3 is left out: no file below"):
+        in_training.DevelopmentEvaluation(str(tmp_path))
+    write_structures(tmp_path)
+    in_training.DevelopmentEvaluation(str(tmp_path))
+    assert "q10 is left out" in caplog.text and "q3" not in caplog.text
 
 
 def test_the_command_prints_the_table_with_controls(tmp_path, model_folder, capsys):
