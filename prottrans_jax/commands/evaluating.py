@@ -58,7 +58,9 @@ def _autoeval(arguments: argparse.Namespace) -> int:
     from prottrans_jax.encoders import controls
     from prottrans_jax.files import writing
 
-    evaluations = evaluation_sets.choose(arguments.tasks.split(","))
+    evaluations = evaluation_sets.choose(
+        [name.strip() for name in arguments.tasks.split(",")]
+    )
     settings = autoeval.DEVELOPMENT if arguments.development else autoeval.Settings()
     settings = dataclasses.replace(settings, seed=arguments.seed)
     if arguments.epochs is not None:

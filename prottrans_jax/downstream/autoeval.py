@@ -197,11 +197,12 @@ def read(
     splits = _limited(_separated(splits, notes), settings, notes)
     for name in [name for name, split in splits.items() if not split.proteins]:
         if name in parts:
-            return " ".join([f"No {name} protein is left.", *notes])
+            causes = [note for note in notes if "left out" in note]
+            return " ".join([f"No {name} protein is left.", *causes])
         notes[f"{name}: no protein is left."] = None
         del splits[name]
     if not (set(splits) - set(parts)) and _VALIDATION not in evaluation.tests:
-        return " ".join(["There is no test set.", *notes])
+        return "There is no test set."
     return Data(splits, tuple(notes))
 
 

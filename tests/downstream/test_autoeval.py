@@ -162,13 +162,13 @@ def test_tasks_without_data_are_named_when_a_training_run_starts(tmp_path, caplo
 def test_the_command_prints_the_table_with_controls(tmp_path, model_folder, capsys):
     data = write_structures(tmp_path / "data", lengths=(24, 25))
     command = ["autoeval", "-m", str(model_folder), "--data", str(data)]
-    command += ["-o", str(tmp_path / "run"), "--tasks", "q3", "--controls"]
+    command += ["-o", str(tmp_path / "run"), "--tasks", "q3, q8", "--controls"]
     assert cli.main([*command, "--epochs", "1"]) == 0
     table = capsys.readouterr().out
     assert "| Q3 | CASP12 | 11 | accuracy |" in table and ", p = " in table
     assert (tmp_path / "run/results.md").read_text() == table
     results = json.loads((tmp_path / "run/results.json").read_text())["results"]
-    assert results[0]["encoder"] == "tiny_t5" and len(results) == 3
+    assert results[0]["encoder"] == "tiny_t5" and len(results) == 4
 
 
 def test_a_folder_without_data_is_a_mistake_in_one_line(tmp_path, model_folder, capsys):
