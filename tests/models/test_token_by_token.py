@@ -69,12 +69,9 @@ def test_t5_steps_equal_the_whole_target(switches):
     targets = rng.integers(1, 23, (2, 11))
     module = t5_decoding.T5Decoding(config, COMPUTE)
     steps = all_logits(module, params, (jnp.asarray(inputs),), 14, targets)
-    whole = t5.T5(config, COMPUTE).apply(
-        {"params": params},
-        jnp.asarray(inputs),
-        jnp.pad(jnp.asarray(targets), ((0, 0), (1, 0))),
-        deterministic=True,
-    )
+    apply = jax.jit(functools.partial(t5.T5(config, COMPUTE).apply, deterministic=True))
+    shifted = np.pad(targets, ((0, 0), (1, 0)))
+    whole = apply({"params": params}, jnp.asarray(inputs), jnp.asarray(shifted))
     np.testing.assert_allclose(steps, whole, atol=1e-5)
 
 
@@ -105,18 +102,19 @@ def test_xlnet_steps_equal_the_query_stream_of_one_call(switches):
     apply = jax.jit(
         functools.partial(xlnet.XLNet(config, COMPUTE).apply, deterministic=True)
     )
-    for row, length in enumerate(LENGTHS):
-        total = length + NEW_TOKENS
-        ranks = [-1] * length + list(range(NEW_TOKENS + 1))
-        whole = apply(
-            {"params": params},
-            jnp.asarray([[*TOKENS[row, :total], 0]]),
-            factorization_ranks=jnp.asarray([ranks]),
-            # As in training; the term cancels where all types are the same.
-            token_types=jnp.zeros((1, total + 1), int),
-            target_positions=jnp.arange(length, total + 1)[None],
-        )
-        np.testing.assert_allclose(steps[row], whole.values[0], atol=1e-5)
+    # Positions after the last target have higher ranks: no target sees them.
+    tokens = np.pad(TOKENS, ((0, 0), (0, 1)))
+    position = np.arange(tokens.shape[1])
+    lengths = np.array(LENGTHS)[:, None]
+    whole = apply(
+        {"params": params},
+        jnp.asarray(tokens),
+        factorization_ranks=jnp.asarray(np.maximum(position - lengths, -1)),
+        # As in training; the term cancels where all types are the same.
+        token_types=jnp.zeros(tokens.shape, int),
+        target_positions=jnp.asarray(lengths + np.arange(NEW_TOKENS + 1)),
+    )
+    np.testing.assert_allclose(steps, whole.values, atol=1e-5)
 
 
 TRANSFORMER_XL = transformer_xl.TransformerXLConfig(mem_length=20, **SIZES)
@@ -128,10 +126,9 @@ def test_transformer_xl_steps_equal_the_whole_row():
     steps = steps_after_prompts(module, params)
     model = transformer_xl.TransformerXL(TRANSFORMER_XL, COMPUTE)
     apply = jax.jit(functools.partial(model.apply, deterministic=True))
+    whole = apply({"params": params}, jnp.asarray(TOKENS))
     for row, length in enumerate(LENGTHS):
-        tokens = jnp.asarray(TOKENS[row : row + 1, : length + NEW_TOKENS])
-        whole = apply({"params": params}, tokens)
-        expected = whole.values[0, length - 1 :]
+        expected = whole.values[row, length - 1 : length + NEW_TOKENS]
         np.testing.assert_allclose(steps[row], expected, atol=1e-5)
 
 
