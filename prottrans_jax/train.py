@@ -129,6 +129,8 @@ _MEANINGS = {
 
 
 def _print_summary(summary) -> None:
+    from prottrans_jax.training import downstream_evaluation
+
     total = time.perf_counter() - _STARTED
     print(f"\nStep {summary.step}. {total:.0f} s in all:", end=" ")
     seconds = {**summary.seconds, "start": total - sum(summary.seconds.values())}
@@ -139,6 +141,9 @@ def _print_summary(summary) -> None:
         shares = (f"{k} {v / run_s:.1%}" for k, v in summary.run_seconds.items())
         print(f"Whole run, {run_s:.0f} s with all restarts: {', '.join(shares)}")
     for name, scalars in summary.evaluation.items():
+        if name == downstream_evaluation.NAME:
+            _print_downstream(scalars)
+            continue
         print(f"\n{name}, nats per residue, or shares:")
         for key, meaning in _MEANINGS.items():
             if key in scalars:
@@ -158,6 +163,16 @@ def _print_summary(summary) -> None:
             'train with --data_dir=DIR and --gin_bindings="MIXTURE_OR_TASK_NAME = '
             f"'{_task_of_own()}'\"."
         )
+
+
+def _print_downstream(scalars) -> None:
+    print("\nHeads on the vectors of the model, with 95 % intervals:")
+    for name, value in scalars.items():
+        if name.endswith(("_low", "_high")):
+            continue
+        # One protein has no interval.
+        ends = [scalars.get(f"{name}{end}", float("nan")) for end in ("_low", "_high")]
+        print(f"  {value:8.4f}  ({ends[0]:.4f} to {ends[1]:.4f})  {name}")
 
 
 def _more_steps(summary) -> str:
