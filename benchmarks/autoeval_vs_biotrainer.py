@@ -88,7 +88,7 @@ def ours(folder, encoder, evaluation, seeds, data) -> dict[str, list[float]]:
     for seed in seeds:
         settings = autoeval.Settings(seed=seed)
         run = autoeval.Run(folder, data, settings)
-        (result,) = autoeval.run(run, [encoder], [evaluation])
+        (result,) = autoeval.evaluate(run, [encoder], [evaluation])
         for name, value in result["tests"][0]["metrics"].items():
             found.setdefault(name, []).append(value["value"])
     return found

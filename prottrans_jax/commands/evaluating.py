@@ -65,9 +65,12 @@ def _autoeval(arguments: argparse.Namespace) -> int:
     settings = dataclasses.replace(settings, seed=arguments.seed)
     if arguments.epochs is not None:
         settings = dataclasses.replace(settings, epochs=arguments.epochs)
+    data = paths.local(arguments.data, "--data")
+    if not data.is_dir():  # Before the model is loaded.
+        return console.fail(2, f"--data {data}: there is no such folder.")
     run = autoeval.Run(
         paths.local(arguments.output, "--output"),
-        paths.local(arguments.data, "--data"),
+        data,
         settings,
         tell=(lambda line: None) if arguments.quiet else console.say,
     )
@@ -75,11 +78,13 @@ def _autoeval(arguments: argparse.Namespace) -> int:
     encoders = [encoder]
     if arguments.controls:
         encoders += [controls.random_weights(encoder), controls.one_hot()]
-    results = autoeval.run(run, encoders, evaluations)
+    results = autoeval.evaluate(run, encoders, evaluations)
     table = evaluation_tables.markdown(results, dataclasses.asdict(settings))
     writing.write_synced(run.folder / autoeval.REPORT, table.encode())
     sys.stdout.write(table)
     missing = [r["evaluation"] for r in results if "missing" in r]
     if len(missing) == len(results):
         return console.fail(2, f"no evaluation has data below {run.data}.")
+    if missing:
+        return console.fail(3, f"left out: {', '.join(missing)}; the table says why.")
     return 0

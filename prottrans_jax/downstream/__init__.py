@@ -22,6 +22,7 @@
   number_metrics      metrics of regressions
   intervals           metrics with bootstrap intervals; differences of two models
   evaluation_sets     evaluations with published results: files, splits, head, metric
+  evaluation_data     their proteins, read from a data folder
   published_results   figures of the ProtTrans paper
   autoeval            trains and tests heads on these evaluations
   head_fitting        trains a head in memory

@@ -10,7 +10,7 @@ A run is a folder:
 The same call continues an interrupted run: what is in `results` is not computed again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import json
 import math
@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 from prottrans_jax.downstream import (
+    evaluation_data,
     evaluation_sets,
     head_fitting,
     head_folders,
@@ -30,16 +31,13 @@ from prottrans_jax.downstream import (
     intervals,
     labelled,
     labelled_rows,
-    leaks,
     outcomes,
-    readers,
     stored_vectors,
 )
 from prottrans_jax.encoders import frozen_models
 from prottrans_jax.files import digests, json_text, paths, writing
 
 RESULTS, REPORT = "results.json", "results.md"
-_TRAIN, _VALIDATION = "train", "validation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +70,13 @@ class Settings:
     max_test_proteins: int | None = None
     resamples: int = 1000
 
+    @property
+    def limits(self) -> evaluation_data.Limits:
+        """Which proteins are taken."""
+        return evaluation_data.Limits(
+            self.max_residues, self.max_proteins, self.max_test_proteins, self.seed
+        )
+
     def __post_init__(self):
         for name in ("epochs", "batch_size", "resamples"):
             if getattr(self, name) < 1:
@@ -84,19 +89,6 @@ class Settings:
 DEVELOPMENT = Settings(
     epochs=6, max_residues=512, max_proteins=600, max_test_proteins=200
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The labelled proteins of an evaluation.
-
-    Attributes:
-      splits: "train", "validation" and each test set.
-      notes: What readers left out and decided, and which test sets have no file.
-    """
-
-    splits: Mapping[str, labelled.LabelledSet]
-    notes: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +110,7 @@ class Run:
     check: Callable[[], None] = lambda: None
 
 
-def run(
+def evaluate(
     run: Run,
     encoders: Sequence[frozen_models.Encoder],
     evaluations: Sequence[evaluation_sets.Evaluation],
@@ -146,12 +138,12 @@ def run(
     run.folder.mkdir(parents=True, exist_ok=True)
     results = []
     for evaluation in evaluations:
-        data = read(evaluation, run.data, run.settings)
+        data = evaluation_data.read(evaluation, run.data, run.settings.limits)
         if isinstance(data, str):
             run.tell(f"{evaluation.name}: left out. {data}")
             results.append({"evaluation": evaluation.name, "missing": data})
             continue
-        tested = [_evaluate(run, encoder, evaluation, data) for encoder in encoders]
+        tested = [_evaluate_one(run, encoder, evaluation, data) for encoder in encoders]
         for result, predictions in tested:
             _compare(result, predictions, tested[0], data, run.settings)
             results.append(result)
@@ -160,108 +152,11 @@ def run(
     return results
 
 
-def read(
-    evaluation: evaluation_sets.Evaluation, folder: paths.Place, settings: Settings
-) -> Data | str:
-    """The proteins of an evaluation, or a line that says which data are missing."""
-    parts = {_TRAIN: evaluation.train, _VALIDATION: evaluation.validation}
-    tests = {n: p for n, p in evaluation.tests.items() if n != _VALIDATION}
-    splits: dict[str, labelled.LabelledSet] = {}
-    notes: dict[str, None] = {}
-    for name, part in (parts | tests).items():
-        file = evaluation_sets.find(folder, part)
-        if file is None:
-            line = f"No file below {folder} is named {' or '.join(part.patterns)}."
-            if name in parts:
-                return line
-            notes[f"{name}: {line}"] = None
-            continue
-        try:
-            whole = readers.read(file, task=evaluation.task, mask=part.mask)
-        except readers.NoLabelsError as error:
-            # E.g. public training labels of NetSurfP-2.0 have three states, not eight.
-            if name in parts:
-                return str(error)
-            notes[f"{name}: {error}"] = None
-            continue
-        notes |= dict.fromkeys(whole.notes)
-        try:
-            splits[name] = whole.split(*part.splits) if part.splits else whole
-        except ValueError as error:
-            return f"{file}: {error}"
-        if not evaluation.tests and name == _TRAIN:
-            used = {*evaluation.train.splits, *evaluation.validation.splits}
-            for test in dict.fromkeys(p.split for p in whole.proteins):
-                if test not in used:
-                    splits[test] = whole.split(test)
-    splits = _limited(_separated(splits, notes), settings, notes)
-    for name in [name for name, split in splits.items() if not split.proteins]:
-        if name in parts:
-            causes = [note for note in notes if "left out" in note]
-            return " ".join([f"No {name} protein is left.", *causes])
-        notes[f"{name}: no protein is left."] = None
-        del splits[name]
-    if not (set(splits) - set(parts)) and _VALIDATION not in evaluation.tests:
-        return "There is no test set."
-    return Data(splits, tuple(notes))
-
-
-def _separated(
-    splits: Mapping[str, labelled.LabelledSet], notes: dict
-) -> dict[str, labelled.LabelledSet]:
-    """The splits without training and validation proteins that are in a test set."""
-    separated = dict(splits)
-    for test in splits:
-        if test in (_TRAIN, _VALIDATION):
-            continue
-        joined = [
-            dataclasses.replace(protein, split=name)
-            for name in (_TRAIN, _VALIDATION, test)
-            for protein in separated[name].proteins
-        ]
-        data = dataclasses.replace(splits[_TRAIN], proteins=joined, notes=())
-        checked = leaks.check(data, "drop")
-        notes |= dict.fromkeys(checked.notes)
-        for name in (_TRAIN, _VALIDATION):
-            kept = [protein for protein in checked.proteins if protein.split == name]
-            separated[name] = dataclasses.replace(splits[name], proteins=kept)
-    return separated
-
-
-def _limited(
-    splits: Mapping[str, labelled.LabelledSet], settings: Settings, notes: dict
-) -> dict[str, labelled.LabelledSet]:
-    """The splits without proteins that are too long, and no more than asked for."""
-    numbers = {name: settings.max_test_proteins for name in splits}
-    if settings.max_proteins is not None:
-        numbers[_TRAIN] = settings.max_proteins * 9 // 10
-        numbers[_VALIDATION] = settings.max_proteins - settings.max_proteins * 9 // 10
-    else:
-        numbers[_TRAIN] = numbers[_VALIDATION] = None
-    limited = {}
-    for name, split in splits.items():
-        limit, number = settings.max_residues, numbers[name]
-        proteins = [
-            p for p in split.proteins if limit is None or len(p.residues) <= limit
-        ]
-        if len(proteins) < len(split.proteins):
-            left_out = len(split.proteins) - len(proteins)
-            notes[
-                f"{name}: {left_out:,} proteins over {limit:,} residues left out."
-            ] = None
-        if number is not None and number < len(proteins):
-            notes[f"{name}: {number:,} of {len(proteins):,} proteins drawn."] = None
-            drawn = np.random.default_rng(settings.seed).permutation(len(proteins))
-            proteins = [proteins[i] for i in sorted(drawn[:number])]
-        limited[name] = dataclasses.replace(split, proteins=proteins)
-    return limited
-
-
-def _evaluate(
+def _evaluate_one(
     run: Run,
     encoder: frozen_models.Encoder,
     evaluation: evaluation_sets.Evaluation,
-    data: Data,
+    data: evaluation_data.Data,
 ) -> tuple[dict[str, Any], dict[str, outcomes.Outcomes]]:
     """The result of one encoder, and its outcomes by test set."""
     key = _key(encoder, evaluation, data, run.settings)
@@ -269,7 +164,8 @@ def _evaluate(
     tests = {
         name: split
         for name, split in data.splits.items()
-        if name in evaluation.tests or name not in (_TRAIN, _VALIDATION)
+        if name in evaluation.tests
+        or name not in (evaluation_data.TRAIN, evaluation_data.VALIDATION)
     }
     head = run.folder / "heads" / f"{evaluation.name}-{key}"
     stored = _vectors(run, encoder, evaluation, data)
@@ -294,7 +190,7 @@ def _evaluate(
     return result, predicted
 
 
-def _key(encoder, evaluation, data: Data, settings: Settings) -> str:
+def _key(encoder, evaluation, data: evaluation_data.Data, settings: Settings) -> str:
     """Names all that a result depends on, shortened."""
     digest = digests.Sha256()
     fields = dataclasses.asdict(settings)
@@ -314,7 +210,7 @@ def _vectors(
     run: Run,
     encoder: frozen_models.Encoder,
     evaluation: evaluation_sets.Evaluation,
-    data: Data,
+    data: evaluation_data.Data,
 ) -> stored_vectors.StoredVectors:
     """Vectors of all proteins; evaluations of the same proteins share them."""
     sequences = sorted({p.residues for s in data.splits.values() for p in s.proteins})
@@ -331,9 +227,11 @@ def _vectors(
     return stored
 
 
-def _train(run: Run, encoder, evaluation, data: Data, stored) -> head_folders.Head:
+def _train(
+    run: Run, encoder, evaluation, data: evaluation_data.Data, stored
+) -> head_folders.Head:
     settings = run.settings
-    task = data.splits[_TRAIN].task
+    task = data.splits[evaluation_data.TRAIN].task
     module = heads.make(evaluation.head, task.level, task.num_outputs)
     inputs = labelled_rows.VectorInputs(stored, encoder.fingerprint)
     train, validation = (
@@ -342,9 +240,9 @@ def _train(run: Run, encoder, evaluation, data: Data, stored) -> head_folders.He
             inputs,
             batch_size=settings.batch_size,
             seed=settings.seed,
-            is_training=name == _TRAIN,
+            is_training=name == evaluation_data.TRAIN,
         )
-        for name in (_TRAIN, _VALIDATION)
+        for name in (evaluation_data.TRAIN, evaluation_data.VALIDATION)
     )
     fitted = head_fitting.fit(
         head_objective.HeadObjective(
@@ -419,7 +317,14 @@ def _decided(
     return np.asarray(values.argmax(-1))
 
 
-def _result(encoder, evaluation, data: Data, predicted, settings: Settings, trained):
+def _result(
+    encoder,
+    evaluation,
+    data: evaluation_data.Data,
+    predicted,
+    settings: Settings,
+    trained,
+):
     tests = []
     for name, outcome in predicted.items():
         found = intervals.evaluate(
@@ -445,15 +350,17 @@ def _result(encoder, evaluation, data: Data, predicted, settings: Settings, trai
         "head": evaluation.head,
         "encoder": encoder.name,
         "fingerprint": encoder.fingerprint,
-        "train_proteins": len(data.splits[_TRAIN].proteins),
-        "validation_proteins": len(data.splits[_VALIDATION].proteins),
+        "train_proteins": len(data.splits[evaluation_data.TRAIN].proteins),
+        "validation_proteins": len(data.splits[evaluation_data.VALIDATION].proteins),
         "about_head": dict(trained.about),
         "notes": list(data.notes),
         "tests": tests,
     }
 
 
-def _compare(result, predicted, first, data: Data, settings: Settings) -> None:
+def _compare(
+    result, predicted, first, data: evaluation_data.Data, settings: Settings
+) -> None:
     """Adds the difference of the first encoder to this one, on the same proteins."""
     if predicted is first[1]:
         return

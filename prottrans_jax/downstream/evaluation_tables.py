@@ -17,7 +17,7 @@ def markdown(results: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) 
     """The table: a row for each test set and metric, a column for each encoder.
 
     Args:
-      results: From `autoeval.run`.
+      results: From `autoeval.evaluate`.
       settings: Of the run.
     """
     done = [result for result in results if "missing" not in result]

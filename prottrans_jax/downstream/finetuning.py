@@ -17,6 +17,7 @@ import jax
 
 from prottrans_jax import partitioning, types
 from prottrans_jax.checkpoints import stored_steps
+from prottrans_jax.config import setting_types
 from prottrans_jax.downstream import (
     head_folders,
     head_objective,
@@ -109,9 +110,11 @@ def with_splits(data: labelled.LabelledSet) -> dict[str, labelled.LabelledSet]:
             draw = int(digests.of_bytes(protein.residues.encode())[:8], 16) / 16**8
             (held_out if draw < _HELD_OUT else kept).append(protein)
         if not kept or not held_out:
+            proteins = plurals.count(len(splits[TRAIN].proteins), "training protein")
             raise ValueError(
-                f"{data.task.name}: {plurals.count(len(names), 'protein')} are too few "
-                "to hold some out for validation. Name a split 'validation'."
+                f"{data.task.name}: no protein is of the split 'validation', and "
+                f"{proteins} cannot be divided into nine tenths and one tenth. Put "
+                "some into a split named 'validation'."
             )
         splits[TRAIN] = dataclasses.replace(data, proteins=kept)
         splits[VALIDATION] = dataclasses.replace(data, proteins=held_out)
@@ -198,6 +201,7 @@ def finetune(
     if isinstance(head, str):
         head = heads.make(head, task.level, task.num_outputs)
     _check_head(head, task)
+    setting_types.check_range("epochs", epochs, 1)
     encoder = encoder or loading.load_encoder(model, dtype=dtype, download=download)
     stored, _ = stored_vectors.compute(
         encoder,

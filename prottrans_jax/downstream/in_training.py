@@ -77,7 +77,9 @@ class DevelopmentEvaluation:
                 self.settings,
                 check=check,
             )
-            results = autoeval.run(run, [encoder], evaluation_sets.choose(self.tasks))
+            results = autoeval.evaluate(
+                run, [encoder], evaluation_sets.choose(self.tasks)
+            )
         return _scalars(results)
 
 

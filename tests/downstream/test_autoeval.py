@@ -8,7 +8,12 @@ import pytest
 
 from cases import embed_cases
 from prottrans_jax import cli
-from prottrans_jax.downstream import autoeval, evaluation_sets, in_training
+from prottrans_jax.downstream import (
+    autoeval,
+    evaluation_data,
+    evaluation_sets,
+    in_training,
+)
 from prottrans_jax.encoders import controls
 
 SETTINGS = autoeval.Settings(epochs=8, batch_size=9, learning_rate=0.05, resamples=50)
@@ -47,7 +52,7 @@ def finished(tmp_path_factory):
     told = []
     run = autoeval.Run(root / "run", data, SETTINGS, tell=told.append)
     chosen = evaluation_sets.choose(["q3", "q10"])
-    return run, autoeval.run(run, [controls.one_hot()], chosen), told
+    return run, autoeval.evaluate(run, [controls.one_hot()], chosen), told
 
 
 def test_a_head_learns_what_the_vectors_determine(finished):
@@ -68,7 +73,7 @@ def test_an_evaluation_without_data_and_a_test_set_without_file_are_named(finish
 def test_what_is_done_is_not_computed_again(finished, monkeypatch):
     run, (result, _), _ = finished
     monkeypatch.setattr(autoeval.head_fitting, "fit", None)
-    again = autoeval.run(run, [controls.one_hot()], evaluation_sets.choose(["q3"]))
+    again = autoeval.evaluate(run, [controls.one_hot()], evaluation_sets.choose(["q3"]))
     assert again == [result]
 
 
@@ -77,7 +82,7 @@ def test_other_labels_are_another_result(finished, tmp_path):
     data = write_structures(tmp_path / "data", seed=1)
     folder = shutil.copytree(run.folder, tmp_path / "run")
     other = autoeval.Run(folder, data, SETTINGS)
-    (changed,) = autoeval.run(
+    (changed,) = autoeval.evaluate(
         other, [controls.one_hot()], evaluation_sets.choose(["q3"])
     )
     assert changed["tests"] != result["tests"]
@@ -91,7 +96,7 @@ def test_a_training_protein_that_is_in_a_test_set_is_left_out(tmp_path):
     ):
         train.write(next(tests).replace("casp12.jsonl0", "copy"))
     evaluation = evaluation_sets.EVALUATIONS["q3"]
-    read = autoeval.read(evaluation, data, SETTINGS)
+    read = evaluation_data.read(evaluation, data, SETTINGS.limits)
     assert len(read.splits["train"].proteins) == 30
     assert len(read.splits["CASP12"].proteins) == 11
     assert any("copy" in note and "1 protein left out" in note for note in read.notes)
@@ -100,7 +105,9 @@ def test_a_training_protein_that_is_in_a_test_set_is_left_out(tmp_path):
 def test_limits_of_a_quick_look_are_in_the_notes(tmp_path):
     data = write_structures(tmp_path)
     settings = autoeval.Settings(max_residues=28, max_proteins=10, max_test_proteins=3)
-    read = autoeval.read(evaluation_sets.EVALUATIONS["q3"], data, settings)
+    read = evaluation_data.read(
+        evaluation_sets.EVALUATIONS["q3"], data, settings.limits
+    )
     sizes = {name: len(split.proteins) for name, split in read.splits.items()}
     assert sizes == {"train": 9, "validation": 1, "CASP12": 3}
     assert all(
@@ -116,7 +123,9 @@ def test_a_test_set_without_proteins_is_left_out_and_named(tmp_path):
     tests = (data / "casp12.jsonl").read_text().splitlines(keepends=True)
     (data / "casp12.jsonl").write_text(max(tests, key=len))
     settings = autoeval.Settings(max_residues=28)
-    read = autoeval.read(evaluation_sets.EVALUATIONS["q3"], data, settings)
+    read = evaluation_data.read(
+        evaluation_sets.EVALUATIONS["q3"], data, settings.limits
+    )
     assert set(read.splits) == {"train", "validation"}
     assert "CASP12: no protein is left." in read.notes
 
@@ -124,7 +133,9 @@ def test_a_test_set_without_proteins_is_left_out_and_named(tmp_path):
 def test_an_evaluation_with_long_proteins_only_is_left_out(tmp_path):
     data = write_structures(tmp_path)
     settings = autoeval.Settings(max_residues=7)
-    missing = autoeval.read(evaluation_sets.EVALUATIONS["q3"], data, settings)
+    missing = evaluation_data.read(
+        evaluation_sets.EVALUATIONS["q3"], data, settings.limits
+    )
     assert missing.startswith("No train protein is left.")
     assert "train: 30 proteins over 7 residues left out." in missing
 
@@ -143,7 +154,7 @@ def test_an_evaluation_without_one_of_its_splits_is_left_out(tmp_path, splits, w
         "".join(f">{x} TARGET=CCHHE SET={split}\n{x}\n" for split, x in proteins)
     )
     evaluation = evaluation_sets.EVALUATIONS["pbc_secondary_structure"]
-    assert words in autoeval.read(evaluation, tmp_path, SETTINGS)
+    assert words in evaluation_data.read(evaluation, tmp_path, SETTINGS.limits)
 
 
 def test_settings_without_training_are_refused():
@@ -163,8 +174,10 @@ def test_the_command_prints_the_table_with_controls(tmp_path, model_folder, caps
     data = write_structures(tmp_path / "data", lengths=(24, 25))
     command = ["autoeval", "-m", str(model_folder), "--data", str(data)]
     command += ["-o", str(tmp_path / "run"), "--tasks", "q3, q8", "--controls"]
-    assert cli.main([*command, "--epochs", "1"]) == 0
-    table = capsys.readouterr().out
+    # The files have no labels for Q8.
+    assert cli.main([*command, "--epochs", "1"]) == 3
+    table, messages = capsys.readouterr()
+    assert "left out: q8" in messages
     assert "| Q3 | CASP12 | 11 | accuracy |" in table and ", p = " in table
     assert (tmp_path / "run/results.md").read_text() == table
     results = json.loads((tmp_path / "run/results.json").read_text())["results"]

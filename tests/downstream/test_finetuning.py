@@ -103,6 +103,12 @@ def test_proteins_are_held_out_where_no_split_is_for_validation():
     assert again == names["validation"] & {p.id for p in fewer.proteins}
 
 
+def test_too_few_proteins_to_hold_some_out_are_counted():
+    data = _data(splits=("all",), number=2)
+    with pytest.raises(ValueError, match="validation', and 2 training proteins cannot"):
+        finetuning.with_splits(data)
+
+
 def test_vectors_in_a_bucket_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="vectors"):
