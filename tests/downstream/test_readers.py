@@ -294,3 +294,13 @@ def test_published_task_names_a_metric_and_its_source(name):
 def test_unknown_task_is_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match=r"task 'locations'\. .*: location,"):
         published_tasks.get("locations")
+
+
+def test_ids_that_occur_again_in_a_split_are_counted_with_their_places(tmp_path):
+    path = write(
+        tmp_path / "mine.csv",
+        "id,sequence,label,split\np,MKV,1.5,train\np,MKL,2.5,train\np,MKI,0.5,test\n",
+    )
+    notes = "\n".join(readers.read(path).notes)
+    assert "1 id of several proteins of the same split" in notes
+    assert f"p (train, {path}:2, {path}:3)" in notes

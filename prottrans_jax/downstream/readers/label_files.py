@@ -182,6 +182,22 @@ def labels_of(
     return labelled.LabelledSet(published.task, proteins, tuple(notes))
 
 
+def _repeated_ids(proteins: list[labelled.LabelledProtein]) -> list[str]:
+    """A note if proteins of a split have the same id; `leaks` compares splits."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for protein in proteins:
+        places.setdefault((protein.split, protein.id), []).append(protein.place)
+    repeated = {key: found for key, found in places.items() if len(found) > 1}
+    if not repeated:
+        return []
+    ids = plurals.count(len(repeated), "id")
+    (split, name), found = next(iter(repeated.items()))
+    return [
+        f"{ids} of several proteins of the same split, all kept; the first is {name} "
+        f"({split}, {', '.join(found[:3])})"
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     """Makes proteins of records, and counts its decisions."""
@@ -290,7 +306,7 @@ class _Reader:
             )
         for key, number in sorted(self.counts.items()):
             notes.append(self._note(key, number))
-        return notes
+        return [*notes, *_repeated_ids(proteins)]
 
     def _note(self, key: str, number: int) -> str:
         proteins = plurals.count(number, "protein")
