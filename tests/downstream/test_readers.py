@@ -304,3 +304,13 @@ def test_ids_that_occur_again_in_a_split_are_counted_with_their_places(tmp_path)
     notes = "\n".join(readers.read(path).notes)
     assert "1 id of several proteins of the same split" in notes
     assert f"p (train, {path}:2, {path}:3)" in notes
+
+
+def test_labels_of_proteins_that_look_like_labels_of_residues_are_noted(tmp_path):
+    path = write(
+        tmp_path / "peptides.csv",
+        "id,sequence,label\np,MKVL,HHCC\nq,MKV,HCC\nr,MKVLA,HHHCC\ns,MKVLA,HHC\n",
+    )
+    read = readers.read(path)
+    assert read.task.level == "protein"
+    assert any("3 of 4 labels are as long as their sequence" in n for n in read.notes)

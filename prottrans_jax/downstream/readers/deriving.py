@@ -118,7 +118,13 @@ def _derive(found: records.Contents, name: str, classes: bool | None) -> Choice:
         else "regression"
     )
     note = f"task derived from the column {column}: a label for each {level}; {kind}"
-    return published_tasks.PublishedTask(task, (column,)), column, [note]
+    notes = [note]
+    if level == "protein" and len(matching) > len(labels) / 2:
+        notes.append(
+            f"{len(matching):,} of {plurals.count(len(labels), 'label')} are as long "
+            "as their sequence: if labels are of residues, correct the others"
+        )
+    return published_tasks.PublishedTask(task, (column,)), column, notes
 
 
 def _is_per_residue(value: object, length: int) -> bool:
