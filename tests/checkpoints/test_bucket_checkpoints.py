@@ -223,6 +223,38 @@ def test_a_save_that_fails_for_good_names_object_tries_and_the_last_good_step(
     assert restore(bucket).step == 3
 
 
+@pytest.mark.parametrize(
+    "status",
+    [
+        # Billing or a quota of Google; QuotaExceeded of stores with S3's interface.
+        403,
+        pytest.param(507, marks=pytest.mark.slow),  # Insufficient Storage
+    ],
+)
+def test_a_full_bucket_ends_a_save_with_its_status_and_keeps_the_last_step(
+    bucket, faults, status
+):
+    with checkpointing.Checkpointer(bucket) as checkpointer:
+        checkpointer.save(1, make_state(1), {})
+        checkpointer.wait()
+        faults.add(
+            stores.Fault(
+                lambda method, path: method in ("POST", "PUT") and ".lock" not in path,
+                times=10**6,
+                status=status,
+            )
+        )
+        checkpointer.save(2, make_state(2), {})
+        with pytest.raises(checkpointing.SaveError) as error:
+            checkpointer.wait()
+        message = str(error.value)
+        assert f"{bucket.rpartition('/')[2]}/2" in message and "\n" not in message
+        assert re.search(f"{status}|Forbidden|Insufficient|Unknown", message), message
+        assert "Last good step: 1" in message
+        faults.clear()
+    assert restore(bucket).step == 1
+
+
 _SAVER = """
 import sys
 sys.path.insert(0, {tests!r})
