@@ -162,7 +162,7 @@ def test_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
 
 
 def test_url_after_a_kind_of_source_is_refused(tmp_path):
-    with pytest.raises(building.UsageError, match="buckets are not read here"):
+    with pytest.raises(building.UsageError, match="buckets are not used here"):
         places.check_training(
             sample(tmp_path, "INITIAL_CHECKPOINT_PATH = 'hf:gs://bucket/model'")
         )
