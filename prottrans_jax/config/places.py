@@ -119,9 +119,8 @@ def _missing_source(name: str, value: str) -> list[str]:
         if kind == "hf" and paths.is_hub_name(place):
             continue
         try:
-            # Of other libraries' formats some are one file; all are on this machine.
-            where = paths.local if kind else paths.place
-            if not where(place, name).exists():
+            # Of other libraries' formats some are one file.
+            if not paths.place(place, name).exists():
                 problems.append(
                     f"{name}={value!r}: there is no {place}. Give the folder of a run "
                     "or a checkpoint, or hf:, t5x: or mtf: and a folder."

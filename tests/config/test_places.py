@@ -161,11 +161,12 @@ def test_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
         places.check_training(sample(tmp_path))
 
 
-def test_url_after_a_kind_of_source_is_refused(tmp_path):
-    with pytest.raises(building.UsageError, match="buckets are not used here"):
-        places.check_training(
-            sample(tmp_path, "INITIAL_CHECKPOINT_PATH = 'hf:gs://bucket/model'")
-        )
+def test_bucket_after_a_kind_of_source_must_hold_the_checkpoint(tmp_path, bucket):
+    config = sample(tmp_path, f"INITIAL_CHECKPOINT_PATH = 'hf:{bucket}/model'")
+    with pytest.raises(building.UsageError, match=f"there is no {bucket}/model"):
+        places.check_training(config)
+    (paths.place(bucket, "bucket") / "model" / "config.json").write_text("{}")
+    places.check_training(config)
 
 
 def test_repository_of_the_hub_is_no_folder_to_look_for(tmp_path):
